@@ -1,0 +1,168 @@
+"""The batched search: many lanes in one compiled program, in chunks, over all devices of all hosts."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+from jax.experimental import multihost_utils
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from hso_jax import trust_region
+from hso_jax.curvature import Objective, dense_objective, interval_objective
+from hso_jax.dm_nonuni import bound
+from hso_jax.evolution import evolve
+from hso_jax.lanes import Lane, LaneArrays, pack
+from hso_jax.noise import NoiseSchedule
+from hso_jax.objectives import mep_interval_derivatives, spacing_penalty
+
+Progress = Callable[[int, int], None]
+"""Called with (lanes done, lanes in all)."""
+
+
+class Effort(NamedTuple):
+    """How hard each lane is searched; all static (a change compiles again).
+
+    Attributes:
+        population: of the upper level.
+        generations: of the upper level.
+        fitness_steps: lower-level steps inside the fitness; 0 scores the initial EDM schedules themselves.
+        final_steps: at most as many steps refine the winner; 0 keeps its initial schedule.
+        chunk: lanes per device and call; bounds the memory.
+    """
+
+    population: int = 24
+    generations: int = 30
+    fitness_steps: int = 6
+    final_steps: int = trust_region.MAX_STEPS_DEFAULT
+    chunk: int = 128
+
+
+class Found(NamedTuple):
+    """Result of each lane, with a leading axis [L].
+
+    Attributes:
+        psi: [3] rho, t_eps, t_max.
+        t: [K] nodes, padded with t_eps.
+        result: the lower level's code.
+        steps: of the lower level.
+        stationarity: see `trust_region.State`.
+        history: [generations + 1] best fitness.
+    """
+
+    psi: Array
+    t: Array
+    result: Array
+    steps: Array
+    stationarity: Array
+    history: Array
+
+
+def edm_nodes(noise: NoiseSchedule, psi: Array, count: int, intervals: Array) -> Array:
+    """EDM's nodes (Karras et al. 2022, eq. 5) between ksigma(t_max) and ksigma(t_eps), as times [count].
+
+    `ksigma_i = (ksigma_max^(1/rho) + i/M (ksigma_min^(1/rho) - ksigma_max^(1/rho)))^rho`; padding repeats t_eps.
+    """
+    rho, t_eps, t_max = psi
+    noisy, clean = jnp.exp(-noise.lam(t_max) / rho), jnp.exp(-noise.lam(t_eps) / rho)
+    i = jnp.minimum(jnp.arange(count), intervals)
+    inner = noise.t_of_lam(-rho * jnp.log(noisy + i / intervals * (clean - noisy)))
+    return jnp.where(i == 0, t_max, jnp.where(i == intervals, t_eps, inner))
+
+
+def search_lane(
+    lane: LaneArrays, bank: NoiseSchedule, *, objective: str, nodes: int, effort: Effort
+) -> Found:
+    """The bilevel search of one lane (HSO, arXiv 2511.11688, algorithm 1). Pure; `vmap` it over lanes."""
+    noise = jax.tree.map(lambda leaf: leaf[lane.noise], bank)
+    expand = _objective(objective, lane)
+
+    def refine(psi: Array, steps: int) -> trust_region.Solution:
+        rho, t_eps, t_max = psi
+        start = edm_nodes(noise, psi, nodes, lane.intervals)
+        least = jnp.minimum(_with_margin(lane.least_gap), (t_max - t_eps) / lane.intervals)
+        feasible = trust_region.Feasible(t_max, t_eps, least, lane.intervals)
+        return trust_region.minimise(expand, noise, start, feasible, max_steps=steps)[0]
+
+    def fitness(psi: Array) -> Array:
+        found = refine(psi, effort.fitness_steps)
+        return found.value + lane.gamma * spacing_penalty(found.t, lane.d_min, lane.intervals)
+
+    evolution = evolve(
+        fitness,
+        jax.random.key(lane.seed),
+        lane.lower,
+        lane.upper,
+        population=effort.population,
+        generations=effort.generations,
+    )
+    final = refine(evolution.best, effort.final_steps)
+    return Found(evolution.best, final.t, final.result, final.steps, final.stationarity, evolution.history)
+
+
+def _objective(name: str, lane: LaneArrays) -> Objective:
+    if name == "mep":
+        return interval_objective(functools.partial(mep_interval_derivatives, p=lane.p))
+    return dense_objective(lambda lams: bound(lams, lane.nfe, lane.intervals, lane.p))
+
+
+def _with_margin(gap: Array) -> Array:
+    """A gap that is still kept after the rounding of up to 64 summed gaps."""
+    return jnp.where(gap > 0, gap + 16.0 * jnp.finfo(gap.dtype).eps, gap)
+
+
+@functools.lru_cache(maxsize=64)
+def program(devices: tuple[jax.Device, ...], objective: str, nodes: int, effort: Effort) -> Callable[..., Found]:
+    """The compiled search of one chunk: (LaneArrays [C, ...], bank) -> Found [C, ...], split over the devices."""
+    mesh = Mesh(np.array(devices), ("lanes",))
+    split, whole = PartitionSpec("lanes"), PartitionSpec()
+
+    def chunk(lanes: LaneArrays, bank: NoiseSchedule) -> Found:
+        one = functools.partial(search_lane, bank=bank, objective=objective, nodes=nodes, effort=effort)
+        return jax.vmap(one)(lanes)
+
+    # No lane talks to another: each device runs its own lanes, and nothing is exchanged.
+    return jax.jit(jax.shard_map(chunk, mesh=mesh, in_specs=(split, whole), out_specs=split, check_vma=False))
+
+
+def run(
+    lanes: Sequence[Lane], effort: Effort, *, nodes: int | None = None, progress: Progress | None = None
+) -> Found:
+    """Search checked lanes of one objective, each with at least one interval; NumPy results in the lanes' order.
+
+    With several hosts (`jax.distributed`) every process calls this with the same lanes and gets all results.
+    """
+    dtype = np.dtype(jax.dtypes.canonicalize_dtype(float))
+    arrays, bank = pack(lanes, dtype)
+    devices = tuple(jax.devices())
+    count = nodes or 1 + max(lane.intervals for lane in lanes)
+    size = len(devices) * min(effort.chunk, -(-len(lanes) // len(devices)))
+    search = program(devices, lanes[0].objective, count, effort)
+    parts = []
+    for begin in range(0, len(lanes), size):
+        # The last chunk is filled up with its own first lane: one shape, one compilation.
+        rows = np.minimum(np.arange(begin, begin + size), len(lanes) - 1)
+        found = search(*_placed(jax.tree.map(lambda column: column[rows], arrays), bank, devices))  # noqa: B023
+        found = multihost_utils.process_allgather(found, tiled=True) if jax.process_count() > 1 else found
+        kept = min(size, len(lanes) - begin)
+        parts.append(jax.tree.map(lambda x: np.asarray(x)[:kept], found))  # noqa: B023
+        if progress is not None:
+            progress(begin + kept, len(lanes))
+    return jax.tree.map(lambda *xs: np.concatenate(xs), *parts)
+
+
+def _placed(lanes: LaneArrays, bank: NoiseSchedule, devices: tuple[jax.Device, ...]) -> tuple[LaneArrays, NoiseSchedule]:
+    mesh = Mesh(np.array(devices), ("lanes",))
+
+    def place(array: np.ndarray, spec: PartitionSpec) -> Array:
+        return jax.make_array_from_callback(array.shape, NamedSharding(mesh, spec), lambda index: array[index])
+
+    return (
+        jax.tree.map(lambda x: place(x, PartitionSpec("lanes")), lanes),
+        jax.tree.map(lambda x: place(x, PartitionSpec()), bank),
+    )

@@ -1,0 +1,144 @@
+"""Value, gradient and Hessian of an objective in the nodes' times, and Newton steps on a face of the feasible set.
+
+An objective is either a sum over intervals (MEP), whose Hessian is tridiagonal and costs O(K), or any
+function of the nodes, whose Hessian is dense. The trust region works with both.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+
+from hso_jax.noise import NoiseSchedule
+
+Interval = Callable[[Array, Array], tuple[Array, ...]]
+"""(lam_i, lam_{i+1}) -> value, two first and three second derivatives, elementwise (`mep_interval_derivatives`)."""
+
+
+class Tridiagonal(NamedTuple):
+    """A symmetric tridiagonal matrix: diagonal [K], neighbours [K - 1]."""
+
+    diagonal: Array
+    neighbours: Array
+
+
+class Expansion(NamedTuple):
+    """Second-order expansion of an objective at nodes t [K]: scalar value, gradient [K] and Hessian."""
+
+    value: Array
+    gradient: Array
+    hessian: Tridiagonal | Array
+
+
+Objective = Callable[[NoiseSchedule, Array], Expansion]
+"""(noise, t) -> expansion in t; padded nodes repeat the last one and cost nothing."""
+
+
+def interval_objective(interval: Interval) -> Objective:
+    """The expansion of `sum_i interval(lam(t_i), lam(t_{i+1}))`, with its tridiagonal Hessian."""
+
+    def expand(noise: NoiseSchedule, t: Array) -> Expansion:
+        lam, rate, bend = noise.lam_derivatives(t)
+        value, da, db, daa, dab, dbb = interval(lam[:-1], lam[1:])
+        zero = jnp.zeros_like(lam[:1])
+        slope = jnp.concatenate([da, zero]) + jnp.concatenate([zero, db])
+        curve = jnp.concatenate([daa, zero]) + jnp.concatenate([zero, dbb])
+        hessian = Tridiagonal(curve * rate * rate + slope * bend, dab * rate[:-1] * rate[1:])
+        return Expansion(jnp.sum(value), slope * rate, hessian)
+
+    return expand
+
+
+def dense_objective(function: Callable[[Array], Array]) -> Objective:
+    """The expansion of any scalar function of lams [K], with its dense Hessian (K gradients)."""
+
+    def expand(noise: NoiseSchedule, t: Array) -> Expansion:
+        def of_t(t: Array) -> Array:
+            return function(noise.lam(t))
+
+        value, gradient = jax.value_and_grad(of_t)(t)
+        return Expansion(value, gradient, jax.hessian(of_t)(t))
+
+    return expand
+
+
+def face_step(
+    expansion: Expansion, active: Array, change: Array, first: Array, last: Array, damping: Array
+) -> Array:
+    """The Newton step that keeps the active gaps as prescribed.
+
+    Minimises `g s + s H s / 2 + damping |s|^2 / 2` over steps s [K] with s_0 = first, s_K-1 = last and
+    `s_i - s_{i+1} = change_i` wherever gap i is active.
+
+    Args:
+        expansion: at the current nodes.
+        active: [K - 1] bool, gaps that are held (padded gaps are, with change 0).
+        change: [K - 1] prescribed change of each active gap.
+        first, last: steps of the fixed ends.
+        damping: added to the Hessian's diagonal, >= 0.
+
+    Returns:
+        [K] the step, NaN where the damped Hessian is not positive definite on the face.
+    """
+    if isinstance(expansion.hessian, Tridiagonal):
+        return _tridiagonal_step(expansion, active, change, first, last, damping)
+    return _dense_step(expansion, active, change, first, last, damping)
+
+
+def _tridiagonal_step(
+    expansion: Expansion, active: Array, change: Array, first: Array, last: Array, damping: Array
+) -> Array:
+    """Elimination from noise to data: s_i = ratio_i s_{i+1} + shift_i, and back. O(K).
+
+    The part of the quadratic that has been eliminated is a parabola a s^2/2 + b s in the current node; a node
+    is pinned while held gaps tie it to the fixed first one.
+    """
+    diagonal, neighbours = expansion.hessian
+    diagonal = diagonal + damping
+
+    def eliminate(carry, node):
+        a, b, pinned, place = carry
+        held, gap, off, next_diagonal, next_gradient = node
+        pivot = jnp.where(pinned, 1.0, a)
+        pivot = jnp.where(pivot > 0, pivot, jnp.nan)
+        ratio = jnp.where(pinned, 0.0, jnp.where(held, 1.0, -off / pivot))
+        shift = jnp.where(pinned, place, jnp.where(held, gap, -b / pivot))
+        b = next_gradient + (a * shift + b) * ratio + off * shift
+        a = next_diagonal + (a * ratio + 2.0 * off) * ratio
+        return (a, b, pinned & held, place - gap), (ratio, shift)
+
+    zero = jnp.zeros_like(first + diagonal[0])
+    nodes = (active, change, neighbours, diagonal[1:], expansion.gradient[1:])
+    start = (zero, zero, jnp.asarray(True), first + zero)
+    _, (ratio, shift) = jax.lax.scan(eliminate, start, nodes, unroll=4)
+
+    def substitute(s, node):
+        s = node[0] * s + node[1]
+        return s, s
+
+    _, steps = jax.lax.scan(substitute, last + zero, (ratio, shift), reverse=True, unroll=4)
+    return jnp.concatenate([steps, (last + zero)[None]])
+
+
+def _dense_step(
+    expansion: Expansion, active: Array, change: Array, first: Array, last: Array, damping: Array
+) -> Array:
+    """Nodes tied by held gaps move as one cluster; Cholesky on the clusters (NaN if not positive definite)."""
+    count = expansion.gradient.shape[0]
+    hessian = expansion.hessian + damping * jnp.eye(count, dtype=expansion.gradient.dtype)
+    cluster = jnp.concatenate([jnp.zeros(1, int), jnp.cumsum(~active)])
+    member = (cluster[:, None] == jnp.arange(count)).astype(expansion.gradient.dtype)
+    fall = jnp.concatenate([jnp.zeros_like(change[:1]), jnp.cumsum(jnp.where(active, change, 0.0))])
+    # Within a cluster nodes differ by what its gaps prescribe; the clusters of the two ends are given.
+    base = jnp.where(cluster == cluster[-1], last + fall[-1] - fall, first - fall)
+    base = jnp.where(cluster == 0, first - fall, base)
+    moving = (jnp.arange(count) > 0) & (jnp.arange(count) < cluster[-1])
+    member = member * moving
+    reduced = member.T @ hessian @ member + jnp.diag((~moving).astype(member.dtype))
+    target = member.T @ (expansion.gradient + hessian @ base)
+    factor = jnp.linalg.cholesky(reduced)
+    return base - member @ jax.scipy.linalg.cho_solve((factor, True), target)

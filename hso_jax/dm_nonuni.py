@@ -1,0 +1,1 @@
+def bound(*a): raise NotImplementedError

@@ -1,0 +1,268 @@
+"""The noise schedule of a model: half log-SNR as a smooth, invertible function of time.
+
+Every family is written in one form, so that schedules of different models can be stacked and searched
+in one compiled program:
+
+    lam(t) = cubic(t) - log_t * log(t + offset) + log_1mt * log(1 - t)
+
+The cubic part is a table (the model's own training table for discrete models); the two logarithms carry
+the singular ends of the closed forms, which a table cannot. `lam` is C1 and strictly decreasing in t.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+Array = Any
+"""A NumPy or a JAX array. NumPy in, NumPy (float64) out; JAX in, JAX out."""
+
+
+def namespace(*arrays: Array) -> Any:
+    """`jax.numpy` if any argument (or a pytree's leaf) is a JAX array or tracer, else `numpy`."""
+    return jnp if any(isinstance(leaf, jax.Array) for leaf in jax.tree.leaves(arrays)) else np
+
+
+def cubic_coefficients(values: Array) -> Array:
+    """Monotone C1 cubic through equally spaced values, as one row of four coefficients per cell.
+
+    Fourth-order central slopes, limited as by Fritsch and Carlson (SIAM J. Numer. Anal. 17, 1980), so
+    that a monotone table stays monotone; on smooth tables the limiter does nothing.
+
+    Args:
+        values: [n] values at the knots, n >= 2, monotone.
+
+    Returns:
+        [n - 1, 4] coefficients of 1, x, x^2, x^3 with x in [0, 1] across a cell.
+    """
+    xp = namespace(values)
+    values = xp.asarray(values)
+    steps = values[1:] - values[:-1]
+    if values.shape[0] < 5:
+        inner = 0.5 * (steps[1:] + steps[:-1])
+        slopes = xp.concatenate([steps[:1], inner, steps[-1:]])
+    else:
+        central = (8.0 * (values[3:-1] - values[1:-3]) - (values[4:] - values[:-4])) / 12.0
+        start = xp.stack([_one_sided(values[:4]), _second(values[:4])])
+        end = xp.stack([-_second(values[:-5:-1]), -_one_sided(values[:-5:-1])])
+        slopes = xp.concatenate([start, central, end])
+    # A slope of at most three times the smaller neighbouring step, of the same sign, keeps each cell monotone.
+    before = xp.concatenate([steps[:1], steps])
+    after = xp.concatenate([steps, steps[-1:]])
+    bound = 3.0 * xp.minimum(xp.abs(before), xp.abs(after))
+    direction = xp.where(before * after > 0, xp.sign(after), 0.0)
+    slopes = direction * xp.clip(slopes * direction, 0.0, bound)
+    left, right = slopes[:-1], slopes[1:]
+    return xp.stack([values[:-1], left, 3.0 * steps - 2.0 * left - right, left + right - 2.0 * steps], axis=-1)
+
+
+def _one_sided(v: Array) -> Array:
+    """Third-order slope at the first of four equally spaced values."""
+    return (-11.0 * v[0] + 18.0 * v[1] - 9.0 * v[2] + 2.0 * v[3]) / 6.0
+
+
+def _second(v: Array) -> Array:
+    """Third-order slope at the second of four equally spaced values."""
+    return (-2.0 * v[0] - 3.0 * v[1] + 6.0 * v[2] - v[3]) / 6.0
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class NoiseSchedule:
+    """`x_t = alpha_t x_0 + sigma_t eps` for t in [t_min, t_max], as a pytree.
+
+    Build one with `discrete`, `linear_vp`, `cosine`, `ve`, `edm`, `flow`, `from_config` or `preset`. The array
+    fields are leaves (float64 NumPy until traced), so a schedule can be passed through `jit`, `vmap` and `grad`.
+
+    Attributes:
+        coefficients: [at least cells, 4] cubic per table cell; rows after `cells` are padding.
+        cells: number of cells, as a float.
+        first: t at the table's first knot.
+        spacing: distance of the knots in t.
+        log_t, offset, log_1mt: the singular part, see the module's docstring.
+        t_min, t_max: the smallest and the largest usable t; lam is finite there.
+        tail: coefficient of the logarithm that continues a table which ends before t = 1 (zero terminal SNR), else 0.
+        kind: "vp", "ve" or "flow": how alpha and sigma follow from lam.
+        num_train_timesteps: T of the model's own time scale.
+        timestep_rule: "index" (T t - 1), "sigma" (T sigma) or "log_ksigma" (log(sigma)/4): what the network is told.
+        name: for messages and files.
+    """
+
+    coefficients: Array
+    cells: Array
+    first: Array
+    spacing: Array
+    log_t: Array
+    offset: Array
+    log_1mt: Array
+    t_min: Array
+    t_max: Array
+    tail: Array
+    kind: str = dataclasses.field(default="vp", metadata={"static": True})
+    num_train_timesteps: int = dataclasses.field(default=1000, metadata={"static": True})
+    timestep_rule: str = dataclasses.field(default="index", metadata={"static": True})
+    name: str = dataclasses.field(default="custom", metadata={"static": True})
+
+    def lam(self, t: Array) -> Array:
+        """Half log-SNR `log(alpha/sigma)` at t (any shape). -inf at t = 1 for a model of zero terminal SNR."""
+        return self.lam_derivatives(t)[0]
+
+    def lam_derivatives(self, t: Array) -> tuple[Array, Array, Array]:
+        """`lam`, its first and its second derivative in t, each of t's shape."""
+        xp = namespace(t, self)
+        t = xp.asarray(t)
+        coefficients = xp.asarray(self.coefficients)
+        position = (t - self.first) / self.spacing
+        cell = xp.clip(xp.floor(position), 0, self.cells - 1)
+        x = xp.minimum(position, self.cells) - cell
+        c = coefficients[xp.asarray(cell, dtype=np.int32)]
+        c0, c1, c2, c3 = c[..., 0], c[..., 1], c[..., 2], c[..., 3]
+        lam = c0 + x * (c1 + x * (c2 + x * c3))
+        d1 = (c1 + x * (2.0 * c2 + 3.0 * x * c3)) / self.spacing
+        d2 = (2.0 * c2 + 6.0 * x * c3) / self.spacing**2
+        # Past the table's last knot (only at zero terminal SNR) a logarithm goes on to -inf at t = 1.
+        end = self.first + self.cells * self.spacing
+        beyond = (t > end) & (self.tail > 0)
+        weight = xp.where(beyond, self.tail, self.log_1mt)
+        level = xp.log(xp.where(self.tail > 0, 1.0 - end, 1.0))
+        d1, d2 = xp.where(beyond, 0.0, d1), xp.where(beyond, 0.0, d2)
+        near_0, near_1 = t + self.offset, 1.0 - t
+        log_0, rate_0 = _weighted_log(xp, self.log_t, near_0)
+        log_1, rate_1 = _weighted_log(xp, weight, near_1)
+        lam = lam - log_0 + log_1 - xp.where(beyond, self.tail * level, 0.0)
+        d1 = d1 - rate_0 - rate_1
+        d2 = d2 + rate_0 / xp.where(near_0 > 0, near_0, 1.0) - rate_1 / xp.where(near_1 > 0, near_1, 1.0)
+        return lam, d1, d2
+
+    def t_of_lam(self, lam: Array, iterations: int = 16) -> Array:
+        """The inverse of `lam`, differentiable; values beyond [t_min, t_max] are taken to that end."""
+        xp = namespace(lam, self)
+        frozen: NoiseSchedule = jax.tree.map(jax.lax.stop_gradient, self) if xp is jnp else self
+        target = xp.asarray(jax.lax.stop_gradient(lam) if xp is jnp else lam)
+        low = xp.zeros_like(target) + frozen.t_min
+        high = xp.zeros_like(target) + frozen.t_max
+
+        def narrow(_: Any, carry: tuple[Array, Array, Array]) -> tuple[Array, Array, Array]:
+            """Newton, inside a bracket that it keeps shrinking."""
+            t, low, high = carry
+            value, slope, _ = frozen.lam_derivatives(t)
+            above = value > target
+            low, high = xp.where(above, t, low), xp.where(above, high, t)
+            newton = t - (value - target) / xp.where(slope < 0, slope, -1.0)
+            return xp.where((newton >= low) & (newton <= high), newton, 0.5 * (low + high)), low, high
+
+        carry = (0.5 * (low + high), low, high)
+        if xp is np:
+            for i in range(iterations):
+                carry = narrow(i, carry)
+        else:
+            carry = jax.lax.fori_loop(0, iterations, narrow, carry)
+        t = carry[0]
+        lowest, highest = frozen.lam(frozen.t_max), frozen.lam(frozen.t_min)
+        t = xp.where(target <= lowest, frozen.t_max, xp.where(target >= highest, frozen.t_min, t))
+        if xp is np:
+            return t
+        # The derivative of the inverse by one Newton step, whose own value is dropped.
+        value, slope, _ = self.lam_derivatives(t)
+        correction = (value - lam) / jax.lax.stop_gradient(slope)
+        inside = (target > lowest) & (target < highest)
+        return t - jnp.where(inside, correction - jax.lax.stop_gradient(correction), 0.0)
+
+    def ksigma(self, t: Array) -> Array:
+        """`sigma/alpha = exp(-lam)`, the sigma of k-diffusion, EDM and diffusers' `scheduler.sigmas`."""
+        lam = self.lam(t)
+        return namespace(lam).exp(-lam)
+
+    def alpha(self, t: Array) -> Array:
+        """The signal's coefficient at t."""
+        lam = self.lam(t)
+        return alpha_sigma(lam, self.kind)[0]
+
+    def sigma(self, t: Array) -> Array:
+        """The noise's coefficient at t."""
+        lam = self.lam(t)
+        return alpha_sigma(lam, self.kind)[1]
+
+    def timestep(self, t: Array) -> Array:
+        """What the network is given as time at t, as a float (diffusers' convention)."""
+        xp = namespace(t, self)
+        if self.timestep_rule == "index":
+            return self.num_train_timesteps * xp.asarray(t) - 1.0
+        if self.timestep_rule == "sigma":
+            return self.num_train_timesteps * self.sigma(t)
+        return -0.25 * self.lam(t)
+
+    @property
+    def zero_terminal_snr(self) -> bool:
+        """Whether lam = -inf at t = 1; `t_max` is then the last level before it. Needs concrete leaves."""
+        return bool(self.log_1mt > 0 or self.tail > 0)
+
+    def fingerprint(self) -> str:
+        """16 hexadecimal digits that identify the noise levels (rounded to 5 digits), not the name."""
+        t = np.linspace(float(self.t_min), float(self.t_max), 65)[1:-1]
+        levels = np.round(np.asarray(self.lam(t), np.float64), 5) + 0.0
+        return hashlib.sha256(f"{self.kind} {levels.tolist()}".encode()).hexdigest()[:16]
+
+
+def _weighted_log(xp: Any, weight: Array, argument: Array) -> tuple[Array, Array]:
+    """`weight * log(argument)` and `weight / argument`, both 0 where the weight is (whatever the argument)."""
+    used = weight > 0
+    safe = xp.where(used & (argument > 0), argument, 1.0)
+    value = xp.where(used & (argument <= 0), -np.inf, xp.where(used, weight, 0.0) * xp.log(safe))
+    return value, xp.where(used, weight, 0.0) / safe
+
+
+def alpha_sigma(lam: Array, kind: str) -> tuple[Array, Array]:
+    """alpha and sigma from lam: alpha^2 + sigma^2 = 1 ("vp"), alpha = 1 ("ve"), alpha + sigma = 1 ("flow")."""
+    xp = namespace(lam)
+    lam = xp.asarray(lam)
+    if kind == "ve":
+        return xp.ones_like(lam), xp.exp(-lam)
+    # exp of -|lam| only: neither end overflows.
+    small = xp.exp(-xp.abs(lam))
+    if kind == "flow":
+        large_share, small_share = 1.0 / (1.0 + small), small / (1.0 + small)
+    elif kind == "vp":
+        large_share = 1.0 / xp.sqrt(1.0 + small * small)
+        small_share = small * large_share
+    else:
+        raise ValueError(f"kind is {kind!r}; use 'vp', 've' or 'flow'")
+    clean = lam > 0
+    return xp.where(clean, large_share, small_share), xp.where(clean, small_share, large_share)
+
+
+def from_knots(
+    values: Array,
+    first: float,
+    spacing: float,
+    *,
+    log_t: float = 0.0,
+    offset: float = 0.0,
+    log_1mt: float = 0.0,
+    t_min: float | None = None,
+    t_max: float = 1.0,
+    kind: str = "vp",
+    num_train_timesteps: int = 1000,
+    timestep_rule: str = "index",
+    name: str = "custom",
+) -> NoiseSchedule:
+    """A schedule from the cubic part's values at equally spaced knots (see the module's docstring).
+
+    A table that ends before t = 1 while `t_max` is its last knot belongs to a model at zero terminal SNR:
+    it is continued to lam = -inf at t = 1 by a logarithm with the same slope.
+    """
+    xp = namespace(values)
+    coefficients = cubic_coefficients(values)
+    end = first + (len(values) - 1) * spacing
+    tail: Array = 0.0
+    if log_1mt == 0.0 and end < 1.0 - 1e-9:
+        slope = (coefficients[-1, 1] + 2.0 * coefficients[-1, 2] + 3.0 * coefficients[-1, 3]) / spacing
+        tail = -slope * (1.0 - end)
+    fields = [len(coefficients), first, spacing, log_t, offset, log_1mt, first if t_min is None else t_min, t_max, tail]
+    leaves = [xp.asarray(x, dtype=coefficients.dtype) for x in fields]
+    return NoiseSchedule(coefficients, *leaves, kind, num_train_timesteps, timestep_rule, name)

@@ -1,0 +1,130 @@
+"""Variance-preserving noise: discrete training tables and the two closed forms."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from hso_jax.noise.noise_schedule import Array, NoiseSchedule, from_knots, namespace
+
+BETA_RULES = ("linear", "scaled_linear", "squaredcos_cap_v2")
+_CLOSED_FORM_KNOTS = 4001
+
+
+def beta_table(
+    rule: str = "scaled_linear", beta_start: float = 0.00085, beta_end: float = 0.012, num_train_timesteps: int = 1000
+) -> np.ndarray:
+    """The betas [T] of diffusers' `beta_schedule` rules, in float64.
+
+    Source: diffusers' DDPMScheduler; "linear" is Ho et al. 2020 (arXiv 2006.11239), "scaled_linear" latent
+    diffusion (arXiv 2112.10752), "squaredcos_cap_v2" Nichol and Dhariwal 2021 (arXiv 2102.09672, eq. 17).
+
+    Raises:
+        ValueError: for an unknown rule, T < 2 or end points outside 0 < beta_start <= beta_end < 1.
+    """
+    if num_train_timesteps < 2:
+        raise ValueError(f"num_train_timesteps is {num_train_timesteps}; a table needs at least 2")
+    if rule == "squaredcos_cap_v2":
+        bar = np.cos((np.arange(num_train_timesteps + 1) / num_train_timesteps + 0.008) / 1.008 * np.pi / 2) ** 2
+        return np.minimum(1.0 - bar[1:] / bar[:-1], 0.999)
+    if not 0.0 < beta_start <= beta_end < 1.0:
+        raise ValueError(f"beta_start, beta_end are {beta_start}, {beta_end}; need 0 < beta_start <= beta_end < 1")
+    if rule == "linear":
+        return np.linspace(beta_start, beta_end, num_train_timesteps)
+    if rule == "scaled_linear":
+        return np.linspace(beta_start**0.5, beta_end**0.5, num_train_timesteps) ** 2
+    raise ValueError(f"beta_schedule is {rule!r}; known rules: {', '.join(BETA_RULES)}")
+
+
+def rescale_zero_terminal_snr(alphas_cumprod: Array) -> Array:
+    """Shift and scale sqrt(alphas_cumprod) so that it ends at 0 (Lin et al. 2024, arXiv 2305.08891, algorithm 1)."""
+    xp = namespace(alphas_cumprod)
+    root = xp.sqrt(xp.asarray(alphas_cumprod))
+    return ((root - root[-1]) * root[0] / (root[0] - root[-1])) ** 2
+
+
+def discrete(
+    alphas_cumprod: Array | None = None,
+    *,
+    betas: Array | None = None,
+    rescale_betas_zero_snr: bool = False,
+    name: str = "custom",
+) -> NoiseSchedule:
+    """The schedule of a model trained on a table of T noise levels; level i (0-based) is at t = (i + 1)/T.
+
+    Between the levels lam is a monotone cubic. A table whose last alphas_cumprod is 0 (zero terminal SNR)
+    has lam = -inf at t = 1 and `t_max` = (T - 1)/T.
+
+    Args:
+        alphas_cumprod: [T] strictly falling, in (0, 1), the last one may be 0. Give either this or `betas`.
+        betas: [T] in (0, 1); the last one may be 1.
+        rescale_betas_zero_snr: diffusers' option of that name.
+
+    Raises:
+        ValueError: naming the first offending entry. (Traced values are not checked.)
+    """
+    if (alphas_cumprod is None) == (betas is None):
+        raise ValueError("give either alphas_cumprod or betas")
+    xp = namespace(alphas_cumprod, betas)
+    table = xp.asarray(betas if alphas_cumprod is None else alphas_cumprod, dtype=None if xp is not np else np.float64)
+    what = "betas" if alphas_cumprod is None else "alphas_cumprod"
+    concrete = xp is np
+    if table.ndim != 1 or table.shape[0] < 2:
+        raise ValueError(f"{what} has shape {table.shape}; need one axis with at least 2 entries")
+    if concrete:
+        _check_open_unit(table, what, last=1.0 if what == "betas" else 0.0)
+    bar = xp.cumprod(1.0 - table) if alphas_cumprod is None else table
+    if rescale_betas_zero_snr:
+        bar = rescale_zero_terminal_snr(bar)
+    if concrete and (rise := np.flatnonzero(np.diff(bar) >= 0)).size:
+        i = int(rise[0])
+        raise ValueError(f"alphas_cumprod must fall strictly, but entry {i} is {bar[i]:.9g} and entry {i + 1} {bar[i + 1]:.9g}")
+    levels = bar.shape[0]
+    ends_at_noise = rescale_betas_zero_snr or (concrete and float(bar[-1]) == 0.0)
+    if ends_at_noise:
+        bar = bar[:-1]
+    if bar.shape[0] < 2:
+        raise ValueError("a table at zero terminal SNR needs at least 3 levels")
+    lam = 0.5 * (xp.log(bar) - xp.log1p(-bar))
+    return from_knots(lam, 1 / levels, 1 / levels, t_max=bar.shape[0] / levels, num_train_timesteps=levels, name=name)
+
+
+def _check_open_unit(table: np.ndarray, what: str, last: float) -> None:
+    inside = (table > 0) & (table < 1)
+    inside[-1] |= table[-1] == last
+    if not inside.all():
+        i = int(np.flatnonzero(~inside)[0])
+        raise ValueError(f"{what}[{i}] is {table[i]}; every entry must lie strictly between 0 and 1 (the last may be {last:g})")
+
+
+def linear_vp(beta_min: float = 0.1, beta_max: float = 20.0, *, t_min: float = 1e-3, name: str = "linear-vp") -> NoiseSchedule:
+    """The linear VP SDE: alpha(t) = exp(-B(t)/2), B = beta_min t + (beta_max - beta_min) t^2/2.
+
+    Source: Song et al. 2021, arXiv 2011.13456, eq. 33 (the defaults, and sampling down to t = 1e-3, are theirs).
+
+    Raises:
+        ValueError: unless 0 < beta_min <= beta_max and 0 < t_min < 1.
+    """
+    if not (0 < beta_min <= beta_max < np.inf and 0 < t_min < 1):
+        raise ValueError(f"beta_min {beta_min}, beta_max {beta_max}, t_min {t_min}: need 0 < beta_min <= beta_max and 0 < t_min < 1")
+    t = np.linspace(0.0, 1.0, _CLOSED_FORM_KNOTS)
+    b = beta_min * t + 0.5 * (beta_max - beta_min) * t * t
+    # lam = -log(expm1(B))/2; the table holds it without its singularity at 0, -log(t)/2.
+    slope_at = np.where(b > 0, np.expm1(b) / np.where(t > 0, t, 1.0), beta_min)
+    return from_knots(-0.5 * np.log(slope_at), 0.0, t[1], log_t=0.5, t_min=t_min, name=name)
+
+
+def cosine(offset: float = 0.008, *, t_min: float = 1e-3, name: str = "cosine") -> NoiseSchedule:
+    """The cosine schedule, lam = log(cot(pi/2 (t + s)/(1 + s))); zero terminal SNR: `t_max` is 0.999.
+
+    Source: Nichol and Dhariwal 2021, arXiv 2102.09672, eq. 17 with s = 0.008.
+
+    Raises:
+        ValueError: unless offset >= 0 and 0 < t_min < 1.
+    """
+    if not (0 <= offset < np.inf and 0 < t_min < 1):
+        raise ValueError(f"offset {offset}, t_min {t_min}: need offset >= 0 and 0 < t_min < 1")
+    t = np.linspace(0.0, 1.0, _CLOSED_FORM_KNOTS)
+    up, down = (t + offset) / (1 + offset) * np.pi / 2, (1 - t) / (1 + offset) * np.pi / 2
+    # sin(x) = x sinc(x/pi): what the table holds is smooth at both ends.
+    values = np.log(np.sinc(down / np.pi)) - np.log(np.sinc(up / np.pi))
+    return from_knots(values, 0.0, t[1], log_t=1.0, offset=offset, log_1mt=1.0, t_min=t_min, t_max=0.999, name=name)

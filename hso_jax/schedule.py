@@ -1,0 +1,243 @@
+"""`Schedule`: the few noise levels at which a model is evaluated, as plain NumPy data."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from hso_jax.noise import NoiseSchedule, alpha_sigma
+
+LAYOUTS = ("node", "interval")
+ENDS = ("clean", "t_eps")
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Schedule:
+    """One schedule for one model and one number of function evaluations (NFE, N).
+
+    Nodes run from noise to data. Layout "node" (the paper's DDIM) has N nodes, all evaluated; "interval" (its
+    UniPC) has N + 1, of which the first N are evaluated and the last is where sampling stops. The end says what
+    follows the last evaluation: "clean" is a step to sigma = 0, "t_eps" a step to the interval layout's last node.
+
+    Attributes:
+        model: preset's name, or what the noise schedule was called.
+        nfe: N.
+        layout: "node" or "interval".
+        end: "clean" or "t_eps" ("t_eps" needs the interval layout).
+        method: how the nodes were chosen ("hso", a baseline's name, "custom").
+        solver: the solver they were chosen for, "any" if the method does not look at it.
+        t: [K] continuous time in (0, 1], falling; K = N (node) or N + 1 (interval).
+        lams: [K] half log-SNR, rising; the first may be -inf (pure noise).
+        sigmas: [K] ksigma = sigma/alpha = exp(-lam), falling; the final 0 of a clean end is not in it.
+        timesteps: [N] what the network is told at the evaluated nodes, as floats.
+        kind: "vp", "ve" or "flow" (see `NoiseSchedule`).
+        num_train_timesteps: T of the model's time scale.
+        noise: fingerprint of the noise schedule.
+        psi: the upper level's choice (rho, t_eps, t_max, ksigma_min, ksigma_max), if there was one.
+        p: exponent of the model-error bound in `mep`.
+        d_min: the spacing asked for, in t.
+        mep: Midpoint Error Proxy of the nodes; None where it is undefined (one node, or lam = -inf).
+        spf: fitness, MEP and spacing penalty; None where mep is.
+        min_spacing: smallest gap of neighbouring t; None for a single node.
+        result: the lower level's result ("converged", ...) or "fixed" for a schedule that was not optimised.
+        iterations: steps the lower level took.
+        stationarity: largest entry of the projected gradient at the nodes, in t.
+        seed: of the search, None where nothing was random.
+        versions: of the packages that made it.
+    """
+
+    model: str
+    nfe: int
+    layout: str
+    end: str
+    method: str
+    solver: str
+    t: np.ndarray
+    lams: np.ndarray
+    sigmas: np.ndarray
+    timesteps: np.ndarray
+    kind: str
+    num_train_timesteps: int
+    noise: str
+    psi: Mapping[str, float] | None = None
+    p: float = 2.0
+    d_min: float = 0.0
+    mep: float | None = None
+    spf: float | None = None
+    min_spacing: float | None = None
+    result: str = "fixed"
+    iterations: int = 0
+    stationarity: float | None = None
+    seed: int | None = None
+    versions: Mapping[str, str] = dataclasses.field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        """Check the counts and the order of everything, whoever made it."""
+        for name in ("t", "lams", "sigmas", "timesteps"):
+            object.__setattr__(self, name, _frozen(name, getattr(self, name)))
+        _check(self)
+
+    @classmethod
+    def from_t(
+        cls,
+        noise: NoiseSchedule,
+        t: Any,
+        *,
+        layout: str = "node",
+        end: str | None = None,
+        method: str = "custom",
+        solver: str = "any",
+        **fields: Any,
+    ) -> Schedule:
+        """A schedule from its nodes' times (falling, in the noise schedule's range); the rest is derived.
+
+        Raises:
+            ValueError: if t is empty, not finite, not strictly falling or outside (0, 1], or layout or end unknown.
+        """
+        t = np.asarray(t, np.float64)
+        _check_choice("layout", layout, LAYOUTS)
+        if t.ndim != 1 or t.size < (1 if layout == "node" else 2):
+            raise ValueError(f"t has shape {t.shape}; layout {layout!r} needs {'1' if layout == 'node' else '2'} or more nodes")
+        low, high = float(noise.t_min), 1.0
+        if bad := [float(x) for x in t if not low * (1 - 1e-6) <= x <= high]:
+            raise ValueError(f"t = {bad[0]:.9g} is outside [{low:.6g}, {high:.6g}], the range of {noise.name}")
+        t = np.maximum(t, low)
+        lams = np.asarray(noise.lam(t), np.float64)
+        nfe = len(t) if layout == "node" else len(t) - 1
+        gaps = t[:-1] - t[1:]
+        with np.errstate(over="ignore"):
+            sigmas = np.exp(-lams)
+        return cls(
+            model=noise.name,
+            nfe=nfe,
+            layout=layout,
+            end=end or ("clean" if layout == "node" else "t_eps"),
+            method=method,
+            solver=solver,
+            t=t,
+            lams=lams,
+            sigmas=sigmas,
+            timesteps=np.asarray(noise.timestep(t[:nfe]), np.float64),
+            kind=noise.kind,
+            num_train_timesteps=noise.num_train_timesteps,
+            noise=noise.fingerprint(),
+            min_spacing=float(gaps.min()) if gaps.size else None,
+            **fields,
+        )
+
+    @classmethod
+    def from_sigmas(cls, noise: NoiseSchedule, sigmas: Any, *, end: str = "clean", **fields: Any) -> Schedule:
+        """A schedule from a list of ksigma (k-diffusion's convention); a final 0 is taken as the clean end.
+
+        With `end="clean"` every value is evaluated; with "t_eps" the last is where sampling stops.
+
+        Raises:
+            ValueError: as `from_t`, or for a value that the noise schedule does not reach.
+        """
+        values = np.asarray(sigmas, np.float64)
+        if values.ndim != 1 or values.size == 0:
+            raise ValueError(f"sigmas has shape {values.shape}; need one axis with at least one value")
+        if end == "clean" and values[-1] == 0.0:
+            values = values[:-1]
+        if values.size == 0 or not np.all(values > 0):
+            raise ValueError(f"sigmas must be positive (but for a final 0), got {np.asarray(sigmas).tolist()}")
+        with np.errstate(divide="ignore"):
+            lams = -np.log(values)
+        highest, lowest = float(noise.lam(float(noise.t_min))), float(noise.lam(float(noise.t_max)))
+        for value, lam in zip(values, lams, strict=True):
+            if not (lam <= highest + 1e-5 and (lam >= lowest - 1e-5 or (np.isinf(lam) and noise.zero_terminal_snr))):
+                bounds = f"[{np.exp(-highest):.6g}, {np.exp(-lowest):.6g}]"
+                raise ValueError(f"sigma {value:.9g} is outside {bounds}, the range of {noise.name}")
+        t = np.where(np.isinf(lams), 1.0, noise.t_of_lam(np.where(np.isinf(lams), 0.0, lams)))
+        layout = "node" if end == "clean" else "interval"
+        return cls.from_t(noise, t, layout=layout, end=end, **fields)
+
+    @property
+    def evaluated_sigmas(self) -> np.ndarray:
+        """[N] ksigma at the nodes where the network is called."""
+        return self.sigmas[: self.nfe]
+
+    def sampler_sigmas(self) -> np.ndarray:
+        """[N + 1] sigmas as k-diffusion, ComfyUI and diffusers' samplers take them, float64.
+
+        ksigma for "vp" and "ve" models and s = sigma (alpha + sigma = 1) for "flow"; the last one is 0 for a
+        clean end and the last node's for "t_eps".
+        """
+        values = self.sigmas if self.kind != "flow" else alpha_sigma(self.lams, "flow")[1]
+        return np.append(values[: self.nfe], 0.0 if self.end == "clean" else values[-1])
+
+    def integer_timesteps(self) -> np.ndarray:
+        """[N] timesteps rounded to integers in 0..T - 1, strictly falling.
+
+        Rounding may make two timesteps equal; they are then moved apart by whole steps, as little as possible.
+
+        Raises:
+            ValueError: for more evaluations than training levels, or a model whose timesteps are not indices.
+        """
+        levels = self.num_train_timesteps
+        if self.kind == "ve":
+            raise ValueError("a variance-exploding model is told log(sigma)/4, not an index: there are no integer timesteps")
+        if self.nfe > levels:
+            raise ValueError(f"{self.nfe} evaluations do not fit {levels} training levels without repeating a timestep")
+        top = levels if self.kind == "flow" else levels - 1
+        steps = np.clip(np.rint(self.timesteps), top - levels + 1, top).astype(np.int64)
+        for i in range(1, self.nfe):
+            steps[i] = min(steps[i], steps[i - 1] - 1)
+        for i in range(self.nfe - 1, -1, -1):  # what was pushed below the last level comes back up
+            steps[i] = max(steps[i], top - levels + 1 + (self.nfe - 1 - i))
+        return steps
+
+    def with_end(self, end: str) -> Schedule:
+        """The same nodes with the other end; "clean" on an interval layout replaces its last node by sigma = 0.
+
+        Raises:
+            ValueError: for an unknown end, or "t_eps" on the node layout (it has no node to stop at).
+        """
+        return dataclasses.replace(self, end=end)
+
+
+def _frozen(name: str, values: Any) -> np.ndarray:
+    try:
+        array = np.array(values, np.float64)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"{name} must be a list of numbers ({error})") from error
+    array.setflags(write=False)
+    return array
+
+
+def _check_choice(what: str, value: Any, choices: tuple[str, ...]) -> None:
+    if value not in choices:
+        raise ValueError(f"{what} is {value!r}; use one of {', '.join(choices)}")
+
+
+def _check(s: Schedule) -> None:
+    _check_choice("layout", s.layout, LAYOUTS)
+    _check_choice("end", s.end, ENDS)
+    _check_choice("kind", s.kind, ("vp", "ve", "flow"))
+    if not isinstance(s.nfe, (int, np.integer)) or isinstance(s.nfe, bool) or s.nfe < 1:
+        raise ValueError(f"nfe is {s.nfe!r}; need a whole number of at least 1")
+    if s.layout == "node" and s.end == "t_eps":
+        raise ValueError("end 't_eps' needs layout 'interval': layout 'node' has no node to stop at")
+    nodes = s.nfe + (s.layout == "interval")
+    for name, array, count in (("t", s.t, nodes), ("lams", s.lams, nodes), ("sigmas", s.sigmas, nodes), ("timesteps", s.timesteps, s.nfe)):  # fmt: skip
+        if array.shape != (count,):
+            raise ValueError(f"{name} has shape {array.shape}; layout {s.layout!r} at nfe {s.nfe} needs ({count},)")
+        pure_noise = name in ("lams", "sigmas") and np.isinf(array[:1]).all()
+        finite = np.isfinite(array)
+        if not finite[1 if pure_noise else 0 :].all():
+            i = int(np.flatnonzero(~finite)[-1])
+            raise ValueError(f"{name}[{i}] is {array[i]}; every entry must be finite")
+        steps = np.diff(array) * (1 if name == "lams" else -1)
+        if not (steps > 0).all():
+            i = int(np.flatnonzero(~(steps > 0))[0])
+            order = "rise" if name == "lams" else "fall"
+            raise ValueError(f"{name} must {order} strictly, but entry {i} is {array[i]:.9g} and entry {i + 1} {array[i + 1]:.9g}")
+    if not (s.t[-1] >= 0 and s.t[0] <= 1 and s.sigmas[-1] > 0):
+        raise ValueError(f"t must lie in [0, 1] and sigmas above 0; got t {s.t[-1]:.6g}..{s.t[0]:.6g}, last sigma {s.sigmas[-1]:.6g}")
+    with np.errstate(over="ignore"):
+        off = np.abs(np.log(s.sigmas[np.isfinite(s.lams)]) + s.lams[np.isfinite(s.lams)])
+    if off.size and off.max() > 1e-6:
+        raise ValueError(f"sigmas and lams disagree: sigma must be exp(-lam), off by {off.max():.3g} in the logarithm")
