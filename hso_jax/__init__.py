@@ -1,0 +1,24 @@
+"""HSO-JAX: the few noise levels at which a diffusion or flow model is best evaluated.
+
+Find schedules with `search`, read and write them with `load` and `save`, and hand them to diffusers with the
+package `bridge`.
+"""
+
+from hso_jax.baselines import BASELINES as BASELINES
+from hso_jax.baselines import baseline as baseline
+from hso_jax.batch import Effort as Effort
+from hso_jax.lanes import Box as Box
+from hso_jax.lanes import Lane as Lane
+from hso_jax.noise import NoiseSchedule as NoiseSchedule
+from hso_jax.noise import from_config as from_config
+from hso_jax.noise import preset as preset
+from hso_jax.objectives import mep as mep
+from hso_jax.objectives import paper_d_min as paper_d_min
+from hso_jax.objectives import spf as spf
+from hso_jax.schedule import Schedule as Schedule
+from hso_jax.schedule_file import load as load
+from hso_jax.schedule_file import save as save
+from hso_jax.search import lanes as lanes
+from hso_jax.search import refine as refine
+from hso_jax.search import search as search
+from hso_jax.search import search_many as search_many

@@ -114,13 +114,13 @@ def _tridiagonal_step(
     zero = jnp.zeros_like(first + diagonal[0])
     nodes = (active, change, neighbours, diagonal[1:], expansion.gradient[1:])
     start = (zero, zero, jnp.asarray(True), first + zero)
-    _, (ratio, shift) = jax.lax.scan(eliminate, start, nodes, unroll=4)
+    _, (ratio, shift) = jax.lax.scan(eliminate, start, nodes)
 
     def substitute(s, node):
         s = node[0] * s + node[1]
         return s, s
 
-    _, steps = jax.lax.scan(substitute, last + zero, (ratio, shift), reverse=True, unroll=4)
+    _, steps = jax.lax.scan(substitute, last + zero, (ratio, shift), reverse=True)
     return jnp.concatenate([steps, (last + zero)[None]])
 
 

@@ -74,14 +74,12 @@ class LaneArrays(NamedTuple):
     """Lanes as arrays with a leading axis; `noise` indexes a bank of noise schedules.
 
     Attributes:
-        noise, nfe, intervals, seed: [L] integers.
+        noise, intervals, seed: [L] integers.
         p, d_min, least_gap, gamma: [L]; least_gap is what the lower level keeps.
         lower, upper: [L, 3] the box of (rho, t_eps, t_max).
-        node: [L] whether the layout is "node".
     """
 
     noise: np.ndarray | Array
-    nfe: np.ndarray | Array
     intervals: np.ndarray | Array
     seed: np.ndarray | Array
     p: np.ndarray | Array
@@ -90,7 +88,6 @@ class LaneArrays(NamedTuple):
     gamma: np.ndarray | Array
     lower: np.ndarray | Array
     upper: np.ndarray | Array
-    node: np.ndarray | Array
 
 
 def check_nfe(nfe: object) -> int:
@@ -168,7 +165,6 @@ def pack(lanes: Sequence[Lane], dtype: np.dtype) -> tuple[LaneArrays, NoiseSched
     least = [lane.d_min if lane.spacing_as == "constraint" else 0.0 for lane in lanes]
     columns = {
         "noise": np.array([bank[id(lane.noise)] for lane in lanes], np.int32),
-        "nfe": np.array([lane.nfe for lane in lanes], np.int32),
         "intervals": np.array([lane.intervals for lane in lanes], np.int32),
         "seed": np.array([lane.seed for lane in lanes], np.int32),
         "p": np.array([lane.p for lane in lanes], dtype),
@@ -177,7 +173,6 @@ def pack(lanes: Sequence[Lane], dtype: np.dtype) -> tuple[LaneArrays, NoiseSched
         "gamma": np.array([lane.gamma for lane in lanes], dtype),
         "lower": np.array(lower, dtype),
         "upper": np.array(upper, dtype),
-        "node": np.array([lane.layout == "node" for lane in lanes]),
     }
     return LaneArrays(**columns), stack(schedules, dtype)
 

@@ -1,0 +1,1 @@
+"""Speed benchmarks, and the SciPy reference that they and the tests compare with."""

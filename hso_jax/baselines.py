@@ -1,0 +1,127 @@
+"""The schedules people use today, each under its own name, on the same two layouts as the search's."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from hso_jax import dm_nonuni, trust_region
+from hso_jax.lanes import check_nfe
+from hso_jax.noise import NoiseSchedule
+from hso_jax.objectives import PAPER_GAMMA, paper_d_min
+from hso_jax.schedule import Schedule
+from hso_jax.search import score, versions
+
+_DM_NODES = 21  # one compilation for every N up to 20
+
+
+def leading(noise: NoiseSchedule, nfe: int, layout: str) -> np.ndarray:
+    """diffusers' `timestep_spacing="leading"` with `steps_offset=1`, the default of SD: t = (i T//N + 2)/T."""
+    levels = noise.num_train_timesteps
+    t = (np.arange(nfe)[::-1] * (levels // nfe) + 2) / levels
+    return _with_last(t, noise, layout)
+
+
+def linspace(noise: NoiseSchedule, nfe: int, layout: str) -> np.ndarray:
+    """Evenly spaced in t with both ends: diffusers' "linspace" (and its rule for flow models, before the shift)."""
+    return np.linspace(float(noise.t_max), float(noise.t_min), _count(nfe, layout))
+
+
+def trailing(noise: NoiseSchedule, nfe: int, layout: str) -> np.ndarray:
+    """diffusers' `timestep_spacing="trailing"`, t = 1 - i/N (Lin et al. 2024, arXiv 2305.08891, table 2)."""
+    return _with_last(np.minimum(1.0 - np.arange(nfe) / nfe, float(noise.t_max)), noise, layout)
+
+
+def edm(noise: NoiseSchedule, nfe: int, layout: str) -> np.ndarray:
+    """EDM's (Karras) schedule, rho = 7, between the model's ends (arXiv 2206.00364, eq. 5)."""
+    low, high = (float(noise.ksigma(float(t))) ** (1 / 7) for t in (noise.t_min, noise.t_max))
+    return _of_lam(noise, -7.0 * np.log(np.linspace(high, low, _count(nfe, layout))))
+
+
+def uniform_lam(noise: NoiseSchedule, nfe: int, layout: str) -> np.ndarray:
+    """Evenly spaced in lam between the model's ends (DPM-Solver, Lu et al. 2022, arXiv 2206.00927, section 3)."""
+    return _of_lam(noise, np.linspace(*(float(noise.lam(float(t))) for t in (noise.t_max, noise.t_min)), _count(nfe, layout)))
+
+
+def dm_nonuniform(noise: NoiseSchedule, nfe: int, layout: str, p: float = 2.0) -> np.ndarray:
+    """DM-NonUni: minimiser of the UniPC-3 error bound with fixed ends (Xue et al. 2024, arXiv 2402.17376).
+
+    Its ends are t = 1 (the model's largest usable t) and 1e-3 (its smallest); the start is uniform in t.
+    """
+    intervals = _count(nfe, layout) - 1
+    t_max, t_eps = float(noise.t_max), max(float(noise.t_min), 1e-3)
+    if intervals < 2:
+        return np.linspace(t_max, t_eps, intervals + 1)
+    nodes = max(_DM_NODES, intervals + 1)
+    start = jnp.linspace(t_max, t_eps, intervals + 1)
+    start = jnp.concatenate([start, jnp.full(nodes - intervals - 1, t_eps)])
+    found = _minimise(noise, start, jnp.asarray(intervals), jnp.asarray(p, start.dtype))
+    t = np.array(found.t[: intervals + 1], np.float64)
+    t[0], t[-1] = t_max, t_eps
+    return t
+
+
+BASELINES: dict[str, Callable[..., np.ndarray]] = {
+    "leading": leading,
+    "linspace": linspace,
+    "trailing": trailing,
+    "edm": edm,
+    "uniform-lam": uniform_lam,
+    "dm-nonuni": dm_nonuniform,
+}
+
+
+def baseline(
+    name: str, noise: NoiseSchedule, nfe: int, *, layout: str = "node", p: float = 2.0, d_min: float | None = None
+) -> Schedule:
+    """A named baseline as a `Schedule`, scored with the same MEP and SPF as the search's.
+
+    The node layout has the rule's N nodes; the interval layout adds (or includes) the model's smallest t. Models at
+    zero terminal SNR start at their largest usable t, where MEP is still defined.
+
+    Args:
+        name: "leading", "linspace", "trailing", "edm", "uniform-lam" or "dm-nonuni".
+        noise: the model's noise schedule.
+        nfe: N >= 1.
+        layout: "node" or "interval".
+        p: exponent of the model-error bound, for the scores and for DM-NonUni.
+        d_min: spacing for the SPF score; the paper's by default.
+
+    Raises:
+        ValueError: for an unknown name or layout, or more evaluations than the model has levels.
+    """
+    if name not in BASELINES:
+        raise ValueError(f"baseline is {name!r}; use one of {', '.join(BASELINES)}")
+    check_nfe(nfe)
+    if nfe > noise.num_train_timesteps - 2:
+        raise ValueError(f"nfe is {nfe}; {noise.name} has only {noise.num_train_timesteps} levels")
+    extra: dict[str, Any] = {"p": p} if name == "dm-nonuni" else {}
+    t = BASELINES[name](noise, nfe, layout, **extra)
+    least = paper_d_min(nfe) if d_min is None else d_min
+    schedule = Schedule.from_t(noise, t, layout=layout, method=name, p=p, d_min=least, versions=versions())
+    return Schedule(**{**vars(schedule), **score(schedule, p=p, d_min=least, gamma=PAPER_GAMMA)})
+
+
+def _count(nfe: int, layout: str) -> int:
+    return nfe + (layout == "interval")
+
+
+def _with_last(t: np.ndarray, noise: NoiseSchedule, layout: str) -> np.ndarray:
+    return np.append(t, float(noise.t_min)) if layout == "interval" else t
+
+
+def _of_lam(noise: NoiseSchedule, lams: np.ndarray) -> np.ndarray:
+    t = noise.t_of_lam(lams)
+    t[0] = float(noise.t_max)
+    return t
+
+
+@functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 1} if jax.default_backend() == "cpu" else None)
+def _minimise(noise: NoiseSchedule, start: jax.Array, intervals: jax.Array, p: jax.Array) -> trust_region.Solution:
+    feasible = trust_region.Feasible(start[0], start[-1], jnp.zeros_like(start[0]), intervals)
+    return dm_nonuni.minimise(noise, start, feasible, p)

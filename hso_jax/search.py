@@ -1,0 +1,229 @@
+"""The public search: from noise schedules to `Schedule`s, for every step budget at once."""
+
+from __future__ import annotations
+
+import functools
+import importlib.metadata
+import itertools
+from collections.abc import Iterable, Sequence
+from typing import Any, overload
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from hso_jax import batch, trust_region
+from hso_jax.batch import Effort, Progress
+from hso_jax.curvature import interval_objective
+from hso_jax.lanes import Lane, check, check_nfe, relaxed
+from hso_jax.noise import NoiseSchedule
+from hso_jax.objectives import mep, mep_interval_derivatives, spf
+from hso_jax.schedule import LAYOUTS, Schedule
+
+METHODS = ("hso", "hso-dm-nonuni")
+
+
+def lanes(
+    noises: Iterable[NoiseSchedule],
+    nfes: Iterable[int],
+    *,
+    layouts: Iterable[str] = ("node",),
+    seeds: Iterable[int] = (0,),
+    relax: bool = False,
+    **options: Any,
+) -> list[Lane]:
+    """Every combination, in the order noises, layouts, nfes, seeds.
+
+    Args:
+        relax: reduce a spacing that does not fit to the largest that does, instead of raising.
+        options: further fields of `Lane`, the same for all.
+
+    Raises:
+        ValueError: as `lanes.check`.
+    """
+    combinations = itertools.product(list(noises), list(layouts), [check_nfe(n) for n in nfes], list(seeds))
+    many = [Lane(noise, nfe, layout, seed=seed, **options) for noise, layout, nfe, seed in combinations]
+    return [check(relaxed(lane) if relax else lane) for lane in many]
+
+
+def search_many(
+    many: Sequence[Lane], *, effort: Effort = Effort(), progress: Progress | None = None  # noqa: B008
+) -> list[Schedule]:
+    """Search every lane; one compiled program for all lanes of one objective.
+
+    A lane's schedule depends on the lane and the seed, not on the lanes beside it: to the bit where they are padded
+    to the same number of nodes and run in chunks of the same size, to float32 rounding (about 1e-5 in t) otherwise.
+
+    Args:
+        many: checked or unchecked lanes.
+        effort: population, generations and chunk size.
+        progress: called with (done, total) after each chunk.
+
+    Raises:
+        ValueError: as `lanes.check`, before any work.
+    """
+    checked = [check(lane) for lane in many]
+    schedules: dict[int, Schedule] = {
+        i: _schedule(lane, None) for i, lane in enumerate(checked) if lane.intervals == 0
+    }
+    done = len(schedules)
+    for objective in dict.fromkeys(lane.objective for lane in checked):
+        index = [i for i, lane in enumerate(checked) if lane.intervals > 0 and lane.objective == objective]
+        if not index:
+            continue
+        report = None if progress is None else functools.partial(_shifted, progress, done, len(checked))
+        found = batch.run([checked[i] for i in index], effort, progress=report)
+        for row, i in enumerate(index):
+            schedules[i] = _schedule(checked[i], jax.tree.map(lambda x: x[row], found))  # noqa: B023
+        done += len(index)
+    return [schedules[i] for i in range(len(checked))]
+
+
+@overload
+def search(noise: NoiseSchedule, nfe: int, *, layout: str = ..., method: str = ..., seed: int = ..., relax: bool = ..., effort: Effort = ..., progress: Progress | None = ..., **options: Any) -> Schedule: ...  # fmt: skip
+@overload
+def search(noise: NoiseSchedule, nfe: Iterable[int], *, layout: str = ..., method: str = ..., seed: int = ..., relax: bool = ..., effort: Effort = ..., progress: Progress | None = ..., **options: Any) -> list[Schedule]: ...  # fmt: skip
+def search(
+    noise: NoiseSchedule,
+    nfe: int | Iterable[int],
+    *,
+    layout: str = "node",
+    method: str = "hso",
+    seed: int = 0,
+    relax: bool = False,
+    effort: Effort = Effort(),  # noqa: B008
+    progress: Progress | None = None,
+    **options: Any,
+) -> Schedule | list[Schedule]:
+    """Find the schedule of a model for one N, or the schedules for many, in one compiled call.
+
+    Args:
+        noise: the model's noise schedule: `preset("sd21-base")`, `from_config(...)`, `discrete(betas=...)`, ...
+        nfe: the number of model evaluations N, or several.
+        layout: "node" (N nodes and a last step to sigma 0) or "interval" (N + 1 nodes, stops at the last).
+        method: "hso", the paper's; "hso-dm-nonuni", the same bilevel search on DM-NonUni's bound.
+        seed: of the upper level.
+        relax: reduce a spacing that does not fit instead of raising.
+        effort: how hard to search.
+        progress: called with (lanes done, lanes in all).
+        options: fields of `Lane`: p, spacing, spacing_as, gamma, box.
+
+    Returns:
+        One `Schedule` for an int, a list in the order of `nfe` otherwise.
+
+    Raises:
+        ValueError: for any bad value, naming it, before any work.
+    """
+    if method not in METHODS:
+        raise ValueError(f"method is {method!r}; use one of {', '.join(METHODS)}")
+    single = isinstance(nfe, (int, np.integer)) or not isinstance(nfe, Iterable)
+    many = [nfe] if single else list(nfe)  # type: ignore[arg-type]
+    if not many:
+        raise ValueError("nfe is empty; give at least one number of evaluations")
+    if layout not in LAYOUTS:
+        raise ValueError(f"layout is {layout!r}; use one of {', '.join(LAYOUTS)}")
+    options["objective"] = "mep" if method == "hso" else "dm-nonuni"
+    every = lanes([noise], many, layouts=[layout], seeds=[seed], relax=relax, **options)  # type: ignore[list-item]
+    found = search_many(every, effort=effort, progress=progress)
+    return found[0] if single else found
+
+
+@functools.partial(jax.jit, static_argnames="max_steps")
+def refine(
+    noise: NoiseSchedule,
+    start: jax.Array,
+    *,
+    t_max: jax.Array | float,
+    t_eps: jax.Array | float,
+    p: jax.Array | float = 2.0,
+    spacing: jax.Array | float = 0.0,
+    max_steps: int = trust_region.MAX_STEPS_DEFAULT,
+) -> trust_region.Solution:
+    """The lower level alone: the MEP-optimal nodes between fixed ends, from any start.
+
+    Differentiable (first order) in the noise schedule's leaves, the ends, p and the spacing, by the implicit
+    function theorem. Works under `vmap`. Nothing raises on values: read `result`.
+
+    Args:
+        noise: the noise schedule.
+        start: [M + 1] nodes to start from, in t.
+        t_max, t_eps: the ends, t_max > t_eps.
+        p: exponent of the model-error bound.
+        spacing: least gap; cut to (t_max - t_eps)/M if it does not fit.
+        max_steps: static.
+
+    Returns:
+        A `Solution`; its `t` is [M + 1].
+    """
+    start = jnp.asarray(start)
+    intervals = start.shape[0] - 1
+    t_max, t_eps, spacing = (jnp.asarray(x, start.dtype) for x in (t_max, t_eps, spacing))
+    least = jnp.minimum(spacing, (t_max - t_eps) / intervals)
+    feasible = trust_region.Feasible(t_max, t_eps, least, jnp.asarray(intervals))
+    objective = interval_objective(functools.partial(mep_interval_derivatives, p=p))
+    return trust_region.solve(objective, noise, start, feasible, max_steps=max_steps)
+
+
+def score(schedule: Schedule, *, p: float, d_min: float, gamma: float) -> dict[str, float | None]:
+    """mep and spf of a schedule in float64; None where they are undefined (one node, or lam = -inf)."""
+    if len(schedule.lams) < 2 or not np.isfinite(schedule.lams).all():
+        return {"mep": None, "spf": None}
+    lams, t = schedule.lams, schedule.t
+    return {"mep": float(mep(lams, p)), "spf": float(spf(lams, t, d_min, p=p, gamma=gamma))}
+
+
+def spread(t: np.ndarray, spacing: float) -> np.ndarray:
+    """Falling nodes moved, by no more than they must, until neighbours are `spacing` apart; the ends stay.
+
+    What float32 leaves of the lower level's constraint is rounding; this makes it exact in float64.
+    """
+    steps = spacing * np.arange(len(t))
+    down = np.minimum.accumulate(t + steps) - steps
+    return np.concatenate([t[:1], (np.maximum.accumulate((down - steps[::-1])[::-1])[::-1] + steps[::-1])[1:-1], t[-1:]])
+
+
+def versions() -> dict[str, str]:
+    """Versions of the packages a result depends on."""
+    return {name: importlib.metadata.version(name) for name in ("hso-jax", "jax", "jaxlib", "evosax", "numpy")}
+
+
+def _shifted(progress: Progress, before: int, total: int, done: int, _: int) -> None:
+    progress(before + done, total)
+
+
+def _schedule(lane: Lane, found: batch.Found | None) -> Schedule:
+    """The result in float64: ends as psi has them, spacing exact, everything else derived from t."""
+    fields: dict[str, Any] = {"p": float(lane.p), "d_min": lane.d_min, "versions": versions(), "method": _method(lane)}
+    if found is None:  # a single node: nothing to place, pure noise is where every sampler starts
+        return Schedule.from_t(lane.noise, [lane.box.t_max[1]], layout=lane.layout, **fields)
+    rho, t_eps, t_max = (_shortest(x) for x in found.psi)
+    t_eps = float(np.clip(t_eps, *lane.box.t_eps))
+    t_max = float(np.clip(t_max, *lane.box.t_max))
+    t = np.asarray(found.t[: lane.intervals + 1], np.float64)
+    t[0], t[-1] = t_max, t_eps
+    least = lane.d_min if lane.spacing_as == "constraint" else 0.0
+    t = spread(t, min(least, (t_max - t_eps) / lane.intervals))
+    ends = lane.noise.ksigma(np.array([t_eps, t_max]))
+    psi = {"rho": rho, "t_eps": t_eps, "t_max": t_max, "ksigma_min": float(ends[0]), "ksigma_max": float(ends[1])}
+    schedule = Schedule.from_t(
+        lane.noise,
+        t,
+        layout=lane.layout,
+        psi=psi,
+        result=trust_region.RESULTS[int(found.result)],
+        iterations=int(found.steps),
+        stationarity=float(found.stationarity) if np.isfinite(found.stationarity) else None,
+        seed=int(lane.seed),
+        **fields,
+    )
+    scores = score(schedule, p=lane.p, d_min=lane.d_min, gamma=lane.gamma)
+    return Schedule(**{**vars(schedule), **scores})
+
+
+def _method(lane: Lane) -> str:
+    return "hso" if lane.objective == "mep" else "hso-dm-nonuni"
+
+
+def _shortest(x: np.floating[Any]) -> float:
+    """The float with the fewest digits that is this float32: 0.03, not 0.029999999329."""
+    return float(str(x))
