@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from hso_jax import dm_nonuni, trust_region
+from hso_jax.batch import compiler_options
 from hso_jax.lanes import check_nfe
 from hso_jax.noise import NoiseSchedule
 from hso_jax.objectives import PAPER_GAMMA, paper_d_min
@@ -60,7 +61,7 @@ def dm_nonuniform(noise: NoiseSchedule, nfe: int, layout: str, p: float = 2.0) -
     nodes = max(_DM_NODES, intervals + 1)
     start = jnp.linspace(t_max, t_eps, intervals + 1)
     start = jnp.concatenate([start, jnp.full(nodes - intervals - 1, t_eps)])
-    found = _minimise(noise, start, jnp.asarray(intervals), jnp.asarray(p, start.dtype))
+    found = _minimiser()(noise, start, jnp.asarray(intervals), jnp.asarray(p, start.dtype))
     t = np.array(found.t[: intervals + 1], np.float64)
     t[0], t[-1] = t_max, t_eps
     return t
@@ -121,7 +122,10 @@ def _of_lam(noise: NoiseSchedule, lams: np.ndarray) -> np.ndarray:
     return t
 
 
-@functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 1} if jax.default_backend() == "cpu" else None)
-def _minimise(noise: NoiseSchedule, start: jax.Array, intervals: jax.Array, p: jax.Array) -> trust_region.Solution:
-    feasible = trust_region.Feasible(start[0], start[-1], jnp.zeros_like(start[0]), intervals)
-    return dm_nonuni.minimise(noise, start, feasible, p)
+@functools.cache
+def _minimiser() -> Callable[..., trust_region.Solution]:
+    def minimise(noise: NoiseSchedule, start: jax.Array, intervals: jax.Array, p: jax.Array) -> trust_region.Solution:
+        feasible = trust_region.Feasible(start[0], start[-1], jnp.zeros_like(start[0]), intervals)
+        return dm_nonuni.minimise(noise, start, feasible, p)
+
+    return jax.jit(minimise, compiler_options=compiler_options(jax.default_backend()))

@@ -33,16 +33,32 @@ class Effort(NamedTuple):
     Attributes:
         population: of the upper level.
         generations: of the upper level.
-        fitness_steps: lower-level steps inside the fitness; 0 scores the initial EDM schedules themselves.
-        final_steps: at most as many steps refine the winner; 0 keeps its initial schedule.
+        steps: of the lower level inside the fitness; 0 scores the initial EDM schedules themselves.
+        polish: rounds of as many steps more for the winner. From EDM's start three steps usually do.
         chunk: lanes per device and call; bounds the memory.
     """
 
     population: int = 16
     generations: int = 20
-    fitness_steps: int = 4
-    final_steps: int = 20
+    steps: int = 4
+    polish: int = 3
     chunk: int = 128
+
+
+class Refined(NamedTuple):
+    """What the lower level made of one psi.
+
+    Attributes:
+        t: [K] nodes, padded with t_eps.
+        result: code, an index into `trust_region.RESULTS`.
+        steps: taken.
+        stationarity: see `trust_region.State`.
+    """
+
+    t: Array
+    result: Array
+    steps: Array
+    stationarity: Array
 
 
 class Found(NamedTuple):
@@ -50,18 +66,12 @@ class Found(NamedTuple):
 
     Attributes:
         psi: [3] rho, t_eps, t_max.
-        t: [K] nodes, padded with t_eps.
-        result: the lower level's code.
-        steps: of the lower level.
-        stationarity: see `trust_region.State`.
-        history: [generations + 1] best fitness.
+        refined: nodes and how the lower level ended.
+        history: [rounds] best fitness.
     """
 
     psi: Array
-    t: Array
-    result: Array
-    steps: Array
-    stationarity: Array
+    refined: Refined
     history: Array
 
 
@@ -84,27 +94,31 @@ def search_lane(
     noise = jax.tree.map(lambda leaf: leaf[lane.noise], bank)
     expand = _objective(objective, lane)
 
-    def refine(psi: Array, steps: int) -> trust_region.Solution:
+    def fitness(psi: Array, before: Refined) -> tuple[Array, Refined]:
         rho, t_eps, t_max = psi
-        start = edm_nodes(noise, psi, nodes, lane.intervals)
+        fresh = ~jnp.isfinite(before.t[0])
+        start = jnp.where(fresh, edm_nodes(noise, psi, nodes, lane.intervals), before.t)
         least = jnp.minimum(_with_margin(lane.least_gap), (t_max - t_eps) / lane.intervals)
         feasible = trust_region.Feasible(t_max, t_eps, least, lane.intervals)
-        return trust_region.minimise(expand, noise, start, feasible, max_steps=steps)[0]
+        found, _ = trust_region.minimise(expand, noise, start, feasible, max_steps=effort.steps)
+        penalty = spacing_penalty(found.t, lane.d_min, lane.intervals)
+        refined = Refined(found.t, found.result, before.steps + found.steps, found.stationarity)
+        return found.value + lane.gamma * penalty, refined
 
-    def fitness(psi: Array) -> Array:
-        found = refine(psi, effort.fitness_steps)
-        return found.value + lane.gamma * spacing_penalty(found.t, lane.d_min, lane.intervals)
-
+    blank = Refined(
+        jnp.full(nodes, jnp.nan, lane.lower.dtype), jnp.asarray(0), jnp.asarray(0), jnp.zeros((), lane.lower.dtype)
+    )
     evolution = evolve(
         fitness,
+        blank,
         jax.random.key(lane.seed),
         lane.lower,
         lane.upper,
         population=effort.population,
         generations=effort.generations,
+        polish=effort.polish if effort.steps else 0,
     )
-    final = refine(evolution.best, effort.final_steps)
-    return Found(evolution.best, final.t, final.result, final.steps, final.stationarity, evolution.history)
+    return Found(evolution.best, evolution.memo, evolution.history)
 
 
 def _objective(name: str, lane: LaneArrays) -> Objective:
@@ -130,9 +144,12 @@ def program(devices: tuple[jax.Device, ...], objective: str, nodes: int, effort:
 
     # No lane talks to another: each device runs its own lanes, and nothing is exchanged.
     sharded = jax.shard_map(chunk, mesh=mesh, in_specs=(split, whole), out_specs=split, check_vma=False)
-    # On the CPU LLVM's full optimisation doubles the compilation and gains nothing in the run (measured).
-    options = {"xla_backend_optimization_level": 1} if devices[0].platform == "cpu" else None
-    return jax.jit(sharded, compiler_options=options)
+    return jax.jit(sharded, compiler_options=compiler_options(devices[0].platform))
+
+
+def compiler_options(platform: str) -> dict[str, int] | None:
+    """On the CPU LLVM's full optimisation doubles the compilation and gains nothing in the run (measured)."""
+    return {"xla_backend_optimization_level": 1} if platform == "cpu" else None
 
 
 def run(

@@ -8,8 +8,10 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from evosax.algorithms import DifferentialEvolution
 from jax import Array
+
+Memo = Any
+"""A pytree of float arrays: what a fitness evaluation leaves behind besides its value."""
 
 
 class Evolution(NamedTuple):
@@ -18,25 +20,42 @@ class Evolution(NamedTuple):
     Attributes:
         best: [D] the best point.
         fitness: its fitness.
-        history: [generations + 1] best fitness of the start and after each generation.
+        memo: what its last evaluation left behind.
+        history: [generations + 1 + polish] best fitness of the start, and after each generation.
     """
 
     best: Array
     fitness: Array
+    memo: Memo
     history: Array
 
 
-def latin_hypercube(key: Array, population: int, lower: Array, upper: Array) -> Array:
-    """[population, D] points with one in each of `population` equal slices of every axis."""
-    place_key, order_key = jax.random.split(key)
+def spread_points(key: Array, population: int, lower: Array, upper: Array) -> Array:
+    """[population, D] evenly spread points: the additive recurrence of the generalised golden ratio, randomly shifted.
+
+    Source: Roberts, "The unreasonable effectiveness of quasirandom sequences" (2018); the shift is Cranley's and
+    Patterson's (SIAM J. Numer. Anal. 13, 1976).
+    """
     axes = lower.shape[0]
-    order = jax.vmap(lambda k: jax.random.permutation(k, population))(jax.random.split(order_key, axes)).T
-    place = (order + jax.random.uniform(place_key, (population, axes), lower.dtype)) / population
-    return lower + place * (upper - lower)
+    ratio = 2.0
+    for _ in range(60):  # the root of x^(D + 1) = x + 1
+        ratio = (1.0 + ratio) ** (1.0 / (axes + 1))
+    strides = ratio ** -np.arange(1.0, axes + 1.0)
+    points = jnp.asarray(np.outer(np.arange(population), strides) % 1.0, lower.dtype)
+    shifted = (points + jax.random.uniform(key, (axes,), lower.dtype)) % 1.0
+    return lower + shifted * (upper - lower)
 
 
 def evolve(
-    fitness: Callable[[Array], Array], key: Array, lower: Array, upper: Array, *, population: int, generations: int
+    fitness: Callable[[Array, Memo], tuple[Array, Memo]],
+    blank: Memo,
+    key: Array,
+    lower: Array,
+    upper: Array,
+    *,
+    population: int,
+    generations: int,
+    polish: int = 0,
 ) -> Evolution:
     """Minimise `fitness` over the box by best/1/bin differential evolution (Storn and Price 1997).
 
@@ -44,36 +63,47 @@ def evolve(
     the paper uses. Points that leave the box are clipped onto it, so that optima on its edges are found exactly.
 
     Args:
-        fitness: of one point [D]; a result that is not finite counts as +inf.
+        fitness: (point [D], memo) -> (value, memo). The memo it gets is `blank`, and in the polishing rounds what the
+            best point's last evaluation left behind. A value that is not finite counts as +inf.
+        blank: the memo of a point that is new.
         key: a typed PRNG key.
         lower, upper: [D] the box; equal ends fix a coordinate.
         population: static, at least 4.
         generations: static.
+        polish: static; after the generations the best point is evaluated so many times more, with its memo. Doing it
+            in the same loop means that the fitness is compiled once.
     """
+    # Imported here: evosax makes arrays when it is imported, which would start JAX before the caller can set it up.
+    from evosax.algorithms import DifferentialEvolution
+
     # evosax keeps arrays of its own: built from NumPy, outside the trace, it cannot leak a tracer.
     with jax.ensure_compile_time_eval():
         algorithm = DifferentialEvolution(population, np.zeros(lower.shape[0], lower.dtype))
     params = algorithm.default_params.replace(
         elitism=True, crossover_rate=0.7, differential_weight_min=0.5, differential_weight_max=1.0
     )
-
-    def evaluate(points: Array) -> Array:
-        values = jax.vmap(fitness)(points)
-        return jnp.where(jnp.isfinite(values), values, jnp.inf)
-
     start_key, init_key, run_key = jax.random.split(key, 3)
-    start = latin_hypercube(start_key, population, lower, upper)
+    start = spread_points(start_key, population, lower, upper)
     state = algorithm.init(init_key, start, jnp.full(population, jnp.inf, lower.dtype), params)
 
-    def generation(state: Any, inputs: tuple[Array, Array]) -> tuple[Any, Array]:
+    def generation(carry: tuple[Any, Memo], inputs: tuple[Array, Array]) -> tuple[tuple[Any, Memo], Array]:
+        state, memo = carry
         key, number = inputs
         ask_key, tell_key = jax.random.split(key)
         points, state = algorithm.ask(ask_key, state, params)
-        # Generation 0 scores the start itself, here rather than before the loop: the fitness is compiled once.
-        points = jnp.where(number == 0, start, jnp.clip(points, lower, upper)).astype(lower.dtype)
-        state, _ = algorithm.tell(tell_key, points, evaluate(points), state, params)
-        return state, state.best_fitness
+        polishing = number > generations
+        points = jnp.where(number == 0, start, jnp.clip(points, lower, upper))
+        points = jnp.where(polishing, state.best_solution, points).astype(lower.dtype)
+        given = jax.tree.map(lambda old, new: jnp.where(polishing, old, new), memo, blank)
+        values, memos = jax.vmap(fitness, (0, None))(points, given)
+        values = jnp.where(jnp.isfinite(values), values, jnp.inf)
+        best = jnp.argmin(values)
+        better = polishing | (values[best] < state.best_fitness)
+        memo = jax.tree.map(lambda old, new: jnp.where(better, new[best], old), memo, memos)
+        state, _ = algorithm.tell(tell_key, points, values, state, params)
+        return (state, memo), state.best_fitness
 
-    inputs = (jax.random.split(run_key, generations + 1), jnp.arange(generations + 1))
-    state, history = jax.lax.scan(generation, state, inputs)
-    return Evolution(state.best_solution, state.best_fitness, history)
+    rounds = generations + 1 + polish
+    inputs = (jax.random.split(run_key, rounds), jnp.arange(rounds))
+    (state, memo), history = jax.lax.scan(generation, (state, blank), inputs)
+    return Evolution(state.best_solution, state.best_fitness, memo, history)

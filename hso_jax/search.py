@@ -199,7 +199,7 @@ def _schedule(lane: Lane, found: batch.Found | None) -> Schedule:
     rho, t_eps, t_max = (_shortest(x) for x in found.psi)
     t_eps = float(np.clip(t_eps, *lane.box.t_eps))
     t_max = float(np.clip(t_max, *lane.box.t_max))
-    t = np.asarray(found.t[: lane.intervals + 1], np.float64)
+    t = np.asarray(found.refined.t[: lane.intervals + 1], np.float64)
     t[0], t[-1] = t_max, t_eps
     least = lane.d_min if lane.spacing_as == "constraint" else 0.0
     t = spread(t, min(least, (t_max - t_eps) / lane.intervals))
@@ -210,14 +210,18 @@ def _schedule(lane: Lane, found: batch.Found | None) -> Schedule:
         t,
         layout=lane.layout,
         psi=psi,
-        result=trust_region.RESULTS[int(found.result)],
-        iterations=int(found.steps),
-        stationarity=float(found.stationarity) if np.isfinite(found.stationarity) else None,
+        result=trust_region.RESULTS[int(found.refined.result)],
+        iterations=int(found.refined.steps),
+        stationarity=_finite(found.refined.stationarity),
         seed=int(lane.seed),
         **fields,
     )
     scores = score(schedule, p=lane.p, d_min=lane.d_min, gamma=lane.gamma)
     return Schedule(**{**vars(schedule), **scores})
+
+
+def _finite(x: np.floating[Any]) -> float | None:
+    return float(x) if np.isfinite(x) else None
 
 
 def _method(lane: Lane) -> str:

@@ -1,0 +1,31 @@
+"""Any schedule, exactly, in any diffusers sampler. `pip install "hso-jax[torch]"`."""
+
+from typing import Any
+
+try:
+    import diffusers as _diffusers
+    import torch as _torch  # noqa: F401
+except ImportError as error:
+    raise ImportError(f'bridge needs torch and diffusers ({error}): pip install "hso-jax[torch]"') from error
+
+from bridge.installed import schedule_of as schedule_of
+from bridge.installed import scheduled_class as _scheduled_class
+from bridge.noise_of import noise_schedule_of as noise_schedule_of
+from bridge.sampling import Level as Level
+from bridge.sampling import sample as sample
+from bridge.schedulers import load_scheduler as load_scheduler
+from bridge.schedulers import with_schedule as with_schedule
+from bridge.table import ROWS as _ROWS
+from bridge.tune import optimize_pipeline as optimize_pipeline
+
+
+def __getattr__(name: str) -> Any:
+    """`bridge.DDIMScheduler` and so on: where diffusers and pickle look a scheduled class up by name.
+
+    diffusers also looks for the base class beside it, to know which method loads it.
+    """
+    if name == "SchedulerMixin":
+        return _diffusers.SchedulerMixin
+    if name in _ROWS:
+        return _scheduled_class(name)
+    raise AttributeError(f"module 'bridge' has no attribute {name!r}")

@@ -1,0 +1,83 @@
+"""Whether a schedule and a scheduler belong together; says so before anything is sampled."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from bridge.noise_of import noise_schedule_of
+from bridge.table import SPACING_FLAGS, Row
+from hso_jax.noise import NoiseSchedule
+from hso_jax.schedule import Schedule
+
+# A float32 training table gives lam to about 1e-4 where alphas_cumprod is near 1; other models are off by 0.1 and more.
+_LAM_TOLERANCE = 1e-3
+
+
+def check_fits(scheduler: Any, schedule: Schedule, row: Row) -> None:
+    """Raise unless the scheduler can sample exactly at the schedule.
+
+    Raises:
+        ValueError: naming the scheduler, what is wrong and what to do instead.
+    """
+    name, config = type(scheduler).__name__, scheduler.config
+    if flags := [flag for flag in SPACING_FLAGS if config.get(flag)]:
+        off = ", ".join(f"{flag}=False" for flag in flags)
+        raise ValueError(
+            f"{name}: {' and '.join(flags)} would replace the schedule; use {name}.from_config(config, {off})"
+        )
+    prediction = config.get("prediction_type", row.predictions[0])
+    if prediction not in row.predictions:
+        raise ValueError(
+            f"{name} cannot sample with prediction_type {prediction!r}, only with {', '.join(row.predictions)}"
+        )
+    if prediction == "flow_prediction" and config.get("use_flow_sigmas") is False:
+        raise ValueError(
+            f"{name}: prediction_type 'flow_prediction' needs use_flow_sigmas=True; without, it scales noise as VP"
+        )
+    _check_noise(name, schedule, noise_schedule_of(scheduler))
+    if np.isinf(schedule.sigmas[0]) and prediction == "epsilon":
+        raise ValueError(
+            f"{name}: the schedule starts at pure noise, where a model that predicts noise says nothing of the data; "
+            "start below t = 1"
+        )
+    if reason := row.refuse(config, schedule):
+        raise ValueError(f"{name}: {reason}")
+    told = np.asarray(schedule.timesteps, np.float32)
+    if not np.all(np.diff(told) < 0):
+        i = int(np.flatnonzero(~(np.diff(told) < 0))[0])
+        raise ValueError(f"timesteps {i} and {i + 1} are both {told[i]} in float32; nodes must be further apart")
+
+
+def _check_noise(name: str, schedule: Schedule, noise: NoiseSchedule) -> None:
+    if schedule.kind != noise.kind:
+        raise ValueError(
+            f"the schedule is for noise of kind {schedule.kind!r} (model {schedule.model!r}), but this {name}'s is "
+            f"{noise.kind!r}; make one for it: noise_schedule_of(scheduler) has its noise schedule"
+        )
+    if schedule.kind == "ve":  # what the network is told follows from sigma alone; only the range can be wrong
+        low, high = float(noise.ksigma(0.0)), float(noise.ksigma(1.0))
+        if schedule.sigmas[-1] < low * (1 - 1e-6) or schedule.sigmas[0] > high * (1 + 1e-6):
+            found = f"[{schedule.sigmas[-1]:.6g}, {schedule.sigmas[0]:.6g}]"
+            raise ValueError(
+                f"the schedule's sigmas {found} leave [{low:.6g}, {high:.6g}], the range of this {name}'s model"
+            )
+        return
+    if schedule.num_train_timesteps != noise.num_train_timesteps:
+        raise ValueError(
+            f"the schedule counts timesteps to {schedule.num_train_timesteps} (model {schedule.model!r}), "
+            f"but this {name}'s model to {noise.num_train_timesteps}"
+        )
+    # A flow model is told sigma itself: a schedule made at one shift is as valid at any other.
+    if schedule.kind == "flow" or schedule.noise == noise.fingerprint():
+        return
+    inside = np.isfinite(schedule.lams)
+    off = np.abs(np.asarray(noise.lam(schedule.t)) - schedule.lams)[inside]
+    if off.size and not off.max() <= _LAM_TOLERANCE:
+        i = int(np.flatnonzero(inside)[off.argmax()])
+        raise ValueError(
+            f"the schedule is for other noise levels (model {schedule.model!r}): at t = {schedule.t[i]:.6g} it has "
+            f"sigma {schedule.sigmas[i]:.6g}, where this {name}'s model has {float(noise.ksigma(schedule.t[i])):.6g}; "
+            "make one for it: noise_schedule_of(scheduler) has its noise schedule"
+        )

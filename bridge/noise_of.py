@@ -1,0 +1,94 @@
+"""The JAX noise schedule of a diffusers scheduler or pipeline."""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from hso_jax import noise as noises
+from hso_jax.noise import NoiseSchedule
+
+# float32 cumulative products of a thousand factors differ from float64 by about this in lam.
+_TABLE_TOLERANCE = 1e-3
+
+
+def noise_schedule_of(
+    scheduler_or_pipeline: Any, *, image_seq_len: int = 4096, mu: float | None = None, name: str | None = None
+) -> NoiseSchedule:
+    """The noise schedule of a loaded model, whatever its fine-tune made of it: betas, zero terminal SNR, shift.
+
+    The config decides. Where the scheduler's own `alphas_cumprod` says otherwise (someone set it, or the config
+    names a rule that only diffusers knows), that table does.
+
+    Args:
+        scheduler_or_pipeline: a diffusers scheduler, or anything with a `scheduler`.
+        image_seq_len: tokens of the image, for FLUX-like dynamic shift: 4096 is 1024 x 1024.
+        mu: logarithm of the shift, for a flow model whose pipeline computes it otherwise; overrides the config's.
+        name: of the result; defaults to the class's name.
+
+    Raises:
+        ValueError: for a class that has no known noise schedule, or values out of range.
+    """
+    scheduler = getattr(scheduler_or_pipeline, "scheduler", scheduler_or_pipeline)
+    if not hasattr(scheduler, "config"):
+        raise ValueError(f"need a diffusers scheduler or pipeline, got {type(scheduler_or_pipeline).__name__}")
+    class_name = type(scheduler).__name__
+    table = getattr(scheduler, "alphas_cumprod", None)
+    key = b"" if table is None else np.asarray(table.detach().cpu(), np.float64).tobytes()
+    entries = tuple(sorted((k, _hashable(v)) for k, v in scheduler.config.items() if not k.startswith(("_", "hso_"))))
+    found = _cached(class_name, entries, key, image_seq_len, name or class_name)
+    if mu is None:
+        return found
+    if found.kind != "flow":
+        raise ValueError(
+            f"mu is the logarithm of a flow model's shift; {class_name} here has noise of kind {found.kind!r}"
+        )
+    return noises.flow(math.exp(mu), num_train_timesteps=found.num_train_timesteps, name=found.name)
+
+
+def _hashable(value: Any) -> Any:
+    if isinstance(value, (list, tuple, np.ndarray)):
+        return tuple(_hashable(x) for x in value)
+    return value if isinstance(value, (str, int, float, bool, type(None))) else None
+
+
+@functools.lru_cache(maxsize=64)
+def _cached(class_name: str, entries: tuple[Any, ...], table: bytes, image_seq_len: int, name: str) -> NoiseSchedule:
+    config: Mapping[str, Any] = {**dict(entries), "_class_name": class_name}
+    if config.get("timestep_type") == "continuous" and config.get("prediction_type") == "v_prediction":
+        # EulerDiscrete as Stable Video Diffusion runs it: the model is EDM's, told log(sigma)/4.
+        low, high = config.get("sigma_min"), config.get("sigma_max")
+        if low is None or high is None:
+            raise ValueError(
+                f"{class_name} with timestep_type 'continuous' needs sigma_min and sigma_max in its config"
+            )
+        return noises.edm(low, high, name=name)
+    own = np.frombuffer(table)
+    try:
+        found = noises.from_config(config, image_seq_len=image_seq_len, name=name)
+    except ValueError:
+        if own.size == 0 or config.get("prediction_type") == "flow_prediction":
+            raise
+        return _from_table(own, name)
+    if found.kind == "vp" and own.size and not _agrees(found, own):
+        return _from_table(own, name)
+    return found
+
+
+def _from_table(own: np.ndarray[Any, Any], name: str) -> NoiseSchedule:
+    ends_at_noise = own[-1] <= 2.0**-24  # what diffusers writes in place of 0
+    return noises.discrete(np.append(own[:-1], 0.0) if ends_at_noise else own, name=name)
+
+
+def _agrees(found: NoiseSchedule, own: np.ndarray[Any, Any]) -> bool:
+    if len(own) != found.num_train_timesteps:
+        return False
+    kept = own[:-1] if found.zero_terminal_snr else own
+    if not np.all((kept > 0) & (kept < 1)):
+        return False
+    t = np.arange(1, len(kept) + 1) / len(own)
+    return bool(np.abs(np.asarray(found.lam(t)) - 0.5 * np.log(kept / (1.0 - kept))).max() < _TABLE_TOLERANCE)

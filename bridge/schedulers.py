@@ -1,0 +1,96 @@
+"""`with_schedule`: a diffusers scheduler that samples at exactly the given noise levels."""
+
+from __future__ import annotations
+
+import copy
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import diffusers
+import numpy as np
+import torch
+
+from bridge.installed import REPLACED_KEY, Installed, scheduled_class
+from bridge.noise_of import noise_schedule_of
+from bridge.table import ROWS
+from hso_jax.schedule import Schedule
+
+
+def with_schedule(scheduler: Any, schedule: Schedule | Any) -> Any:
+    """A copy of the scheduler that samples at the schedule; `scheduler` itself is left as it is.
+
+    Use it as `pipe.scheduler = with_schedule(pipe.scheduler, schedule)`, then call the pipeline with
+    `num_inference_steps=schedule.nfe`. The result is an instance of the scheduler's class, and it is saved, copied
+    and rebuilt (`from_config` of its own class) with the schedule. A saved pipeline loads again once `bridge` has
+    been imported.
+
+    Args:
+        scheduler: an unmodified diffusers scheduler of a supported class (`docs/bridge.md`), or a result of this.
+        schedule: a `Schedule`; or a list of N + 1 sigmas as `Schedule.sampler_sigmas` gives them: ksigma for VP and
+            VE models, s for flow models, from noise to the end, which is 0 (clean) or where sampling stops.
+
+    Raises:
+        ValueError: for an unsupported class or setting, or a schedule that is not for this model; the message says
+            what to do instead.
+    """
+    cls = scheduled_class(_supported_name(scheduler))
+    # Everything is copied but tensors, which schedulers replace and never write into; that is most of the time.
+    result = copy.deepcopy(scheduler, {id(x): x for x in vars(scheduler).values() if isinstance(x, torch.Tensor)})
+    result.__class__ = cls
+    if not isinstance(scheduler, Installed):
+        result.register_to_config(**{REPLACED_KEY: {}})
+    if not isinstance(schedule, Schedule):
+        schedule = schedule_from_list(scheduler, schedule)
+    result._adopt(schedule)
+    return result
+
+
+def schedule_from_list(scheduler: Any, sigmas: Any) -> Schedule:
+    """A schedule from N + 1 sigmas in diffusers' convention for this scheduler; see `with_schedule`.
+
+    Raises:
+        ValueError: for a list that is too short, not falling, not finite or outside the model's range.
+    """
+    noise = noise_schedule_of(scheduler)
+    values = np.asarray(sigmas, np.float64)
+    if values.ndim != 1 or values.size < 2:
+        raise ValueError(
+            f"sigmas has shape {values.shape}; need N + 1 values, the last of them the end (0, or where to stop)"
+        )
+    if np.isnan(values).any() or not np.all(np.diff(values) < 0) or values[-1] < 0:
+        raise ValueError(f"sigmas must be numbers that fall to an end of 0 or more, got {values.tolist()}")
+    if noise.kind == "flow":
+        if values[0] > 1:
+            raise ValueError(f"sigma {values[0]:.9g} is above 1; a flow model's sigmas lie in (0, 1]")
+        with np.errstate(divide="ignore"):
+            values = values / (1.0 - values)
+    return Schedule.from_sigmas(noise, values, end="clean" if values[-1] == 0.0 else "t_eps")
+
+
+def load_scheduler(folder: str | os.PathLike[str]) -> Any:
+    """A scheduler from a folder it was saved to (or a pipeline's folder), with its schedule; never from the network.
+
+    Raises:
+        ValueError: if the folder has no scheduler config, or it holds no schedule.
+    """
+    base = Path(folder)
+    for file in (base / "scheduler_config.json", base / "scheduler" / "scheduler_config.json"):
+        if file.is_file():
+            config = json.loads(file.read_text())
+            return scheduled_class(str(config.get("_class_name"))).from_config(config)  # type: ignore[attr-defined]
+    raise ValueError(f"{base} has no scheduler_config.json; pass a folder that save_pretrained wrote")
+
+
+def _supported_name(scheduler: Any) -> str:
+    cls = type(scheduler)
+    if issubclass(cls, Installed) or getattr(diffusers, cls.__name__, None) is cls:
+        return cls.__name__
+    parent = next((base.__name__ for base in cls.__mro__ if base.__name__ in ROWS), None)
+    nearest = f"; the nearest that is supported: {parent}.from_config(scheduler.config)" if parent else ""
+    if hasattr(scheduler, "scheduler"):
+        nearest = "; for a pipeline pass pipe.scheduler"
+    raise ValueError(
+        f"{cls.__module__}.{cls.__name__} is not a scheduler class of diffusers, and its step may differ{nearest}"
+    )

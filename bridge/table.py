@@ -1,0 +1,204 @@
+"""What is particular about each diffusers scheduler: one row a class.
+
+Checked against diffusers 0.42.1. `docs/bridge.md` is this table in words.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from hso_jax.schedule import Schedule
+
+SPACING_FLAGS = ("use_karras_sigmas", "use_exponential_sigmas", "use_beta_sigmas", "use_lu_lambdas")
+_VP = ("epsilon", "sample", "v_prediction")
+_FLOW = ("flow_prediction",)
+_BOTH = (*_VP, *_FLOW)
+_NO_SAMPLE = ("epsilon", "v_prediction")
+
+
+def _nothing(config: Mapping[str, Any], schedule: Schedule) -> Any:
+    return None
+
+
+class Row(NamedTuple):
+    """How a schedule is put into one scheduler class.
+
+    Attributes:
+        layout: how nodes become `timesteps` and `sigmas`. "plain": one each. "pairs": inner nodes twice (Heun).
+            "midpoints", "ancestral": the solver's own level between two nodes (KDPM2). "table": the nodes become a
+            small training table through which the parent's fixed stride is one row. "plms": such a table with the
+            second node evaluated twice. "grid": the parent's own integer `timesteps`. (See `bridge.levels`.)
+        predictions: the `prediction_type`s that the parent's `step` handles.
+        log_snr: the solver works with differences of log-SNR, so lam must be finite, and a step to sigma 0 must be of
+            first order (`lower_order_nums` lowers it).
+        k_scaled: the sample is x0 + sigma eps, and the pipeline scales noise by `init_noise_sigma`.
+        needs_mu: the parent's `set_timesteps` insists on `mu` for `use_dynamic_shifting`.
+        ends_at_level_0: the parent's last step goes to training level 0, and must be shown that it is clean.
+        own_order: `step` counts its order from the schedule's start, not from where img2img began (LMS).
+        clean_sigma: the last sigma of a clean end; not 0 where the formula has no value, only a limit, there.
+        overrides: config entries that the schedule's end needs.
+        refuse: why a schedule cannot be honoured, and what works instead; None if it can.
+    """
+
+    layout: str = "plain"
+    predictions: tuple[str, ...] = _VP
+    log_snr: bool = False
+    k_scaled: bool = False
+    needs_mu: bool = False
+    ends_at_level_0: bool = False
+    own_order: bool = False
+    clean_sigma: Callable[[Mapping[str, Any]], float] = lambda config: 0.0
+    overrides: Callable[[Mapping[str, Any], Schedule], Mapping[str, Any] | None] = _nothing
+    refuse: Callable[[Mapping[str, Any], Schedule], str | None] = _nothing
+
+
+# exp(-h) of the last step is then below the rounding of float64: the first-order step returns the predicted x0.
+_TINY = 1e-16
+
+
+def _full_order(config: Mapping[str, Any], schedule: Schedule) -> Mapping[str, Any] | None:
+    """A step to t_eps > 0 keeps its order; by default diffusers lowers it for N < 15, whatever sigma it goes to."""
+    if schedule.end == "clean":
+        return None
+    wanted = {"lower_order_final": False, "euler_at_final": False, "final_sigmas_type": "sigma_min"}
+    return {key: value for key, value in wanted.items() if key in config}
+
+
+def _singlestep(config: Mapping[str, Any], schedule: Schedule) -> Mapping[str, Any]:
+    """The orders of single steps must add up to N; `lower_order_final` alone can fill the rest (the parent's rule)."""
+    if schedule.end == "clean":
+        return {"lower_order_final": True}
+    uneven = schedule.nfe % config["solver_order"] != 0
+    return {"lower_order_final": uneven, "final_sigmas_type": "sigma_min"}
+
+
+def _refuse_dpm(config: Mapping[str, Any], schedule: Schedule) -> str | None:
+    if config["algorithm_type"] == "sde-dpmsolver" and schedule.end == "clean":
+        return (
+            "algorithm_type 'sde-dpmsolver' leaves noise of the last level in a step to sigma 0; "
+            "use 'sde-dpmsolver++' or an end 't_eps'"
+        )
+    if config["algorithm_type"] == "sde-dpmsolver" and config["solver_order"] > 2:
+        return "algorithm_type 'sde-dpmsolver' has no third order in diffusers; use solver_order=2 or 'sde-dpmsolver++'"
+    if not config["algorithm_type"].endswith("++") and config["prediction_type"] == "flow_prediction":
+        return "noise-prediction algorithms do not know 'flow_prediction'; use algorithm_type='dpmsolver++'"
+    return None
+
+
+def _refuse_sa(config: Mapping[str, Any], schedule: Schedule) -> str | None:
+    if config["algorithm_type"] != "noise_prediction":
+        return None
+    if config["prediction_type"] == "flow_prediction":
+        return "algorithm_type 'noise_prediction' does not know 'flow_prediction'; use 'data_prediction'"
+    tau = config["tau_func"] or (lambda t: 1 if 200 <= t <= 800 else 0)  # the parent's default
+    if schedule.end == "clean" and tau(schedule.timesteps[-1]) != 0:
+        return (
+            "algorithm_type 'noise_prediction' leaves noise of the last level in a step to sigma 0 where tau > 0; "
+            "use 'data_prediction', a tau_func that is 0 there, or an end 't_eps'"
+        )
+    return None
+
+
+def _refuse_edm_dpm(config: Mapping[str, Any], schedule: Schedule) -> str | None:
+    if config["algorithm_type"] == "sde-dpmsolver++" and config["solver_order"] > 2:
+        return "algorithm_type 'sde-dpmsolver++' has no third order in this class; use solver_order=2"
+    return None
+
+
+def _refuse_unipc(config: Mapping[str, Any], schedule: Schedule) -> str | None:
+    if config.get("solver_p") is not None:
+        return "solver_p is a scheduler with levels of its own, which cannot follow the schedule; use solver_p=None"
+    if not config["predict_x0"] and config["prediction_type"] == "flow_prediction":
+        return "predict_x0=False does not know 'flow_prediction'; use predict_x0=True"
+    return None
+
+
+def _refuse_flow(config: Mapping[str, Any], schedule: Schedule) -> str | None:
+    if config.get("invert_sigmas"):
+        return "invert_sigmas runs time backwards (Mochi); that is not supported, and no other scheduler replaces it"
+    return None
+
+
+def _refuse_pndm(config: Mapping[str, Any], schedule: Schedule) -> str | None:
+    if not config["skip_prk_steps"]:
+        return (
+            "the Runge-Kutta start evaluates between the schedule's levels, four times a step; use skip_prk_steps=True"
+        )
+    return None
+
+
+def distillation_grid(config: Mapping[str, Any], original_steps: int | None = None) -> np.ndarray:
+    """The integer timesteps [original_inference_steps], rising, on which an LCM or TCD model was distilled."""
+    steps = int(original_steps or config["original_inference_steps"])
+    return np.arange(1, steps + 1) * (int(config["num_train_timesteps"]) // steps) - 1
+
+
+def _refuse_off_grid(config: Mapping[str, Any], schedule: Schedule) -> str | None:
+    grid = distillation_grid(config)
+    nearest = grid[np.abs(schedule.timesteps[:, None] - grid).argmin(axis=1)]
+    if np.abs(nearest - schedule.timesteps).max() > 1e-3:
+        offered = sorted({int(x) for x in nearest}, reverse=True)
+        return (
+            "a distilled model knows only the levels of its distillation grid, and the schedule's "
+            f"{np.round(schedule.timesteps, 2).tolist()} are not on it; the nearest are {offered}: "
+            "Schedule.from_t(noise_schedule_of(scheduler), "
+            f"[(i + 1) / {config['num_train_timesteps']} for i in {offered}])"
+        )
+    if schedule.end != "clean":
+        return "its last step always goes to clean data; use schedule.with_end('clean')"
+    return None
+
+
+def _refuse_tcd(config: Mapping[str, Any], schedule: Schedule) -> str | None:
+    if schedule.timesteps[-1] < 0.5:
+        return "it cannot be evaluated at training level 0, where its last step ends; leave that node out"
+    return _refuse_off_grid(config, schedule)
+
+
+def _dpm_clean(config: Mapping[str, Any]) -> float:
+    return _TINY if config["algorithm_type"] == "dpmsolver" else 0.0
+
+
+def _unipc_clean(config: Mapping[str, Any]) -> float:
+    return 0.0 if config["predict_x0"] and config["solver_type"] == "bh2" else _TINY
+
+
+_DPM = Row(predictions=_BOTH, log_snr=True, clean_sigma=_dpm_clean, overrides=_full_order, refuse=_refuse_dpm)
+_ADAMS = Row(predictions=_BOTH, log_snr=True, clean_sigma=lambda config: _TINY, overrides=_full_order)
+
+ROWS: Mapping[str, Row] = {
+    "CogVideoXDDIMScheduler": Row("table"),
+    "DDIMParallelScheduler": Row("table"),
+    "DDIMScheduler": Row("table"),
+    "DDPMScheduler": Row("table"),
+    "DEISMultistepScheduler": _ADAMS,
+    "DPMSolverMultistepScheduler": _DPM,
+    "DPMSolverSinglestepScheduler": _DPM._replace(overrides=_singlestep),
+    "EDMDPMSolverMultistepScheduler": Row(
+        predictions=_NO_SAMPLE, log_snr=True, k_scaled=True, overrides=_full_order, refuse=_refuse_edm_dpm
+    ),
+    "EDMEulerScheduler": Row(predictions=_NO_SAMPLE, k_scaled=True),
+    "EulerAncestralDiscreteScheduler": Row(predictions=_NO_SAMPLE, k_scaled=True),
+    "EulerDiscreteScheduler": Row(k_scaled=True),
+    "FlowMatchEulerDiscreteScheduler": Row(predictions=_FLOW, needs_mu=True, refuse=_refuse_flow),
+    "FlowMatchHeunDiscreteScheduler": Row("pairs", predictions=_FLOW),
+    "HeunDiscreteScheduler": Row("pairs", k_scaled=True),
+    "KDPM2AncestralDiscreteScheduler": Row("ancestral", predictions=_NO_SAMPLE, k_scaled=True),
+    "KDPM2DiscreteScheduler": Row("midpoints", predictions=_NO_SAMPLE, k_scaled=True),
+    "LCMScheduler": Row("grid", refuse=_refuse_off_grid),
+    "LMSDiscreteScheduler": Row(k_scaled=True, own_order=True),
+    "PNDMScheduler": Row("plms", predictions=_NO_SAMPLE, refuse=_refuse_pndm),
+    "SASolverScheduler": _ADAMS._replace(refuse=_refuse_sa),
+    "TCDScheduler": Row("grid", ends_at_level_0=True, refuse=_refuse_tcd),
+    "UniPCMultistepScheduler": Row(
+        predictions=_BOTH,
+        log_snr=True,
+        needs_mu=True,
+        clean_sigma=_unipc_clean,
+        overrides=_full_order,
+        refuse=_refuse_unipc,
+    ),
+}

@@ -1,0 +1,39 @@
+"""A schedule for the pipeline at hand, found and installed in one call."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from bridge.noise_of import noise_schedule_of
+from bridge.schedulers import with_schedule
+from hso_jax.schedule import Schedule
+from hso_jax.search import search
+
+
+def optimize_pipeline(
+    pipe: Any, nfe: int, *, end: str | None = None, image_seq_len: int = 4096, mu: float | None = None, **options: Any
+) -> Schedule:
+    """Search a schedule for a pipeline's own noise levels and install it: `pipe.scheduler` is replaced.
+
+    Args:
+        pipe: a diffusers pipeline (anything with a `scheduler`).
+        nfe: number of model evaluations; call the pipeline with `num_inference_steps=nfe` afterwards.
+        end: "clean" or "t_eps"; None leaves what the search's layout has. "t_eps" needs the interval layout,
+            which it chooses unless `layout` says otherwise.
+        image_seq_len: as in `noise_schedule_of`, for flow models with a dynamic shift.
+        mu: likewise.
+        **options: for `hso_jax.search.search` (`layout`, `method`, `seed`, ...).
+
+    Returns:
+        The schedule, to save or to look at.
+
+    Raises:
+        ValueError: as `noise_schedule_of`, `search` and `with_schedule` do; the pipeline is then as it was.
+    """
+    if end == "t_eps":
+        options.setdefault("layout", "interval")
+    schedule = search(noise_schedule_of(pipe, image_seq_len=image_seq_len, mu=mu), nfe, **options)
+    if end is not None:
+        schedule = schedule.with_end(end)
+    pipe.scheduler = with_schedule(pipe.scheduler, schedule)
+    return schedule

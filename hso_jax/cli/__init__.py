@@ -1,0 +1,3 @@
+"""The command line `hso-jax`."""
+
+from hso_jax.cli.main import main as main

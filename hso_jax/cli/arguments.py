@@ -1,0 +1,114 @@
+"""Arguments that several commands share, and how their texts are read."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable
+from pathlib import Path
+
+from hso_jax.lanes import Box
+from hso_jax.noise import PRESETS, NoiseSchedule, from_config, preset
+from hso_jax.objectives import Spacing, paper_d_min
+
+DEFAULT_MODEL = "sd21-base"
+
+
+def parse_nfe(text: str) -> list[int]:
+    """`4-20`, `4,6,8` or a mixture, as sorted distinct numbers.
+
+    Raises:
+        ValueError: for anything else.
+    """
+    numbers: set[int] = set()
+    for part in text.split(","):
+        first, dash, last = part.strip().partition("-")
+        try:
+            low, high = int(first), int(last if dash else first)
+        except ValueError:
+            raise ValueError(f"nfe {text!r}: {part.strip()!r} is not a number or a range; write 4-20 or 4,6,8") from None
+        if low < 1 or high < low:
+            raise ValueError(f"nfe {text!r}: {part.strip()!r} must be 1 or more, the smaller number first")
+        if high > 1000:
+            raise ValueError(f"nfe {text!r}: {high} is more than 1000")
+        numbers.update(range(low, high + 1))
+    return sorted(numbers)
+
+
+def parse_spacing(text: str) -> Spacing:
+    """`paper` or a number in t."""
+    if text == "paper":
+        return paper_d_min
+    try:
+        return float(text)
+    except ValueError:
+        raise ValueError(f"spacing is {text!r}; write paper or a number in t, such as 0.05") from None
+
+
+def add_model(parser: argparse.ArgumentParser) -> None:
+    """`--model`, `--image-seq-len` and `--p`."""
+    parser.add_argument(
+        "--model",
+        default=DEFAULT_MODEL,
+        help="a preset (see `hso-jax models`), a diffusers scheduler_config.json, or a model folder; default %(default)s",
+    )
+    parser.add_argument(
+        "--image-seq-len",
+        type=int,
+        default=4096,
+        metavar="TOKENS",
+        help="image tokens, for models whose shift follows the size (FLUX); 4096 is 1024x1024",
+    )
+    parser.add_argument(
+        "--p", type=float, help="exponent of the model-error bound; default 2 (1 for presets that work on pixels)"
+    )
+
+
+def read_model(args: argparse.Namespace) -> tuple[NoiseSchedule, float]:
+    """The noise schedule and p that the arguments name."""
+    if args.model in PRESETS:
+        noise, p = preset(args.model, image_seq_len=args.image_seq_len), PRESETS[args.model].p
+    elif Path(args.model).exists():
+        noise, p = from_config(args.model, image_seq_len=args.image_seq_len), 2.0
+    else:
+        names = ", ".join(PRESETS)
+        raise ValueError(f"model {args.model!r} is neither a preset nor a file or folder; presets: {names}")
+    return noise, p if args.p is None else args.p
+
+
+def add_box(parser: argparse.ArgumentParser) -> None:
+    """`--rho`, `--t-eps` and `--t-max`, each a pair; a pair of equal numbers fixes the value."""
+    group = parser.add_argument_group("search box of psi (two numbers each; equal ones fix the value)")
+    texts = {"rho": "exponent of the initial schedule", "t_eps": "time of the last node", "t_max": "time of the first node"}
+    for name, default in Box()._asdict().items():
+        group.add_argument(
+            "--" + name.replace("_", "-"),
+            type=float,
+            nargs=2,
+            default=default,
+            metavar=("LOW", "HIGH"),
+            help=f"{texts[name]}; default {default[0]} {default[1]}",
+        )
+
+
+def read_box(args: argparse.Namespace) -> Box:
+    """The box that the arguments name."""
+    return Box(rho=tuple(args.rho), t_eps=tuple(args.t_eps), t_max=tuple(args.t_max))
+
+
+def add_command(
+    subparsers: argparse._SubParsersAction[argparse.ArgumentParser],
+    name: str,
+    run: Callable[[argparse.Namespace], int],
+    help: str,
+    examples: str,
+) -> argparse.ArgumentParser:
+    """A subcommand whose `--help` ends with examples."""
+    parser = subparsers.add_parser(
+        name,
+        help=help,
+        description=help[0].upper() + help[1:] + ".",
+        epilog=examples,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.set_defaults(run=run)
+    return parser

@@ -1,0 +1,5 @@
+"""`apply` and `sample`."""
+
+
+def add_parsers(subparsers):
+    """Nothing yet."""

@@ -1,0 +1,152 @@
+"""Figures: timesteps against step for every N or method, and MEP over the ends of the schedule."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Sequence
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from matplotlib import colormaps
+from matplotlib.cm import ScalarMappable
+from matplotlib.colors import Normalize
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+
+from hso_jax.batch import edm_nodes
+from hso_jax.lanes import Box
+from hso_jax.noise import PRESETS, NoiseSchedule, preset
+from hso_jax.schedule import LAYOUTS, Schedule
+from hso_jax.search import refine
+
+_TITLES = {"node": "node layout: N nodes, then sigma = 0", "interval": "interval layout: N + 1 nodes, stops at the last"}
+_GRID = 48
+
+
+def schedules_figure(schedules: Sequence[Schedule]) -> Figure:
+    """Timestep against step, one line per N, one panel per layout; ticks at every node.
+
+    Raises:
+        ValueError: for no schedules.
+    """
+    if not schedules:
+        raise ValueError("there are no schedules to draw")
+    layouts = [name for name in LAYOUTS if any(s.layout == name for s in schedules)]
+    figure = Figure(figsize=(6.4 * len(layouts) + 0.8, 4.8), layout="constrained")
+    panels = figure.subplots(1, len(layouts), sharey=True, squeeze=False)[0]
+    counts = sorted({s.nfe for s in schedules})
+    norm = Normalize(counts[0], max(counts[-1], counts[0] + 1))
+    colours = colormaps["viridis"]
+    for panel, name in zip(panels, layouts, strict=True):
+        for s in sorted((s for s in schedules if s.layout == name), key=lambda s: -s.nfe):
+            panel.plot(range(len(s.t)), _height(s), "o-", color=colours(norm(s.nfe)), markersize=3.5, linewidth=1.3)
+        panel.set_title(_TITLES[name], fontsize=11)
+        panel.set_xlabel("step (0 is the first evaluation)")
+        panel.xaxis.set_major_locator(MaxNLocator(integer=True))
+        panel.grid(alpha=0.25)
+    panels[0].set_ylabel(_height_label(schedules))
+    bar = figure.colorbar(ScalarMappable(norm, colours), ax=panels, label="N, model evaluations", pad=0.01)
+    bar.locator = MaxNLocator(integer=True)
+    bar.update_ticks()
+    methods = ", ".join(dict.fromkeys(s.method for s in schedules))
+    models = ", ".join(dict.fromkeys(s.model for s in schedules))
+    figure.suptitle(f"{methods} schedules for {models}", fontsize=12)
+    return figure
+
+
+def methods_figure(schedules: Sequence[Schedule]) -> Figure:
+    """Timestep against step, one line per method, one panel per N.
+
+    Raises:
+        ValueError: for no schedules.
+    """
+    if not schedules:
+        raise ValueError("there are no schedules to draw")
+    counts = sorted({s.nfe for s in schedules})
+    methods = list(dict.fromkeys(s.method for s in schedules))
+    columns = min(len(counts), 3)
+    rows = -(-len(counts) // columns)
+    figure = Figure(figsize=(4.6 * columns + 1.6, 3.8 * rows + 0.4), layout="constrained")
+    panels = figure.subplots(rows, columns, sharey=True, squeeze=False).ravel()
+    for panel, nfe in zip(panels, counts, strict=False):
+        for i, method in enumerate(methods):
+            for s in (s for s in schedules if s.nfe == nfe and s.method == method):
+                first = method == methods[0]
+                style = {"linewidth": 2.4 if first else 1.2, "zorder": 3 if first else 2}
+                panel.plot(range(len(s.t)), _height(s), "o-", color=f"C{i}", markersize=4, label=method, **style)
+        panel.set_title(f"N = {nfe}", fontsize=11)
+        panel.set_xlabel("step")
+        panel.xaxis.set_major_locator(MaxNLocator(integer=True))
+        panel.grid(alpha=0.25)
+    for panel in panels[len(counts) :]:
+        panel.set_axis_off()
+    panels[0].set_ylabel(_height_label(schedules))
+    handles, labels = panels[0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside right center", frameon=False)
+    figure.suptitle(f"{schedules[0].model}, {schedules[0].layout} layout", fontsize=12)
+    return figure
+
+
+def landscape_figure(schedule: Schedule, noise: NoiseSchedule | None = None) -> Figure:
+    """MEP of the refined schedule over (t_eps, t_max), with the paper's box, the spacing and what was found.
+
+    Args:
+        schedule: tells N, layout, p and the spacing; its own ends are marked.
+        noise: needed unless the schedule's model is a preset.
+
+    Raises:
+        ValueError: if the noise schedule is not known, or a single node leaves nothing to place.
+    """
+    if noise is None:
+        if schedule.model not in PRESETS:
+            raise ValueError(f"model {schedule.model!r} is not a preset: pass its noise schedule")
+        noise = preset(schedule.model)
+    intervals = len(schedule.t) - 1
+    if intervals < 1:
+        raise ValueError("a schedule of one node has no MEP")
+    t_eps = np.linspace(max(0.005, float(noise.t_min)), 0.12, _GRID)
+    t_max = np.linspace(0.85, float(noise.t_max), _GRID)
+    value, gap = _landscape(noise, jnp.asarray(t_eps), jnp.asarray(t_max), intervals, schedule.p)
+    figure = Figure(figsize=(7.4, 5.4), layout="constrained")
+    panel = figure.subplots()
+    filled = panel.contourf(t_eps, t_max, np.asarray(value).T, 24, cmap="viridis_r")
+    figure.colorbar(filled, ax=panel, label="MEP of the best nodes between these ends")
+    lines = panel.contour(t_eps, t_max, np.asarray(gap).T, levels=[schedule.d_min], colors="white", linestyles="--")
+    if np.min(gap) < schedule.d_min < np.max(gap):
+        panel.clabel(lines, fmt={schedule.d_min: f"smallest gap = {schedule.d_min:.3g}"}, fontsize=8)
+    box = Box()
+    (left, right), (bottom, top) = box.t_eps, box.t_max
+    panel.plot([left, right, right, left, left], [bottom, bottom, top, top, bottom], "r-", label="the paper's box", clip_on=False)
+    panel.plot(schedule.t[-1], schedule.t[0], "r*", markersize=14, label=f"{schedule.method} (N = {schedule.nfe})", clip_on=False, zorder=4)
+    panel.set_xlabel("t_eps, time of the last node")
+    panel.set_ylabel("t_max, time of the first node")
+    panel.set_title(f"{schedule.model}, N = {schedule.nfe}, {schedule.layout} layout: a shorter range always costs less", fontsize=11)
+    panel.legend(loc="lower right", fontsize=9)
+    return figure
+
+
+@functools.partial(jax.jit, static_argnames="intervals")
+def _landscape(
+    noise: NoiseSchedule, t_eps: jax.Array, t_max: jax.Array, intervals: int, p: float
+) -> tuple[jax.Array, jax.Array]:
+    def at(end: jax.Array, top: jax.Array) -> tuple[jax.Array, jax.Array]:
+        psi = jnp.stack([jnp.asarray(7.0, end.dtype), end, top])
+        start = edm_nodes(noise, psi, intervals + 1, jnp.asarray(intervals))
+        found = refine(noise, start, t_max=top, t_eps=end, p=p, max_steps=8)
+        return found.value, jnp.min(found.t[:-1] - found.t[1:])
+
+    return jax.vmap(lambda end: jax.vmap(lambda top: at(end, top))(t_max))(t_eps)
+
+
+def _height(schedule: Schedule) -> np.ndarray:
+    """The timesteps of all nodes, the last one of the interval layout included; t itself where there are none."""
+    if schedule.kind == "ve":
+        return schedule.t
+    if schedule.kind == "flow":
+        return schedule.num_train_timesteps / (1.0 + np.exp(schedule.lams))
+    return schedule.num_train_timesteps * schedule.t - 1.0
+
+
+def _height_label(schedules: Sequence[Schedule]) -> str:
+    return "t" if any(s.kind == "ve" for s in schedules) else "timestep"

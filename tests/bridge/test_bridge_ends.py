@@ -1,0 +1,228 @@
+"""Both ends of a schedule, and the traps between a schedule and diffusers' attributes."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import cases
+import diffusers
+import numpy as np
+import pytest
+import torch
+from cases import FLOW, SD
+from mixture import Model, random_schedule, start
+
+from bridge import with_schedule
+from bridge.sampling import levels
+from bridge.table import ROWS
+from hso_jax import noise as noises
+from hso_jax.schedule import Schedule
+
+NOISE = cases.noise_of("sd15")
+FLOW_NOISE = cases.noise_of("sd3-medium")
+LOG_SNR = [name for name, row in ROWS.items() if row.log_snr and not name.startswith("EDM")]
+
+
+def last_step(scheduler: Any, schedule: Schedule) -> tuple[torch.Tensor, torch.Tensor]:
+    """The sample after all steps, and x0 as predicted at the last evaluation."""
+    scheduler.set_timesteps(schedule.nfe)
+    x, x0 = start(), start()
+    for t, level in zip(scheduler.timesteps, levels(schedule)[:-1], strict=True):
+        noise = Model("epsilon")(x, t, level)
+        x0 = (x - level.sigma * noise) / level.alpha
+        x = scheduler.step(noise, t, x).prev_sample
+    return x, x0
+
+
+@pytest.mark.parametrize("nfe", [1, 2, 6, 14, 15, 18])
+@pytest.mark.parametrize("name", LOG_SNR)
+def test_clean_end_returns_the_predicted_data(name: str, nfe: int) -> None:
+    """DEIS gives NaN at sigma 0, UniPC inf or a singular matrix unless the order falls; N >= 15 has other rules."""
+    orders = {"solver_order": 3} if name != "SASolverScheduler" else {"predictor_order": 3, "corrector_order": 3}
+    lower = {"lower_order_final": False}
+    scheduler = with_schedule(
+        getattr(diffusers, name)(**SD, **orders, **lower), random_schedule(NOISE, nfe, "clean", 5)
+    )
+    x, x0 = last_step(scheduler, scheduler.schedule)
+    assert torch.isfinite(x).all()
+    torch.testing.assert_close(x, x0, rtol=1e-10, atol=1e-10)
+
+
+@pytest.mark.parametrize("variant", ["bh1", "bh2"])
+@pytest.mark.parametrize("predict_x0", [True, False])
+def test_unipc_clean_end_is_finite_in_every_form(variant: str, predict_x0: bool) -> None:
+    config = {"solver_type": variant, "predict_x0": predict_x0, "solver_order": 3}
+    schedule = random_schedule(NOISE, 6, "clean", 1)
+    x, x0 = last_step(with_schedule(diffusers.UniPCMultistepScheduler(**SD, **config), schedule), schedule)
+    assert torch.isfinite(x).all()
+    assert (x - x0).abs().max() < (1e-12 if predict_x0 else 0.5)  # noise prediction keeps the last correction of x
+
+
+@pytest.mark.parametrize("name", ["DPMSolverMultistepScheduler", "UniPCMultistepScheduler", "DEISMultistepScheduler"])
+def test_t_eps_end_keeps_full_order_for_few_steps(name: str) -> None:
+    """By default diffusers lowers the order of the last steps for N < 15, even to a sigma > 0."""
+    schedule = random_schedule(NOISE, 6, "t_eps", 1)
+    default = getattr(diffusers, name)(**SD, solver_order=3)
+    explicit = getattr(diffusers, name)(**SD, solver_order=3, lower_order_final=False)
+    assert default.config.lower_order_final
+    a, _ = last_step(with_schedule(default, schedule), schedule)
+    b, _ = last_step(with_schedule(explicit, schedule), schedule)
+    torch.testing.assert_close(a, b, rtol=0, atol=0)
+    assert with_schedule(default, schedule).config.lower_order_final is False
+    assert default.config.lower_order_final is True
+
+
+def test_changing_the_end_restores_what_the_first_end_replaced() -> None:
+    scheduler = diffusers.DPMSolverMultistepScheduler(**SD, euler_at_final=True)
+    interval = random_schedule(NOISE, 6, "t_eps", 1)
+    there = with_schedule(scheduler, interval)
+    assert (there.config.euler_at_final, there.config.final_sigmas_type) == (False, "sigma_min")
+    back = with_schedule(there, interval.with_end("clean"))
+    assert (back.config.euler_at_final, back.config.final_sigmas_type) == (True, "zero")
+    again = type(there).from_config(there.config)
+    assert (again.config.euler_at_final, again.config.final_sigmas_type) == (False, "sigma_min")
+    assert with_schedule(again, interval.with_end("clean")).config.euler_at_final is True
+
+
+def test_close_timesteps_are_neither_truncated_nor_repeated() -> None:
+    """diffusers truncates to [999, 999, ...] and then starts at index 1."""
+    schedule = Schedule.from_t(NOISE, [0.9999, 0.9995, 0.9991, 0.5])
+    for name in ("DPMSolverMultistepScheduler", "UniPCMultistepScheduler", "DDIMScheduler", "PNDMScheduler"):
+        extra = {"skip_prk_steps": True} if name.startswith("PNDM") else {}
+        scheduler = with_schedule(getattr(diffusers, name)(**SD, **extra), schedule)
+        scheduler.set_timesteps(4)
+        assert torch.unique(scheduler.timesteps).numel() == 4
+        assert scheduler.index_for_timestep(scheduler.timesteps[0]) == 0
+        x = start()
+        for t in scheduler.timesteps:
+            x = scheduler.step(torch.tanh(x), t, x).prev_sample
+        assert torch.isfinite(x).all()
+
+
+@pytest.mark.parametrize(
+    ("name", "config"),
+    [
+        ("FlowMatchEulerDiscreteScheduler", {"shift": 3.0}),
+        ("FlowMatchEulerDiscreteScheduler", {"use_dynamic_shifting": True}),
+        ("FlowMatchEulerDiscreteScheduler", {"shift": 3.0, "shift_terminal": 0.1}),
+        ("FlowMatchHeunDiscreteScheduler", {"shift": 3.0}),
+        ("UniPCMultistepScheduler", FLOW),
+        ("UniPCMultistepScheduler", {**FLOW, "use_dynamic_shifting": True}),
+        ("DPMSolverMultistepScheduler", FLOW),
+        ("DPMSolverMultistepScheduler", {**FLOW, "use_dynamic_shifting": True}),
+        ("DEISMultistepScheduler", FLOW),
+    ],
+    ids=str,
+)
+def test_shift_is_not_applied_twice(name: str, config: dict[str, Any]) -> None:
+    schedule = random_schedule(FLOW_NOISE, 5, "t_eps", 2)
+    scheduler = with_schedule(getattr(diffusers, name)(**config), schedule)
+    wanted, told = schedule.sampler_sigmas(), np.float32(schedule.timesteps)
+    for call in ({"num_inference_steps": 5}, {"sigmas": np.linspace(1, 0.2, 5)}, {"sigmas": [1.0] * 5, "mu": 1.15}):
+        scheduler.set_timesteps(**call, device="cpu")
+        distinct = np.unique(scheduler.sigmas.numpy())[::-1]
+        np.testing.assert_array_equal(distinct, wanted)
+        np.testing.assert_array_equal(np.unique(scheduler.timesteps.numpy())[::-1][:5], told)
+
+
+def test_flow_starts_at_pure_noise() -> None:
+    schedule = Schedule.from_t(FLOW_NOISE, [1.0, 0.8, 0.5, 0.2])
+    euler = with_schedule(diffusers.FlowMatchEulerDiscreteScheduler(shift=3.0), schedule)
+    euler.set_timesteps(4)
+    assert euler.sigmas[0] == 1.0 and euler.timesteps[0] == 1000.0
+    for name in (
+        "UniPCMultistepScheduler",
+        "DPMSolverMultistepScheduler",
+        "DEISMultistepScheduler",
+        "SASolverScheduler",
+    ):
+        scheduler = with_schedule(getattr(diffusers, name)(**FLOW), schedule)
+        scheduler.set_timesteps(4)
+        assert scheduler.sigmas[0] == 1.0 - 1e-6 and scheduler.timesteps[0] == 1000.0
+        x = start()
+        for t in scheduler.timesteps:
+            x = scheduler.step(torch.tanh(x), t, x).prev_sample
+        assert torch.isfinite(x).all()
+
+
+@pytest.mark.parametrize(
+    "name", ["DDIMScheduler", "UniPCMultistepScheduler", "EulerDiscreteScheduler", "DDPMScheduler"]
+)
+def test_zero_terminal_snr(name: str) -> None:
+    config = {**SD, "rescale_betas_zero_snr": True, "prediction_type": "v_prediction"}
+    base = getattr(diffusers, name)(**config)
+    noise = noises.discrete(betas=noises.beta_table(), rescale_betas_zero_snr=True)
+    schedule = Schedule.from_t(noise, [1.0, 0.8, 0.4, 0.1])
+    assert np.isinf(schedule.sigmas[0])
+    scheduler = with_schedule(base, schedule)
+    scheduler.set_timesteps(4)
+    assert scheduler.timesteps[0] == 999.0
+    x = start() * float(scheduler.init_noise_sigma)
+    for t in scheduler.timesteps:
+        x = scheduler.step(torch.tanh(scheduler.scale_model_input(x, t)), t, x).prev_sample
+    assert torch.isfinite(x).all()
+    if hasattr(scheduler, "sigmas"):  # the level diffusers itself uses for pure noise
+        base.set_timesteps(1000)
+        assert float(scheduler.sigmas[0]) == pytest.approx(float(base.sigmas[0]), rel=1e-3)
+    with pytest.raises(ValueError, match="pure noise"):
+        with_schedule(getattr(diffusers, name)(**{**config, "prediction_type": "epsilon"}), schedule)
+
+
+@pytest.mark.parametrize("name", ["EulerDiscreteScheduler", "HeunDiscreteScheduler", "LMSDiscreteScheduler"])
+def test_start_below_t_max_is_scaled_for_data_plus_noise(name: str) -> None:
+    schedule = Schedule.from_t(NOISE, [0.6, 0.3])
+    scheduler = with_schedule(getattr(diffusers, name)(**SD, timestep_spacing="trailing"), schedule)
+    scheduler.set_timesteps(2)
+    assert scheduler.init_noise_sigma == pytest.approx((schedule.sigmas[0] ** 2 + 1) ** 0.5, rel=1e-12)
+    # In the network's scaling the start is standard normal, as in DDIM.
+    torch.testing.assert_close(
+        scheduler.scale_model_input(start() * scheduler.init_noise_sigma, scheduler.timesteps[0]), start()
+    )
+
+
+def test_edm_starts_at_the_schedule_not_at_sigma_max() -> None:
+    schedule = Schedule.from_sigmas(cases.noise_of("edm-cifar10"), [40.0, 2.0, 0.1])
+    scheduler = with_schedule(diffusers.EDMEulerScheduler(), schedule)
+    assert scheduler.init_noise_sigma == pytest.approx((40.0**2 + 1) ** 0.5)
+
+
+def test_bfloat16_sample_and_timesteps() -> None:
+    """FLUX pipelines hand the network t in bfloat16 (975.3 becomes 976); the scheduler still finds its step."""
+    schedule = random_schedule(FLOW_NOISE, 8, "clean", 4)
+    for name, config in (("FlowMatchEulerDiscreteScheduler", {"shift": 3.0}), ("UniPCMultistepScheduler", FLOW)):
+        scheduler = with_schedule(getattr(diffusers, name)(**config), schedule)
+        scheduler.set_timesteps(8)
+        assert scheduler.timesteps.dtype == torch.float32
+        for i, t in enumerate(scheduler.timesteps):
+            assert scheduler.index_for_timestep(t.to(torch.bfloat16)) == i
+        x = start(dtype=torch.bfloat16)
+        for t in scheduler.timesteps:
+            x = scheduler.step(torch.tanh(x), t, x, return_dict=False)[0]
+            assert x.dtype == torch.bfloat16
+        assert torch.isfinite(x).all()
+    assert float(torch.tensor(975.3).to(torch.bfloat16)) == 976.0
+
+
+def test_heun_counts_its_evaluations_honestly() -> None:
+    for name, config in (
+        ("HeunDiscreteScheduler", SD),
+        ("KDPM2DiscreteScheduler", SD),
+        ("KDPM2AncestralDiscreteScheduler", SD),
+    ):
+        for end, calls in (("clean", 11), ("t_eps", 12)):
+            scheduler = with_schedule(getattr(diffusers, name)(**config), random_schedule(NOISE, 6, end, 0))
+            scheduler.set_timesteps(6)
+            assert len(scheduler.timesteps) == calls
+    pndm = with_schedule(diffusers.PNDMScheduler(**SD, skip_prk_steps=True), random_schedule(NOISE, 6, "clean", 0))
+    pndm.set_timesteps(6)
+    assert len(pndm.timesteps) == 7
+
+
+def test_parallel_ddim_steps_many_timesteps_at_once() -> None:
+    schedule = random_schedule(NOISE, 4, "clean", 0)
+    scheduler = with_schedule(diffusers.DDIMParallelScheduler(**SD, clip_sample=False), schedule)
+    scheduler.set_timesteps(4)
+    noise, x = start(4, seed=1), start(4, seed=2)
+    together = scheduler.batch_step_no_noise(noise, scheduler.timesteps, x)
+    alone = [scheduler.step(noise[i : i + 1], t, x[i : i + 1]).prev_sample for i, t in enumerate(scheduler.timesteps)]
+    torch.testing.assert_close(together, torch.cat(alone), rtol=1e-10, atol=1e-10)

@@ -1,0 +1,162 @@
+"""A schedule stays with its scheduler: saved, loaded, rebuilt, copied, pickled, alone and in a pipeline."""
+
+from __future__ import annotations
+
+import copy
+import pickle
+import sys
+from pathlib import Path
+from typing import Any
+
+import cases
+import diffusers
+import numpy as np
+import pytest
+import torch
+from cases import SD
+from mixture import random_schedule, start
+
+import bridge
+from bridge import load_scheduler, schedule_of, with_schedule
+from hso_jax.schedule import Schedule
+
+NOISE = cases.noise_of("sd15")
+ONE_EACH = list({case.scheduler: case for case in cases.CASES}.values())
+
+
+def same(a: Any, b: Any) -> None:
+    """Both sample at the same levels and step alike."""
+    assert type(a) is type(b)
+    a.set_timesteps(a.schedule.nfe)
+    b.set_timesteps(a.schedule.nfe)
+    assert a.timesteps.tolist() == b.timesteps.tolist()
+    if hasattr(a, "sigmas"):
+        assert a.sigmas.tolist() == b.sigmas.tolist()
+    x = start()
+    kinds = {"generator": torch.Generator()} if "generator" in type(a).__mro__[2].step.__code__.co_varnames else {}
+    results = []
+    for scheduler in (a, b):
+        if hasattr(scheduler, "is_scale_input_called"):
+            scheduler.scale_model_input(x, scheduler.timesteps[0])
+        for generator in kinds.values():
+            generator.manual_seed(0)
+        results.append(scheduler.step(torch.tanh(x), scheduler.timesteps[0], x, **kinds).prev_sample)
+    assert torch.equal(*results)
+
+
+@pytest.mark.parametrize("case", ONE_EACH, ids=lambda case: case.scheduler)
+@pytest.mark.parametrize("end", ["clean", "t_eps"])
+def test_every_way_to_rebuild_a_scheduler(case: cases.Case, end: str, tmp_path: Path) -> None:
+    end = end if end in case.ends else case.ends[0]
+    base = case.build(case.predictions[0])
+    before = dict(base.config)
+    scheduler = with_schedule(base, random_schedule(cases.noise_of(case.model), 6, end, 1))
+    assert isinstance(scheduler, getattr(diffusers, case.scheduler))
+    assert dict(base.config) == before and type(base) is getattr(diffusers, case.scheduler)
+    scheduler.save_pretrained(tmp_path)
+    same(scheduler, load_scheduler(tmp_path))
+    same(scheduler, type(scheduler).from_pretrained(tmp_path))
+    same(scheduler, type(scheduler).from_config(scheduler.config))
+    same(scheduler, copy.deepcopy(scheduler))
+    assert getattr(bridge, case.scheduler) is type(scheduler)
+    if case.scheduler != "SASolverScheduler":  # diffusers keeps a lambda in it
+        same(scheduler, pickle.loads(pickle.dumps(scheduler)))
+    assert scheduler.schedule.timesteps.tolist() == schedule_of(load_scheduler(tmp_path)).timesteps.tolist()
+
+
+def test_with_schedule_replaces_an_installed_schedule() -> None:
+    first = with_schedule(diffusers.DDIMScheduler(**SD), random_schedule(NOISE, 6, "clean", 1))
+    second = with_schedule(first, random_schedule(NOISE, 4, "t_eps", 2))
+    assert (first.schedule.nfe, second.schedule.nfe) == (6, 4)
+    assert type(first) is type(second)
+
+
+def test_the_schedule_goes_with_the_config_to_another_solver() -> None:
+    ddim = with_schedule(diffusers.DDIMScheduler(**SD), random_schedule(NOISE, 6, "clean", 1))
+    unipc = bridge.UniPCMultistepScheduler.from_config(ddim.config)
+    same(unipc, with_schedule(diffusers.UniPCMultistepScheduler(**SD), ddim.schedule))
+
+
+def test_a_plain_class_drops_the_schedule_but_not_its_record(tmp_path: Path) -> None:
+    scheduled = with_schedule(diffusers.DDIMScheduler(**SD), random_schedule(NOISE, 6, "clean", 1))
+    scheduled.save_pretrained(tmp_path)
+    plain = diffusers.DDIMScheduler.from_pretrained(tmp_path)
+    plain.set_timesteps(10)
+    assert len(plain.timesteps) == 10
+    same(scheduled, with_schedule(plain, schedule_of(plain)))
+
+
+def test_from_config_checks_again() -> None:
+    scheduler = with_schedule(diffusers.EulerDiscreteScheduler(**SD), random_schedule(NOISE, 6, "clean", 1))
+    with pytest.raises(ValueError, match="use_karras_sigmas"):
+        type(scheduler).from_config(scheduler.config, use_karras_sigmas=True)
+    with pytest.raises(ValueError, match="other noise levels"):
+        type(scheduler).from_config(scheduler.config, beta_end=0.02)
+    with pytest.raises(ValueError, match="needs a schedule"):
+        type(scheduler)()
+
+
+def tiny_pipeline() -> Any:
+    unet = diffusers.UNet2DModel(
+        sample_size=8,
+        in_channels=1,
+        out_channels=1,
+        layers_per_block=1,
+        block_out_channels=(8, 8),
+        norm_num_groups=4,
+        down_block_types=("DownBlock2D", "DownBlock2D"),
+        up_block_types=("UpBlock2D", "UpBlock2D"),
+    )
+    return diffusers.DDPMPipeline(unet=unet, scheduler=diffusers.DDIMScheduler(**SD))
+
+
+def generate(pipe: Any, steps: int) -> np.ndarray:
+    pipe.set_progress_bar_config(disable=True)
+    generator = torch.Generator().manual_seed(0)
+    return np.asarray(pipe(num_inference_steps=steps, generator=generator, output_type="np").images)
+
+
+def test_a_saved_pipeline_loads_with_its_schedule(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    torch.manual_seed(0)
+    pipe = tiny_pipeline()
+    default = generate(pipe, 4)
+    pipe.scheduler = with_schedule(pipe.scheduler, random_schedule(NOISE, 4, "clean", 1))
+    image = generate(pipe, 4)
+    assert np.isfinite(image).all() and not np.array_equal(image, default)
+    with pytest.raises(ValueError, match=r"num_inference_steps is 1000.*4 evaluations"):
+        pipe()
+    pipe.save_pretrained(tmp_path)
+    loaded = diffusers.DiffusionPipeline.from_pretrained(tmp_path)
+    np.testing.assert_allclose(generate(loaded, 4), image, atol=1e-5)  # the loaded weights are aligned otherwise
+    same(loaded.scheduler, pipe.scheduler)
+    again = diffusers.DDPMPipeline.from_pretrained(tmp_path, local_files_only=True)
+    assert schedule_of(again).nfe == 4
+    other = diffusers.DDPMPipeline(**loaded.components)
+    assert schedule_of(other).nfe == 4
+    assert schedule_of(copy.deepcopy(pipe.scheduler)).nfe == 4
+    # DDIMPipeline alone rebuilds its scheduler as diffusers' own class; the record is still there.
+    rebuilt = diffusers.DDIMPipeline(**loaded.components)
+    assert type(rebuilt.scheduler) is diffusers.DDIMScheduler
+    rebuilt.scheduler = with_schedule(rebuilt.scheduler, schedule_of(rebuilt))
+    same(rebuilt.scheduler, pipe.scheduler)
+    # Without `import bridge`, diffusers says what to do; it never samples by default levels in silence.
+    monkeypatch.delitem(sys.modules, "bridge")
+    with pytest.raises(ValueError, match="import bridge before calling"):
+        diffusers.DiffusionPipeline.from_pretrained(tmp_path)
+
+
+def test_timesteps_follow_the_device() -> None:
+    for name in ("DDIMScheduler", "UniPCMultistepScheduler", "DPMSolverMultistepScheduler", "DDPMScheduler"):
+        scheduler = with_schedule(getattr(diffusers, name)(**SD), random_schedule(NOISE, 4, "clean", 1))
+        scheduler.set_timesteps(4, device="meta")
+        assert scheduler.timesteps.device.type == "meta"
+        scheduler.set_timesteps(4)
+        assert scheduler.timesteps.device.type == "cpu"
+
+
+def test_the_schedule_in_the_config_is_a_schedule_file() -> None:
+    schedule = random_schedule(NOISE, 4, "clean", 1)
+    scheduler = with_schedule(diffusers.DDIMScheduler(**SD), schedule)
+    record = scheduler.config["hso_schedule"]
+    assert record["format"] == "hso-jax/schedules"
+    assert isinstance(schedule_of(scheduler), Schedule)

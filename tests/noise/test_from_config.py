@@ -1,0 +1,145 @@
+"""diffusers configs: as a mapping, a file or a folder; every family; what is missing, unknown or wrong."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import problems
+import pytest
+
+from hso_jax.noise import beta_table, from_config
+
+T = np.arange(1, 1000) / 1000
+SD = {
+    "_class_name": "PNDMScheduler",
+    "_diffusers_version": "0.6.0",
+    "beta_end": 0.012,
+    "beta_schedule": "scaled_linear",
+    "beta_start": 0.00085,
+    "num_train_timesteps": 1000,
+    "set_alpha_to_one": False,
+    "skip_prk_steps": True,
+    "steps_offset": 1,
+    "trained_betas": None,
+    "clip_sample": False,
+}
+FLOW = {"_class_name": "FlowMatchEulerDiscreteScheduler"}
+
+
+def lam_of_betas(betas: np.ndarray) -> np.ndarray:
+    return problems.lam_of_bar(np.cumprod(1.0 - betas))[:999]
+
+
+def flow(shift: float) -> np.ndarray:
+    return np.log((1 - T) / T) - np.log(shift)
+
+
+CASES: dict[str, tuple[dict[str, Any], np.ndarray]] = {
+    "sd": (SD, problems.lam_of_bar(problems.SD_TABLE)[:-1]),
+    "ddpm by default": ({"_class_name": "DDPMScheduler"}, lam_of_betas(np.linspace(1e-4, 0.02, 1000))),
+    "lcm by default": ({"_class_name": "LCMScheduler"}, problems.lam_of_bar(problems.SD_TABLE)[:-1]),
+    "heun by default": ({"_class_name": "HeunDiscreteScheduler"}, lam_of_betas(np.linspace(0.00085, 0.012, 1000))),
+    "cosine rule": (
+        {"_class_name": "UniPCMultistepScheduler", "beta_schedule": "squaredcos_cap_v2"},
+        lam_of_betas(beta_table("squaredcos_cap_v2")),
+    ),
+    "trained betas": (
+        {"_class_name": "DDIMScheduler", "trained_betas": np.linspace(0.001, 0.03, 1000).tolist()},
+        lam_of_betas(np.linspace(0.001, 0.03, 1000)),
+    ),
+    "flow, no shift": (FLOW, flow(1.0)),
+    "flow, shift": ({**FLOW, "shift": 5.0}, flow(5.0)),
+    "flow, dynamic": ({**FLOW, "use_dynamic_shifting": True, "shift": 3.0}, flow(np.exp(1.15))),
+    "flow, nulls": ({**FLOW, "use_dynamic_shifting": True, "base_shift": None, "max_shift": None}, flow(np.exp(1.15))),
+    "dpm++ flow": (
+        {"_class_name": "DPMSolverMultistepScheduler", "use_flow_sigmas": True, "flow_shift": 2.0},
+        flow(2.0),
+    ),
+    "edm": ({"_class_name": "EDMEulerScheduler"}, problems.CLOSED_FORMS["edm"].lam(T)),
+    "ve": (
+        {"_class_name": "ScoreSdeVeScheduler", "sigma_min": 0.01, "sigma_max": 50.0},
+        problems.CLOSED_FORMS["ve"].lam(T),
+    ),
+    "vp sde": ({"_class_name": "ScoreSdeVpScheduler"}, problems.CLOSED_FORMS["linear-vp"].lam(T)),
+}
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_families(name: str) -> None:
+    config, lam = CASES[name]
+    noise = from_config(config)
+    np.testing.assert_allclose(noise.lam(T), lam, rtol=0, atol=1e-8)
+    assert noise.name == config["_class_name"]
+
+
+def test_zero_terminal_snr_and_the_shift_of_cogvideox() -> None:
+    root = np.sqrt(problems.SD_TABLE)
+    wanted = ((root - root[-1]) * (root[0] / (root[0] - root[-1]))) ** 2
+    noise = from_config({**SD, "rescale_betas_zero_snr": True})
+    np.testing.assert_allclose(noise.lam(T), problems.lam_of_bar(wanted[:-1]), rtol=0, atol=1e-10)
+    assert noise.lam(1.0) == -np.inf
+    shifted = from_config({"_class_name": "CogVideoXDDIMScheduler", "snr_shift_scale": 3.0})
+    # alpha_bar / (3 - 2 alpha_bar) divides the SNR by 3.
+    np.testing.assert_allclose(shifted.lam(T), problems.lam_of_bar(problems.SD_TABLE)[:-1] - 0.5 * np.log(3.0), atol=1e-9)
+
+
+def test_file_scheduler_folder_and_model_folder(tmp_path: Path) -> None:
+    folder = tmp_path / "my-model" / "scheduler"
+    folder.mkdir(parents=True)
+    file = folder / "scheduler_config.json"
+    file.write_text(json.dumps(SD))
+    for place in (file, str(file), folder, tmp_path / "my-model"):
+        noise = from_config(place)
+        assert noise.fingerprint() == from_config(SD).fingerprint()
+        assert noise.name == "my-model"
+    assert from_config(file, name="mine").name == "mine"
+
+
+@pytest.mark.parametrize(
+    ("config", "match"),
+    [
+        ({}, "no `_class_name`"),
+        ({"beta_start": 0.1}, r"no `_class_name` \(its keys: beta_start\)"),
+        ({"_class_name": 7}, "no `_class_name`"),
+        ({"_class_name": "VQDiffusionScheduler"}, "'VQDiffusionScheduler' is not known; known classes: .*DDIMScheduler"),
+        ({**SD, "beta_schedule": "sigmoid"}, "'sigmoid'; known rules"),
+        ({**SD, "beta_start": "0.1"}, "PNDMScheduler: a value in the config has the wrong type"),
+        ({**SD, "beta_start": float("nan")}, "beta_start, beta_end are nan"),
+        ({**SD, "beta_end": 1.5}, "0.00085, 1.5"),
+        ({**SD, "num_train_timesteps": 1}, "num_train_timesteps is 1"),
+        ({**SD, "num_train_timesteps": "1000"}, "wrong type"),
+        ({**SD, "num_train_timesteps": 10.5}, "num_train_timesteps|wrong type"),
+        ({**SD, "trained_betas": [0.1, float("nan"), 0.2]}, r"\[1\] is nan"),
+        ({**SD, "trained_betas": [0.1, "x"]}, "trained_betas|betas"),
+        ({**FLOW, "shift": 0}, "shift is 0"),
+        ({**FLOW, "shift": "3"}, "wrong type"),
+        ({**FLOW, "num_train_timesteps": 10.5}, "num_train_timesteps is 10.5"),
+        ({**FLOW, "num_train_timesteps": float("nan")}, "num_train_timesteps is nan"),
+        ({**FLOW, "use_dynamic_shifting": True, "base_image_seq_len": 4096}, "image_seq_len"),
+        ({**FLOW, "use_dynamic_shifting": True, "max_shift": 1e6}, "shift"),
+        ({"_class_name": "EDMEulerScheduler", "sigma_min": 0}, "sigma_min 0"),
+        ({"_class_name": "EDMEulerScheduler", "rho": -1}, "rho is -1"),
+    ],
+)
+def test_bad_configs(config: dict[str, Any], match: str) -> None:
+    with pytest.raises(ValueError, match=match):
+        from_config(config)
+
+
+def test_bad_image_length() -> None:
+    with pytest.raises(ValueError, match="image_seq_len is 0"):
+        from_config({**FLOW, "use_dynamic_shifting": True}, image_seq_len=0)
+
+
+def test_bad_paths_and_files(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="does not exist"):
+        from_config(tmp_path / "nothing.json")
+    with pytest.raises(ValueError, match=r"no scheduler/scheduler_config\.json"):
+        from_config(tmp_path)
+    for content, match in ((b"{", "not a readable JSON"), (b"[1]", "JSON list"), (b"\xff\xfe\x00", "not a readable JSON")):
+        (tmp_path / "bad.json").write_bytes(content)
+        with pytest.raises(ValueError, match=match):
+            from_config(tmp_path / "bad.json")

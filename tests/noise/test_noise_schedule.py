@@ -1,0 +1,190 @@
+"""Every family: its closed form or its table, smoothness, the inverse, derivatives, padding."""
+
+from __future__ import annotations
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import problems
+import pytest
+
+from hso_jax.lanes import stack
+from hso_jax.noise import NoiseSchedule, alpha_sigma, discrete
+from hso_jax.noise.noise_schedule import cubic_coefficients
+
+ALL = problems.every_noise()
+CLOSED = problems.CLOSED_FORMS
+each = pytest.mark.parametrize("name", ALL)
+
+
+def inner(noise: NoiseSchedule, count: int = 400) -> np.ndarray:
+    """Times inside the usable range, off the knots."""
+    low, high = float(noise.t_min), float(noise.t_max)
+    return low + (high - low) * (np.arange(count) + 0.377) / count
+
+
+@pytest.mark.parametrize("name", CLOSED)
+def test_lam_is_the_closed_form(name: str) -> None:
+    noise, lam = CLOSED[name]
+    t = inner(noise)
+    # Between the knots (4001, for EDM 1001) the cubic is off by the fourth power of their distance.
+    np.testing.assert_allclose(noise.lam(t), lam(t), rtol=0, atol=1e-8)
+
+
+@pytest.mark.parametrize("name", problems.TABLES)
+def test_lam_is_exact_at_the_training_levels(name: str) -> None:
+    table = problems.TABLES[name]
+    t = np.arange(1, len(table) + 1) / len(table)
+    noise = discrete(alphas_cumprod=table)
+    np.testing.assert_allclose(noise.lam(t), problems.lam_of_bar(table), rtol=0, atol=1e-12)
+
+
+def test_between_the_levels_of_a_smooth_table_lam_follows_the_curve_they_were_taken_from() -> None:
+    closed = CLOSED["linear-vp"].lam
+    levels = np.arange(1, 1001) / 1000
+    noise = discrete(alphas_cumprod=1.0 / (1.0 + np.exp(-2.0 * closed(levels))))
+    t = np.linspace(0.02, 0.999, 3001)
+    np.testing.assert_allclose(noise.lam(t), closed(t), rtol=0, atol=1e-7)
+
+
+@each
+def test_lam_falls_everywhere(name: str) -> None:
+    noise = ALL[name]
+    low, high = float(noise.t_min), float(noise.t_max)
+    assert np.all(np.diff(noise.lam(np.linspace(low, high, 20_001))) < 0)
+    assert np.all(np.isfinite(noise.lam(np.array([low, high]))))
+
+
+@each
+def test_lam_is_continuously_differentiable_at_the_knots(name: str) -> None:
+    noise = ALL[name]
+    knots = float(noise.first) + float(noise.spacing) * np.arange(1, int(noise.cells))
+    knots = knots[(knots > float(noise.t_min)) & (knots < float(noise.t_max))][:: max(1, len(knots) // 200)]
+    if not knots.size:
+        pytest.skip("a single cell has no inner knot")
+    step = 1e-9
+    left, slope_left, _ = noise.lam_derivatives(knots - step)
+    right, slope_right, bend = noise.lam_derivatives(knots + step)
+    _, slope, _ = noise.lam_derivatives(knots)
+    scale = np.abs(slope).max() * (1.0 + 1.0 / float(noise.spacing))
+    np.testing.assert_allclose(left, right, rtol=0, atol=3.0 * step * np.abs(slope).max() + 1e-12)
+    np.testing.assert_allclose(slope_left, slope_right, rtol=0, atol=20.0 * step * scale + 1e-9)
+    assert np.all(np.isfinite(bend))
+
+
+@each
+def test_derivatives_match_finite_differences(name: str) -> None:
+    noise = ALL[name]
+    t = inner(noise, 101)
+    place = (t - float(noise.first)) / float(noise.spacing)
+    t = t[np.abs(place - np.rint(place)) > 1e-3]  # the second derivative jumps at a knot
+    h = 1e-5 * float(noise.spacing)
+    lam, rate, bend = noise.lam_derivatives(t)
+    ahead, behind = noise.lam_derivatives(t + h), noise.lam_derivatives(t - h)
+    np.testing.assert_array_equal(lam, noise.lam(t))
+    np.testing.assert_allclose(rate, (ahead[0] - behind[0]) / (2 * h), rtol=2e-5, atol=1e-13 / h)
+    np.testing.assert_allclose(bend, (ahead[1] - behind[1]) / (2 * h), rtol=2e-5, atol=1e-11 * np.abs(rate).max() / h)
+
+
+@each
+def test_round_trip_in_float64(name: str) -> None:
+    noise = ALL[name]
+    t = inner(noise)
+    # The inverse is as good as lam's own rounding allows: 1e-12 in t, or a few eps of lam where lam is flat.
+    flat = 8.0 * np.finfo(float).eps * np.maximum(1.0, np.abs(noise.lam(t))) / np.abs(noise.lam_derivatives(t)[1])
+    assert np.all(np.abs(noise.t_of_lam(noise.lam(t)) - t) <= np.maximum(1e-12, flat))
+
+
+@functools.cache
+def _float32() -> tuple[list[str], np.ndarray, np.ndarray]:
+    """Names, times [F, n] and t_of_lam(lam(t)) of all families, in one compiled call."""
+    names = list(ALL)
+    bank = stack([ALL[n] for n in names], np.dtype(np.float32))
+    t = np.stack([inner(ALL[n]) for n in names]).astype(np.float32)
+    back = jax.jit(jax.vmap(lambda noise, t: noise.t_of_lam(noise.lam(t))))(jax.tree.map(jnp.asarray, bank), t)
+    return names, t, np.asarray(back)
+
+
+@each
+def test_round_trip_in_float32(name: str) -> None:
+    names, t, back = _float32()
+    i = names.index(name)
+    # Stated tolerance: 5e-7 in t, or four float32 eps of lam where lam is flat in t.
+    t64 = t[i].astype(float)
+    rate = np.abs(ALL[name].lam_derivatives(t64)[1])
+    flat = 4.0 * np.finfo(np.float32).eps * np.maximum(1.0, np.abs(ALL[name].lam(t64))) / rate
+    assert np.all(np.abs(back[i] - t[i]) <= np.maximum(5e-7, flat))
+
+
+@each
+def test_inverse_takes_what_is_out_of_reach_to_the_ends(name: str) -> None:
+    noise = ALL[name]
+    np.testing.assert_array_equal(noise.t_of_lam(np.array([-1e3, 1e3])), [float(noise.t_max), float(noise.t_min)])
+
+
+def test_alpha_and_sigma_by_kind() -> None:
+    lam = np.array([-300.0, -5.0, -0.3, 0.0, 0.3, 5.0, 300.0])
+    for kind, total in (("vp", lambda a, s: a**2 + s**2), ("flow", lambda a, s: a + s), ("ve", lambda a, s: a)):
+        alpha, sigma = alpha_sigma(lam, kind)
+        np.testing.assert_allclose(total(alpha, sigma), 1.0, rtol=1e-14)
+        np.testing.assert_allclose(np.log(alpha[1:-1] / sigma[1:-1]), lam[1:-1], rtol=0, atol=1e-13)
+        assert np.all(np.isfinite(alpha)) and np.all(np.isfinite(sigma))
+    with pytest.raises(ValueError, match="'pv'"):
+        alpha_sigma(lam, "pv")
+
+
+@pytest.mark.parametrize("name", ["linear-vp", "flow-3", "edm"])
+def test_alpha_sigma_and_ksigma_of_a_schedule_agree_with_lam(name: str) -> None:
+    noise = CLOSED[name].noise
+    t = inner(noise, 50)
+    np.testing.assert_allclose(noise.sigma(t) / noise.alpha(t), noise.ksigma(t), rtol=1e-12)
+    np.testing.assert_allclose(noise.ksigma(t), np.exp(-CLOSED[name].lam(t)), rtol=1e-7)
+
+
+def test_cubic_keeps_a_monotone_table_monotone() -> None:
+    values = -np.cumsum(np.array([1.0, 1e-6, 1e-6, 50.0, 1e-9, 3.0, 2.0, 1e-3]))
+    c = cubic_coefficients(values)
+    x = np.linspace(0.0, 1.0, 201)[:, None]
+    curve = (c[:, 0] + x * (c[:, 1] + x * (c[:, 2] + x * c[:, 3]))).T.ravel()
+    assert np.all(np.diff(curve) <= 1e-12)
+    np.testing.assert_allclose(curve[::201], values[:-1], rtol=0, atol=0)
+
+
+def test_stacking_and_padding_leave_lam_unchanged_to_the_bit() -> None:
+    noises = [ALL["three"], ALL["scaled-linear"], ALL["zero-snr"], ALL["cosine"], ALL["flow-3"]]
+    for dtype in (np.float32, np.float64):
+        bank = stack(noises, np.dtype(dtype))
+        for i, noise in enumerate(noises):
+            t = inner(noise, 101).astype(dtype)
+            alone = jax.tree.map(lambda x, d=dtype: np.asarray(x, d), noise)
+            row = jax.tree.map(lambda x, i=i: x[i], bank)
+            for got, wanted in zip(row.lam_derivatives(t), alone.lam_derivatives(t), strict=True):
+                np.testing.assert_array_equal(got, wanted)
+
+
+def test_fingerprint_names_the_noise_and_not_the_name() -> None:
+    table = problems.SD_TABLE
+    prints = {discrete(alphas_cumprod=table, name=name).fingerprint() for name in ("a", "b")}
+    assert len(prints) == 1
+    assert len({noise.fingerprint() for noise in ALL.values()} | prints) == len(ALL)
+
+
+def test_gradients_of_the_inverse() -> None:
+    """d t/d lam = 1/lam'(t); d t/d table by finite differences of the whole construction."""
+    table = problems.random_table(0, 12)
+    lams = np.linspace(*discrete(alphas_cumprod=table).lam(np.array([0.95, 0.15])), 5)
+    weights = np.arange(1.0, 6.0)
+
+    def total(table: jax.Array, lams: jax.Array) -> jax.Array:
+        return jnp.sum(weights * discrete(alphas_cumprod=table).t_of_lam(lams))
+
+    with jax.enable_x64(True):
+        by_table, by_lam = jax.jit(jax.grad(total, argnums=(0, 1)))(jnp.asarray(table), jnp.asarray(lams))
+    noise = discrete(alphas_cumprod=table)
+    np.testing.assert_allclose(by_lam, weights / noise.lam_derivatives(noise.t_of_lam(lams))[1], rtol=1e-9)
+    for i in range(len(table)):
+        change = 1e-6 * table[i] * (1 - table[i]) * (np.arange(len(table)) == i)
+        ends = [np.sum(weights * discrete(alphas_cumprod=table + s * change).t_of_lam(lams)) for s in (1, -1)]
+        np.testing.assert_allclose(by_table[i], (ends[0] - ends[1]) / (2 * change[i]), rtol=1e-5, atol=1e-6)
