@@ -46,7 +46,9 @@ def edm(noise: NoiseSchedule, nfe: int, layout: str) -> np.ndarray:
 
 def uniform_lam(noise: NoiseSchedule, nfe: int, layout: str) -> np.ndarray:
     """Evenly spaced in lam between the model's ends (DPM-Solver, Lu et al. 2022, arXiv 2206.00927, section 3)."""
-    return _of_lam(noise, np.linspace(*(float(noise.lam(float(t))) for t in (noise.t_max, noise.t_min)), _count(nfe, layout)))
+    return _of_lam(
+        noise, np.linspace(*(float(noise.lam(float(t))) for t in (noise.t_max, noise.t_min)), _count(nfe, layout))
+    )
 
 
 def dm_nonuniform(noise: NoiseSchedule, nfe: int, layout: str, p: float = 2.0) -> np.ndarray:

@@ -87,9 +87,7 @@ def edm_nodes(noise: NoiseSchedule, psi: Array, count: int, intervals: Array) ->
     return jnp.where(i == 0, t_max, jnp.where(i == intervals, t_eps, inner))
 
 
-def search_lane(
-    lane: LaneArrays, bank: NoiseSchedule, *, objective: str, nodes: int, effort: Effort
-) -> Found:
+def search_lane(lane: LaneArrays, bank: NoiseSchedule, *, objective: str, nodes: int, effort: Effort) -> Found:
     """The bilevel search of one lane (HSO, arXiv 2511.11688, algorithm 1). Pure; `vmap` it over lanes."""
     noise = jax.tree.map(lambda leaf: leaf[lane.noise], bank)
     expand = _objective(objective, lane)
@@ -152,9 +150,7 @@ def compiler_options(platform: str) -> dict[str, int] | None:
     return {"xla_backend_optimization_level": 1} if platform == "cpu" else None
 
 
-def run(
-    lanes: Sequence[Lane], effort: Effort, *, nodes: int | None = None, progress: Progress | None = None
-) -> Found:
+def run(lanes: Sequence[Lane], effort: Effort, *, nodes: int | None = None, progress: Progress | None = None) -> Found:
     """Search checked lanes of one objective, each with at least one interval; NumPy results in the lanes' order.
 
     With several hosts (`jax.distributed`) every process calls this with the same lanes and gets all results.
@@ -178,7 +174,9 @@ def run(
     return jax.tree.map(lambda *xs: np.concatenate(xs), *parts)
 
 
-def _placed(lanes: LaneArrays, bank: NoiseSchedule, devices: tuple[jax.Device, ...]) -> tuple[LaneArrays, NoiseSchedule]:
+def _placed(
+    lanes: LaneArrays, bank: NoiseSchedule, devices: tuple[jax.Device, ...]
+) -> tuple[LaneArrays, NoiseSchedule]:
     mesh = Mesh(np.array(devices), ("lanes",))
 
     def place(array: np.ndarray, spec: PartitionSpec) -> Array:

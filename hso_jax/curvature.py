@@ -66,9 +66,16 @@ def dense_objective(function: Callable[[Array], Array]) -> Objective:
     return expand
 
 
-def face_step(
-    expansion: Expansion, active: Array, change: Array, first: Array, last: Array, damping: Array
-) -> Array:
+def unevaluated(objective: Objective, noise: NoiseSchedule, t: Array) -> Expansion:
+    """An expansion of the objective's kind that any value improves on and whose Newton step is zero."""
+    shape = jax.eval_shape(objective, noise, t)
+    ones = jnp.ones_like(t)
+    dense = jnp.diag(ones)
+    hessian = Tridiagonal(ones, jnp.zeros_like(t[1:])) if isinstance(shape.hessian, Tridiagonal) else dense
+    return Expansion(jnp.full((), jnp.inf, t.dtype), jnp.zeros_like(t), hessian)
+
+
+def face_step(expansion: Expansion, active: Array, change: Array, first: Array, last: Array, damping: Array) -> Array:
     """The Newton step that keeps the active gaps as prescribed.
 
     Minimises `g s + s H s / 2 + damping |s|^2 / 2` over steps s [K] with s_0 = first, s_K-1 = last and
@@ -124,9 +131,7 @@ def _tridiagonal_step(
     return jnp.concatenate([steps, (last + zero)[None]])
 
 
-def _dense_step(
-    expansion: Expansion, active: Array, change: Array, first: Array, last: Array, damping: Array
-) -> Array:
+def _dense_step(expansion: Expansion, active: Array, change: Array, first: Array, last: Array, damping: Array) -> Array:
     """Nodes tied by held gaps move as one cluster; Cholesky on the clusters (NaN if not positive definite)."""
     count = expansion.gradient.shape[0]
     hessian = expansion.hessian + damping * jnp.eye(count, dtype=expansion.gradient.dtype)

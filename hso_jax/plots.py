@@ -20,7 +20,10 @@ from hso_jax.noise import PRESETS, NoiseSchedule, preset
 from hso_jax.schedule import LAYOUTS, Schedule
 from hso_jax.search import refine
 
-_TITLES = {"node": "node layout: N nodes, then sigma = 0", "interval": "interval layout: N + 1 nodes, stops at the last"}
+_TITLES = {
+    "node": "node layout: N nodes, then sigma = 0",
+    "interval": "interval layout: N + 1 nodes, stops at the last",
+}
 _GRID = 48
 
 
@@ -117,11 +120,28 @@ def landscape_figure(schedule: Schedule, noise: NoiseSchedule | None = None) -> 
         panel.clabel(lines, fmt={schedule.d_min: f"smallest gap = {schedule.d_min:.3g}"}, fontsize=8)
     box = Box()
     (left, right), (bottom, top) = box.t_eps, box.t_max
-    panel.plot([left, right, right, left, left], [bottom, bottom, top, top, bottom], "r-", label="the paper's box", clip_on=False)
-    panel.plot(schedule.t[-1], schedule.t[0], "r*", markersize=14, label=f"{schedule.method} (N = {schedule.nfe})", clip_on=False, zorder=4)
+    panel.plot(
+        [left, right, right, left, left],
+        [bottom, bottom, top, top, bottom],
+        "r-",
+        label="the paper's box",
+        clip_on=False,
+    )
+    panel.plot(
+        schedule.t[-1],
+        schedule.t[0],
+        "r*",
+        markersize=14,
+        label=f"{schedule.method} (N = {schedule.nfe})",
+        clip_on=False,
+        zorder=4,
+    )
     panel.set_xlabel("t_eps, time of the last node")
     panel.set_ylabel("t_max, time of the first node")
-    panel.set_title(f"{schedule.model}, N = {schedule.nfe}, {schedule.layout} layout: a shorter range always costs less", fontsize=11)
+    panel.set_title(
+        f"{schedule.model}, N = {schedule.nfe}, {schedule.layout} layout: a shorter range always costs less",
+        fontsize=11,
+    )
     panel.legend(loc="lower right", fontsize=9)
     return figure
 

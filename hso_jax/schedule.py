@@ -100,7 +100,9 @@ class Schedule:
         t = np.asarray(t, np.float64)
         _check_choice("layout", layout, LAYOUTS)
         if t.ndim != 1 or t.size < (1 if layout == "node" else 2):
-            raise ValueError(f"t has shape {t.shape}; layout {layout!r} needs {'1' if layout == 'node' else '2'} or more nodes")
+            raise ValueError(
+                f"t has shape {t.shape}; layout {layout!r} needs {'1' if layout == 'node' else '2'} or more nodes"
+            )
         low, high = float(noise.t_min), 1.0
         if bad := [float(x) for x in t if not low * (1 - 1e-6) <= x <= high]:
             raise ValueError(f"t = {bad[0]:.9g} is outside [{low:.6g}, {high:.6g}], the range of {noise.name}")
@@ -179,7 +181,9 @@ class Schedule:
         """
         levels = self.num_train_timesteps
         if self.kind == "ve":
-            raise ValueError("a variance-exploding model is told log(sigma)/4, not an index: there are no integer timesteps")
+            raise ValueError(
+                "a variance-exploding model is told log(sigma)/4, not an index: there are no integer timesteps"
+            )
         if self.nfe > levels:
             raise ValueError(f"{self.nfe} evaluations do not fit {levels} training levels without repeating a timestep")
         top = levels if self.kind == "flow" else levels - 1
@@ -234,9 +238,13 @@ def _check(s: Schedule) -> None:
         if not (steps > 0).all():
             i = int(np.flatnonzero(~(steps > 0))[0])
             order = "rise" if name == "lams" else "fall"
-            raise ValueError(f"{name} must {order} strictly, but entry {i} is {array[i]:.9g} and entry {i + 1} {array[i + 1]:.9g}")
+            raise ValueError(
+                f"{name} must {order} strictly, but entry {i} is {array[i]:.9g} and entry {i + 1} {array[i + 1]:.9g}"
+            )
     if not (s.t[-1] >= 0 and s.t[0] <= 1 and s.sigmas[-1] > 0):
-        raise ValueError(f"t must lie in [0, 1] and sigmas above 0; got t {s.t[-1]:.6g}..{s.t[0]:.6g}, last sigma {s.sigmas[-1]:.6g}")
+        raise ValueError(
+            f"t must lie in [0, 1] and sigmas above 0; got t {s.t[-1]:.6g}..{s.t[0]:.6g}, last sigma {s.sigmas[-1]:.6g}"
+        )
     with np.errstate(over="ignore"):
         off = np.abs(np.log(s.sigmas[np.isfinite(s.lams)]) + s.lams[np.isfinite(s.lams)])
     if off.size and off.max() > 1e-6:

@@ -47,7 +47,10 @@ def lanes(
 
 
 def search_many(
-    many: Sequence[Lane], *, effort: Effort = Effort(), progress: Progress | None = None  # noqa: B008
+    many: Sequence[Lane],
+    *,
+    effort: Effort = Effort(),
+    progress: Progress | None = None,  # noqa: B008
 ) -> list[Schedule]:
     """Search every lane; one compiled program for all lanes of one objective.
 
@@ -63,9 +66,7 @@ def search_many(
         ValueError: as `lanes.check`, before any work.
     """
     checked = [check(lane) for lane in many]
-    schedules: dict[int, Schedule] = {
-        i: _schedule(lane, None) for i, lane in enumerate(checked) if lane.intervals == 0
-    }
+    schedules: dict[int, Schedule] = {i: _schedule(lane, None) for i, lane in enumerate(checked) if lane.intervals == 0}
     done = len(schedules)
     for objective in dict.fromkeys(lane.objective for lane in checked):
         index = [i for i, lane in enumerate(checked) if lane.intervals > 0 and lane.objective == objective]
@@ -179,7 +180,9 @@ def spread(t: np.ndarray, spacing: float) -> np.ndarray:
     """
     steps = spacing * np.arange(len(t))
     down = np.minimum.accumulate(t + steps) - steps
-    return np.concatenate([t[:1], (np.maximum.accumulate((down - steps[::-1])[::-1])[::-1] + steps[::-1])[1:-1], t[-1:]])
+    return np.concatenate(
+        [t[:1], (np.maximum.accumulate((down - steps[::-1])[::-1])[::-1] + steps[::-1])[1:-1], t[-1:]]
+    )
 
 
 def versions() -> dict[str, str]:

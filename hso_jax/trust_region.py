@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from hso_jax.curvature import Expansion, Objective, Tridiagonal, face_step
+from hso_jax.curvature import Expansion, Objective, Tridiagonal, face_step, unevaluated
 from hso_jax.noise import NoiseSchedule
 from hso_jax.projection import nodes_of_gaps, project, project_gaps
 
@@ -46,7 +46,7 @@ class State(NamedTuple):
         target: [K - 1] gaps that a projected-gradient step leads to; what it brings to the bound is held.
         stationarity: largest change of a gap by that step, in t: 0 at a minimiser.
         damping: relative to the largest curvature.
-        steps: taken so far.
+        steps: taken so far; -1 before the objective has been evaluated.
     """
 
     t: Array
@@ -84,16 +84,18 @@ class Solution(NamedTuple):
 
 
 def init(objective: Objective, noise: NoiseSchedule, start: Array, feasible: Feasible) -> State:
-    """The state at the projection of `start` [K] onto the feasible set; a start with NaN becomes equal gaps."""
+    """The state at the projection of `start` [K] onto the feasible set; a start with NaN becomes equal gaps.
+
+    The objective is not evaluated yet: the first `step` does that, and moves nothing.
+    """
     free = jnp.arange(start.shape[0] - 1) < feasible.intervals
-    even = nodes_of_gaps(
-        feasible.t_max, feasible.t_eps, jnp.where(free, (feasible.t_max - feasible.t_eps) / feasible.intervals, 0.0)
+    even = jnp.where(free, (feasible.t_max - feasible.t_eps) / feasible.intervals, 0.0)
+    start = jnp.where(jnp.all(jnp.isfinite(start)), start, nodes_of_gaps(feasible.t_max, feasible.t_eps, even))
+    t = project(start, *feasible)
+    blank = unevaluated(objective, noise, t)
+    return State(
+        t, blank, t[:-1] - t[1:], jnp.full_like(blank.value, jnp.inf), jnp.zeros_like(blank.value), jnp.asarray(-1)
     )
-    start = jnp.where(jnp.all(jnp.isfinite(start)), start, even)
-    t = project(start, feasible.t_max, feasible.t_eps, feasible.spacing, feasible.intervals)
-    expansion = objective(noise, t)
-    target, stationarity = _projected_gradient(expansion, t, feasible)
-    return State(t, expansion, target, stationarity, jnp.zeros_like(stationarity), jnp.zeros((), int))
 
 
 def step(objective: Objective, noise: NoiseSchedule, state: State, feasible: Feasible) -> tuple[State, Info]:
@@ -165,7 +167,7 @@ def minimise(
         new, _ = step(objective, noise, state, feasible)
         return _choose(state.stationarity <= tol, state, new), None
 
-    state, _ = jax.lax.scan(body, init(objective, noise, start, feasible), None, length=max_steps)
+    state, _ = jax.lax.scan(body, init(objective, noise, start, feasible), None, length=max_steps + 1)
     finite = jnp.isfinite(state.expansion.value) & jnp.isfinite(state.stationarity)
     result = jnp.where(state.stationarity <= 8.0 * tol, CONVERGED, jnp.where(finite, MAX_STEPS, NOT_FINITE))
     return Solution(state.t, state.expansion.value, result, state.steps, state.stationarity), state
@@ -199,9 +201,7 @@ def _projected_gradient(expansion: Expansion, t: Array, feasible: Feasible) -> t
     by_gap = -jnp.cumsum(jnp.where(interior, expansion.gradient, 0.0)[::-1])[::-1][1:]
     trial = gaps - by_gap / _curvature(expansion)
     finite = jnp.all(jnp.isfinite(trial))
-    target = project_gaps(
-        jnp.where(finite, trial, gaps), feasible.spacing, feasible.t_max - feasible.t_eps, free
-    )
+    target = project_gaps(jnp.where(finite, trial, gaps), feasible.spacing, feasible.t_max - feasible.t_eps, free)
     far = jnp.max(jnp.where(free, jnp.abs(target - gaps), 0.0))
     return target, jnp.where(finite, far, jnp.inf)
 

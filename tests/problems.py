@@ -90,12 +90,12 @@ def every_noise() -> dict[str, NoiseSchedule]:
     return noises | {"zero-snr": discrete(alphas_cumprod=SD_TABLE, rescale_betas_zero_snr=True)}
 
 
-def random_table(seed: int, levels: int = 100) -> np.ndarray:
-    """A random but smooth alphas_cumprod [levels]: a log-SNR whose rate of fall varies tenfold."""
+def random_table(seed: int, levels: int = 100, swing: float = 1.2) -> np.ndarray:
+    """A random alphas_cumprod [levels]: smooth, with a log-SNR whose rate of fall varies by exp(2 swing)."""
     rng = np.random.default_rng(seed)
     t = np.arange(1, levels + 1) / levels
     waves = sum(rng.normal() / k * np.cos(np.pi * k * t + rng.uniform(0, np.pi)) for k in range(1, 5))
-    fall = np.cumsum(np.exp(np.clip(waves, -1.2, 1.2)))
+    fall = np.cumsum(np.exp(np.clip(waves, -swing, swing)))
     fall = (fall - fall[0]) / (fall[-1] - fall[0])
     high, low = rng.uniform(2.0, 5.0), rng.uniform(-5.0, -1.0)
     return 1.0 / (1.0 + np.exp(-2.0 * (high + (low - high) * fall)))

@@ -25,7 +25,9 @@ def parse_nfe(text: str) -> list[int]:
         try:
             low, high = int(first), int(last if dash else first)
         except ValueError:
-            raise ValueError(f"nfe {text!r}: {part.strip()!r} is not a number or a range; write 4-20 or 4,6,8") from None
+            raise ValueError(
+                f"nfe {text!r}: {part.strip()!r} is not a number or a range; write 4-20 or 4,6,8"
+            ) from None
         if low < 1 or high < low:
             raise ValueError(f"nfe {text!r}: {part.strip()!r} must be 1 or more, the smaller number first")
         if high > 1000:
@@ -78,7 +80,11 @@ def read_model(args: argparse.Namespace) -> tuple[NoiseSchedule, float]:
 def add_box(parser: argparse.ArgumentParser) -> None:
     """`--rho`, `--t-eps` and `--t-max`, each a pair; a pair of equal numbers fixes the value."""
     group = parser.add_argument_group("search box of psi (two numbers each; equal ones fix the value)")
-    texts = {"rho": "exponent of the initial schedule", "t_eps": "time of the last node", "t_max": "time of the first node"}
+    texts = {
+        "rho": "exponent of the initial schedule",
+        "t_eps": "time of the last node",
+        "t_max": "time of the first node",
+    }
     for name, default in Box()._asdict().items():
         group.add_argument(
             "--" + name.replace("_", "-"),

@@ -1,5 +1,93 @@
-"""`apply` and `sample`."""
+"""`apply` and `sample`: their parsers. The work is in the package `bridge`, which needs torch and diffusers."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+from hso_jax.cli.arguments import add_command
+from hso_jax.schedule import LAYOUTS
+
+EXIT_BAD_INPUT = 2
 
 
-def add_parsers(subparsers):
-    """Nothing yet."""
+def add_parsers(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    """Add both subcommands; `run` imports the bridge only when it is called."""
+    _add_apply(subparsers)
+    _add_sample(subparsers)
+
+
+def _add_apply(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    examples = """\
+examples:
+  hso-jax apply schedules.json --pipeline ./my-model --nfe 6
+  hso-jax apply schedules.json --pipeline ./my-model --nfe 6 --save ./my-model-6-steps
+
+Afterwards `import bridge` before from_pretrained, and call the pipeline with num_inference_steps=6.
+The files that were there are kept beside the new ones, with .before-hso at the end of the name.
+"""
+    text = "write a schedule into a local diffusers pipeline folder"
+    parser = add_command(subparsers, "apply", _run, text, examples)
+    parser.set_defaults(command="apply")
+    _add_choice(parser)
+    parser.add_argument(
+        "--save",
+        type=Path,
+        metavar="DIR",
+        help="leave the pipeline as it is, and make DIR a pipeline that shares everything but the scheduler with it (by links)",
+    )
+
+
+def _add_sample(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    examples = """\
+examples:
+  hso-jax sample schedules.json --pipeline ./my-model --nfe 6 --prompt "a small fox" -o fox.png
+  hso-jax sample schedules.json --pipeline ./my-model --nfe 6 --prompt "a small fox" --seed 0-3 --compare -o rows.png
+  hso-jax sample schedules.json --pipeline ./my-dit --nfe 8 --prompt 207 --option guidance_scale=4 -o dog.png
+"""
+    text = "sample a local pipeline with a schedule, or beside its default schedule"
+    parser = add_command(subparsers, "sample", _run, text, examples)
+    parser.set_defaults(command="sample")
+    _add_choice(parser)
+    parser.add_argument(
+        "--prompt", required=True, help="text; for a class-conditional pipeline (DiT) a class, by number or name"
+    )
+    parser.add_argument("--negative-prompt", metavar="TEXT", help="what to stay away from")
+    parser.add_argument("--seed", default="0", help="of the noise: 0, 0-3 or 1,5,9; several make one picture of many; default %(default)s")  # fmt: skip
+    parser.add_argument("--height", type=int, metavar="PIXELS", help="default: the pipeline's")
+    parser.add_argument("--width", type=int, metavar="PIXELS", help="default: the pipeline's")
+    parser.add_argument("--guidance-scale", type=float, metavar="X", help="default: the pipeline's")
+    parser.add_argument("--option", action="append", default=[], metavar="KEY=VALUE", help="any other argument of the pipeline's call, VALUE in JSON; repeatable")  # fmt: skip
+    parser.add_argument("--device", help="cpu, cuda, mps, ...; default: an accelerator if there is one")
+    parser.add_argument("--dtype", choices=("float32", "float16", "bfloat16"), help="default: float32 on the CPU, else bfloat16")  # fmt: skip
+    grid = parser.add_argument_group("comparison")
+    grid.add_argument("--compare", action="store_true", help="one picture: a row for the pipeline's default, for trailing spacing and for each schedule of the file with this N; a column for each seed")  # fmt: skip
+    grid.add_argument("--reference", type=int, metavar="STEPS", help="with --compare: a first row, the default with many steps")  # fmt: skip
+    out = parser.add_argument_group("output")
+    out.add_argument("-o", "--output", type=Path, required=True, help="picture (.png), written whole or not at all")
+    out.add_argument("--force", action="store_true", help="replace a picture that hso-jax did not write")
+
+
+def _add_choice(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("schedule", type=Path, metavar="SCHEDULE", help="schedule file, from `hso-jax search`")
+    parser.add_argument(
+        "--pipeline", type=Path, required=True, metavar="PATH", help="local folder that save_pretrained wrote"
+    )
+    parser.add_argument("--nfe", "--steps", type=int, metavar="N", help="which schedule of the file; needed if it has several N")  # fmt: skip
+    parser.add_argument("--layout", choices=LAYOUTS, help="default: node, where the file has both")
+    parser.add_argument("--method", help="default: hso, where the file has several")
+    parser.add_argument("--scheduler", metavar="CLASS", help="diffusers class to sample with, such as UniPCMultistepScheduler; default: the pipeline's")  # fmt: skip
+
+
+def _run(args: argparse.Namespace) -> int:
+    try:
+        from bridge import commands
+
+        return commands.run(args)
+    except ImportError as error:
+        print(
+            f'error: `hso-jax {args.command}` needs torch and diffusers: pip install "hso-jax[torch]" ({error})',
+            file=sys.stderr,
+        )
+        return EXIT_BAD_INPUT

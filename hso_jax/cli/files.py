@@ -40,7 +40,9 @@ def save_figure(figure: Figure, path: Path) -> None:
     """
     kind = figure_kind(path)
     buffer = io.BytesIO()
-    metadata = {"png": {"Software": MARK}, "svg": {"Creator": MARK, "Date": None}}.get(kind, {"Creator": MARK, "CreationDate": None})
+    metadata = {"png": {"Software": MARK}, "svg": {"Creator": MARK, "Date": None}}.get(
+        kind, {"Creator": MARK, "CreationDate": None}
+    )
     figure.savefig(buffer, format=kind, metadata=metadata, dpi=130)
     write_whole(path, buffer.getvalue())
 

@@ -72,19 +72,27 @@ examples:
 """
     parser = arguments.add_command(subparsers, "search", _search, "find schedules, save them and draw them", examples)
     arguments.add_model(parser)
-    parser.add_argument("--nfe", default="4-20", help="numbers of model evaluations: 4-20 or 4,6,8; default %(default)s")
+    parser.add_argument(
+        "--nfe", default="4-20", help="numbers of model evaluations: 4-20 or 4,6,8; default %(default)s"
+    )
     parser.add_argument("--layout", choices=(*LAYOUTS, "both"), default="both", help="node: N nodes, then sigma 0 (DDIM and most diffusers samplers); interval: N + 1 nodes, stops at the last (the paper's UniPC)")  # fmt: skip
     parser.add_argument("--method", choices=METHODS, default="hso", help="default %(default)s")
     parser.add_argument("--seed", type=int, default=0, help="of the upper level; default %(default)s")
-    parser.add_argument("--spacing", default="paper", help="least distance of neighbouring nodes in t: paper, or a number")
+    parser.add_argument(
+        "--spacing", default="paper", help="least distance of neighbouring nodes in t: paper, or a number"
+    )
     parser.add_argument("--spacing-as", choices=SPACING_AS, default="constraint", help="constraint: always kept; penalty: the paper's SPF, kept where it can be; default %(default)s")  # fmt: skip
-    parser.add_argument("--relax", action="store_true", help="reduce a spacing that does not fit instead of refusing it")
+    parser.add_argument(
+        "--relax", action="store_true", help="reduce a spacing that does not fit instead of refusing it"
+    )
     arguments.add_box(parser)
     out = parser.add_argument_group("output")
     out.add_argument("-o", "--output", type=Path, help="schedule file; default schedules-MODEL.json")
     out.add_argument("--plot", type=Path, help="picture (.png, .svg, .pdf); default beside the schedule file")
     out.add_argument("--no-plot", action="store_true", help="draw nothing")
-    out.add_argument("--json", action="store_true", help="print the schedule file on stdout; write files only where named")
+    out.add_argument(
+        "--json", action="store_true", help="print the schedule file on stdout; write files only where named"
+    )
     out.add_argument("--force", action="store_true", help="replace files that hso-jax did not write")
 
 
@@ -176,13 +184,17 @@ def _compare(args: argparse.Namespace) -> int:
         return _exit_code(schedules)
     console = Console()
     console.print(tables.schedule_table(schedules, f"{noise.name}, layout {args.layout}, p = {p:g}"))
-    console.print("MEP grows with the covered range of t: compare it between schedules with the same ends.", style="dim")
+    console.print(
+        "MEP grows with the covered range of t: compare it between schedules with the same ends.", style="dim"
+    )
     return _exit_code(schedules)
 
 
 def _add_models(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     text = "list the models whose noise schedule is built in"
-    arguments.add_command(subparsers, "models", _models, text, "A model that is not listed: pass its folder to --model.\n")
+    arguments.add_command(
+        subparsers, "models", _models, text, "A model that is not listed: pass its folder to --model.\n"
+    )
 
 
 def _models(_: argparse.Namespace) -> int:
@@ -216,7 +228,9 @@ def _add_plot(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -
     parser = arguments.add_command(subparsers, "plot", _plot, "draw the schedules in a file", examples)
     parser.add_argument("file", type=Path)
     _add_selection(parser)
-    parser.add_argument("--landscape", action="store_true", help="draw MEP over (t_eps, t_max) for the first schedule instead")
+    parser.add_argument(
+        "--landscape", action="store_true", help="draw MEP over (t_eps, t_max) for the first schedule instead"
+    )
     parser.add_argument("-o", "--output", type=Path, help="picture (.png, .svg, .pdf); default FILE with .png")
     parser.add_argument("--force", action="store_true", help="replace a picture that hso-jax did not write")
 
@@ -274,4 +288,4 @@ def _prepare_jax() -> None:
     if not os.environ.get("JAX_COMPILATION_CACHE_DIR"):
         base = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
         jax.config.update("jax_compilation_cache_dir", str(base / "hso-jax" / "xla"))
-        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)

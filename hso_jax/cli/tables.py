@@ -49,7 +49,9 @@ def schedule_table(schedules: Sequence[Schedule], title: str | None = None) -> T
     rows = {name: texts for name, texts in rows.items() if name in always or len(set(texts)) > 1}
     for name in rows:
         text = name == stepped
-        table.add_column(name, justify="left" if text or name in ("model", "method", "layout") else "right", no_wrap=not text)
+        table.add_column(
+            name, justify="left" if text or name in ("model", "method", "layout") else "right", no_wrap=not text
+        )
     for row in zip(*rows.values(), strict=True):
         table.add_row(*row)
     return table

@@ -77,7 +77,9 @@ def discrete(
         bar = rescale_zero_terminal_snr(bar)
     if concrete and (rise := np.flatnonzero(np.diff(bar) >= 0)).size:
         i = int(rise[0])
-        raise ValueError(f"alphas_cumprod must fall strictly, but entry {i} is {bar[i]:.9g} and entry {i + 1} {bar[i + 1]:.9g}")
+        raise ValueError(
+            f"alphas_cumprod must fall strictly, but entry {i} is {bar[i]:.9g} and entry {i + 1} {bar[i + 1]:.9g}"
+        )
     levels = bar.shape[0]
     ends_at_noise = rescale_betas_zero_snr or (concrete and float(bar[-1]) == 0.0)
     if ends_at_noise:
@@ -93,10 +95,14 @@ def _check_open_unit(table: np.ndarray, what: str, last: float) -> None:
     inside[-1] |= table[-1] == last
     if not inside.all():
         i = int(np.flatnonzero(~inside)[0])
-        raise ValueError(f"{what}[{i}] is {table[i]}; every entry must lie strictly between 0 and 1 (the last may be {last:g})")
+        raise ValueError(
+            f"{what}[{i}] is {table[i]}; every entry must lie strictly between 0 and 1 (the last may be {last:g})"
+        )
 
 
-def linear_vp(beta_min: float = 0.1, beta_max: float = 20.0, *, t_min: float = 1e-3, name: str = "linear-vp") -> NoiseSchedule:
+def linear_vp(
+    beta_min: float = 0.1, beta_max: float = 20.0, *, t_min: float = 1e-3, name: str = "linear-vp"
+) -> NoiseSchedule:
     """The linear VP SDE: alpha(t) = exp(-B(t)/2), B = beta_min t + (beta_max - beta_min) t^2/2.
 
     Source: Song et al. 2021, arXiv 2011.13456, eq. 33 (the defaults, and sampling down to t = 1e-3, are theirs).
@@ -105,7 +111,9 @@ def linear_vp(beta_min: float = 0.1, beta_max: float = 20.0, *, t_min: float = 1
         ValueError: unless 0 < beta_min <= beta_max and 0 < t_min < 1.
     """
     if not (0 < beta_min <= beta_max < np.inf and 0 < t_min < 1):
-        raise ValueError(f"beta_min {beta_min}, beta_max {beta_max}, t_min {t_min}: need 0 < beta_min <= beta_max and 0 < t_min < 1")
+        raise ValueError(
+            f"beta_min {beta_min}, beta_max {beta_max}, t_min {t_min}: need 0 < beta_min <= beta_max and 0 < t_min < 1"
+        )
     t = np.linspace(0.0, 1.0, _CLOSED_FORM_KNOTS)
     b = beta_min * t + 0.5 * (beta_max - beta_min) * t * t
     # lam = -log(expm1(B))/2; the table holds it without its singularity at 0, -log(t)/2.

@@ -42,6 +42,8 @@ def use(pipe: Any, family: Family, solver: str) -> None:
         flow = {"use_flow_sigmas": True, "prediction_type": "flow_prediction", "flow_shift": shift}
         flow["use_dynamic_shifting"] = config.get("use_dynamic_shifting", False)  # insisted on where a pipeline passes mu
         config = {"shift": shift} if solver.startswith("FlowMatch") else flow
+    else:
+        config["clip_sample"] = False  # DDIM's own default, which other classes' configs do not mention
     pipe.scheduler = cls.from_config(config)
 
 

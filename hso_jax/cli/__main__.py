@@ -1,0 +1,7 @@
+"""`python -m hso_jax.cli`."""
+
+import sys
+
+from hso_jax.cli.main import main
+
+sys.exit(main())
