@@ -89,9 +89,7 @@ def d_min(nfe: int) -> float:
     return float(np.clip(0.15 - 0.14 / 16.0 * (nfe - 4), 0.01, 0.15))
 
 
-def spf(
-    lams: Array, t: Array, nfe: int, p: float = 2.0, gamma: float = 1e9, spacing: float | None = None
-) -> float:
+def spf(lams: Array, t: Array, nfe: int, p: float = 2.0, gamma: float = 1e9, spacing: float | None = None) -> float:
     """HSO's fitness: MEP + gamma sum_i max(0, d - |t_{i+1} - t_i|)^2; d is `d_min(nfe)` unless given."""
     d = d_min(nfe) if spacing is None else spacing
     return mep(lams, p) + gamma * float(np.sum(np.maximum(0.0, d - np.abs(np.diff(t))) ** 2))
@@ -181,9 +179,7 @@ def _polish(t: Array, lam_of: Callable[[Any], Array], p: float, spacing: float, 
             slope, hessian = mep_derivatives(lams, p)
             goal = lams[free] - np.linalg.solve(hessian[np.ix_(free, free)], slope[free])
             if np.all((goal > lams[0]) & (goal < lams[-1])):
-                trial[free] = [
-                    optimize.brentq(lambda s, v=v: lam_of(s) - v, t[-1], t[0], xtol=1e-15) for v in goal
-                ]
+                trial[free] = [optimize.brentq(lambda s, v=v: lam_of(s) - v, t[-1], t[0], xtol=1e-15) for v in goal]
             value = mep(lam_of(trial), p)
             # A rounding error uphill is allowed: next to the minimum MEP resolves less than Newton does.
             if value <= best * (1.0 + 1e-15) and np.all(trial[:-1] - trial[1:] >= spacing):

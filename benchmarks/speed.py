@@ -9,6 +9,7 @@ Each measurement that depends on a fresh process (cold start, peak memory) start
 from __future__ import annotations
 
 import argparse
+import functools
 import json
 import os
 import platform
@@ -19,6 +20,7 @@ import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 OUTPUT = Path(__file__).parent.parent / "docs" / "results" / "speed.md"
 SEED = 0
@@ -35,7 +37,7 @@ def timed(function: Callable[[], object], repeats: int = REPEATS) -> list[float]
     return seconds
 
 
-def main_job(devices: int) -> dict[str, object]:
+def main_job(devices: int) -> dict[str, Any]:
     """All 34 searches of the main job: first call (compiles), then warm calls. Run in a process of its own."""
     import jax
 
@@ -57,7 +59,7 @@ def main_job(devices: int) -> dict[str, object]:
     }
 
 
-def many_lanes(count: int, nfe_max: int, devices: int) -> dict[str, object]:
+def many_lanes(count: int, nfe_max: int, devices: int) -> dict[str, Any]:
     """`count` lanes of all presets x N x seeds in one call: seconds and peak memory. Run in a process of its own."""
     import itertools
     import resource
@@ -85,7 +87,7 @@ def many_lanes(count: int, nfe_max: int, devices: int) -> dict[str, object]:
     return {"seconds": seconds, "warm": warm, "peak_gib": peak, "not_converged": bad}
 
 
-def in_process(expression: str) -> dict[str, object]:
+def in_process(expression: str) -> dict[str, Any]:
     """The value of a call in this module, from a fresh process."""
     code = f"import json; from benchmarks import speed; print(json.dumps(speed.{expression}))"
     done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
@@ -110,9 +112,7 @@ def scipy_seconds() -> dict[str, float]:
     from benchmarks.scipy_reference import LinearNoise, reference_search, sd_lam_table
 
     noise = LinearNoise(sd_lam_table())
-    return {
-        layout: timed(lambda layout=layout: reference_search(noise, 4, layout), 1)[0] for layout in ("node", "interval")
-    }  # type: ignore[misc]
+    return {name: timed(functools.partial(reference_search, noise, 4, name), 1)[0] for name in ("node", "interval")}
 
 
 def report(quick: bool) -> str:
@@ -129,9 +129,9 @@ def report(quick: bool) -> str:
         "",
     ]
     job = in_process(f"main_job({cores})")
-    low, high = job["spread"]  # type: ignore[misc]
+    low, high = job["spread"]
     lines += ["| 34 searches: N = 4..20, both layouts, SD 2.1-base | |", "|---|---|"]
-    lines += [f"| devices, dtype | {', '.join(job['devices'])}, {job['dtype']} |"]  # type: ignore[arg-type]
+    lines += [f"| devices, dtype | {', '.join(job['devices'])}, {job['dtype']} |"]
     lines += [f"| first call, with tracing and compilation | {job['first']:.2f} |"]
     lines += [f"| warm | {job['median']:.3f} ({low:.3f}..{high:.3f}) |"]
     cold, cached = cold_start()
@@ -140,7 +140,7 @@ def report(quick: bool) -> str:
     if not quick:
         scipy = scipy_seconds()
         for layout, seconds in scipy.items():
-            ratio = seconds / float(job["median"])  # type: ignore[arg-type]
+            ratio = seconds / float(job["median"])
             lines += [f"| SciPy, N = 4 {layout} alone | {seconds:.2f} = {ratio:.0f} times all 34 warm |"]
         lines += [
             "",
@@ -150,11 +150,10 @@ def report(quick: bool) -> str:
         for count, nfe_max in ((100, 20), (1000, 20), (1000, 64), (4000, 20), (10000, 20)):
             row = in_process(f"many_lanes({count}, {nfe_max}, {cores})")
             warm = row["warm"]
-            rate = count / float(warm or row["seconds"])  # type: ignore[arg-type]
+            rate = count / float(warm or row["seconds"])
             shown = "-" if warm is None else f"{warm:.2f}"
-            lines += [
-                f"| {count} | {nfe_max} | {row['seconds']:.1f} | {shown} | {rate:.0f} | {row['peak_gib']:.2f} | {row['not_converged']} |"
-            ]
+            cells = [count, nfe_max, f"{row['seconds']:.1f}", shown, f"{rate:.0f}", f"{row['peak_gib']:.2f}"]
+            lines += ["| " + " | ".join(map(str, [*cells, row["not_converged"]])) + " |"]
         lines += ["", "For 10,000 lanes the rate counts the first call, compilation included."]
     return "\n".join(lines) + "\n"
 

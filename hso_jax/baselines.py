@@ -22,7 +22,7 @@ _DM_NODES = 21  # one compilation for every N up to 20
 
 
 def leading(noise: NoiseSchedule, nfe: int, layout: str) -> np.ndarray:
-    """diffusers' `timestep_spacing="leading"` with `steps_offset=1`, the default of SD: t = (i T//N + 2)/T."""
+    """Diffusers' `timestep_spacing="leading"` with `steps_offset=1`, the default of SD: t = (i T//N + 2)/T."""
     levels = noise.num_train_timesteps
     t = (np.arange(nfe)[::-1] * (levels // nfe) + 2) / levels
     return _with_last(t, noise, layout)
@@ -34,7 +34,7 @@ def linspace(noise: NoiseSchedule, nfe: int, layout: str) -> np.ndarray:
 
 
 def trailing(noise: NoiseSchedule, nfe: int, layout: str) -> np.ndarray:
-    """diffusers' `timestep_spacing="trailing"`, t = 1 - i/N (Lin et al. 2024, arXiv 2305.08891, table 2)."""
+    """Diffusers' `timestep_spacing="trailing"`, t = 1 - i/N (Lin et al. 2024, arXiv 2305.08891, table 2)."""
     return _with_last(np.minimum(1.0 - np.arange(nfe) / nfe, float(noise.t_max)), noise, layout)
 
 
@@ -46,9 +46,8 @@ def edm(noise: NoiseSchedule, nfe: int, layout: str) -> np.ndarray:
 
 def uniform_lam(noise: NoiseSchedule, nfe: int, layout: str) -> np.ndarray:
     """Evenly spaced in lam between the model's ends (DPM-Solver, Lu et al. 2022, arXiv 2206.00927, section 3)."""
-    return _of_lam(
-        noise, np.linspace(*(float(noise.lam(float(t))) for t in (noise.t_max, noise.t_min)), _count(nfe, layout))
-    )
+    low, high = (float(noise.lam(float(t))) for t in (noise.t_max, noise.t_min))
+    return _of_lam(noise, np.linspace(low, high, _count(nfe, layout)))
 
 
 def dm_nonuniform(noise: NoiseSchedule, nfe: int, layout: str, p: float = 2.0) -> np.ndarray:

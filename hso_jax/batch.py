@@ -34,13 +34,13 @@ class Effort(NamedTuple):
         population: of the upper level.
         generations: of the upper level.
         steps: of the lower level inside the fitness; 0 scores the initial EDM schedules themselves.
-        polish: rounds of as many steps more for the winner. From EDM's start three steps usually do.
+        polish: rounds of as many steps more for the winner. From EDM's start three steps usually do already.
         chunk: lanes per device and call; bounds the memory.
     """
 
     population: int = 16
     generations: int = 20
-    steps: int = 4
+    steps: int = 3
     polish: int = 3
     chunk: int = 128
 
@@ -93,7 +93,7 @@ def search_lane(lane: LaneArrays, bank: NoiseSchedule, *, objective: str, nodes:
     expand = _objective(objective, lane)
 
     def fitness(psi: Array, before: Refined) -> tuple[Array, Refined]:
-        rho, t_eps, t_max = psi
+        _, t_eps, t_max = psi
         fresh = ~jnp.isfinite(before.t[0])
         start = jnp.where(fresh, edm_nodes(noise, psi, nodes, lane.intervals), before.t)
         least = jnp.minimum(_with_margin(lane.least_gap), (t_max - t_eps) / lane.intervals)

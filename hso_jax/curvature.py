@@ -7,7 +7,7 @@ function of the nodes, whose Hessian is dense. The trust region works with both.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -85,7 +85,8 @@ def face_step(expansion: Expansion, active: Array, change: Array, first: Array, 
         expansion: at the current nodes.
         active: [K - 1] bool, gaps that are held (padded gaps are, with change 0).
         change: [K - 1] prescribed change of each active gap.
-        first, last: steps of the fixed ends.
+        first: step of the fixed first node.
+        last: step of the fixed last node.
         damping: added to the Hessian's diagonal, >= 0.
 
     Returns:
@@ -107,7 +108,7 @@ def _tridiagonal_step(
     diagonal, neighbours = expansion.hessian
     diagonal = diagonal + damping
 
-    def eliminate(carry, node):
+    def eliminate(carry: Any, node: Any) -> Any:
         a, b, pinned, place = carry
         held, gap, off, next_diagonal, next_gradient = node
         pivot = jnp.where(pinned, 1.0, a)
@@ -123,7 +124,7 @@ def _tridiagonal_step(
     start = (zero, zero, jnp.asarray(True), first + zero)
     _, (ratio, shift) = jax.lax.scan(eliminate, start, nodes)
 
-    def substitute(s, node):
+    def substitute(s: Array, node: tuple[Array, Array]) -> tuple[Array, Array]:
         s = node[0] * s + node[1]
         return s, s
 
@@ -134,7 +135,7 @@ def _tridiagonal_step(
 def _dense_step(expansion: Expansion, active: Array, change: Array, first: Array, last: Array, damping: Array) -> Array:
     """Nodes tied by held gaps move as one cluster; Cholesky on the clusters (NaN if not positive definite)."""
     count = expansion.gradient.shape[0]
-    hessian = expansion.hessian + damping * jnp.eye(count, dtype=expansion.gradient.dtype)
+    hessian = jnp.asarray(expansion.hessian) + damping * jnp.eye(count, dtype=expansion.gradient.dtype)
     cluster = jnp.concatenate([jnp.zeros(1, int), jnp.cumsum(~active)])
     member = (cluster[:, None] == jnp.arange(count)).astype(expansion.gradient.dtype)
     fall = jnp.concatenate([jnp.zeros_like(change[:1]), jnp.cumsum(jnp.where(active, change, 0.0))])

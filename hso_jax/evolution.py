@@ -67,7 +67,8 @@ def evolve(
             best point's last evaluation left behind. A value that is not finite counts as +inf.
         blank: the memo of a point that is new.
         key: a typed PRNG key.
-        lower, upper: [D] the box; equal ends fix a coordinate.
+        lower: [D] the box's lower ends; equal ends fix a coordinate.
+        upper: [D] its upper ends.
         population: static, at least 4.
         generations: static.
         polish: static; after the generations the best point is evaluated so many times more, with its memo. Doing it

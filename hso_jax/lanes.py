@@ -42,7 +42,7 @@ class Lane(NamedTuple):
         p: exponent of the model-error bound, 2 for latent, 1 for pixel models.
         seed: of the upper level's random stream.
         spacing: least distance in t, a number or a function of N; the paper's rule by default.
-        spacing_as: "constraint" (the lower level keeps it) or "penalty" (the paper's SPF: only the upper level sees it).
+        spacing_as: "constraint" (the lower level keeps it) or "penalty" (the paper's SPF: only the fitness sees it).
         gamma: weight of the penalty in the fitness.
         box: for psi; its ends are cut to the noise schedule's range.
         objective: "mep", or "dm-nonuni" for the baseline's bound.
@@ -79,15 +79,15 @@ class LaneArrays(NamedTuple):
         lower, upper: [L, 3] the box of (rho, t_eps, t_max).
     """
 
-    noise: np.ndarray | Array
-    intervals: np.ndarray | Array
-    seed: np.ndarray | Array
-    p: np.ndarray | Array
-    d_min: np.ndarray | Array
-    least_gap: np.ndarray | Array
-    gamma: np.ndarray | Array
-    lower: np.ndarray | Array
-    upper: np.ndarray | Array
+    noise: Array
+    intervals: Array
+    seed: Array
+    p: Array
+    d_min: Array
+    least_gap: Array
+    gamma: Array
+    lower: Array
+    upper: Array
 
 
 def check_nfe(nfe: object) -> int:
@@ -104,9 +104,10 @@ def check(lane: Lane) -> Lane:
         ValueError: naming the value that is wrong; in particular when the spacing does not fit into the box.
     """
     check_nfe(lane.nfe)
-    for what, value, choices in (("layout", lane.layout, LAYOUTS), ("objective", lane.objective, OBJECTIVES), ("spacing_as", lane.spacing_as, SPACING_AS)):  # fmt: skip
-        if value not in choices:
-            raise ValueError(f"{what} is {value!r}; use one of {', '.join(choices)}")
+    choices = {"layout": LAYOUTS, "objective": OBJECTIVES, "spacing_as": SPACING_AS}
+    for name, known in choices.items():
+        if getattr(lane, name) not in known:
+            raise ValueError(f"{name} is {getattr(lane, name)!r}; use one of {', '.join(known)}")
     if not math.isfinite(lane.p):
         raise ValueError(f"p is {lane.p}; need a finite number (2 for latent, 1 for pixel models)")
     if not (math.isfinite(lane.gamma) and lane.gamma >= 0):
@@ -117,8 +118,9 @@ def check(lane: Lane) -> Lane:
     room = box.t_max[1] - box.t_eps[0]
     if lane.spacing_as == "constraint" and lane.intervals * lane.d_min > room + 1e-12:
         raise ValueError(
-            f"spacing {lane.d_min:.6g} does not fit: {lane.intervals} intervals (nfe {lane.nfe}, layout {lane.layout}) need "
-            f"{lane.intervals * lane.d_min:.6g} of t, but t_max - t_eps is at most {room:.6g} for {lane.noise.name}; "
+            f"spacing {lane.d_min:.6g} does not fit: {lane.intervals} intervals (nfe {lane.nfe}, layout {lane.layout}) "
+            f"need {lane.intervals * lane.d_min:.6g} of t, but t_max - t_eps is at most "
+            f"{room:.6g} for {lane.noise.name}; "
             f"use a spacing of at most {room / lane.intervals:.6g}, a wider box, or relax=True"
         )
     return lane._replace(box=box)
@@ -174,7 +176,7 @@ def pack(lanes: Sequence[Lane], dtype: np.dtype) -> tuple[LaneArrays, NoiseSched
         "lower": np.array(lower, dtype),
         "upper": np.array(upper, dtype),
     }
-    return LaneArrays(**columns), stack(schedules, dtype)
+    return LaneArrays(**columns), stack(schedules, dtype)  # type: ignore[arg-type]
 
 
 def stack(schedules: Iterable[NoiseSchedule], dtype: np.dtype) -> NoiseSchedule:

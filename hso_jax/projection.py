@@ -52,10 +52,11 @@ def project(t: Array, t_max: Array, t_eps: Array, spacing: Array | float, interv
 
     Args:
         t: [K] finite nodes; only the first `intervals + 1` count.
-        t_max, t_eps: the ends, t_max > t_eps.
+        t_max: the first node.
+        t_eps: the last node, below t_max.
         spacing: least gap; `spacing * intervals <= t_max - t_eps`.
         intervals: number of real intervals, 1..K - 1; later nodes come back as t_eps.
     """
     free = jnp.arange(t.shape[0] - 1) < intervals
-    gaps = project_gaps(t[:-1] - t[1:], spacing, t_max - t_eps, free)
+    gaps = project_gaps(t[:-1] - t[1:], jnp.asarray(spacing), t_max - t_eps, free)
     return nodes_of_gaps(t_max, t_eps, gaps)

@@ -226,7 +226,8 @@ def _check(s: Schedule) -> None:
     if s.layout == "node" and s.end == "t_eps":
         raise ValueError("end 't_eps' needs layout 'interval': layout 'node' has no node to stop at")
     nodes = s.nfe + (s.layout == "interval")
-    for name, array, count in (("t", s.t, nodes), ("lams", s.lams, nodes), ("sigmas", s.sigmas, nodes), ("timesteps", s.timesteps, s.nfe)):  # fmt: skip
+    for name, count in {"t": nodes, "lams": nodes, "sigmas": nodes, "timesteps": s.nfe}.items():
+        array = getattr(s, name)
         if array.shape != (count,):
             raise ValueError(f"{name} has shape {array.shape}; layout {s.layout!r} at nfe {s.nfe} needs ({count},)")
         pure_noise = name in ("lams", "sigmas") and np.isinf(array[:1]).all()

@@ -20,6 +20,7 @@ from hso_jax.noise import NoiseSchedule
 from hso_jax.objectives import mep, mep_interval_derivatives, spf
 from hso_jax.schedule import LAYOUTS, Schedule
 
+DEFAULT_EFFORT = Effort()
 METHODS = ("hso", "hso-dm-nonuni")
 
 
@@ -35,6 +36,10 @@ def lanes(
     """Every combination, in the order noises, layouts, nfes, seeds.
 
     Args:
+        noises: noise schedules.
+        nfes: numbers of evaluations.
+        layouts: "node", "interval" or both.
+        seeds: of the upper level.
         relax: reduce a spacing that does not fit to the largest that does, instead of raising.
         options: further fields of `Lane`, the same for all.
 
@@ -49,8 +54,8 @@ def lanes(
 def search_many(
     many: Sequence[Lane],
     *,
-    effort: Effort = Effort(),
-    progress: Progress | None = None,  # noqa: B008
+    effort: Effort = DEFAULT_EFFORT,
+    progress: Progress | None = None,
 ) -> list[Schedule]:
     """Search every lane; one compiled program for all lanes of one objective.
 
@@ -81,9 +86,9 @@ def search_many(
 
 
 @overload
-def search(noise: NoiseSchedule, nfe: int, *, layout: str = ..., method: str = ..., seed: int = ..., relax: bool = ..., effort: Effort = ..., progress: Progress | None = ..., **options: Any) -> Schedule: ...  # fmt: skip
+def search(noise: NoiseSchedule, nfe: int, **options: Any) -> Schedule: ...
 @overload
-def search(noise: NoiseSchedule, nfe: Iterable[int], *, layout: str = ..., method: str = ..., seed: int = ..., relax: bool = ..., effort: Effort = ..., progress: Progress | None = ..., **options: Any) -> list[Schedule]: ...  # fmt: skip
+def search(noise: NoiseSchedule, nfe: Iterable[int], **options: Any) -> list[Schedule]: ...
 def search(
     noise: NoiseSchedule,
     nfe: int | Iterable[int],
@@ -92,7 +97,7 @@ def search(
     method: str = "hso",
     seed: int = 0,
     relax: bool = False,
-    effort: Effort = Effort(),  # noqa: B008
+    effort: Effort = DEFAULT_EFFORT,
     progress: Progress | None = None,
     **options: Any,
 ) -> Schedule | list[Schedule]:
@@ -117,16 +122,15 @@ def search(
     """
     if method not in METHODS:
         raise ValueError(f"method is {method!r}; use one of {', '.join(METHODS)}")
-    single = isinstance(nfe, (int, np.integer)) or not isinstance(nfe, Iterable)
-    many = [nfe] if single else list(nfe)  # type: ignore[arg-type]
+    many = list(nfe) if isinstance(nfe, Iterable) else [nfe]
     if not many:
         raise ValueError("nfe is empty; give at least one number of evaluations")
     if layout not in LAYOUTS:
         raise ValueError(f"layout is {layout!r}; use one of {', '.join(LAYOUTS)}")
     options["objective"] = "mep" if method == "hso" else "dm-nonuni"
-    every = lanes([noise], many, layouts=[layout], seeds=[seed], relax=relax, **options)  # type: ignore[list-item]
+    every = lanes([noise], many, layouts=[layout], seeds=[seed], relax=relax, **options)
     found = search_many(every, effort=effort, progress=progress)
-    return found[0] if single else found
+    return found if isinstance(nfe, Iterable) else found[0]
 
 
 @functools.partial(jax.jit, static_argnames="max_steps")
@@ -148,7 +152,8 @@ def refine(
     Args:
         noise: the noise schedule.
         start: [M + 1] nodes to start from, in t.
-        t_max, t_eps: the ends, t_max > t_eps.
+        t_max: the first node.
+        t_eps: the last node, below t_max.
         p: exponent of the model-error bound.
         spacing: least gap; cut to (t_max - t_eps)/M if it does not fit.
         max_steps: static.
@@ -166,7 +171,7 @@ def refine(
 
 
 def score(schedule: Schedule, *, p: float, d_min: float, gamma: float) -> dict[str, float | None]:
-    """mep and spf of a schedule in float64; None where they are undefined (one node, or lam = -inf)."""
+    """Mep and spf of a schedule in float64; None where they are undefined (one node, or lam = -inf)."""
     if len(schedule.lams) < 2 or not np.isfinite(schedule.lams).all():
         return {"mep": None, "spf": None}
     lams, t = schedule.lams, schedule.t
@@ -185,6 +190,7 @@ def spread(t: np.ndarray, spacing: float) -> np.ndarray:
     )
 
 
+@functools.cache
 def versions() -> dict[str, str]:
     """Versions of the packages a result depends on."""
     return {name: importlib.metadata.version(name) for name in ("hso-jax", "jax", "jaxlib", "evosax", "numpy")}
@@ -223,7 +229,7 @@ def _schedule(lane: Lane, found: batch.Found | None) -> Schedule:
     return Schedule(**{**vars(schedule), **scores})
 
 
-def _finite(x: np.floating[Any]) -> float | None:
+def _finite(x: jax.Array) -> float | None:
     return float(x) if np.isfinite(x) else None
 
 

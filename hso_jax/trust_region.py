@@ -164,7 +164,7 @@ def minimise(
     tol = 4.0 * jnp.finfo(start.dtype).eps if tolerance is None else tolerance
 
     def body(state: State, _: None) -> tuple[State, None]:
-        new, _ = step(objective, noise, state, feasible)
+        new = step(objective, noise, state, feasible)[0]
         return _choose(state.stationarity <= tol, state, new), None
 
     state, _ = jax.lax.scan(body, init(objective, noise, start, feasible), None, length=max_steps + 1)

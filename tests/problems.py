@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from benchmarks import scipy_reference as reference
-from hso_jax import trust_region
+from hso_jax import Effort, Lane, trust_region
 from hso_jax.curvature import interval_objective
 from hso_jax.lanes import stack
 from hso_jax.noise import NoiseSchedule, cosine, discrete, edm, flow, linear_vp, ve
@@ -168,3 +168,12 @@ def _arrays(rows: Sequence[Problem], dtype: type) -> tuple[Any, ...]:
 
 def _padded(values: np.ndarray, count: int) -> np.ndarray:
     return np.concatenate([values, np.full(count - len(values), values[-1])])
+
+
+SD = discrete(alphas_cumprod=SD_TABLE, name="sd")
+EFFORT = Effort(chunk=32)
+
+
+def filled(lanes: Sequence[Lane]) -> list[Lane]:
+    """The lanes and, after them, copies of one with 21 nodes, to whole chunks: every search on SD has one shape."""
+    return [*lanes, *[Lane(SD, 20, "interval")] * (-len(lanes) % EFFORT.chunk or EFFORT.chunk)]

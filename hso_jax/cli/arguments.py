@@ -51,7 +51,7 @@ def add_model(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--model",
         default=DEFAULT_MODEL,
-        help="a preset (see `hso-jax models`), a diffusers scheduler_config.json, or a model folder; default %(default)s",
+        help="a preset (see `hso-jax models`), a scheduler_config.json, or a model folder; default %(default)s",
     )
     parser.add_argument(
         "--image-seq-len",

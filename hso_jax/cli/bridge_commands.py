@@ -54,7 +54,7 @@ examples:
         "--prompt", required=True, help="text; for a class-conditional pipeline (DiT) a class, by number or name"
     )
     parser.add_argument("--negative-prompt", metavar="TEXT", help="what to stay away from")
-    parser.add_argument("--seed", default="0", help="of the noise: 0, 0-3 or 1,5,9; several make one picture of many; default %(default)s")  # fmt: skip
+    parser.add_argument("--seed", help="of the noise: 0, 0-3 or 1,5,9; several make one picture of many; default 0 (0-3 with --compare)")  # fmt: skip
     parser.add_argument("--height", type=int, metavar="PIXELS", help="default: the pipeline's")
     parser.add_argument("--width", type=int, metavar="PIXELS", help="default: the pipeline's")
     parser.add_argument("--guidance-scale", type=float, metavar="X", help="default: the pipeline's")

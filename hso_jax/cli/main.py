@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
+import importlib
 import os
 import sys
+import threading
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -75,13 +78,23 @@ examples:
     parser.add_argument(
         "--nfe", default="4-20", help="numbers of model evaluations: 4-20 or 4,6,8; default %(default)s"
     )
-    parser.add_argument("--layout", choices=(*LAYOUTS, "both"), default="both", help="node: N nodes, then sigma 0 (DDIM and most diffusers samplers); interval: N + 1 nodes, stops at the last (the paper's UniPC)")  # fmt: skip
+    parser.add_argument(
+        "--layout",
+        choices=(*LAYOUTS, "both"),
+        default="both",
+        help="node: N nodes, then sigma 0 (DDIM, most diffusers samplers); interval: stops at node N + 1 (UniPC)",
+    )
     parser.add_argument("--method", choices=METHODS, default="hso", help="default %(default)s")
     parser.add_argument("--seed", type=int, default=0, help="of the upper level; default %(default)s")
     parser.add_argument(
         "--spacing", default="paper", help="least distance of neighbouring nodes in t: paper, or a number"
     )
-    parser.add_argument("--spacing-as", choices=SPACING_AS, default="constraint", help="constraint: always kept; penalty: the paper's SPF, kept where it can be; default %(default)s")  # fmt: skip
+    parser.add_argument(
+        "--spacing-as",
+        choices=SPACING_AS,
+        default="constraint",
+        help="constraint: always kept; penalty: the paper's SPF, kept where it can be; default %(default)s",
+    )
     parser.add_argument(
         "--relax", action="store_true", help="reduce a spacing that does not fit instead of refusing it"
     )
@@ -123,6 +136,8 @@ def _search(args: argparse.Namespace) -> int:
         objective="mep" if args.method == "hso" else "dm-nonuni",
     )
     _prepare_jax()
+    if picture is not None:  # compiling leaves a core idle: let it load matplotlib meanwhile
+        threading.Thread(target=importlib.import_module, args=("hso_jax.plots",), daemon=True).start()
     with _progress(len(many)) as progress:
         task = progress.add_task(f"searching {len(many)} schedules of {noise.name}", total=len(many))
         schedules = search_many(many, progress=lambda done, _: progress.update(task, completed=done))
@@ -203,11 +218,17 @@ def _models(_: argparse.Namespace) -> int:
 
 
 def _add_show(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    examples = "examples:\n  hso-jax show FILE\n  hso-jax show FILE --nfe 6 --layout node --as sigmas    (for ComfyUI, k-diffusion)\n"
+    examples = "examples:\n  hso-jax show FILE\n  hso-jax show FILE --nfe 6 --layout node --as sigmas    (ComfyUI)\n"
     parser = arguments.add_command(subparsers, "show", _show, "print the schedules in a file", examples)
     parser.add_argument("file", type=Path)
     _add_selection(parser)
-    parser.add_argument("--as", dest="form", choices=("table", "sigmas", "timesteps", "json"), default="table", help="sigmas: N + 1 values, as samplers take them; timesteps: N integers; default %(default)s")  # fmt: skip
+    parser.add_argument(
+        "--as",
+        dest="form",
+        choices=("table", "sigmas", "timesteps", "json"),
+        default="table",
+        help="sigmas: N + 1 values, as samplers take them; timesteps: N integers; default %(default)s",
+    )
 
 
 def _show(args: argparse.Namespace) -> int:
@@ -224,7 +245,7 @@ def _show(args: argparse.Namespace) -> int:
 
 
 def _add_plot(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    examples = "examples:\n  hso-jax plot FILE -o schedules.png\n  hso-jax plot FILE --landscape -o mep.png --nfe 5 --layout interval\n"
+    examples = "examples:\n  hso-jax plot FILE -o schedules.png\n  hso-jax plot FILE --landscape -o mep.png --nfe 5\n"
     parser = arguments.add_command(subparsers, "plot", _plot, "draw the schedules in a file", examples)
     parser.add_argument("file", type=Path)
     _add_selection(parser)
@@ -281,10 +302,8 @@ def _prepare_jax() -> None:
     import jax
 
     if "JAX_NUM_CPU_DEVICES" not in os.environ and "xla_force_host_platform" not in os.environ.get("XLA_FLAGS", ""):
-        try:
+        with contextlib.suppress(RuntimeError):  # JAX is running already, with the devices of whoever started it
             jax.config.update("jax_num_cpu_devices", min(os.cpu_count() or 1, 8))
-        except RuntimeError:
-            pass  # JAX is running already, with the devices of whoever started it
     if not os.environ.get("JAX_COMPILATION_CACHE_DIR"):
         base = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
         jax.config.update("jax_compilation_cache_dir", str(base / "hso-jax" / "xla"))

@@ -163,7 +163,7 @@ class NoiseSchedule:
         else:
             carry = jax.lax.fori_loop(0, iterations, narrow, carry)
         t = carry[0]
-        lowest, highest = frozen.lam(frozen.t_max), frozen.lam(frozen.t_min)
+        highest, lowest = frozen.lam(xp.stack([xp.asarray(frozen.t_min), xp.asarray(frozen.t_max)]))
         t = xp.where(target <= lowest, frozen.t_max, xp.where(target >= highest, frozen.t_min, t))
         if xp is np:
             return t
@@ -218,7 +218,7 @@ def _weighted_log(xp: Any, weight: Array, argument: Array) -> tuple[Array, Array
 
 
 def alpha_sigma(lam: Array, kind: str) -> tuple[Array, Array]:
-    """alpha and sigma from lam: alpha^2 + sigma^2 = 1 ("vp"), alpha = 1 ("ve"), alpha + sigma = 1 ("flow")."""
+    """Alpha and sigma from lam: alpha^2 + sigma^2 = 1 ("vp"), alpha = 1 ("ve"), alpha + sigma = 1 ("flow")."""
     xp = namespace(lam)
     lam = xp.asarray(lam)
     if kind == "ve":
@@ -265,4 +265,4 @@ def from_knots(
         tail = -slope * (1.0 - end)
     fields = [len(coefficients), first, spacing, log_t, offset, log_1mt, first if t_min is None else t_min, t_max, tail]
     leaves = [xp.asarray(x, dtype=coefficients.dtype) for x in fields]
-    return NoiseSchedule(coefficients, *leaves, kind, num_train_timesteps, timestep_rule, name)
+    return NoiseSchedule(coefficients, *leaves, kind, num_train_timesteps, timestep_rule, name)  # type: ignore[call-arg]

@@ -15,7 +15,9 @@ def _check(sigma_min: float, sigma_max: float) -> None:
 
 
 def ve(sigma_min: float = 0.01, sigma_max: float = 50.0, *, name: str = "ve") -> NoiseSchedule:
-    """The VE SDE, geometric in t: sigma(t) = sigma_min (sigma_max/sigma_min)^t (Song et al. 2021, arXiv 2011.13456, eq. 30).
+    """The VE SDE, geometric in t: sigma(t) = sigma_min (sigma_max/sigma_min)^t.
+
+    Source: Song et al. 2021, arXiv 2011.13456, eq. 30.
 
     Raises:
         ValueError: unless 0 < sigma_min < sigma_max.

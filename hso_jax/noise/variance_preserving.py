@@ -58,6 +58,7 @@ def discrete(
         alphas_cumprod: [T] strictly falling, in (0, 1), the last one may be 0. Give either this or `betas`.
         betas: [T] in (0, 1); the last one may be 1.
         rescale_betas_zero_snr: diffusers' option of that name.
+        name: for messages and files.
 
     Raises:
         ValueError: naming the first offending entry. (Traced values are not checked.)

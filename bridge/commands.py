@@ -1,0 +1,192 @@
+"""What `hso-jax apply` and `hso-jax sample` do; their parsers are in `hso_jax.cli.bridge_commands`."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import shutil
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import diffusers
+
+from bridge import render
+from bridge.installed import REPLACED_KEY, SCHEDULE_KEY, scheduled_class
+from bridge.schedulers import with_schedule
+from hso_jax import schedule_file
+from hso_jax.schedule import Schedule
+
+BACKUP_SUFFIX = ".before-hso"
+_INDEX = "model_index.json"
+_CONFIG = "scheduler_config.json"
+
+
+def run(args: argparse.Namespace) -> int:
+    """Run the command that the arguments name; returns the exit code.
+
+    Raises:
+        ValueError, OSError: for bad input; nothing was written then.
+    """
+    return {"apply": apply, "sample": sample}[args.command](args)
+
+
+def apply(args: argparse.Namespace) -> int:
+    """Write a schedule into a pipeline folder, or into a second folder that shares its weights."""
+    schedule = choose(args.schedule, args.nfe, args.layout, args.method)
+    folder = pipeline_folder(args.pipeline)
+    scheduler = with_schedule(read_scheduler(folder, args.scheduler), schedule)
+    target = folder if args.save is None else args.save
+    if args.save is None:
+        install(scheduler, folder)
+    else:
+        share(folder, args.save, scheduler)
+    print(f"wrote the {describe(schedule)} schedule into {target}")
+    print(f"use it: import bridge; DiffusionPipeline.from_pretrained({str(target)!r}), num_inference_steps={schedule.nfe}")
+    return 0
+
+
+def sample(args: argparse.Namespace) -> int:
+    """Sample one picture, one for each of several seeds, or a comparison of schedules."""
+    schedule = choose(args.schedule, args.nfe, args.layout, args.method)
+    folder = pipeline_folder(args.pipeline)
+    plan = render.plan(args, schedule)
+    pipe = render.load(folder, args.device, args.dtype)
+    pipe.scheduler = plain(pipe.scheduler, args.scheduler)
+    others = [s for s in schedule_file.load(args.schedule) if s.nfe == schedule.nfe]
+    render.render(pipe, schedule, others if args.compare else [], plan)
+    print(f"wrote {args.output}")
+    return 0
+
+
+def choose(path: Path, nfe: int | None, layout: str | None, method: str | None) -> Schedule:
+    """The schedule of a file that the options name; where they leave a choice, layout "node" and method "hso".
+
+    Raises:
+        ValueError: if there is none, or several numbers of evaluations to choose from.
+    """
+    every = schedule_file.load(path)
+    kept = [
+        s for s in every if nfe in (None, s.nfe) and layout in (None, s.layout) and method in (None, s.method)
+    ]  # fmt: skip
+    if not kept:
+        have = ", ".join(dict.fromkeys(f"{s.nfe} {s.layout} {s.method}" for s in every)) or "none"
+        raise ValueError(f"{path} has no such schedule (it has: {have})")
+    counts = sorted({s.nfe for s in kept})
+    if len(counts) > 1:
+        raise ValueError(f"{path} has schedules of {', '.join(map(str, counts))} evaluations; choose one with --nfe")
+    return min(kept, key=lambda s: (s.method != "hso", s.layout != "node"))
+
+
+def describe(schedule: Schedule) -> str:
+    """Method, N, layout and end in a few words."""
+    return f"{schedule.nfe}-step {schedule.method} ({schedule.layout}, end {schedule.end})"
+
+
+def pipeline_folder(path: Path) -> Path:
+    """The folder, if it is a local pipeline; nothing is ever looked up on the network.
+
+    Raises:
+        ValueError: if it is none.
+    """
+    if not path.is_dir():
+        raise ValueError(f"{path} is not a folder; --pipeline takes a local folder that save_pretrained wrote")
+    for file in (path / _INDEX, path / "scheduler" / _CONFIG):
+        if not file.is_file():
+            raise ValueError(f"{path} is not a diffusers pipeline: it has no {file.relative_to(path)}")
+    return path
+
+
+def read_scheduler(folder: Path, class_name: str | None = None) -> Any:
+    """The plain diffusers scheduler of a pipeline folder, without a schedule that was installed before."""
+    config = _read(folder / "scheduler" / _CONFIG)
+    return _build(config, class_name or str(config.get("_class_name")))
+
+
+def plain(scheduler: Any, class_name: str | None = None) -> Any:
+    """The diffusers scheduler that a (scheduled or plain) one was before, or another class with its config."""
+    return _build(scheduler.config, class_name or type(scheduler).__name__)
+
+
+def install(scheduler: Any, folder: Path) -> None:
+    """Write a scheduled scheduler into a pipeline folder: its config, and in the index the package that loads it.
+
+    The files as they were before the first installation stay beside them. If the second cannot be written the first
+    is put back.
+    """
+    config, index = folder / "scheduler" / _CONFIG, folder / _INDEX
+    document = _read(index)
+    document["scheduler"] = ["bridge", type(scheduler).__name__]
+    before = config.read_bytes()
+    for file in (config, index):
+        backup = file.with_name(file.name + BACKUP_SUFFIX)
+        if not backup.exists() and SCHEDULE_KEY.encode() not in before:
+            schedule_file.write_whole(backup, file.read_bytes())
+    schedule_file.write_whole(config, scheduler.to_json_string().encode())
+    try:
+        schedule_file.write_whole(index, (json.dumps(document, indent=2) + "\n").encode())
+    except BaseException:
+        schedule_file.write_whole(config, before)
+        raise
+
+
+def share(folder: Path, target: Path, scheduler: Any) -> None:
+    """Make `target` a pipeline folder that has its own scheduler and links to everything else in `folder`.
+
+    Raises:
+        ValueError: if `target` exists and is not an empty folder, or its parent does not exist.
+    """
+    if target.exists() and (not target.is_dir() or any(target.iterdir())):
+        raise ValueError(f"{target} exists; choose another name, or change it in place with --pipeline {target}")
+    if not target.absolute().parent.is_dir():
+        raise ValueError(f"cannot write {target}: the folder {target.absolute().parent} does not exist")
+    building = Path(tempfile.mkdtemp(dir=target.absolute().parent, prefix=f".{target.name}."))
+    try:
+        for item in sorted(folder.iterdir()):
+            if item.name in ("scheduler", _INDEX) or item.name.endswith(BACKUP_SUFFIX):
+                continue
+            _link(item.resolve(), building / item.name)
+        (building / "scheduler").mkdir()
+        shutil.copyfile(folder / _INDEX, building / _INDEX)
+        shutil.copyfile(folder / "scheduler" / _CONFIG, building / "scheduler" / _CONFIG)
+        install(scheduler, building)
+        for backup in (building / f"{_INDEX}{BACKUP_SUFFIX}", building / "scheduler" / f"{_CONFIG}{BACKUP_SUFFIX}"):
+            backup.unlink(missing_ok=True)  # they are in the folder it was made from
+        mask = os.umask(0)
+        os.umask(mask)
+        building.chmod(0o777 & ~mask)
+        if target.exists():
+            target.rmdir()
+        os.replace(building, target)
+    except BaseException:
+        shutil.rmtree(building, ignore_errors=True)
+        raise
+
+
+def _link(source: Path, target: Path) -> None:
+    try:
+        target.symlink_to(source, target_is_directory=source.is_dir())
+    except OSError:  # a system or a disk without symbolic links
+        if source.is_dir():
+            shutil.copytree(source, target)
+        else:
+            shutil.copyfile(source, target)
+
+
+def _read(file: Path) -> dict[str, Any]:
+    try:
+        document = json.loads(file.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{file} is not a readable JSON file ({error})") from error
+    if not isinstance(document, dict):
+        raise ValueError(f"{file} holds a JSON {type(document).__name__}, not an object")
+    return document
+
+
+def _build(config: Any, class_name: str) -> Any:
+    scheduled_class(class_name)  # says which classes there are
+    kept = {**config, **(config.get(REPLACED_KEY) or {})}
+    for key in (SCHEDULE_KEY, REPLACED_KEY):
+        kept.pop(key, None)
+    return getattr(diffusers, class_name).from_config(kept)

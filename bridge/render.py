@@ -1,0 +1,224 @@
+"""Pictures from a pipeline: with one schedule, for several seeds, or with several schedules side by side."""
+
+from __future__ import annotations
+
+import argparse
+import inspect
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import diffusers
+import numpy as np
+import torch
+from PIL import Image
+from rich.console import Console
+from rich.progress import track
+
+from bridge.grid import Row, grid, save_png, strip
+from bridge.noise_of import noise_schedule_of
+from bridge.schedulers import with_schedule
+from hso_jax.baselines import baseline
+from hso_jax.cli.arguments import parse_nfe
+from hso_jax.cli.files import MARK, check_writable
+from hso_jax.schedule import Schedule
+
+COMPARED_SEEDS = "0-3"
+
+
+class Plan(NamedTuple):
+    """What is to be drawn.
+
+    Attributes:
+        output: the picture's file.
+        prompt: text, or a class.
+        seeds: of the noise.
+        call: further arguments of the pipeline.
+        compare: whether to draw the default and trailing schedules beside it.
+        reference: number of steps of a first row, if any.
+    """
+
+    output: Path
+    prompt: str
+    seeds: tuple[int, ...]
+    call: Mapping[str, Any]
+    compare: bool
+    reference: int | None
+
+
+def plan(args: argparse.Namespace, schedule: Schedule) -> Plan:
+    """Read the options; every fault that can be found without loading the pipeline is found here.
+
+    Raises:
+        ValueError: naming the option.
+    """
+    if args.output.suffix.lower() != ".png":
+        raise ValueError(f"cannot draw {args.output}: use a name that ends in .png")
+    check_writable(args.output, args.force)
+    if args.reference is not None and (not args.compare or args.reference < 1):
+        raise ValueError("--reference takes 1 or more steps, together with --compare")
+    call: dict[str, Any] = {}
+    for name in ("negative_prompt", "height", "width", "guidance_scale"):
+        if (value := getattr(args, name)) is not None:
+            call[name] = value
+    for option in args.option:
+        key, equals, text = option.partition("=")
+        if not equals or not key.isidentifier():
+            raise ValueError(f"--option {option!r}: write KEY=VALUE")
+        if key in ("num_inference_steps", "timesteps", "sigmas", "generator", "prompt", "output_type", "return_dict"):
+            raise ValueError(f"--option {key}: that is set by the schedule, --prompt or --seed")
+        try:
+            call[key] = json.loads(text)
+        except ValueError:
+            call[key] = text
+    seeds = parse_seeds(args.seed or (COMPARED_SEEDS if args.compare else "0"))
+    return Plan(args.output, args.prompt, seeds, call, args.compare, args.reference)
+
+
+def parse_seeds(text: str) -> tuple[int, ...]:
+    """`0`, `0-3` or `1,5,9`, in rising order. Raises ValueError for anything else."""
+    try:
+        return tuple(n - 1 for n in parse_nfe(",".join(_raised(part) for part in text.split(","))))
+    except ValueError:
+        raise ValueError(f"seed {text!r}: write 0, 0-3 or 1,5,9 (at most 999)") from None
+
+
+def load(folder: Path, device: str | None, dtype: str | None) -> Any:
+    """The pipeline in a local folder, on its device.
+
+    Raises:
+        ValueError: if diffusers cannot load it, or there is no such device.
+    """
+    if device is None:
+        found = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
+        device = "cpu" if found is None else found.type
+    kind = getattr(torch, dtype or ("float32" if device == "cpu" else "bfloat16"))
+    pipe = diffusers.DiffusionPipeline.from_pretrained(str(folder), local_files_only=True, torch_dtype=kind)
+    try:
+        pipe.to(device)
+    except (RuntimeError, AssertionError) as error:  # what torch raises for a device it has not got
+        raise ValueError(f"device {device!r} cannot be used: {error}") from error
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
+def render(pipe: Any, schedule: Schedule, others: Sequence[Schedule], plan: Plan) -> None:
+    """Sample and write the picture.
+
+    Args:
+        pipe: with the plain scheduler to sample by.
+        schedule: the chosen one; must fit.
+        others: further schedules to compare with; those that do not fit are left out, with a note.
+        plan: as `plan` made it.
+
+    Raises:
+        ValueError: if the chosen schedule or an argument of the call does not fit the pipeline.
+    """
+    call = arguments(pipe, plan)
+    rows = schedulers(pipe, schedule, others, plan)
+    work = [(row, seed) for row in rows for seed in plan.seeds]
+    base, images = pipe.scheduler, []
+    for (_, _, scheduler, steps), seed in track(work, "sampling", console=Console(stderr=True), transient=True):
+        pipe.scheduler = scheduler
+        images.append(draw(pipe, call, steps, seed))
+    pipe.scheduler = base
+    texts = {"Software": MARK, "prompt": plan.prompt, "seeds": ",".join(map(str, plan.seeds)), "schedule": rows[-1].detail}
+    if len(images) == 1:
+        save_png(images[0], plan.output, texts)
+        return
+    count = len(plan.seeds)
+    drawn = [Row(row.name, row.detail, images[i * count : (i + 1) * count]) for i, row in enumerate(rows)]
+    sampler = type(base).__name__.removesuffix("Scheduler")
+    subtitle = f"{type(pipe).__name__}, {sampler}, {schedule.nfe} steps, the same noise in each column"
+    picture = grid(drawn, [f"seed {seed}" for seed in plan.seeds], plan.prompt, subtitle)
+    save_png(picture, plan.output, texts)
+
+
+class Entry(NamedTuple):
+    """A row to sample: its name, what is written below, the scheduler and the steps to ask for."""
+
+    name: str
+    detail: str
+    scheduler: Any
+    steps: int
+
+
+def schedulers(pipe: Any, schedule: Schedule, others: Sequence[Schedule], plan: Plan) -> list[Entry]:
+    """Reference, default, trailing, the others, and the chosen schedule last; without a comparison only the last."""
+    base, nfe = pipe.scheduler, schedule.nfe
+    chosen = _entry(base, schedule)
+    if not plan.compare:
+        return [chosen]
+    rows = []
+    spacing = base.config.get("timestep_spacing")
+    default = "default" if spacing is None else f"default ({spacing})"
+    if plan.reference is not None:
+        rows.append(Entry("reference", f"{default}, {plan.reference} steps", base, plan.reference))
+    rows.append(Entry(default, "", base, nfe))
+    trailing = baseline("trailing", noise_schedule_of(pipe, image_seq_len=tokens(pipe, plan)), nfe, p=schedule.p)
+    if not any(s.method == "trailing" for s in others):
+        rows.append(_entry(base, trailing))
+    for other in others:
+        if (other.method, other.layout, other.end) == (schedule.method, schedule.layout, schedule.end):
+            continue
+        try:
+            rows.append(_entry(base, other))
+        except ValueError as error:
+            Console(stderr=True).print(f"left out {other.method} ({other.layout}): {error}", highlight=False)
+    return [*rows, chosen]
+
+
+def tokens(pipe: Any, plan: Plan) -> int:
+    """Image tokens for models whose shift follows the size: two latents a side make one; 4096 where no size is given."""
+    height, width = plan.call.get("height"), plan.call.get("width")
+    if not height or not width:
+        return 4096
+    side = 2 * int(getattr(pipe, "vae_scale_factor", 8))
+    return max(1, (height // side) * (width // side))
+
+
+def arguments(pipe: Any, plan: Plan) -> dict[str, Any]:
+    """The call's arguments beside steps and noise.
+
+    Raises:
+        ValueError: for one that the pipeline does not take, or one it needs and that was not given.
+    """
+    known = inspect.signature(pipe.__call__).parameters
+    call = dict(plan.call)
+    if "prompt" in known:
+        call["prompt"] = plan.prompt
+    elif "class_labels" in known:
+        number = plan.prompt.isdecimal()
+        call["class_labels"] = [int(plan.prompt)] if number else pipe.get_label_ids([plan.prompt])
+    else:
+        raise ValueError(f"{type(pipe).__name__} takes neither a prompt nor a class; sample it from Python")
+    if unknown := [name for name in call if name not in known]:
+        raise ValueError(f"{type(pipe).__name__} does not take {', '.join(unknown)}; it takes: {', '.join(known)}")
+    if "image" in known and known["image"].default in (None, inspect.Parameter.empty) and "strength" in known:
+        raise ValueError(f"{type(pipe).__name__} needs an image to start from; sample it from Python")
+    return call
+
+
+def draw(pipe: Any, call: Mapping[str, Any], steps: int, seed: int) -> Image.Image:
+    """One image (a strip of frames for a video). The noise comes from the CPU, so that every device has the same."""
+    generator = torch.Generator("cpu").manual_seed(seed)
+    result = pipe(**call, num_inference_steps=steps, generator=generator, output_type="np")
+    values = np.asarray(result.frames if hasattr(result, "frames") else result.images, np.float32)[0]
+    if not np.isfinite(values).all():
+        raise ValueError(f"the pipeline returned values that are not numbers (seed {seed}); try --dtype float32")
+    pixels = (values.clip(0.0, 1.0) * 255.0).round().astype(np.uint8)
+    return strip([Image.fromarray(frame) for frame in pixels]) if pixels.ndim == 4 else Image.fromarray(pixels)
+
+
+def _entry(base: Any, schedule: Schedule) -> Entry:
+    steps = schedule.sampler_sigmas()[:-1] if schedule.kind == "ve" else schedule.timesteps
+    stop = "to clean" if schedule.end == "clean" else f"stops at t = {schedule.t[-1]:.3g}"
+    name = "HSO" if schedule.method == "hso" else schedule.method
+    detail = f"{schedule.layout}, {stop}\n" + " ".join(f"{x:.3g}" if schedule.kind == "ve" else f"{x:.0f}" for x in steps)
+    return Entry(name, detail, with_schedule(base, schedule), schedule.nfe)
+
+
+def _raised(part: str) -> str:
+    """`parse_nfe` counts from 1; seeds from 0."""
+    return "-".join(str(int(x) + 1) for x in part.strip().split("-"))
