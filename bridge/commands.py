@@ -43,7 +43,9 @@ def apply(args: argparse.Namespace) -> int:
     else:
         share(folder, args.save, scheduler)
     print(f"wrote the {describe(schedule)} schedule into {target}")
-    print(f"use it: import bridge; DiffusionPipeline.from_pretrained({str(target)!r}), num_inference_steps={schedule.nfe}")
+    print(
+        f"use it: import bridge; DiffusionPipeline.from_pretrained({str(target)!r}), num_inference_steps={schedule.nfe}"
+    )
     return 0
 
 

@@ -16,8 +16,7 @@ Font = ImageFont.FreeTypeFont | ImageFont.ImageFont
 
 _INK, _FAINT, _PAPER = (24, 24, 28), (112, 112, 120), (255, 255, 255)
 _LEAST_CELL = 224  # pixels of a cell's shorter side; smaller images are enlarged so that labels stay in proportion
-_GUTTER_SHARE = 1.0  # width of the row labels, in cells ...
-_GUTTER_RANGE = (224, 420)  # ... and in pixels
+_GUTTER_TEXT = 17  # most that row labels take, in text heights
 
 
 class Row(NamedTuple):
@@ -51,8 +50,13 @@ def grid(rows: Sequence[Row], columns: Sequence[str], title: str, subtitle: str)
     large, normal, small = (ImageFont.load_default(size=x) for x in (round(text * 1.5), round(text * 1.15), text))
     gap = max(6, text // 2)
     margin = 2 * text
-    low, high = _GUTTER_RANGE
-    gutter = min(max(round(width * _GUTTER_SHARE), low), max(high, text * 16))
+    lines = [
+        (line, font)
+        for row in rows
+        for part, font in zip(row, (normal, small), strict=False)
+        for line in str(part).splitlines()
+    ]
+    gutter = min(max(round(font.getlength(line)) for line, font in lines), _GUTTER_TEXT * text) + margin
     full = margin + gutter + len(columns) * (width + gap) - gap + margin
 
     title_lines = wrap(title, large, full - 2 * margin, 2)
@@ -70,10 +74,10 @@ def grid(rows: Sequence[Row], columns: Sequence[str], title: str, subtitle: str)
         for j, image in enumerate(row.images):
             enlarged = image.convert("RGB").resize((width, height), Image.Resampling.NEAREST)
             sheet.paste(enlarged, (_left(j, margin, gutter, width, gap), y))
-        room = gutter - 2 * gap
+        room = gutter - margin // 2
         below = _write(draw, (margin, y), wrap(row.name, normal, room, 2), normal, _INK)
-        lines = max(1, (y + height - below - gap // 2) // _line(small))
-        _write(draw, (margin, below + gap // 2), wrap(row.detail, small, room, lines), small, _FAINT)
+        most = max(1, (y + height - below - gap // 2) // _line(small))
+        _write(draw, (margin, below + gap // 2), wrap(row.detail, small, room, most), small, _FAINT)
     return sheet
 
 

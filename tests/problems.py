@@ -171,6 +171,8 @@ def _padded(values: np.ndarray, count: int) -> np.ndarray:
 
 
 SD = discrete(alphas_cumprod=SD_TABLE, name="sd")
+KINKED = reference.LinearNoise(SD_TABLE)
+"""The same levels as the oracle has them, log alpha linear between the levels."""
 EFFORT = Effort(chunk=32)
 
 

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import problems
 import pytest
-from problems import Problem
+from problems import KINKED, SD, Problem
 
 from benchmarks import scipy_reference as reference
 from hso_jax import refine, trust_region
@@ -18,8 +18,6 @@ from hso_jax.noise import discrete, flow
 from hso_jax.objectives import mep, mep_interval_derivatives
 from hso_jax.trust_region import CONVERGED, NOT_FINITE, Feasible
 
-SD = discrete(alphas_cumprod=problems.SD_TABLE)
-KINKED = reference.LinearNoise(problems.SD_TABLE)
 DTYPES = pytest.mark.parametrize("dtype", [np.float32, np.float64])
 
 

@@ -40,7 +40,9 @@ def use(pipe: Any, family: Family, solver: str) -> None:
     if family.flow:
         shift = config["flow_shift"] if "flow_shift" in config else config["shift"]
         flow = {"use_flow_sigmas": True, "prediction_type": "flow_prediction", "flow_shift": shift}
-        flow["use_dynamic_shifting"] = config.get("use_dynamic_shifting", False)  # insisted on where a pipeline passes mu
+        flow["use_dynamic_shifting"] = config.get(
+            "use_dynamic_shifting", False
+        )  # insisted on where a pipeline passes mu
         config = {"shift": shift} if solver.startswith("FlowMatch") else flow
     else:
         config["clip_sample"] = False  # DDIM's own default, which other classes' configs do not mention
