@@ -50,13 +50,9 @@ def grid(rows: Sequence[Row], columns: Sequence[str], title: str, subtitle: str)
     large, normal, small = (ImageFont.load_default(size=x) for x in (round(text * 1.5), round(text * 1.15), text))
     gap = max(6, text // 2)
     margin = 2 * text
-    lines = [
-        (line, font)
-        for row in rows
-        for part, font in zip(row, (normal, small), strict=False)
-        for line in str(part).splitlines()
-    ]
-    gutter = min(max(round(font.getlength(line)) for line, font in lines), _GUTTER_TEXT * text) + margin
+    labels = [(line, normal) for row in rows for line in row.name.splitlines()]
+    labels += [(line, small) for row in rows for line in row.detail.splitlines()]
+    gutter = min(max(round(font.getlength(line)) for line, font in labels), _GUTTER_TEXT * text) + margin
     full = margin + gutter + len(columns) * (width + gap) - gap + margin
 
     title_lines = wrap(title, large, full - 2 * margin, 2)
@@ -135,7 +131,7 @@ def _fitted(line: str, font: Font, width: int) -> str:
 
 
 def _line(font: Font) -> int:
-    left, top, right, bottom = font.getbbox("Ag")
+    _, top, _, bottom = font.getbbox("Ag")
     return round((bottom - top) * 1.45)
 
 

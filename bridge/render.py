@@ -166,9 +166,8 @@ def schedulers(pipe: Any, schedule: Schedule, others: Sequence[Schedule], plan: 
     rows = []
     noise = noise_schedule_of(pipe, image_seq_len=tokens(pipe, plan))
     # Flow models have no such rule, though some of their classes have the entry.
-    spacing = (
-        f"{base.config['timestep_spacing']} spacing" if noise.kind == "vp" and "timestep_spacing" in base.config else ""
-    )
+    rule = base.config.get("timestep_spacing") if noise.kind == "vp" else None
+    spacing = f"{rule} spacing" if rule else ""
     if plan.reference is not None:
         rows.append(Entry("reference", f"default, {plan.reference} steps", base, plan.reference))
     rows.append(Entry("default", spacing, base, nfe))
@@ -186,7 +185,7 @@ def schedulers(pipe: Any, schedule: Schedule, others: Sequence[Schedule], plan: 
 
 
 def tokens(pipe: Any, plan: Plan) -> int:
-    """Image tokens for models whose shift follows the size: two latents a side make one; 4096 where no size is given."""
+    """Image tokens, 2 x 2 latents each, for models whose shift follows the size; 4096 where no size is given."""
     height, width = plan.call.get("height"), plan.call.get("width")
     if not height or not width:
         return 4096

@@ -93,12 +93,8 @@ def search_lane(lane: LaneArrays, bank: NoiseSchedule, *, objective: str, nodes:
     expand = _objective(objective, lane)
 
     def fitness(psi: Array, before: Refined) -> tuple[Array, Refined]:
-        _, t_eps, t_max = psi
-        fresh = ~jnp.isfinite(before.t[0])
-        start = jnp.where(fresh, edm_nodes(noise, psi, nodes, lane.intervals), before.t)
-        least = jnp.minimum(_with_margin(lane.least_gap), (t_max - t_eps) / lane.intervals)
-        feasible = trust_region.Feasible(t_max, t_eps, least, lane.intervals)
-        found, _ = trust_region.minimise(expand, noise, start, feasible, max_steps=effort.steps)
+        start = jnp.where(jnp.isfinite(before.t[0]), before.t, edm_nodes(noise, psi, nodes, lane.intervals))
+        found, _ = trust_region.minimise(expand, noise, start, _feasible(lane, psi), max_steps=effort.steps)
         penalty = spacing_penalty(found.t, lane.d_min, lane.intervals)
         refined = Refined(found.t, found.result, before.steps + found.steps, found.stationarity)
         return found.value + lane.gamma * penalty, refined
@@ -123,6 +119,12 @@ def _objective(name: str, lane: LaneArrays) -> Objective:
     if name == "mep":
         return interval_objective(functools.partial(mep_interval_derivatives, p=lane.p))
     return dense_objective(lambda lams: bound(lams, lane.intervals, lane.p, _DM_WIDTH))
+
+
+def _feasible(lane: LaneArrays, psi: Array) -> trust_region.Feasible:
+    _, t_eps, t_max = psi
+    least = jnp.minimum(_with_margin(lane.least_gap), (t_max - t_eps) / lane.intervals)
+    return trust_region.Feasible(t_max, t_eps, least, lane.intervals)
 
 
 def _with_margin(gap: Array) -> Array:
@@ -171,7 +173,35 @@ def run(lanes: Sequence[Lane], effort: Effort, *, nodes: int | None = None, prog
         parts.append(jax.tree.map(lambda x: np.asarray(x)[:kept], found))  # noqa: B023
         if progress is not None:
             progress(begin + kept, len(lanes))
-    return jax.tree.map(lambda *xs: np.concatenate(xs), *parts)
+    found = jax.tree.map(lambda *xs: np.concatenate(xs), *parts)
+    return found if effort.steps == 0 else _finish(lanes, found)
+
+
+def _finish(lanes: Sequence[Lane], found: Found) -> Found:
+    """Refine the few lanes that have not converged again, one by one in float64 and with many more steps.
+
+    They are those whose objective is concave at the start (EDM's noise with p = 2 at large N) or whose curvature
+    spans more than float32 resolves (flow models with many held gaps).
+    """
+    hard = np.flatnonzero(found.refined.result != trust_region.CONVERGED)
+    if not hard.size:
+        return found
+    refined = [np.array(x, np.float64 if x.dtype.kind == "f" else x.dtype) for x in found.refined]
+    with jax.enable_x64(True):
+        arrays, bank = pack(lanes, np.dtype(np.float64))
+        for i in hard:
+            lane = jax.tree.map(lambda column: column[i], arrays)  # noqa: B023
+            again = _refine_again(lane, bank, found.psi[i].astype(np.float64), refined[0][i], lanes[0].objective)
+            for column, value in zip(refined, again._replace(steps=again.steps + refined[2][i]), strict=True):
+                column[i] = value
+    return found._replace(refined=Refined(*refined))
+
+
+@functools.partial(jax.jit, static_argnames="objective")
+def _refine_again(lane: LaneArrays, bank: NoiseSchedule, psi: Array, t: Array, objective: str) -> Refined:
+    noise = jax.tree.map(lambda leaf: leaf[lane.noise], bank)
+    found, _ = trust_region.minimise(_objective(objective, lane), noise, t, _feasible(lane, psi), max_steps=200)
+    return Refined(found.t, found.result, found.steps, found.stationarity)
 
 
 def _placed(

@@ -90,7 +90,8 @@ def face_step(expansion: Expansion, active: Array, change: Array, first: Array, 
         damping: added to the Hessian's diagonal, >= 0.
 
     Returns:
-        [K] the step, NaN where the damped Hessian is not positive definite on the face.
+        [K] the step. Where the damped Hessian is not positive definite on the face, a tridiagonal one is modified so
+        that the step still descends, and a dense one gives NaN.
     """
     if isinstance(expansion.hessian, Tridiagonal):
         return _tridiagonal_step(expansion, active, change, first, last, damping)
@@ -107,12 +108,15 @@ def _tridiagonal_step(
     """
     diagonal, neighbours = expansion.hessian
     diagonal = diagonal + damping
+    # Where the objective is concave along a pivot its sign is turned (a modified Cholesky).
+    least = 1e-2 * jnp.max(jnp.abs(diagonal))
 
     def eliminate(carry: Any, node: Any) -> Any:
         a, b, pinned, place = carry
         held, gap, off, next_diagonal, next_gradient = node
-        pivot = jnp.where(pinned, 1.0, a)
-        pivot = jnp.where(pivot > 0, pivot, jnp.nan)
+        free = ~(pinned | held)
+        a = jnp.where(free & (a <= 0), jnp.maximum(-a, least), a)
+        pivot = jnp.where(free, a, 1.0)
         ratio = jnp.where(pinned, 0.0, jnp.where(held, 1.0, -off / pivot))
         shift = jnp.where(pinned, place, jnp.where(held, gap, -b / pivot))
         b = next_gradient + (a * shift + b) * ratio + off * shift

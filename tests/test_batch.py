@@ -131,7 +131,8 @@ def workers(commands: list[list[str]], **env: str) -> None:
     root = str(WORKER.parent.parent)
     given = {**os.environ, "PYTHONPATH": os.pathsep.join([root, str(WORKER.parent)]), "JAX_PLATFORMS": "cpu", **env}
     running = [
-        subprocess.Popen([sys.executable, str(WORKER), *c], env=given, stderr=subprocess.PIPE, text=True) for c in commands
+        subprocess.Popen([sys.executable, str(WORKER), *c], env=given, stderr=subprocess.PIPE, text=True)
+        for c in commands
     ]
     try:
         for process in running:

@@ -70,7 +70,9 @@ def test_finds_an_inner_minimum(function: Callable[..., jax.Array]) -> None:
     assert found.history[-1] == found.fitness
 
 
-@pytest.mark.parametrize("goal", [(-9.0, 1.7, 2.2), (0.3, 9.0, -9.0), (-9.0, -9.0, -9.0), (9.0, 9.0, 9.0), (9.0, -9.0, 9.0)])
+@pytest.mark.parametrize(
+    "goal", [(-9.0, 1.7, 2.2), (0.3, 9.0, -9.0), (-9.0, -9.0, -9.0), (9.0, 9.0, 9.0), (9.0, -9.0, 9.0)]
+)
 def test_finds_minima_on_faces_edges_and_corners_exactly(goal: tuple[float, ...]) -> None:
     found = runner(bowl)(0, LOWER, UPPER, np.array(goal, np.float32))
     wanted = np.clip(np.array(goal, np.float32), LOWER, UPPER)

@@ -99,7 +99,9 @@ def test_no_overflow_at_extreme_levels(p: float) -> None:
         assert all(np.all(np.isfinite(x)) for x in values)
         assert np.isfinite(mep(jnp.asarray(array), p))
     m = -39.5  # sigma = 1 there, to the bit
-    assert mep(np.array([-40.0, -39.0]), p) == pytest.approx(2 * math.sinh(0.5) * (1 + math.exp(2 * m)) ** (-0.5 * (p - 1)))
+    assert mep(np.array([-40.0, -39.0]), p) == pytest.approx(
+        2 * math.sinh(0.5) * (1 + math.exp(2 * m)) ** (-0.5 * (p - 1))
+    )
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])

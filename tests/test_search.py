@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 import json
-import math
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from problems import EFFORT, KINKED, SD, Problem, Smooth, filled, random_table, solve
+from problems import EFFORT, KINKED, SD, Problem, Smooth, filled, solve
 
 from benchmarks import scipy_reference as reference
-from hso_jax import Box, Effort, Lane, Schedule, from_config, lanes, paper_d_min, preset, search, search_many
+from hso_jax import Box, Effort, Lane, Schedule, lanes, paper_d_min, preset, search, search_many
 from hso_jax.lanes import SPACING_AS, check
-from hso_jax.noise import PRESETS, discrete, flow
+from hso_jax.noise import PRESETS
 from hso_jax.search import spread
 
 Key = tuple[int, str, str]
@@ -32,7 +30,7 @@ def test_never_worse_than_the_reference_search(golden: dict[str, Any], sd_search
     nfe, layout = golden["nfe"], golden["layout"]
     constraint, penalty = (sd_search[nfe, layout, kind] for kind in SPACING_AS)
     value = oracle_spf(constraint.t, nfe)
-    assert constraint.spf == pytest.approx(value, rel=1e-9)
+    assert constraint.spf == pytest.approx(value, rel=1e-6)  # linear against cubic between the levels
     assert value <= golden["F"] * (1 + 1e-6)
     if golden["penalty"] > 0:
         assert value < 0.99 * golden["F"]
@@ -52,7 +50,9 @@ def test_every_schedule_is_scipy_s_minimum_at_its_psi(sd_search: dict[Key, Sched
         spacing = s.d_min if kind == "constraint" else 0.0
         t_max, t_eps = s.t[0], s.t[-1]
         intervals = len(s.t) - 1
-        best = reference.minimise_mep(KINKED, t_max, t_eps, intervals, spacing=min(spacing, (t_max - t_eps) / intervals))
+        best = reference.minimise_mep(
+            KINKED, t_max, t_eps, intervals, spacing=min(spacing, (t_max - t_eps) / intervals)
+        )
         # Linear against cubic between the levels, and the float32 margin of the gaps (2e-6 of t).
         assert s.mep == pytest.approx(best.mep, rel=2e-5), (nfe, layout, kind)
 
@@ -71,13 +71,14 @@ def test_what_a_schedule_says_about_itself(sd_search: dict[Key, Schedule]) -> No
         assert {"hso-jax", "jax", "evosax"} <= set(s.versions)
 
 
-def test_search_is_search_many_and_keeps_the_order() -> None:
-    order = [5, 4]
-    listed = search(SD, order, effort=Effort(population=4, generations=1))
-    assert [s.nfe for s in listed] == order
-    ends = [search(SD, np.int64(1)), search(SD, 1, layout="interval", effort=Effort(population=4, generations=1))]
-    assert ends[0].t.tolist() == [1.0] and ends[0].mep is None and ends[0].end == "clean"
-    np.testing.assert_allclose(ends[1].t, [0.96, 0.03], atol=1e-6)
+def test_search_keeps_the_order_and_n_1_needs_no_search() -> None:
+    seen: list[tuple[int, int]] = []
+    effort = Effort(population=4, generations=1)
+    listed = search(SD, [5, 1, 4], layout="interval", effort=effort, progress=lambda *x: seen.append(x))
+    assert [s.nfe for s in listed] == [5, 1, 4] and seen == [(3, 3)]
+    assert len(listed[1].t) == 2 and listed[1].result == "converged"
+    one = search(SD, np.int64(1))
+    assert one.t.tolist() == [1.0] and one.mep is None and one.end == "clean" and one.result == "fixed"
 
 
 def test_one_evaluation_starts_from_pure_noise_for_every_model() -> None:
@@ -155,18 +156,6 @@ def test_ablation_dm_nonuni() -> None:
         assert s.min_spacing >= s.d_min - 1e-12
 
 
-def test_spacing_that_does_not_fit_is_an_error_with_the_numbers() -> None:
-    with pytest.raises(ValueError, match=r"spacing 0\.3 .* 4 intervals \(nfe 5, layout node\) need 1\.2 .* at most 0\.99"):
-        search(SD, 5, spacing=0.3)
-    with pytest.raises(ValueError, match=r"at most 0\.2475, a wider box, or relax=True"):
-        search(SD, 5, spacing=0.3)
-    (relaxed,) = lanes([SD], [5], spacing=0.3, relax=True)
-    assert relaxed.d_min == pytest.approx(0.2475)
-    (fits,) = lanes([SD], [5], relax=True)
-    assert fits.d_min == paper_d_min(5)
-    assert check(Lane(SD, 5, spacing=0.3, spacing_as="penalty")).d_min == 0.3
-
-
 def test_spread_moves_no_more_than_it_must() -> None:
     rng = np.random.default_rng(0)
     for _ in range(200):
@@ -179,43 +168,6 @@ def test_spread_moves_no_more_than_it_must() -> None:
         assert out[0] == t[0] and out[-1] == t[-1] and np.all(-np.diff(out) >= d - 1e-15)
         assert np.abs(out - noisy).max() < 4e-7 * m
         np.testing.assert_allclose(spread(t, d), t, rtol=0, atol=1e-15)
-
-
-ZERO_SNR = discrete(alphas_cumprod=random_table(0), rescale_betas_zero_snr=True)
-BAD: dict[str, tuple[Callable[[], object], str]] = {
-    "no nfe": (lambda: search(SD, []), "nfe is empty"),
-    "nfe 0": (lambda: search(SD, 0), "nfe is 0"),
-    "nfe 2.5": (lambda: search(SD, 2.5), r"nfe is 2\.5"),
-    "nfe 4.0": (lambda: search(SD, [4.0]), r"nfe is 4\.0"),
-    "nfe text": (lambda: search(SD, "4-8"), "nfe is '4'"),
-    "nfe bool": (lambda: search(SD, True), "nfe is True"),
-    "nfe none": (lambda: search(SD, None), "nfe is None"),
-    "layout": (lambda: search(SD, 4, layout="both"), "layout is 'both'"),
-    "method": (lambda: search(SD, 4, method="hsso"), "method is 'hsso'; use one of hso, hso-dm-nonuni"),
-    "p nan": (lambda: search(SD, 4, p=math.nan), "p is nan"),
-    "p inf": (lambda: search(SD, 4, p=-math.inf), "p is -inf"),
-    "gamma": (lambda: search(SD, 4, gamma=-1.0), r"gamma is -1\.0"),
-    "seed": (lambda: search(SD, 4, seed=-1), "seed is -1"),
-    "seed float": (lambda: search(SD, 4, seed=1.5), r"seed is 1\.5"),
-    "spacing": (lambda: search(SD, 4, spacing=-0.1), r"spacing is -0\.1 at nfe 4"),
-    "spacing_as": (lambda: search(SD, 4, spacing_as="wish"), "spacing_as is 'wish'"),
-    "upside down": (lambda: search(SD, 4, box=Box(t_eps=(0.03, 0.01))), r"box t_eps is \(0\.03, 0\.01\)"),
-    "outside": (lambda: search(SD, 4, box=Box(t_max=(0.9, 1.5))), r"box t_max is \(0\.9, 1\.5\); need 0 < low"),
-    "zero": (lambda: search(SD, 4, box=Box(t_eps=(0.0, 0.03))), r"box t_eps is \(0\.0, 0\.03\); need 0 < low"),
-    "nan": (lambda: search(SD, 4, box=Box(rho=(math.nan, 7.0))), r"box rho is \(nan, 7\.0\)"),
-    "rho": (lambda: search(SD, 4, box=Box(rho=(-1.0, 7.0))), r"box rho is \(-1\.0, 7\.0\)"),
-    "crossed": (lambda: search(SD, 4, box=Box(t_eps=(0.01, 0.97))), "must lie below t_max"),
-    "no reach": (lambda: search(flow(), 4, box=Box(t_max=(1.0, 1.0))), r"box t_max .* outside \[0\.001, 0\.999\]"),
-    "no reach below": (lambda: search(ZERO_SNR, 4, box=Box(t_eps=(1e-3, 2e-3))), r"outside \[0\.01, 0\.99\]"),
-    "config": (lambda: from_config({"_class_name": "X"}), "'X' is not known"),
-}
-
-
-@pytest.mark.parametrize("case", BAD)
-def test_bad_input_is_named(case: str) -> None:
-    call, match = BAD[case]
-    with pytest.raises(ValueError, match=match):
-        call()
 
 
 def test_the_lower_level_alone_from_the_search_s_own_ends(sd_search: dict[Key, Schedule]) -> None:

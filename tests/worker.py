@@ -19,7 +19,9 @@ def worker_lanes() -> list[Lane]:
     """Twenty lanes of up to nine nodes on a short noise table."""
     noise = discrete(alphas_cumprod=np.cumprod(1 - np.linspace(1e-3, 0.3, 50)))
     box = Box(t_eps=(0.02, 0.05), t_max=(0.9, 1.0))
-    return [check(Lane(noise, 4 + i % 5, ("node", "interval")[i % 2], seed=i, box=box, spacing=0.08)) for i in range(20)]
+    return [
+        check(Lane(noise, 4 + i % 5, ("node", "interval")[i % 2], seed=i, box=box, spacing=0.08)) for i in range(20)
+    ]
 
 
 def main(mode: str, output: str, address: str = "", process: str = "") -> None:

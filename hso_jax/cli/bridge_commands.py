@@ -35,7 +35,7 @@ The files that were there are kept beside the new ones, with .before-hso at the 
         "--save",
         type=Path,
         metavar="DIR",
-        help="leave the pipeline as it is, and make DIR a pipeline that shares everything but the scheduler with it (by links)",
+        help="leave the pipeline as it is; make DIR one with this scheduler, and links to the rest",
     )
 
 
@@ -54,16 +54,32 @@ examples:
         "--prompt", required=True, help="text; for a class-conditional pipeline (DiT) a class, by number or name"
     )
     parser.add_argument("--negative-prompt", metavar="TEXT", help="what to stay away from")
-    parser.add_argument("--seed", help="of the noise: 0, 0-3 or 1,5,9; several make one picture of many; default 0 (0-3 with --compare)")  # fmt: skip
+    parser.add_argument(
+        "--seed", help="of the noise: 0, 0-3 or 1,5,9; several make one picture of many; default 0 (0-3 with --compare)"
+    )
     parser.add_argument("--height", type=int, metavar="PIXELS", help="default: the pipeline's")
     parser.add_argument("--width", type=int, metavar="PIXELS", help="default: the pipeline's")
     parser.add_argument("--guidance-scale", type=float, metavar="X", help="default: the pipeline's")
-    parser.add_argument("--option", action="append", default=[], metavar="KEY=VALUE", help="any other argument of the pipeline's call, VALUE in JSON; repeatable")  # fmt: skip
+    parser.add_argument(
+        "--option",
+        action="append",
+        default=[],
+        metavar="KEY=VALUE",
+        help="any other argument of the pipeline's call, VALUE in JSON; repeatable",
+    )
     parser.add_argument("--device", help="cpu, cuda, mps, ...; default: an accelerator if there is one")
-    parser.add_argument("--dtype", choices=("float32", "float16", "bfloat16"), help="default: float32 on the CPU, else bfloat16")  # fmt: skip
+    parser.add_argument(
+        "--dtype", choices=("float32", "float16", "bfloat16"), help="default: float32 on the CPU, else bfloat16"
+    )
     grid = parser.add_argument_group("comparison")
-    grid.add_argument("--compare", action="store_true", help="one picture: a row for the pipeline's default, for trailing spacing and for each schedule of the file with this N; a column for each seed")  # fmt: skip
-    grid.add_argument("--reference", type=int, metavar="STEPS", help="with --compare: a first row, the default with many steps")  # fmt: skip
+    grid.add_argument(
+        "--compare",
+        action="store_true",
+        help="one picture: rows are the default, trailing spacing and the file's schedules of N; columns are seeds",
+    )
+    grid.add_argument(
+        "--reference", type=int, metavar="STEPS", help="with --compare: a first row, the default with many steps"
+    )
     out = parser.add_argument_group("output")
     out.add_argument("-o", "--output", type=Path, required=True, help="picture (.png), written whole or not at all")
     out.add_argument("--force", action="store_true", help="replace a picture that hso-jax did not write")
@@ -74,10 +90,14 @@ def _add_choice(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--pipeline", type=Path, required=True, metavar="PATH", help="local folder that save_pretrained wrote"
     )
-    parser.add_argument("--nfe", "--steps", type=int, metavar="N", help="which schedule of the file; needed if it has several N")  # fmt: skip
+    parser.add_argument(
+        "--nfe", "--steps", type=int, metavar="N", help="which schedule of the file; needed if it has several N"
+    )
     parser.add_argument("--layout", choices=LAYOUTS, help="default: node, where the file has both")
     parser.add_argument("--method", help="default: hso, where the file has several")
-    parser.add_argument("--scheduler", metavar="CLASS", help="diffusers class to sample with, such as UniPCMultistepScheduler; default: the pipeline's")  # fmt: skip
+    parser.add_argument(
+        "--scheduler", metavar="CLASS", help="diffusers class, such as UniPCMultistepScheduler; default: the pipeline's"
+    )
 
 
 def _run(args: argparse.Namespace) -> int:

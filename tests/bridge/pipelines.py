@@ -1,4 +1,4 @@
-"""Tiny pipelines of each family with random weights, built here: nothing is downloaded, and a step takes milliseconds."""
+"""Tiny pipelines of each family with random weights, built here: no downloads, and a step takes milliseconds."""
 
 from __future__ import annotations
 
@@ -192,7 +192,9 @@ def wan() -> dict[str, Any]:
     )  # fmt: skip
     return {
         "transformer": transformer,
-        "vae": diffusers.AutoencoderKLWan(base_dim=3, z_dim=16, dim_mult=[1, 1, 1, 1], num_res_blocks=1, temperal_downsample=[False, True, True]),
+        "vae": diffusers.AutoencoderKLWan(
+            base_dim=3, z_dim=16, dim_mult=[1, 1, 1, 1], num_res_blocks=1, temperal_downsample=[False, True, True]
+        ),
         "text_encoder": t5_encoder(UMT5EncoderModel),
         "tokenizer": t5_tokenizer(),
         "scheduler": diffusers.UniPCMultistepScheduler(**FLOW),

@@ -7,7 +7,6 @@ from typing import Any
 
 import diffusers
 import numpy as np
-import pipelines
 import pytest
 import torch
 from mixture import random_schedule

@@ -83,7 +83,9 @@ def test_zero_terminal_snr_and_the_shift_of_cogvideox() -> None:
     assert noise.lam(1.0) == -np.inf
     shifted = from_config({"_class_name": "CogVideoXDDIMScheduler", "snr_shift_scale": 3.0})
     # alpha_bar / (3 - 2 alpha_bar) divides the SNR by 3.
-    np.testing.assert_allclose(shifted.lam(T), problems.lam_of_bar(problems.SD_TABLE)[:-1] - 0.5 * np.log(3.0), atol=1e-9)
+    np.testing.assert_allclose(
+        shifted.lam(T), problems.lam_of_bar(problems.SD_TABLE)[:-1] - 0.5 * np.log(3.0), atol=1e-9
+    )
 
 
 def test_file_scheduler_folder_and_model_folder(tmp_path: Path) -> None:
@@ -104,7 +106,10 @@ def test_file_scheduler_folder_and_model_folder(tmp_path: Path) -> None:
         ({}, "no `_class_name`"),
         ({"beta_start": 0.1}, r"no `_class_name` \(its keys: beta_start\)"),
         ({"_class_name": 7}, "no `_class_name`"),
-        ({"_class_name": "VQDiffusionScheduler"}, "'VQDiffusionScheduler' is not known; known classes: .*DDIMScheduler"),
+        (
+            {"_class_name": "VQDiffusionScheduler"},
+            "'VQDiffusionScheduler' is not known; known classes: .*DDIMScheduler",
+        ),
         ({**SD, "beta_schedule": "sigmoid"}, "'sigmoid'; known rules"),
         ({**SD, "beta_start": "0.1"}, "PNDMScheduler: a value in the config has the wrong type"),
         ({**SD, "beta_start": float("nan")}, "beta_start, beta_end are nan"),
@@ -139,7 +144,11 @@ def test_bad_paths_and_files(tmp_path: Path) -> None:
         from_config(tmp_path / "nothing.json")
     with pytest.raises(ValueError, match=r"no scheduler/scheduler_config\.json"):
         from_config(tmp_path)
-    for content, match in ((b"{", "not a readable JSON"), (b"[1]", "JSON list"), (b"\xff\xfe\x00", "not a readable JSON")):
+    for content, match in (
+        (b"{", "not a readable JSON"),
+        (b"[1]", "JSON list"),
+        (b"\xff\xfe\x00", "not a readable JSON"),
+    ):
         (tmp_path / "bad.json").write_bytes(content)
         with pytest.raises(ValueError, match=match):
             from_config(tmp_path / "bad.json")

@@ -96,6 +96,16 @@ def test_round_trip_in_float64(name: str) -> None:
     assert np.all(np.abs(noise.t_of_lam(noise.lam(t)) - t) <= np.maximum(1e-12, flat))
 
 
+@each
+def test_round_trip_close_to_the_ends(name: str) -> None:
+    noise = ALL[name]
+    low, high = float(noise.t_min), float(noise.t_max)
+    near = (high - low) * 10.0 ** -np.arange(2.0, 9.0)
+    t = np.concatenate([low + near, high - near])
+    flat = 8.0 * np.finfo(float).eps * np.maximum(1.0, np.abs(noise.lam(t))) / np.abs(noise.lam_derivatives(t)[1])
+    assert np.all(np.abs(noise.t_of_lam(noise.lam(t)) - t) <= np.maximum(1e-12, flat))
+
+
 @functools.cache
 def _float32() -> tuple[list[str], np.ndarray, np.ndarray]:
     """Names, times [F, n] and t_of_lam(lam(t)) of all families, in one compiled call."""

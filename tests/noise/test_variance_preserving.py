@@ -25,7 +25,9 @@ def test_beta_rules() -> None:
         return float(np.cos((t + 0.008) / 1.008 * np.pi / 2) ** 2)
 
     np.testing.assert_allclose(beta_table("scaled_linear", 0.00085, 0.012), BETAS, rtol=1e-14)
-    np.testing.assert_allclose(beta_table("linear", 1e-4, 0.02), 1e-4 + (0.02 - 1e-4) * np.arange(1000) / 999, rtol=1e-13)
+    np.testing.assert_allclose(
+        beta_table("linear", 1e-4, 0.02), 1e-4 + (0.02 - 1e-4) * np.arange(1000) / 999, rtol=1e-13
+    )
     capped = [min(1.0 - bar((i + 1) / 1000) / bar(i / 1000), 0.999) for i in range(1000)]
     np.testing.assert_allclose(beta_table("squaredcos_cap_v2"), capped, rtol=1e-12)
 

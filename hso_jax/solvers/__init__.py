@@ -1,0 +1,12 @@
+"""Samplers of the probability-flow ODE as pure functions of (nodes, denoiser, noise)."""
+
+from hso_jax.solvers.sampling import SOLVERS as SOLVERS
+from hso_jax.solvers.sampling import Denoiser as Denoiser
+from hso_jax.solvers.sampling import Solver as Solver
+from hso_jax.solvers.sampling import evaluations as evaluations
+from hso_jax.solvers.sampling import find as find
+from hso_jax.solvers.sampling import run as run
+from hso_jax.solvers.sampling import sample as sample
+from hso_jax.solvers.sampling import weights as weights
+from hso_jax.solvers.weights import PURE_NOISE as PURE_NOISE
+from hso_jax.solvers.weights import Weights as Weights

@@ -1,0 +1,45 @@
+"""DDIM and DPM-Solver++ 2M and 3M, as diffusers' DPMSolverMultistepScheduler has them (solver_type "midpoint")."""
+
+from __future__ import annotations
+
+import jax.numpy as jnp
+from jax import Array
+
+from hso_jax.solvers.weights import Grid, Weights, before, phi
+
+_LOWERED_BELOW = 15
+"""diffusers lowers the order of the last but one step for fewer evaluations than this."""
+
+
+def ddim(grid: Grid) -> Weights:
+    """x0 constant over a step: DDIM (arXiv 2010.02502), Euler in ksigma and Euler of a rectified flow, all the same."""
+    return Weights(grid.lams, grid.real, grid.decay, grid.gain[:, None])
+
+
+def dpmpp(grid: Grid, order: int) -> Weights:
+    """DPM-Solver++ multistep of order 2 or 3 (arXiv 2211.01095; the third order as in diffusers).
+
+    The first steps have order 1, 2; a step to sigma 0 has order 1, and for N < 15 the one before at most 2.
+    """
+    used = jnp.minimum(order, jnp.arange(grid.gap.shape[0]) + 1)
+    ends_clean = grid.clean[-1]  # padding repeats the last step
+    used = jnp.where(ends_clean & (grid.left == 2) & (grid.nfe < _LOWERED_BELOW), jnp.minimum(used, 2), used)
+    used = jnp.where(grid.clean, 1, used)
+    h = grid.gap
+    # In inverse gaps, so that an infinite one (a first node at lam = -inf) is a plain 0.
+    near = _over(h, before(h), before(grid.pure))
+    newer = jnp.where(used == 2, 0.5 * grid.gain * near, 0.0)
+    if order == 2:
+        return Weights(grid.lams, grid.real, grid.decay, jnp.stack([grid.gain + newer, -newer], axis=-1))
+    h0, h1, endless = before(h), before(h, 2), before(grid.pure, 2)
+    far, both, share = _over(h, h1, endless), _over(h, h0 + h1, endless), _over(h0, h0 + h1, endless)
+    phi1, phi2, phi3, _ = phi(-h)
+    scale = grid.gain / phi1
+    third = used == 3
+    newer = jnp.where(third, scale * near * ((1.0 + share) * phi2 + both * phi3), newer)
+    older = jnp.where(third, -scale * far * (share * phi2 + both * phi3), 0.0)
+    return Weights(grid.lams, grid.real, grid.decay, jnp.stack([grid.gain + newer, older - newer, -older], axis=-1))
+
+
+def _over(a: Array, b: Array, endless: Array) -> Array:
+    return jnp.where(endless, 0.0, a / b)

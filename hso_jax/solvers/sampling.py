@@ -1,0 +1,143 @@
+"""`sample`: from noise to data with any solver of `SOLVERS`."""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Callable, Mapping
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+
+from hso_jax.solvers.heun import heun
+from hso_jax.solvers.multistep import ddim, dpmpp
+from hso_jax.solvers.unipc import unipc
+from hso_jax.solvers.weights import Grid, Weights, grid
+
+Denoiser = Callable[[Array, Array], Array]
+"""(x, lam) -> x0: the predicted clean data, of x's shape, for `x = alpha x_0 + sigma eps` in VP-equivalent scaling."""
+
+
+class Solver(NamedTuple):
+    """A way to take the steps.
+
+    Attributes:
+        weights: of its evaluations, from the steps.
+        order: of convergence of its global error (of UniPC, its corrector adds one to the predictor's).
+        calls: evaluations a step; a step to clean data needs one.
+        description: in words, with its name in diffusers.
+    """
+
+    weights: Callable[[Grid], Weights]
+    order: int
+    calls: int
+    description: str
+
+
+def _table() -> dict[str, Solver]:
+    table = {
+        "ddim": Solver(ddim, 1, 1, "DDIM = Euler; also DPM-Solver++ of order 1, flow Euler"),
+        "dpmpp-2m": Solver(functools.partial(dpmpp, order=2), 2, 1, "DPM-Solver++(2M), diffusers' default"),
+        "dpmpp-3m": Solver(functools.partial(dpmpp, order=3), 3, 1, "DPM-Solver++(3M), solver_order=3"),
+    }
+    for order in (1, 2, 3):
+        for variant in ("bh2", "bh1"):
+            name = f"unipc-{order}" + ("-bh1" if variant == "bh1" else "")
+            weights = functools.partial(unipc, order=order, variant=variant)
+            table[name] = Solver(weights, order + 1, 1, f"UniPC, solver_order={order}, solver_type={variant!r}")
+    table["heun"] = Solver(heun, 2, 2, "Heun in ksigma (EDM), HeunDiscreteScheduler")
+    table["heun-flow"] = Solver(functools.partial(heun, time="flow"), 2, 2, "Heun in s, FlowMatchHeunDiscreteScheduler")
+    return table
+
+
+SOLVERS: Mapping[str, Solver] = _table()
+
+
+def find(name: str) -> Solver:
+    """The solver of that name.
+
+    Raises:
+        ValueError: for an unknown name; the message lists the known ones.
+    """
+    if name not in SOLVERS:
+        raise ValueError(f"solver is {name!r}; use one of {', '.join(SOLVERS)}")
+    return SOLVERS[name]
+
+
+def evaluations(solver: str, steps: int, *, end: str = "clean") -> int:
+    """How often the model is called for so many steps (N evaluated nodes): the true NFE.
+
+    Raises:
+        ValueError: for an unknown solver or end, or less than one step.
+    """
+    if steps < 1:
+        raise ValueError(f"steps is {steps!r}; need at least 1")
+    if end not in ("clean", "t_eps"):
+        raise ValueError(f"end is {end!r}; use 'clean' or 't_eps'")
+    calls = find(solver).calls
+    return calls * steps - (calls - 1 if end == "clean" else 0)
+
+
+def weights(solver: str, lams: Array, *, end: Array | float = math.inf, nfe: Array | int | None = None) -> Weights:
+    """A solver's arithmetic on the given nodes; the arguments are those of `sample`."""
+    lams = jnp.asarray(lams)
+    if lams.ndim != 1 or lams.shape[0] < 1:
+        raise ValueError(f"lams has shape {lams.shape}; need one axis with at least one node (use vmap for more)")
+    count = jnp.asarray(lams.shape[0] if nfe is None else nfe)
+    return find(solver).weights(grid(lams, jnp.asarray(end, lams.dtype), count))
+
+
+def sample(
+    denoiser: Denoiser,
+    lams: Array,
+    noise: Array,
+    *,
+    solver: str = "ddim",
+    end: Array | float = math.inf,
+    nfe: Array | int | None = None,
+) -> Array:
+    """The sample at the end of a schedule; pure, and traceable in all but the solver.
+
+    Everything is in VP-equivalent scaling (alpha^2 + sigma^2 = 1). Models of other scalings differ by a factor on x,
+    which at clean data is 1.
+
+    Args:
+        denoiser: `(x, lam) -> x0`; x is batched as the noise is.
+        lams: [K] half log-SNR of the evaluated nodes, rising. The first may be -inf (pure noise; see `PURE_NOISE`).
+        noise: [...] the sample at the first node: standard normal, as pipelines start.
+        solver: a key of `SOLVERS` (static).
+        end: inf for a last step to clean data (sigma 0, of order 1; the orders before it lowered as diffusers does),
+            else the lam where sampling stops, reached at full order.
+        nfe: N, if only the first N of `lams` are real and the rest is padding, whose values do not matter.
+
+    Returns:
+        [...] x_0, or x at `end`. Not finite where lams do not rise.
+
+    Raises:
+        ValueError: for an unknown solver or a wrong shape of lams.
+    """
+    return run(denoiser, weights(solver, lams, end=end, nfe=nfe), noise)
+
+
+def run(denoiser: Denoiser, weights: Weights, noise: Array) -> Array:
+    """Carry out a solver's weights (see `Weights`): one evaluation of the denoiser a row."""
+    widths = [w.shape[-1] for w in (weights.predict, weights.correct) if w is not None]
+    noise = jnp.asarray(noise, jnp.result_type(noise, weights.carry))
+
+    def step(carry: tuple[Array, Array, tuple[Array, ...]], row: Weights) -> tuple[tuple, None]:
+        base, x, past = carry
+        known = (denoiser(x, row.lams), *past)
+        base = x if row.correct is None else _combine(row.keep, base, row.correct, known)
+        then = _combine(row.carry, base, row.predict, known)
+        return (base, jnp.where(row.real, then, x), known[: len(past)]), None
+
+    past = (jnp.zeros_like(noise),) * (max(widths) - 1)
+    (_, x, _), _ = jax.lax.scan(step, (noise, noise, past), weights)
+    return x
+
+
+def _combine(weight: Array | None, x: Array, others: Array, known: tuple[Array, ...]) -> Array:
+    assert weight is not None
+    return weight * x + sum(others[j] * known[j] for j in range(others.shape[0]))

@@ -1,0 +1,125 @@
+"""What a solver is: for each evaluation, the weights of the sample and of the predictions so far.
+
+In data prediction and VP-equivalent scaling (`alpha^2 + sigma^2 = 1`), a step of length h in lam is
+
+    x' = (sigma'/sigma) x + sigma' * integral of e^lam x0(lam) dlam
+
+with a polynomial through known predictions for x0. Every solver here is therefore linear in the sample and the
+predictions, with weights that depend on the nodes alone: they are computed once a schedule, and one loop
+(`sampling.run`) serves all solvers.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+import jax.numpy as jnp
+from jax import Array
+
+from hso_jax.noise import alpha_sigma
+
+PURE_NOISE = {"vp": -0.5 * math.log(2.0**24 - 1.0), "flow": math.log(1e-6 / (1.0 - 1e-6))}
+"""What diffusers puts in place of lam = -inf, by the noise schedule's kind.
+
+A first node at -inf is taken to that limit here: the distance to it is infinite, so it adds nothing to the
+differences of its neighbours. Pass these values instead to reproduce diffusers' multistep solvers to the digit.
+"""
+
+
+class Grid(NamedTuple):
+    """The steps of one schedule: step i goes from node i to the next one, the last of them to the end.
+
+    Padding repeats the last step and is not `real`. All entries but `lams` are finite, whatever the two ends are.
+
+    Attributes:
+        lams: [K] half log-SNR where the step starts; the first may be -inf.
+        stop: [K] where it ends; where it starts if that is clean data.
+        real: [K] bool, the first N steps.
+        pure: [K] bool, whether the step starts at lam = -inf.
+        clean: [K] bool, whether it ends at sigma = 0.
+        left: [K] steps left, this one included (N - i).
+        nfe: N, the number of real steps.
+        gap: [K] its length h in lam; 1 where that is infinite.
+        decay: [K] sigma'/sigma.
+        gain: [K] alpha' (1 - e^-h).
+    """
+
+    lams: Array
+    stop: Array
+    real: Array
+    pure: Array
+    clean: Array
+    left: Array
+    nfe: Array
+    gap: Array
+    decay: Array
+    gain: Array
+
+
+class Weights(NamedTuple):
+    """A solver's arithmetic: E evaluations, newest prediction first.
+
+    At evaluation k, with m_k the prediction at x_k and s_0 = x_0,
+
+        s_k     = keep_k s_{k-1} + sum_j correct_kj m_{k-j}      (s_k = x_k without a corrector)
+        x_{k+1} = carry_k s_k    + sum_j predict_kj m_{k-j}
+
+    Attributes:
+        lams: [E] where the model is evaluated.
+        real: [E] bool; the others leave the sample as it is.
+        carry: [E].
+        predict: [E, P].
+        keep: [E], None without a corrector.
+        correct: [E, C], None without a corrector.
+    """
+
+    lams: Array
+    real: Array
+    carry: Array
+    predict: Array
+    keep: Array | None = None
+    correct: Array | None = None
+
+
+def grid(lams: Array, end: Array, nfe: Array) -> Grid:
+    """The steps between the first `nfe` of `lams` [K] and from there to `end` (inf: clean data)."""
+    index = jnp.arange(lams.shape[0])
+    real = index < nfe
+    lams = jnp.where(real, lams, lams[nfe - 1])
+    then = jnp.where(index + 1 < nfe, jnp.roll(lams, -1), end)
+    pure, clean = jnp.isneginf(lams), jnp.isposinf(then)
+    # Infinite ends are replaced before and their weights set after: no gradient then meets inf - inf or 0 inf.
+    start, stop = jnp.where(pure, 0.0, lams), jnp.where(clean, 0.0, then)
+    gap = jnp.where(pure | clean, 1.0, stop - start)
+    sigma = jnp.where(pure, 1.0, alpha_sigma(start, "vp")[1])
+    alpha_stop, sigma_stop = alpha_sigma(stop, "vp")
+    decay = jnp.where(clean, 0.0, sigma_stop / sigma)
+    gain = jnp.where(clean, 1.0, alpha_stop * jnp.where(pure, 1.0, -jnp.expm1(-gap)))
+    return Grid(lams, jnp.where(clean, lams, then), real, pure, clean, nfe - index, nfe, gap, decay, gain)
+
+
+def phi(x: Array) -> tuple[Array, Array, Array, Array]:
+    """phi_1 .. phi_4 of exponential integrators: `phi_1 = (e^x - 1)/x`, `phi_{k+1} = (phi_k - 1/k!)/x`; 1/k! at 0.
+
+    The upward recursion loses digits near 0, where it divides differences of nearly equal numbers by x; there
+    the series of phi_4 and the downward recursion take its place. Relative error below 10 eps for x <= 0.
+    """
+    near = jnp.abs(x) < 2.0
+    small, large = jnp.where(near, x, 1.0), jnp.where(near, 1.0, x)
+    fourth = jnp.zeros_like(x)
+    for n in range(26, 3, -1):
+        fourth = fourth * small + 1.0 / math.factorial(n)
+    third = small * fourth + 1.0 / 6.0
+    second = small * third + 0.5
+    series = (small * second + 1.0, second, third, fourth)
+    first = jnp.expm1(large) / large
+    second = (first - 1.0) / large
+    third = (second - 0.5) / large
+    direct = (first, second, third, (third - 1.0 / 6.0) / large)
+    return tuple(jnp.where(near, a, b) for a, b in zip(series, direct, strict=True))  # type: ignore[return-value]
+
+
+def before(values: Array, steps: int = 1) -> Array:
+    """Values of the step `steps` earlier. The first ones wrap around: finite, and never used."""
+    return jnp.roll(values, steps, axis=0)

@@ -1,0 +1,241 @@
+"""`hso-jax apply` and `hso-jax sample`, by the main program, on tiny pipelines."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import diffusers
+import numpy as np
+import pytest
+from mixture import random_schedule
+from PIL import Image
+from test_pipelines_schedule import family_of, generate
+
+from bridge import grid, load_scheduler, noise_schedule_of, render, schedule_of, with_schedule
+from hso_jax import Schedule, baseline, preset, save
+from hso_jax.cli import main
+
+PROMPT = ["--prompt", "a small fox", "--height", "16", "--width", "16"]
+
+
+@pytest.fixture
+def pipe(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """A saved pipeline in `model`, and `schedules.json` for it: N = 4 and 6, both layouts."""
+    monkeypatch.chdir(tmp_path)
+    pipe = family_of("StableDiffusionPipeline").build()
+    pipe.save_pretrained("model")
+    noise = noise_schedule_of(pipe)
+    schedules = [
+        Schedule.from_t(noise, np.linspace(0.97, 0.03, nfe + extra) ** 1.2, layout=layout, method="hso")
+        for nfe in (4, 6)
+        for layout, extra in (("interval", 1), ("node", 0))
+    ]
+    save([*schedules, baseline("edm", noise, 6)], "schedules.json")
+    return pipe
+
+
+def files(folder: Path) -> dict[str, bytes]:
+    return {str(f.relative_to(folder)): f.read_bytes() for f in sorted(folder.rglob("*")) if f.is_file()}
+
+
+def opened(path: str) -> Image.Image:
+    with Image.open(path) as image:
+        image.load()
+        return image
+
+
+def output(pipe: Any, steps: int) -> np.ndarray:
+    pipe.set_progress_bar_config(disable=True)
+    return generate(pipe, family_of("StableDiffusionPipeline"), steps)
+
+
+def test_apply_installs_and_keeps_what_was_there(pipe: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    before = files(Path("model"))
+    assert main(["apply", "schedules.json", "--pipeline", "model", "--nfe", "6"]) == 0
+    assert "num_inference_steps=6" in capsys.readouterr().out
+    loaded = diffusers.DiffusionPipeline.from_pretrained("model", local_files_only=True)
+    assert (schedule_of(loaded).nfe, schedule_of(loaded).layout) == (6, "node")
+    assert type(loaded.scheduler).__module__ == "bridge"
+    pipe.scheduler = with_schedule(pipe.scheduler, schedule_of(loaded))
+    np.testing.assert_allclose(output(loaded, 6), output(pipe, 6), atol=1e-5)
+    # Again, with another schedule: the backup stays the first state.
+    assert main(["apply", "schedules.json", "--pipeline", "model", "--nfe", "4", "--layout", "interval"]) == 0
+    assert (load_scheduler("model").schedule.nfe, load_scheduler("model").schedule.end) == (4, "t_eps")
+    after = files(Path("model"))
+    changed = {"model_index.json", "scheduler/scheduler_config.json"}
+    assert {name for name in before if before[name] != after[name]} == changed
+    assert set(after) - set(before) == {f"{name}.before-hso" for name in changed}
+    for name in changed:
+        assert after[f"{name}.before-hso"] == before[name]
+
+
+def test_apply_can_change_the_solver(pipe: Any) -> None:
+    command = ["apply", "schedules.json", "--pipeline", "model", "--nfe", "6", "--scheduler"]
+    assert main([*command, "UniPCMultistepScheduler"]) == 0
+    loaded = diffusers.DiffusionPipeline.from_pretrained("model", local_files_only=True)
+    assert isinstance(loaded.scheduler, diffusers.UniPCMultistepScheduler)
+    assert np.isfinite(output(loaded, 6)).all()
+
+
+def test_apply_save_shares_the_weights(pipe: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    before = files(Path("model"))
+    command = ["apply", "schedules.json", "--pipeline", "model", "--nfe", "6", "--save", "fast"]
+    assert main(command) == 0
+    assert files(Path("model")) == before
+    assert (Path("fast/unet")).resolve() == Path("model/unet").resolve()
+    loaded = diffusers.DiffusionPipeline.from_pretrained("fast", local_files_only=True)
+    assert schedule_of(loaded).nfe == 6
+    assert sorted(p.name for p in Path("fast/scheduler").iterdir()) == ["scheduler_config.json"]
+    assert main(command) == 2
+    assert "fast exists" in capsys.readouterr().err
+    assert not [p for p in Path().iterdir() if p.name.startswith(".")]
+
+
+def test_a_failed_apply_changes_nothing(pipe: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    from hso_jax import schedule_file
+
+    before, write = files(Path("model")), schedule_file.write_whole
+
+    def full(path: Any, content: bytes) -> None:
+        if Path(path).name == "model_index.json":
+            raise OSError("no space left on device")
+        write(path, content)
+
+    monkeypatch.setattr(schedule_file, "write_whole", full)
+    assert main(["apply", "schedules.json", "--pipeline", "model", "--nfe", "6"]) == 2
+    assert main(["apply", "schedules.json", "--pipeline", "model", "--nfe", "6", "--save", "fast"]) == 2
+    after = {name: content for name, content in files(Path("model")).items() if not name.endswith(".before-hso")}
+    assert after == before
+    assert sorted(p.name for p in Path().iterdir()) == ["model", "schedules.json"]
+
+
+def test_sample_writes_one_picture(pipe: Any) -> None:
+    command = ["sample", "schedules.json", "--pipeline", "model", "--nfe", "6", *PROMPT, "-o", "fox.png"]
+    assert main([*command, "--guidance-scale", "7.5"]) == 0
+    image = opened("fox.png")
+    assert image.size == (16, 16)
+    assert image.text["Software"] == "hso-jax" and image.text["prompt"] == "a small fox"
+    chosen = load_chosen(6)
+    pipe.scheduler = with_schedule(pipe.scheduler, chosen)
+    wanted = np.round(output(pipe, 6)[0] * 255)
+    assert np.abs(np.asarray(image, np.float64) - wanted).max() <= 1
+    first = Path("fox.png").read_bytes()
+    assert main(command) == 0 and Path("fox.png").read_bytes() == first
+    assert main([*command, "--seed", "1"]) == 0 and Path("fox.png").read_bytes() != first
+
+
+def load_chosen(nfe: int) -> Schedule:
+    from hso_jax import load
+
+    return next(s for s in load("schedules.json") if (s.nfe, s.layout, s.method) == (nfe, "node", "hso"))
+
+
+def test_compare_has_a_row_for_each_schedule(
+    pipe: Any, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    drawn: dict[str, Any] = {}
+    real = grid.grid
+
+    def watch(rows: Any, columns: Any, title: str, subtitle: str) -> Image.Image:
+        drawn.update(rows=rows, columns=columns, title=title, subtitle=subtitle)
+        return real(rows, columns, title, subtitle)
+
+    monkeypatch.setattr(render, "grid", watch)
+    command = ["sample", "schedules.json", "--pipeline", "model", "--nfe", "6", *PROMPT, "-o", "rows.png"]
+    assert main([*command, "--compare", "--seed", "0-2", "--reference", "12"]) == 0
+    assert [row.name for row in drawn["rows"]] == ["reference", "default", "trailing", "HSO", "edm", "HSO"]
+    assert drawn["columns"] == ["seed 0", "seed 1", "seed 2"] and drawn["title"] == "a small fox"
+    assert "831 665 499 333 167 1" in drawn["rows"][1].detail
+    assert "999 832 666 499 332 166" in drawn["rows"][2].detail
+    assert "stops at t" in drawn["rows"][3].detail and "to clean" in drawn["rows"][5].detail
+    assert all("RMS to reference" in row.detail for row in drawn["rows"][1:])
+    for index, (scheduler, steps) in enumerate([(pipe.scheduler, 12), (pipe.scheduler, 6)]):
+        pipe.scheduler = scheduler
+        wanted = np.round(output(pipe, steps)[0] * 255)
+        assert np.abs(np.asarray(drawn["rows"][index].images[0], np.float64) - wanted).max() <= 1
+    assert len({image.tobytes() for row in drawn["rows"] for image in row.images}) == 18
+    assert opened("rows.png").size[0] > 3 * 224
+    # A folder with a schedule in it compares with the default it had before.
+    assert main(["apply", "schedules.json", "--pipeline", "model", "--nfe", "4"]) == 0
+    assert main([*command, "--compare", "--seed", "0"]) == 0
+    assert "831 665 499 333 167 1" in drawn["rows"][0].detail
+
+
+def test_other_kinds_of_pipeline(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    cases = {
+        "DiTPipeline": ["--prompt", "3", "--option", "guidance_scale=2"],
+        "WanPipeline": ["--prompt", "fox", "--height", "16", "--width", "16", "--option", "num_frames=5"],
+        "FluxPipeline": ["--prompt", "fox", "--height", "16", "--width", "16", "--option", "max_sequence_length=16"],
+    }
+    for cls, options in cases.items():
+        pipe = family_of(cls).build()
+        pipe.save_pretrained(cls)
+        save(random_schedule(noise_schedule_of(pipe), 3, "clean", 1), "s.json")
+        assert main(["sample", "s.json", "--pipeline", cls, *options, "--compare", "--seed", "0,2", "-o", "a.png"]) == 0
+        assert np.asarray(opened("a.png")).std() > 1
+    image_to_image = family_of("StableDiffusionImg2ImgPipeline").build()
+    image_to_image.save_pretrained("i2i")
+    save(random_schedule(noise_schedule_of(image_to_image), 3, "clean", 1), "s.json")
+    assert main(["sample", "s.json", "--pipeline", "i2i", "--prompt", "fox", "-o", "b.png"]) == 2
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["apply", "schedules.json", "--pipeline", "model"], "4, 6 evaluations; choose one with --nfe"),
+        (["apply", "schedules.json", "--pipeline", "model", "--nfe", "5"], "no such schedule"),
+        (["apply", "schedules.json", "--pipeline", "stabilityai/sdxl", "--nfe", "6"], "is not a folder"),
+        (["apply", "schedules.json", "--pipeline", ".", "--nfe", "6"], "has no model_index.json"),
+        (["apply", "missing.json", "--pipeline", "model", "--nfe", "6"], "missing.json"),
+        (["apply", "flow.json", "--pipeline", "model"], "noise of kind 'flow'"),
+        (["apply", "schedules.json", "--pipeline", "model", "--nfe", "6", "--scheduler", "Nope"], "not supported"),
+        (["apply", "schedules.json", "--pipeline", "model", "--nfe", "6", "--save", "a/b"], "does not exist"),
+        (["sample", "-o", "a.jpg"], "ends in .png"),
+        (["sample", "-o", "foreign.png"], "--force"),
+        (["sample", "-o", "no/a.png"], "does not exist"),
+        (["sample", "-o", "a.png", "--seed", "x"], "seed 'x'"),
+        (["sample", "-o", "a.png", "--option", "nonsense=1"], "does not take nonsense"),
+        (["sample", "-o", "a.png", "--option", "nonsense"], "KEY=VALUE"),
+        (["sample", "-o", "a.png", "--option", "num_inference_steps=7"], "set by the schedule"),
+        (["sample", "-o", "a.png", "--reference", "9"], "--compare"),
+        (["sample", "-o", "a.png", "--device", "cuda:77"], "cannot be used"),
+    ],
+)
+def test_bad_input(pipe: Any, capsys: pytest.CaptureFixture[str], arguments: list[str], message: str) -> None:
+    save(baseline("trailing", preset("sd3-medium"), 6), "flow.json")
+    Path("foreign.png").write_bytes(b"somebody's")
+    before = files(Path())
+    if arguments[0] == "sample":
+        common = ["schedules.json", "--pipeline", "model", "--nfe", "6", *PROMPT]
+        arguments = ["sample", *common, *arguments[1:]]
+    assert main(arguments) == 2
+    error = capsys.readouterr().err
+    assert message in error and "Traceback" not in error
+    assert files(Path()) == before
+
+
+def test_without_torch_the_message_says_what_to_install(
+    pipe: Any, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name in [name for name in sys.modules if name == "bridge" or name.startswith("bridge.")]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setitem(sys.modules, "torch", None)
+    assert main(["apply", "schedules.json", "--pipeline", "model", "--nfe", "6"]) == 2
+    assert 'pip install "hso-jax[torch]"' in capsys.readouterr().err
+
+
+def test_help_says_what_there_is(capsys: pytest.CaptureFixture[str]) -> None:
+    for command in ("apply", "sample"):
+        with pytest.raises(SystemExit) as stop:
+            main([command, "--help"])
+        text = capsys.readouterr().out
+        assert stop.value.code == 0 and "examples:" in text and "--nfe" in text
+
+
+def test_the_index_names_the_package_that_loads_the_scheduler(pipe: Any) -> None:
+    assert main(["apply", "schedules.json", "--pipeline", "model", "--nfe", "6"]) == 0
+    assert json.loads(Path("model/model_index.json").read_text())["scheduler"] == ["bridge", "DDIMScheduler"]
