@@ -83,7 +83,8 @@ def edm_nodes(noise: NoiseSchedule, psi: Array, count: int, intervals: Array) ->
     rho, t_eps, t_max = psi
     noisy, clean = jnp.exp(-noise.lam(t_max) / rho), jnp.exp(-noise.lam(t_eps) / rho)
     i = jnp.minimum(jnp.arange(count), intervals)
-    inner = noise.t_of_lam(-rho * jnp.log(noisy + i / intervals * (clean - noisy)))
+    # 16 iterations: exact but for nodes within 1e-5 of an end, and this is only where the lower level starts.
+    inner = noise.t_of_lam(-rho * jnp.log(noisy + i / intervals * (clean - noisy)), iterations=16)
     return jnp.where(i == 0, t_max, jnp.where(i == intervals, t_eps, inner))
 
 

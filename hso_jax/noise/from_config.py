@@ -105,12 +105,23 @@ def _build(cls: str, config: Mapping[str, Any], image_seq_len: int, name: str) -
     if betas is None:
         start, end = config.get("beta_start", start), config.get("beta_end", end)
         betas = variance_preserving.beta_table(config.get("beta_schedule", rule), start, end, levels)
-    alphas_cumprod = np.cumprod(1.0 - np.asarray(betas, np.float64))
+    else:
+        betas = _numbers(betas, "trained_betas")
+    alphas_cumprod = np.cumprod(1.0 - betas)
     # CogVideoX scales the SNR of its training table.
     scale = config.get("snr_shift_scale", 1.0 if not cls.startswith("CogVideoX") else 3.0)
     alphas_cumprod = alphas_cumprod / (scale + (1.0 - scale) * alphas_cumprod)
     zero_snr = bool(config.get("rescale_betas_zero_snr", False))
     return variance_preserving.discrete(alphas_cumprod, rescale_betas_zero_snr=zero_snr, name=name)
+
+
+def _numbers(values: Any, what: str) -> np.ndarray:
+    try:
+        table = np.asarray(values, np.float64)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"{what} must be a list of numbers ({error})") from error
+    variance_preserving.check_open_unit(table, what, last=1.0)
+    return table
 
 
 def _config_file(path: Path) -> Path:

@@ -139,7 +139,7 @@ class NoiseSchedule:
         d2 = d2 + rate_0 / xp.where(near_0 > 0, near_0, 1.0) - rate_1 / xp.where(near_1 > 0, near_1, 1.0)
         return lam, d1, d2
 
-    def t_of_lam(self, lam: Array, iterations: int = 16) -> Array:
+    def t_of_lam(self, lam: Array, iterations: int = 40) -> Array:
         """The inverse of `lam`, differentiable; values beyond [t_min, t_max] are taken to that end."""
         xp = namespace(lam, self)
         frozen: NoiseSchedule = jax.tree.map(jax.lax.stop_gradient, self) if xp is jnp else self

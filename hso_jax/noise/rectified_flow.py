@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import math
 
+import jax
+
 from hso_jax.noise.noise_schedule import Array, NoiseSchedule, from_knots, namespace
 
 
@@ -18,10 +20,10 @@ def flow(shift: Array = 1.0, *, num_train_timesteps: int = 1000, name: str = "fl
         ValueError: unless shift > 0 and T >= 2. (A traced shift is not checked.)
     """
     xp = namespace(shift)
-    if isinstance(shift, (int, float)) and not 0 < shift < math.inf:
+    if not isinstance(shift, jax.core.Tracer) and not 0 < shift < math.inf:
         raise ValueError(f"shift is {shift}; need a positive number")
-    if num_train_timesteps < 2:
-        raise ValueError(f"num_train_timesteps is {num_train_timesteps}; need at least 2")
+    if num_train_timesteps != num_train_timesteps // 1 or num_train_timesteps < 2:
+        raise ValueError(f"num_train_timesteps is {num_train_timesteps}; need a whole number of at least 2")
     values = -xp.log(xp.asarray(shift)) * xp.ones(2)
     grain = 1.0 / num_train_timesteps
     return from_knots(
@@ -51,6 +53,10 @@ def dynamic_shift(
         raise ValueError(f"image_seq_len is {image_seq_len}; need at least 1")
     if time_shift_type not in ("exponential", "linear"):
         raise ValueError(f"time_shift_type is {time_shift_type!r}; use 'exponential' or 'linear'")
+    if base_image_seq_len == max_image_seq_len:
+        raise ValueError(f"base_image_seq_len and max_image_seq_len are both {max_image_seq_len}; they must differ")
     slope = (max_shift - base_shift) / (max_image_seq_len - base_image_seq_len)
     mu = base_shift + slope * (image_seq_len - base_image_seq_len)
+    if abs(mu) > 50.0:
+        raise ValueError(f"base_shift {base_shift} and max_shift {max_shift} give a shift of exp({mu:.6g}); check them")
     return math.exp(mu) if time_shift_type == "exponential" else mu

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import jax
 import numpy as np
 
 from hso_jax.noise.noise_schedule import Array, NoiseSchedule, from_knots, namespace
@@ -21,8 +22,8 @@ def beta_table(
     Raises:
         ValueError: for an unknown rule, T < 2 or end points outside 0 < beta_start <= beta_end < 1.
     """
-    if num_train_timesteps < 2:
-        raise ValueError(f"num_train_timesteps is {num_train_timesteps}; a table needs at least 2")
+    if num_train_timesteps != num_train_timesteps // 1 or num_train_timesteps < 2:
+        raise ValueError(f"num_train_timesteps is {num_train_timesteps}; a table needs a whole number of at least 2")
     if rule == "squaredcos_cap_v2":
         bar = np.cos((np.arange(num_train_timesteps + 1) / num_train_timesteps + 0.008) / 1.008 * np.pi / 2) ** 2
         return np.minimum(1.0 - bar[1:] / bar[:-1], 0.999)
@@ -68,15 +69,15 @@ def discrete(
     xp = namespace(alphas_cumprod, betas)
     table = xp.asarray(betas if alphas_cumprod is None else alphas_cumprod, dtype=None if xp is not np else np.float64)
     what = "betas" if alphas_cumprod is None else "alphas_cumprod"
-    concrete = xp is np
+    concrete = not any(isinstance(x, jax.core.Tracer) for x in (alphas_cumprod, betas))
     if table.ndim != 1 or table.shape[0] < 2:
         raise ValueError(f"{what} has shape {table.shape}; need one axis with at least 2 entries")
     if concrete:
-        _check_open_unit(table, what, last=1.0 if what == "betas" else 0.0)
+        check_open_unit(np.asarray(table), what, last=1.0 if what == "betas" else 0.0)
     bar = xp.cumprod(1.0 - table) if alphas_cumprod is None else table
     if rescale_betas_zero_snr:
         bar = rescale_zero_terminal_snr(bar)
-    if concrete and (rise := np.flatnonzero(np.diff(bar) >= 0)).size:
+    if concrete and (rise := np.flatnonzero(np.diff(np.asarray(bar)) >= 0)).size:
         i = int(rise[0])
         raise ValueError(
             f"alphas_cumprod must fall strictly, but entry {i} is {bar[i]:.9g} and entry {i + 1} {bar[i + 1]:.9g}"
@@ -91,7 +92,8 @@ def discrete(
     return from_knots(lam, 1 / levels, 1 / levels, t_max=bar.shape[0] / levels, num_train_timesteps=levels, name=name)
 
 
-def _check_open_unit(table: np.ndarray, what: str, last: float) -> None:
+def check_open_unit(table: np.ndarray, what: str, last: float) -> None:
+    """Raise ValueError naming the first entry outside (0, 1); the last one may be `last`."""
     inside = (table > 0) & (table < 1)
     inside[-1] |= table[-1] == last
     if not inside.all():

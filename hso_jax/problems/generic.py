@@ -1,0 +1,44 @@
+"""The generic problem: a seeded mixture that stands for latents nothing is known of."""
+
+from __future__ import annotations
+
+import math
+
+import jax
+import numpy as np
+from jax import Array
+
+from hso_jax.problems.mixture import Problem, mixture
+
+
+def generic(
+    key: Array,
+    *,
+    dimension: int = 32,
+    components: int = 32,
+    spectrum: float = 1.5,
+    within: float = 0.3,
+    members: int = 4,
+) -> Problem:
+    """A random mixture that stands for latents nothing is known of.
+
+    Means are normal, with variances proportional to `k^-spectrum` along coordinate k (natural images' power law), and
+    so is the within-covariance. Centred and scaled so that the variance is 1 a dimension in the mean, of which the
+    share `within` is inside components. Equal weights; the first `members` components are the class.
+
+    Raises:
+        ValueError: for fewer than 2 components or 1 dimension, a share outside (0, 1), or members not in
+            1..components.
+    """
+    if dimension < 1 or components < 2 or not 1 <= members <= components:
+        raise ValueError(
+            f"dimension {dimension}, components {components}, members {members}: need at least 1, 2 and 1..components"
+        )
+    if not 0.0 < within < 1.0 or not math.isfinite(spectrum):
+        raise ValueError(f"within is {within}, spectrum {spectrum}; need a share in (0, 1) and a finite exponent")
+    power = np.arange(1, dimension + 1) ** -float(spectrum)
+    power *= dimension / power.sum()
+    means = np.asarray(jax.random.normal(key, (components, dimension)), np.float64) * np.sqrt(power)
+    means -= means.mean(0)
+    means *= math.sqrt((1.0 - within) * dimension / (means**2).mean(0).sum())
+    return mixture(np.ones(components), means, within * power, members=range(members))
