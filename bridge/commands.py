@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import inspect
 import json
 import os
 import shutil
@@ -191,4 +192,7 @@ def _build(config: Any, class_name: str) -> Any:
     kept = {**config, **(config.get(REPLACED_KEY) or {})}
     for key in (SCHEDULE_KEY, REPLACED_KEY):
         kept.pop(key, None)
-    return getattr(diffusers, class_name).from_config(kept)
+    cls = getattr(diffusers, class_name)
+    if "clip_sample" in inspect.signature(cls.__init__).parameters and config.get("_class_name") != class_name:
+        kept.setdefault("clip_sample", False)  # DDIM's own default clips; a class that does not mention it does not
+    return cls.from_config(kept)

@@ -237,7 +237,10 @@ def _check_request(schedule: Schedule, steps: Any, timesteps: Any, sigmas: Any) 
             )
         steps = len(proposed)
     elif sigmas is not None:
-        steps = len(sigmas) if len(sigmas) != schedule.nfe + 1 else schedule.nfe
+        # N + 1 sigmas may be the schedule's own with its end, or a pipeline's proposal for one step more.
+        own = schedule.sampler_sigmas()
+        with_end = len(sigmas) == len(own) and np.allclose(np.asarray(sigmas, float), own, rtol=1e-3)
+        steps = schedule.nfe if with_end else len(sigmas)
     if steps is None or int(steps) != schedule.nfe:
         raise ValueError(
             f"num_inference_steps is {steps}, but the installed schedule has {schedule.nfe} evaluations: "

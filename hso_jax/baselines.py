@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 from collections.abc import Callable
 from typing import Any
@@ -24,7 +25,7 @@ _DM_NODES = 21  # one compilation for every N up to 20
 def leading(noise: NoiseSchedule, nfe: int, layout: str) -> np.ndarray:
     """Diffusers' `timestep_spacing="leading"` with `steps_offset=1`, the default of SD: t = (i T//N + 2)/T."""
     levels = noise.num_train_timesteps
-    t = (np.arange(nfe)[::-1] * (levels // nfe) + 2) / levels
+    t = np.minimum((np.arange(nfe)[::-1] * (levels // nfe) + 2) / levels, float(noise.t_max))
     return _with_last(t, noise, layout)
 
 
@@ -60,9 +61,11 @@ def dm_nonuniform(noise: NoiseSchedule, nfe: int, layout: str, p: float = 2.0) -
     if intervals < 2:
         return np.linspace(t_max, t_eps, intervals + 1)
     nodes = max(_DM_NODES, intervals + 1)
-    start = jnp.linspace(t_max, t_eps, intervals + 1)
-    start = jnp.concatenate([start, jnp.full(nodes - intervals - 1, t_eps)])
-    found = _minimiser()(noise, start, jnp.asarray(intervals), jnp.asarray(p, start.dtype))
+    start = np.concatenate([np.linspace(t_max, t_eps, intervals + 1), np.full(nodes - intervals - 1, t_eps)])
+    with jax.enable_x64(True):  # its minimum is flat: float32 misses it by up to three timesteps
+        found = _minimiser()(
+            dataclasses.replace(noise, name=""), start, np.asarray(intervals), np.asarray(p, np.float64)
+        )
     t = np.array(found.t[: intervals + 1], np.float64)
     t[0], t[-1] = t_max, t_eps
     return t

@@ -195,7 +195,7 @@ def _finish(lanes: Sequence[Lane], found: Found) -> Found:
             again = _refine_again(lane, bank, found.psi[i].astype(np.float64), refined[0][i], lanes[0].objective)
             for column, value in zip(refined, again._replace(steps=again.steps + refined[2][i]), strict=True):
                 column[i] = value
-    return found._replace(refined=Refined(*refined))
+    return found._replace(refined=Refined(*refined))  # type: ignore[arg-type]
 
 
 @functools.partial(jax.jit, static_argnames="objective")

@@ -75,10 +75,21 @@ def unevaluated(objective: Objective, noise: NoiseSchedule, t: Array) -> Expansi
     return Expansion(jnp.full((), jnp.inf, t.dtype), jnp.zeros_like(t), hessian)
 
 
+def predicted_change(expansion: Expansion, move: Array) -> Array:
+    """What the expansion says the objective changes by, `g s + s H s / 2`."""
+    hessian = expansion.hessian
+    if isinstance(hessian, Tridiagonal):
+        curved = hessian.diagonal * move
+        curved = curved.at[1:].add(hessian.neighbours * move[:-1]).at[:-1].add(hessian.neighbours * move[1:])
+    else:
+        curved = hessian @ move
+    return jnp.sum(move * (expansion.gradient + 0.5 * curved))
+
+
 def face_step(expansion: Expansion, active: Array, change: Array, first: Array, last: Array, damping: Array) -> Array:
     """The Newton step that keeps the active gaps as prescribed.
 
-    Minimises `g s + s H s / 2 + damping |s|^2 / 2` over steps s [K] with s_0 = first, s_K-1 = last and
+    Minimises `g s + s H s / 2 + damping s |diag H| s / 2` over steps s [K] with s_0 = first, s_K-1 = last and
     `s_i - s_{i+1} = change_i` wherever gap i is active.
 
     Args:
@@ -87,7 +98,7 @@ def face_step(expansion: Expansion, active: Array, change: Array, first: Array, 
         change: [K - 1] prescribed change of each active gap.
         first: step of the fixed first node.
         last: step of the fixed last node.
-        damping: added to the Hessian's diagonal, >= 0.
+        damping: multiplier of the trust region, >= 0, in the metric of the Hessian's diagonal (Marquardt).
 
     Returns:
         [K] the step. Where the damped Hessian is not positive definite on the face, a tridiagonal one is modified so
@@ -107,7 +118,7 @@ def _tridiagonal_step(
     is pinned while held gaps tie it to the fixed first one.
     """
     diagonal, neighbours = expansion.hessian
-    diagonal = diagonal + damping
+    diagonal = diagonal + damping * jnp.abs(diagonal)
     # Where the objective is concave along a pivot its sign is turned (a modified Cholesky).
     least = 1e-2 * jnp.max(jnp.abs(diagonal))
 
@@ -139,7 +150,8 @@ def _tridiagonal_step(
 def _dense_step(expansion: Expansion, active: Array, change: Array, first: Array, last: Array, damping: Array) -> Array:
     """Nodes tied by held gaps move as one cluster; Cholesky on the clusters (NaN if not positive definite)."""
     count = expansion.gradient.shape[0]
-    hessian = jnp.asarray(expansion.hessian) + damping * jnp.eye(count, dtype=expansion.gradient.dtype)
+    hessian = jnp.asarray(expansion.hessian)
+    hessian = hessian + damping * jnp.diag(jnp.abs(jnp.diagonal(hessian)))
     cluster = jnp.concatenate([jnp.zeros(1, int), jnp.cumsum(~active)])
     member = (cluster[:, None] == jnp.arange(count)).astype(expansion.gradient.dtype)
     fall = jnp.concatenate([jnp.zeros_like(change[:1]), jnp.cumsum(jnp.where(active, change, 0.0))])

@@ -7,6 +7,7 @@ length zero and cost nothing.
 
 from __future__ import annotations
 
+import numbers
 from collections.abc import Callable
 
 from hso_jax.noise.noise_schedule import Array, namespace
@@ -109,6 +110,6 @@ def resolve_spacing(spacing: Spacing, nfe: int) -> float:
         ValueError: unless it is a finite number in [0, 1).
     """
     value = spacing(nfe) if callable(spacing) else spacing
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0.0 <= value < 1.0:
+    if isinstance(value, bool) or not isinstance(value, numbers.Real) or not 0.0 <= value < 1.0:
         raise ValueError(f"spacing is {value!r} at nfe {nfe}; need a number in [0, 1)")
     return float(value)

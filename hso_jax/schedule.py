@@ -174,7 +174,8 @@ class Schedule:
     def integer_timesteps(self) -> np.ndarray:
         """[N] timesteps rounded to integers in 0..T - 1, strictly falling.
 
-        Rounding may make two timesteps equal; they are then moved apart by whole steps, as little as possible.
+        Rounding may make two timesteps equal; the later one is then moved down until it is below the earlier, or up
+        where there is no level left below.
 
         Raises:
             ValueError: for more evaluations than training levels, or a model whose timesteps are not indices.
@@ -246,6 +247,8 @@ def _check(s: Schedule) -> None:
         raise ValueError(
             f"t must lie in [0, 1] and sigmas above 0; got t {s.t[-1]:.6g}..{s.t[0]:.6g}, last sigma {s.sigmas[-1]:.6g}"
         )
+    if np.isinf(s.lams[0]) != np.isinf(s.sigmas[0]):
+        raise ValueError(f"lams[0] is {s.lams[0]} but sigmas[0] is {s.sigmas[0]}; pure noise must be said in both")
     with np.errstate(over="ignore"):
         off = np.abs(np.log(s.sigmas[np.isfinite(s.lams)]) + s.lams[np.isfinite(s.lams)])
     if off.size and off.max() > 1e-6:

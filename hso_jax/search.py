@@ -208,6 +208,7 @@ def _schedule(lane: Lane, found: batch.Found | None) -> Schedule:
     rho, t_eps, t_max = (_shortest(x) for x in found.psi)
     t_eps = float(np.clip(t_eps, *lane.box.t_eps))
     t_max = float(np.clip(t_max, *lane.box.t_max))
+    t_eps, t_max = _with_room(t_eps, t_max, lane)
     t = np.asarray(found.refined.t[: lane.intervals + 1], np.float64)
     t[0], t[-1] = t_max, t_eps
     least = lane.d_min if lane.spacing_as == "constraint" else 0.0
@@ -227,6 +228,15 @@ def _schedule(lane: Lane, found: batch.Found | None) -> Schedule:
     )
     scores = score(schedule, p=lane.p, d_min=lane.d_min, gamma=lane.gamma)
     return Schedule(**{**vars(schedule), **scores})
+
+
+def _with_room(t_eps: float, t_max: float, lane: Lane) -> tuple[float, float]:
+    """The ends moved outward in the box by what rounding took of the room that the spacing needs."""
+    if lane.spacing_as != "constraint":
+        return t_eps, t_max
+    needed = lane.intervals * lane.d_min
+    t_max = min(max(t_max, t_eps + needed), lane.box.t_max[1])
+    return max(min(t_eps, t_max - needed), lane.box.t_eps[0]), t_max
 
 
 def _finite(x: jax.Array) -> float | None:

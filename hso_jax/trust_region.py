@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from hso_jax.curvature import Expansion, Objective, Tridiagonal, face_step, unevaluated
+from hso_jax.curvature import Expansion, Objective, Tridiagonal, face_step, predicted_change, unevaluated
 from hso_jax.noise import NoiseSchedule
 from hso_jax.projection import nodes_of_gaps, project, project_gaps
 
@@ -45,7 +45,7 @@ class State(NamedTuple):
         expansion: of the objective at t.
         target: [K - 1] gaps that a projected-gradient step leads to; what it brings to the bound is held.
         stationarity: largest change of a gap by that step, in t: 0 at a minimiser.
-        damping: relative to the largest curvature.
+        damping: multiplier of the trust region, relative to the Hessian's diagonal.
         steps: taken so far; -1 before the objective has been evaluated.
     """
 
@@ -106,8 +106,7 @@ def step(objective: Objective, noise: NoiseSchedule, state: State, feasible: Fea
     active = _held(state.target, feasible)
     lower = jnp.where(jnp.arange(gaps.shape[0]) < feasible.intervals, feasible.spacing, 0.0)
     zero = jnp.zeros_like(feasible.t_max)
-    shift = state.damping * _curvature(expansion)
-    move = face_step(expansion, active, lower - gaps, zero, zero, shift)
+    move = face_step(expansion, active, lower - gaps, zero, zero, state.damping)
     usable = jnp.all(jnp.isfinite(move))
     trial = project(jnp.where(usable, t + move, t), *feasible)
     new = objective(noise, trial)
@@ -115,9 +114,14 @@ def step(objective: Objective, noise: NoiseSchedule, state: State, feasible: Fea
     accepted = usable & (new.value <= expansion.value + 4.0 * eps * jnp.abs(expansion.value))
     accepted &= jnp.all(jnp.isfinite(new.gradient))
     target, stationarity = _projected_gradient(new, trial, feasible)
+    # The trust region grows where the model predicted the gain, and shrinks where it was far off (no division).
+    promised = -predicted_change(expansion, trial - t)
+    gained = expansion.value - new.value
+    good, poor = gained >= 0.75 * promised, gained < 0.25 * promised
     relaxed = jnp.where(state.damping > 1e-3, 0.1 * state.damping, 0.0)
-    tightened = jnp.maximum(10.0 * state.damping, 1e-2)
-    moved = State(trial, new, target, stationarity, relaxed, state.steps + 1)
+    kept = jnp.where(good, relaxed, jnp.where(poor, 2.0 * state.damping, state.damping))
+    tightened = jnp.maximum(5.0 * state.damping, 1e-2)
+    moved = State(trial, new, target, stationarity, kept, state.steps + 1)
     stayed = state._replace(damping=tightened, steps=state.steps + 1)
     return _choose(accepted, moved, stayed), Info(accepted, expansion.value, new.value)
 

@@ -127,7 +127,10 @@ def test_bad_input_is_refused_before_any_work(argv: list[str], message: str, cap
     assert message in _fails(capsys, *argv)
 
 
-@pytest.mark.parametrize("content", ["", "{", "[]", '{"format": "other"}', '{"format": "hso-jax/schedules", "version": 9}'])
+NEWER = '{"format": "hso-jax/schedules", "version": 9}'
+
+
+@pytest.mark.parametrize("content", ["", "{", "[]", '{"format": "other"}', NEWER])
 def test_foreign_and_truncated_files_are_refused(content: str, capsys: pytest.CaptureFixture[str]):
     Path("bad.json").write_text(content)
     assert "bad.json" in _fails(capsys, "show", "bad.json")
@@ -142,9 +145,10 @@ def test_a_foreign_file_is_not_replaced_without_force(capsys: pytest.CaptureFixt
 
 
 def test_unusable_arguments_exit_with_2_from_the_shell():
-    done = subprocess.run([sys.executable, "-m", "hso_jax.cli", "search", "--layout", "ring"], capture_output=True, text=True)
+    command = [sys.executable, "-m", "hso_jax.cli", "search"]
+    done = subprocess.run([*command, "--layout", "ring"], capture_output=True, text=True)
     assert done.returncode == 2 and "invalid choice" in done.stderr and "Traceback" not in done.stderr
-    done = subprocess.run([sys.executable, "-m", "hso_jax.cli", "search", "--help"], capture_output=True, text=True)
+    done = subprocess.run([*command, "--help"], capture_output=True, text=True)
     assert done.returncode == 0 and "examples:" in done.stdout
 
 

@@ -116,7 +116,7 @@ def test_p_above_2_is_a_trap_for_edm_starts() -> None:
 
 
 def test_dense_and_tridiagonal_steps_agree_with_a_bordered_system() -> None:
-    """KKT oracle: minimise g s + s (H + damping) s / 2 under the held gaps and the ends' steps."""
+    """KKT oracle: minimise g s + s (H + damping diag H) s / 2 under the held gaps and the ends' steps."""
     rng = np.random.default_rng(7)
     k, rows = 9, 40
     off = rng.normal(size=(rows, k - 1))
@@ -144,7 +144,7 @@ def test_dense_and_tridiagonal_steps_agree_with_a_bordered_system() -> None:
         a = np.zeros((len(held) + 2, k))
         a[np.arange(len(held)), held], a[np.arange(len(held)), held + 1] = 1.0, -1.0
         a[-2, 0] = a[-1, -1] = 1.0
-        kkt = np.block([[dense[i] + damping[i] * np.eye(k), a.T], [a, np.zeros((len(a), len(a)))]])
+        kkt = np.block([[dense[i] + damping[i] * np.diag(diagonal[i]), a.T], [a, np.zeros((len(a), len(a)))]])
         right = np.concatenate([-gradient[i], change[i, held], [first[i], last[i]]])
         wanted = np.linalg.solve(kkt, right)[:k]
         np.testing.assert_allclose(fast[i], wanted, rtol=0, atol=1e-10)

@@ -82,12 +82,7 @@ def _build(cls: str, config: Mapping[str, Any], image_seq_len: int, name: str) -
     levels = config.get("num_train_timesteps", 1000)
     flow_sigmas = config.get("use_flow_sigmas") or config.get("prediction_type") == "flow_prediction"
     if cls in FLOW_CLASSES:
-        if not config.get("use_dynamic_shifting"):
-            return rectified_flow.flow(config.get("shift", 1.0), num_train_timesteps=levels, name=name)
-        keys = ("base_image_seq_len", "max_image_seq_len", "base_shift", "max_shift", "time_shift_type")
-        given = {k: config[k] for k in keys if config.get(k) is not None}
-        shift = rectified_flow.dynamic_shift(image_seq_len, **given)
-        return rectified_flow.flow(shift, num_train_timesteps=levels, name=name)
+        return rectified_flow.flow(_shift(config, "shift", image_seq_len), num_train_timesteps=levels, name=name)
     if cls in EDM_CLASSES:
         sigma_min, sigma_max = config.get("sigma_min", 0.002), config.get("sigma_max", 80.0)
         return variance_exploding.edm(sigma_min, sigma_max, config.get("rho", 7.0), name=name)
@@ -99,7 +94,7 @@ def _build(cls: str, config: Mapping[str, Any], image_seq_len: int, name: str) -
         known = sorted([*VP_CLASSES, *FLOW_CLASSES, *EDM_CLASSES, "ScoreSdeVeScheduler", "ScoreSdeVpScheduler"])
         raise ValueError(f"scheduler class {cls!r} is not known; known classes: {', '.join(known)}")
     if flow_sigmas:
-        return rectified_flow.flow(config.get("flow_shift", 1.0), num_train_timesteps=levels, name=name)
+        return rectified_flow.flow(_shift(config, "flow_shift", image_seq_len), num_train_timesteps=levels, name=name)
     start, end, rule = VP_CLASSES[cls]
     betas = config.get("trained_betas")
     if betas is None:
@@ -113,6 +108,14 @@ def _build(cls: str, config: Mapping[str, Any], image_seq_len: int, name: str) -
     alphas_cumprod = alphas_cumprod / (scale + (1.0 - scale) * alphas_cumprod)
     zero_snr = bool(config.get("rescale_betas_zero_snr", False))
     return variance_preserving.discrete(alphas_cumprod, rescale_betas_zero_snr=zero_snr, name=name)
+
+
+def _shift(config: Mapping[str, Any], static: str, image_seq_len: int) -> float:
+    if not config.get("use_dynamic_shifting"):
+        return config.get(static, 1.0)
+    keys = ("base_image_seq_len", "max_image_seq_len", "base_shift", "max_shift", "time_shift_type")
+    given = {k: config[k] for k in keys if config.get(k) is not None}
+    return rectified_flow.dynamic_shift(image_seq_len, **given)
 
 
 def _numbers(values: Any, what: str) -> np.ndarray:

@@ -20,6 +20,8 @@ def dpmpp(grid: Grid, order: int) -> Weights:
     """DPM-Solver++ multistep of order 2 or 3 (arXiv 2211.01095; the third order as in diffusers).
 
     The first steps have order 1, 2; a step to sigma 0 has order 1, and for N < 15 the one before at most 2.
+    3M converges with order 2 only: its last term is half of what the quadratic through three predictions asks for
+    (`phi_3` belongs with the second derivative, which is twice the divided difference used). Kept as it is in use.
     """
     used = jnp.minimum(order, jnp.arange(grid.gap.shape[0]) + 1)
     ends_clean = grid.clean[-1]  # padding repeats the last step

@@ -25,7 +25,7 @@ class Solver(NamedTuple):
 
     Attributes:
         weights: of its evaluations, from the steps.
-        order: of convergence of its global error (of UniPC, its corrector adds one to the predictor's).
+        order: of convergence, as measured: UniPC's corrector adds one to its name's, 3M in diffusers' form has 2.
         calls: evaluations a step; a step to clean data needs one.
         description: in words, with its name in diffusers.
     """
@@ -40,14 +40,17 @@ def _table() -> dict[str, Solver]:
     table = {
         "ddim": Solver(ddim, 1, 1, "DDIM = Euler; also DPM-Solver++ of order 1, flow Euler"),
         "dpmpp-2m": Solver(functools.partial(dpmpp, order=2), 2, 1, "DPM-Solver++(2M), diffusers' default"),
-        "dpmpp-3m": Solver(functools.partial(dpmpp, order=3), 3, 1, "DPM-Solver++(3M), solver_order=3"),
+        "dpmpp-3m": Solver(functools.partial(dpmpp, order=3), 2, 1, "DPM-Solver++(3M), solver_order=3"),
     }
     for order in (1, 2, 3):
         for variant in ("bh2", "bh1"):
             name = f"unipc-{order}" + ("-bh1" if variant == "bh1" else "")
+            finite = "; needs a finite first node" if variant == "bh1" else ""
             weights = functools.partial(unipc, order=order, variant=variant)
-            table[name] = Solver(weights, order + 1, 1, f"UniPC, solver_order={order}, solver_type={variant!r}")
-    table["heun"] = Solver(heun, 2, 2, "Heun in ksigma (EDM), HeunDiscreteScheduler")
+            table[name] = Solver(
+                weights, order + 1, 1, f"UniPC, solver_order={order}, solver_type={variant!r}" + finite
+            )
+    table["heun"] = Solver(heun, 2, 2, "Heun in ksigma (EDM), HeunDiscreteScheduler; needs a finite first node")
     table["heun-flow"] = Solver(functools.partial(heun, time="flow"), 2, 2, "Heun in s, FlowMatchHeunDiscreteScheduler")
     return table
 

@@ -78,6 +78,14 @@ def test_apply_can_change_the_solver(pipe: Any) -> None:
     loaded = diffusers.DiffusionPipeline.from_pretrained("model", local_files_only=True)
     assert isinstance(loaded.scheduler, diffusers.UniPCMultistepScheduler)
     assert np.isfinite(output(loaded, 6)).all()
+    # Back, from a config that does not mention it, to a class that clips by default.
+    config = Path("model/scheduler/scheduler_config.json")
+    entries = json.loads(config.read_text())
+    entries.pop("clip_sample", None)
+    config.write_text(json.dumps(entries))
+    assert main([*command, "DDIMScheduler"]) == 0
+    loaded = diffusers.DiffusionPipeline.from_pretrained("model", local_files_only=True)
+    assert type(loaded.scheduler).__name__ == "DDIMScheduler" and loaded.scheduler.config.clip_sample is False
 
 
 def test_apply_save_shares_the_weights(pipe: Any, capsys: pytest.CaptureFixture[str]) -> None:

@@ -97,7 +97,7 @@ def test_a_bad_entry_in_a_jax_array_is_named_too(what: str) -> None:
 
 
 def test_a_rising_table_is_refused() -> None:
-    with pytest.raises(ValueError, match="fall strictly, but entry 9 is .* and entry 10"):
+    with pytest.raises(ValueError, match=r"fall strictly, but entry 9 is .* and entry 10"):
         discrete(alphas_cumprod=replaced(problems.SD_TABLE, 10, 0.9999))
     with pytest.raises(ValueError, match="fall strictly, but entry 0 is"):
         discrete(alphas_cumprod=np.full(5, 0.5))
