@@ -248,7 +248,7 @@ def _check(s: Schedule) -> None:
             f"t must lie in [0, 1] and sigmas above 0; got t {s.t[-1]:.6g}..{s.t[0]:.6g}, last sigma {s.sigmas[-1]:.6g}"
         )
     if np.isinf(s.lams[0]) != np.isinf(s.sigmas[0]):
-        raise ValueError(f"lams[0] is {s.lams[0]} but sigmas[0] is {s.sigmas[0]}; pure noise must be said in both")
+        raise ValueError(f"lams and sigmas disagree: lams[0] is {s.lams[0]}, sigmas[0] {s.sigmas[0]}")
     with np.errstate(over="ignore"):
         off = np.abs(np.log(s.sigmas[np.isfinite(s.lams)]) + s.lams[np.isfinite(s.lams)])
     if off.size and off.max() > 1e-6:

@@ -21,6 +21,7 @@ from hso_jax.objectives import mep, mep_interval_derivatives, spf
 from hso_jax.schedule import LAYOUTS, Schedule
 
 DEFAULT_EFFORT = Effort()
+_DISTINCT = 1e-6  # in t: nodes that the objective merges (p > 2 without a spacing) stay this far apart
 METHODS = ("hso", "hso-dm-nonuni")
 
 
@@ -184,10 +185,10 @@ def spread(t: np.ndarray, spacing: float) -> np.ndarray:
     What float32 leaves of the lower level's constraint is rounding; this makes it exact in float64.
     """
     steps = spacing * np.arange(len(t))
-    down = np.minimum.accumulate(t + steps) - steps
-    return np.concatenate(
-        [t[:1], (np.maximum.accumulate((down - steps[::-1])[::-1])[::-1] + steps[::-1])[1:-1], t[-1:]]
-    )
+    below = np.minimum.accumulate(t + steps) - steps  # at least the spacing below the node before
+    below[-1] = t[-1]
+    above = np.maximum.accumulate((below + steps)[::-1])[::-1] - steps  # and above the node after
+    return np.concatenate([t[:1], above[1:-1], t[-1:]])
 
 
 @functools.cache
@@ -211,7 +212,7 @@ def _schedule(lane: Lane, found: batch.Found | None) -> Schedule:
     t_eps, t_max = _with_room(t_eps, t_max, lane)
     t = np.asarray(found.refined.t[: lane.intervals + 1], np.float64)
     t[0], t[-1] = t_max, t_eps
-    least = lane.d_min if lane.spacing_as == "constraint" else 0.0
+    least = max(lane.d_min if lane.spacing_as == "constraint" else 0.0, _DISTINCT)
     t = spread(t, min(least, (t_max - t_eps) / lane.intervals))
     ends = lane.noise.ksigma(np.array([t_eps, t_max]))
     psi = {"rho": rho, "t_eps": t_eps, "t_max": t_max, "ksigma_min": float(ends[0]), "ksigma_max": float(ends[1])}

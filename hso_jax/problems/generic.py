@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
@@ -38,7 +39,9 @@ def generic(
         raise ValueError(f"within is {within}, spectrum {spectrum}; need a share in (0, 1) and a finite exponent")
     power = np.arange(1, dimension + 1) ** -float(spectrum)
     power *= dimension / power.sum()
-    means = np.asarray(jax.random.normal(key, (components, dimension)), np.float64) * np.sqrt(power)
+    # Drawn in float32 whatever the default: the same key is the same problem.
+    draws = jax.random.normal(key, (components, dimension), jnp.float32)
+    means = np.asarray(draws, np.float64) * np.sqrt(power)
     means -= means.mean(0)
     means *= math.sqrt((1.0 - within) * dimension / (means**2).mean(0).sum())
     return mixture(np.ones(components), means, within * power, members=range(members))
