@@ -59,7 +59,7 @@ def compiled(solver: str) -> Any:
     def run(problem: Problem, lams: Any, x: Any, end: Any, nfe: Any) -> jax.Array:
         return solvers.sample(lambda y, lam: denoise(problem, y, lam, 2.0), lams, x, solver=solver, end=end, nfe=nfe)
 
-    return jax.jit(run)
+    return jax.jit(run, compiler_options={"xla_backend_optimization_level": 0})
 
 
 @functools.cache
