@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -164,11 +164,13 @@ def run(lanes: Sequence[Lane], effort: Effort, *, nodes: int | None = None, prog
     count = nodes or 1 + max(lane.intervals for lane in lanes)
     size = len(devices) * min(effort.chunk, -(-len(lanes) // len(devices)))
     search = program(devices, lanes[0].objective, count, effort)
+    bank = _placed(bank, devices, PartitionSpec())
     parts = []
     for begin in range(0, len(lanes), size):
-        # The last chunk is filled up with its own first lane: one shape, one compilation.
+        # The last chunk is filled up with the last lane: one shape, one compilation.
         rows = np.minimum(np.arange(begin, begin + size), len(lanes) - 1)
-        found = search(*_placed(jax.tree.map(lambda column: column[rows], arrays), bank, devices))  # noqa: B023
+        chunk = jax.tree.map(lambda column: column[rows], arrays)  # noqa: B023
+        found = search(_placed(chunk, devices, PartitionSpec("lanes")), bank)
         found = multihost_utils.process_allgather(found, tiled=True) if jax.process_count() > 1 else found
         kept = min(size, len(lanes) - begin)
         parts.append(jax.tree.map(lambda x: np.asarray(x)[:kept], found))  # noqa: B023
@@ -205,15 +207,7 @@ def _refine_again(lane: LaneArrays, bank: NoiseSchedule, psi: Array, t: Array, o
     return Refined(found.t, found.result, found.steps, found.stationarity)
 
 
-def _placed(
-    lanes: LaneArrays, bank: NoiseSchedule, devices: tuple[jax.Device, ...]
-) -> tuple[LaneArrays, NoiseSchedule]:
-    mesh = Mesh(np.array(devices), ("lanes",))
-
-    def place(array: np.ndarray, spec: PartitionSpec) -> Array:
-        return jax.make_array_from_callback(array.shape, NamedSharding(mesh, spec), lambda index: array[index])
-
-    return (
-        jax.tree.map(lambda x: place(x, PartitionSpec("lanes")), lanes),
-        jax.tree.map(lambda x: place(x, PartitionSpec()), bank),
-    )
+def _placed(tree: Any, devices: tuple[jax.Device, ...], spec: PartitionSpec) -> Any:
+    """Host arrays, the same in every process, as global arrays over all devices of all hosts."""
+    sharding = NamedSharding(Mesh(np.array(devices), ("lanes",)), spec)
+    return jax.tree.map(lambda x: jax.make_array_from_callback(x.shape, sharding, lambda index: x[index]), tree)
