@@ -12,6 +12,9 @@ from hso_jax.problems.mixture import Problem, mixture
 SINGULAR = 1e-6
 """A direction is taken for degenerate if its standard deviation is this share of the largest one's."""
 
+STARTS = 4
+"""Sets of centres to start from; the likeliest fit is kept (a single one may merge two clusters and split another)."""
+
 
 def fit(
     samples: Any,
@@ -24,9 +27,9 @@ def fit(
 ) -> Problem:
     """A mixture with one shared within-covariance, fitted to the samples' leading principal components.
 
-    Expectation-maximisation from k-means++ centres. The fitted covariance is full; the result is in the coordinates
-    of its own eigenvectors, where it is diagonal (a rotation changes nothing about the probability flow). Nothing is
-    centred or scaled: pass latents as the model sees them.
+    Expectation-maximisation from k-means++ centres, the best of four. The fitted covariance is full; the result is in
+    the coordinates of its own eigenvectors, where it is diagonal (a rotation changes nothing about the probability
+    flow). Nothing is centred or scaled: pass latents as the model sees them.
 
     Args:
         samples: [n, ...] data; each sample is flattened.
@@ -61,8 +64,9 @@ def fit(
         rank = int((spread > SINGULAR * spread[0]).sum())
         raise ValueError(f"the samples' covariance is singular; use dimension={rank} or less, not {dimension}")
     data = data @ axes[:dimension].T
-    means = _centres(data, components, np.random.default_rng(seed))
-    weights, means, within = _maximise(data, means, iterations)
+    rng = np.random.default_rng(seed)
+    fits = [_maximise(data, _centres(data, components, rng), iterations) for _ in range(STARTS)]
+    _, weights, means, within = max(fits, key=lambda found: found[0])
     variances, rotation = np.linalg.eigh(within)
     if variances[0] <= SINGULAR**2 * np.trace(data.T @ data) / len(data):
         raise ValueError(
@@ -83,12 +87,17 @@ def _centres(data: np.ndarray, components: int, rng: np.random.Generator) -> np.
     return centres
 
 
-def _maximise(data: np.ndarray, means: np.ndarray, iterations: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Expectation-maximisation with a tied covariance: weights [C], means [C, D], within-covariance [D, D]."""
+def _maximise(data: np.ndarray, means: np.ndarray, iterations: int) -> tuple[float, np.ndarray, np.ndarray, np.ndarray]:
+    """Expectation-maximisation with a tied covariance.
+
+    Returns:
+        Mean log likelihood (but for a constant), weights [C], means [C, D] and the within-covariance [D, D].
+    """
     count, dimension = data.shape
     second = data.T @ data / count
-    centred = data - data.mean(0)
-    weights, within = np.full(len(means), 1.0 / len(means)), centred.T @ centred / count
+    # The spread about the nearest centre: from the whole spread, all components would begin as one.
+    nearest = data - means[((data[:, None] - means) ** 2).sum(-1).argmin(1)]
+    weights, within = np.full(len(means), 1.0 / len(means)), nearest.T @ nearest / count
     before = -np.inf
     for _ in range(iterations):
         # A ridge keeps the factor defined on the way; whether the result is singular is asked of the result.
@@ -104,7 +113,7 @@ def _maximise(data: np.ndarray, means: np.ndarray, iterations: int) -> tuple[np.
         weights = share.mean(0)
         means = (share.T @ data) / np.maximum(count * weights, 1e-300)[:, None]
         within = second - (means.T * weights) @ means
-        if likelihood - before < 1e-6:
+        grown, before = likelihood - before, likelihood
+        if grown < 1e-6:
             break
-        before = likelihood
-    return weights, means, within
+    return before, weights, means, within

@@ -126,7 +126,7 @@ def _posterior(problem: Problem, x: Array, alpha: Array, total: Array, guidance:
 
 
 def _numbers(name: str, values: Any) -> np.ndarray:
-    array = np.asarray(values, np.float64)
+    array = np.array(values, np.float64)
     if not np.isfinite(array).all():
         raise ValueError(f"{name} has NaN or infinite entries")
     return array
