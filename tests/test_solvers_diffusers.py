@@ -47,6 +47,7 @@ def noise() -> np.ndarray:
     return np.random.default_rng(0).standard_normal((BATCH, DIMENSION))
 
 
+@functools.cache
 def random_schedule(model: str, nfe: int, end: str) -> Schedule:
     rng = np.random.default_rng(nfe)
     count = nfe + (end == "t_eps")
@@ -82,12 +83,16 @@ def predicted(x: torch.Tensor, lam: float) -> torch.Tensor:
     return torch.from_numpy(mean + alpha * variances / total * (x.numpy() - alpha * mean))
 
 
+@functools.cache
+def built(name: str, config: tuple[tuple[str, Any], ...], kind: str) -> Any:
+    return getattr(diffusers, name)(**dict(config), **(SD if kind == "vp" else {}))
+
+
 def theirs(name: str, config: dict[str, Any], schedule: Schedule, start: np.ndarray) -> tuple[np.ndarray, int]:
     """diffusers as a pipeline runs it, from and to VP-equivalent scaling; also how often the model was called."""
     from bridge import with_schedule
 
-    base = getattr(diffusers, name)(**config, **(SD if schedule.kind == "vp" else {}))
-    scheduler = with_schedule(base, schedule)
+    scheduler = with_schedule(built(name, tuple(config.items()), schedule.kind), schedule)
     scheduler.set_timesteps(schedule.nfe)
     scaled = bool(scheduler._row.k_scaled)
     sigmas = np.append(schedule.sigmas[: schedule.nfe], 0.0 if schedule.end == "clean" else schedule.sigmas[-1])
