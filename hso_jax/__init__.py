@@ -15,6 +15,8 @@ from hso_jax.noise import preset as preset
 from hso_jax.objectives import mep as mep
 from hso_jax.objectives import paper_d_min as paper_d_min
 from hso_jax.objectives import spf as spf
+from hso_jax.reference import ReferenceEffort as ReferenceEffort
+from hso_jax.reference import reference_error as reference_error
 from hso_jax.schedule import Schedule as Schedule
 from hso_jax.schedule_file import load as load
 from hso_jax.schedule_file import save as save

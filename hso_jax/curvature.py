@@ -26,12 +26,18 @@ class Tridiagonal(NamedTuple):
     neighbours: Array
 
 
+class GaussNewton(NamedTuple):
+    """A dense Hessian [K, K] without its second-order part; the trust region learns that from the gradients it sees."""
+
+    matrix: Array
+
+
 class Expansion(NamedTuple):
     """Second-order expansion of an objective at nodes t [K]: scalar value, gradient [K] and Hessian."""
 
     value: Array
     gradient: Array
-    hessian: Tridiagonal | Array
+    hessian: Tridiagonal | GaussNewton | Array
 
 
 Objective = Callable[[NoiseSchedule, Array], Expansion]
@@ -68,22 +74,30 @@ def dense_objective(function: Callable[[Array], Array]) -> Objective:
 
 def unevaluated(objective: Objective, noise: NoiseSchedule, t: Array) -> Expansion:
     """An expansion of the objective's kind that any value improves on and whose Newton step is zero."""
-    shape = jax.eval_shape(objective, noise, t)
+    kind = type(jax.eval_shape(objective, noise, t).hessian)
     ones = jnp.ones_like(t)
     dense = jnp.diag(ones)
-    hessian = Tridiagonal(ones, jnp.zeros_like(t[1:])) if isinstance(shape.hessian, Tridiagonal) else dense
+    hessian: Tridiagonal | GaussNewton | Array = dense
+    if kind is Tridiagonal:
+        hessian = Tridiagonal(ones, jnp.zeros_like(t[1:]))
+    elif kind is GaussNewton:
+        hessian = GaussNewton(dense)
     return Expansion(jnp.full((), jnp.inf, t.dtype), jnp.zeros_like(t), hessian)
 
 
 def predicted_change(expansion: Expansion, move: Array) -> Array:
     """What the expansion says the objective changes by, `g s + s H s / 2`."""
-    hessian = expansion.hessian
+    hessian = _plain(expansion.hessian)
     if isinstance(hessian, Tridiagonal):
         curved = hessian.diagonal * move
         curved = curved.at[1:].add(hessian.neighbours * move[:-1]).at[:-1].add(hessian.neighbours * move[1:])
     else:
         curved = hessian @ move
     return jnp.sum(move * (expansion.gradient + 0.5 * curved))
+
+
+def _plain(hessian: Tridiagonal | GaussNewton | Array) -> Tridiagonal | Array:
+    return hessian.matrix if isinstance(hessian, GaussNewton) else hessian
 
 
 def face_step(expansion: Expansion, active: Array, change: Array, first: Array, last: Array, damping: Array) -> Array:
@@ -101,8 +115,7 @@ def face_step(expansion: Expansion, active: Array, change: Array, first: Array, 
         damping: multiplier of the trust region, >= 0, in the metric of the Hessian's diagonal (Marquardt).
 
     Returns:
-        [K] the step. Where the damped Hessian is not positive definite on the face, a tridiagonal one is modified so
-        that the step still descends, and a dense one gives NaN.
+        [K] the step. Where the Hessian is not positive definite on the face it is modified so that the step descends.
     """
     if isinstance(expansion.hessian, Tridiagonal):
         return _tridiagonal_step(expansion, active, change, first, last, damping)
@@ -117,6 +130,7 @@ def _tridiagonal_step(
     The part of the quadratic that has been eliminated is a parabola a s^2/2 + b s in the current node; a node
     is pinned while held gaps tie it to the fixed first one.
     """
+    assert isinstance(expansion.hessian, Tridiagonal)
     diagonal, neighbours = expansion.hessian
     diagonal = diagonal + damping * jnp.abs(diagonal)
     # Where the objective is concave along a pivot its sign is turned (a modified Cholesky).
@@ -148,10 +162,10 @@ def _tridiagonal_step(
 
 
 def _dense_step(expansion: Expansion, active: Array, change: Array, first: Array, last: Array, damping: Array) -> Array:
-    """Nodes tied by held gaps move as one cluster; Cholesky on the clusters (NaN if not positive definite)."""
+    """Nodes tied by held gaps move as one cluster; the Hessian of the clusters is made positive by |eigenvalues|."""
     count = expansion.gradient.shape[0]
-    hessian = jnp.asarray(expansion.hessian)
-    hessian = hessian + damping * jnp.diag(jnp.abs(jnp.diagonal(hessian)))
+    hessian = _plain(expansion.hessian)
+    assert not isinstance(hessian, Tridiagonal)
     cluster = jnp.concatenate([jnp.zeros(1, int), jnp.cumsum(~active)])
     member = (cluster[:, None] == jnp.arange(count)).astype(expansion.gradient.dtype)
     fall = jnp.concatenate([jnp.zeros_like(change[:1]), jnp.cumsum(jnp.where(active, change, 0.0))])
@@ -160,7 +174,15 @@ def _dense_step(expansion: Expansion, active: Array, change: Array, first: Array
     base = jnp.where(cluster == 0, first - fall, base)
     moving = (jnp.arange(count) > 0) & (jnp.arange(count) < cluster[-1])
     member = member * moving
-    reduced = member.T @ hessian @ member + jnp.diag((~moving).astype(member.dtype))
-    target = member.T @ (expansion.gradient + hessian @ base)
-    factor = jnp.linalg.cholesky(reduced)
-    return base - member @ jax.scipy.linalg.cho_solve((factor, True), target)
+    size = jnp.abs(jnp.diagonal(hessian))
+    target = member.T @ (expansion.gradient + hessian @ base + damping * size * base)
+    # Scaled by the diagonal: damping is then Marquardt's, and the eigenvalues of all nodes are comparable.
+    metric = member.T @ size
+    scale = jnp.where(metric > 0, jax.lax.rsqrt(jnp.where(metric > 0, metric, 1.0)), 1.0)
+    scaled = scale[:, None] * (member.T @ hessian @ member) * scale
+    finite = jnp.all(jnp.isfinite(scaled))
+    values, vectors = jnp.linalg.eigh(jnp.where(finite, scaled, jnp.eye(count, dtype=scaled.dtype)))
+    least = 8.0 * jnp.finfo(values.dtype).eps * jnp.max(jnp.abs(values))
+    values = jnp.maximum(jnp.abs(values), least) + damping
+    step = scale * (vectors @ ((vectors.T @ (scale * target)) / values))
+    return jnp.where(finite, base - member @ step, jnp.nan)

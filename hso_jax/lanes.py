@@ -97,6 +97,12 @@ def check_nfe(nfe: object) -> int:
     return int(nfe)
 
 
+def check_seed(seed: object) -> None:
+    """Raises ValueError unless it is a whole number in 0..2^31 - 1."""
+    if isinstance(seed, bool) or not isinstance(seed, (int, np.integer)) or not 0 <= seed < 2**31:
+        raise ValueError(f"seed is {seed!r}; need a whole number from 0 to 2^31 - 1")
+
+
 def check(lane: Lane) -> Lane:
     """The lane with its box cut to the noise schedule's range.
 
@@ -112,8 +118,7 @@ def check(lane: Lane) -> Lane:
         raise ValueError(f"p is {lane.p}; need a finite number (2 for latent, 1 for pixel models)")
     if not (math.isfinite(lane.gamma) and lane.gamma >= 0):
         raise ValueError(f"gamma is {lane.gamma}; need a finite number of at least 0")
-    if isinstance(lane.seed, bool) or not isinstance(lane.seed, (int, np.integer)) or not 0 <= lane.seed < 2**31:
-        raise ValueError(f"seed is {lane.seed!r}; need a whole number from 0 to 2^31 - 1")
+    check_seed(lane.seed)
     box = _cut(lane.box, lane.noise)
     room = box.t_max[1] - box.t_eps[0]
     if lane.spacing_as == "constraint" and lane.intervals * lane.d_min > room + 1e-12:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
+import importlib.metadata
 from collections.abc import Mapping
 from typing import Any
 
@@ -46,6 +48,9 @@ class Schedule:
         iterations: steps the lower level took.
         stationarity: largest entry of the projected gradient at the nodes, in t.
         seed: of the search, None where nothing was random.
+        guidance: weight of classifier-free guidance it was made for; None for methods that do not look at it.
+        error: root-mean-square error of the solver's samples on the reference problems; None if not measured.
+        others: the same for other solvers: at most what they would reach with a schedule of their own.
         versions: of the packages that made it.
     """
 
@@ -72,6 +77,9 @@ class Schedule:
     iterations: int = 0
     stationarity: float | None = None
     seed: int | None = None
+    guidance: float | None = None
+    error: float | None = None
+    others: Mapping[str, float] = dataclasses.field(default_factory=dict)
     versions: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -158,6 +166,14 @@ class Schedule:
         return cls.from_t(noise, t, layout=layout, end=end, **fields)
 
     @property
+    def better_solver(self) -> str | None:
+        """The solver of `others` with the smallest error, if that is at least 1% below this schedule's own."""
+        if self.error is None or not self.others:
+            return None
+        name = min(self.others, key=self.others.__getitem__)
+        return name if self.others[name] < 0.99 * self.error else None
+
+    @property
     def evaluated_sigmas(self) -> np.ndarray:
         """[N] ksigma at the nodes where the network is called."""
         return self.sigmas[: self.nfe]
@@ -202,6 +218,12 @@ class Schedule:
             ValueError: for an unknown end, or "t_eps" on the node layout (it has no node to stop at).
         """
         return dataclasses.replace(self, end=end)
+
+
+@functools.cache
+def versions() -> dict[str, str]:
+    """Versions of the packages a result depends on."""
+    return {name: importlib.metadata.version(name) for name in ("hso-jax", "jax", "jaxlib", "evosax", "numpy")}
 
 
 def _frozen(name: str, values: Any) -> np.ndarray:

@@ -19,12 +19,12 @@ FORMAT = "hso-jax/schedules"
 VERSION = 1
 
 _ARRAYS = ("t", "lams", "sigmas", "timesteps")
-_NUMBERS = ("p", "d_min", "mep", "spf", "min_spacing", "stationarity")
-_NULLABLE = ("mep", "spf", "min_spacing", "stationarity", "seed", "psi")
+_NUMBERS = ("p", "d_min", "mep", "spf", "min_spacing", "stationarity", "guidance", "error")
+_NULLABLE = ("mep", "spf", "min_spacing", "stationarity", "seed", "psi", "guidance", "error")
 _TEXTS = ("model", "layout", "end", "method", "solver", "kind", "noise", "result")
 _COUNTS = ("nfe", "num_train_timesteps", "iterations", "seed")
 _FIELDS = tuple(field.name for field in dataclasses.fields(Schedule))
-_OPTIONAL = ("iterations", "stationarity", "versions", "p", "d_min")
+_OPTIONAL = ("iterations", "stationarity", "versions", "p", "d_min", "guidance", "error", "others")
 
 
 def to_json(schedules: Schedule | Iterable[Schedule]) -> str:
@@ -128,8 +128,8 @@ def _schedule(record: Any) -> Schedule:
             raise ValueError(f"{name} is {value!r}; need a text")
         elif name in _COUNTS and (not isinstance(value, int) or isinstance(value, bool)):
             raise ValueError(f"{name} is {value!r}; need a whole number")
-        elif name == "psi" and not (isinstance(value, dict) and all(map(_is_number, value.values()))):
-            raise ValueError(f"psi is {value!r}; need an object of finite numbers")
+        elif name in ("psi", "others") and not (isinstance(value, dict) and all(map(_is_number, value.values()))):
+            raise ValueError(f"{name} is {value!r}; need an object of finite numbers")
         elif name == "versions" and not (isinstance(value, dict) and all(isinstance(v, str) for v in value.values())):
             raise ValueError(f"versions is {value!r}; need an object of texts")
     return Schedule(**values)

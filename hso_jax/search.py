@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import functools
-import importlib.metadata
 import itertools
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, overload
 
 import jax
@@ -18,11 +17,23 @@ from hso_jax.curvature import interval_objective
 from hso_jax.lanes import Lane, check, check_nfe, relaxed
 from hso_jax.noise import NoiseSchedule
 from hso_jax.objectives import mep, mep_interval_derivatives, spf
-from hso_jax.schedule import LAYOUTS, Schedule
+from hso_jax.reference.lanes import ReferenceLane, s_of_lam
+from hso_jax.reference.lanes import check as check_reference
+from hso_jax.reference.schedules import reference_schedules
+from hso_jax.reference.search import ReferenceEffort
+from hso_jax.schedule import LAYOUTS, Schedule, versions
 
 DEFAULT_EFFORT = Effort()
 _DISTINCT = 1e-6  # in t: nodes that the objective merges (p > 2 without a spacing) stay this far apart
-METHODS = ("hso", "hso-dm-nonuni")
+METHODS: Mapping[str, tuple[str, str]] = {
+    "hso": ("mep", "spf"),
+    "hso-dm-nonuni": ("dm-nonuni", "spf"),
+    "reference": ("reference", "reference"),
+}
+"""Name -> (objective of the lower level, fitness of the upper level)."""
+
+OBJECTIVES = ("mep", "dm-nonuni", "reference")
+FITNESSES = ("spf", "reference")
 
 
 def lanes(
@@ -96,9 +107,10 @@ def search(
     *,
     layout: str = "node",
     method: str = "hso",
+    objective: str | None = None,
+    fitness: str | None = None,
     seed: int = 0,
-    relax: bool = False,
-    effort: Effort = DEFAULT_EFFORT,
+    effort: Effort | ReferenceEffort | None = None,
     progress: Progress | None = None,
     **options: Any,
 ) -> Schedule | list[Schedule]:
@@ -108,12 +120,19 @@ def search(
         noise: the model's noise schedule: `preset("sd21-base")`, `from_config(...)`, `discrete(betas=...)`, ...
         nfe: the number of model evaluations N, or several.
         layout: "node" (N nodes and a last step to sigma 0) or "interval" (N + 1 nodes, stops at the last).
-        method: "hso", the paper's; "hso-dm-nonuni", the same bilevel search on DM-NonUni's bound.
+        method: a key of `METHODS`, that is a pair (objective, fitness): "hso", the paper's; "hso-dm-nonuni", the same
+            on DM-NonUni's bound; "reference", by the error of the solver itself on problems with an exact solution.
+        objective: what the lower level minimises over the nodes, instead of the method's: "mep", "dm-nonuni" or
+            "reference".
+        fitness: what the upper level chooses psi by, instead of the method's: "spf" or "reference". With "reference"
+            psi is (p, t_eps, t_max), free up to the model's ends; with "spf" (rho, t_eps, t_max) in `box`.
         seed: of the upper level.
-        relax: reduce a spacing that does not fit instead of raising.
-        effort: how hard to search.
+        effort: how hard to search: an `Effort` for the fitness "spf", a `ReferenceEffort` for "reference".
         progress: called with (lanes done, lanes in all).
-        options: fields of `Lane`: p, spacing, spacing_as, gamma, box.
+        options: with "reference": solver, guidance, first (fields of `ReferenceLane`), problems, samples (arguments
+            of `reference.reference`). With "spf": relax (reduce a spacing that does not fit instead of raising), p,
+            spacing, spacing_as, gamma, box (fields of `Lane`). The objective "reference" with the fitness "spf", HSO's
+            schedule refined on the error, takes both.
 
     Returns:
         One `Schedule` for an int, a list in the order of `nfe` otherwise.
@@ -121,17 +140,60 @@ def search(
     Raises:
         ValueError: for any bad value, naming it, before any work.
     """
-    if method not in METHODS:
-        raise ValueError(f"method is {method!r}; use one of {', '.join(METHODS)}")
+    lower, upper = _levels(method, objective, fitness)
     many = list(nfe) if isinstance(nfe, Iterable) else [nfe]
     if not many:
         raise ValueError("nfe is empty; give at least one number of evaluations")
     if layout not in LAYOUTS:
         raise ValueError(f"layout is {layout!r}; use one of {', '.join(LAYOUTS)}")
-    options["objective"] = "mep" if method == "hso" else "dm-nonuni"
-    every = lanes([noise], many, layouts=[layout], seeds=[seed], relax=relax, **options)
-    found = search_many(every, effort=effort, progress=progress)
+    kinds: dict[str, Any] = {name: options.pop(name) for name in ("solver", "guidance", "first") if name in options}
+    data: dict[str, Any] = {name: options.pop(name) for name in ("problems", "samples", "compare") if name in options}
+    if upper == "reference":
+        _refuse(options, "fitness 'reference'")
+        _expect(effort, ReferenceEffort)
+        found = reference_schedules(
+            [ReferenceLane(noise, n, layout, seed=seed, objective=lower, **kinds) for n in many],
+            effort=effort,  # type: ignore[arg-type]
+            progress=progress,
+            **data,
+        )
+    else:
+        _expect(effort, Effort)
+        if lower != "reference":
+            _refuse({**kinds, **data}, f"objective {lower!r} with fitness 'spf'")
+        options["objective"] = "mep" if lower == "reference" else lower
+        every = lanes([noise], many, layouts=[layout], seeds=[seed], **options)
+        refined = [ReferenceLane(noise, n, layout, seed=seed, **kinds) for n in many]
+        if lower == "reference":
+            refined = [check_reference(lane) for lane in refined]
+        found = search_many(every, effort=effort or DEFAULT_EFFORT, progress=progress)  # type: ignore[arg-type]
+        if lower == "reference":
+            starts = np.full((len(many), 4, max(lane.nodes for lane in refined)), np.nan)
+            for row, schedule in zip(starts, found, strict=True):
+                row[:, : len(schedule.lams)] = s_of_lam(schedule.lams)
+                row[:, len(schedule.lams) :] = s_of_lam(schedule.lams[-1])
+            found = reference_schedules(refined, starts=starts, **data)
     return found if isinstance(nfe, Iterable) else found[0]
+
+
+def _levels(method: str, objective: str | None, fitness: str | None) -> tuple[str, str]:
+    if method not in METHODS:
+        raise ValueError(f"method is {method!r}; use one of {', '.join(METHODS)}")
+    lower, upper = METHODS[method]
+    for name, value, known in (("objective", objective, OBJECTIVES), ("fitness", fitness, FITNESSES)):
+        if value is not None and value not in known:
+            raise ValueError(f"{name} is {value!r}; use one of {', '.join(known)}")
+    return objective or lower, fitness or upper
+
+
+def _refuse(options: Mapping[str, Any], what: str) -> None:
+    if options:
+        raise ValueError(f"{', '.join(options)}: not an option of {what}")
+
+
+def _expect(effort: object, kind: type) -> None:
+    if effort is not None and not isinstance(effort, kind):
+        raise ValueError(f"effort is {effort!r}; this search takes {kind.__name__}(...)")
 
 
 @functools.partial(jax.jit, static_argnames="max_steps")
@@ -189,12 +251,6 @@ def spread(t: np.ndarray, spacing: float) -> np.ndarray:
     below[-1] = t[-1]
     above = np.maximum.accumulate((below + steps)[::-1])[::-1] - steps  # and above the node after
     return np.concatenate([t[:1], above[1:-1], t[-1:]])
-
-
-@functools.cache
-def versions() -> dict[str, str]:
-    """Versions of the packages a result depends on."""
-    return {name: importlib.metadata.version(name) for name in ("hso-jax", "jax", "jaxlib", "evosax", "numpy")}
 
 
 def _shifted(progress: Progress, before: int, total: int, done: int, _: int) -> None:

@@ -2,6 +2,8 @@
 
 from hso_jax.problems.exact import Exact as Exact
 from hso_jax.problems.exact import exact as exact
+from hso_jax.problems.family import family as family
+from hso_jax.problems.family import stack_problems as stack_problems
 from hso_jax.problems.fit import fit as fit
 from hso_jax.problems.generic import generic as generic
 from hso_jax.problems.mixture import Problem as Problem

@@ -1,8 +1,11 @@
 """Samplers of the probability-flow ODE as pure functions of (nodes, denoiser, noise)."""
 
+from hso_jax.solvers.sampling import ALIASES as ALIASES
 from hso_jax.solvers.sampling import SOLVERS as SOLVERS
 from hso_jax.solvers.sampling import Denoiser as Denoiser
 from hso_jax.solvers.sampling import Solver as Solver
+from hso_jax.solvers.sampling import alike as alike
+from hso_jax.solvers.sampling import canonical as canonical
 from hso_jax.solvers.sampling import evaluations as evaluations
 from hso_jax.solvers.sampling import find as find
 from hso_jax.solvers.sampling import run as run

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
 import jax
@@ -58,6 +58,9 @@ def _table() -> dict[str, Solver]:
 SOLVERS: Mapping[str, Solver] = _table()
 
 
+ALIASES: Mapping[str, str] = {"unipc": "unipc-2"}
+
+
 def find(name: str) -> Solver:
     """The solver of that name.
 
@@ -67,6 +70,17 @@ def find(name: str) -> Solver:
     if name not in SOLVERS:
         raise ValueError(f"solver is {name!r}; use one of {', '.join(SOLVERS)}")
     return SOLVERS[name]
+
+
+def canonical(name: str) -> str:
+    """The full name of a solver: "unipc" is diffusers' default, UniPC of order 2 with B(h) = e^h - 1.
+
+    Raises:
+        ValueError: as `find`.
+    """
+    name = ALIASES.get(name, name)
+    find(name)
+    return name
 
 
 def evaluations(solver: str, steps: int, *, end: str = "clean") -> int:
@@ -90,6 +104,41 @@ def weights(solver: str, lams: Array, *, end: Array | float = math.inf, nfe: Arr
         raise ValueError(f"lams has shape {lams.shape}; need one axis with at least one node (use vmap for more)")
     count = jnp.asarray(lams.shape[0] if nfe is None else nfe)
     return find(solver).weights(grid(lams, jnp.asarray(end, lams.dtype), count))
+
+
+def alike(makers: Sequence[Callable[[], Weights]]) -> list[Callable[[], Weights]]:
+    """Makers whose weights all have the shape that the widest of them needs, for `lax.switch`.
+
+    Raises:
+        ValueError: if the solvers differ in their evaluations a step.
+    """
+    shapes = [jax.eval_shape(maker) for maker in makers]
+    if len({shape.lams.shape for shape in shapes}) > 1:
+        raise ValueError("solvers of one and of two evaluations a step cannot share a program")
+    predict = max(shape.predict.shape[-1] for shape in shapes)
+    correct = max((0 if shape.correct is None else shape.correct.shape[-1]) for shape in shapes)
+    correct = max(correct, predict + 1) if correct else 0
+
+    def padded(maker: Callable[[], Weights]) -> Callable[[], Weights]:
+        def make() -> Weights:
+            w = maker()
+            w = w._replace(predict=_widened(w.predict, predict))
+            if not correct:
+                return w
+            if w.correct is None:  # a corrector that repeats the step before
+                again = jnp.concatenate([jnp.zeros_like(w.predict[:1]), w.predict[:-1]])
+                repeated = jnp.pad(again, ((0, 0), (1, 0)))
+                keep = jnp.concatenate([jnp.ones_like(w.carry[:1]), w.carry[:-1]])
+                return w._replace(keep=keep, correct=_widened(repeated, correct))
+            return w._replace(correct=_widened(w.correct, correct))
+
+        return make
+
+    return [padded(maker) for maker in makers]
+
+
+def _widened(weights: Array, width: int) -> Array:
+    return jnp.pad(weights, ((0, 0), (0, width - weights.shape[-1])))
 
 
 def sample(

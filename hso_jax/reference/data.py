@@ -1,0 +1,183 @@
+"""Reference data: problems, noise samples, and where the exact probability flow takes them."""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+
+from hso_jax import solvers
+from hso_jax.problems import Exact, Problem, denoiser, exact, family
+
+SAMPLES = 256
+"""Noise samples a problem: 16 x 256 in all (benchmarks/reference_study.py says what fewer cost)."""
+
+EXACT_STEPS = 64
+"""Of the exact solution: leaves 2e-6 at guidance 1 and 2e-5 at 7.5, a hundredth and less of any solver's error here."""
+
+
+class Reference(NamedTuple):
+    """What a schedule's error is measured on: P problems with B samples each. A pytree of arrays.
+
+    Attributes:
+        problems: stacked on a leading axis [P].
+        noise: [P, B, D] standard normal: the sample at the first node, wherever that is.
+        truth: [P, B, D] the exact solution at clean data of the flow that starts at the model's noise end.
+        guidance: scalar, w of classifier-free guidance.
+        inaccuracy: scalar, estimated root-mean-square error of `truth`.
+    """
+
+    problems: Problem
+    noise: Array
+    truth: Array
+    guidance: Array
+    inaccuracy: Array
+
+
+@functools.lru_cache(maxsize=8)
+def default_family() -> Problem:
+    """The 16 problems that schedules are optimised on. Held-out ones have other seeds."""
+    with jax.ensure_compile_time_eval():
+        return family()
+
+
+def reference(
+    start: float,
+    guidance: float = 1.0,
+    *,
+    problems: Problem | None = None,
+    samples: int = SAMPLES,
+    seed: int = 0,
+    steps: int = EXACT_STEPS,
+) -> Reference:
+    """Draw the noise and solve exactly. About half a second; the default problems' are kept.
+
+    Args:
+        start: lam of the model's noise end; -inf for pure noise.
+        guidance: w; 1 is the class itself, without guidance.
+        problems: stacked on a leading axis; the default family if None.
+        samples: B.
+        seed: of the noise.
+        steps: of the exact solution, see `problems.exact`.
+
+    Raises:
+        ValueError: for a negative or infinite guidance, fewer than 1 sample, start = inf or NaN, or problems without
+            a leading axis.
+    """
+    if not (math.isfinite(guidance) and guidance >= 0):
+        raise ValueError(f"guidance is {guidance}; need a finite number of at least 0 (1 is no guidance)")
+    if isinstance(samples, bool) or samples < 1 or samples != int(samples):
+        raise ValueError(f"samples is {samples!r}; need a whole number of at least 1")
+    if math.isnan(start) or start == math.inf:
+        raise ValueError(f"start is {start}; need the half log-SNR of a noise end (-inf for pure noise)")
+    dtype = jax.dtypes.canonicalize_dtype(float)
+    if problems is None:
+        return _default(float(start), float(guidance), int(samples), seed, steps, jnp.dtype(dtype).name)
+    if problems.means.ndim != 3:
+        raise ValueError(
+            f"problems have means of shape {problems.means.shape}; need a leading axis: problems.stack_problems([...])"
+        )
+    return _solve(problems, start, guidance, samples, seed, steps)
+
+
+@functools.lru_cache(maxsize=32)
+def _default(start: float, guidance: float, samples: int, seed: int, steps: int, dtype: str) -> Reference:
+    return _solve(default_family(), start, guidance, samples, seed, steps)
+
+
+def _solve(problems: Problem, start: float, guidance: float, samples: int, seed: int, steps: int) -> Reference:
+    dtype = jax.dtypes.canonicalize_dtype(float)
+    problems = jax.tree.map(lambda leaf: jnp.asarray(leaf, dtype), problems)
+    count, _, dimension = problems.means.shape
+    # Drawn in float32 whatever the default: the same seed is the same noise.
+    noise = jax.random.normal(jax.random.key(seed), (count, samples, dimension), jnp.float32).astype(dtype)
+    truth = _exact(problems, noise, jnp.asarray(start, dtype), jnp.asarray(guidance, dtype), steps)
+    inaccuracy = jnp.sqrt(jnp.mean(truth.error**2))
+    return Reference(problems, noise, truth.value, jnp.asarray(guidance, dtype), inaccuracy)
+
+
+@functools.partial(jax.jit, static_argnames="steps")
+def _exact(problems: Problem, noise: Array, start: Array, guidance: Array, steps: int) -> Exact:
+    def one(row: tuple[Problem, Array]) -> Exact:
+        return exact(*row, start=start, guidance=guidance, steps=steps)
+
+    return jax.lax.map(one, (problems, noise))
+
+
+class Chunks(NamedTuple):
+    """Reference data in chunks of a fixed size, each of one problem, the problems taken in turn.
+
+    However many of them a loop takes, its body is the same: one compilation serves a quick look and the whole.
+
+    Attributes:
+        problems: stacked [P].
+        problem: [Q] which one a chunk belongs to.
+        noise, truth: [Q, B, D].
+        guidance: scalar.
+    """
+
+    problems: Problem
+    problem: Array
+    noise: Array
+    truth: Array
+    guidance: Array
+
+
+def in_chunks(data: Reference, size: int) -> Chunks:
+    """`data` in chunks of `size` samples, which must divide the number of samples a problem."""
+    count, samples, dimension = data.noise.shape
+    pieces = samples // size
+
+    def cut(values: Array) -> Array:
+        return values.reshape(count, pieces, size, dimension).swapaxes(0, 1).reshape(-1, size, dimension)
+
+    problem = jnp.tile(jnp.arange(count), pieces)
+    return Chunks(data.problems, problem, cut(data.noise), cut(data.truth), data.guidance)
+
+
+Weigh = Callable[[Array], solvers.Weights]
+"""lams [K] -> a solver's weights on them."""
+
+
+def squared_errors(data: Chunks, weights: solvers.Weights, chunks: Array | int) -> Array:
+    """[Q] mean squared error of each of the first `chunks` chunks' samples at the end of a schedule, 0 for the rest."""
+
+    def one(i: Array, errors: Array) -> Array:
+        problem, noise, truth = _chunk(data, i)
+        x = solvers.run(denoiser(problem, data.guidance), weights, noise)
+        return errors.at[i].set(jnp.mean((x - truth) ** 2))
+
+    return jax.lax.fori_loop(0, chunks, one, jnp.zeros(data.problem.shape[0], data.noise.dtype))
+
+
+def expand(data: Chunks, weigh: Weigh, lams: Array, chunks: Array | int) -> tuple[Array, Array, Array]:
+    """Mean squared error of the first chunks, its gradient [K] and its Gauss-Newton Hessian [K, K] in lams [K].
+
+    One chunk after the other, with all tangents of the solver's run at once: memory B D K, work Q B N K.
+    """
+
+    def one(i: Array, sums: tuple[Array, Array, Array]) -> tuple[Array, Array, Array]:
+        problem, noise, truth = _chunk(data, i)
+
+        def residual(lams: Array) -> tuple[Array, Array]:
+            r = (solvers.run(denoiser(problem, data.guidance), weigh(lams), noise) - truth).reshape(-1)
+            return r, r
+
+        slope, r = jax.jacfwd(residual, has_aux=True)(lams)
+        terms = (jnp.mean(r * r), 2.0 / r.size * (r @ slope), 2.0 / r.size * (slope.T @ slope))
+        return jax.tree.map(jnp.add, sums, terms)
+
+    count = lams.shape[0]
+    zero = (jnp.zeros((), lams.dtype), jnp.zeros(count, lams.dtype), jnp.zeros((count, count), lams.dtype))
+    sums = jax.lax.fori_loop(0, chunks, one, zero)
+    return jax.tree.map(lambda total: total / chunks, sums)
+
+
+def _chunk(data: Chunks, i: Array) -> tuple[Problem, Array, Array]:
+    problem = jax.tree.map(lambda leaf: leaf[data.problem[i]], data.problems)
+    return problem, data.noise[i], data.truth[i]

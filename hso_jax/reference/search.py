@@ -1,0 +1,360 @@
+"""Both levels on the reference error, of many lanes in one compiled program.
+
+The coordinate is s = sigma/(alpha + sigma), in which every model starts at s <= 1 and ends near 0: the trust region
+sees it as the t of a rectified flow. Nodes run between two walls that are not nodes themselves,
+
+    wall > node_0 > node_1 > ... > wall,    neighbours at least `SPACING` apart,
+
+so that both ends of the schedule are free, down to the model's own.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+from jax.sharding import Mesh, PartitionSpec
+
+from hso_jax import solvers, trust_region
+from hso_jax.batch import Progress, compiler_options
+from hso_jax.curvature import Expansion, GaussNewton, Objective, dense_objective, interval_objective
+from hso_jax.dm_nonuni import bound
+from hso_jax.evolution import evolve
+from hso_jax.noise import NoiseSchedule, flow
+from hso_jax.objectives import mep_interval_derivatives
+from hso_jax.reference.data import Chunks, expand, squared_errors
+from hso_jax.reference.lanes import SPACING, LaneArrays, ReferenceLane, pack
+
+TOLERANCE = 1e-6
+"""On the projected gradient: in s, a thousandth of a training level."""
+
+GAIN = 1e-4
+"""Share of the squared error that a step must gain for the lower level to go on."""
+
+P_ISLANDS = ((0.5, 1.25), (1.25, 2.0), (2.0, 2.75), (2.75, 4.0))
+"""Ranges of p in which the upper level looks for one start each: local minima differ mostly in p."""
+
+_DM_WIDTH = 1e-2  # as in hso_jax.batch
+
+
+class ReferenceEffort(NamedTuple):
+    """How hard each lane is searched; all static (a change compiles again).
+
+    Attributes:
+        population, generations: of the upper level, on each island of p.
+        polish: evaluations more of each island's best with a converged proposal.
+        chunk: samples taken through the solver at once.
+        few: chunks that the upper level and the first refinement of its starts see.
+        more: chunks that the best of them is refined on before it sees all.
+        steps: at most, of each refinement on a part of the samples.
+        final_steps: at most, of the last one on all samples.
+        lanes: taken at once on each device: 1 on a CPU, whose caches hold one; more fill a GPU.
+    """
+
+    population: int = 8
+    generations: int = 6
+    polish: int = 2
+    chunk: int = 32
+    few: int = 8
+    more: int = 32
+    steps: int = 16
+    final_steps: int = 40
+    lanes: int = 1
+
+
+class FoundReference(NamedTuple):
+    """Result of each lane, with a leading axis [L].
+
+    Attributes:
+        nodes: [K] in s; the real ones first.
+        psi: [3] p, s_eps and s_max of the start that led there.
+        error: root mean square over all samples and dimensions.
+        result: code, an index into `trust_region.RESULTS`.
+        steps: of the lower level on all of the data.
+        stationarity: see `trust_region.State`, in s.
+    """
+
+    nodes: Array
+    psi: Array
+    error: Array
+    result: Array
+    steps: Array
+    stationarity: Array
+
+
+def weigh(names: Sequence[str], lane: LaneArrays, lams: Array) -> solvers.Weights:
+    """The weights of the lane's solver on nodes lams [K], one of `names`; of one shape for all of them."""
+    count = lams.shape[0]
+    end = jnp.where(lane.clean, jnp.inf, lams[jnp.minimum(lane.nfe, count - 1)])
+
+    def of(name: str) -> Callable[[], solvers.Weights]:
+        return lambda: solvers.weights(name, lams, end=end, nfe=lane.nfe)
+
+    if len(names) == 1:
+        return of(names[0])()
+    return jax.lax.switch(lane.solver, solvers.alike([of(name) for name in names]))
+
+
+def lams_of(lane: LaneArrays, t: Array) -> tuple[Array, Array]:
+    """Lam [K] of the real nodes in a row t [K + 2] with its walls (0 where there is none), and which of them move."""
+    s = jnp.where(lane.free, jnp.roll(t, -1), t)[: t.shape[0] - 2]
+    index = jnp.arange(s.shape[0])
+    real = index < lane.nodes
+    moves = real & (lane.free | (index > 0))
+    safe = jnp.where(moves, s, 0.5)
+    lams = jnp.log1p(-safe) - jnp.log(safe)
+    pinned = jnp.where(lane.top < 1.0, jnp.log1p(-jnp.minimum(lane.top, 0.999999)) - jnp.log(lane.top), -jnp.inf)
+    return jnp.where(real & ~moves, pinned, jnp.where(moves, lams, 0.0)), moves
+
+
+def reference_objective(
+    names: Sequence[str], lane: LaneArrays, data: Chunks, chunks: Array, axis: str | None
+) -> Objective:
+    """The mean squared error as the trust region wants it, in s with its walls; a mean over devices along `axis`."""
+
+    def objective(_: NoiseSchedule, t: Array) -> Expansion:
+        lams, moves = lams_of(lane, t)
+        terms = expand(data, functools.partial(weigh, names, lane), lams, chunks)
+        value, gradient, hessian = terms if axis is None else jax.lax.pmean(terms, axis)
+        s = jnp.where(lane.free, jnp.roll(t, -1), t)[: t.shape[0] - 2]
+        safe = jnp.where(moves, s, 0.5)
+        rate = jnp.where(moves, -1.0 / (safe * (1.0 - safe)), 0.0)
+        gradient, hessian = rate * gradient, rate[:, None] * hessian * rate
+        gradient, hessian = jnp.pad(gradient, (0, 2)), jnp.pad(hessian, ((0, 2), (0, 2)))
+        shift = lane.free.astype(int)
+        shifted = jnp.roll(jnp.roll(hessian, shift, axis=0), shift, axis=1)
+        return Expansion(value, jnp.roll(gradient, shift), GaussNewton(shifted))
+
+    return objective
+
+
+def walled(lane: LaneArrays, nodes: Array) -> tuple[Array, trust_region.Feasible]:
+    """Nodes [K] in s as a row [K + 2] between its walls, and the feasible set of such rows."""
+    free = lane.free.astype(int)
+    upper = jnp.where(lane.free, jnp.minimum(lane.top + SPACING, 1.0), lane.top)
+    lower = jnp.maximum(lane.floor - SPACING, 0.0)
+    index = jnp.arange(nodes.shape[0] + 2)
+    row = jnp.where(index < lane.nodes + free, jnp.roll(jnp.pad(nodes, (0, 2)), free), lower)
+    row = jnp.where(index == 0, upper, row)
+    gap = jnp.asarray(SPACING, nodes.dtype)
+    return row, trust_region.Feasible(upper, lower, gap, lane.nodes - 1 + free + 1)
+
+
+def unwalled(lane: LaneArrays, row: Array) -> Array:
+    """The nodes [K] of a row [K + 2]."""
+    return jnp.where(lane.free, jnp.roll(row, -1), row)[: row.shape[0] - 2]
+
+
+def proposal(lane: LaneArrays, psi: Array, before: Array, count: int, *, objective: str, steps: int) -> Array:
+    """The member psi = (p, lam_eps, lam_max) of the family: nodes [count] in s, between these ends.
+
+    They minimise MEP (or DM-NonUni's bound) with exponent p, from uniform lam, or from `before` where that is finite.
+    """
+    p, last, first = psi
+    intervals = lane.nodes - 1
+    i = jnp.minimum(jnp.arange(count), intervals)
+    even = jax.nn.sigmoid(-(first + (last - first) * i / jnp.maximum(intervals, 1)))
+    ends = jax.nn.sigmoid(-first), jax.nn.sigmoid(-last)
+    room = jnp.minimum(SPACING, (ends[0] - ends[1]) / jnp.maximum(intervals, 1))
+    feasible = trust_region.Feasible(*ends, room, intervals)
+    expansion = (
+        interval_objective(functools.partial(mep_interval_derivatives, p=p))
+        if objective == "mep"
+        else dense_objective(lambda lams: bound(lams, intervals, p, _DM_WIDTH))
+    )
+    start = jnp.where(jnp.isfinite(before[0]), before, even)
+    found, _ = trust_region.minimise(expansion, _coordinate(), start, feasible, max_steps=steps)
+    nodes = jnp.where((intervals > 0) & jnp.all(jnp.isfinite(found.t)), found.t, even)
+    return jnp.where(lane.free | (jnp.arange(count) > 0), nodes, lane.top)
+
+
+def propose(
+    names: Sequence[str],
+    lane: LaneArrays,
+    data: Chunks,
+    few: Array,
+    count: int,
+    objective: str,
+    effort: ReferenceEffort,
+    axis: str | None,
+) -> tuple[Array, Array]:
+    """The upper level: the best psi [S, 3] of each island of p, and its nodes [S, count]."""
+    dtype = lane.top.dtype
+    top = jnp.minimum(lane.top, 1.0 - SPACING)
+    noisiest, cleanest = (jnp.log1p(-s) - jnp.log(s) for s in (top, lane.floor))
+    # t_max from the model's end to s = 0.75, t_eps from s = 0.6 to the model's end: further in, neither is of use.
+    box = [(noisiest, jnp.maximum(noisiest + 0.5, -1.1)), (jnp.asarray(-0.4, dtype), cleanest)]
+    (max_low, max_high), (eps_low, eps_high) = box
+
+    def fitness(psi: Array, before: Array) -> tuple[Array, Array]:
+        nodes = proposal(lane, psi, before, count, objective=objective, steps=5)
+        row, _ = walled(lane, nodes)
+        lams, _ = lams_of(lane, row)
+        return _mean(squared_errors(data, weigh(names, lane, lams), few), few, axis), nodes
+
+    def island(row: tuple[Array, Array]) -> tuple[Array, Array]:
+        (low, high), key = row
+        lower = jnp.stack([low, eps_low, max_low]).astype(dtype)
+        upper = jnp.stack([high, eps_high, max_high]).astype(dtype)
+        blank = jnp.full(count, jnp.nan, dtype)
+        found = evolve(
+            fitness, blank, key, lower, upper,
+            population=effort.population, generations=effort.generations, polish=effort.polish,
+        )  # fmt: skip
+        return found.best, found.memo
+
+    keys = jax.random.split(jax.random.key(lane.seed), len(P_ISLANDS))
+    return jax.lax.map(island, (jnp.asarray(P_ISLANDS, dtype), keys))
+
+
+def search_lane(
+    lane: LaneArrays,
+    bank: Chunks,
+    *,
+    names: Sequence[str],
+    objective: str,
+    effort: ReferenceEffort,
+    axis: str | None = None,
+) -> FoundReference:
+    """Both levels for one lane. Pure; map it over lanes."""
+    data = bank._replace(truth=bank.truth[lane.reference], guidance=bank.guidance[lane.reference])
+    count, whole = lane.starts.shape[-1], data.problem.shape[0]
+    few = jnp.minimum(effort.few, whole)
+    psi, nodes = propose(names, lane, data, few, count, "mep" if objective == "reference" else objective, effort, axis)
+    starts = jnp.where(jnp.isfinite(lane.starts[0, 0]), lane.starts, nodes)
+
+    def error(nodes: Array) -> Array:
+        lams, _ = lams_of(lane, walled(lane, nodes)[0])
+        value = _mean(squared_errors(data, weigh(names, lane, lams), whole), whole, axis)
+        return jnp.where(jnp.isfinite(value), value, jnp.inf)
+
+    if objective != "reference":
+        values = jax.lax.map(error, starts)
+        winner = jnp.argmin(values)
+        result = jnp.where(jnp.isfinite(values[winner]), trust_region.CONVERGED, trust_region.NOT_FINITE)
+        nothing = jnp.zeros((), values.dtype)
+        return FoundReference(starts[winner], psi[winner], jnp.sqrt(values[winner]), result, jnp.asarray(0), nothing)
+
+    def job(best: Any, start: tuple[Array, ...]) -> tuple[Any, None]:
+        """Refine one start on a part of the samples, or go on with the best so far on a larger part."""
+        nodes, psi, on, chunks, limit = start
+        nodes, psi = jnp.where(on, best[1], nodes), jnp.where(on, best[2], psi)
+        function = reference_objective(names, lane, data, chunks, axis)
+        row, feasible = walled(lane, nodes)
+        first = trust_region.init(function, _coordinate(), row, feasible)
+        state, settled = jax.lax.while_loop(
+            lambda carry: ~carry[1] & (carry[0].steps < limit),
+            functools.partial(_step, function, feasible),
+            (first, jnp.asarray(False)),
+        )
+        found = unwalled(lane, state.t)
+        value = error(found)
+        better = on | (value < best[0])
+        steps = jnp.where(on, best[3], 0) + state.steps
+        new = (value, found, psi, steps, state.stationarity, settled)
+        return jax.tree.map(lambda a, b: jnp.where(better, a, b), new, best), None
+
+    many = starts.shape[0]
+    on = jnp.arange(many + 2) >= many
+    chunks = jnp.array([*([effort.few] * many), effort.more, whole])
+    limits = jnp.array([effort.steps] * (many + 1) + [effort.final_steps])
+    jobs = jax.tree.map(lambda x: jnp.concatenate([x, x[:1], x[:1]]), (starts, psi))
+    inf = jnp.full((), jnp.inf, lane.top.dtype)
+    none = (inf, starts[0], psi[0], jnp.asarray(0), inf, jnp.asarray(False))
+    best, _ = jax.lax.scan(job, none, (*jobs, on, jnp.minimum(chunks, whole), limits))
+    value, found, reached, steps, stationarity, settled = best
+    result = jnp.where(settled, trust_region.CONVERGED, trust_region.MAX_STEPS)
+    result = jnp.where(jnp.isfinite(value), result, trust_region.NOT_FINITE)
+    return FoundReference(found, reached, jnp.sqrt(value), result, steps, stationarity)
+
+
+def _step(
+    objective: Objective, feasible: trust_region.Feasible, carry: tuple[trust_region.State, Array]
+) -> tuple[trust_region.State, Array]:
+    """A step, and whether the error has settled: stationary, or a step barely held back that gains next to nothing."""
+    state, info = trust_region.step(objective, _coordinate(), carry[0], feasible)
+    still = info.accepted & (state.damping < 0.1) & (info.before - info.after <= GAIN * info.after)
+    return state, still | (state.stationarity <= TOLERANCE)
+
+
+def _mean(values: Array, chunks: Array | int, axis: str | None) -> Array:
+    mean = jnp.sum(values) / chunks
+    return mean if axis is None else jax.lax.pmean(mean, axis)
+
+
+@functools.cache
+def _coordinate() -> NoiseSchedule:
+    return flow(1.0)
+
+
+@functools.lru_cache(maxsize=64)
+def program(
+    devices: tuple[jax.Device, ...], names: tuple[str, ...], objective: str, effort: ReferenceEffort
+) -> Callable[..., FoundReference]:
+    """The compiled search: (LaneArrays [L, ...], bank) -> FoundReference [L, ...].
+
+    The lanes are taken one after the other (`effort.lanes` at once) and the samples of each are spread over the
+    devices, which therefore share the work evenly for a single lane too.
+    """
+    mesh = Mesh(np.array(devices), ("samples",))
+    whole = PartitionSpec()
+    split = Chunks(whole, whole, PartitionSpec(None, "samples"), PartitionSpec(None, None, "samples"), whole)  # type: ignore[arg-type]
+    axis = "samples" if len(devices) > 1 else None
+
+    def every(lanes: LaneArrays, bank: Chunks) -> FoundReference:
+        one = functools.partial(search_lane, bank=bank, names=names, objective=objective, effort=effort, axis=axis)
+        return jax.lax.map(one, lanes, batch_size=effort.lanes if effort.lanes > 1 else None)
+
+    sharded = jax.shard_map(every, mesh=mesh, in_specs=(whole, split), out_specs=whole, check_vma=False)
+    return jax.jit(sharded, compiler_options=compiler_options(devices[0].platform))
+
+
+def run(
+    lanes: Sequence[ReferenceLane],
+    effort: ReferenceEffort,
+    *,
+    starts: np.ndarray | None = None,
+    progress: Progress | None = None,
+    chunk: int = 16,
+    **options: Any,
+) -> tuple[FoundReference, np.ndarray]:
+    """Search checked lanes of one objective: NumPy results in their order, and [L] the truth's inaccuracy.
+
+    Args:
+        lanes: checked.
+        effort: see `ReferenceEffort`.
+        starts: [L, S, K] nodes in s to refine instead of the upper level's proposals.
+        progress: called with (lanes done, lanes in all) after each chunk.
+        chunk: lanes a call: how often progress is reported.
+        options: of `reference`: problems, samples, seed, steps.
+    """
+    names = tuple(dict.fromkeys(lane.solver for lane in lanes))
+    count = max(lane.nodes for lane in lanes)
+    if starts is None:
+        starts = np.full((len(lanes), len(P_ISLANDS), count), np.nan)
+    arrays, bank, inaccuracy = pack(lanes, names, starts, effort.chunk, **options)
+    search = program(_even(jax.devices(), effort.chunk), names, lanes[0].objective, effort)
+    size = min(chunk, len(lanes))
+    parts = []
+    for begin in range(0, len(lanes), size):
+        # The last chunk is filled up with the last lane: one shape, one compilation.
+        rows = np.minimum(np.arange(begin, begin + size), len(lanes) - 1)
+        found = search(jax.tree.map(lambda column: column[rows], arrays), bank)  # noqa: B023
+        kept = min(size, len(lanes) - begin)
+        parts.append(jax.tree.map(lambda x: np.asarray(x)[:kept], found))  # noqa: B023
+        if progress is not None:
+            progress(begin + kept, len(lanes))
+    return jax.tree.map(lambda *xs: np.concatenate(xs), *parts), inaccuracy
+
+
+def _even(devices: Sequence[jax.Device], samples: int) -> tuple[jax.Device, ...]:
+    """As many of the devices as a chunk's samples can be spread over evenly."""
+    use = len(devices)
+    while samples % use:
+        use -= 1
+    return tuple(devices[:use])
