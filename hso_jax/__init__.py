@@ -24,3 +24,4 @@ from hso_jax.search import lanes as lanes
 from hso_jax.search import refine as refine
 from hso_jax.search import search as search
 from hso_jax.search import search_many as search_many
+from hso_jax.zoo import zoo as zoo

@@ -168,7 +168,7 @@ def search(
             refined = [check_reference(lane) for lane in refined]
         found = search_many(every, effort=effort or DEFAULT_EFFORT, progress=progress)  # type: ignore[arg-type]
         if lower == "reference":
-            starts = np.full((len(many), 4, max(lane.nodes for lane in refined)), np.nan)
+            starts = np.full((len(many), 1, max(lane.nodes for lane in refined)), np.nan)
             for row, schedule in zip(starts, found, strict=True):
                 row[:, : len(schedule.lams)] = s_of_lam(schedule.lams)
                 row[:, len(schedule.lams) :] = s_of_lam(schedule.lams[-1])

@@ -5,10 +5,13 @@ from __future__ import annotations
 import argparse
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from hso_jax.lanes import Box
 from hso_jax.noise import PRESETS, NoiseSchedule, from_config, preset
 from hso_jax.objectives import Spacing, paper_d_min
+from hso_jax.reference.lanes import FIRST
+from hso_jax.solvers import ALIASES, SOLVERS
 
 DEFAULT_MODEL = "sd21-base"
 
@@ -99,6 +102,34 @@ def add_box(parser: argparse.ArgumentParser) -> None:
 def read_box(args: argparse.Namespace) -> Box:
     """The box that the arguments name."""
     return Box(rho=tuple(args.rho), t_eps=tuple(args.t_eps), t_max=tuple(args.t_max))
+
+
+_REFERENCE = {"solver": "dpmpp-2m", "guidance": 1.0, "first": "free"}
+
+
+def add_reference(parser: argparse.ArgumentParser) -> None:
+    """`--solver`, `--guidance` and `--first`."""
+    group = parser.add_argument_group("for --method reference")
+    group.add_argument("--solver", help=f"{', '.join((*ALIASES, *SOLVERS))}; default {_REFERENCE['solver']}")
+    group.add_argument("--guidance", type=float, help="weight of classifier-free guidance; default 1, which is none")
+    group.add_argument(
+        "--first", choices=FIRST, help="the first node is placed like the others (free) or is the model's noise end"
+    )
+
+
+def read_reference(args: argparse.Namespace) -> dict[str, Any]:
+    """Fields of a `ReferenceLane`."""
+    return {
+        name: default if getattr(args, name) is None else getattr(args, name) for name, default in _REFERENCE.items()
+    }
+
+
+def refuse_reference(args: argparse.Namespace) -> None:
+    """Raises ValueError if an option of the method "reference" was given with another method."""
+    if given := [f"--{name}" for name in _REFERENCE if getattr(args, name) is not None]:
+        raise ValueError(
+            f"{', '.join(given)}: only with --method reference; --method {args.method} does not look at it"
+        )
 
 
 def add_command(

@@ -8,7 +8,7 @@ import importlib
 import os
 import sys
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from rich.console import Console
@@ -19,7 +19,10 @@ from hso_jax.baselines import BASELINES, baseline
 from hso_jax.cli import arguments, tables
 from hso_jax.cli.bridge_commands import add_parsers as add_bridge_parsers
 from hso_jax.cli.files import check_writable, figure_kind, save_figure
-from hso_jax.lanes import SPACING_AS
+from hso_jax.lanes import SPACING_AS, Lane
+from hso_jax.noise import NoiseSchedule
+from hso_jax.reference import ReferenceLane, reference_schedules
+from hso_jax.reference.lanes import check as check_reference
 from hso_jax.schedule import LAYOUTS, Schedule
 from hso_jax.search import METHODS, lanes, search_many
 
@@ -72,6 +75,7 @@ examples:
   hso-jax search --model ./my-model --nfe 6       a diffusers folder (reads scheduler/scheduler_config.json)
   hso-jax search --nfe 6 --layout node --json     to stdout, for other programs
   hso-jax search --spacing-as penalty             the paper's SPF to the letter
+  hso-jax search --model sd3-medium --method reference --solver unipc --nfe 4,6,8 --guidance 7.5
 """
     parser = arguments.add_command(subparsers, "search", _search, "find schedules, save them and draw them", examples)
     arguments.add_model(parser)
@@ -81,10 +85,16 @@ examples:
     parser.add_argument(
         "--layout",
         choices=(*LAYOUTS, "both"),
-        default="both",
-        help="node: N nodes, then sigma 0 (DDIM, most diffusers samplers); interval: stops at node N + 1 (UniPC)",
+        help="node: N nodes, then sigma 0 (DDIM, most diffusers samplers); interval: stops at node N + 1 (UniPC); "
+        "default both, for the method reference node",
     )
-    parser.add_argument("--method", choices=METHODS, default="hso", help="default %(default)s")
+    parser.add_argument(
+        "--method",
+        choices=METHODS,
+        default="hso",
+        help="hso: the paper's; reference: by the error of the solver itself; default %(default)s",
+    )
+    arguments.add_reference(parser)
     parser.add_argument("--seed", type=int, default=0, help="of the upper level; default %(default)s")
     parser.add_argument(
         "--spacing", default="paper", help="least distance of neighbouring nodes in t: paper, or a number"
@@ -111,7 +121,6 @@ examples:
 
 def _search(args: argparse.Namespace) -> int:
     noise, p = arguments.read_model(args)
-    layouts = LAYOUTS if args.layout == "both" else (args.layout,)
     output: Path | None = args.output
     if output is None and not args.json:
         output = Path(f"schedules-{noise.name}.json")
@@ -123,24 +132,13 @@ def _search(args: argparse.Namespace) -> int:
             check_writable(path, args.force)
     if picture is not None:
         figure_kind(picture)
-    many = lanes(
-        [noise],
-        arguments.parse_nfe(args.nfe),
-        layouts=layouts,
-        seeds=[args.seed],
-        relax=args.relax,
-        p=p,
-        spacing=arguments.parse_spacing(args.spacing),
-        spacing_as=args.spacing_as,
-        box=arguments.read_box(args),
-        objective="mep" if args.method == "hso" else "dm-nonuni",
-    )
+    many = _lanes(args, noise, p)
     _prepare_jax()
     if picture is not None:  # compiling leaves a core idle: let it load matplotlib meanwhile
         threading.Thread(target=importlib.import_module, args=("hso_jax.plots",), daemon=True).start()
     with _progress(len(many)) as progress:
         task = progress.add_task(f"searching {len(many)} schedules of {noise.name}", total=len(many))
-        schedules = search_many(many, progress=lambda done, _: progress.update(task, completed=done))
+        schedules = _found(many, lambda done, _: progress.update(task, completed=done))
     if output is not None:
         schedule_file.save(schedules, output)
     if picture is not None:
@@ -155,7 +153,37 @@ def _search(args: argparse.Namespace) -> int:
         for path in (output, picture):
             if path is not None:
                 console.print(f"wrote {path}", highlight=False, soft_wrap=True)
+    tables.print_advice(schedules, Console(stderr=True))
     return _exit_code(schedules)
+
+
+def _lanes(args: argparse.Namespace, noise: NoiseSchedule, p: float) -> list[Lane] | list[ReferenceLane]:
+    """What `hso-jax search` is asked to do, checked."""
+    nfes = arguments.parse_nfe(args.nfe)
+    layout = args.layout or ("node" if args.method == "reference" else "both")
+    layouts = LAYOUTS if layout == "both" else (layout,)
+    if args.method == "reference":
+        options = arguments.read_reference(args)
+        return [check_reference(ReferenceLane(noise, n, at, seed=args.seed, **options)) for at in layouts for n in nfes]
+    arguments.refuse_reference(args)
+    return lanes(
+        [noise],
+        nfes,
+        layouts=layouts,
+        seeds=[args.seed],
+        relax=args.relax,
+        p=p,
+        spacing=arguments.parse_spacing(args.spacing),
+        spacing_as=args.spacing_as,
+        box=arguments.read_box(args),
+        objective="mep" if args.method == "hso" else "dm-nonuni",
+    )
+
+
+def _found(many: list[Lane] | list[ReferenceLane], progress: Callable[[int, int], None]) -> list[Schedule]:
+    if isinstance(many[0], ReferenceLane):
+        return reference_schedules(many, progress=progress)
+    return search_many(many, progress=progress)
 
 
 def _add_compare(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
+from rich.console import Console
 from rich.table import Table
 
 from hso_jax.noise import PRESETS, preset
@@ -32,15 +33,18 @@ def schedule_table(schedules: Sequence[Schedule], title: str | None = None) -> T
         "N": lambda s: str(s.nfe),
         "layout": lambda s: s.layout,
         "method": lambda s: s.method,
+        "solver": lambda s: s.solver,
+        "guidance": lambda s: number(s.guidance),
         stepped: levels,
         "stop": lambda s: "0" if s.end == "clean" else f"t={s.t[-1]:.2g}",
+        "error": lambda s: number(s.error, 3),
         "MEP": lambda s: number(s.mep, 4),
         "SPF": lambda s: number(s.spf, 4),
         "gap": lambda s: number(s.min_spacing, 3),
         "asked": lambda s: number(s.d_min, 3),
         "result": lambda s: s.result,
     }
-    always = {"N", stepped, "MEP", "gap"}
+    always = {"N", stepped, "gap", "error" if all(s.mep is None for s in schedules) else "MEP"}
     rows = {name: [text(s) for s in schedules] for name, text in columns.items()}
     if rows["SPF"] == rows["MEP"]:
         del rows["SPF"]
@@ -55,6 +59,20 @@ def schedule_table(schedules: Sequence[Schedule], title: str | None = None) -> T
     for row in zip(*rows.values(), strict=True):
         table.add_row(*row)
     return table
+
+
+def print_advice(schedules: Sequence[Schedule], console: Console) -> None:
+    """One line a schedule whose solver another one beats at this N and guidance."""
+    for s in schedules:
+        if s.better_solver is not None and s.error is not None:
+            other = s.others[s.better_solver]
+            # Where a lower order wins, the steps are too long for this one: its extrapolation overshoots.
+            console.print(
+                f"N = {s.nfe}: {s.better_solver} does better than {s.solver} at guidance {s.guidance:g}: error at most "
+                f"{other:.3g} against {s.error:.3g}",
+                style="yellow",
+                highlight=False,
+            )
 
 
 def model_table() -> Table:

@@ -18,6 +18,8 @@ class Preset(NamedTuple):
         config: the values as a diffusers scheduler config.
         prediction: "epsilon", "v_prediction", "flow_prediction" or "edm" (preconditioned x0).
         p: exponent of the model-error bound: 2 for latent, 1 for pixel models (arXiv 2511.11688, section 3).
+        guidance: usual weight of classifier-free guidance (the default of the model's diffusers pipeline); 1 for
+            unconditional models and for those that guidance was distilled into.
     """
 
     description: str
@@ -25,6 +27,7 @@ class Preset(NamedTuple):
     config: Mapping[str, Any]
     prediction: str = "epsilon"
     p: float = 2.0
+    guidance: float = 1.0
 
 
 def _vp(rule: str, start: float, end: float) -> dict[str, Any]:
@@ -44,13 +47,21 @@ _DYNAMIC = {
 }
 
 PRESETS: Mapping[str, Preset] = {
-    "sd15": Preset("Stable Diffusion 1.5", "arXiv 2112.10752; stable-diffusion-v1-5 scheduler config", _SD),
-    "sd21-base": Preset("Stable Diffusion 2.1-base", "stable-diffusion-2-1-base scheduler config", _SD),
-    "sd21": Preset("Stable Diffusion 2.1 (768, v)", "stable-diffusion-2-1 scheduler config", _SD, "v_prediction"),
-    "sdxl": Preset("Stable Diffusion XL base 1.0", "arXiv 2307.01952; sdxl-base-1.0 scheduler config", _SD),
-    "pixart-alpha": Preset("PixArt-alpha", "arXiv 2310.00426; PixArt-XL-2 scheduler config", _LINEAR),
-    "pixart-sigma": Preset("PixArt-Sigma", "arXiv 2403.04692; PixArt-Sigma-XL-2 scheduler config", _LINEAR),
-    "dit-xl-2": Preset("DiT-XL/2, ImageNet", "arXiv 2212.09748; DiT-XL-2 scheduler config", _LINEAR),
+    "sd15": Preset(
+        "Stable Diffusion 1.5", "arXiv 2112.10752; stable-diffusion-v1-5 scheduler config", _SD, guidance=7.5
+    ),
+    "sd21-base": Preset("Stable Diffusion 2.1-base", "stable-diffusion-2-1-base scheduler config", _SD, guidance=7.5),
+    "sd21": Preset(
+        "Stable Diffusion 2.1 (768, v)", "stable-diffusion-2-1 scheduler config", _SD, "v_prediction", guidance=7.5
+    ),
+    "sdxl": Preset(
+        "Stable Diffusion XL base 1.0", "arXiv 2307.01952; sdxl-base-1.0 scheduler config", _SD, guidance=5.0
+    ),
+    "pixart-alpha": Preset("PixArt-alpha", "arXiv 2310.00426; PixArt-XL-2 scheduler config", _LINEAR, guidance=4.5),
+    "pixart-sigma": Preset(
+        "PixArt-Sigma", "arXiv 2403.04692; PixArt-Sigma-XL-2 scheduler config", _LINEAR, guidance=4.5
+    ),
+    "dit-xl-2": Preset("DiT-XL/2, ImageNet", "arXiv 2212.09748; DiT-XL-2 scheduler config", _LINEAR, guidance=4.0),
     "ddpm-cifar10": Preset("DDPM, CIFAR-10 pixels", "arXiv 2006.11239, section 4", _LINEAR, p=1.0),
     "edm-cifar10": Preset(
         "EDM, CIFAR-10 pixels",
@@ -64,6 +75,7 @@ PRESETS: Mapping[str, Preset] = {
         "arXiv 2403.03206; stable-diffusion-3-medium scheduler config",
         {**_FLUX, "shift": 3.0},
         "flow_prediction",
+        guidance=7.0,
     ),
     "flux-dev": Preset(
         "FLUX.1-dev (shift follows the image's size; 1024 x 1024 here)",
@@ -85,6 +97,7 @@ PRESETS: Mapping[str, Preset] = {
             "num_train_timesteps": 1000,
         },
         "flow_prediction",
+        guidance=5.0,
     ),
 }
 

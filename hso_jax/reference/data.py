@@ -155,27 +155,34 @@ def squared_errors(data: Chunks, weights: solvers.Weights, chunks: Array | int) 
     return jax.lax.fori_loop(0, chunks, one, jnp.zeros(data.problem.shape[0], data.noise.dtype))
 
 
-def expand(data: Chunks, weigh: Weigh, lams: Array, chunks: Array | int) -> tuple[Array, Array, Array]:
+def expand(
+    data: Chunks, weigh: Weigh, lams: Array, chunks: Array | int, curved: Array | int
+) -> tuple[Array, Array, Array]:
     """Mean squared error of the first chunks, its gradient [K] and its Gauss-Newton Hessian [K, K] in lams [K].
 
-    One chunk after the other, with all tangents of the solver's run at once: memory B D K, work Q B N K.
+    The Hessian takes all K tangents of the solver's run, several times a gradient's work; a part of the samples, the
+    first `curved` chunks, is enough for it. One chunk after the other: memory B D K, work Q B N + curved B N K.
     """
 
-    def one(i: Array, sums: tuple[Array, Array, Array]) -> tuple[Array, Array, Array]:
+    def residual(lams: Array, i: Array) -> Array:
         problem, noise, truth = _chunk(data, i)
+        return (solvers.run(denoiser(problem, data.guidance), weigh(lams), noise) - truth).reshape(-1)
 
-        def residual(lams: Array) -> tuple[Array, Array]:
-            r = (solvers.run(denoiser(problem, data.guidance), weigh(lams), noise) - truth).reshape(-1)
-            return r, r
+    def mean_square(lams: Array, i: Array) -> Array:
+        return jnp.mean(residual(lams, i) ** 2)
 
-        slope, r = jax.jacfwd(residual, has_aux=True)(lams)
-        terms = (jnp.mean(r * r), 2.0 / r.size * (r @ slope), 2.0 / r.size * (slope.T @ slope))
-        return jax.tree.map(jnp.add, sums, terms)
+    def slope(i: Array, sums: tuple[Array, Array]) -> tuple[Array, Array]:
+        return jax.tree.map(jnp.add, sums, jax.value_and_grad(mean_square)(lams, i))
+
+    def curve(i: Array, total: Array) -> Array:
+        tangents = jax.jacfwd(residual)(lams, i)
+        return total + 2.0 / tangents.shape[0] * (tangents.T @ tangents)
 
     count = lams.shape[0]
-    zero = (jnp.zeros((), lams.dtype), jnp.zeros(count, lams.dtype), jnp.zeros((count, count), lams.dtype))
-    sums = jax.lax.fori_loop(0, chunks, one, zero)
-    return jax.tree.map(lambda total: total / chunks, sums)
+    zero = (jnp.zeros((), lams.dtype), jnp.zeros(count, lams.dtype))
+    value, gradient = jax.lax.fori_loop(0, chunks, slope, zero)
+    hessian = jax.lax.fori_loop(0, curved, curve, jnp.zeros((count, count), lams.dtype))
+    return value / chunks, gradient / chunks, hessian / curved
 
 
 def _chunk(data: Chunks, i: Array) -> tuple[Problem, Array, Array]:

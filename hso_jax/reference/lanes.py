@@ -72,7 +72,7 @@ class LaneArrays(NamedTuple):
         reference, solver, nfe, nodes, seed: [L] integers.
         clean, free: [L] bool: whether the last step goes to clean data; whether the first node is free.
         top, floor: [L] largest and smallest s of a node.
-        starts: [L, S, K] nodes in s to start from instead of the upper level's, NaN if it proposes them.
+        starts: [L, S, K] nodes in s to start from; S = 0 lets the upper level propose them.
     """
 
     reference: Array

@@ -145,8 +145,10 @@ def _schedule(lane: ReferenceLane, found: search.FoundReference, inaccuracy: flo
     if not np.isfinite(error):
         code, error = trust_region.NOT_FINITE, float("nan")
     p, last, first = (float(x) for x in found.psi)
-    ends = {"t_eps": float(lane.noise.t_of_lam(last)), "t_max": float(lane.noise.t_of_lam(first))}
-    psi = {"p": p, **ends, "ksigma_min": float(np.exp(-last)), "ksigma_max": float(np.exp(-first))}
+    psi = None
+    if np.isfinite(p):  # else the start was not the family's
+        ends = {"t_eps": float(lane.noise.t_of_lam(last)), "t_max": float(lane.noise.t_of_lam(first))}
+        psi = {"p": p, **ends, "ksigma_min": float(np.exp(-last)), "ksigma_max": float(np.exp(-first))}
     return Schedule.from_t(
         lane.noise,
         times(lane.noise, lams),
@@ -156,7 +158,7 @@ def _schedule(lane: ReferenceLane, found: search.FoundReference, inaccuracy: flo
         guidance=lane.guidance,
         error=max(error, inaccuracy) if np.isfinite(error) else None,
         psi=psi,
-        p=p,
+        p=p if np.isfinite(p) else 2.0,
         result=trust_region.RESULTS[code],
         iterations=int(found.steps),
         stationarity=float(found.stationarity) if np.isfinite(found.stationarity) else None,

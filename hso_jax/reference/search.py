@@ -36,8 +36,13 @@ TOLERANCE = 1e-6
 GAIN = 1e-4
 """Share of the squared error that a step must gain for the lower level to go on."""
 
-P_ISLANDS = ((0.5, 1.25), (1.25, 2.0), (2.0, 2.75), (2.75, 4.0))
-"""Ranges of p in which the upper level looks for one start each: local minima differ mostly in p."""
+CURVED = 16
+"""Chunks that the Gauss-Newton Hessian is taken on."""
+
+P_RANGE = (0.5, 4.0)
+
+ISLANDS = ((-0.5, 0.75), (0.75, 1.75), (1.75, 2.75), (2.75, 20.0))
+"""Ranges of lam_eps in which the upper level looks for one start each: local minima differ most in the last node."""
 
 _DM_WIDTH = 1e-2  # as in hso_jax.batch
 
@@ -46,7 +51,7 @@ class ReferenceEffort(NamedTuple):
     """How hard each lane is searched; all static (a change compiles again).
 
     Attributes:
-        population, generations: of the upper level, on each island of p.
+        population, generations: of the upper level, on each island of lam_eps.
         polish: evaluations more of each island's best with a converged proposal.
         chunk: samples taken through the solver at once.
         few: chunks that the upper level and the first refinement of its starts see.
@@ -119,7 +124,7 @@ def reference_objective(
 
     def objective(_: NoiseSchedule, t: Array) -> Expansion:
         lams, moves = lams_of(lane, t)
-        terms = expand(data, functools.partial(weigh, names, lane), lams, chunks)
+        terms = expand(data, functools.partial(weigh, names, lane), lams, chunks, jnp.minimum(chunks, CURVED))
         value, gradient, hessian = terms if axis is None else jax.lax.pmean(terms, axis)
         s = jnp.where(lane.free, jnp.roll(t, -1), t)[: t.shape[0] - 2]
         safe = jnp.where(moves, s, 0.5)
@@ -183,13 +188,13 @@ def propose(
     effort: ReferenceEffort,
     axis: str | None,
 ) -> tuple[Array, Array]:
-    """The upper level: the best psi [S, 3] of each island of p, and its nodes [S, count]."""
+    """The upper level: the best psi [S, 3] of each island and one rule (psi NaN), with their nodes [S, count]."""
     dtype = lane.top.dtype
     top = jnp.minimum(lane.top, 1.0 - SPACING)
     noisiest, cleanest = (jnp.log1p(-s) - jnp.log(s) for s in (top, lane.floor))
     # t_max from the model's end to s = 0.75, t_eps from s = 0.6 to the model's end: further in, neither is of use.
-    box = [(noisiest, jnp.maximum(noisiest + 0.5, -1.1)), (jnp.asarray(-0.4, dtype), cleanest)]
-    (max_low, max_high), (eps_low, eps_high) = box
+    span = [(noisiest, jnp.maximum(noisiest + 0.5, -1.1)), (jnp.asarray(ISLANDS[0][0], dtype), cleanest)]
+    (max_low, max_high), (eps_low, eps_high) = span
 
     def fitness(psi: Array, before: Array) -> tuple[Array, Array]:
         nodes = proposal(lane, psi, before, count, objective=objective, steps=5)
@@ -199,8 +204,9 @@ def propose(
 
     def island(row: tuple[Array, Array]) -> tuple[Array, Array]:
         (low, high), key = row
-        lower = jnp.stack([low, eps_low, max_low]).astype(dtype)
-        upper = jnp.stack([high, eps_high, max_high]).astype(dtype)
+        least, most = jnp.minimum(low, eps_high - 0.5), jnp.minimum(high, eps_high)
+        lower = jnp.stack([P_RANGE[0], jnp.maximum(least, eps_low), max_low]).astype(dtype)
+        upper = jnp.stack([P_RANGE[1], most, max_high]).astype(dtype)
         blank = jnp.full(count, jnp.nan, dtype)
         found = evolve(
             fitness, blank, key, lower, upper,
@@ -208,8 +214,14 @@ def propose(
         )  # fmt: skip
         return found.best, found.memo
 
-    keys = jax.random.split(jax.random.key(lane.seed), len(P_ISLANDS))
-    return jax.lax.map(island, (jnp.asarray(P_ISLANDS, dtype), keys))
+    keys = jax.random.split(jax.random.key(lane.seed), len(ISLANDS))
+    psi, nodes = jax.lax.map(island, (jnp.asarray(ISLANDS, dtype), keys))
+    # One start that owes nothing to MEP: equal steps of a rectified flow's time with shift 2, which is also what
+    # trailing timesteps of Stable Diffusion come close to. Strong guidance may have its best minimum there.
+    u = 1.0 - jnp.arange(count) / lane.nodes
+    even = jnp.clip(2.0 * u / (1.0 + u) * top, lane.floor, top)
+    even = jnp.where(lane.free | (jnp.arange(count) > 0), even, lane.top)
+    return jnp.concatenate([psi, jnp.full((1, 3), jnp.nan, dtype)]), jnp.concatenate([nodes, even[None]])
 
 
 def search_lane(
@@ -225,8 +237,11 @@ def search_lane(
     data = bank._replace(truth=bank.truth[lane.reference], guidance=bank.guidance[lane.reference])
     count, whole = lane.starts.shape[-1], data.problem.shape[0]
     few = jnp.minimum(effort.few, whole)
-    psi, nodes = propose(names, lane, data, few, count, "mep" if objective == "reference" else objective, effort, axis)
-    starts = jnp.where(jnp.isfinite(lane.starts[0, 0]), lane.starts, nodes)
+    if lane.starts.shape[0]:
+        starts, psi = lane.starts, jnp.full((lane.starts.shape[0], 3), jnp.nan, lane.starts.dtype)
+    else:
+        family = "mep" if objective == "reference" else objective
+        psi, starts = propose(names, lane, data, few, count, family, effort, axis)
 
     def error(nodes: Array) -> Array:
         lams, _ = lams_of(lane, walled(lane, nodes)[0])
@@ -336,10 +351,10 @@ def run(
     names = tuple(dict.fromkeys(lane.solver for lane in lanes))
     count = max(lane.nodes for lane in lanes)
     if starts is None:
-        starts = np.full((len(lanes), len(P_ISLANDS), count), np.nan)
+        starts = np.zeros((len(lanes), 0, count))
     arrays, bank, inaccuracy = pack(lanes, names, starts, effort.chunk, **options)
     search = program(_even(jax.devices(), effort.chunk), names, lanes[0].objective, effort)
-    size = min(chunk, len(lanes))
+    size = -(-len(lanes) // -(-len(lanes) // chunk))  # as even as can be: what fills the last chunk is wasted
     parts = []
     for begin in range(0, len(lanes), size):
         # The last chunk is filled up with the last lane: one shape, one compilation.
