@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import functools
 import json
+import os
 import time
 from pathlib import Path
 from typing import Any
@@ -111,7 +112,8 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=3, help="direct searches for the limit")
     parser.add_argument("--json", type=Path, help="also write the records here")
     options = parser.parse_args()
-    jax.config.update("jax_num_cpu_devices", 2)
+    if "JAX_NUM_CPU_DEVICES" not in os.environ:
+        jax.config.update("jax_num_cpu_devices", min(os.cpu_count() or 1, 8))
     budgets = tuple(int(n) for n in options.nfe.split(","))
     records = table(preset(options.model), options.guidance, budgets, options.seeds)
     print(f"\n{options.model}, guidance {options.guidance:g}, {jax.devices()[0].platform}, float32\n")

@@ -6,14 +6,19 @@ from typing import Any
 
 from bridge.noise_of import noise_schedule_of
 from bridge.schedulers import with_schedule
+from bridge.solver_of import solver_of
 from hso_jax.schedule import Schedule
 from hso_jax.search import search
+from hso_jax.zoo import zoo
 
 
 def optimize_pipeline(
     pipe: Any, nfe: int, *, end: str | None = None, image_seq_len: int = 4096, mu: float | None = None, **options: Any
 ) -> Schedule:
-    """Search a schedule for a pipeline's own noise levels and install it: `pipe.scheduler` is replaced.
+    """Find a schedule for a pipeline's own noise levels and install it: `pipe.scheduler` is replaced.
+
+    `method="reference"` finds it for the pipeline's solver and for the guidance weight given; `method="zoo"` takes the
+    shipped one, at once.
 
     Args:
         pipe: a diffusers pipeline (anything with a `scheduler`).
@@ -22,7 +27,8 @@ def optimize_pipeline(
             which it chooses unless `layout` says otherwise.
         image_seq_len: as in `noise_schedule_of`, for flow models with a dynamic shift.
         mu: likewise.
-        **options: for `hso_jax.search.search` (`layout`, `method`, `seed`, ...).
+        **options: for `hso_jax.search.search` (`layout`, `method`, `seed`, ...), or for `hso_jax.zoo` (`guidance`).
+            `solver` is the scheduler's own unless given.
 
     Returns:
         The schedule, to save or to look at.
@@ -32,7 +38,13 @@ def optimize_pipeline(
     """
     if end == "t_eps":
         options.setdefault("layout", "interval")
-    schedule = search(noise_schedule_of(pipe, image_seq_len=image_seq_len, mu=mu), nfe, **options)
+    noise = noise_schedule_of(pipe, image_seq_len=image_seq_len, mu=mu)
+    if options.get("method") in ("reference", "zoo"):
+        options["solver"] = options.get("solver") or solver_of(pipe.scheduler)
+    if options.get("method") == "zoo":
+        schedule = zoo(noise, nfe, **{name: value for name, value in options.items() if name != "method"})
+    else:
+        schedule = search(noise, nfe, **options)
     if end is not None:
         schedule = schedule.with_end(end)
     pipe.scheduler = with_schedule(pipe.scheduler, schedule)

@@ -51,6 +51,25 @@ def uniform_lam(noise: NoiseSchedule, nfe: int, layout: str) -> np.ndarray:
     return _of_lam(noise, np.linspace(low, high, _count(nfe, layout)))
 
 
+AYS = {
+    "ays": (14.615, 6.475, 3.861, 2.697, 1.886, 1.396, 0.963, 0.652, 0.399, 0.152, 0.029),
+    "ays-sdxl": (14.615, 6.315, 3.771, 2.181, 1.342, 0.862, 0.555, 0.380, 0.234, 0.113, 0.029),
+}
+"""Levels ksigma of Align Your Steps for ten steps (Sabour et al. 2024, arXiv 2404.14507): SD 1.5's and SDXL's."""
+
+
+def align_your_steps(noise: NoiseSchedule, nfe: int, layout: str, table: str = "ays") -> np.ndarray:
+    """Align Your Steps: log ksigma of the ten-step table interpolated linearly to N, as its authors prescribe.
+
+    The step to the table's last level is replaced by one to clean data in the node layout. Models of another range
+    than Stable Diffusion's take the same ksigma, as far as they have it.
+    """
+    levels = -np.log(AYS[table])
+    lams = np.interp(np.linspace(0.0, 1.0, nfe + 1), np.linspace(0.0, 1.0, len(levels)), levels)[: _count(nfe, layout)]
+    low, high = (float(noise.lam(float(t))) for t in (noise.t_max, noise.t_min))
+    return np.asarray(noise.t_of_lam(np.clip(lams, low, high)))
+
+
 def dm_nonuniform(noise: NoiseSchedule, nfe: int, layout: str, p: float = 2.0) -> np.ndarray:
     """DM-NonUni: minimiser of the UniPC-3 error bound with fixed ends (Xue et al. 2024, arXiv 2402.17376).
 
@@ -77,6 +96,8 @@ BASELINES: dict[str, Callable[..., np.ndarray]] = {
     "trailing": trailing,
     "edm": edm,
     "uniform-lam": uniform_lam,
+    "ays": align_your_steps,
+    "ays-sdxl": functools.partial(align_your_steps, table="ays-sdxl"),
     "dm-nonuni": dm_nonuniform,
 }
 
@@ -90,7 +111,7 @@ def baseline(
     zero terminal SNR start at their largest usable t, where MEP is still defined.
 
     Args:
-        name: "leading", "linspace", "trailing", "edm", "uniform-lam" or "dm-nonuni".
+        name: a key of `BASELINES`.
         noise: the model's noise schedule.
         nfe: N >= 1.
         layout: "node" or "interval".

@@ -8,6 +8,7 @@ from problems import KINKED, SD
 
 from benchmarks import scipy_reference as reference
 from hso_jax import BASELINES, baseline, paper_d_min, preset
+from hso_jax.baselines import AYS
 
 RULES = [name for name in BASELINES if name != "dm-nonuni"]  # that one has tests of its own
 
@@ -74,3 +75,13 @@ def test_no_baseline_reaches_pure_noise() -> None:
     for name in RULES:
         for nfe in (4, 100, 500):
             assert baseline(name, flow, nfe).t[0] <= float(flow.t_max)
+
+
+@pytest.mark.parametrize("name", ["ays", "ays-sdxl"])
+def test_align_your_steps_is_its_table_at_ten_and_log_linear_elsewhere(name: str) -> None:
+    table = np.array(AYS[name])
+    np.testing.assert_allclose(baseline(name, SD, 10).sigmas, np.minimum(table[:10], np.exp(-SD.lam(1.0))), rtol=1e-9)
+    interval = baseline(name, SD, 5, layout="interval").sigmas
+    np.testing.assert_allclose(interval[1:], np.maximum(table[2::2], np.exp(-SD.lam(SD.t_min))), rtol=1e-9)
+    seven = baseline(name, SD, 7).sigmas  # node 3 lies at 30/7 of the table
+    np.testing.assert_allclose(seven[3], table[4] ** (5 / 7) * table[5] ** (2 / 7), rtol=1e-9)

@@ -25,6 +25,8 @@ from hso_jax.reference import ReferenceLane, reference_schedules
 from hso_jax.reference.lanes import check as check_reference
 from hso_jax.schedule import LAYOUTS, Schedule
 from hso_jax.search import METHODS, lanes, search_many
+from hso_jax.zoo import SOLVERS as ZOO_SOLVERS
+from hso_jax.zoo import zoo
 
 EXIT_NOT_CONVERGED, EXIT_BAD_INPUT, EXIT_INTERRUPTED = 1, 2, 130
 
@@ -49,6 +51,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     subparsers = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
     _add_search(subparsers)
+    _add_zoo(subparsers)
     _add_compare(subparsers)
     _add_models(subparsers)
     _add_show(subparsers)
@@ -184,6 +187,42 @@ def _found(many: list[Lane] | list[ReferenceLane], progress: Callable[[int, int]
     if isinstance(many[0], ReferenceLane):
         return reference_schedules(many, progress=progress)
     return search_many(many, progress=progress)
+
+
+def _add_zoo(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    examples = """\
+examples:
+  hso-jax zoo --model sdxl --solver unipc --nfe 4-8
+  hso-jax zoo --model flux-dev --solver ddim --nfe 6 --json > flux.json
+"""
+    text = "print reference schedules that are shipped, without a search"
+    parser = arguments.add_command(subparsers, "zoo", _zoo, text, examples)
+    parser.add_argument("--model", default=arguments.DEFAULT_MODEL, help="a preset; default %(default)s")
+    parser.add_argument("--nfe", default="4-10", help="numbers of model evaluations, 1..20; default %(default)s")
+    parser.add_argument("--solver", default="dpmpp-2m", help=f"{', '.join(ZOO_SOLVERS)}; default %(default)s")
+    parser.add_argument("--guidance", type=float, help="1 or the model's usual weight, which is the default")
+    parser.add_argument("-o", "--output", type=Path, help="write a schedule file")
+    parser.add_argument("--json", action="store_true", help="print the schedule file on stdout")
+    parser.add_argument("--force", action="store_true", help="replace a file that hso-jax did not write")
+
+
+def _zoo(args: argparse.Namespace) -> int:
+    if args.output is not None:
+        check_writable(args.output, args.force)
+    nfes = arguments.parse_nfe(args.nfe)
+    schedules = [zoo(args.model, n, args.solver, guidance=args.guidance) for n in nfes]
+    if args.output is not None:
+        schedule_file.save(schedules, args.output)
+    if args.json:
+        sys.stdout.write(schedule_file.to_json(schedules))
+    else:
+        first = schedules[0]
+        title = f"{first.model}: {first.solver}, guidance {first.guidance:g}"
+        Console().print(tables.schedule_table(schedules, title))
+        tables.print_advice(schedules, Console(stderr=True))
+    if args.output is not None:
+        Console(stderr=args.json).print(f"wrote {args.output}", highlight=False, soft_wrap=True)
+    return 0
 
 
 def _add_compare(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
