@@ -86,7 +86,7 @@ def assemble(records: dict[tuple[str, float], list[dict[str, Any]]]) -> str:
 
 
 def main() -> None:
-    """Search what the work folder does not have yet, then write the file."""
+    """Search what the work folder does not have yet, then write the file and its checksum."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--work", type=Path, default=Path("zoo-work"), help="finished parts; default %(default)s")
     parser.add_argument("-o", "--output", type=Path, default=Path(__file__).with_name(FILE))
@@ -109,7 +109,9 @@ def main() -> None:
             progress.advance(task)
     content = assemble(records)
     write_whole(options.output, content.encode())
-    print(f"{options.output}: {len(content)} characters, sha256 {hashlib.sha256(content.encode()).hexdigest()}")
+    checksum = hashlib.sha256(content.encode()).hexdigest()
+    write_whole(options.output.with_suffix(".sha256"), f"{checksum}\n".encode())
+    print(f"{options.output}: {len(content)} characters, sha256 {checksum}")
 
 
 if __name__ == "__main__":
