@@ -22,7 +22,7 @@ from hso_jax import Schedule, baseline, preset, reference_error, search, zoo
 SOLVERS = {"ddim": "DDIM", "dpmpp-2m": "DPM++ 2M", "unipc-3": "UniPC-3"}
 RULES = {
     "trailing": ("trailing", "#7f7f7f", "s"),
-    "edm": ("Karras, rho 7", "#e6a100", "^"),
+    "karras": ("Karras, rho 7", "#e6a100", "^"),
     "ays": ("AYS, interpolated", "#8c5fb0", "v"),
     "uniform-lam": ("uniform lam", "#2a9d8f", "D"),
 }

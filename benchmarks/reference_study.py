@@ -28,7 +28,7 @@ T_EPS = (0.003, 0.01, 0.03, 0.06, 0.1, 0.16)
 SOLVERS = ("ddim", "dpmpp-2m", "unipc-3")
 BUDGETS = (4, 6, 8)
 GUIDANCE = (1.0, 3.0, 7.5)
-RULES = ("trailing", "uniform-lam", "edm")
+RULES = ("trailing", "uniform-lam", "karras")
 SAMPLES, SEED = 600, 0
 
 

@@ -20,6 +20,8 @@ from hso_jax.schedule import Schedule
 from hso_jax.search import score, versions
 
 _DM_NODES = 21  # one compilation for every N up to 20
+_BETA = 0.6  # both of its parameters, in diffusers and in ComfyUI
+_THRESHOLD_NOISE = 0.025  # Mochi's and LTX-Video's
 
 
 def leading(noise: NoiseSchedule, nfe: int, layout: str) -> np.ndarray:
@@ -39,14 +41,70 @@ def trailing(noise: NoiseSchedule, nfe: int, layout: str) -> np.ndarray:
     return _with_last(np.minimum(1.0 - np.arange(nfe) / nfe, float(noise.t_max)), noise, layout)
 
 
-def edm(noise: NoiseSchedule, nfe: int, layout: str) -> np.ndarray:
-    """EDM's (Karras) schedule, rho = 7, between the model's ends (arXiv 2206.00364, eq. 5)."""
-    low, high = (float(noise.ksigma(float(t))) ** (1 / 7) for t in (noise.t_min, noise.t_max))
-    return _of_lam(noise, -7.0 * np.log(np.linspace(high, low, _count(nfe, layout))))
+def sgm_uniform(noise: NoiseSchedule, nfe: int, layout: str) -> np.ndarray:
+    """Evenly spaced in t from 1 to the smallest t, which is not evaluated: "sgm_uniform" of ComfyUI (and SGM)."""
+    t = np.linspace(1.0, float(noise.t_min), nfe + 1)[: _count(nfe, layout)]
+    return np.minimum(t, float(noise.t_max))
+
+
+def karras(noise: NoiseSchedule, nfe: int, layout: str) -> np.ndarray:
+    """Karras' rule, rho = 7, between the model's ends: diffusers' `use_karras_sigmas` (EDM, arXiv 2206.00364, eq. 5).
+
+    It spaces what samplers call sigma: sigma/alpha, but s for flow models.
+    """
+    low, high = (x ** (1 / 7) for x in _sigma_ends(noise))
+    return _of_sigmas(noise, np.linspace(high, low, _count(nfe, layout)) ** 7)
+
+
+def beta(noise: NoiseSchedule, nfe: int, layout: str) -> np.ndarray:
+    """Quantiles of Beta(0.6, 0.6) in the sampler's sigma, both ends included: diffusers' `use_beta_sigmas`.
+
+    Not the rule that ComfyUI has by this name: that is `beta_t`.
+    """
+    low, high = _sigma_ends(noise)
+    return _of_sigmas(noise, low + (high - low) * _beta_quantiles(np.linspace(1.0, 0.0, _count(nfe, layout))))
+
+
+def beta_t(noise: NoiseSchedule, nfe: int, layout: str) -> np.ndarray:
+    """Quantiles of Beta(0.6, 0.6) in t, without the smallest t: ComfyUI's "beta" before it rounds to training levels.
+
+    Source: Lee et al. 2024, "Beta Sampling is All You Need", arXiv 2407.12173.
+    """
+    low, high = float(noise.t_min), float(noise.t_max)
+    shares = _beta_quantiles(1.0 - np.arange(nfe + 1) / nfe)[: _count(nfe, layout)]
+    return low + (high - low) * shares
+
+
+def linear_quadratic(noise: NoiseSchedule, nfe: int, layout: str) -> np.ndarray:
+    """Mochi's and LTX-Video's rule for flow models: s falls by 0.025 in the first N//2 steps, then quadratically to 0.
+
+    The parabola continues the line with its slope. Without the model's shift, as in diffusers and in ComfyUI, whose
+    "linear_quadratic" is, for other kinds of model, this times the largest sigma/alpha. Where the line has levels past
+    the model's largest t (N >= 50 at T = 1000, shift 1), it starts there.
+
+    Source: `linear_quadratic_schedule` of genmoai/mochi with its threshold_noise.
+    """
+    line = nfe // 2
+    i = np.arange(nfe)
+    slope = _THRESHOLD_NOISE / max(line, 1)
+    past = np.maximum(i - line, 0)
+    bend = 1.0 - _THRESHOLD_NOISE - slope * (nfe - line)  # what the line leaves to do for the parabola
+    share = 1.0 - slope * i - bend * (past / (nfe - line)) ** 2
+    high = _sigma_ends(noise)[1]
+    if noise.kind != "flow":
+        share = high * share
+    elif line and share[1] >= high:
+        share[: line + 1] = np.linspace(high, share[line], line + 1)
+    else:
+        share[0] = high
+    return _with_last(_of_sigmas(noise, share), noise, layout)
 
 
 def uniform_lam(noise: NoiseSchedule, nfe: int, layout: str) -> np.ndarray:
-    """Evenly spaced in lam between the model's ends (DPM-Solver, Lu et al. 2022, arXiv 2206.00927, section 3)."""
+    """Evenly spaced in lam between the model's ends (DPM-Solver, Lu et al. 2022, arXiv 2206.00927, section 3).
+
+    For "vp" and "ve" that is log-uniform sigma: diffusers' `use_exponential_sigmas` and its `use_lu_lambdas`.
+    """
     low, high = (float(noise.lam(float(t))) for t in (noise.t_max, noise.t_min))
     return _of_lam(noise, np.linspace(low, high, _count(nfe, layout)))
 
@@ -54,20 +112,24 @@ def uniform_lam(noise: NoiseSchedule, nfe: int, layout: str) -> np.ndarray:
 AYS = {
     "ays": (14.615, 6.475, 3.861, 2.697, 1.886, 1.396, 0.963, 0.652, 0.399, 0.152, 0.029),
     "ays-sdxl": (14.615, 6.315, 3.771, 2.181, 1.342, 0.862, 0.555, 0.380, 0.234, 0.113, 0.029),
+    "ays-svd": (700.0, 54.5, 15.886, 7.977, 4.248, 1.789, 0.981, 0.403, 0.173, 0.034, 0.002),
 }
-"""Levels ksigma of Align Your Steps for ten steps (Sabour et al. 2024, arXiv 2404.14507): SD 1.5's and SDXL's."""
+"""Levels sigma/alpha of Align Your Steps for ten steps (Sabour et al. 2024, arXiv 2404.14507, and the authors' page):
+Stable Diffusion 1.5's, SDXL's and Stable Video Diffusion's. The last is where the tenth step ends."""
+
+_AYS_KIND = {"ays": "vp", "ays-sdxl": "vp", "ays-svd": "ve"}
 
 
 def align_your_steps(noise: NoiseSchedule, nfe: int, layout: str, table: str = "ays") -> np.ndarray:
-    """Align Your Steps: log ksigma of the ten-step table interpolated linearly to N, as its authors prescribe.
+    """Align Your Steps: log sigma of the ten-step table interpolated linearly to N + 1, as its authors prescribe.
 
-    The step to the table's last level is replaced by one to clean data in the node layout. Models of another range
-    than Stable Diffusion's take the same ksigma, as far as they have it.
+    Models of another range take the same sigmas: of a table's levels beyond the model's end, one stays, at that end.
+    The step to the last level is replaced by one to clean data in the node layout, as in diffusers and ComfyUI.
     """
-    levels = -np.log(AYS[table])
-    lams = np.interp(np.linspace(0.0, 1.0, nfe + 1), np.linspace(0.0, 1.0, len(levels)), levels)[: _count(nfe, layout)]
     low, high = (float(noise.lam(float(t))) for t in (noise.t_max, noise.t_min))
-    return np.asarray(noise.t_of_lam(np.clip(lams, low, high)))
+    levels = np.unique(np.clip(-np.log(AYS[table]), low, high))
+    lams = np.interp(np.linspace(0.0, 1.0, nfe + 1), np.linspace(0.0, 1.0, len(levels)), levels)
+    return np.asarray(noise.t_of_lam(lams[: _count(nfe, layout)]))
 
 
 def dm_nonuniform(noise: NoiseSchedule, nfe: int, layout: str, p: float = 2.0) -> np.ndarray:
@@ -94,12 +156,32 @@ BASELINES: dict[str, Callable[..., np.ndarray]] = {
     "leading": leading,
     "linspace": linspace,
     "trailing": trailing,
-    "edm": edm,
+    "sgm-uniform": sgm_uniform,
+    "karras": karras,
     "uniform-lam": uniform_lam,
-    "ays": align_your_steps,
-    "ays-sdxl": functools.partial(align_your_steps, table="ays-sdxl"),
+    "beta": beta,
+    "beta-t": beta_t,
+    "linear-quadratic": linear_quadratic,
+    **{name: functools.partial(align_your_steps, table=name) for name in AYS},
     "dm-nonuni": dm_nonuniform,
 }
+
+
+def inapplicable(name: str, noise: NoiseSchedule) -> str | None:
+    """Why the rule has no schedule for this kind of noise; None if it has one.
+
+    Only the tables of Align Your Steps are tied to a kind: their authors made none for flow models.
+
+    Raises:
+        ValueError: for an unknown name.
+    """
+    if name not in BASELINES:
+        raise ValueError(f"baseline is {name!r}; use one of {', '.join(BASELINES)}")
+    kind = _AYS_KIND.get(name, noise.kind)
+    if kind == noise.kind:
+        return None
+    others = " or ".join(repr(other) for other, its in _AYS_KIND.items() if its == noise.kind) or "another rule"
+    return f"{name} is a table for models of kind {kind!r}; {noise.name} is {noise.kind!r}: use {others}"
 
 
 def baseline(
@@ -108,7 +190,8 @@ def baseline(
     """A named baseline as a `Schedule`, scored with the same MEP and SPF as the search's.
 
     The node layout has the rule's N nodes; the interval layout adds (or includes) the model's smallest t. Models at
-    zero terminal SNR start at their largest usable t, where MEP is still defined.
+    zero terminal SNR start at their largest usable t, where MEP is still defined. The tables of Align Your Steps start
+    and stop at their own levels.
 
     Args:
         name: a key of `BASELINES`.
@@ -119,10 +202,11 @@ def baseline(
         d_min: spacing for the SPF score; the paper's by default.
 
     Raises:
-        ValueError: for an unknown name or layout, or more evaluations than the model has levels.
+        ValueError: for an unknown name or layout, a rule that is `inapplicable`, or more evaluations than the model
+            has levels.
     """
-    if name not in BASELINES:
-        raise ValueError(f"baseline is {name!r}; use one of {', '.join(BASELINES)}")
+    if reason := inapplicable(name, noise):
+        raise ValueError(reason)
     check_nfe(nfe)
     if nfe > noise.num_train_timesteps - 2:
         raise ValueError(f"nfe is {nfe}; {noise.name} has only {noise.num_train_timesteps} levels")
@@ -139,6 +223,22 @@ def _count(nfe: int, layout: str) -> int:
 
 def _with_last(t: np.ndarray, noise: NoiseSchedule, layout: str) -> np.ndarray:
     return np.append(t, float(noise.t_min)) if layout == "interval" else t
+
+
+def _sigma_ends(noise: NoiseSchedule) -> tuple[float, float]:
+    """The smallest and the largest sigma, as samplers take it: s for flow models, sigma/alpha for the others."""
+    sigma = noise.sigma if noise.kind == "flow" else noise.ksigma
+    return float(sigma(float(noise.t_min))), float(sigma(float(noise.t_max)))
+
+
+def _of_sigmas(noise: NoiseSchedule, sigmas: np.ndarray) -> np.ndarray:
+    return _of_lam(noise, -np.log(sigmas / (1.0 - sigmas) if noise.kind == "flow" else sigmas))
+
+
+def _beta_quantiles(shares: np.ndarray) -> np.ndarray:
+    from scipy.special import betaincinv  # slow to import, and no other rule needs it
+
+    return np.asarray(betaincinv(_BETA, _BETA, shares))
 
 
 def _of_lam(noise: NoiseSchedule, lams: np.ndarray) -> np.ndarray:

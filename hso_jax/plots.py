@@ -77,7 +77,8 @@ def methods_figure(schedules: Sequence[Schedule]) -> Figure:
             for s in (s for s in schedules if s.nfe == nfe and s.method == method):
                 first = method == methods[0]
                 style = {"linewidth": 2.4 if first else 1.2, "zorder": 3 if first else 2}
-                panel.plot(range(len(s.t)), _height(s), "o-", color=f"C{i}", markersize=4, label=method, **style)
+                line = "o-" if i < 10 else "s--"  # there are ten colours
+                panel.plot(range(len(s.t)), _height(s), line, color=f"C{i % 10}", markersize=4, label=method, **style)
         panel.set_title(f"N = {nfe}", fontsize=11)
         panel.set_xlabel("step")
         panel.xaxis.set_major_locator(MaxNLocator(integer=True))

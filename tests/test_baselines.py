@@ -4,13 +4,22 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+import scipy.stats
 from problems import KINKED, SD
 
 from benchmarks import scipy_reference as reference
 from hso_jax import BASELINES, baseline, paper_d_min, preset
-from hso_jax.baselines import AYS
+from hso_jax.baselines import AYS, inapplicable
+from hso_jax.noise import discrete
+from hso_jax.noise import edm as edm_noise
+from hso_jax.noise import flow as flow_noise
 
 RULES = [name for name in BASELINES if name != "dm-nonuni"]  # that one has tests of its own
+AYS_OF = {"vp": {"ays", "ays-sdxl"}, "ve": {"ays-svd"}, "flow": set()}
+MOCHI_8 = [1.0, 0.99375, 0.9875, 0.98125, 0.975, 0.909375, 0.725, 0.421875]
+"""diffusers 0.42.1, pipelines.mochi: linear_quadratic_schedule(8, 0.025), which Mochi's pipeline calls."""
+MOCHI_5 = [1.0, 0.9875, 0.975, 0.8583333333333333, 0.5333333333333333]
+"""The same for N = 5."""
 
 
 def test_diffusers_spacings_on_stable_diffusion() -> None:
@@ -23,15 +32,15 @@ def test_diffusers_spacings_on_stable_diffusion() -> None:
     assert interval.t[-1] == 0.001 and interval.end == "t_eps"
 
 
-def test_uniform_lam_and_edm() -> None:
+def test_uniform_lam_and_karras() -> None:
     s = baseline("uniform-lam", SD, 6)
     np.testing.assert_allclose(s.lams, np.linspace(KINKED.lam(1.0), KINKED.lam(0.001), 6), atol=1e-9)
     low, high = np.exp(-KINKED.lam([0.001, 1.0]))
-    s = baseline("edm", SD, 6, layout="interval")
+    s = baseline("karras", SD, 6, layout="interval")
     np.testing.assert_allclose(s.sigmas, reference.edm_start(7.0, low, high, 6), rtol=1e-4)  # linear, cubic
     np.testing.assert_allclose(s.sigmas[[0, -1]], [high, low], rtol=1e-9)
     pixel = preset("edm-cifar10")
-    s = baseline("edm", pixel, 18)
+    s = baseline("karras", pixel, 18)
     np.testing.assert_allclose(s.t, np.linspace(1, 0, 18), atol=1e-9)  # its t is this very ramp
 
 
@@ -40,7 +49,9 @@ def test_uniform_lam_and_edm() -> None:
 def test_every_rule_for_every_kind_of_model(name: str, layout: str) -> None:
     for model in ("sd21-base", "sd3-medium", "edm-cifar10"):
         noise = preset(model)
-        for nfe in (1, 2, 4, 20, 64):
+        if inapplicable(name, noise):
+            continue
+        for nfe in (1, 2, 3, 4, 20, 64, 500):
             s = baseline(name, noise, nfe, layout=layout)
             assert (s.nfe, s.layout, s.method, len(s.t)) == (nfe, layout, name, nfe + (layout == "interval"))
             assert np.all(np.diff(s.t) < 0) and np.all(np.isfinite(s.lams))
@@ -58,13 +69,13 @@ def test_dm_nonuni_of_few_and_of_many_nodes() -> None:
 
 
 def test_bad_values() -> None:
-    with pytest.raises(ValueError, match="baseline is 'karras'; use one of leading"):
-        baseline("karras", SD, 4)
+    with pytest.raises(ValueError, match="baseline is 'edm'; use one of leading"):
+        baseline("edm", SD, 4)
     with pytest.raises(ValueError, match="layout is 'both'"):
-        baseline("edm", SD, 4, layout="both")
+        baseline("karras", SD, 4, layout="both")
     for nfe in (0, -1, 2.5, "4", None, True):
         with pytest.raises(ValueError, match="nfe is"):
-            baseline("edm", SD, nfe)
+            baseline("karras", SD, nfe)
     with pytest.raises(ValueError, match="only 1000 levels"):
         baseline("trailing", SD, 999)
 
@@ -72,9 +83,79 @@ def test_bad_values() -> None:
 def test_no_baseline_reaches_pure_noise() -> None:
     """Models at zero terminal SNR start at their largest usable t, whatever N."""
     flow = preset("sd3-medium")
-    for name in RULES:
+    for name in (name for name in RULES if not inapplicable(name, flow)):
         for nfe in (4, 100, 500):
             assert baseline(name, flow, nfe).t[0] <= float(flow.t_max)
+
+
+def test_sgm_uniform_is_comfyui_s() -> None:
+    np.testing.assert_allclose(baseline("sgm-uniform", SD, 5).timesteps, np.linspace(999, 0, 6)[:-1], atol=1e-9)
+    interval = baseline("sgm-uniform", SD, 5, layout="interval")
+    np.testing.assert_allclose(interval.t, baseline("linspace", SD, 5, layout="interval").t, atol=1e-12)
+    shifted = baseline("sgm-uniform", preset("sd3-medium"), 4).t  # the first is the last level before pure noise
+    np.testing.assert_allclose(shifted, [0.999, *np.linspace(1, 0.001, 5)[1:-1]], atol=1e-12)
+
+
+@pytest.mark.parametrize("nfe", [1, 2, 7, 20])
+def test_beta_in_t_is_comfyui_s(nfe: int) -> None:
+    quantiles = scipy.stats.beta.ppf(1 - np.linspace(0, 1, nfe, endpoint=False), 0.6, 0.6)
+    np.testing.assert_allclose(baseline("beta-t", SD, nfe).timesteps, 999 * quantiles, atol=1e-6)
+    for model in ("sd3-medium", "edm-cifar10"):
+        noise = preset(model)
+        s = baseline("beta-t", noise, nfe, layout="interval")
+        low, high = float(noise.t_min), float(noise.t_max)
+        np.testing.assert_allclose(s.t, low + (high - low) * np.append(quantiles, 0), atol=1e-9)
+
+
+def test_beta_in_sigma_at_the_median_and_the_ends() -> None:
+    for model in ("sd15", "edm-cifar10", "sd3-medium"):
+        noise = preset(model)
+        low, high = (float((noise.sigma if noise.kind == "flow" else noise.ksigma)(float(t)))
+                     for t in (noise.t_min, noise.t_max))  # fmt: skip
+        levels = baseline("beta", noise, 3).sampler_sigmas()[:-1]
+        np.testing.assert_allclose(levels, [high, (low + high) / 2, low], rtol=1e-8)
+    outer = baseline("beta", SD, 4).sigmas
+    assert outer[0] - outer[1] < outer[1] - outer[2]  # the quantiles crowd at both ends
+
+
+def test_karras_on_a_flow_model_spaces_s() -> None:
+    s = baseline("karras", flow_noise(3.0), 6).sampler_sigmas()[:-1]
+    np.testing.assert_allclose(np.diff(s ** (1 / 7), 2), 0, atol=1e-9)
+
+
+@pytest.mark.parametrize("published", [MOCHI_8, MOCHI_5])
+def test_linear_quadratic_is_mochi_s(published: list[float]) -> None:
+    nfe = len(published)
+    for shift in (1.0, 3.0):  # not applied
+        s = baseline("linear-quadratic", flow_noise(shift), nfe).sampler_sigmas()
+        np.testing.assert_allclose(s[1:-1], published[1:], atol=1e-9)
+        assert s[0] == pytest.approx(shift * 0.999 / (1 + (shift - 1) * 0.999))  # the last level before pure noise
+    for model in ("sd15", "edm-cifar10"):  # ComfyUI multiplies by the largest sigma
+        noise = preset(model)
+        levels = baseline("linear-quadratic", noise, nfe).sigmas
+        np.testing.assert_allclose(levels, float(noise.ksigma(float(noise.t_max))) * np.array(published), rtol=1e-8)
+
+
+def test_linear_quadratic_of_mochi_s_own_64_steps() -> None:
+    """Its second level, 0.99922, lies past the last one before pure noise: the line starts there instead."""
+    s = baseline("linear-quadratic", flow_noise(1.0), 64).sampler_sigmas()
+    np.testing.assert_allclose(s[:33], np.linspace(0.999, 0.975, 33), atol=1e-9)
+    i = np.arange(1, 33)  # the parabola through 0.975 with the line's slope, that reaches 0 after 32 steps
+    np.testing.assert_allclose(s[33:], 0.975 - 0.025 / 32 * i - (0.975 - 0.025) * (i / 32) ** 2, atol=1e-9)
+
+
+def test_which_rules_apply_to_which_models() -> None:
+    for model in ("sd15", "sd3-medium", "edm-cifar10"):
+        noise = preset(model)
+        left_out = {name for name in BASELINES if inapplicable(name, noise)}
+        assert left_out == set(AYS) - AYS_OF[noise.kind]
+        for name in left_out:
+            with pytest.raises(ValueError, match=f"{name} is a table for models of kind .* {model} is"):
+                baseline(name, noise, 4)
+    with pytest.raises(ValueError, match="use 'ays-svd'"):
+        baseline("ays", preset("edm-cifar10"), 4)
+    with pytest.raises(ValueError, match="use one of leading"):
+        inapplicable("euler", SD)
 
 
 @pytest.mark.parametrize("name", ["ays", "ays-sdxl"])
@@ -85,3 +166,15 @@ def test_align_your_steps_is_its_table_at_ten_and_log_linear_elsewhere(name: str
     np.testing.assert_allclose(interval[1:], np.maximum(table[2::2], np.exp(-SD.lam(SD.t_min))), rtol=1e-9)
     seven = baseline(name, SD, 7).sigmas  # node 3 lies at 30/7 of the table
     np.testing.assert_allclose(seven[3], table[4] ** (5 / 7) * table[5] ** (2 / 7), rtol=1e-9)
+
+
+def test_align_your_steps_on_models_of_another_range() -> None:
+    wide = baseline("ays", preset("pixart-alpha"), 10).sigmas  # from 157: the table fits as it is
+    np.testing.assert_allclose(wide, AYS["ays"][:10], rtol=1e-9)
+    narrow = discrete(alphas_cumprod=np.linspace(0.99, 0.05, 1000))  # up to 4.4: of two levels above, one stays
+    s = baseline("ays", narrow, 9, layout="interval").sigmas
+    np.testing.assert_allclose(s[1:-1], AYS["ays"][2:10], rtol=1e-9)
+    np.testing.assert_allclose(s[[0, -1]], np.sqrt([19.0, 1 / 99]), rtol=1e-6)
+    assert np.all(np.diff(baseline("ays", narrow, 40).sigmas) < 0)
+    video = baseline("ays-svd", edm_noise(0.002, 700.0), 10, layout="interval").sigmas
+    np.testing.assert_allclose(video, AYS["ays-svd"], rtol=1e-9)

@@ -74,11 +74,25 @@ def test_model_from_a_folder(capsys: pytest.CaptureFixture[str]):
 def test_compare_lists_every_method(capsys: pytest.CaptureFixture[str]):
     assert main(["compare", "--nfe", "5", "--json", "--plot", "compare.png"]) == 0
     records = json.loads(capsys.readouterr().out)["schedules"]
-    assert [r["method"] for r in records] == ["hso", *hso_jax.BASELINES]
+    every = ["hso", *(name for name in hso_jax.BASELINES if name != "ays-svd")]
+    assert [r["method"] for r in records] == every
     assert Path("compare.png").stat().st_size > 10_000
     assert main(["compare", "--nfe", "5"]) == 0
-    printed = capsys.readouterr().out
-    assert all(name in printed for name in ("hso", *hso_jax.BASELINES))
+    out, err = capsys.readouterr()
+    assert all(f" {name} " in out for name in every)
+    assert "skipped: ays-svd is a table for models of kind 've'" in err
+
+
+def test_compare_skips_the_rules_of_other_models(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch):
+    found = hso_jax.baseline("trailing", hso_jax.preset("sd3-medium"), 2)
+    monkeypatch.setattr(sys.modules["hso_jax.cli.main"], "search_many", lambda many: [found] * len(many))
+    assert main(["compare", "--model", "sd3-medium", "--nfe", "2,3", "--json"]) == 0
+    out, err = capsys.readouterr()
+    methods = [r["method"] for r in json.loads(out)["schedules"]]
+    rules = [name for name in hso_jax.BASELINES if not name.startswith("ays")]
+    assert methods == 2 * ["trailing", *rules]
+    skipped = [line.split()[1] for line in err.splitlines() if line.startswith("skipped: ")]
+    assert skipped == ["ays", "ays-sdxl", "ays-svd"]
 
 
 def test_show_and_plot(capsys: pytest.CaptureFixture[str]):

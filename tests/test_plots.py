@@ -10,7 +10,7 @@ def baselines():
     noise = hso_jax.preset("sd15")
     return [
         hso_jax.baseline(name, noise, nfe, layout=layout)
-        for name in ("trailing", "edm")
+        for name in ("trailing", "karras")
         for nfe in (4, 6)
         for layout in ("node", "interval")
     ]
@@ -37,7 +37,7 @@ def test_methods_figure_has_a_line_per_method_and_a_panel_per_nfe(baselines):
     panels = [axes for axes in figure.axes if axes.get_title()]
     assert [p.get_title() for p in panels] == ["N = 4", "N = 6"]
     assert all(len(p.lines) == 2 for p in panels)
-    assert [t.get_text() for t in figure.legends[0].get_texts()] == ["trailing", "edm"]
+    assert [t.get_text() for t in figure.legends[0].get_texts()] == ["trailing", "karras"]
 
 
 def test_landscape_grows_with_the_range_and_marks_the_schedule():

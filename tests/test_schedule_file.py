@@ -25,7 +25,7 @@ MANY = [
     FULL,
     Schedule.from_t(SD, [1.0]),
     Schedule.from_t(cosine(), [1.0, 0.5]),
-    baseline("edm", preset("edm-cifar10"), 5),
+    baseline("karras", preset("edm-cifar10"), 5),
 ]
 
 

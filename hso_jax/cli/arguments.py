@@ -132,6 +132,15 @@ def refuse_reference(args: argparse.Namespace) -> None:
         )
 
 
+def refuse_hso(args: argparse.Namespace) -> None:
+    """Raises ValueError if an option of HSO's methods was given with the method "reference"."""
+    defaults = {"p": None, "spacing": "paper", "spacing_as": "constraint", "relax": False, **Box()._asdict()}
+    values = {name: getattr(args, name) for name in defaults}
+    values |= {name: tuple(values[name]) for name in Box._fields}
+    if given := [f"--{name.replace('_', '-')}" for name, default in defaults.items() if values[name] != default]:
+        raise ValueError(f"{', '.join(given)}: not with --method reference, which does not look at it")
+
+
 def add_command(
     subparsers: argparse._SubParsersAction[argparse.ArgumentParser],
     name: str,

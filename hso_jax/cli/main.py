@@ -15,7 +15,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from hso_jax import schedule_file
-from hso_jax.baselines import BASELINES, baseline
+from hso_jax.baselines import BASELINES, baseline, inapplicable
 from hso_jax.cli import arguments, tables
 from hso_jax.cli.bridge_commands import add_parsers as add_bridge_parsers
 from hso_jax.cli.files import check_writable, figure_kind, save_figure
@@ -166,6 +166,7 @@ def _lanes(args: argparse.Namespace, noise: NoiseSchedule, p: float) -> list[Lan
     layout = args.layout or ("node" if args.method == "reference" else "both")
     layouts = LAYOUTS if layout == "both" else (layout,)
     if args.method == "reference":
+        arguments.refuse_hso(args)
         options = arguments.read_reference(args)
         return [check_reference(ReferenceLane(noise, n, at, seed=args.seed, **options)) for at in layouts for n in nfes]
     arguments.refuse_reference(args)
@@ -227,7 +228,7 @@ def _zoo(args: argparse.Namespace) -> int:
 
 def _add_compare(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     examples = "examples:\n  hso-jax compare\n  hso-jax compare --model sdxl --nfe 4,8 --layout interval\n"
-    text = "score HSO beside every rule-based schedule and DM-NonUni: MEP, SPF and spacing"
+    text = "score HSO beside every rule-based schedule (Karras, beta, AYS, ...) and DM-NonUni: MEP, SPF and spacing"
     parser = arguments.add_command(subparsers, "compare", _compare, text, examples)
     arguments.add_model(parser)
     parser.add_argument("--nfe", default="6", help="numbers of model evaluations; default %(default)s")
@@ -246,21 +247,25 @@ def _compare(args: argparse.Namespace) -> int:
         figure_kind(args.plot)
     many = lanes([noise], nfes, layouts=[args.layout], seeds=[args.seed], relax=True, p=p)
     _prepare_jax()
-    total = len(nfes) * (1 + len(BASELINES))
+    skipped = {name: reason for name in BASELINES if (reason := inapplicable(name, noise))}
+    rules = [name for name in BASELINES if name not in skipped]
+    total = len(nfes) * (1 + len(rules))
     with _progress(total) as progress:
-        task = progress.add_task(f"comparing {1 + len(BASELINES)} methods on {noise.name}", total=total)
+        task = progress.add_task(f"comparing {1 + len(rules)} methods on {noise.name}", total=total)
         found = search_many(many)
         progress.update(task, completed=len(nfes))
         schedules = []
         for schedule in found:
             schedules.append(schedule)
-            for name in BASELINES:
+            for name in rules:
                 schedules.append(baseline(name, noise, schedule.nfe, layout=args.layout, p=p))
                 progress.advance(task)
     if args.plot is not None:
         from hso_jax.plots import methods_figure
 
         save_figure(methods_figure(schedules), args.plot)
+    for reason in skipped.values():
+        Console(stderr=True).print(f"skipped: {reason}", style="dim", highlight=False, soft_wrap=True)
     if args.json:
         sys.stdout.write(schedule_file.to_json(schedules))
         return _exit_code(schedules)

@@ -39,7 +39,7 @@ def schedule_table(schedules: Sequence[Schedule], title: str | None = None) -> T
         "stop": lambda s: "0" if s.end == "clean" else f"t={s.t[-1]:.2g}",
         "error": lambda s: number(s.error, 3),
         "MEP": lambda s: number(s.mep, 4),
-        "SPF": lambda s: number(s.spf, 4),
+        "SPF": lambda s: number(s.spf, 4 if s.spf is None or s.spf < 1e5 else 2),
         "gap": lambda s: number(s.min_spacing, 3),
         "asked": lambda s: number(s.d_min, 3),
         "result": lambda s: s.result,

@@ -93,11 +93,11 @@ def test_the_search_is_the_package_s_own(nodes: ModuleType) -> None:
 @pytest.mark.parametrize("denoise", [1.0, 0.75, 0.5, 0.33, 0.1, 0.0])
 def test_denoise_is_basic_schedulers(nodes: ModuleType, denoise: float) -> None:
     def all_sigmas(steps: int) -> torch.Tensor:
-        values = baseline("edm", preset("sd15"), steps).sampler_sigmas()
+        values = baseline("karras", preset("sd15"), steps).sampler_sigmas()
         return torch.from_numpy(values).to(torch.float32)
 
     for steps in (1, 4, 7):
-        sigmas = call(nodes, "HsoScheduler", model="sd15", steps=steps, method="edm", denoise=denoise)
+        sigmas = call(nodes, "HsoScheduler", model="sd15", steps=steps, method="karras", denoise=denoise)
         wanted = basic_scheduler(all_sigmas, steps, denoise)
         assert torch.equal(sigmas, wanted) and sigmas.dtype == wanted.dtype
         assert len(sigmas) == (0 if denoise == 0 else steps + 1)

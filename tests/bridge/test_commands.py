@@ -33,7 +33,7 @@ def pipe(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
         for nfe in (4, 6)
         for layout, extra in (("interval", 1), ("node", 0))
     ]
-    save([*schedules, baseline("edm", noise, 6)], "schedules.json")
+    save([*schedules, baseline("karras", noise, 6)], "schedules.json")
     return pipe
 
 
@@ -154,7 +154,7 @@ def test_compare_has_a_row_for_each_schedule(
     monkeypatch.setattr(render, "grid", watch)
     command = ["sample", "schedules.json", "--pipeline", "model", "--nfe", "6", *PROMPT, "-o", "rows.png"]
     assert main([*command, "--compare", "--seed", "0-2", "--reference", "12"]) == 0
-    assert [row.name for row in drawn["rows"]] == ["reference", "default", "trailing", "HSO", "edm", "HSO"]
+    assert [row.name for row in drawn["rows"]] == ["reference", "default", "trailing", "HSO", "karras", "HSO"]
     assert drawn["columns"] == ["seed 0", "seed 1", "seed 2"] and drawn["title"] == "a small fox"
     assert "831 665 499 333 167 1" in drawn["rows"][1].detail
     assert "999 832 666 499 332 166" in drawn["rows"][2].detail
