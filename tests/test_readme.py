@@ -14,7 +14,7 @@ def _blocks(marker: str, language: str) -> list[str]:
 
 def test_python_examples_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
     blocks = _blocks("example", "python")
-    assert len(blocks) == 3
+    assert len(blocks) == 4
     monkeypatch.chdir(tmp_path)
     names: dict = {}
     for block in blocks:
