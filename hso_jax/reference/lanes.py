@@ -14,7 +14,7 @@ from jax import Array
 from hso_jax import solvers
 from hso_jax.lanes import check_nfe, check_seed
 from hso_jax.noise import NoiseSchedule
-from hso_jax.reference.data import Chunks, in_chunks, reference
+from hso_jax.reference.data import SAMPLES, Chunks, in_chunks, reference
 from hso_jax.schedule import LAYOUTS
 
 PROPOSALS = ("mep", "dm-nonuni")
@@ -140,7 +140,13 @@ def pack(
     """Checked lanes as arrays, the bank of their references, and [L] the inaccuracy of each lane's exact solution.
 
     The distinct references of a bank share problems and noise; truth and guidance have a leading axis.
+
+    Raises:
+        ValueError: unless `chunk` divides the samples, and as `reference`.
     """
+    samples = options.get("samples", SAMPLES)
+    if samples % chunk:
+        raise ValueError(f"samples is {samples!r}; need a multiple of {chunk}, the chunk of the effort")
     dtype = np.dtype(jax.dtypes.canonicalize_dtype(float))
     ends = [(lane.noise_end, lane.guidance) for lane in lanes]
     distinct = list(dict.fromkeys(ends))

@@ -173,7 +173,7 @@ def proposal(lane: LaneArrays, psi: Array, before: Array, count: int, *, objecti
         else dense_objective(lambda lams: bound(lams, intervals, p, _DM_WIDTH))
     )
     start = jnp.where(jnp.isfinite(before[0]), before, even)
-    found, _ = trust_region.minimise(expansion, _coordinate(), start, feasible, max_steps=steps)
+    found, _ = trust_region.minimise(expansion, _coordinate(start.dtype), start, feasible, max_steps=steps)
     nodes = jnp.where((intervals > 0) & jnp.all(jnp.isfinite(found.t)), found.t, even)
     return jnp.where(lane.free | (jnp.arange(count) > 0), nodes, lane.top)
 
@@ -261,7 +261,7 @@ def search_lane(
         nodes, psi = jnp.where(on, best[1], nodes), jnp.where(on, best[2], psi)
         function = reference_objective(names, lane, data, chunks, axis)
         row, feasible = walled(lane, nodes)
-        first = trust_region.init(function, _coordinate(), row, feasible)
+        first = trust_region.init(function, _coordinate(row.dtype), row, feasible)
         state, settled = jax.lax.while_loop(
             lambda carry: ~carry[1] & (carry[0].steps < limit),
             functools.partial(_step, function, feasible),
@@ -292,7 +292,8 @@ def _step(
     objective: Objective, feasible: trust_region.Feasible, carry: tuple[trust_region.State, Array]
 ) -> tuple[trust_region.State, Array]:
     """A step, and whether the error has settled: stationary, or a step barely held back that gains next to nothing."""
-    state, info = trust_region.step(objective, _coordinate(), carry[0], feasible)
+    coordinate = _coordinate(carry[0].t.dtype)
+    state, info = trust_region.step(objective, coordinate, carry[0], feasible)
     still = info.accepted & (state.damping < 0.1) & (info.before - info.after <= GAIN * info.after)
     return state, still | (state.stationarity <= TOLERANCE)
 
@@ -303,8 +304,9 @@ def _mean(values: Array, chunks: Array | int, axis: str | None) -> Array:
 
 
 @functools.cache
-def _coordinate() -> NoiseSchedule:
-    return flow(1.0)
+def _coordinate(dtype: np.dtype) -> NoiseSchedule:
+    # Of the traced dtype: JAX may reuse in float64 what it once made in float32 of a closed-over float64 array.
+    return jax.tree.map(lambda leaf: np.asarray(leaf, dtype), flow(1.0))
 
 
 @functools.lru_cache(maxsize=64)

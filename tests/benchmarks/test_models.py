@@ -1,0 +1,244 @@
+"""The trained models: what is shipped, loaded without a network, and the readers of the data they were trained on."""
+
+import gzip
+import json
+import socket
+import struct
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from safetensors import safe_open
+
+from benchmarks.models import train
+from benchmarks.models.data import FASHION, load_data, to_unit
+from benchmarks.models.load import CLASSIFIERS, MODELS, WEIGHTS, classifier, features, load, sample
+from benchmarks.models.networks import unet
+
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:__array_?.*:DeprecationWarning"),
+    pytest.mark.filterwarnings("ignore::FutureWarning:diffusers.*"),
+]
+
+
+@pytest.fixture(autouse=True)
+def no_network(monkeypatch):
+    def refuse(*args, **kwargs):
+        raise AssertionError("a test tried to open a network connection")
+
+    monkeypatch.setattr(socket.socket, "connect", refuse)
+    monkeypatch.setattr(socket, "getaddrinfo", refuse)
+
+
+@pytest.fixture(scope="module", params=MODELS)
+def trained(request):
+    return load(request.param)
+
+
+def npz(folder: Path, **arrays) -> Path:
+    np.savez(folder / "data.npz", **arrays)
+    return folder / "data.npz"
+
+
+def test_no_weights_are_larger_than_10_mb_and_all_are_float32():
+    files = list(WEIGHTS.rglob("*.safetensors"))
+    assert len(files) == len(MODELS) + len(CLASSIFIERS)
+    for file in files:
+        assert file.stat().st_size <= 10e6, file
+        with safe_open(file, "pt") as tensors:
+            kinds = {tensors.get_slice(key).get_dtype() for key in tensors.keys()}  # noqa: SIM118
+        assert kinds <= {"F32", "I64"}, file
+
+
+def test_every_model_has_its_card_curve_and_picture():
+    for name in MODELS:
+        for file in ("README.md", "loss.csv", "loss.png", "samples.png", "training.json"):
+            assert (WEIGHTS / name / file).stat().st_size > 0, (name, file)
+    for name in CLASSIFIERS.values():
+        assert (WEIGHTS / name / "README.md").exists()
+
+
+def test_noise_schedules_are_sds_pixarts_and_rectified_flow():
+    sd, flow, pixart = (load(name).scheduler.config for name in ("fashion-eps", "emoji-flow", "fashion-v"))
+    assert (sd.beta_schedule, sd.beta_start, sd.beta_end) == ("scaled_linear", 0.00085, 0.012)
+    assert (pixart.beta_schedule, pixart.beta_start, pixart.beta_end) == ("linear", 0.0001, 0.02)
+    assert (sd.prediction_type, pixart.prediction_type) == ("epsilon", "v_prediction")
+    assert {c.num_train_timesteps for c in (sd, flow, pixart)} == {1000}
+    assert flow.shift == 1.0 and not flow.use_dynamic_shifting
+
+
+def test_forward_pass_has_the_shape_of_an_image_and_depends_on_the_label(trained):
+    x = torch.randn(2, *trained.shape, generator=torch.Generator().manual_seed(0))
+    out = trained.predict(x, 500.0, torch.tensor([0, 1]), guidance=1.0)
+    none = trained.predict(x, 500.0, torch.full((2,), trained.no_label), guidance=1.0)
+    assert out.shape == x.shape and out.isfinite().all()
+    assert (out - none).abs().mean() > 1e-3
+    guided = trained.predict(x, 500.0, torch.tensor([0, 1]), guidance=3.0)
+    torch.testing.assert_close(guided, none + 3 * (out - none), rtol=1e-3, atol=1e-4)
+
+
+def test_samples_are_what_was_asked_for(trained):
+    labels = torch.tensor([1, 3, 5, 8]).repeat_interleave(3)  # emoji: animals, flags, objects, symbols
+    images = sample(trained, labels, steps=10, guidance=2.0)
+    assert images.shape == (12, *trained.shape) and images.abs().max() <= 1
+    agreement = (classifier(trained.data)(images).argmax(1) == labels).float().mean()
+    assert agreement > 0.5  # chance is 0.1
+
+
+def test_samples_repeat_with_the_seed():
+    flow = load("emoji-flow")
+    first, again, other = (sample(flow, torch.tensor([3]), steps=2, seed=seed) for seed in (0, 0, 1))
+    assert torch.equal(first, again) and not torch.equal(first, other)
+
+
+@pytest.mark.parametrize("data", CLASSIFIERS)
+def test_features_have_96_dimensions_and_clip_the_images(data):
+    channels = 1 if data == "fashion" else 3
+    images = torch.randn(5, channels, 32, 32, generator=torch.Generator().manual_seed(0))
+    vectors = features(data, batch=2)(images)
+    assert vectors.shape == (5, 96) and vectors.std() > 0
+    torch.testing.assert_close(features(data)(images.clamp(-1, 1)), vectors)
+
+
+def test_unknown_names_are_refused():
+    with pytest.raises(ValueError, match="'sd' is not one of fashion-eps"):
+        load("sd")
+    with pytest.raises(ValueError, match="no classifier of 'cats'"):
+        features("cats")
+    with pytest.raises(ValueError, match="'cats' is not one of fashion, emoji"):
+        load_data("cats", ".")
+
+
+def fashion_arrays() -> dict[str, np.ndarray]:
+    rng = np.random.default_rng(0)
+    return {
+        "train_images": rng.integers(0, 256, (6, 28, 28), np.uint8),
+        "train_labels": np.arange(6, dtype=np.uint8),
+        "test_images": rng.integers(0, 256, (2, 28, 28), np.uint8),
+        "test_labels": np.array([9, 0], np.uint8),
+    }
+
+
+def test_fashion_reads_the_same_from_npz_and_idx(tmp_path):
+    arrays = fashion_arrays()
+    one = load_data("fashion", npz(tmp_path, **arrays))
+    for name, array in zip(
+        ("train-images-idx3", "train-labels-idx1", "t10k-images-idx3", "t10k-labels-idx1"), arrays.values(), strict=True
+    ):
+        raw = struct.pack(f">HBB{array.ndim}I", 0, 8, array.ndim, *array.shape) + array.tobytes()
+        (tmp_path / f"{name}-ubyte.gz").write_bytes(gzip.compress(raw))
+    other = load_data("fashion", tmp_path)
+    for a, b in zip(one, other, strict=True):
+        np.testing.assert_array_equal(a, b)
+    assert one.train.shape == (6, 1, 32, 32) and one.classes == FASHION
+    np.testing.assert_array_equal(one.train[:, 0, 2:-2, 2:-2], arrays["train_images"])
+    assert to_unit(one.train).min() == -1 and to_unit(one.train).dtype == np.float32
+
+
+NAMES = [f"{code:x}{tone}.png" for code in range(0x1F440, 0x1F454) for tone in ("", "-1f3fb", "-1f3ff-fe0f")]
+
+
+def emoji_arrays() -> dict[str, np.ndarray]:
+    images = np.random.default_rng(0).integers(0, 256, (len(NAMES), 64, 64, 3), np.uint8)
+    labels = np.arange(len(NAMES), dtype=np.uint8) // 30
+    return {"images": images, "labels": labels, "categories": np.array(["A", "B"]), "names": np.array(NAMES)}
+
+
+def test_emoji_are_split_by_character_and_variants_share_their_chance(tmp_path):
+    arrays = emoji_arrays()
+    data = load_data("emoji", npz(tmp_path, **arrays))
+    assert len(data.train) == 54 and len(data.test) == 6  # 2 characters of 20, with their variants, are held out
+    assert data.classes == ("A", "B") and data.chances.sum() == pytest.approx(1)
+    means = arrays["images"][:, :2, :2].mean((1, 2)).round()
+    held_out = [any((np.abs(mean - corner) < 1.01).all() for corner in data.test[:, :, 0, 0]) for mean in means]
+    characters = [name.split(".")[0].split("-")[0] for name, out in zip(NAMES, held_out, strict=True) if out]
+    assert len(set(characters)) == 2 and len(characters) == 6
+
+
+def test_emoji_read_the_same_from_npz_and_package(tmp_path):
+    arrays = emoji_arrays()
+    (tmp_path / "img/google/64").mkdir(parents=True)
+    for name, image in zip(NAMES, arrays["images"], strict=True):
+        Image.fromarray(image).save(tmp_path / "img/google/64" / name)
+    listing = [
+        {"image": a, "category": "AB"[i // 10], "skin_variations": {"1": {"image": b}, "2": {"image": c}}}
+        for i, (a, b, c) in enumerate(zip(NAMES[::3], NAMES[1::3], NAMES[2::3], strict=True))
+    ]
+    (tmp_path / "emoji.json").write_text(json.dumps(listing))
+    one, other = load_data("emoji", npz(tmp_path, **arrays)), load_data("emoji", tmp_path)
+    assert sorted(map(bytes, one.test)) == sorted(map(bytes, other.test))
+    assert sorted(map(bytes, one.train)) == sorted(map(bytes, other.train))
+
+
+def test_readers_say_what_is_wrong_with_the_data(tmp_path):
+    with pytest.raises(ValueError, match="does not exist"):
+        load_data("fashion", tmp_path / "nothing.npz")
+    with pytest.raises(ValueError, match="lacks the arrays train_labels"):
+        arrays = fashion_arrays()
+        del arrays["train_labels"]
+        load_data("fashion", npz(tmp_path, **arrays))
+    with pytest.raises(ValueError, match="neither train-images-idx3-ubyte nor"):
+        load_data("fashion", tmp_path)
+    with pytest.raises(ValueError, match=r"not \[n, 64, 64, 3\]"):
+        load_data("emoji", npz(tmp_path, **(emoji_arrays() | {"images": np.zeros((60, 32, 32, 3), np.uint8)})))
+    with pytest.raises(ValueError, match=r"no emoji\.json"):
+        load_data("emoji", tmp_path)
+    with pytest.raises(ValueError, match="not on the hub"):
+        load_data("emoji", "hub")
+    (tmp_path / "text.npz").write_text("text")
+    with pytest.raises(ValueError, match=r"not an \.npz file"):
+        load_data("emoji", tmp_path / "text.npz")
+    (tmp_path / "train-images-idx3-ubyte").write_bytes(struct.pack(">HBBI", 0, 8, 1, 100) + b"short")
+    with pytest.raises(ValueError, match="cut short"):
+        load_data("fashion", tmp_path)
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_the_loss_is_zero_for_the_exact_prediction(name):
+    recipe = train.RECIPES[name]
+    scheduler = train.make_scheduler(recipe)
+    x, noise = torch.randn(2, 4, 1, 32, 32, generator=torch.Generator().manual_seed(0)).double()
+    u = torch.tensor([0.01, 0.3, 0.6, 0.99])
+
+    def exact(noisy, t, class_labels):
+        if name == "emoji-flow":
+            level = (t / 1000)[:, None, None, None]
+            torch.testing.assert_close(noisy, (1 - level) * x + level * noise)
+            return SimpleNamespace(sample=noise - x)
+        alpha = scheduler.alphas_cumprod[t][:, None, None, None].sqrt()
+        sigma = (1 - alpha**2).sqrt()
+        return SimpleNamespace(sample=noise if name == "fashion-eps" else (alpha * noisy - x) / sigma)
+
+    assert train.loss_of(exact, scheduler, recipe, x, torch.zeros(4), noise, u) < 1e-9
+
+
+def test_training_resumes_from_its_checkpoint_and_exports_a_folder(tmp_path, monkeypatch):
+    monkeypatch.setitem(
+        train.RECIPES, "fashion-eps", train.RECIPES["fashion-eps"]._replace(channels=(32, 32, 32), batch=2)
+    )
+    command = [
+        "fashion-eps",
+        "--data",
+        str(npz(tmp_path, **fashion_arrays())),
+        "--work",
+        str(tmp_path),
+        "--out",
+        str(tmp_path),
+    ]
+    train.main([*command, "--steps", "2"])
+    train.main([*command, "--steps", "3"])
+    assert json.loads((tmp_path / "fashion-eps/training.json").read_text())["steps"] == 3
+    assert [row.split(",")[0] for row in (tmp_path / "fashion-eps/loss.csv").read_text().split()[1:]] == ["2", "3"]
+    again = load("fashion-eps", tmp_path / "fashion-eps")
+    assert sample(again, torch.tensor([0]), steps=2).shape == (1, 1, 32, 32)
+
+
+def test_label_one_past_the_last_is_accepted_and_no_more():
+    net = unet(1, 3, (32, 32))
+    x = torch.zeros(1, 1, 32, 32)
+    net(x, 0, class_labels=torch.tensor([3]))
+    with pytest.raises(IndexError):
+        net(x, 0, class_labels=torch.tensor([4]))
