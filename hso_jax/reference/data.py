@@ -41,8 +41,8 @@ class Reference(NamedTuple):
 
 @functools.lru_cache(maxsize=8)
 def default_family() -> Problem:
-    """The 16 problems that schedules are optimised on. Held-out ones have other seeds."""
-    with jax.ensure_compile_time_eval():
+    """The 16 problems that schedules are optimised on, in float64 always. Held-out ones have other seeds."""
+    with jax.enable_x64(True), jax.ensure_compile_time_eval():
         return family()
 
 
