@@ -26,18 +26,12 @@ class Tridiagonal(NamedTuple):
     neighbours: Array
 
 
-class GaussNewton(NamedTuple):
-    """A dense Hessian [K, K] without its second-order part; the trust region learns that from the gradients it sees."""
-
-    matrix: Array
-
-
 class Expansion(NamedTuple):
     """Second-order expansion of an objective at nodes t [K]: scalar value, gradient [K] and Hessian."""
 
     value: Array
     gradient: Array
-    hessian: Tridiagonal | GaussNewton | Array
+    hessian: Tridiagonal | Array
 
 
 Objective = Callable[[NoiseSchedule, Array], Expansion]
@@ -76,28 +70,19 @@ def unevaluated(objective: Objective, noise: NoiseSchedule, t: Array) -> Expansi
     """An expansion of the objective's kind that any value improves on and whose Newton step is zero."""
     kind = type(jax.eval_shape(objective, noise, t).hessian)
     ones = jnp.ones_like(t)
-    dense = jnp.diag(ones)
-    hessian: Tridiagonal | GaussNewton | Array = dense
-    if kind is Tridiagonal:
-        hessian = Tridiagonal(ones, jnp.zeros_like(t[1:]))
-    elif kind is GaussNewton:
-        hessian = GaussNewton(dense)
+    hessian = Tridiagonal(ones, jnp.zeros_like(t[1:])) if kind is Tridiagonal else jnp.diag(ones)
     return Expansion(jnp.full((), jnp.inf, t.dtype), jnp.zeros_like(t), hessian)
 
 
 def predicted_change(expansion: Expansion, move: Array) -> Array:
     """What the expansion says the objective changes by, `g s + s H s / 2`."""
-    hessian = _plain(expansion.hessian)
+    hessian = expansion.hessian
     if isinstance(hessian, Tridiagonal):
         curved = hessian.diagonal * move
         curved = curved.at[1:].add(hessian.neighbours * move[:-1]).at[:-1].add(hessian.neighbours * move[1:])
     else:
         curved = hessian @ move
     return jnp.sum(move * (expansion.gradient + 0.5 * curved))
-
-
-def _plain(hessian: Tridiagonal | GaussNewton | Array) -> Tridiagonal | Array:
-    return hessian.matrix if isinstance(hessian, GaussNewton) else hessian
 
 
 def face_step(expansion: Expansion, active: Array, change: Array, first: Array, last: Array, damping: Array) -> Array:
@@ -164,7 +149,7 @@ def _tridiagonal_step(
 def _dense_step(expansion: Expansion, active: Array, change: Array, first: Array, last: Array, damping: Array) -> Array:
     """Nodes tied by held gaps move as one cluster; the Hessian of the clusters is made positive by |eigenvalues|."""
     count = expansion.gradient.shape[0]
-    hessian = _plain(expansion.hessian)
+    hessian = expansion.hessian
     assert not isinstance(hessian, Tridiagonal)
     cluster = jnp.concatenate([jnp.zeros(1, int), jnp.cumsum(~active)])
     member = (cluster[:, None] == jnp.arange(count)).astype(expansion.gradient.dtype)

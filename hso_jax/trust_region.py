@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from hso_jax.curvature import Expansion, GaussNewton, Objective, Tridiagonal, face_step, predicted_change, unevaluated
+from hso_jax.curvature import Expansion, Objective, Tridiagonal, face_step, predicted_change, unevaluated
 from hso_jax.noise import NoiseSchedule
 from hso_jax.projection import nodes_of_gaps, project, project_gaps
 
@@ -44,7 +44,6 @@ class State(NamedTuple):
         t: [K] feasible nodes.
         expansion: of the objective at t.
         target: [K - 1] gaps that a projected-gradient step leads to; what it brings to the bound is held.
-        correction: [K, K] what the trust region has learnt of a `GaussNewton` Hessian's missing part, else None.
         stationarity: largest change of a gap by that step, in t: 0 at a minimiser.
         damping: multiplier of the trust region, relative to the Hessian's diagonal.
         steps: taken so far; -1 before the objective has been evaluated.
@@ -53,8 +52,6 @@ class State(NamedTuple):
     t: Array
     expansion: Expansion
     target: Array
-    correction: Array | None
-    completed: Array
     stationarity: Array
     damping: Array
     steps: Array
@@ -96,16 +93,13 @@ def init(objective: Objective, noise: NoiseSchedule, start: Array, feasible: Fea
     start = jnp.where(jnp.all(jnp.isfinite(start)), start, nodes_of_gaps(feasible.t_max, feasible.t_eps, even))
     t = project(start, *feasible)
     blank = unevaluated(objective, noise, t)
-    learnt = None
-    if isinstance(blank.hessian, GaussNewton):
-        learnt = jnp.zeros_like(blank.hessian.matrix)
     far, none = jnp.full_like(blank.value, jnp.inf), jnp.zeros_like(blank.value)
-    return State(t, blank, t[:-1] - t[1:], learnt, jnp.asarray(False), far, none, jnp.asarray(-1))
+    return State(t, blank, t[:-1] - t[1:], far, none, jnp.asarray(-1))
 
 
 def step(objective: Objective, noise: NoiseSchedule, state: State, feasible: Feasible) -> tuple[State, Info]:
     """One trust-region step from a feasible state to a feasible state."""
-    t, expansion = state.t, _model(state.expansion, state.correction, state.completed)
+    t, expansion = state.t, state.expansion
     gaps = t[:-1] - t[1:]
     eps = jnp.finfo(t.dtype).eps
     # A shorter trust region also shortens the step that says what is held, down to the gaps at their bound already.
@@ -116,7 +110,6 @@ def step(objective: Objective, noise: NoiseSchedule, state: State, feasible: Fea
     usable = jnp.all(jnp.isfinite(move))
     trial = project(jnp.where(usable, t + move, t), *feasible)
     new = objective(noise, trial)
-    learnt = _learn(state, new, trial - t)
     # A sum is known to a few eps: what looks like a rise of that size is not one.
     accepted = usable & (new.value <= expansion.value + 4.0 * eps * jnp.abs(expansion.value))
     accepted &= jnp.all(jnp.isfinite(new.gradient))
@@ -128,16 +121,8 @@ def step(objective: Objective, noise: NoiseSchedule, state: State, feasible: Fea
     relaxed = jnp.where(state.damping > 1e-3, 0.1 * state.damping, 0.0)
     kept = jnp.where(good, relaxed, jnp.where(poor, 2.0 * state.damping, state.damping))
     tightened = jnp.maximum(5.0 * state.damping, 1e-2)
-    moved = State(trial, new, target, learnt, state.completed, stationarity, kept, state.steps + 1)
-    stayed = state._replace(correction=learnt, damping=tightened, steps=state.steps + 1)  # a rejection teaches too
-    if learnt is not None:
-        change = new.value - state.expansion.value
-        misses = [
-            jnp.abs(change - predicted_change(_model(state.expansion, state.correction, jnp.asarray(c)), trial - t))
-            for c in (False, True)
-        ]
-        completed = jnp.where(usable & jnp.isfinite(change), misses[1] < misses[0], state.completed)
-        moved, stayed = moved._replace(completed=completed), stayed._replace(completed=completed)
+    moved = State(trial, new, target, stationarity, kept, state.steps + 1)
+    stayed = state._replace(damping=tightened, steps=state.steps + 1)
     return _choose(accepted, moved, stayed), Info(accepted, expansion.value, new.value)
 
 
@@ -193,31 +178,6 @@ def minimise(
     return Solution(state.t, state.expansion.value, result, state.steps, state.stationarity), state
 
 
-def _learn(state: State, new: Expansion, move: Array) -> Array | None:
-    """What `new` says of the part of the Hessian that Gauss-Newton leaves out; None where nothing is left out.
-
-    The symmetric rank-one update of a structured secant method (Nocedal and Wright, Numerical Optimization, 2006,
-    ch. 6.2 and 10.3): the part of the gradient's change along the move that the model missed. A vanishing divisor
-    skips it.
-    """
-    if not isinstance(new.hessian, GaussNewton) or state.correction is None:
-        return None
-    curved = new.hessian.matrix + state.correction
-    missed = new.gradient - state.expansion.gradient - curved @ move
-    divisor = missed @ move
-    size = jnp.sqrt((missed @ missed) * (move @ move))
-    usable = jnp.isfinite(size) & (jnp.abs(divisor) > 1e-6 * size) & (state.steps >= 0)
-    update = jnp.outer(missed, missed) / jnp.where(usable, divisor, 1.0)
-    return state.correction + jnp.where(usable, update, 0.0)
-
-
-def _model(expansion: Expansion, learnt: Array | None, completed: Array) -> Expansion:
-    """The expansion with a plain Hessian: Gauss-Newton's, with what was learnt if it is to be completed."""
-    if not isinstance(expansion.hessian, GaussNewton) or learnt is None:
-        return expansion
-    return expansion._replace(hessian=expansion.hessian.matrix + jnp.where(completed, learnt, 0.0))
-
-
 def _implicit(objective: Objective, noise: NoiseSchedule, state: State, feasible: Feasible) -> Array:
     """The minimiser with its derivative: one Newton step on its face whose own value is dropped.
 
@@ -259,8 +219,7 @@ def _held(target: Array, feasible: Feasible) -> Array:
 def _curvature(expansion: Expansion) -> Array:
     """Largest second derivative in a gap: half of that in a node, which has two."""
     hessian = expansion.hessian
-    dense = hessian.matrix if isinstance(hessian, GaussNewton) else hessian
-    diagonal = dense.diagonal if isinstance(dense, Tridiagonal) else jnp.diagonal(dense)
+    diagonal = hessian.diagonal if isinstance(hessian, Tridiagonal) else jnp.diagonal(hessian)
     return 0.5 * jnp.max(jnp.abs(diagonal)) + jnp.finfo(diagonal.dtype).tiny
 
 

@@ -48,7 +48,7 @@ def test_json_is_a_schedule_file_for_the_solver(asked: list[Any], capsys: pytest
     assert s.error > 0 and sorted(record["others"]) == ["ddim", "dpmpp-2m", "unipc-3"]
     (lane,) = asked
     assert (lane.nfe, lane.layout, lane.solver, lane.guidance, lane.seed) == (2, "node", "unipc-2", 7.5, 3)
-    assert lane.first == "free" and lane.noise.name == "sd3-medium" and lane.objective == "reference"
+    assert lane.first == "end" and lane.noise.name == "sd3-medium" and lane.objective == "reference"
     assert [p.name for p in Path().iterdir() if p.name != "cache"] == []
 
 

@@ -4,25 +4,22 @@ from __future__ import annotations
 
 import functools
 import itertools
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from reference_cells import SAMPLES, SD, SD3, small_family
-from scipy import optimize
 
-from hso_jax import solvers, trust_region
+from hso_jax import solvers
 from hso_jax.batch import compiler_options
-from hso_jax.curvature import Expansion, GaussNewton, face_step
-from hso_jax.noise import flow
+from hso_jax.curvature import Expansion, face_step
 from hso_jax.problems import denoiser, exact
 from hso_jax.reference import ReferenceLane
 from hso_jax.reference.data import Chunks, squared_errors
-from hso_jax.reference.lanes import LaneArrays, lam_of_s, pack, s_of_lam
-from hso_jax.reference.search import lams_of, reference_objective, walled, weigh
-from hso_jax.trust_region import CONVERGED, Feasible
+from hso_jax.reference.lanes import SPACING, LaneArrays, lam_of_s, pack, s_of_lam
+from hso_jax.reference.search import lams_of, log_error, logits_of, nodes_of, weigh
 
 NAMES = ("ddim", "dpmpp-2m", "unipc-3")
 NFE, COUNT = 3, 6  # real nodes are 3 or 4, the rest is padding
@@ -37,9 +34,13 @@ class Cell(NamedTuple):
     lane: ReferenceLane
     arrays: LaneArrays
     data: Chunks
-    row: np.ndarray
-    movable: list[int]
-    """Entries of the row that are nodes and not pinned."""
+    y: np.ndarray
+    """[COUNT + 1] logits of the gaps."""
+
+    @property
+    def gaps(self) -> int:
+        """How many of the logits stand for a gap."""
+        return self.lane.nodes + (self.lane.first == "free")
 
 
 @functools.cache
@@ -59,10 +60,8 @@ def cells() -> list[Cell]:
             nodes[:4] = NODES
             if lane.first == "end":
                 nodes[0] = s_of_lam(lane.noise_end)
-            row, _ = walled(one, jnp.asarray(nodes))
-            first = 1 if lane.first == "free" else 0
-            movable = [first + k for k in range(lane.nodes) if first or k]
-            made.append(Cell(lane, one, data, np.asarray(row), movable))
+            y = np.asarray(logits_of(one, jnp.asarray(nodes)))
+            made.append(Cell(lane, one, data, y))
     return made
 
 
@@ -70,9 +69,8 @@ QUICK = compiler_options(jax.default_backend())  # the compilation is most of th
 
 
 @functools.partial(jax.jit, compiler_options=QUICK)
-def expansion(lane: LaneArrays, data: Chunks, row: jax.Array) -> Expansion:
-    chunks = jnp.asarray(data.problem.shape[0])
-    return reference_objective(NAMES, lane, data, chunks, None)(flow(1.0), row)
+def slope(lane: LaneArrays, data: Chunks, y: jax.Array) -> tuple[jax.Array, jax.Array]:
+    return log_error(NAMES, lane, data, jnp.asarray(data.problem.shape[0]), None)(y)
 
 
 @functools.partial(jax.jit, static_argnames="solver", compiler_options=QUICK)
@@ -86,51 +84,73 @@ def plain(data: Chunks, lams: jax.Array, end: jax.Array, solver: str) -> jax.Arr
     return (jax.lax.map(one, jnp.arange(data.problem.shape[0])) - data.truth).reshape(-1)
 
 
-def residual(cell: Cell, row: np.ndarray) -> np.ndarray:
-    """The same of a row with its walls, whose nodes are read off here."""
-    nodes = row[1:] if cell.lane.first == "free" else row
-    lams = lam_of_s(nodes[: cell.lane.nodes])
+def nodes_by_hand(cell: Cell, y: np.ndarray) -> np.ndarray:
+    """[nodes] in s: gaps of at least SPACING between the model's ends."""
+    free = cell.lane.first == "free"
+    upper = s_of_lam(cell.lane.noise_end)
+    upper = min(upper + SPACING, 1.0) if free else upper
+    lower = max(s_of_lam(cell.lane.data_end) - SPACING, 0.0)
+    parts = np.exp(y[: cell.gaps])
+    gaps = SPACING + (upper - lower - SPACING * cell.gaps) * parts / parts.sum()
+    nodes = upper - np.cumsum(gaps)[:-1]
+    return nodes if free else np.concatenate([[upper], nodes])
+
+
+def residual(cell: Cell, y: np.ndarray) -> np.ndarray:
+    """The same of logits."""
+    nodes = nodes_by_hand(cell, y)
+    lams = lam_of_s(np.minimum(nodes, 1.0 - 1e-12))
     if cell.lane.first == "end":
         lams[0] = cell.lane.noise_end
     end = np.inf if cell.lane.layout == "node" else lams[-1]
     return np.asarray(plain(cell.data, jnp.asarray(lams[:NFE]), jnp.asarray(end), cell.lane.solver))
 
 
-def jacobian(cell: Cell, h: float = 1e-4) -> np.ndarray:
-    """[Q B D, K + 2] by central differences of order 4."""
-    columns = np.zeros((cell.data.truth.size, len(cell.row)))
-    for k in cell.movable:
-        shift = h * np.eye(len(cell.row))[k]
-        far, near = (residual(cell, cell.row + a * shift) - residual(cell, cell.row - a * shift) for a in (2, 1))
-        columns[:, k] = (8.0 * near - far) / (12.0 * h)
-    return columns
+def differences(cell: Cell, h: float = 1e-3) -> np.ndarray:
+    """[gaps] the derivative of the log of the mean square, by central differences of order 4."""
+
+    def value(y: np.ndarray) -> float:
+        return float(np.log(np.mean(residual(cell, y) ** 2)))
+
+    shifts = h * np.eye(len(cell.y))[: cell.gaps]
+    far, near = (np.array([value(cell.y + a * s) - value(cell.y - a * s) for s in shifts]) for a in (2, 1))
+    return (8.0 * near - far) / (12.0 * h)
 
 
 @pytest.mark.parametrize("index", range(len(CELLS)), ids=["-".join(map(str, cell)) for cell in CELLS])
-def test_value_gradient_and_gauss_newton_matrix(index: int) -> None:
+def test_value_and_gradient(index: int) -> None:
     """Padded nodes and the switch over solvers are in the tested side only."""
     cell = cells()[index]
     with jax.enable_x64(True):
-        found = jax.tree.map(np.asarray, expansion(cell.arrays, cell.data, jnp.asarray(cell.row)))
-        r, j = residual(cell, cell.row), jacobian(cell)
-    assert isinstance(found.hessian, GaussNewton)
-    assert found.value == pytest.approx(np.mean(r**2), rel=1e-12)
-    gradient, matrix = 2.0 * j.T @ r / r.size, 2.0 * j.T @ j / r.size
-    assert np.abs(gradient[cell.movable]).min() > 0
-    still = np.setdiff1d(np.arange(len(cell.row)), cell.movable)  # walls, padding, and what is pinned
-    assert not found.gradient[still].any() and not found.hessian.matrix[still].any()
-    np.testing.assert_allclose(found.gradient, gradient, rtol=1e-6, atol=1e-6 * np.abs(gradient).max())
-    np.testing.assert_allclose(found.hessian.matrix, matrix, rtol=1e-6, atol=1e-6 * np.abs(matrix).max())
+        value, gradient = (np.asarray(x) for x in slope(cell.arrays, cell.data, jnp.asarray(cell.y)))
+        r, wanted = residual(cell, cell.y), differences(cell)
+    assert value == pytest.approx(np.log(np.mean(r**2)), rel=1e-10)
+    assert np.abs(wanted).min() > 0 and not gradient[cell.gaps :].any()
+    np.testing.assert_allclose(gradient[: cell.gaps], wanted, rtol=1e-6, atol=1e-6 * np.abs(wanted).max())
+
+
+@pytest.mark.parametrize("index", range(0, len(CELLS), 2), ids=["-".join(map(str, c)) for c in CELLS[::2]])
+def test_logits_and_nodes_are_inverse(index: int) -> None:
+    cell = cells()[index]
+    with jax.enable_x64(True):
+        nodes = np.asarray(nodes_of(cell.arrays, jnp.asarray(cell.y)))[: cell.lane.nodes]
+        again = np.asarray(logits_of(cell.arrays, nodes_of(cell.arrays, jnp.asarray(cell.y))))
+        shifted = np.asarray(nodes_of(cell.arrays, jnp.asarray(cell.y + 3.0)))[: cell.lane.nodes]
+    begin = int(cell.lane.first == "end")
+    np.testing.assert_allclose(nodes[begin:], NODES[begin : cell.lane.nodes], rtol=0, atol=1e-12)
+    np.testing.assert_allclose(nodes, nodes_by_hand(cell, cell.y), rtol=0, atol=1e-12)
+    np.testing.assert_allclose(again, cell.y, rtol=0, atol=1e-9)
+    np.testing.assert_allclose(shifted, nodes, rtol=0, atol=1e-12)  # only differences of logits count
 
 
 def test_squared_errors_are_those_of_sampling_and_the_exact_flow() -> None:
     """Of the first chunks only; and the truth is `problems.exact`."""
     cell = cells()[CELLS.index(("dpmpp-2m", "interval", "pure noise", 5.0))]
     with jax.enable_x64(True):
-        lams, _ = lams_of(cell.arrays, jnp.asarray(cell.row))
+        lams = lams_of(cell.arrays, nodes_of(cell.arrays, jnp.asarray(cell.y)))
         weights = weigh(NAMES, cell.arrays, lams)
         errors = np.asarray(jax.jit(squared_errors)(cell.data, weights, jnp.asarray(3)))
-        wanted = np.mean(residual(cell, cell.row).reshape(len(errors), -1) ** 2, axis=1)
+        wanted = np.mean(residual(cell, cell.y).reshape(len(errors), -1) ** 2, axis=1)
         problem = jax.tree.map(lambda leaf: jnp.asarray(leaf[1], float), small_family())
         mine = [i for i, p in enumerate(cell.data.problem) if p == 1]
         noise = jnp.concatenate([cell.data.noise[i] for i in mine])
@@ -163,84 +183,6 @@ def test_solvers_of_one_and_two_evaluations_are_not_alike() -> None:
     makers = [functools.partial(solvers.weights, name, jnp.linspace(-2.0, 2.0, 4)) for name in ("ddim", "heun")]
     with pytest.raises(ValueError, match="one and of two evaluations"):
         solvers.alike(makers)
-
-
-# The trust region on a least-squares problem of five nodes whose residuals do not vanish at the minimum.
-
-MINIMUM = np.array([0.74, 0.47, 0.18])
-
-
-def curves(t: Any, xp: Any) -> Any:
-    """[6] functions of the three nodes between the ends, far from linear."""
-    a, b, c = t[1], t[2], t[3]
-    return xp.stack([xp.sin(4.0 * a), xp.exp(-2.0 * b), 3.0 * a * c, b * b - c, xp.cos(5.0 * c) + a, xp.exp(a - b)])
-
-
-@functools.cache
-def target() -> np.ndarray:
-    """[6] as far from the curves at MINIMUM as can be without moving the minimum: across their tangents."""
-    t = np.concatenate([[1.0], MINIMUM, [0.0]])
-    shifts = 1e-6 * np.eye(5)[1:-1]
-    tangents = np.stack([(curves(t + s, np) - curves(t - s, np)) / 2e-6 for s in shifts])
-    across = np.linalg.svd(tangents)[2][3:].sum(0)
-    return curves(t, np) + 0.4 * across
-
-
-def least_squares(_: object, t: jax.Array) -> Expansion:
-    def of(t: jax.Array) -> jax.Array:
-        return curves(t, jnp) - target()
-
-    r, j = of(t), jax.jacfwd(of)(t)
-    return Expansion(r @ r, 2.0 * j.T @ r, GaussNewton(2.0 * j.T @ j))
-
-
-FEASIBLE = (1.0, 0.0, 1e-3, 4)
-START = np.array([1.0, 0.8, 0.5, 0.3, 0.0])
-
-
-def feasible() -> Feasible:
-    return Feasible(*(jnp.asarray(x) for x in FEASIBLE))
-
-
-def test_gauss_newton_reaches_scipy_s_minimiser() -> None:
-    def value(x: np.ndarray) -> float:
-        r = curves(np.concatenate([[1.0], x, [0.0]]), np) - target()
-        return float(r @ r)
-
-    wanted = optimize.minimize(value, START[1:-1], method="Nelder-Mead", options={"xatol": 1e-10, "fatol": 1e-14})
-    wanted = optimize.minimize(value, wanted.x, method="BFGS", options={"gtol": 1e-9})
-    np.testing.assert_allclose(wanted.x, MINIMUM, rtol=0, atol=1e-6)
-    assert wanted.fun > 0.1  # its residuals do not vanish
-    with jax.enable_x64(True):
-        run = jax.jit(lambda start: trust_region.minimise(least_squares, flow(1.0), start, feasible(), tolerance=1e-9))
-        found, state = jax.tree.map(np.asarray, run(jnp.asarray(START)))
-    assert found.result == CONVERGED
-    np.testing.assert_allclose(found.t[1:-1], wanted.x, rtol=0, atol=1e-6)
-    assert float(found.value) <= wanted.fun + 1e-12
-    assert state.completed  # its second-order part is not small, and was learnt
-
-
-def test_what_is_learnt_satisfies_the_secant_condition() -> None:
-    """After a step the completed Hessian takes the step to the change of the gradient."""
-    with jax.enable_x64(True):
-        step = jax.jit(lambda state: trust_region.step(least_squares, flow(1.0), state, feasible()))
-        state, _ = step(trust_region.init(least_squares, flow(1.0), jnp.asarray(START), feasible()))
-        assert not np.any(state.correction)  # nothing to compare with yet
-        checked = 0
-        for _ in range(6):
-            before = state
-            state, info = step(before)
-            move = np.asarray(state.t - before.t)
-            if not info.accepted or np.abs(move).max() < 1e-4:
-                continue
-            checked += 1
-            completed = np.asarray(state.expansion.hessian.matrix + state.correction)
-            change = np.asarray(state.expansion.gradient - before.expansion.gradient)
-            np.testing.assert_allclose(completed @ move, change, rtol=0, atol=1e-9 * np.abs(change).max())
-            np.testing.assert_array_equal(state.correction, state.correction.T)
-            rank_one = np.linalg.svd(np.asarray(state.correction - before.correction), compute_uv=False)
-            assert rank_one[0] > 0 and rank_one[1] < 1e-12 * rank_one[0]
-    assert checked >= 3
 
 
 def test_an_indefinite_dense_hessian_still_gives_descent() -> None:

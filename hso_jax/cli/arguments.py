@@ -104,7 +104,7 @@ def read_box(args: argparse.Namespace) -> Box:
     return Box(rho=tuple(args.rho), t_eps=tuple(args.t_eps), t_max=tuple(args.t_max))
 
 
-_REFERENCE = {"solver": "dpmpp-2m", "guidance": 1.0, "first": "free"}
+_REFERENCE = {"solver": "dpmpp-2m", "guidance": 1.0, "first": "end"}
 
 
 def add_reference(parser: argparse.ArgumentParser) -> None:

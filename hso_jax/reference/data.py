@@ -155,34 +155,19 @@ def squared_errors(data: Chunks, weights: solvers.Weights, chunks: Array | int) 
     return jax.lax.fori_loop(0, chunks, one, jnp.zeros(data.problem.shape[0], data.noise.dtype))
 
 
-def expand(
-    data: Chunks, weigh: Weigh, lams: Array, chunks: Array | int, curved: Array | int
-) -> tuple[Array, Array, Array]:
-    """Mean squared error of the first chunks, its gradient [K] and its Gauss-Newton Hessian [K, K] in lams [K].
-
-    The Hessian takes all K tangents of the solver's run, several times a gradient's work; a part of the samples, the
-    first `curved` chunks, is enough for it. One chunk after the other: memory B D K, work Q B N + curved B N K.
-    """
-
-    def residual(lams: Array, i: Array) -> Array:
-        problem, noise, truth = _chunk(data, i)
-        return (solvers.run(denoiser(problem, data.guidance), weigh(lams), noise) - truth).reshape(-1)
+def error_gradient(data: Chunks, weigh: Weigh, lams: Array, chunks: Array | int) -> tuple[Array, Array]:
+    """Mean squared error of the first chunks and its gradient [K] in lams [K]. Memory B D K, work chunks x B N."""
 
     def mean_square(lams: Array, i: Array) -> Array:
-        return jnp.mean(residual(lams, i) ** 2)
+        problem, noise, truth = _chunk(data, i)
+        return jnp.mean((solvers.run(denoiser(problem, data.guidance), weigh(lams), noise) - truth) ** 2)
 
-    def slope(i: Array, sums: tuple[Array, Array]) -> tuple[Array, Array]:
+    def add(i: Array, sums: tuple[Array, Array]) -> tuple[Array, Array]:
         return jax.tree.map(jnp.add, sums, jax.value_and_grad(mean_square)(lams, i))
 
-    def curve(i: Array, total: Array) -> Array:
-        tangents = jax.jacfwd(residual)(lams, i)
-        return total + 2.0 / tangents.shape[0] * (tangents.T @ tangents)
-
-    count = lams.shape[0]
-    zero = (jnp.zeros((), lams.dtype), jnp.zeros(count, lams.dtype))
-    value, gradient = jax.lax.fori_loop(0, chunks, slope, zero)
-    hessian = jax.lax.fori_loop(0, curved, curve, jnp.zeros((count, count), lams.dtype))
-    return value / chunks, gradient / chunks, hessian / curved
+    zero = (jnp.zeros((), lams.dtype), jnp.zeros_like(lams))
+    value, gradient = jax.lax.fori_loop(0, chunks, add, zero)
+    return value / chunks, gradient / chunks
 
 
 def _chunk(data: Chunks, i: Array) -> tuple[Problem, Array, Array]:

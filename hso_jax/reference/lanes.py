@@ -18,7 +18,7 @@ from hso_jax.reference.data import SAMPLES, Chunks, in_chunks, reference
 from hso_jax.schedule import LAYOUTS
 
 PROPOSALS = ("mep", "dm-nonuni")
-FIRST = ("free", "end")
+FIRST = ("end", "free")
 SPACING = 1e-3
 """Least distance of neighbouring nodes in s = sigma/(alpha + sigma): about one training level of T = 1000."""
 
@@ -33,7 +33,7 @@ class ReferenceLane(NamedTuple):
         solver: a key of `hso_jax.solvers.SOLVERS`, or "unipc" (diffusers' default order 2).
         guidance: w of classifier-free guidance; 1 is without.
         seed: of the upper level.
-        first: "free" (the first node is placed like the others) or "end" (it is the model's noise end).
+        first: "end" (the first node is the model's noise end) or "free" (it is placed like the others).
         objective: what the lower level minimises: "reference", or "mep" or "dm-nonuni" for schedules of the family
             psi = (p, t_eps, t_max) as they are.
     """
@@ -44,7 +44,7 @@ class ReferenceLane(NamedTuple):
     solver: str = "dpmpp-2m"
     guidance: float = 1.0
     seed: int = 0
-    first: str = "free"
+    first: str = "end"
     objective: str = "reference"
 
     @property

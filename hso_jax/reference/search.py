@@ -1,11 +1,9 @@
 """Both levels on the reference error, of many lanes in one compiled program.
 
-The coordinate is s = sigma/(alpha + sigma), in which every model starts at s <= 1 and ends near 0: the trust region
-sees it as the t of a rectified flow. Nodes run between two walls that are not nodes themselves,
+The coordinate is s = sigma/(alpha + sigma), in which every model starts at s <= 1 and ends near 0. Nodes run from the
+model's noise end, or below a wall beside it where the first node is free, to a wall at the model's data end,
 
-    wall > node_0 > node_1 > ... > wall,    neighbours at least `SPACING` apart,
-
-so that both ends of the schedule are free, down to the model's own.
+    top >= node_0 > node_1 > ... > wall,    neighbours at least `SPACING` apart.
 """
 
 from __future__ import annotations
@@ -22,26 +20,18 @@ from jax.sharding import Mesh, PartitionSpec
 
 from hso_jax import solvers, trust_region
 from hso_jax.batch import Progress, compiler_options
-from hso_jax.curvature import Expansion, GaussNewton, Objective, dense_objective, interval_objective
+from hso_jax.curvature import dense_objective, interval_objective
 from hso_jax.dm_nonuni import bound
 from hso_jax.evolution import evolve
 from hso_jax.noise import NoiseSchedule, flow
 from hso_jax.objectives import mep_interval_derivatives
-from hso_jax.reference.data import Chunks, expand, squared_errors
+from hso_jax.reference.data import Chunks, error_gradient, squared_errors
+from hso_jax.reference.descent import descend
 from hso_jax.reference.lanes import SPACING, LaneArrays, ReferenceLane, pack
-
-TOLERANCE = 1e-6
-"""On the projected gradient: in s, a thousandth of a training level."""
-
-GAIN = 1e-4
-"""Share of the squared error that a step must gain for the lower level to go on."""
-
-CURVED = 16
-"""Chunks that the Gauss-Newton Hessian is taken on."""
 
 P_RANGE = (0.5, 4.0)
 
-ISLANDS = ((-0.5, 0.75), (0.75, 1.75), (1.75, 2.75), (2.75, 20.0))
+ISLANDS = ((-0.5, 1.25), (1.25, 2.25), (2.25, 20.0))
 """Ranges of lam_eps in which the upper level looks for one start each: local minima differ most in the last node."""
 
 _DM_WIDTH = 1e-2  # as in hso_jax.batch
@@ -54,9 +44,9 @@ class ReferenceEffort(NamedTuple):
         population, generations: of the upper level, on each island of lam_eps.
         polish: evaluations more of each island's best with a converged proposal.
         chunk: samples taken through the solver at once.
-        few: chunks that the upper level and the first refinement of its starts see.
-        more: chunks that the best of them is refined on before it sees all.
-        steps: at most, of each refinement on a part of the samples.
+        few: chunks that the upper level sees.
+        more: chunks that its starts are refined on, of which the best on all samples is refined further.
+        steps: at most, of each refinement of a start.
         final_steps: at most, of the last one on all samples.
         lanes: taken at once on each device: 1 on a CPU, whose caches hold one; more fill a GPU.
     """
@@ -67,8 +57,8 @@ class ReferenceEffort(NamedTuple):
     chunk: int = 32
     few: int = 8
     more: int = 32
-    steps: int = 16
-    final_steps: int = 40
+    steps: int = 20
+    final_steps: int = 60
     lanes: int = 1
 
 
@@ -80,8 +70,8 @@ class FoundReference(NamedTuple):
         psi: [3] p, s_eps and s_max of the start that led there.
         error: root mean square over all samples and dimensions.
         result: code, an index into `trust_region.RESULTS`.
-        steps: of the lower level on all of the data.
-        stationarity: see `trust_region.State`, in s.
+        steps: of the last refinement.
+        stationarity: largest derivative of the log of the squared error in the log of a gap.
     """
 
     nodes: Array
@@ -105,54 +95,56 @@ def weigh(names: Sequence[str], lane: LaneArrays, lams: Array) -> solvers.Weight
     return jax.lax.switch(lane.solver, solvers.alike([of(name) for name in names]))
 
 
-def lams_of(lane: LaneArrays, t: Array) -> tuple[Array, Array]:
-    """Lam [K] of the real nodes in a row t [K + 2] with its walls (0 where there is none), and which of them move."""
-    s = jnp.where(lane.free, jnp.roll(t, -1), t)[: t.shape[0] - 2]
-    index = jnp.arange(s.shape[0])
-    real = index < lane.nodes
-    moves = real & (lane.free | (index > 0))
-    safe = jnp.where(moves, s, 0.5)
+def lams_of(lane: LaneArrays, nodes: Array) -> Array:
+    """Lam [K] of nodes [K] in s, a pinned first one at the model's end; 0 where there is none."""
+    index = jnp.arange(nodes.shape[0])
+    moves = (index < lane.nodes) & (lane.free | (index > 0))
+    safe = jnp.where(moves, nodes, 0.5)
     lams = jnp.log1p(-safe) - jnp.log(safe)
     pinned = jnp.where(lane.top < 1.0, jnp.log1p(-jnp.minimum(lane.top, 0.999999)) - jnp.log(lane.top), -jnp.inf)
-    return jnp.where(real & ~moves, pinned, jnp.where(moves, lams, 0.0)), moves
+    return jnp.where(moves, lams, jnp.where(index < lane.nodes, pinned, 0.0))
 
 
-def reference_objective(
-    names: Sequence[str], lane: LaneArrays, data: Chunks, chunks: Array, axis: str | None
-) -> Objective:
-    """The mean squared error as the trust region wants it, in s with its walls; a mean over devices along `axis`."""
-
-    def objective(_: NoiseSchedule, t: Array) -> Expansion:
-        lams, moves = lams_of(lane, t)
-        terms = expand(data, functools.partial(weigh, names, lane), lams, chunks, jnp.minimum(chunks, CURVED))
-        value, gradient, hessian = terms if axis is None else jax.lax.pmean(terms, axis)
-        s = jnp.where(lane.free, jnp.roll(t, -1), t)[: t.shape[0] - 2]
-        safe = jnp.where(moves, s, 0.5)
-        rate = jnp.where(moves, -1.0 / (safe * (1.0 - safe)), 0.0)
-        gradient, hessian = rate * gradient, rate[:, None] * hessian * rate
-        gradient, hessian = jnp.pad(gradient, (0, 2)), jnp.pad(hessian, ((0, 2), (0, 2)))
-        shift = lane.free.astype(int)
-        shifted = jnp.roll(jnp.roll(hessian, shift, axis=0), shift, axis=1)
-        return Expansion(value, jnp.roll(gradient, shift), GaussNewton(shifted))
-
-    return objective
-
-
-def walled(lane: LaneArrays, nodes: Array) -> tuple[Array, trust_region.Feasible]:
-    """Nodes [K] in s as a row [K + 2] between its walls, and the feasible set of such rows."""
-    free = lane.free.astype(int)
+def walls(lane: LaneArrays) -> tuple[Array, Array]:
+    """Where the gaps begin, in s, and how much of s they share beyond their least length."""
     upper = jnp.where(lane.free, jnp.minimum(lane.top + SPACING, 1.0), lane.top)
     lower = jnp.maximum(lane.floor - SPACING, 0.0)
-    index = jnp.arange(nodes.shape[0] + 2)
-    row = jnp.where(index < lane.nodes + free, jnp.roll(jnp.pad(nodes, (0, 2)), free), lower)
-    row = jnp.where(index == 0, upper, row)
-    gap = jnp.asarray(SPACING, nodes.dtype)
-    return row, trust_region.Feasible(upper, lower, gap, lane.nodes - 1 + free + 1)
+    return upper, upper - lower - SPACING * (lane.nodes + lane.free)
 
 
-def unwalled(lane: LaneArrays, row: Array) -> Array:
-    """The nodes [K] of a row [K + 2]."""
-    return jnp.where(lane.free, jnp.roll(row, -1), row)[: row.shape[0] - 2]
+def nodes_of(lane: LaneArrays, y: Array) -> Array:
+    """Nodes [K] in s from the logits y [K + 1] of their gaps: `SPACING + room softmax(y)`, see `walls`."""
+    upper, room = walls(lane)
+    real = jnp.arange(y.shape[0]) < lane.nodes + lane.free
+    gaps = jnp.where(real, SPACING + room * jax.nn.softmax(jnp.where(real, y, -jnp.inf)), 0.0)
+    below = jnp.cumsum(gaps)
+    return upper - jnp.where(lane.free, below, below - gaps)[:-1]
+
+
+def logits_of(lane: LaneArrays, nodes: Array) -> Array:
+    """The inverse of `nodes_of`; nodes closer than `SPACING` are moved apart a little more than that."""
+    upper, room = walls(lane)
+    count = lane.nodes + lane.free
+    ends = upper[None], (upper - room - SPACING * count)[None]
+    real = jnp.where(jnp.arange(nodes.shape[0]) < lane.nodes, nodes, ends[1])
+    free, pinned = jnp.concatenate([ends[0], real, ends[1]]), jnp.concatenate([ends[0], real[1:], ends[1], ends[1]])
+    row = jnp.where(lane.free, free, pinned)
+    spare = jnp.maximum(row[:-1] - row[1:] - SPACING, 1e-3 * room / count)
+    return jnp.where(jnp.arange(row.shape[0] - 1) < count, jnp.log(spare), 0.0)
+
+
+def log_error(
+    names: Sequence[str], lane: LaneArrays, data: Chunks, chunks: Array, axis: str | None
+) -> Callable[[Array], tuple[Array, Array]]:
+    """The logarithm of the mean squared error and its gradient in logits y [K + 1]; over all devices along `axis`."""
+
+    def function(y: Array) -> tuple[Array, Array]:
+        lams, pull = jax.vjp(lambda y: lams_of(lane, nodes_of(lane, y)), y)
+        terms = error_gradient(data, functools.partial(weigh, names, lane), lams, chunks)
+        value, gradient = terms if axis is None else jax.lax.pmean(terms, axis)
+        return jnp.log(value), pull(gradient / value)[0]
+
+    return function
 
 
 def proposal(lane: LaneArrays, psi: Array, before: Array, count: int, *, objective: str, steps: int) -> Array:
@@ -195,11 +187,12 @@ def propose(
     # t_max from the model's end to s = 0.75, t_eps from s = 0.6 to the model's end: further in, neither is of use.
     span = [(noisiest, jnp.maximum(noisiest + 0.5, -1.1)), (jnp.asarray(ISLANDS[0][0], dtype), cleanest)]
     (max_low, max_high), (eps_low, eps_high) = span
+    # A pinned first node is psi's own, unless it is pure noise: there MEP starts at a node of its own.
+    max_high = jnp.where(lane.free | (lane.top >= 1.0), max_high, max_low)
 
     def fitness(psi: Array, before: Array) -> tuple[Array, Array]:
         nodes = proposal(lane, psi, before, count, objective=objective, steps=5)
-        row, _ = walled(lane, nodes)
-        lams, _ = lams_of(lane, row)
+        lams = lams_of(lane, nodes)
         return _mean(squared_errors(data, weigh(names, lane, lams), few), few, axis), nodes
 
     def island(row: tuple[Array, Array]) -> tuple[Array, Array]:
@@ -244,7 +237,7 @@ def search_lane(
         psi, starts = propose(names, lane, data, few, count, family, effort, axis)
 
     def error(nodes: Array) -> Array:
-        lams, _ = lams_of(lane, walled(lane, nodes)[0])
+        lams = lams_of(lane, nodes)
         value = _mean(squared_errors(data, weigh(names, lane, lams), whole), whole, axis)
         return jnp.where(jnp.isfinite(value), value, jnp.inf)
 
@@ -256,46 +249,29 @@ def search_lane(
         return FoundReference(starts[winner], psi[winner], jnp.sqrt(values[winner]), result, jnp.asarray(0), nothing)
 
     def job(best: Any, start: tuple[Array, ...]) -> tuple[Any, None]:
-        """Refine one start on a part of the samples, or go on with the best so far on a larger part."""
+        """Refine one start on a part of the samples, or the best so far on all of them."""
         nodes, psi, on, chunks, limit = start
         nodes, psi = jnp.where(on, best[1], nodes), jnp.where(on, best[2], psi)
-        function = reference_objective(names, lane, data, chunks, axis)
-        row, feasible = walled(lane, nodes)
-        first = trust_region.init(function, _coordinate(row.dtype), row, feasible)
-        state, settled = jax.lax.while_loop(
-            lambda carry: ~carry[1] & (carry[0].steps < limit),
-            functools.partial(_step, function, feasible),
-            (first, jnp.asarray(False)),
-        )
-        found = unwalled(lane, state.t)
-        value = error(found)
+        function = log_error(names, lane, data, chunks, axis)
+        state, settled = descend(function, logits_of(lane, nodes), limit)
+        found = nodes_of(lane, state.y)
+        value = jnp.where(on, jnp.exp(state.value), error(found))
         better = on | (value < best[0])
-        steps = jnp.where(on, best[3], 0) + state.steps
-        new = (value, found, psi, steps, state.stationarity, settled)
+        new = (value, found, psi, state.steps, jnp.max(jnp.abs(state.gradient)), settled)
         return jax.tree.map(lambda a, b: jnp.where(better, a, b), new, best), None
 
     many = starts.shape[0]
-    on = jnp.arange(many + 2) >= many
-    chunks = jnp.array([*([effort.few] * many), effort.more, whole])
-    limits = jnp.array([effort.steps] * (many + 1) + [effort.final_steps])
-    jobs = jax.tree.map(lambda x: jnp.concatenate([x, x[:1], x[:1]]), (starts, psi))
+    on = jnp.arange(many + 1) == many
+    chunks = jnp.minimum(jnp.array([effort.more] * many + [whole]), whole)
+    limits = jnp.array([effort.steps] * many + [effort.final_steps])
+    jobs = jax.tree.map(lambda x: jnp.concatenate([x, x[:1]]), (starts, psi))
     inf = jnp.full((), jnp.inf, lane.top.dtype)
     none = (inf, starts[0], psi[0], jnp.asarray(0), inf, jnp.asarray(False))
-    best, _ = jax.lax.scan(job, none, (*jobs, on, jnp.minimum(chunks, whole), limits))
+    best, _ = jax.lax.scan(job, none, (*jobs, on, chunks, limits))
     value, found, reached, steps, stationarity, settled = best
     result = jnp.where(settled, trust_region.CONVERGED, trust_region.MAX_STEPS)
     result = jnp.where(jnp.isfinite(value), result, trust_region.NOT_FINITE)
     return FoundReference(found, reached, jnp.sqrt(value), result, steps, stationarity)
-
-
-def _step(
-    objective: Objective, feasible: trust_region.Feasible, carry: tuple[trust_region.State, Array]
-) -> tuple[trust_region.State, Array]:
-    """A step, and whether the error has settled: stationary, or a step barely held back that gains next to nothing."""
-    coordinate = _coordinate(carry[0].t.dtype)
-    state, info = trust_region.step(objective, coordinate, carry[0], feasible)
-    still = info.accepted & (state.damping < 0.1) & (info.before - info.after <= GAIN * info.after)
-    return state, still | (state.stationarity <= TOLERANCE)
 
 
 def _mean(values: Array, chunks: Array | int, axis: str | None) -> Array:
