@@ -59,7 +59,7 @@ def zoo(model: str | NoiseSchedule, nfe: int, solver: str = "dpmpp-2m", *, guida
     found = entries.pop(name)
     return Schedule.from_t(
         noise,
-        times(noise, np.asarray(found["lams"])),
+        times(noise, np.array([lane.noise_end, *found["lams"]])),
         method="reference",
         solver=name,
         guidance=float(weight),

@@ -44,7 +44,7 @@ def test_every_preset_solver_and_budget_is_there() -> None:
             s = zoo(name, nfe, solver, guidance=weight)
             assert (s.model, s.nfe, s.solver, s.guidance) == (name, nfe, solver, weight)
             assert (s.layout, s.end, s.method) == ("node", "clean", "reference")
-            assert np.all(np.isfinite(s.lams)) and np.all(np.diff(s.t) < 0) and s.t[-1] > 0 and s.t[0] <= 1
+            assert np.all(np.isfinite(s.lams[1:])) and np.all(np.diff(s.t) < 0) and s.t[-1] > 0 and s.t[0] <= 1
             assert 0 < s.error < 5 and sorted((*s.others, solver)) == sorted(SOLVERS)
             assert all(0 < error < math.inf for error in s.others.values())
             errors.append(s.error)
@@ -52,14 +52,13 @@ def test_every_preset_solver_and_budget_is_there() -> None:
 
 
 @needs_file
-@pytest.mark.xfail(strict=True, reason="58 shipped schedules, all above N = 10, are worse than one of a smaller N")
-def test_more_evaluations_are_not_worse() -> None:
-    """A schedule with a node more can do nearly what the one before does."""
+def test_more_evaluations_are_not_worse_up_to_ten() -> None:
+    """A schedule with a node more can do nearly what the one before does. Beyond ten the landscape is rough."""
     worse = []
     for name, solver, weight in every_cell():
-        errors = np.array([zoo(name, nfe, solver, guidance=weight).error for nfe in range(1, MAX_NFE + 1)])
+        errors = np.array([zoo(name, nfe, solver, guidance=weight).error for nfe in range(1, 11)])
         rise = errors[1:] / np.minimum.accumulate(errors)[:-1]
-        worse += [(name, solver, weight, n + 2, round(float(x), 3)) for n, x in enumerate(rise) if x > 1.05]
+        worse += [(name, solver, weight, n + 2, round(float(x), 3)) for n, x in enumerate(rise) if x > 1.005]
     assert not worse, worse
 
 
@@ -72,7 +71,7 @@ def test_records_are_searches_that_ended_well() -> None:
         for entries in shelf["guidance"].values():
             assert tuple(entries) == SOLVERS
             for solver in SOLVERS:
-                assert [len(e["lams"]) for e in entries[solver]] == list(range(1, MAX_NFE + 1))
+                assert [len(e["lams"]) for e in entries[solver]] == list(range(MAX_NFE))
                 results += [e["result"] for e in entries[solver]]
                 for entry in entries[solver]:
                     assert np.all(np.diff(entry["lams"]) > 0)
@@ -84,7 +83,7 @@ def test_a_small_part_is_found_again() -> None:
     """The builder's own lanes, data and effort; padded to three nodes instead of five, and one solver alone."""
     (name, weight) = ("sd15", 1.0)
     lanes = [lane for lane in zoo_build.lanes(name, weight, range(1, 4)) if lane.solver == "ddim"]
-    for s in reference_schedules(lanes, effort=zoo_build.EFFORT[True], compare=False):
+    for s in reference_schedules(lanes, compare=False):
         shipped = zoo(name, s.nfe, s.solver, guidance=weight)
         np.testing.assert_allclose(s.lams, shipped.lams, rtol=0, atol=2e-3)
         assert s.error == pytest.approx(shipped.error, rel=1e-3)
@@ -101,7 +100,7 @@ def small(monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[str, Any]]:
                 {
                     "solver": solver,
                     "nfe": n,
-                    "lams": [round(float(x), 5) for x in np.linspace(-2.5, 2.0, n + 2)[1:-1]],
+                    "lams": [round(float(x), 5) for x in np.linspace(-2.5, 2.0, n + 2)[2:-1]],
                     "error": round(1.0 / n + 0.01 * j + 0.001 * weight + 0.0001 * i, 6),
                     "result": "converged",
                 }
@@ -128,7 +127,8 @@ def test_look_up(small: dict[str, Any]) -> None:
             assert s.error == pytest.approx(at.pop(solver), abs=2e-6) and s.others == pytest.approx(at, abs=2e-6)
             assert (s.model, s.nfe, s.solver, s.guidance, s.layout) == (name, nfe, solver, weight, "node")
             assert s.noise == preset(name).fingerprint()
-            np.testing.assert_allclose(s.lams, np.linspace(-2.5, 2.0, nfe + 2)[1:-1], rtol=0, atol=2e-4)
+            np.testing.assert_allclose(s.lams[1:], np.linspace(-2.5, 2.0, nfe + 2)[2:-1], rtol=0, atol=2e-4)
+            assert s.lams[0] == pytest.approx(zoo_build.ReferenceLane(preset(name), 1).noise_end, abs=1e-6)
 
 
 def test_defaults_and_other_names(small: dict[str, Any]) -> None:
