@@ -8,6 +8,7 @@ try:
 except ImportError as error:
     raise ImportError(f'bridge needs torch and diffusers ({error}): pip install "hso-jax[torch]"') from error
 
+from bridge.fitness import SamplingFitness as SamplingFitness
 from bridge.installed import schedule_of as schedule_of
 from bridge.installed import scheduled_class as _scheduled_class
 from bridge.noise_of import noise_schedule_of as noise_schedule_of

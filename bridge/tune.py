@@ -18,7 +18,7 @@ def optimize_pipeline(
     """Find a schedule for a pipeline's own noise levels and install it: `pipe.scheduler` is replaced.
 
     `method="reference"` finds it for the pipeline's solver and for the guidance weight given; `method="zoo"` takes the
-    shipped one, at once.
+    shipped one, at once; `fitness=SamplingFitness.of_pipeline(pipe, prompts), budget=calls` tunes it on the pipeline.
 
     Args:
         pipe: a diffusers pipeline (anything with a `scheduler`).

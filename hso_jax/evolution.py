@@ -46,6 +46,29 @@ def spread_points(key: Array, population: int, lower: Array, upper: Array) -> Ar
     return lower + shifted * (upper - lower)
 
 
+def differential_evolution(population: int, dimensions: int, dtype: Any) -> tuple[Any, Any]:
+    """Best/1/bin differential evolution (Storn and Price 1997) of evosax, and its parameters.
+
+    The weight is dithered in [0.5, 1) and the crossover rate 0.7, as in SciPy's `differential_evolution`, which the
+    paper uses.
+
+    Args:
+        population: at least 4.
+        dimensions: of a point.
+        dtype: of a point.
+    """
+    # Imported here: evosax makes arrays when it is imported, which would start JAX before the caller can set it up.
+    from evosax.algorithms import DifferentialEvolution
+
+    # evosax keeps arrays of its own: built from NumPy, outside the trace, it cannot leak a tracer.
+    with jax.ensure_compile_time_eval():
+        algorithm = DifferentialEvolution(population, np.zeros(dimensions, dtype))
+    params = algorithm.default_params.replace(
+        elitism=True, crossover_rate=0.7, differential_weight_min=0.5, differential_weight_max=1.0
+    )
+    return algorithm, params
+
+
 def evolve(
     fitness: Callable[[Array, Memo], tuple[Array, Memo]],
     blank: Memo,
@@ -57,10 +80,9 @@ def evolve(
     generations: int,
     polish: int = 0,
 ) -> Evolution:
-    """Minimise `fitness` over the box by best/1/bin differential evolution (Storn and Price 1997).
+    """Minimise `fitness` over the box by `differential_evolution`.
 
-    The weight is dithered in [0.5, 1) and the crossover rate 0.7, as in SciPy's `differential_evolution`, which
-    the paper uses. Points that leave the box are clipped onto it, so that optima on its edges are found exactly.
+    Points that leave the box are clipped onto it, so that optima on its edges are found exactly.
 
     Args:
         fitness: (point [D], memo) -> (value, memo). The memo it gets is `blank`, and in the polishing rounds what the
@@ -74,15 +96,7 @@ def evolve(
         polish: static; after the generations the best point is evaluated so many times more, with its memo. Doing it
             in the same loop means that the fitness is compiled once.
     """
-    # Imported here: evosax makes arrays when it is imported, which would start JAX before the caller can set it up.
-    from evosax.algorithms import DifferentialEvolution
-
-    # evosax keeps arrays of its own: built from NumPy, outside the trace, it cannot leak a tracer.
-    with jax.ensure_compile_time_eval():
-        algorithm = DifferentialEvolution(population, np.zeros(lower.shape[0], lower.dtype))
-    params = algorithm.default_params.replace(
-        elitism=True, crossover_rate=0.7, differential_weight_min=0.5, differential_weight_max=1.0
-    )
+    algorithm, params = differential_evolution(population, lower.shape[0], lower.dtype)
     start_key, init_key, run_key = jax.random.split(key, 3)
     start = spread_points(start_key, population, lower, upper)
     state = algorithm.init(init_key, start, jnp.full(population, jnp.inf, lower.dtype), params)

@@ -51,6 +51,7 @@ class Schedule:
         guidance: weight of classifier-free guidance it was made for; None for methods that do not look at it.
         error: root-mean-square error of the solver's samples on the reference problems; None if not measured.
         others: the same for other solvers: at most what they would reach with a schedule of their own.
+        fitness: what the callable that a search was given said of it; None if it was not asked.
         versions: of the packages that made it.
     """
 
@@ -80,6 +81,7 @@ class Schedule:
     guidance: float | None = None
     error: float | None = None
     others: Mapping[str, float] = dataclasses.field(default_factory=dict)
+    fitness: float | None = None
     versions: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
     def __post_init__(self) -> None:

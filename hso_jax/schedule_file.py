@@ -19,12 +19,12 @@ FORMAT = "hso-jax/schedules"
 VERSION = 1
 
 _ARRAYS = ("t", "lams", "sigmas", "timesteps")
-_NUMBERS = ("p", "d_min", "mep", "spf", "min_spacing", "stationarity", "guidance", "error")
-_NULLABLE = ("mep", "spf", "min_spacing", "stationarity", "seed", "psi", "guidance", "error")
+_NUMBERS = ("p", "d_min", "mep", "spf", "min_spacing", "stationarity", "guidance", "error", "fitness")
+_NULLABLE = ("mep", "spf", "min_spacing", "stationarity", "seed", "psi", "guidance", "error", "fitness")
 _TEXTS = ("model", "layout", "end", "method", "solver", "kind", "noise", "result")
 _COUNTS = ("nfe", "num_train_timesteps", "iterations", "seed")
 _FIELDS = tuple(field.name for field in dataclasses.fields(Schedule))
-_OPTIONAL = ("iterations", "stationarity", "versions", "p", "d_min", "guidance", "error", "others")
+_OPTIONAL = ("iterations", "stationarity", "versions", "p", "d_min", "guidance", "error", "others", "fitness")
 
 
 def to_json(schedules: Schedule | Iterable[Schedule]) -> str:

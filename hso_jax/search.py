@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import itertools
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, overload
 
 import jax
@@ -15,9 +15,10 @@ from hso_jax import batch, trust_region
 from hso_jax.batch import Effort, Progress
 from hso_jax.curvature import interval_objective
 from hso_jax.lanes import Lane, check, check_nfe, relaxed
+from hso_jax.measured import Fitness, measured_schedules
 from hso_jax.noise import NoiseSchedule
 from hso_jax.objectives import mep, mep_interval_derivatives, spf
-from hso_jax.reference.lanes import ReferenceLane, s_of_lam
+from hso_jax.reference.lanes import ReferenceLane, pack, s_of_lam
 from hso_jax.reference.lanes import check as check_reference
 from hso_jax.reference.schedules import reference_schedules
 from hso_jax.reference.search import ReferenceEffort
@@ -108,7 +109,7 @@ def search(
     layout: str = "node",
     method: str = "hso",
     objective: str | None = None,
-    fitness: str | None = None,
+    fitness: str | Fitness | None = None,
     seed: int = 0,
     effort: Effort | ReferenceEffort | None = None,
     progress: Progress | None = None,
@@ -124,21 +125,29 @@ def search(
             on DM-NonUni's bound; "reference", by the error of the solver itself on problems with an exact solution.
         objective: what the lower level minimises over the nodes, instead of the method's: "mep", "dm-nonuni" or
             "reference".
-        fitness: what the upper level chooses psi by, instead of the method's: "spf" or "reference". With "reference"
-            psi is (p, t_eps, t_max), free up to the model's ends; with "spf" (rho, t_eps, t_max) in `box`.
+        fitness: what the upper level chooses psi by, instead of the method's: "spf", "reference", or any function of a
+            `Schedule` that returns a number, the smaller the better (`measured.Fitness`; what is not finite counts as
+            +inf). With "reference" and a function psi is (p, t_eps, t_max), free up to the model's ends; with "spf"
+            (rho, t_eps, t_max) in `box`.
         seed: of the upper level.
         effort: how hard to search: an `Effort` for the fitness "spf", a `ReferenceEffort` for "reference".
-        progress: called with (lanes done, lanes in all).
+        progress: called with (lanes done, lanes in all), in calls of the model where the fitness is a function.
         options: with "reference": solver, guidance, first (fields of `ReferenceLane`), problems, samples (arguments
             of `reference.reference`). With "spf": relax (reduce a spacing that does not fit instead of raising), p,
             spacing, spacing_as, gamma, box (fields of `Lane`). The objective "reference" with the fitness "spf", HSO's
-            schedule refined on the error, takes both.
+            schedule refined on the error, takes both, and refine_effort, a `ReferenceEffort`. With a function:
+            budget (required), calls of the model that its judgements may take for each N, never exceeded: each takes
+            `fitness.calls(nfe)` of them if there is such a method, else 1; starts, schedules that are judged too and
+            are the result (as they are, but for `Schedule.fitness`) if nothing better is found; checkpoint, a file
+            that each judgement is written to and that the same call resumes from, to the same bytes; the budget may
+            then be another, and N may be added.
 
     Returns:
         One `Schedule` for an int, a list in the order of `nfe` otherwise.
 
     Raises:
         ValueError: for any bad value, naming it, before any work.
+        Exception: what a fitness raises, as it is; the checkpoint then has all judgements before.
     """
     lower, upper = _levels(method, objective, fitness)
     many = list(nfe) if isinstance(nfe, Iterable) else [nfe]
@@ -146,44 +155,68 @@ def search(
         raise ValueError("nfe is empty; give at least one number of evaluations")
     if layout not in LAYOUTS:
         raise ValueError(f"layout is {layout!r}; use one of {', '.join(LAYOUTS)}")
-    kinds: dict[str, Any] = {name: options.pop(name) for name in ("solver", "guidance", "first") if name in options}
-    data: dict[str, Any] = {name: options.pop(name) for name in ("problems", "samples", "compare") if name in options}
-    if upper == "reference":
-        _refuse(options, "fitness 'reference'")
-        _expect(effort, ReferenceEffort)
-        found = reference_schedules(
-            [ReferenceLane(noise, n, layout, seed=seed, objective=lower, **kinds) for n in many],
-            effort=effort,  # type: ignore[arg-type]
-            progress=progress,
-            **data,
-        )
+    kinds = _taken(options, "solver", "guidance", "first")
+    data = _taken(options, "problems", "samples", "compare")
+    refining = _taken(options, "refine_effort")
+    measuring = _taken(options, "budget", "starts", "checkpoint")
+    found: list[Schedule]
+    if callable(upper):
+        _refuse({**kinds, **data, **refining, **options}, "a fitness of your own")
+        if effort is not None:
+            raise ValueError(f"effort is {effort!r}; a fitness of your own is searched by as far as its budget goes")
+        wanted = [ReferenceLane(noise, n, layout, seed=seed, objective=lower) for n in many]
+        found = measured_schedules(wanted, upper, progress=progress, **measuring)
+    elif upper == "reference":
+        _refuse({**refining, **measuring, **options}, "fitness 'reference'")
+        _expect("effort", effort, ReferenceEffort)
+        wanted = [ReferenceLane(noise, n, layout, seed=seed, objective=lower, **kinds) for n in many]
+        found = reference_schedules(wanted, effort=effort, progress=progress, **data)  # type: ignore[arg-type]
     else:
-        _expect(effort, Effort)
+        _refuse(measuring, "fitness 'spf'")
+        _expect("effort", effort, Effort)
         if lower != "reference":
-            _refuse({**kinds, **data}, f"objective {lower!r} with fitness 'spf'")
+            _refuse({**kinds, **data, **refining}, f"objective {lower!r} with fitness 'spf'")
         options["objective"] = "mep" if lower == "reference" else lower
         every = lanes([noise], many, layouts=[layout], seeds=[seed], **options)
-        refined = [ReferenceLane(noise, n, layout, seed=seed, **kinds) for n in many]
-        if lower == "reference":
-            refined = [check_reference(lane) for lane in refined]
-        found = search_many(every, effort=effort or DEFAULT_EFFORT, progress=progress)  # type: ignore[arg-type]
-        if lower == "reference":
-            starts = np.full((len(many), 1, max(lane.nodes for lane in refined)), np.nan)
-            for row, schedule in zip(starts, found, strict=True):
-                row[:, : len(schedule.lams)] = s_of_lam(schedule.lams)
-                row[:, len(schedule.lams) :] = s_of_lam(schedule.lams[-1])
-            found = reference_schedules(refined, starts=starts, **data)
+        run = functools.partial(search_many, every, effort=effort or DEFAULT_EFFORT, progress=progress)  # type: ignore[arg-type]
+        if lower != "reference":
+            found = run()
+        else:
+            wanted = [ReferenceLane(noise, n, layout, seed=seed, **kinds) for n in many]
+            found = _refined(run, wanted, refining.get("refine_effort"), **data)
     return found if isinstance(nfe, Iterable) else found[0]
 
 
-def _levels(method: str, objective: str | None, fitness: str | None) -> tuple[str, str]:
+def _refined(
+    run: Callable[[], list[Schedule]], many: Sequence[ReferenceLane], effort: ReferenceEffort | None, **data: Any
+) -> list[Schedule]:
+    """What `run` finds, refined on the reference error. Everything is checked before it runs."""
+    _expect("refine_effort", effort, ReferenceEffort)
+    wanted = [check_reference(lane) for lane in many]
+    starts = np.full((len(wanted), 1, max(lane.nodes for lane in wanted)), np.nan)
+    # Refuses bad data; the solutions of the default problems are kept, and would be needed next anyway.
+    names = [lane.solver for lane in wanted]
+    pack(wanted, names, starts, (effort or ReferenceEffort()).chunk, **_taken({**data}, "problems", "samples"))
+    for row, schedule in zip(starts, run(), strict=True):
+        row[:, : len(schedule.lams)] = s_of_lam(schedule.lams)
+        row[:, len(schedule.lams) :] = s_of_lam(schedule.lams[-1])
+    return reference_schedules(wanted, effort=effort, starts=starts, **data)
+
+
+def _taken(options: dict[str, Any], *names: str) -> dict[str, Any]:
+    """Those of the options that have these names; they are taken out of `options`."""
+    return {name: options.pop(name) for name in names if name in options}
+
+
+def _levels(method: str, objective: str | None, fitness: str | Fitness | None) -> tuple[str, str | Fitness]:
     if method not in METHODS:
         raise ValueError(f"method is {method!r}; use one of {', '.join(METHODS)}")
     lower, upper = METHODS[method]
-    for name, value, known in (("objective", objective, OBJECTIVES), ("fitness", fitness, FITNESSES)):
-        if value is not None and value not in known:
-            raise ValueError(f"{name} is {value!r}; use one of {', '.join(known)}")
-    return objective or lower, fitness or upper
+    known = {"objective": (objective, OBJECTIVES, ""), "fitness": (fitness, FITNESSES, " or a function of a schedule")}
+    for name, (value, names, more) in known.items():
+        if value is not None and value not in names and not (more and callable(value)):
+            raise ValueError(f"{name} is {value!r}; use one of {', '.join(names)}{more}")
+    return objective or lower, upper if fitness is None else fitness
 
 
 def _refuse(options: Mapping[str, Any], what: str) -> None:
@@ -191,9 +224,9 @@ def _refuse(options: Mapping[str, Any], what: str) -> None:
         raise ValueError(f"{', '.join(options)}: not an option of {what}")
 
 
-def _expect(effort: object, kind: type) -> None:
+def _expect(name: str, effort: object, kind: type) -> None:
     if effort is not None and not isinstance(effort, kind):
-        raise ValueError(f"effort is {effort!r}; this search takes {kind.__name__}(...)")
+        raise ValueError(f"{name} is {effort!r}; this search takes {kind.__name__}(...)")
 
 
 @functools.partial(jax.jit, static_argnames="max_steps")

@@ -1,0 +1,142 @@
+"""What a fitness said of the schedules it was shown, kept in a file so that a long search can be interrupted."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import reprlib
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from hso_jax.schedule import versions
+from hso_jax.schedule_file import write_whole
+
+FORMAT, VERSION = "hso-jax/judgements", 1
+
+
+class Judgements:
+    """Judgements in the order they were made, for each N.
+
+    A search that is called with the same arguments asks for the same schedules in the same order. What it was told is
+    therefore all there is to resume from: it runs again from its start, and is told the same until the file ends.
+    """
+
+    def __init__(self, path: str | os.PathLike[str] | None, arguments: Mapping[str, Any]) -> None:
+        """Read the file if there is one, and write it otherwise.
+
+        Args:
+            path: of the file; None keeps nothing.
+            arguments: JSON values: all that the order of schedules and their fitness depend on, but N and the starts.
+
+        Raises:
+            ValueError: if the file is none of these, or was made with other arguments: it names what differs.
+            OSError: if it cannot be read or written.
+        """
+        self._path = None if path is None else Path(path)
+        self._document: dict[str, Any] = {
+            "format": FORMAT,
+            "version": VERSION,
+            "arguments": dict(arguments),
+            "versions": versions(),
+            "searches": {},
+        }
+        if self._path is None:
+            return
+        if self._path.exists():
+            found = _read(self._path)
+            self._refuse(found["arguments"], arguments, "")
+            self._document = found
+        else:
+            self._write()
+
+    def begin(self, nfe: int, starts: Sequence[str]) -> None:
+        """Announce the search for N with these starts.
+
+        Raises:
+            ValueError: if the file has one for this N with others.
+        """
+        search = self._document["searches"].setdefault(str(nfe), {"starts": list(starts), "judged": []})
+        self._refuse({"starts": search["starts"]}, {"starts": list(starts)}, f" at N = {nfe}")
+
+    def recall(self, nfe: int, number: int, t: np.ndarray) -> float | None:
+        """What was said of the schedule that was judged as the `number`-th for N; None if none was yet.
+
+        Args:
+            nfe: N.
+            number: from 0.
+            t: [K] nodes of the schedule that is to be judged now.
+
+        Raises:
+            ValueError: if it was another schedule.
+        """
+        judged = self._document["searches"][str(nfe)]["judged"]
+        if number >= len(judged):
+            return None
+        if judged[number]["t"] != t.tolist():
+            changed = list(_differences(self._document["versions"], versions(), ""))
+            raise ValueError(
+                f"schedule {number} at N = {nfe} is not the one in {self._path}, which was made with other versions or "
+                f"on another machine ({'; '.join(changed) or 'the versions are the same'}); give another checkpoint"
+            )
+        value = judged[number]["fitness"]
+        return math.inf if value is None else float(value)
+
+    def add(self, nfe: int, t: np.ndarray, value: float) -> None:
+        """Append a judgement of the nodes t [K], +inf for one that failed, and write the file."""
+        record = {"t": t.tolist(), "fitness": value if math.isfinite(value) else None}
+        self._document["searches"][str(nfe)]["judged"].append(record)
+        self._write()
+
+    def _write(self) -> None:
+        if self._path is not None:
+            write_whole(self._path, (json.dumps(self._document, allow_nan=False) + "\n").encode())
+
+    def _refuse(self, theirs: Any, ours: Mapping[str, Any], where: str) -> None:
+        if found := list(_differences(theirs, ours, "")):
+            raise ValueError(
+                f"checkpoint {self._path} was made with other arguments{where}: {'; '.join(found)}; "
+                "call with the same, or give another file"
+            )
+
+
+def plain(value: Any, name: str) -> Any:
+    """A value as it comes back from a JSON file. Raises ValueError, with its name, if it cannot be written to one."""
+    try:
+        return json.loads(json.dumps(value, allow_nan=False))
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"{name} is {reprlib.repr(value)}; it must be made of texts and finite numbers") from error
+
+
+def _differences(theirs: Any, ours: Any, name: str) -> Iterator[str]:
+    if isinstance(theirs, Mapping) and isinstance(ours, Mapping):
+        for key in sorted({*theirs, *ours}):
+            yield from _differences(theirs.get(key), ours.get(key), f"{name}.{key}" if name else key)
+    elif theirs != ours:
+        yield f"{name} was {reprlib.repr(theirs)}, is {reprlib.repr(ours)}"
+
+
+def _read(path: Path) -> dict[str, Any]:
+    """The document, checked as far as this program relies on it."""
+    try:
+        document = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"checkpoint {path} is not valid JSON, or truncated ({error})") from error
+    if not isinstance(document, dict) or document.get("format") != FORMAT:
+        raise ValueError(f'{path} is not a checkpoint: it must be an object with "format": "{FORMAT}"')
+    if document.get("version") != VERSION:
+        raise ValueError(f"checkpoint {path} has version {document.get('version')!r}; this program knows {VERSION}")
+    try:
+        for name in ("arguments", "versions", "searches"):
+            document[name].items()
+        for search in document["searches"].values():
+            list(search["starts"])
+            for record in search["judged"]:
+                if not isinstance(record["t"], list) or not isinstance(record["fitness"], (float, int, type(None))):
+                    raise TypeError("judged")
+    except (AttributeError, KeyError, TypeError) as error:
+        raise ValueError(f"checkpoint {path} is damaged ({error}); give another file") from error
+    return document
