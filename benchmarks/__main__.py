@@ -1,0 +1,126 @@
+"""The benchmark of schedules on trained networks: measure what is missing, then report from the records.
+
+python -m benchmarks                                  everything: hours; stops and resumes at any time
+python -m benchmarks --quick                          a small part in two minutes, into build/benchmarks/quick
+python -m benchmarks --models fashion-eps --nfe 4,6   a part of it
+python -m benchmarks --report-only                    tables and plots from the records alone
+python -m benchmarks --report-only --readme README.md the tables of the README as well
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from hso_jax.cli.arguments import parse_nfe
+from hso_jax.schedule_file import write_whole
+
+OUT = Path("docs/results")
+QUICK_OUT = Path("build/benchmarks/quick")
+QUICK = {
+    "models": ("fashion-eps", "emoji-flow"),
+    "solvers": ("dpmpp-2m",),
+    "nfes": (4, 6),
+    "methods": ("reference", "hso", "trailing", "leading"),
+    "samples": 8,
+    "guidance": (1.0,),
+}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line; returns the exit code, 2 for bad input."""
+    args = _parser().parse_args(argv)
+    try:
+        return _run(args)
+    except (ValueError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("interrupted; finished cells are kept, the same command goes on", file=sys.stderr)
+        return 130
+
+
+def _run(args: argparse.Namespace) -> int:
+    from benchmarks import cells, grids, records, report
+
+    out: Path = args.out or (QUICK_OUT if args.quick else OUT)
+    path: Path = args.records or out / "benchmarks.jsonl"
+    readme = args.readme.read_text() if args.readme else None
+    measured = 0
+    if not args.report_only:
+        chosen = {"nfes": args.nfe, "models": args.models, "solvers": args.solvers, "methods": args.methods}
+        chosen |= {"guidance": args.guidance, "samples": args.samples}
+        if args.quick:
+            chosen = {name: QUICK[name] if x is None else x for name, x in chosen.items()}
+        chosen = {name: x for name, x in chosen.items() if x is not None}
+        plan = cells.plan(**chosen, seed=args.seed, dtype=args.dtype)
+        for folder in (out, path.parent):
+            folder.mkdir(parents=True, exist_ok=True)
+        measured = cells.run(plan, path, data=dict(args.data or ()))
+        print(f"{measured} cells measured, {len(plan)} planned: {path}")
+    found = records.read(path)
+    files = report.write(found, out)
+    if measured:
+        files += grids.write(report.main_group(found.cells), out)
+    if readme is not None:
+        write_whole(args.readme, report.rewritten(readme, found).encode())
+        files.append(args.readme)
+    print(f"wrote {', '.join(map(str, files))}")
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    summary, _, examples = (__doc__ or "").partition("\n\n")
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks",
+        description=summary,
+        epilog=examples,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    add = parser.add_argument
+    add("--quick", action="store_true", help="other defaults for all options below: few cells and images")
+    add("--models", type=_names, help="comma-separated; default all three")
+    add("--solvers", type=_names, help="ddim, dpmpp-2m, unipc-3")
+    add("--nfe", type=_budgets, help="such as 4,6,8 or 4-8; default 4-8,10")
+    add("--methods", type=_names, help="default all of competitors.py and variants.py")
+    add("--guidance", type=_weights, help="default 1,2,4")
+    add("--samples", type=int, help="images a cell; default 256, of --quick 8")
+    add("--seed", type=int, default=0, help="of noise and searches; default %(default)s")
+    add("--dtype", choices=("float32", "bfloat16"), default="float32", help="of the network; default %(default)s")
+    add(
+        "--data", type=_data, action="append", metavar="NAME=PATH",
+        help="fashion or emoji and the data set's file, to judge by held-out images as well; repeat for the other",
+    )  # fmt: skip
+    add("--records", type=Path, metavar="FILE", help="default benchmarks.jsonl in the output folder")
+    add("--out", type=Path, metavar="FOLDER", help=f"default {OUT}, of --quick {QUICK_OUT}")
+    add("--report-only", action="store_true", help="from the records; measure nothing and draw no images")
+    add("--readme", type=Path, metavar="FILE", help="also rewrite the results blocks of this Markdown file")
+    return parser
+
+
+def _names(text: str) -> tuple[str, ...]:
+    return tuple(part.strip() for part in text.split(","))
+
+
+def _weights(text: str) -> tuple[float, ...]:
+    return tuple(float(part) for part in text.split(","))
+
+
+def _budgets(text: str) -> list[int]:
+    try:
+        return parse_nfe(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
+
+
+def _data(text: str) -> tuple[str, Path]:
+    name, equals, place = text.partition("=")
+    if not equals:
+        raise argparse.ArgumentTypeError(f"{text!r} is not NAME=PATH, such as fashion=fashion_mnist.npz")
+    return name, Path(place)
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,30 @@
+"""The results in README.md and docs/results/benchmarks.md are those of the committed records."""
+
+from pathlib import Path
+
+import pytest
+
+from benchmarks import records, report
+
+ROOT = Path(__file__).parents[2]
+RESULTS = ROOT / "docs" / "results"
+
+
+@pytest.fixture(scope="module")
+def found() -> records.Records:
+    return records.read(RESULTS / "benchmarks.jsonl")
+
+
+def test_the_tables_of_the_readme_are_those_of_the_records(found):
+    text = (ROOT / "README.md").read_text()
+    again = report.rewritten(text, found)
+    assert again == text, "run `python -m benchmarks --report-only --readme README.md`"
+
+
+def test_the_report_and_the_csv_are_those_of_the_records(found):
+    files = {"benchmarks.md": report.report, "benchmarks.csv": lambda x: report.comma_separated(x.cells)}
+    for name, make in files.items():
+        file = RESULTS / name
+        assert file.exists() == bool(found.cells), name
+        if found.cells:
+            assert file.read_text() == make(found), f"{name}: run `python -m benchmarks --report-only`"

@@ -1,0 +1,43 @@
+"""Subjects with small untrained networks, for tests of what runs a model."""
+
+import torch
+from diffusers import DDIMScheduler, FlowMatchEulerDiscreteScheduler
+
+from benchmarks.models.load import Trained
+from benchmarks.models.networks import unet
+from benchmarks.subjects import Subject
+
+
+def tiny(name: str) -> Trained:
+    """Grey images and Stable Diffusion's noise; for "fashion-v" v-prediction, for "emoji-flow" colour and a flow."""
+    torch.manual_seed(0)
+    if name == "emoji-flow":
+        channels, scheduler = 3, FlowMatchEulerDiscreteScheduler()
+    else:
+        kind = "v_prediction" if name == "fashion-v" else "epsilon"
+        betas = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
+        channels, scheduler = 1, DDIMScheduler(**betas, clip_sample=False, prediction_type=kind)
+    net = unet(channels, 10, (8, 32)).eval().requires_grad_(False)
+    return Trained(name, net, scheduler, tuple("0123456789"), 10, name.split("-")[0], None)
+
+
+def tiny_subject(name="fashion-eps", guidance=1.0, **options) -> Subject:
+    """A subject with few samples; under `Calls` its network is tiny."""
+    return Subject(name, guidance, **{"count": 4, **options})
+
+
+class Calls:
+    """Makes all subjects tiny, and counts the images that their networks are evaluated on."""
+
+    def __init__(self, monkeypatch):
+        self.images = 0
+
+        def counted(name):
+            trained = tiny(name)
+            trained.unet.register_forward_hook(self._note)
+            return trained
+
+        monkeypatch.setattr("benchmarks.subjects.load", counted)
+
+    def _note(self, module, args, output):
+        self.images += len(args[0])
