@@ -48,7 +48,6 @@ def _run(args: argparse.Namespace) -> int:
     out: Path = args.out or (QUICK_OUT if args.quick else OUT)
     path: Path = args.records or out / "benchmarks.jsonl"
     readme = args.readme.read_text() if args.readme else None
-    measured = 0
     if not args.report_only:
         chosen = {"nfes": args.nfe, "models": args.models, "solvers": args.solvers, "methods": args.methods}
         chosen |= {"guidance": args.guidance, "samples": args.samples}
@@ -62,7 +61,7 @@ def _run(args: argparse.Namespace) -> int:
         print(f"{measured} cells measured, {len(plan)} planned: {path}")
     found = records.read(path)
     files = report.write(found, out)
-    if measured:
+    if not args.report_only:
         files += grids.write(report.main_group(found.cells), out)
     if readme is not None:
         write_whole(args.readme, report.rewritten(readme, found).encode())

@@ -13,11 +13,13 @@ from benchmarks.records import Record
 from benchmarks.tables import METRICS, SOLVERS, columns
 from hso_jax.schedule_file import write_whole
 
-# Okabe and Ito's colours, told apart by all kinds of colour vision; each line has its own marker as well.
+# Okabe and Ito's colours and a brown, told apart by all kinds of colour vision; each line has its own marker as well.
 LINES = {
     "trailing": ("#7f7f7f", "s", "-"),
     "karras": ("#e69f00", "^", "-"),
     "ays": ("#cc79a7", "v", "-"),
+    "beta-t": ("#56b4e9", ">", "-"),
+    "uniform-lam": ("#8b5a2b", "<", "-"),
     "gits": ("#009e73", "D", "-"),
     "hso": ("#0072b2", "p", "-"),
     "reference": ("#d55e00", "o", "-"),
@@ -65,7 +67,7 @@ def error_figure(records: Sequence[Record], metric: str) -> Figure:
     for panel in panels[-1]:
         panel.set_xlabel("N, model evaluations")
     ordered = [name for name in reversed(LINES) if name in handles]
-    figure.legend([handles[name] for name in ordered], ordered, loc="outside lower center", ncols=7, frameon=False)
+    figure.legend([handles[name] for name in ordered], ordered, loc="outside lower center", ncols=9, frameon=False)
     return figure
 
 

@@ -16,7 +16,7 @@ from benchmarks.variants import VARIANTS
 from hso_jax.schedule_file import write_whole
 
 GUIDED = ("reference", "hso", "trailing", "karras", "ays", "uniform-lam")
-COMPACT = ("reference", "hso", "dm-nonuni", "trailing", "karras", "ays", "uniform-lam")
+COMPACT = ("reference", "hso", "dm-nonuni", "trailing", "karras", "ays", "beta-t", "uniform-lam")
 COMPACT_BUDGETS = (4, 6, 8)
 PLOTTED = ("rmse", "fid")
 BLOCK = re.compile(r"(<!-- results: (\S+) -->\n)(.*?)(<!-- end results -->)", re.S)

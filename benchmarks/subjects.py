@@ -72,7 +72,7 @@ class Subject:
         count: int = 256,
         seed: int = 0,
         dtype: str = "float32",
-        batch: int = 64,
+        batch: int = 32,
     ) -> None:
         """Load the model.
 
@@ -102,6 +102,7 @@ class Subject:
         self._batch = batch
         self._calls = 0
         unet = self._trained.unet
+        unet.to(memory_format=torch.channels_last)  # a fifth faster on CPUs at this batch
         if dtype == "bfloat16":
             unet.bfloat16()
             unet.register_forward_pre_hook(lambda module, args: (args[0].bfloat16(), *args[1:]))
