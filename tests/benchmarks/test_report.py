@@ -252,7 +252,7 @@ def test_no_line_of_the_plot_leaves_its_panel_and_the_legend_covers_none():
         low, high = axis.get_ylim()
         assert all(low <= line.get_ydata().min() and line.get_ydata().max() <= high for line in axis.lines)
     labels = [text.get_text() for text in figure.legends[0].get_texts()]
-    assert labels == ["direct", "reference", "hso", "gits", "ays", "karras", "trailing"]
+    assert labels == ["direct", "reference", "hso", "gits", "uniform-lam", "ays", "karras", "trailing"]
 
 
 def test_grids_show_each_schedule_on_the_same_noise(tmp_path):
