@@ -62,7 +62,7 @@ def _run(args: argparse.Namespace) -> int:
     found = records.read(path)
     files = report.write(found, out)
     if not args.report_only:
-        files += grids.write(report.main_group(found.cells), out)
+        files += grids.write(report.main_group(found.cells), out, anew=measured > 0)
     if readme is not None:
         write_whole(args.readme, report.rewritten(readme, found).encode())
         files.append(args.readme)

@@ -77,11 +77,15 @@ def pictures(images: torch.Tensor) -> list[Image.Image]:
     return [Image.fromarray(one[..., 0] if one.shape[-1] == 1 else one) for one in levels]
 
 
-def write(records: Sequence[Record], folder: Path, subject: Callable[..., Any] = Subject) -> list[Path]:
-    """Draw every grid of the records into a folder; returns the files."""
+def write(
+    records: Sequence[Record], folder: Path, subject: Callable[..., Any] = Subject, *, anew: bool = True
+) -> list[Path]:
+    """Draw the grids of the records into a folder, without `anew` only missing ones; returns the files drawn."""
     files = []
     cached = functools.cache(subject)
     for sheet in sheets(records):
+        if not anew and (folder / sheet.file).exists():
+            continue
         one = sheet.records[0]
         judged = cached(one.model, one.guidance, one.samples, one.seed, one.dtype)
         files.append(folder / sheet.file)

@@ -261,6 +261,9 @@ def test_grids_show_each_schedule_on_the_same_noise(tmp_path):
     assert file.name == "grid-fashion-eps-4.png" and grids.sheets(found[:2]) == []
     with Image.open(file) as picture:
         assert picture.width > 8 * 224 and picture.height > 4 * 224
+    assert grids.write(found, tmp_path, FakeSubject, anew=False) == []
+    file.unlink()
+    assert grids.write(found, tmp_path, FakeSubject, anew=False) == [file]
     pixels = [np.asarray(p) for p in grids.pictures(torch.tensor([-2.0, 0.0, 1.0])[:, None, None, None])]
     assert [int(p[0, 0]) for p in pixels] == [0, 128, 255]
     assert grids.pictures(torch.zeros(1, 3, 2, 2))[0].mode == "RGB"
