@@ -2,8 +2,8 @@
 
     python -m benchmarks.reference_robustness
 
-For problems of another dimension, number of components, spectrum, share within components or class size: the schedule
-found on them, its error there, and what the default family's schedule costs there instead.
+For problems of another dimension, number of components, spectrum, share within components, scale or class size: the
+schedule found on them, its error there, and what the default family's schedule costs there instead.
 """
 
 from __future__ import annotations
@@ -12,20 +12,18 @@ import argparse
 from typing import Any
 
 from hso_jax import preset, reference_error, search
-from hso_jax.problems import family
+from hso_jax.problems import KINDS, family
 
 VARIANTS: dict[str, dict[str, Any]] = {
     "default family": {},
-    "other seeds": {"seeds": range(500, 508)},
+    "other seeds": {"seeds": range(500, 512)},
     "8 dimensions": {"dimension": 8},
     "64 dimensions": {"dimension": 64},
     "8 components": {"components": 8, "members": 1},
     "128 components": {"components": 128, "members": 16},
-    "spectrum k^-0.5": {"spectra": (0.5,)},
-    "spectrum k^-1": {"spectra": (1.0,)},
-    "spectrum k^-2": {"spectra": (2.0,)},
-    "10% within components": {"within": 0.1},
-    "60% within components": {"within": 0.6},
+    **{f"spectrum k^-{x:g}": {"kinds": [k._replace(spectrum=x) for k in KINDS]} for x in (0.5, 1.0, 2.0)},
+    **{f"{x:.0%} within components": {"kinds": [k._replace(within=x) for k in KINDS]} for x in (0.1, 0.3, 0.7)},
+    **{f"standard deviation {x:g}": {"kinds": [k._replace(scale=x) for k in KINDS]} for x in (0.25, 0.5, 1.0, 2.0)},
     "class of 1 component": {"members": 1},
     "class of 16": {"members": 16},
 }
@@ -46,7 +44,7 @@ def main() -> None:
         print(f"\n{solver}, N = {n}, guidance {w:g}, {options.model}\n")
         print("| problems | timesteps | error | default family's schedule there | costs |\n|---|---|---|---|---|")
         for name, variant in VARIANTS.items():
-            problems = family(**{"seeds": range(8), **variant})
+            problems = family(**{"seeds": range(12), **variant})
             data: dict[str, Any] = {"problems": problems, "samples": SAMPLES}
             own = search(noise, n, method="reference", solver=solver, guidance=w, compare=False, **data)
             there = reference_error(usual, noise, solver=solver, guidance=w, **data)

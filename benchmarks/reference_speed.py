@@ -48,7 +48,7 @@ def main() -> None:
     begin = time.perf_counter()
     jax.block_until_ready(reference(float(noise.lam(1.0)), 2.5).truth)
     print(
-        f"exact solution of 16 x 256 samples: {first:.2f} s with compilation, {time.perf_counter() - begin:.2f} s warm"
+        f"exact solution of 36 x 128 samples: {first:.2f} s with compilation, {time.perf_counter() - begin:.2f} s warm"
     )
     print("\n| one search | first call s | warm s |\n|---|---|---|")
     for solver in ("ddim", "dpmpp-2m", "unipc-3"):
@@ -57,9 +57,9 @@ def main() -> None:
             print(f"| {solver}, N = {n} | {compiled:.1f} | {np.median(warm):.2f} |", flush=True)
     print("\n| DPM++ 2M, N = 6 | warm s |\n|---|---|")
     lane = [check(ReferenceLane(noise, 6))]
-    for problems, samples in ((16, 128), (16, 256), (16, 512), (8, 256), (32, 256)):
+    for problems, samples in ((36, 64), (36, 128), (36, 256), (18, 128), (72, 128)):
         options: dict[str, Any] = {"samples": samples}
-        if problems != 16:
+        if problems != 36:
             options["problems"] = family(range(problems))
         _, warm = measure(lane, **options)
         print(f"| {problems} problems x {samples} samples | {np.median(warm):.2f} |", flush=True)

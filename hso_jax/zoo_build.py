@@ -28,7 +28,7 @@ from hso_jax.zoo import FILE, FORMAT, MAX_NFE, SOLVERS, VERSION, ends_key
 BUDGETS = (range(1, 6), range(6, 11), range(11, 16), range(16, MAX_NFE + 1))
 """N of one compiled program each: padding to the largest costs work."""
 
-EFFORT = {True: ReferenceEffort(), False: ReferenceEffort(more=16, steps=12, final_steps=30)}
+EFFORT = {True: ReferenceEffort(), False: ReferenceEffort(more=18, steps=12, final_steps=30)}
 """Up to N = 10 and above, where a step costs more and gains less."""
 
 MENDED = 2

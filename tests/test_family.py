@@ -2,22 +2,32 @@
 
 from __future__ import annotations
 
+import math
+
 import jax
 import numpy as np
 import pytest
 
-from hso_jax.problems import family, generic, mixture, stack_problems
+from hso_jax.problems import KINDS, Kind, family, generic, mixture, stack_problems, variance
 
 SMALL = {"dimension": 4, "components": 3, "members": 2}
 
 
-def test_members_are_generic_problems_of_their_seed_and_spectrum() -> None:
-    many = family([5, 6, 9], spectra=(1.0, 2.0), within=0.2, **SMALL)
+def test_members_are_generic_problems_of_their_seed_and_kind() -> None:
+    kinds = [Kind(1.0, 0.2, 0.5), Kind(2.0, 0.6, 3.0)]
+    many = family([5, 6, 9], kinds, **SMALL)
     assert [leaf.shape for leaf in many] == [(3, 3), (3, 3), (3, 3, 4), (3, 4)]
-    for i, (seed, spectrum) in enumerate([(5, 1.0), (6, 2.0), (9, 1.0)]):
-        alone = generic(jax.random.key(seed), spectrum=spectrum, within=0.2, **SMALL)
+    for i, (seed, kind) in enumerate(zip([5, 6, 9], [*kinds, kinds[0]], strict=True)):
+        alone = generic(jax.random.key(seed), spectrum=kind.spectrum, within=kind.within, scale=kind.scale, **SMALL)
         for a, b in zip(many, alone, strict=True):
             np.testing.assert_array_equal(a[i], b)
+
+
+def test_kinds_are_every_combination_once_and_neighbours_are_mixed() -> None:
+    assert len(set(KINDS)) == len(KINDS) == math.prod(len(set(values)) for values in zip(*KINDS, strict=True))
+    for i in range(len(KINDS) - 3):
+        spectra, within, scales = (set(values) for values in zip(*KINDS[i : i + 4], strict=True))
+        assert len(within) == 4 and len(scales) == 3 and len(spectra) >= 2
 
 
 def test_the_same_seeds_give_the_same_problems_and_others_others() -> None:
@@ -27,25 +37,26 @@ def test_the_same_seeds_give_the_same_problems_and_others_others() -> None:
     assert not np.any(np.isclose(first.means, other.means))
 
 
-def test_default_members_have_unit_variance() -> None:
-    many = family(range(4))
-    assert many.means.shape == (4, 32, 32)
-    variance = np.asarray((many.means**2).mean(1) + many.variances).mean(-1)  # means are centred
-    np.testing.assert_allclose(variance, 1.0, rtol=1e-5)
-    spread = np.asarray(many.variances)
-    assert spread[0, 0] / spread[0, -1] < spread[1, 0] / spread[1, -1] < spread[2, 0] / spread[2, -1]
-    np.testing.assert_allclose(spread[3], spread[0])  # spectra are taken in turn
+def test_default_members_have_their_kind_s_variance_share_and_spectrum() -> None:
+    many = family()
+    assert many.means.shape == (len(KINDS), 32, 32)
+    total = jax.vmap(variance)(many)
+    np.testing.assert_allclose(total, [kind.scale**2 for kind in KINDS], rtol=1e-5)
+    np.testing.assert_allclose(many.variances.mean(-1) / total, [kind.within for kind in KINDS], rtol=1e-5)
+    ratio = many.variances[:, 0] / many.variances[:, -1]
+    np.testing.assert_allclose(ratio, [32.0**kind.spectrum for kind in KINDS], rtol=1e-5)
 
 
 @pytest.mark.parametrize(
     ("seeds", "options", "message"),
     [
-        ([], {}, "0 seeds and 3 spectra"),
-        ([1], {"spectra": ()}, "1 seeds and 0 spectra"),
+        ([], {}, "0 seeds and 36 kinds"),
+        ([1], {"kinds": ()}, "1 seeds and 0 kinds"),
         ([1], {"dimension": 0}, "dimension 0"),
         ([1], {"components": 4, "members": 5}, "members 5"),
-        ([1], {"within": 1.0}, r"within is 1\.0"),
-        ([1], {"spectra": (np.inf,)}, "spectrum inf"),
+        ([1], {"kinds": [Kind(within=1.0)]}, r"within is 1\.0"),
+        ([1], {"kinds": [Kind(spectrum=np.inf)]}, "spectrum inf"),
+        ([1], {"kinds": [Kind(scale=0.0)]}, r"scale is 0\.0"),
     ],
 )
 def test_bad_families_are_refused(seeds: list[int], options: dict[str, object], message: str) -> None:

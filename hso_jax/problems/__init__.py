@@ -2,6 +2,8 @@
 
 from hso_jax.problems.exact import Exact as Exact
 from hso_jax.problems.exact import exact as exact
+from hso_jax.problems.family import KINDS as KINDS
+from hso_jax.problems.family import Kind as Kind
 from hso_jax.problems.family import family as family
 from hso_jax.problems.family import stack_problems as stack_problems
 from hso_jax.problems.fit import fit as fit
@@ -12,4 +14,5 @@ from hso_jax.problems.mixture import denoiser as denoiser
 from hso_jax.problems.mixture import log_density as log_density
 from hso_jax.problems.mixture import mixture as mixture
 from hso_jax.problems.mixture import score as score
+from hso_jax.problems.mixture import variance as variance
 from hso_jax.problems.mixture import with_class as with_class

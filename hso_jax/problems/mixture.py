@@ -106,6 +106,13 @@ def predict(
     return mean + alpha * problem.variances * residual, residual
 
 
+def variance(problem: Problem) -> Array:
+    """[] variance of the data a dimension, in the mean."""
+    weights = jnp.exp(problem.log_weights)
+    mean = weights @ problem.means
+    return jnp.mean(weights @ (problem.means - mean) ** 2 + problem.variances)
+
+
 def log_density(problem: Problem, x: Array, lam: Array, *, of_class: bool = False) -> Array:
     """[...] log density of the mixture (or its class) at noise level lam."""
     alpha, sigma = alpha_sigma(lam, "vp")

@@ -77,7 +77,7 @@ def reference_error(
 ) -> float:
     """Root-mean-square error of a solver's samples on the reference problems, with any schedule.
 
-    Per dimension, where the data's variance is 1 in the mean. Infinite where the solver fails.
+    Per dimension, relative to the standard deviation of each problem's data. Infinite where the solver fails.
 
     Args:
         schedule: of any method.

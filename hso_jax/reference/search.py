@@ -55,8 +55,8 @@ class ReferenceEffort(NamedTuple):
     generations: int = 6
     polish: int = 2
     chunk: int = 32
-    few: int = 8
-    more: int = 32
+    few: int = 12
+    more: int = 36
     steps: int = 20
     final_steps: int = 60
     lanes: int = 1
