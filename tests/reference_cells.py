@@ -7,6 +7,7 @@ import itertools
 from collections.abc import Sequence
 
 import jax
+import numpy as np
 
 from hso_jax import ReferenceEffort, Schedule, preset
 from hso_jax.problems import Problem, family
@@ -26,6 +27,12 @@ def small_family() -> Problem:
     """Two problems of 4 components in 4 dimensions, in float32 whoever asks first."""
     with jax.enable_x64(False):
         return family(range(2), dimension=4, components=4, members=2)
+
+
+def deviations() -> np.ndarray:
+    """[2] standard deviation of each problem's data, to which errors are relative; float64."""
+    means, variances = (np.asarray(x, np.float64) for x in (small_family().means, small_family().variances))
+    return np.sqrt((means.var(1) + variances).mean(-1))
 
 
 def grid() -> list[ReferenceLane]:

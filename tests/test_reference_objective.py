@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from reference_cells import SAMPLES, SD, SD3, small_family
+from reference_cells import SAMPLES, SD, SD3, deviations, small_family
 
 from hso_jax import solvers
 from hso_jax.batch import compiler_options
@@ -75,13 +75,14 @@ def slope(lane: LaneArrays, data: Chunks, y: jax.Array) -> tuple[jax.Array, jax.
 
 @functools.partial(jax.jit, static_argnames="solver", compiler_options=QUICK)
 def plain(data: Chunks, lams: jax.Array, end: jax.Array, solver: str) -> jax.Array:
-    """Residuals [Q B D] of `solvers.sample` on exactly N nodes."""
+    """Residuals [Q B D] of `solvers.sample` on exactly N nodes, relative to the data's standard deviation."""
+    scale = jnp.asarray(deviations())[data.problem, None, None]
 
     def one(i: jax.Array) -> jax.Array:
         problem = jax.tree.map(lambda leaf: leaf[data.problem[i]], data.problems)
         return solvers.sample(denoiser(problem, data.guidance), lams, data.noise[i], solver=solver, end=end)
 
-    return (jax.lax.map(one, jnp.arange(data.problem.shape[0])) - data.truth).reshape(-1)
+    return ((jax.lax.map(one, jnp.arange(data.problem.shape[0])) - data.truth) / scale).reshape(-1)
 
 
 def nodes_by_hand(cell: Cell, y: np.ndarray) -> np.ndarray:

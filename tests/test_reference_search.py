@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import reference_cells as shared
 from problems import Smooth
-from reference_cells import EFFORT, NAMES, SAMPLES, SD, SD3, WEIGHTS, find, grid, small_family
+from reference_cells import EFFORT, NAMES, SAMPLES, SD, SD3, WEIGHTS, deviations, find, grid, small_family
 from scipy import optimize
 
 from benchmarks import scipy_reference as oracle
@@ -90,7 +90,8 @@ def test_the_error_is_that_of_sampling(found: Any) -> None:
             mixture = jax.tree.map(lambda leaf, p=problem: leaf[p], data.problems)
             end = np.inf if s.end == "clean" else s.lams[-1]
             rest = (np.float32(lane.guidance), np.float32(end), s.solver)
-            squares.append(np.mean((of_one(mixture, s.lams[:4].astype(np.float32), noise, *rest) - truth) ** 2))
+            error = of_one(mixture, s.lams[:4].astype(np.float32), noise, *rest) - truth
+            squares.append(np.mean((error / deviations()[problem]) ** 2))
         assert s.error == pytest.approx(np.sqrt(np.mean(squares)), rel=2e-4)
 
 
@@ -183,7 +184,8 @@ def polished(s: Schedule) -> tuple[np.ndarray, Any]:
             lams = jnp.concatenate([s.lams[:1], jnp.log1p(-nodes) - jnp.log(nodes)])
             return sample(denoiser(problem, data.guidance), lams, noise, solver=s.solver)
 
-        return jnp.mean((jax.vmap(one)(data.problems, data.noise) - data.truth) ** 2)
+        error = jax.vmap(one)(data.problems, data.noise) - data.truth
+        return jnp.mean((error / deviations()[:, None, None]) ** 2)
 
     def value(nodes: np.ndarray) -> float:
         return float(mean_square(jnp.asarray(nodes)))

@@ -108,7 +108,7 @@ def predict(
 
 def variance(problem: Problem) -> Array:
     """[] variance of the data a dimension, in the mean."""
-    weights = jnp.exp(problem.log_weights)
+    weights = jax.nn.softmax(problem.log_weights)
     mean = weights @ problem.means
     return jnp.mean(weights @ (problem.means - mean) ** 2 + problem.variances)
 
