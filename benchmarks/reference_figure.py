@@ -69,7 +69,7 @@ def figure(rows: dict[float, dict[str, dict[str, list[float]]]], model: str) -> 
             axis.set_xticks([], minor=True)
             axis.set_ylim(top=min(axis.get_ylim()[1], 3.0))
             axis.grid(alpha=0.3, which="both")
-        line[0].set_ylabel("RMSE to the exact solution")
+        line[0].set_ylabel("RMSE in standard deviations of the data")
     for axis in axes[-1]:
         axis.set_xlabel("N, model evaluations")
     handles, labels = axes[0, 0].get_legend_handles_labels()

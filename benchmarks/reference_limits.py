@@ -3,8 +3,8 @@
     python -m benchmarks.reference_limits                      SD's noise, guidance 1, as Markdown
     python -m benchmarks.reference_limits --model sd3-medium --guidance 7.5 --nfe 4,6
 
-Schedules are found on the default family of problems and judged on others (other seeds, so other means and classes;
-the same spectra), with other noise. The limit is the best schedule that is known for the held-out problems
+Schedules are found on the default family of problems and judged on others (each kind once, with other seeds, so other
+means and classes), with other noise. The limit is the best schedule that is known for the held-out problems
 themselves: of direct searches on them, from several seeds, and of the transferred schedule refined there. These
 searches see other noise than the one that everything, the limit too, is judged with: what a search gains by fitting
 the rare samples of its own noise is not a limit that any schedule of these problems could reach.
@@ -30,12 +30,12 @@ from hso_jax.reference.lanes import s_of_lam
 
 SOLVERS = ("ddim", "dpmpp-2m", "unipc-3")
 BUDGETS = (4, 5, 6, 8, 10)
-HELD_OUT, SAMPLES, SEED, JUDGE_SEED = range(1000, 1012), 512, 77, 78
+HELD_OUT, SAMPLES, SEED, JUDGE_SEED = range(1000, 1036), 192, 77, 78
 
 
 @functools.cache
 def held_out() -> Problem:
-    """Twelve problems that no schedule was optimised on."""
+    """A problem of every kind, none of which a schedule was optimised on."""
     return family(HELD_OUT)
 
 

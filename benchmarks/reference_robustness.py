@@ -15,7 +15,7 @@ from hso_jax import preset, reference_error, search
 from hso_jax.problems import KINDS, family
 
 VARIANTS: dict[str, dict[str, Any]] = {
-    "default family": {},
+    "12 of the default family": {},
     "other seeds": {"seeds": range(500, 512)},
     "8 dimensions": {"dimension": 8},
     "64 dimensions": {"dimension": 64},
