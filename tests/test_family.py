@@ -47,6 +47,25 @@ def test_default_members_have_their_kind_s_variance_share_and_spectrum() -> None
     np.testing.assert_allclose(ratio, [32.0**kind.spectrum for kind in KINDS], rtol=1e-5)
 
 
+def test_the_class_lies_apart_from_the_others_and_the_variance_stays() -> None:
+    def ratio(apart: float) -> float:
+        problem = generic(jax.random.key(1), scale=2.0, apart=apart)
+        np.testing.assert_allclose(variance(problem), 4.0, rtol=1e-5)
+        groups = np.asarray(problem.means[:4]), np.asarray(problem.means[4:])
+        distance = groups[0].mean(0) - groups[1].mean(0)
+        return (distance**2).sum() / sum(((g - g.mean(0)) ** 2).sum() for g in groups)
+
+    assert ratio(2.0) == pytest.approx(4.0 * ratio(0.5), rel=1e-4)
+    whole = generic(jax.random.key(1), members=32)
+    np.testing.assert_allclose(whole.class_log_weights, whole.log_weights)
+
+
+def test_a_default_class_has_more_than_half_of_the_variance_in_its_centre() -> None:
+    many = family()
+    share = (many.means[:, :4].mean(1) ** 2).mean(-1) / jax.vmap(variance)(many)
+    assert 0.5 < float(share.mean()) < 0.7
+
+
 @pytest.mark.parametrize(
     ("seeds", "options", "message"),
     [
@@ -57,6 +76,7 @@ def test_default_members_have_their_kind_s_variance_share_and_spectrum() -> None
         ([1], {"kinds": [Kind(within=1.0)]}, r"within is 1\.0"),
         ([1], {"kinds": [Kind(spectrum=np.inf)]}, "spectrum inf"),
         ([1], {"kinds": [Kind(scale=0.0)]}, r"scale is 0\.0"),
+        ([1], {"apart": 0.0}, r"apart 0\.0"),
     ],
 )
 def test_bad_families_are_refused(seeds: list[int], options: dict[str, object], message: str) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -33,7 +33,7 @@ KINDS = tuple(Kind(SPECTRA[(i + i // 12) % 3], WITHIN[i % 4], SCALES[i % 3]) for
 """Every combination once, so ordered that any few neighbours are mixed."""
 
 
-def family(seeds: Sequence[int] = range(len(KINDS)), kinds: Sequence[Kind] = KINDS, **options: int) -> Problem:
+def family(seeds: Sequence[int] = range(len(KINDS)), kinds: Sequence[Kind] = KINDS, **options: Any) -> Problem:
     """Generic problems of different seeds and kinds, stacked on a leading axis [P].
 
     Args:
