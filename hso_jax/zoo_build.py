@@ -1,4 +1,4 @@
-"""Makes the file behind `zoo`: `python -m hso_jax.zoo_build` (resumable; some twenty minutes on two cores).
+"""Makes the file behind `zoo`: `python -m hso_jax.zoo_build` (resumable; half an hour on one core).
 
 The search knows a model by the two ends of its noise only, so the presets share a few shelves.
 """
