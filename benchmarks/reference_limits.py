@@ -24,13 +24,13 @@ import jax
 import numpy as np
 
 from hso_jax import BASELINES, NoiseSchedule, Schedule, baseline, preset, reference_error, search
-from hso_jax.problems import Problem, family
+from hso_jax.problems import KINDS, Problem, family
 from hso_jax.reference import ReferenceLane, reference_schedules
 from hso_jax.reference.lanes import s_of_lam
 
 SOLVERS = ("ddim", "dpmpp-2m", "unipc-3")
 BUDGETS = (4, 5, 6, 8, 10)
-HELD_OUT, SAMPLES, SEED, JUDGE_SEED = range(1000, 1036), 192, 77, 78
+HELD_OUT, SAMPLES, SEED, JUDGE_SEED = range(1000, 1000 + len(KINDS)), 192, 77, 78
 
 
 @functools.cache

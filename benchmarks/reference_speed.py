@@ -15,8 +15,9 @@ import jax
 import numpy as np
 
 from hso_jax import preset
-from hso_jax.problems import family
+from hso_jax.problems import KINDS, family
 from hso_jax.reference import ReferenceEffort, ReferenceLane, reference
+from hso_jax.reference.data import SAMPLES
 from hso_jax.reference.lanes import check
 from hso_jax.reference.search import run
 
@@ -47,22 +48,23 @@ def main() -> None:
     first = time.perf_counter() - begin
     begin = time.perf_counter()
     jax.block_until_ready(reference(float(noise.lam(1.0)), 2.5).truth)
-    print(
-        f"exact solution of 36 x 128 samples: {first:.2f} s with compilation, {time.perf_counter() - begin:.2f} s warm"
-    )
+    warm = time.perf_counter() - begin
+    print(f"exact solution of {len(KINDS)} x {SAMPLES} samples: {first:.2f} s with compilation, {warm:.2f} s warm")
     print("\n| one search | first call s | warm s |\n|---|---|---|")
     for solver in ("ddim", "dpmpp-2m", "unipc-3"):
         for n in (4, 6, 8, 10, 20):
-            compiled, warm = measure([check(ReferenceLane(noise, n, solver=solver))])
-            print(f"| {solver}, N = {n} | {compiled:.1f} | {np.median(warm):.2f} |", flush=True)
+            compiled, runs = measure([check(ReferenceLane(noise, n, solver=solver))])
+            print(f"| {solver}, N = {n} | {compiled:.1f} | {np.median(runs):.2f} |", flush=True)
     print("\n| DPM++ 2M, N = 6 | warm s |\n|---|---|")
     lane = [check(ReferenceLane(noise, 6))]
-    for problems, samples in ((36, 64), (36, 128), (36, 256), (18, 128), (72, 128)):
+    usual = len(KINDS)
+    sizes = [(usual, SAMPLES // 2), (usual, SAMPLES), (usual, 2 * SAMPLES), (usual // 2, SAMPLES), (2 * usual, SAMPLES)]
+    for problems, samples in sizes:
         options: dict[str, Any] = {"samples": samples}
-        if problems != 36:
+        if problems != usual:
             options["problems"] = family(range(problems))
-        _, warm = measure(lane, **options)
-        print(f"| {problems} problems x {samples} samples | {np.median(warm):.2f} |", flush=True)
+        _, runs = measure(lane, **options)
+        print(f"| {problems} problems x {samples} samples | {np.median(runs):.2f} |", flush=True)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
     print(f"\npeak memory of all of it: {peak:.2f} GiB")
 

@@ -160,6 +160,11 @@ def test_exact_in_float32() -> None:
         assert error < 2.0 * float(narrow.error)
 
 
+def test_variance_counts_the_weights_and_averages_the_dimensions() -> None:
+    mixed = problems.mixture([1.0, 3.0], [[0.0, 2.0], [4.0, 2.0]], [0.5, 1.5])
+    assert float(problems.variance(mixed)) == pytest.approx((0.25 * 0.75 * 4.0**2 + 0.5 + 1.5) / 2)
+
+
 def test_generic_has_the_variance_and_the_spectrum_it_says() -> None:
     for spectrum, within, dimension in ((1.5, 0.3, 32), (0.0, 0.6, 7)):
         options = {"dimension": dimension, "spectrum": spectrum, "within": within}

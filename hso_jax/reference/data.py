@@ -145,35 +145,28 @@ Weigh = Callable[[Array], solvers.Weights]
 
 
 def squared_errors(data: Chunks, weights: solvers.Weights, chunks: Array | int) -> Array:
-    """[Q] mean squared error of each of the first `chunks` chunks' samples at the end of a schedule, 0 for the rest.
-
-    Relative to the variance of their problem's data, as in `error_gradient`: large data do not drown small ones.
-    """
+    """[Q] relative mean squared error of each of the first `chunks` chunks at the end of a schedule, 0 for the rest."""
 
     def one(i: Array, errors: Array) -> Array:
-        problem, noise, truth = _chunk(data, i)
-        x = solvers.run(denoiser(problem, data.guidance), weights, noise)
-        return errors.at[i].set(jnp.mean((x - truth) ** 2) / variance(problem))
+        return errors.at[i].set(_squared_error(data, weights, i))
 
     return jax.lax.fori_loop(0, chunks, one, jnp.zeros(data.problem.shape[0], data.noise.dtype))
 
 
 def error_gradient(data: Chunks, weigh: Weigh, lams: Array, chunks: Array | int) -> tuple[Array, Array]:
-    """Mean squared error of the first chunks and its gradient [K] in lams [K]. Memory B D K, work chunks x B N."""
-
-    def mean_square(lams: Array, i: Array) -> Array:
-        problem, noise, truth = _chunk(data, i)
-        x = solvers.run(denoiser(problem, data.guidance), weigh(lams), noise)
-        return jnp.mean((x - truth) ** 2) / variance(problem)
+    """Relative mean squared error of the first chunks and its gradient [K] in lams. Memory B D K, work chunks x B N."""
 
     def add(i: Array, sums: tuple[Array, Array]) -> tuple[Array, Array]:
-        return jax.tree.map(jnp.add, sums, jax.value_and_grad(mean_square)(lams, i))
+        found = jax.value_and_grad(lambda lams: _squared_error(data, weigh(lams), i))(lams)
+        return jax.tree.map(jnp.add, sums, found)
 
     zero = (jnp.zeros((), lams.dtype), jnp.zeros_like(lams))
     value, gradient = jax.lax.fori_loop(0, chunks, add, zero)
     return value / chunks, gradient / chunks
 
 
-def _chunk(data: Chunks, i: Array) -> tuple[Problem, Array, Array]:
+def _squared_error(data: Chunks, weights: solvers.Weights, i: Array) -> Array:
+    """Of chunk i, relative to the variance of its problem's data: large data do not drown small ones."""
     problem = jax.tree.map(lambda leaf: leaf[data.problem[i]], data.problems)
-    return problem, data.noise[i], data.truth[i]
+    x = solvers.run(denoiser(problem, data.guidance), weights, data.noise[i])
+    return jnp.mean((x - data.truth[i]) ** 2) / variance(problem)

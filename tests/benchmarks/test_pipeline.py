@@ -1,4 +1,4 @@
-"""Schedules compared in a pipeline: prompts, what is evaluated, what is kept, what is measured, and what is refused."""
+"""Schedules compared in a pipeline: what is evaluated, what is kept, what is measured, and what is refused."""
 
 from __future__ import annotations
 
@@ -8,25 +8,22 @@ import socket
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
 
 import diffusers
 import numpy as np
 import pytest
-import scipy.linalg
 import torch
 from PIL import Image
 
-from benchmarks import generate, metrics, moments, placements, records
+from benchmarks import generate, metrics, records
 from benchmarks.image_store import Store
 from benchmarks.pipeline import main
 from benchmarks.placements import Setting
-from benchmarks.prompts import read_prompts
 from bridge import noise_schedule_of, solver_of, with_schedule
 from hso_jax import Schedule, baseline, save
 
 sys.path.append(str(Path(__file__).parents[1] / "bridge"))
-from pipelines import FAMILIES
+from pipelines import family_of
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:__array_?.*:DeprecationWarning"),
@@ -55,19 +52,15 @@ class Shrink(torch.nn.Module):
         return torch.nn.functional.interpolate(images, size=(2, 2), mode="area").flatten(1)
 
 
-def family(cls: str) -> Any:
-    return next(f for f in FAMILIES if f.cls == cls)
-
-
 @pytest.fixture(scope="module")
 def models(tmp_path_factory) -> Path:
     """A folder with two pipelines, an extractor, prompts and a schedule."""
     folder = tmp_path_factory.mktemp("models")
     for cls in (SD, FLUX):
-        family(cls).build().save_pretrained(folder / cls)
+        family_of(cls).build().save_pretrained(folder / cls)
     torch.jit.trace(Shrink(), torch.zeros(2, 3, 8, 8)).save(str(folder / "shrink.pt"))
     (folder / "prompts.txt").write_text("\n".join(PROMPTS))
-    noise = noise_schedule_of(family(SD).build())
+    noise = noise_schedule_of(family_of(SD).build())
     save([Schedule.from_t(noise, np.linspace(0.97, 0.05, n), method="hso") for n in (3, 4)], folder / "mine.json")
     return folder
 
@@ -134,7 +127,7 @@ def test_every_setting_takes_exactly_n_evaluations_from_the_same_noise(models, t
         (m, n, n) for n in (3, 4) for m in ("default", "trailing", "mine")
     ]
     assert len(kept) == 12 and {r.guidance for r in kept} == {3.0} and all(len(r.lams) == r.nfe for r in kept)
-    wanted = baseline("trailing", noise_schedule_of(family(SD).build()), 3).lams
+    wanted = baseline("trailing", noise_schedule_of(family_of(SD).build()), 3).lams
     np.testing.assert_allclose(kept[1].lams, wanted, rtol=1e-3)  # the network is told float32 timesteps
 
 
@@ -207,7 +200,7 @@ def test_a_flow_with_embedded_guidance_and_reference_images(models, tmp_path, ca
     ],
 )
 def test_the_other_families(models, tmp_path, cls, guidance, more):
-    family(cls).build().save_pretrained(tmp_path / cls)
+    family_of(cls).build().save_pretrained(tmp_path / cls)
     asked = command(models, tmp_path / "out", "--solvers", "unipc-3", "--nfe", "4", "--methods", "default,trailing")
     options = [text for option in more for text in ("--option", option)]
     assert main([*asked, *options, "--pipeline", str(tmp_path / cls), "--count", "2"]) == 0
@@ -272,7 +265,7 @@ def test_more_prompts_go_on_and_other_options_are_refused(models, tmp_path, call
 
 def test_another_schedule_under_the_name_of_an_earlier_one_is_refused(models, tmp_path, capsys):
     few = ["--solvers", "ddim", "--nfe", "3", "--methods", str(tmp_path / "mine.json")]
-    noise = noise_schedule_of(family(SD).build())
+    noise = noise_schedule_of(family_of(SD).build())
     save(Schedule.from_t(noise, [0.9, 0.5, 0.1]), tmp_path / "mine.json")
     assert main(command(models, tmp_path / "out", *few, count=2)) == 0
     save(Schedule.from_t(noise, [0.9, 0.5, 0.2]), tmp_path / "mine.json")
@@ -346,142 +339,6 @@ def test_two_processes_make_the_same_images(models, made, tmp_path):
     assert "images to make" in said[0][0] and "images to make" not in said[1][0]
     images = {name: data for name, data in contents(tmp_path / "out").items() if name.endswith("0.png")}
     assert images and images == {name: (made / name).read_bytes() for name in images}
-
-
-# ---- schedules
-
-
-@pytest.mark.parametrize(
-    "cls", [SD, FLUX, "StableDiffusionXLPipeline", "PixArtAlphaPipeline", "StableDiffusion3Pipeline"]
-)
-@pytest.mark.parametrize("solver", placements.SOLVERS)
-def test_every_solver_of_every_family(cls, solver):
-    pipe = family(cls).build()
-    noise = noise_schedule_of(pipe)
-    flow = noise.kind == "flow"
-    own = placements.scheduler(pipe.scheduler, solver, flow, None)
-    assert solver_of(own) == solver and noise_schedule_of(own).kind == noise.kind
-    assert type(own) is getattr(diffusers, type(own).__name__)
-    np.testing.assert_allclose(noise_schedule_of(own).lam(0.5), noise.lam(0.5), atol=1e-3)
-    installed = placements.scheduler(pipe.scheduler, solver, flow, baseline("trailing", noise, 5))
-    installed.set_timesteps(5)
-    np.testing.assert_allclose(installed.timesteps, baseline("trailing", noise, 5).timesteps, atol=1e-3)
-
-
-def test_a_spacing_of_the_config_stays_in_the_default_alone():
-    own = diffusers.EulerDiscreteScheduler(beta_schedule="scaled_linear", use_karras_sigmas=True)
-    assert placements.scheduler(own, "dpmpp-2m", False, None).config.use_karras_sigmas
-    schedule = baseline("trailing", noise_schedule_of(own), 4)
-    assert not placements.scheduler(own, "dpmpp-2m", False, schedule).config.use_karras_sigmas
-
-
-def test_methods_are_searched_once_for_all_n_at_the_pipelines_weight(monkeypatch):
-    noise = noise_schedule_of(family(SD).build())
-    asked: list[tuple[str, Any, dict[str, Any]]] = []
-
-    def search(noise, nfes, **options):
-        asked.append(("search", nfes, options))
-        return [baseline("trailing", noise, n) for n in nfes]
-
-    def zoo(noise, nfe, solver, **options):
-        asked.append(("zoo", (nfe, solver), options))
-        return baseline("karras", noise, nfe)
-
-    monkeypatch.setattr(placements.hso_jax, "search", search)
-    monkeypatch.setattr(placements.hso_jax, "zoo", zoo)
-    methods = placements.read_methods(["hso", "reference", "zoo", "default"])
-    wanted = placements.settings(methods, ["unipc-3"], [4, 6])
-    found = placements.place(wanted, methods, noise, 7.5)
-    assert list(found) == wanted
-    assert asked == [
-        ("search", [4, 6], {}),
-        ("search", [4, 6], {"method": "reference", "solver": "unipc-3", "guidance": 7.5}),
-        ("zoo", (4, "unipc-3"), {"guidance": 7.5}),
-        ("zoo", (6, "unipc-3"), {"guidance": 7.5}),
-    ]
-    assert found[Setting("default", "unipc-3", 4)].schedule is None
-    assert found[Setting("zoo", "unipc-3", 6)].schedule.nfe == 6
-    monkeypatch.setattr(placements.hso_jax, "zoo", lambda noise, nfe, *a, **k: baseline("karras", noise, nfe + 1))
-    with pytest.raises(RuntimeError, match="zoo made 5 nodes where 4"):
-        placements.place(wanted, methods, noise, 7.5)
-
-
-# ---- Frechet distances
-
-
-@pytest.mark.parametrize("n", [5, 40])  # fewer and more images than features
-def test_frechet_is_what_the_matrix_square_root_says(n, tmp_path):
-    draw = np.random.default_rng(0)
-    a, b = draw.normal(size=(n, 12)), draw.normal(size=(n + 3, 12)) @ np.diag(np.linspace(0.5, 2.0, 12)) + 0.3
-    ca, cb = np.cov(a, rowvar=False), np.cov(b, rowvar=False)
-    root = scipy.linalg.sqrtm(ca @ cb + 1e-14 * np.eye(12)).real
-    wanted = np.square(a.mean(0) - b.mean(0)).sum() + np.trace(ca + cb - 2 * root)
-    known = moments.moments_of(b)
-    found = moments.frechet_to(a, known)
-    assert found.value == pytest.approx(wanted, rel=1e-5) and found.low < found.value < found.high
-    np.savez(tmp_path / "stats.npz", mu=b.mean(0), sigma=cb)
-    assert moments.frechet_to(a, moments.read_stats(tmp_path / "stats.npz", 12)).value == pytest.approx(found.value)
-    paired = moments.frechet_paired(a, b[:n])
-    np.testing.assert_allclose(paired, metrics.frechet(a, b[:n]), rtol=1e-4)
-    assert moments.frechet_paired(a, a) == pytest.approx((0, 0, 0), abs=1e-9)
-
-
-# ---- prompts
-
-COCO = {
-    "annotations": [
-        {"image_id": 9, "id": 1, "caption": "late"},
-        {"image_id": 2, "id": 7, "caption": " early\n"},
-        {"image_id": 2, "id": 3, "caption": "second of the same image"},
-    ]
-}
-
-
-@pytest.mark.parametrize(
-    ("name", "text", "wanted"),
-    [
-        ("a.txt", "\ufeffone\r\n\n  two \n", ["one", "two"]),
-        ("a.json", json.dumps(COCO), ["early", "late"]),
-        ("a.csv", 'id,Prompt\n1,"one, with a\nbreak"\n2,two\n3,\n', ["one, with a break", "two"]),
-        ("a.tsv", "caption\tid\none\t1\ntwo, too\t2\n", ["one", "two, too"]),
-    ],
-)
-def test_prompts_of_every_kind(tmp_path, name, text, wanted):
-    (tmp_path / name).write_text(text, newline="")
-    assert read_prompts(tmp_path / name) == wanted
-    assert read_prompts(tmp_path / name, count=1) == wanted[:1]
-
-
-def test_a_column_may_be_named_and_a_larger_count_begins_alike(tmp_path):
-    (tmp_path / "a.csv").write_text("text,prompt\n" + "".join(f"t{i},p{i}\n" for i in range(20)))
-    path = tmp_path / "a.csv"
-    assert read_prompts(path, column="text", count=2) == ["t0", "t1"]
-    ten, five = (read_prompts(path, count=n, shuffle=1) for n in (10, 5))
-    assert ten[:5] == five and len(set(ten)) == 10 and ten != read_prompts(path, count=10)
-    assert ten == read_prompts(path, count=10, shuffle=1) != read_prompts(path, count=10, shuffle=2)
-
-
-@pytest.mark.parametrize(
-    ("name", "text", "options", "told"),
-    [
-        ("a.txt", "\n \n", {}, "there is none"),
-        ("a.txt", "one", {"count": 2}, "has 1; count is 2"),
-        ("a.txt", "one", {"count": 0}, "count is 0"),
-        ("a.txt", "one", {"column": "text"}, "has no column 'text'"),
-        ("a.json", "[1]", {}, "not a file of COCO captions"),
-        ("a.json", '{"annotations": [{"image_id": 1}]}', {}, "caption"),
-        ("a.csv", "text,id\nx,1\n", {}, "needs one column prompt or caption, it has: text, id"),
-        ("a.csv", "prompt,caption\nx,y\n", {}, "--column"),
-        ("b.txt", None, {}, "does not exist"),
-        ("a.txt", b"\xff\xfe\x00", {}, "not UTF-8"),
-    ],
-)
-def test_prompts_that_are_none(tmp_path, name, text, options, told):
-    if text is not None:
-        (tmp_path / name).write_bytes(text if isinstance(text, bytes) else text.encode())
-    with pytest.raises(ValueError, match="prompts: ") as error:
-        read_prompts(tmp_path / name, **options)
-    assert told in str(error.value) and name in str(error.value)
 
 
 # ---- bad input, before any work

@@ -279,3 +279,8 @@ FAMILIES = [
     Family("FluxInpaintPipeline", flux, {**_INPAINT, **_SHORT}, told=1000.0, strength=True),
     Family("WanPipeline", wan, {**_PROMPT, **_SHORT, "num_frames": 5}, calls=2),
 ]  # fmt: skip
+
+
+def family_of(cls: str) -> Family:
+    """The first row of a pipeline class."""
+    return next(family for family in FAMILIES if family.cls == cls)

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 from mixture import random_schedule
-from pipelines import FAMILIES, Family
+from pipelines import FAMILIES, Family, family_of
 
 from bridge import noise_schedule_of, schedule_of, with_schedule
 from hso_jax.schedule import Schedule
@@ -24,11 +24,6 @@ WITH_SOLVERS = [
     for family in FAMILIES
     for solver in (_FLOW if family.flow else _VP)[: 1 if family.strength else None]
 ]
-
-
-def family_of(cls: str) -> Family:
-    """The first row of a pipeline class."""
-    return next(family for family in FAMILIES if family.cls == cls)
 
 
 def use(pipe: Any, family: Family, solver: str) -> None:
