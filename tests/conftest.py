@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
+import jax
 import pytest
 from problems import EFFORT, SD, filled
 
@@ -9,6 +12,21 @@ from hso_jax import Lane, Schedule, search_many
 from hso_jax.lanes import SPACING_AS
 
 Key = tuple[int, str, str]
+
+
+@pytest.fixture(scope="session", autouse=True)
+def cache_of_its_own(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Commands keep compiled programs between runs: those of the tests neither come from the user's nor go there."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
+        yield
+
+
+@pytest.fixture(scope="module", autouse=True)
+def programs_dropped() -> Iterator[None]:
+    """Compiled programs go with their module: each maps memory, and Linux allows 65,530 maps in a process."""
+    yield
+    jax.clear_caches()
 
 
 @pytest.fixture(scope="session")
