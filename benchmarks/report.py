@@ -40,13 +40,13 @@ def report(found: Records) -> str:
     records = main_group(found.cells)
     ranked = without_variants(records)
     plain = [r for r in ranked if r.guidance == 1.0]
-    parts = ["# Schedules on trained networks\n", how(found), "## Summary\n", tables.tally(ranked)]
+    parts = ["# Schedules on trained networks\n", how(found), "## Summary\n", texts.SUMMARY, tables.tally(ranked)]
     if plotted(plain):
         parts += [f"![{tables.METRICS[m]} against N](benchmarks-{m}.png)\n" for m in PLOTTED]
     parts += ["## All methods\n", texts.MARKS]
     for model in dict.fromkeys(r.model for r in plain):
         own = [r for r in plain if r.model == model]
-        for metric in ("rmse", "fid", "fid_data"):
+        for metric in tables.JUDGED:
             if any(getattr(r, metric) is not None for r in own):
                 parts += [f"### {model}: {tables.METRICS[metric]}\n", tables.errors(own, metric)]
     parts += ["## The paper's studies\n", texts.STUDIES]

@@ -12,6 +12,7 @@ from benchmarks.records import Record
 SOLVERS = {"ddim": "DDIM", "dpmpp-2m": "DPM++ 2M", "unipc-2": "UniPC-2", "unipc-3": "UniPC-3"}
 METRICS = {"rmse": "RMSE", "feature": "feature distance", "fid": "FID", "fid_data": "FID to held-out data"}
 NETWORK = ("gits", "autodiffusion", "direct")  # look at the network that they are judged on
+JUDGED = ("rmse", "fid", "fid_data")
 LIMIT = "direct"  # optimised for what is measured: shown, and not ranked
 FIRST = ("reference", "hso", "hso-dm-nonuni", "dm-nonuni", "trailing", "karras", "ays", "uniform-lam")
 
@@ -121,17 +122,23 @@ def losses(records: Iterable[Record], metric: str) -> tuple[list[Loss], int]:
 
 
 def tally(records: Sequence[Record]) -> str:
-    """One sentence a metric: in how many columns the reference method beats every rule and HSO."""
-    lines = []
-    for metric in ("rmse", "fid", "fid_data"):
+    """In how many columns the reference method beats every rule and HSO, a row a guidance weight and model."""
+    rows = []
+    for weight in sorted({r.guidance for r in records}):
+        here = [r for r in records if r.guidance == weight]
+        models = {model: [r for r in here if r.model == model] for model in dict.fromkeys(r.model for r in here)}
+        rows += [[f"{weight:g}", name, *_outcomes(own)] for name, own in {**models, "all": here}.items()]
+    return markdown(["guidance", "model", *(METRICS[m] for m in JUDGED)], rows, left=2)
+
+
+def _outcomes(records: Sequence[Record]) -> list[str]:
+    """For each metric "best / inside the best's interval / beaten beyond it"."""
+    texts = []
+    for metric in JUDGED:
         lost, looked = losses(records, metric)
-        if looked:
-            beyond = sum(loss.beyond for loss in lost)
-            lines.append(
-                f"- {METRICS[metric]}: `reference` beats every rule and `hso` in {looked - len(lost)} of {looked} "
-                f"cells, is within the best's interval in {len(lost) - beyond}, and is beaten beyond it in {beyond}."
-            )
-    return "\n".join(lines) + "\n"
+        beyond = sum(loss.beyond for loss in lost)
+        texts.append(f"{looked - len(lost)} / {len(lost) - beyond} / {beyond}" if looked else "-")
+    return texts
 
 
 def lost_cells(records: Sequence[Record], metric: str) -> str:

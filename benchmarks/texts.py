@@ -11,6 +11,11 @@ bootstrap over images. They hold the spread between images, which all schedules 
 is a cautious tie.
 """
 
+SUMMARY = """\
+Cells (solver and N) in which `reference` is better than every rule and `hso` / not the best, but inside the best's
+interval / beaten beyond it. With guidance fewer rules are measured, those of the tables under "Guidance".
+"""
+
 MARKS = """\
 **Bold**: the best of a column. *Italic*: inside the interval of the best. `direct` is the limit, nodes optimised for
 the RMSE on the network itself, and is not ranked; `gits` and `autodiffusion` look at the network as well and are

@@ -192,9 +192,18 @@ def test_what_the_reference_method_loses_is_counted_and_listed():
     alone = [record("reference", 0.1, nfe=8)]
     lost, looked = tables.losses([*wins, *ties, *loses, *alone], "rmse")
     assert looked == 3 and [(x.best.method, x.beyond) for x in lost] == [("karras", True), ("hso", False)]
-    text = tables.tally([*wins, *ties, *loses])
-    assert "RMSE: `reference` beats every rule and `hso` in 1 of 3 cells" in text
-    assert "within the best's interval in 1, and is beaten beyond it in 1." in text
+    guided = [record("reference", 0.1, guidance=4.0), record("trailing", 0.2, guidance=4.0)]
+    other = [record("reference", 0.1, model="fashion-v"), record("trailing", 0.2, model="fashion-v")]
+    text = tables.tally([*wins, *ties, *loses, *guided, *other])
+    assert "| guidance | model | RMSE | FID | FID to held-out data |" in text
+    for row in (
+        "1 | fashion-eps | 1 / 1 / 1",
+        "1 | fashion-v | 1 / 0 / 0",
+        "1 | all | 2 / 1 / 1",
+        "4 | all | 1 / 0 / 0",
+    ):
+        assert f"| {row} |" in text
+    assert "| 4 | fashion-v |" not in text
     assert tables.lost_cells(wins, "rmse") == "None.\n"
     assert "| fashion-eps | DDIM | 6 | 1 | `karras` | 0.100 | 0.105 | 0.200 | yes |" in tables.lost_cells(loses, "rmse")
 
