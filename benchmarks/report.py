@@ -11,11 +11,11 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from benchmarks import charts, grids, studies, tables, texts
+from benchmarks.cells import GUIDED
 from benchmarks.records import FIELDS, Record, Records
 from benchmarks.variants import VARIANTS
 from hso_jax.schedule_file import write_whole
 
-GUIDED = ("reference", "hso", "trailing", "karras", "ays", "uniform-lam")
 COMPACT = ("reference", "hso", "dm-nonuni", "trailing", "karras", "ays", "beta-t", "uniform-lam")
 COMPACT_BUDGETS = (4, 6, 8)
 PLOTTED = ("rmse", "fid")
