@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from tiny_models import Calls, tiny_subject
+from tiny_models import tiny_subject
 
 from benchmarks import autodiffusion
 from benchmarks.denoiser import own_subject
@@ -21,11 +21,6 @@ BEST = (47, 31, 30, 12, 3)
 
 def far(row):
     return float(np.square(np.subtract(row, BEST)).sum())
-
-
-@pytest.fixture
-def calls(monkeypatch):
-    return Calls(monkeypatch)
 
 
 def real():

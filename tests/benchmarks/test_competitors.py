@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 from diffusers import FlowMatchEulerDiscreteScheduler
-from tiny_models import Calls, tiny_subject
+from tiny_models import tiny_subject
 
 from benchmarks import competitors
 from benchmarks.competitors import METHODS, Inapplicable, prepare, union_length
@@ -22,11 +22,6 @@ pytestmark = [
 ]
 
 RUN_THE_MODEL = {"gits", "autodiffusion", "direct"}
-
-
-@pytest.fixture
-def calls(monkeypatch):
-    return Calls(monkeypatch)
 
 
 @pytest.fixture

@@ -5,7 +5,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from tiny_models import Calls, tiny, tiny_subject
+from tiny_models import tiny, tiny_subject
 
 from benchmarks import direct
 from benchmarks.denoiser import denoiser, own_subject
@@ -18,11 +18,6 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore:__array_?.*:DeprecationWarning"),
     pytest.mark.filterwarnings("ignore::FutureWarning:diffusers.*"),
 ]
-
-
-@pytest.fixture
-def calls(monkeypatch):
-    return Calls(monkeypatch)
 
 
 @pytest.mark.parametrize("solver", SOLVERS)

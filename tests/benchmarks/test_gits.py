@@ -6,7 +6,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from tiny_models import Calls, tiny_subject
+from tiny_models import tiny_subject
 
 from benchmarks import gits
 from benchmarks.denoiser import denoiser, own_subject
@@ -17,11 +17,6 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore:__array_?.*:DeprecationWarning"),
     pytest.mark.filterwarnings("ignore::FutureWarning:diffusers.*"),
 ]
-
-
-@pytest.fixture
-def calls(monkeypatch):
-    return Calls(monkeypatch)
 
 
 @pytest.mark.parametrize("coefficient", [1.0, 1.15, 3.0])

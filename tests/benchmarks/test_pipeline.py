@@ -36,15 +36,6 @@ SIZE = ["--option", "height=16", "--option", "width=16"]
 SD, FLUX = "StableDiffusionPipeline", "FluxPipeline"
 
 
-@pytest.fixture(autouse=True)
-def no_network(monkeypatch):
-    def refuse(*args, **kwargs):
-        raise AssertionError("a test tried to open a network connection")
-
-    monkeypatch.setattr(socket.socket, "connect", refuse)
-    monkeypatch.setattr(socket, "getaddrinfo", refuse)
-
-
 class Shrink(torch.nn.Module):
     """Features of any image: its means over quarters."""
 
