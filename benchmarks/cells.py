@@ -30,7 +30,7 @@ COSTLY = ("gits", "direct", "autodiffusion")  # run the network to find a schedu
 ALL_METHODS = (*METHODS, *VARIANTS)
 GUIDANCE = (1.0, 2.0, 4.0)
 GUIDED = ("reference", "hso", "trailing", "karras", "ays", "beta-t", "uniform-lam")
-GUIDED_BUDGETS = (6, 10)
+GUIDED_BUDGETS = (4, 6, 8, 10)
 TRAINING_IMAGES = 2000  # as training draws them; with as many, their own share of a Frechet distance is small
 STUDY_SOLVERS = ("ddim", "unipc-3")  # the paper's
 STUDY_BUDGETS = (4, 5, 6, 8)
@@ -89,7 +89,7 @@ def plan(
     if not cells:
         raise ValueError(
             "there is nothing to measure: with guidance only "
-            f"{', '.join(GUIDED)} at N = {' and '.join(map(str, GUIDED_BUDGETS))} are"
+            f"{', '.join(GUIDED)} at N = {', '.join(map(str, GUIDED_BUDGETS))} are"
         )
     return cells
 
