@@ -56,9 +56,9 @@ paper (UniPC / DDIM): 18.07 / 71.57; 11.44 / 29.22; 26.33 / 37.27; 15.70 / 24.80
 """
 
 COST = """\
-To prepare one schedule, on the machine (or machines) above. Compilation is apart: most of it happens once in a process for an N.
-`autodiffusion` runs at reduced scale. The paper: HSO about 8 s, DM-NonUni about 1 s, AutoDiffusion about 1.1 days on
-Stable Diffusion.
+To prepare one schedule, on the machine (or machines) above. Compilation is apart: most of it happens once in a
+process for an N. `autodiffusion` runs at reduced scale. The paper: HSO about 8 s, DM-NonUni about 1 s, AutoDiffusion
+about 1.1 days on Stable Diffusion.
 """
 
 GUIDANCE = """\
