@@ -60,9 +60,8 @@ def _run(args: argparse.Namespace) -> int:
         measured = cells.run(plan, path, data=dict(args.data or ()))
         print(f"{measured} cells measured, {len(plan)} planned: {path}")
     found = records.read(path)
-    files = report.write(found, out)
-    if not args.report_only:
-        files += grids.write(report.main_group(found.cells), out, anew=measured > 0)
+    drawn = [] if args.report_only else grids.write(report.main_group(found.cells), out, anew=measured > 0)
+    files = [*report.write(found, out), *drawn]
     if readme is not None:
         write_whole(args.readme, report.rewritten(readme, found).encode())
         files.append(args.readme)

@@ -7,7 +7,7 @@ first, then the studies, guidance, and last what takes minutes a cell.
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -30,10 +30,7 @@ COSTLY = ("gits", "direct", "autodiffusion")  # run the network to find a schedu
 ALL_METHODS = (*METHODS, *VARIANTS)
 GUIDANCE = (1.0, 2.0, 4.0)
 GUIDED = ("reference", "hso", "trailing", "karras", "ays", "beta-t", "uniform-lam")
-GUIDED_BUDGETS = (4, 6, 8, 10)
 TRAINING_IMAGES = 2000  # as training draws them; with as many, their own share of a Frechet distance is small
-STUDY_SOLVERS = ("ddim", "unipc-3")  # the paper's
-STUDY_BUDGETS = (4, 5, 6, 8)
 
 
 def plan(
@@ -49,8 +46,7 @@ def plan(
 ) -> list[Cell]:
     """The cells in the order of work.
 
-    Without guidance every method, with the variants for `STUDY_SOLVERS` and `STUDY_BUDGETS` only; with guidance the
-    methods and budgets `GUIDED`, `GUIDED_BUDGETS`.
+    Without guidance every method, with guidance the methods `GUIDED`.
 
     Raises:
         ValueError: for an unknown name, or if no cell is left.
@@ -66,31 +62,28 @@ def plan(
         raise ValueError(f"samples is {samples}; a spread needs 2 or more")
     budgets = [n for n in BUDGETS if n in nfes] + sorted(set(nfes) - set(BUDGETS))
 
-    def block(methods: Sequence[str], budgets: Sequence[int], weight: float = 1.0) -> list[Cell]:
+    def block(known: Iterable[str], weight: float = 1.0) -> list[Cell]:
         return [
             Cell(model, weight, solver, nfe, method, seed, samples, dtype)
             for nfe in budgets
             for model in models
             for solver in solvers
-            for method in methods
-            if method not in VARIANTS or solver in STUDY_SOLVERS
+            for method in known
+            if method in methods
         ]
 
     cells: list[Cell] = []
     if 1.0 in guidance:
-        cells += block([m for m in METHODS if m in methods and m not in COSTLY], budgets)
-        cells += block([m for m in VARIANTS if m in methods], [n for n in budgets if n in STUDY_BUDGETS])
+        cells += block([m for m in METHODS if m not in COSTLY])
+        cells += block(VARIANTS)
     for weight in guidance:
         if weight != 1.0:
-            cells += block([m for m in GUIDED if m in methods], [n for n in budgets if n in GUIDED_BUDGETS], weight)
+            cells += block(GUIDED, weight)
     if 1.0 in guidance:
         for method in COSTLY:
-            cells += block([method] if method in methods else [], budgets)
+            cells += block([method])
     if not cells:
-        raise ValueError(
-            "there is nothing to measure: with guidance only "
-            f"{', '.join(GUIDED)} at N = {', '.join(map(str, GUIDED_BUDGETS))} are"
-        )
+        raise ValueError(f"there is nothing to measure: with guidance only {', '.join(GUIDED)} are")
     return cells
 
 

@@ -29,8 +29,8 @@ def main_group(records: Sequence[Record]) -> list[Record]:
     return [r for r in records if (r.seed, r.samples, r.dtype) == chosen]
 
 
-def report(found: Records) -> str:
-    """The text of benchmarks.md.
+def report(found: Records, folder: Path) -> str:
+    """The text of benchmarks.md in a folder; of the grids it shows those that have been drawn there.
 
     Raises:
         ValueError: if there are no records.
@@ -64,7 +64,7 @@ def report(found: Records) -> str:
     parts += ["## Where the reference method does not help\n", texts.LOST]
     for metric in ("rmse", "fid"):
         parts += [f"{tables.METRICS[metric]}:\n", tables.lost_cells(ranked, metric)]
-    if sheets := grids.sheets(plain):
+    if sheets := [s for s in grids.sheets(plain) if (folder / s.file).exists()]:
         parts += ["## Images\n", texts.GRIDS, *(f"![{s.model}, N = {s.nfe}]({s.file})\n" for s in sheets)]
     return "\n".join(parts)
 
@@ -164,12 +164,12 @@ def comma_separated(records: Sequence[Record]) -> str:
 
 
 def write(found: Records, folder: Path) -> list[Path]:
-    """Write benchmarks.md, benchmarks.csv and the plots; returns the files.
+    """Write benchmarks.md, benchmarks.csv and the plots, after the grids if there are any; returns the files.
 
     Raises:
         ValueError: if there are no records.
     """
-    contents = {"benchmarks.md": report(found), "benchmarks.csv": comma_separated(found.cells)}
+    contents = {"benchmarks.md": report(found, folder), "benchmarks.csv": comma_separated(found.cells)}
     for name, content in contents.items():
         write_whole(folder / name, content.encode())
     files = [folder / name for name in contents]

@@ -105,7 +105,10 @@ def test_the_order_of_work_finishes_columns_and_leaves_costly_methods_to_the_end
     late = [c for c in plan if c.method in cells.COSTLY]
     assert late == plan[-len(late) :] and {c.method for c in late} == set(cells.COSTLY)
     guided = [c for c in plan if c.guidance != 1.0]
-    assert {c.method for c in guided} == set(cells.GUIDED) and {c.nfe for c in guided} == {4, 6, 8, 10}
+    assert {c.method for c in guided} == set(cells.GUIDED) and {c.nfe for c in guided} == {4, 5, 6, 7, 8, 10}
+    assert len(guided) == 2 * 3 * 3 * 6 * len(cells.GUIDED)
+    studied = [c for c in plan if c.method in cells.VARIANTS]
+    assert len(studied) == 3 * 3 * 6 * len(cells.VARIANTS)
 
 
 def test_a_plan_of_nothing_or_of_unknown_things_is_refused():
@@ -113,7 +116,7 @@ def test_a_plan_of_nothing_or_of_unknown_things_is_refused():
         ({"methods": ["ddim"]}, "method 'ddim' is not one of"),
         ({"models": ["sd"]}, "model 'sd' is not one of"),
         ({"solvers": ["euler"]}, "solver 'euler' is not one of"),
-        ({"guidance": [2.0], "nfes": [5]}, "nothing to measure"),
+        ({"guidance": [2.0], "methods": ["gits"]}, "nothing to measure"),
         ({"samples": 1}, "samples is 1"),
     ):
         with pytest.raises(ValueError, match=message):
@@ -208,9 +211,12 @@ def test_what_the_reference_method_loses_is_counted_and_listed():
     assert "| fashion-eps | DDIM | 6 | 1 | `karras` | 0.100 | 0.105 | 0.200 | yes |" in tables.lost_cells(loses, "rmse")
 
 
-def test_tables_have_a_cell_for_every_head():
+def test_tables_have_a_cell_for_every_head(tmp_path):
     found = many()
-    for text in (report.report(records.Records(found, [SETUP])), *(make() for make in _blocks(found).values())):
+    for text in (
+        report.report(records.Records(found, [SETUP]), tmp_path),
+        *(make() for make in _blocks(found).values()),
+    ):
         for table in re.findall(r"(?:^\|.*\n)+", text, re.M):
             widths = {line.replace("\\|", "").count("|") for line in table.splitlines()}
             assert len(widths) == 1, table
@@ -223,11 +229,15 @@ def _blocks(found):
 
 def test_every_study_has_its_rows():
     found = many()
-    assert studies.against_dm_nonuni(found).count("\n") == 2 + 2 * 2 * 3
+    assert studies.against_dm_nonuni(found).count("\n") == 2 + 2 * 3 * 3
     assert "0.450 / 0.300 / 0.250" in studies.against_dm_nonuni(found)
     assert "| 7.00 | 0.0300 | 0.960 |" in studies.psi(found)
     assert "0.300 / 0.350" in studies.adaptivity(found)
-    assert "| none | 999 749 499 249 | 0.250 |" in studies.robustness(found)
+    robustness = studies.robustness(found)
+    assert "| none | 999 749 499 249 | 0.250 | 2.70 / 2.70 / 2.70 | 0.300 / 0.300 / 0.300 |" in robustness
+    assert robustness.count("\n") == 2 + 2 * 3 * len(studies.SPACING)  # solvers side by side
+    own = [replace(r, lams=[0.9 * x for x in r.lams]) if r.solver == "unipc-3" else r for r in found]
+    assert studies.robustness(own).count("\n") == 2 + 2 * 2 * 3 * len(studies.SPACING)  # another schedule, another row
     assert "| 4.05 | 2.97 | 2.79 | 2.70 | 0.450 | 0.330 | 0.310 | 0.300 |" in studies.ablation(found)
     assert "| 0.225 | 0.250 | 0.300 | 11 % | 33 % |" in tables.limit(found)
     assert studies.psi([]) == studies.NONE and studies.ablation(found[:3]) == studies.NONE
@@ -241,14 +251,16 @@ def test_the_report_is_written_whole_and_the_same_again(tmp_path):
     report.write(found, tmp_path)
     assert {f: f.read_bytes() for f in files} == before
     text = files[0].read_text()
-    for link in re.findall(r"!\[.*?\]\((benchmarks.*?)\)", text):
+    for link in re.findall(r"!\[.*?\]\((.*?)\)", text):
         assert (tmp_path / link).stat().st_size > 10_000
+    (tmp_path / "grid-emoji-flow-6.png").touch()  # a grid is shown once it has been drawn
+    assert "![emoji-flow, N = 6](grid-emoji-flow-6.png)" in report.report(found, tmp_path)
     assert "- 1 cells with another seed, count or dtype" in text and "16 samples a cell" in text
     rows = list(csv.DictReader(io.StringIO(files[1].read_text())))
     assert len(rows) == len(found.cells) and list(rows[0]) == list(records.FIELDS)
     assert [float(x) for x in rows[0]["lams"].split()] == list(found.cells[0].lams)
     with pytest.raises(ValueError, match="no records to report"):
-        report.report(records.Records([], []))
+        report.report(records.Records([], []), tmp_path)
 
 
 def test_no_line_of_the_plot_leaves_its_panel_and_the_legend_covers_none():
@@ -266,8 +278,9 @@ def test_no_line_of_the_plot_leaves_its_panel_and_the_legend_covers_none():
 
 def test_grids_show_each_schedule_on_the_same_noise(tmp_path):
     found = [record(m, model="fashion-eps", solver=grids.SOLVER, nfe=n) for n in (4, 8) for m in grids.ROWS]
-    (file,) = grids.write(found, tmp_path, FakeSubject)
+    file, other = grids.write(found, tmp_path, FakeSubject)
     assert file.name == "grid-fashion-eps-4.png" and grids.sheets(found[:2]) == []
+    assert other.name == "grid-fashion-eps-8.png" and other.read_bytes() != file.read_bytes()
     with Image.open(file) as picture:
         assert picture.width > 8 * 224 and picture.height > 4 * 224
     assert grids.write(found, tmp_path, FakeSubject, anew=False) == []
