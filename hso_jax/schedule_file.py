@@ -82,6 +82,77 @@ def from_json(text: str) -> list[Schedule]:
     return schedules
 
 
+def select(
+    schedules: Iterable[Schedule],
+    *,
+    nfe: int | None = None,
+    layout: str | None = None,
+    method: str | None = None,
+    solver: str | None = None,
+    guidance: float | None = None,
+) -> Schedule:
+    """The one schedule that the options name; what is None is not asked for.
+
+    Of two that differ in the layout alone it is the node layout's, which every sampler takes. Nothing else is guessed:
+    a method, a solver or a guidance weight that the options leave open is for the caller to choose.
+
+    Args:
+        schedules: what a file holds.
+        nfe: N.
+        layout: "node" or "interval".
+        method: as `Schedule.method`.
+        solver: the solver it was made for. Schedules for any solver ("any") are kept beside it.
+        guidance: the weight it was made for. Schedules that do not look at it are kept beside it.
+
+    Raises:
+        ValueError: if there is none, which lists what there is, or more than one, which lists those and how to choose.
+    """
+    every = list(schedules)
+    kept = [
+        s
+        for s in every
+        if nfe in (None, s.nfe)
+        and layout in (None, s.layout)
+        and method in (None, s.method)
+        and (solver is None or s.solver in ("any", solver))
+        and (guidance is None or s.guidance in (None, guidance))
+    ]
+    if not kept:
+        wanted = {"nfe": nfe, "layout": layout, "method": method, "solver": solver, "guidance": guidance}
+        asked = ", ".join(f"{name} {value}" for name, value in wanted.items() if value is not None) or "any"
+        raise ValueError(f"no such schedule ({asked}); there are: {_listed(every, _CHOICES)}")
+    if len(counts := sorted({s.nfe for s in kept})) > 1:
+        raise ValueError(f"schedules of {', '.join(map(str, counts))} evaluations; choose one by nfe")
+    kept = [s for s in kept if s.layout == "node"] or kept
+    if len(kept) > 1:
+        names = [name for name in _CHOICES[2:] if len({getattr(s, name) for s in kept}) > 1]
+        if not names:
+            models = ", ".join(dict.fromkeys(s.model for s in kept))
+            raise ValueError(
+                f"{len(kept)} schedules of N = {kept[0].nfe} and method {kept[0].method} (models: {models}) that no "
+                "option tells apart; keep one of them in the file"
+            )
+        raise ValueError(
+            f"{len(kept)} schedules of N = {kept[0].nfe} differ in {' and '.join(names)}: {_listed(kept, names)}; "
+            f"choose by {' and '.join(names)}"
+        )
+    return kept[0]
+
+
+_CHOICES = ("nfe", "layout", "method", "solver", "guidance")
+
+
+def _listed(schedules: Iterable[Schedule], names: Iterable[str]) -> str:
+    names = list(names)
+    return "; ".join(dict.fromkeys(" ".join(_shown(n, getattr(s, n)) for n in names) for s in schedules)) or "none"
+
+
+def _shown(name: str, value: Any) -> str:
+    if name == "guidance":
+        return "any guidance" if value is None else f"guidance {value:g}"
+    return f"for {value}" if name == "solver" else str(value)
+
+
 def write_whole(path: str | os.PathLike[str], content: bytes) -> None:
     """Write beside `path`, then rename onto it. Raises OSError and leaves no trace if it cannot."""
     target = Path(path)

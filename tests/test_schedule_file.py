@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import itertools
 import json
 import os
 from pathlib import Path
@@ -12,9 +13,9 @@ import numpy as np
 import pytest
 from problems import SD
 
-from hso_jax import Schedule, baseline, load, preset, save
+from hso_jax import Schedule, baseline, load, preset, save, zoo
 from hso_jax.noise import cosine
-from hso_jax.schedule_file import from_json, to_json
+from hso_jax.schedule_file import from_json, select, to_json
 
 T = [1.0, 0.7431234567890123, 1 / 3, 0.03]
 FULL = Schedule.from_t(
@@ -186,3 +187,45 @@ def test_permissions_are_those_of_the_old_file_or_of_the_umask(tmp_path: Path) -
     file.chmod(0o640)
     save(MANY, file)
     assert file.stat().st_mode & 0o777 == 0o640
+
+
+RULES = [
+    baseline(m, preset("sdxl"), n, layout=at)
+    for n, m, at in itertools.product((4, 6), ("karras", "trailing"), ("interval", "node"))
+]
+SHIPPED = [zoo("sdxl", 6, solver, guidance=w) for solver, w in itertools.product(("ddim", "unipc-2"), (1.0, 5.0))]
+
+
+@pytest.mark.parametrize(
+    ("options", "wanted"),
+    [
+        ({"nfe": 6, "method": "trailing"}, RULES[7]),  # of the two layouts, node
+        ({"nfe": 6, "method": "trailing", "layout": "interval"}, RULES[6]),
+        ({"nfe": 4, "method": "karras", "solver": "ddim", "guidance": 5.0}, RULES[1]),  # a rule looks at neither
+        ({"method": "reference", "solver": "ddim", "guidance": 1.0}, SHIPPED[0]),
+        ({"method": "reference", "solver": "unipc-2", "guidance": 5.0}, SHIPPED[3]),
+    ],
+)
+def test_select_takes_what_is_named(options: dict[str, Any], wanted: Schedule) -> None:
+    assert select([*RULES, *SHIPPED], **options) is wanted
+
+
+@pytest.mark.parametrize(
+    ("many", "options", "message"),
+    [
+        (RULES, {"nfe": 6}, "differ in method: karras; trailing; choose by method"),
+        ([*RULES, *SHIPPED], {"nfe": 6, "solver": "ddim", "guidance": 1}, "differ in method and solver and guidance"),
+        (SHIPPED, {}, "ddim guidance 1; for ddim guidance 5; for unipc-2 guidance 1; for unipc-2 guidance 5"),
+        (SHIPPED, {"guidance": 5}, "differ in solver: for ddim; for unipc-2; choose by solver"),
+        (RULES, {"method": "karras"}, "schedules of 4, 6 evaluations; choose one by nfe"),
+        (RULES[:2], {"nfe": 5}, r"no such schedule \(nfe 5\); there are: 4 interval karras .*; 4 node karras"),
+        (RULES[:2], {"method": "hso", "layout": "node"}, r"no such schedule \(layout node, method hso\)"),
+        ([RULES[1], baseline("karras", preset("sd15"), 4)], {}, r"models: sdxl, sd15\) that no option tells apart"),
+        ([], {}, "there are: none"),
+    ],
+)
+def test_select_refuses_what_is_missing_or_ambiguous(
+    many: list[Schedule], options: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(ValueError, match=message):
+        select(many, **options)
