@@ -1,10 +1,9 @@
-"""Two nodes with a `SIGMAS` output, for ComfyUI's SamplerCustom: search a schedule, or read it from a file."""
+"""Two nodes with a `SIGMAS` output, for ComfyUI's SamplerCustom: a schedule by its name, or from a file."""
 
 from __future__ import annotations
 
-import functools
+import math
 import os
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,14 +11,27 @@ import torch
 
 from hso_jax import schedule_file
 from hso_jax.baselines import BASELINES, baseline
-from hso_jax.noise import PRESETS, preset
+from hso_jax.noise import PRESETS, NoiseSchedule, preset
 from hso_jax.schedule import LAYOUTS, Schedule
 from hso_jax.search import METHODS, search
+from hso_jax.zoo import SOLVERS, zoo
 
-MODELS = tuple(PRESETS)
+from .connected import Levels, levels_of_noise, noise_of, refuse_misfit
+
+FROM_MODEL = "from MODEL"
+MODELS = (*PRESETS, FROM_MODEL)
 DEFAULT_MODEL = "sdxl"
-SCHEDULERS = (*METHODS, *BASELINES)
-_MOST_STEPS = 1000
+SCHEDULERS = ("zoo", *METHODS, *BASELINES)
+_MOST_STEPS = 998  # a table of 1000 levels, its two ends aside
+_STEPS = {"default": 6, "min": 1, "max": 100, "tooltip": "model evaluations, as in BasicScheduler"}
+_DENOISE = {
+    "default": 1.0,
+    "min": 0.0,
+    "max": 1.0,
+    "step": 0.01,
+    "tooltip": "as in BasicScheduler: the last steps of a schedule of int(steps / denoise) steps",
+}
+_CHECK = "optional: the sigmas are refused if they were not made for this model's noise"
 
 
 def slice_for(denoise: float, steps: int) -> int | None:
@@ -28,7 +40,7 @@ def slice_for(denoise: float, steps: int) -> int | None:
     The rule of ComfyUI's BasicScheduler: `int(steps / denoise)` in all, the last `steps + 1` sigmas kept.
 
     Raises:
-        ValueError: for a denoise outside [0, 1] or fewer than one step.
+        ValueError: for a denoise outside [0, 1], fewer than one step, or more in all than models have levels.
     """
     if not 0.0 <= denoise <= 1.0:
         raise ValueError(f"denoise is {denoise}; need 0 to 1")
@@ -38,7 +50,13 @@ def slice_for(denoise: float, steps: int) -> int | None:
         return None
     total = int(steps / denoise)
     if total > _MOST_STEPS:
-        raise ValueError(f"{steps} steps at denoise {denoise} are {total} in all; the most is {_MOST_STEPS}")
+        fixes = [f"at most {fewer} steps"] if (fewer := int(_MOST_STEPS * denoise)) else []
+        if steps <= _MOST_STEPS:
+            fixes.append(f"a denoise of {math.ceil(100 * steps / _MOST_STEPS) / 100:g} or more")
+        raise ValueError(
+            f"{steps} steps at denoise {denoise:g} are the end of a schedule of {total} steps, and models have "
+            f"{_MOST_STEPS} levels for them; use {', or '.join(fixes)}"
+        )
     return total
 
 
@@ -48,22 +66,23 @@ def to_sigmas(schedule: Schedule, steps: int) -> torch.Tensor:
 
 
 class HsoScheduler:
-    """Searches a schedule for a model and a number of steps; the first run takes some seconds, the same again none."""
+    """A schedule for a model, a solver and a number of steps, shipped or searched; the same again takes no time."""
 
     CATEGORY = "sampling/custom_sampling/schedulers"
     RETURN_TYPES = ("SIGMAS",)
     FUNCTION = "get_sigmas"
+    DESCRIPTION = "Sigmas for a few steps. Leave method at zoo, and say which solver and which cfg you sample with."
 
     @classmethod
     def INPUT_TYPES(cls) -> dict[str, Any]:
-        """The node's inputs, in ComfyUI's form."""
+        """The node's inputs, in ComfyUI's form. Saved graphs know widgets by their place: new ones come last."""
         return {
             "required": {
-                "model": (list(MODELS), {"default": DEFAULT_MODEL, "tooltip": "fine-tunes share its noise schedule"}),
-                "steps": ("INT", {"default": 6, "min": 1, "max": 100, "tooltip": "model evaluations"}),
+                "model": (list(MODELS), {"default": DEFAULT_MODEL, "tooltip": _MODEL}),
+                "steps": ("INT", _STEPS),
                 "layout": (list(LAYOUTS), {"tooltip": "node: ends at 0; interval: stops at one node more"}),
-                "denoise": ("FLOAT", {"default": 1.0, "min": 0.0, "max": 1.0, "step": 0.01}),
-                "method": (list(SCHEDULERS), {"tooltip": "hso, or a rule to compare with"}),
+                "denoise": ("FLOAT", _DENOISE),
+                "method": (list(SCHEDULERS), {"default": "zoo", "tooltip": _METHOD}),
             },
             "optional": {
                 "end": (["as layout", "clean"], {"tooltip": "clean: the interval layout's last node becomes 0"}),
@@ -71,6 +90,9 @@ class HsoScheduler:
                     "INT",
                     {"default": 4096, "min": 1, "max": 1 << 20, "tooltip": "flux-dev: (width / 16) * (height / 16)"},
                 ),
+                "solver": (list(SOLVERS), {"default": "dpmpp-2m", "tooltip": _SOLVER}),
+                "guidance": ("FLOAT", {"default": 0.0, "min": 0.0, "max": 100.0, "step": 0.1, "tooltip": _GUIDANCE}),
+                "diffusion_model": ("MODEL", {"tooltip": _CHECK}),
             },
         }  # fmt: skip
 
@@ -83,18 +105,40 @@ class HsoScheduler:
         method: str,
         end: str = "as layout",
         image_seq_len: int = 4096,
+        solver: str = "dpmpp-2m",
+        guidance: float = 0.0,
+        diffusion_model: Any = None,
     ) -> tuple[torch.Tensor]:
         """The sigmas; an empty tensor at denoise 0, as BasicScheduler has it.
 
         Raises:
-            ValueError: for an unknown choice, or more steps than fit the model's levels.
+            ValueError: for an unknown choice, more steps than fit the model's levels, or sigmas that do not fit the
+                connected MODEL.
         """
         total = slice_for(denoise, steps)
-        if total is None:
-            return (torch.FloatTensor([]),)
         if end not in ("as layout", "clean"):
             raise ValueError(f"end is {end!r}; use 'as layout' or 'clean'")
-        schedule = found(model, total, layout, method, image_seq_len)
+        if model == FROM_MODEL:
+            if diffusion_model is None:
+                raise ValueError(f"model is {FROM_MODEL!r} and nothing is connected to diffusion_model; connect MODEL")
+            noise, weight, p = noise_of(diffusion_model), guidance or None, 2.0  # p of latent models
+        else:
+            noise = preset(model, image_seq_len=image_seq_len)
+            weight, p = guidance or PRESETS[model].guidance, PRESETS[model].p
+            if diffusion_model is not None:
+                refuse_misfit(levels_of_noise(noise), diffusion_model)
+        if total is None:
+            return (torch.FloatTensor([]),)
+        if weight is None and method in ("zoo", "reference"):
+            raise ValueError(
+                f"guidance is 0 (the model's usual), which is known for a family only, not {FROM_MODEL!r}; "
+                "set it to the cfg of your sampler"
+            )
+        asked = (total, layout, method, solver, float(weight or 1.0), p)
+        key = (noise.kind, noise.name, noise.fingerprint(), *asked)
+        if key not in _FOUND:
+            _FOUND[key] = found(noise, *asked)
+        schedule = _FOUND[key]
         return (to_sigmas(schedule.with_end("clean") if end == "clean" else schedule, steps),)
 
 
@@ -104,64 +148,107 @@ class HsoScheduleFile:
     CATEGORY = HsoScheduler.CATEGORY
     RETURN_TYPES = ("SIGMAS",)
     FUNCTION = "get_sigmas"
+    DESCRIPTION = "Sigmas from a file that `hso-jax search -o FILE` or `hso-jax zoo -o FILE` wrote."
 
     @classmethod
     def INPUT_TYPES(cls) -> dict[str, Any]:
-        """The node's inputs, in ComfyUI's form."""
+        """The node's inputs, in ComfyUI's form. Saved graphs know widgets by their place: new ones come last."""
         return {
             "required": {
                 "path": ("STRING", {"default": "schedules.json", "tooltip": "a schedule file on the server"}),
-                "nfe": ("INT", {"default": 6, "min": 1, "max": 100, "tooltip": "model evaluations"}),
-                "denoise": ("FLOAT", {"default": 1.0, "min": 0.0, "max": 1.0, "step": 0.01}),
+                "nfe": ("INT", _STEPS),
+                "denoise": ("FLOAT", _DENOISE),
             },
-            "optional": {"layout": (["any", *LAYOUTS], {"tooltip": "any: node where the file has both"})},
+            "optional": {
+                "layout": (["any", *LAYOUTS], {"tooltip": "any: node where the file has both"}),
+                "method": ("STRING", {"default": "any", "tooltip": "needed where the file has several: hso, ..."}),
+                "solver": (["any", *SOLVERS], {"tooltip": "needed where the file has schedules for several"}),
+                "guidance": (
+                    "FLOAT",
+                    {"default": 0.0, "min": 0.0, "max": 100.0, "step": 0.1, "tooltip": "0: any; else as the file's"},
+                ),
+                "diffusion_model": ("MODEL", {"tooltip": _CHECK}),
+            },
         }  # fmt: skip
 
     @classmethod
-    def IS_CHANGED(cls, path: str, **_: Any) -> float:
+    def IS_CHANGED(cls, path: str = "", **_: Any) -> float:
         """The file's age, so that a file written anew is read anew; NaN, which is never equal, if there is none."""
-        return os.path.getmtime(path) if os.path.isfile(path) else float("nan")
+        return os.path.getmtime(path) if path and os.path.isfile(path) else float("nan")
 
-    def get_sigmas(self, path: str, nfe: int, denoise: float, layout: str = "any") -> tuple[torch.Tensor]:
+    def get_sigmas(
+        self,
+        path: str,
+        nfe: int,
+        denoise: float,
+        layout: str = "any",
+        method: str = "any",
+        solver: str = "any",
+        guidance: float = 0.0,
+        diffusion_model: Any = None,
+    ) -> tuple[torch.Tensor]:
         """The last `nfe + 1` sigmas of the file's schedule for `int(nfe / denoise)` evaluations.
 
         Raises:
-            ValueError: if the file is none of ours or has no such schedule; the message lists what it has.
+            ValueError: if the file is none of ours, has no such schedule or several; the message lists them. If the
+                schedule does not fit the connected MODEL.
             OSError: if it cannot be read.
         """
         total = slice_for(denoise, nfe)
+        if not path.strip():
+            raise ValueError("path is empty; give the schedule file that `hso-jax search -o FILE` wrote")
         if total is None:
             return (torch.FloatTensor([]),)
         every = schedule_file.load(Path(path))
-        kept = [s for s in every if s.nfe == total and layout in ("any", s.layout)]
-        if not kept:
-            raise ValueError(
-                f"{path} has no {total}-step schedule{_wanted(layout, nfe, denoise)}; it has {_have(every)}"
-            )
-        return (to_sigmas(min(kept, key=lambda s: (s.method != "hso", s.layout != "node")), nfe),)
+        options = {"layout": layout, "method": method.strip() or "any", "solver": solver}
+        asked: dict[str, Any] = {name: None if value == "any" else value for name, value in options.items()}
+        try:
+            found = schedule_file.select(every, nfe=total, guidance=guidance or None, **asked)
+        except ValueError as error:
+            part = "" if denoise == 1.0 else f" (nfe {nfe} at denoise {denoise:g} is the end of {total} evaluations)"
+            raise ValueError(f"{path}{part}: {error}") from error
+        if diffusion_model is not None:
+            refuse_misfit(_levels_of_schedule(found), diffusion_model, whole=False)
+        return (to_sigmas(found, nfe),)
 
 
 NODE_CLASS_MAPPINGS = {"HsoScheduler": HsoScheduler, "HsoScheduleFile": HsoScheduleFile}
 NODE_DISPLAY_NAME_MAPPINGS = {"HsoScheduler": "HSO Scheduler", "HsoScheduleFile": "HSO Schedule File"}
+_FOUND: dict[tuple[Any, ...], Schedule] = {}  # a search takes seconds, and a graph asks again when its model is patched
+_MODEL = f"the family: fine-tunes share its noise schedule. {FROM_MODEL!r} reads it from diffusion_model"
+_METHOD = (
+    "zoo: least solver error, shipped for 1 to 20 steps and usual guidance, else searched as reference; "
+    "reference: always searched; hso: the paper's; the others are rules to compare with"
+)
+_SOLVER = "zoo, reference: ddim for euler and ddim, dpmpp-2m for dpmpp_2m, unipc-3 for uni_pc_bh2"
+_GUIDANCE = "zoo, reference: the cfg you sample with (1 where guidance is an input of the model: FLUX); 0: the usual"
 
 
-@functools.lru_cache(maxsize=256)
-def found(model: str, nfe: int, layout: str, method: str, image_seq_len: int = 4096) -> Schedule:
-    """A preset's schedule, remembered: a graph asks for the same one again and again.
+def found(noise: NoiseSchedule, nfe: int, layout: str, method: str, solver: str, guidance: float, p: float) -> Schedule:
+    """The schedule that a method has for a noise schedule: shipped, searched or by a rule.
 
     Raises:
-        ValueError: for an unknown model, layout or method.
+        ValueError: for an unknown layout, method or solver, or a rule that does not fit the noise.
     """
-    noise, p = preset(model, image_seq_len=image_seq_len), PRESETS[model].p
+    if layout not in LAYOUTS:
+        raise ValueError(f"layout is {layout!r}; use one of {', '.join(LAYOUTS)}")
     if method in BASELINES:
         return baseline(method, noise, nfe, layout=layout, p=p)
+    if method == "zoo" and layout == "node" and (shipped := _shipped(noise, nfe, solver, guidance)):
+        return shipped
+    if method in ("zoo", "reference"):
+        return search(noise, nfe, layout=layout, method="reference", solver=solver, guidance=guidance)
     return search(noise, nfe, layout=layout, method=method, relax=True, p=p)
 
 
-def _wanted(layout: str, nfe: int, denoise: float) -> str:
-    where = "" if layout == "any" else f" of layout {layout}"
-    return where if denoise == 1.0 else f"{where} (nfe {nfe} at denoise {denoise:g})"
+def _shipped(noise: NoiseSchedule, nfe: int, solver: str, guidance: float) -> Schedule | None:
+    try:
+        return zoo(noise, nfe, solver, guidance=guidance)
+    except ValueError:  # not shipped; what is wrong and not just rare, the search refuses as well
+        return None
 
 
-def _have(every: Sequence[Schedule]) -> str:
-    return ", ".join(dict.fromkeys(f"{s.nfe} {s.layout}" for s in every)) or "none"
+def _levels_of_schedule(schedule: Schedule) -> Levels:
+    sigmas = schedule.sampler_sigmas()[: schedule.nfe]
+    who = f"{schedule.model}, {schedule.method}"
+    return Levels(who, schedule.kind == "flow", float(sigmas[-1]), float(sigmas[0]))

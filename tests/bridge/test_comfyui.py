@@ -8,7 +8,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -16,7 +16,9 @@ import pytest
 import torch
 
 import bridge
-from hso_jax import baseline, preset, save
+from hso_jax import BASELINES, NoiseSchedule, Schedule, baseline, preset, save, zoo
+from hso_jax.noise import PRESETS
+from hso_jax.reference.lanes import ReferenceLane, check
 
 FOLDER = Path(bridge.__file__).parent / "comfyui"
 
@@ -84,10 +86,143 @@ def test_sigmas_of_a_rule(nodes: ModuleType, model: str, layout: str) -> None:
 def test_the_search_is_the_package_s_own(nodes: ModuleType) -> None:
     from hso_jax import search
 
-    sigmas = call(nodes, "HsoScheduler", model="sdxl", steps=4)
+    sigmas = call(nodes, "HsoScheduler", model="sdxl", steps=4, method="hso")
     wanted = search(preset("sdxl"), 4, relax=True)
     np.testing.assert_array_equal(sigmas, wanted.sampler_sigmas().astype(np.float32))
     assert wanted.method == "hso" and sigmas[-1] == 0
+
+
+def test_the_default_is_what_the_zoo_ships_for_the_family_s_usual_guidance(nodes: ModuleType) -> None:
+    for model in ("sd15", "sdxl", "flux-dev", "edm-cifar10"):
+        sigmas = call(nodes, "HsoScheduler", model=model)
+        np.testing.assert_array_equal(sigmas, zoo(model, 6).sampler_sigmas().astype(np.float32))
+    for solver, guidance in (("ddim", 1.0), ("unipc-3", 7.5)):
+        sigmas = call(nodes, "HsoScheduler", model="sd15", solver=solver, guidance=guidance)
+        np.testing.assert_array_equal(
+            sigmas, zoo("sd15", 6, solver, guidance=guidance).sampler_sigmas().astype(np.float32)
+        )
+
+
+@pytest.mark.parametrize(
+    ("inputs", "options"),
+    [
+        ({"method": "reference"}, {"guidance": 5.0}),
+        ({"method": "zoo", "guidance": 6.3, "solver": "ddim"}, {"guidance": 6.3, "solver": "ddim"}),
+        ({"method": "zoo", "steps": 21}, {"nfe": 21, "guidance": 5.0}),
+        ({"method": "zoo", "layout": "interval"}, {"layout": "interval", "guidance": 5.0}),
+        ({"method": "hso"}, {"method": "hso", "relax": True, "p": 2.0}),
+    ],
+)
+def test_what_is_searched(
+    nodes: ModuleType, monkeypatch: pytest.MonkeyPatch, inputs: dict[str, Any], options: dict[str, Any]
+) -> None:
+    """`reference` was given relax and p, which it refuses; the search itself is replaced by one that checks options."""
+    asked: dict[str, Any] = {}
+
+    def search(noise: NoiseSchedule, nfe: int, **given: Any) -> Schedule:
+        asked.update(given, nfe=nfe)
+        if given["method"] == "reference":  # refuses what is no option of it, and makes nothing
+            unknown = set(given) - {"method", "layout", "solver", "guidance"}
+            assert not unknown
+            check(ReferenceLane(noise, nfe, given["layout"], given["solver"], given["guidance"]))
+        return baseline("trailing", noise, nfe, layout=given["layout"])
+
+    nodes_module = sys.modules[nodes.__name__ + ".nodes"]
+    monkeypatch.setattr(nodes_module, "search", search)
+    monkeypatch.setattr(nodes_module, "_FOUND", {})
+    sigmas = call(nodes, "HsoScheduler", **inputs)
+    wanted = {"nfe": 6, "layout": "node", "method": "reference", **options}
+    assert {name: asked[name] for name in wanted} == wanted and len(sigmas) == wanted["nfe"] + 1
+    asked.clear()
+    assert torch.equal(call(nodes, "HsoScheduler", **inputs), sigmas) and not asked  # remembered
+
+
+def test_graphs_saved_before_keep_their_inputs(nodes: ModuleType) -> None:
+    """By name in the API's form; by place in the page's, where widgets are a list: the first ones must not move."""
+    before = {
+        "HsoScheduler": ["model", "steps", "layout", "denoise", "method", "end", "image_seq_len"],
+        "HsoScheduleFile": ["path", "nfe", "denoise", "layout"],
+    }
+    for name, old in before.items():
+        inputs = nodes.NODE_CLASS_MAPPINGS[name].INPUT_TYPES()
+        assert list({**inputs["required"], **inputs["optional"]})[: len(old)] == old
+    menus = nodes.NODE_CLASS_MAPPINGS["HsoScheduler"].INPUT_TYPES()["required"]
+    assert {"hso", "hso-dm-nonuni", "reference", *BASELINES} <= set(menus["method"][0])
+    assert set(PRESETS) <= set(menus["model"][0])
+
+
+class Patcher:
+    """A MODEL as far as the nodes look at it: ComfyUI's classes by their names, its attributes by theirs."""
+
+    def __init__(self, who: str, *kinds: str, **attributes: Any) -> None:
+        sampling = type("ModelSampling", tuple(type(kind, (), {}) for kind in kinds), {})()
+        for name, value in attributes.items():
+            setattr(sampling, name, value)
+        self.model = SimpleNamespace(model_config=type(who, (), {})())
+        self.sampling = sampling
+
+    def get_model_object(self, name: str) -> Any:
+        assert name == "model_sampling"
+        return self.sampling
+
+
+def discrete(who: str, family: str, *kinds: str) -> Patcher:
+    levels = preset(family)
+    sigmas = torch.tensor(levels.ksigma(np.arange(1, 1001) / 1000), dtype=torch.float32)
+    kinds = ("ModelSamplingDiscrete", *(kinds or ("EPS",)))
+    return Patcher(who, *kinds, sigmas=sigmas, sigma_min=sigmas[0], sigma_max=sigmas[-1])
+
+
+def shifted(who: str, shift: float) -> Patcher:
+    def at(t: float) -> float:
+        return shift * t / (1 + (shift - 1) * t)
+
+    ends = {"sigma_min": torch.tensor(at(0.001)), "sigma_max": torch.tensor(1.0)}
+    return Patcher(who, "ModelSamplingFlux", "CONST", percent_to_sigma=lambda percent: at(1 - percent), **ends)
+
+
+def test_sigmas_for_another_model_are_refused_by_both_names(nodes: ModuleType, tmp_path: Path) -> None:
+    path = tmp_path / "s.json"
+    save(baseline("karras", preset("sdxl"), 6), path)
+    sdxl, flux = discrete("SDXL", "sdxl"), shifted("Flux", 3.16)
+    wide = discrete("PixArtAlpha", "pixart-alpha")
+    for model, family in ((sdxl, "sd15"), (flux, "sd3-medium"), (wide, "pixart-sigma")):
+        assert len(call(nodes, "HsoScheduler", model=family, diffusion_model=model)) == 7
+    assert len(call(nodes, "HsoScheduleFile", path=str(path), diffusion_model=sdxl)) == 7
+    for model, family in ((flux, "sdxl"), (wide, "sdxl"), (sdxl, "flux-dev"), (sdxl, "pixart-alpha")):
+        who = type(model.model.model_config).__name__
+        with pytest.raises(ValueError, match=f"made for {family} .*do not fit the connected MODEL {who} "):
+            call(nodes, "HsoScheduler", model=family, denoise=0.5, diffusion_model=model)
+    for model, who in ((flux, r"Flux \(flow"), (wide, r"PixArtAlpha \(eps or v")):
+        with pytest.raises(ValueError, match=f"made for sdxl, karras .*do not fit the connected MODEL {who}"):
+            call(nodes, "HsoScheduleFile", path=str(path), diffusion_model=model)
+
+
+@pytest.mark.parametrize("kind", ["ModelSamplingDiscreteDistilled", "StableCascadeSampling", "COSMOS_RFLOW"])
+def test_a_model_with_a_grid_of_its_own_is_refused(nodes: ModuleType, kind: str) -> None:
+    with pytest.raises(ValueError, match=r"MODEL SDXL is .*use BasicScheduler"):
+        call(nodes, "HsoScheduler", model="sdxl", diffusion_model=discrete("SDXL", "sdxl", kind, "EPS"))
+    with pytest.raises(ValueError, match="unknown kind"):
+        call(nodes, "HsoScheduler", model="sdxl", diffusion_model=discrete("SDXL", "sdxl", "Other"))
+
+
+def test_the_noise_is_read_from_the_model(nodes: ModuleType) -> None:
+    edm = Patcher("SVD", "ModelSamplingContinuousEDM", "EPS", sigma_min=torch.tensor(0.002), sigma_max=80.0)
+    for model, family in (
+        (discrete("SDXL", "sdxl"), "sdxl"),
+        (discrete("PixArtAlpha", "pixart-alpha"), "pixart-alpha"),
+        (shifted("SD3", 3.0), "sd3-medium"),
+        (edm, "edm-cifar10"),
+    ):
+        inputs = {"model": "from MODEL", "diffusion_model": model}
+        sigmas = call(nodes, "HsoScheduler", guidance=1.0, **inputs)
+        np.testing.assert_allclose(sigmas, zoo(family, 6, guidance=1.0).sampler_sigmas(), rtol=1e-3)
+        rule = call(nodes, "HsoScheduler", method="sgm-uniform", **inputs)
+        np.testing.assert_allclose(rule, baseline("sgm-uniform", preset(family), 6).sampler_sigmas(), rtol=1e-3)
+        with pytest.raises(ValueError, match="guidance is 0"):
+            call(nodes, "HsoScheduler", **inputs)
+    with pytest.raises(ValueError, match="nothing is connected to diffusion_model"):
+        call(nodes, "HsoScheduler", model="from MODEL")
 
 
 @pytest.mark.parametrize("denoise", [1.0, 0.75, 0.5, 0.33, 0.1, 0.0])
@@ -112,8 +247,11 @@ def test_the_file_loader(nodes: ModuleType, tmp_path: Path) -> None:
         wanted = many[source].sampler_sigmas()[-(nfe + 1) :]
         np.testing.assert_array_equal(sigmas, wanted.astype(np.float32))
     assert call(nodes, "HsoScheduleFile", path=str(path), denoise=0.0).numel() == 0
-    with pytest.raises(ValueError, match=r"no 13-step schedule .*it has 4 interval, 4 node, 8 interval, 8 node"):
+    with pytest.raises(ValueError, match=r"end of 13 evaluations\): no such schedule .*there are: 4 interval trailing"):
         call(nodes, "HsoScheduleFile", path=str(path), nfe=4, denoise=0.3)
+    for empty in ("", " "):
+        with pytest.raises(ValueError, match=r"path is empty; give the schedule file that .* wrote"):
+            call(nodes, "HsoScheduleFile", path=empty)
     with pytest.raises(OSError):
         call(nodes, "HsoScheduleFile", path=str(tmp_path / "missing.json"))
     changed = nodes.NODE_CLASS_MAPPINGS["HsoScheduleFile"].IS_CHANGED
@@ -123,11 +261,30 @@ def test_the_file_loader(nodes: ModuleType, tmp_path: Path) -> None:
     assert math.isnan(changed(path=str(tmp_path / "missing.json"), nfe=4, denoise=1.0))
 
 
+def test_a_file_with_several_methods_is_asked_about(nodes: ModuleType, tmp_path: Path) -> None:
+    """It was "hso" wherever there was one, without a word."""
+    path = str(tmp_path / "s.json")
+    rule = baseline("trailing", preset("sdxl"), 6)
+    many = [rule, *(zoo("sdxl", 6, solver, guidance=w) for solver in ("ddim", "unipc-2") for w in (1.0, 5.0))]
+    save(many, path)
+    with pytest.raises(ValueError, match=r"differ in method.*trailing.*reference.*choose by method"):
+        call(nodes, "HsoScheduleFile", path=path)
+    with pytest.raises(ValueError, match="differ in solver: for ddim; for unipc-2"):
+        call(nodes, "HsoScheduleFile", path=path, method="reference", guidance=5.0)
+    chosen = ({"method": "trailing"}, {"method": "reference", "solver": "unipc-2", "guidance": 1.0})
+    for inputs, wanted in zip(chosen, (rule, many[3]), strict=True):
+        sigmas = call(nodes, "HsoScheduleFile", path=path, **inputs)
+        np.testing.assert_array_equal(sigmas, wanted.sampler_sigmas().astype(np.float32))
+
+
 def test_bad_input(nodes: ModuleType) -> None:
     for inputs, message in (
         ({"denoise": 1.5}, "denoise is 1.5"),
         ({"steps": 0}, "steps is 0"),
-        ({"steps": 100, "denoise": 0.01}, "10000 in all"),
+        ({"steps": 100, "denoise": 0.01}, "of 10000 steps.*use at most 9 steps, or a denoise of 0.11 or more"),
+        ({"steps": 100, "denoise": 0.1}, "of 1000 steps.*use at most 99 steps, or a denoise of 0.11 or more"),
+        ({"steps": 2000}, "of 2000 steps.*use at most 998 steps$"),
+        ({"solver": "heun-nope", "guidance": 6.3}, "solver is 'heun-nope'"),
         ({"model": "nope"}, "not a preset"),
         ({"layout": "nope", "method": "hso"}, "layout is 'nope'"),
         ({"end": "nope"}, "end is 'nope'"),
@@ -146,3 +303,11 @@ def test_the_nodes_need_no_diffusers() -> None:
         "assert m.NODE_CLASS_MAPPINGS and 'bridge' not in sys.modules\n"
     )
     subprocess.run([sys.executable, "-c", code], check=True, timeout=120)
+
+
+@pytest.mark.skipif("HSO_COMFYUI" not in os.environ, reason="HSO_COMFYUI does not name the folder of a ComfyUI")
+def test_in_a_real_comfyui() -> None:
+    """HSO_COMFYUI_PYTHON names an interpreter that has ComfyUI's requirements, where this one has not."""
+    python = os.environ.get("HSO_COMFYUI_PYTHON", sys.executable)
+    module = ["-m", "tests.bridge.comfyui_real", "--comfyui", os.environ["HSO_COMFYUI"], "--python", python]
+    subprocess.run([sys.executable, *module], check=True, cwd=Path(bridge.__file__).parents[1], timeout=1800)

@@ -1,0 +1,103 @@
+"""What a ComfyUI MODEL says of its noise levels, and whether sigmas made for another model fit it."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from hso_jax.noise import NoiseSchedule, discrete, edm, flow
+
+_OWN_GRID = {
+    "ModelSamplingDiscreteDistilled": "distilled (LCM) onto a grid of its own",
+    "StableCascadeSampling": "Stable Cascade's",
+    "COSMOS_RFLOW": "Cosmos' rectified flow in sigma / (1 + sigma)",
+    "IMG_TO_IMG": "a model that maps pictures to pictures",
+}
+_SLACK = 1.02  # float32 tables, and published levels with three digits
+_LEAST_SHARE = 0.5  # of the model's largest level: schedules that begin below it leave noise that nothing removes
+
+
+class Levels(NamedTuple):
+    """The noise levels that a model knows.
+
+    Attributes:
+        who: the model, in words.
+        is_flow: whether sigma is rectified flow's s in [0, 1]; else it is sigma/alpha (eps, v and EDM models).
+        low, high: smallest and largest sigma.
+    """
+
+    who: str
+    is_flow: bool
+    low: float
+    high: float
+
+    def __str__(self) -> str:
+        kind = "flow, s" if self.is_flow else "eps or v, sigma/alpha"
+        return f"{self.who} ({kind} {self.low:.4g} to {self.high:.4g})"
+
+
+def levels_of(model: Any) -> Levels:
+    """The levels of a MODEL with its patches (ModelSamplingSD3, ...), read from its model_sampling.
+
+    Raises:
+        ValueError: for a MODEL that keeps a grid of its own, or whose kind of sampling is unknown.
+    """
+    sampling = model.get_model_object("model_sampling")
+    kinds = {cls.__name__ for cls in type(sampling).__mro__}
+    who = type(model.model.model_config).__name__
+    for name, what in _OWN_GRID.items():
+        if name in kinds:
+            raise ValueError(f"the connected MODEL {who} is {what}: no schedule here fits it; use BasicScheduler")
+    if not kinds & {"CONST", "EPS"}:
+        raise ValueError(
+            f"the connected MODEL {who} has a model_sampling of unknown kind ({', '.join(sorted(kinds))}); "
+            "disconnect it to use the sigmas unchecked"
+        )
+    return Levels(f"MODEL {who}", "CONST" in kinds, float(sampling.sigma_min), float(sampling.sigma_max))
+
+
+def noise_of(model: Any) -> NoiseSchedule:
+    """The noise schedule of a MODEL with its patches.
+
+    Raises:
+        ValueError: as `levels_of`.
+    """
+    levels = levels_of(model)
+    sampling, name = model.get_model_object("model_sampling"), levels.who
+    if levels.is_flow:
+        half = float(sampling.percent_to_sigma(0.5))  # shift / (1 + shift) of SD3's shift as of FLUX's
+        return flow(half / (1.0 - half), name=name)
+    if any(cls.__name__ == "ModelSamplingDiscrete" for cls in type(sampling).__mro__):
+        table = np.asarray(sampling.sigmas.cpu(), np.float64)
+        return discrete(1.0 / (1.0 + table**2), name=name)
+    return edm(levels.low, levels.high, name=name)
+
+
+def levels_of_noise(noise: NoiseSchedule) -> Levels:
+    """The levels of a noise schedule, as ComfyUI calls them."""
+    sigma = noise.sigma if noise.kind == "flow" else noise.ksigma
+    top = 1.0 if noise.zero_terminal_snr and noise.kind == "flow" else float(sigma(float(noise.t_max)))
+    return Levels(noise.name, noise.kind == "flow", float(sigma(float(noise.t_min))), top)
+
+
+def refuse_misfit(made_for: Levels, model: Any, *, whole: bool = True) -> None:
+    """Refuse sigmas that the MODEL was not trained for.
+
+    Args:
+        made_for: the model they were made for, or the sigmas themselves.
+        model: a ComfyUI MODEL.
+        whole: whether `made_for` is a model's whole range, which must end where the MODEL's does; else the largest
+            sigma may be as little as half of the MODEL's.
+
+    Raises:
+        ValueError: naming both, and as `levels_of`.
+    """
+    connected = levels_of(model)
+    least = 1.0 / _SLACK if whole else _LEAST_SHARE
+    if made_for.is_flow == connected.is_flow and least <= made_for.high / connected.high <= _SLACK:
+        return
+    raise ValueError(
+        f"these sigmas are made for {made_for} and do not fit the connected {connected}; choose what was made for it, "
+        "or 'from MODEL' in the HSO Scheduler"
+    )

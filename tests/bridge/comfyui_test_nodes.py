@@ -1,0 +1,82 @@
+"""Nodes for a ComfyUI that is under test: models with a tiny network and ComfyUI's own noise levels, and a recorder.
+
+`comfyui_real.py` puts this file into the server's `custom_nodes`; nothing else imports it.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import comfy.model_base
+import comfy.model_patcher
+import comfy.supported_models
+import torch
+
+CONFIGS = ("SD15", "SDXL", "PixArtAlpha", "SVD_img2vid", "SD3", "Flux", "FluxSchnell")
+_FLOWS = {"SD3": "FLOW", "Flux": "FLUX", "FluxSchnell": "FLOW"}
+_SEEN: list[float] = []
+
+
+class Tiny(torch.nn.Module):
+    """A network of one layer, with the signature ComfyUI calls."""
+
+    dtype = torch.float32
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.layer = torch.nn.Conv2d(channels, channels, 1)
+
+    def forward(self, x: torch.Tensor, timesteps: torch.Tensor, **_: Any) -> torch.Tensor:
+        return 0.1 * self.layer(x)
+
+
+class Recorded(comfy.model_base.BaseModel):
+    """ComfyUI's model, which also notes the sigma of each evaluation."""
+
+    def _apply_model(self, x: torch.Tensor, t: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
+        _SEEN.append(float(t[0]))
+        return super()._apply_model(x, t, *args, **kwargs)
+
+
+class TestModel:
+    RETURN_TYPES = ("MODEL", "CONDITIONING")
+    FUNCTION = "build"
+    CATEGORY = "testing"
+
+    @classmethod
+    def INPUT_TYPES(cls) -> dict[str, Any]:
+        return {"required": {"config": (list(CONFIGS),)}}
+
+    def build(self, config: str) -> tuple[Any, Any]:
+        settings = getattr(comfy.supported_models, config)({"disable_unet_model_creation": True})
+        kinds = comfy.model_base.ModelType
+        if config in _FLOWS:
+            kind = kinds[_FLOWS[config]]
+        else:
+            kind = kinds.V_PREDICTION_EDM if config == "SVD_img2vid" else kinds.EPS
+        torch.manual_seed(0)
+        model = Recorded(settings, kind, device=torch.device("cpu"))
+        model.diffusion_model = Tiny(settings.latent_format.latent_channels)
+        cpu = torch.device("cpu")
+        return comfy.model_patcher.ModelPatcher(model, cpu, cpu), [[torch.zeros(1, 1, 8), {}]]
+
+
+class TestRecord:
+    RETURN_TYPES = ()
+    FUNCTION = "record"
+    CATEGORY = "testing"
+    OUTPUT_NODE = True
+
+    @classmethod
+    def INPUT_TYPES(cls) -> dict[str, Any]:
+        return {"required": {"sigmas": ("SIGMAS",)}, "optional": {"latent": ("LATENT",)}}
+
+    def record(self, sigmas: torch.Tensor, latent: dict[str, torch.Tensor] | None = None) -> dict[str, Any]:
+        seen = list(_SEEN)
+        _SEEN.clear()
+        finite = latent is None or bool(torch.isfinite(latent["samples"]).all())
+        values = [float(x) for x in sigmas]
+        return {"ui": {"sigmas": values, "dtype": [str(sigmas.dtype)], "seen": seen, "finite": [finite]}}
+
+
+NODE_CLASS_MAPPINGS = {"HsoTestModel": TestModel, "HsoTestRecord": TestRecord}
