@@ -5,7 +5,7 @@ public interface takes any extractor, and it looks for Inception's weights only 
 is light (it brings one small package), and its distance is in float64 and by eigenvalues, so that a bootstrap is quick.
 torch-fidelity has the same distance, but installs torchvision and downloads its network.
 
-Images are judged as they are given; `benchmarks.subjects` does not clip them.
+Images are judged as they are given; `benchmarks.models.subjects` does not clip them.
 """
 
 from __future__ import annotations
