@@ -16,9 +16,9 @@ from typing import NamedTuple
 import numpy as np
 from rich.progress import Progress
 
+from benchmarks.metrics import frechet_distance, moments_of
 from benchmarks.models.denoiser import own_subject
 from benchmarks.models.subjects import Subject
-from benchmarks.pipelines.moments import distance, moments_of
 from hso_jax import Schedule, baseline
 
 IMAGES = 100
@@ -82,7 +82,8 @@ def search(
 
     def rate(row: Row) -> float:
         found = own.features(own.sample(_schedule(own, row), solver).images)
-        value = distance(moments_of(np.asarray(found, np.float64)), wanted) if np.isfinite(found).all() else np.inf
+        finite = np.isfinite(found).all()
+        value = frechet_distance(moments_of(np.asarray(found, np.float64)), wanted) if finite else np.inf
         progress.advance(task)
         return value
 

@@ -23,7 +23,7 @@ from benchmarks.models.load import MODELS
 from benchmarks.models.subjects import Subject, Teacher
 from benchmarks.networks import ablations, records
 from benchmarks.networks.ablations import VARIANTS
-from benchmarks.networks.records import Cell, Record, rounded
+from benchmarks.networks.records import Cell, Record
 
 SOLVERS = ("ddim", "dpmpp-2m", "unipc-3")
 BUDGETS = (6, 4, 8, 10, 5, 7)  # in the order of work
@@ -119,14 +119,14 @@ def run(
     finished = {record.cell for record in records.read(path).cells}
     waiting = [cell for cell in cells if cell not in finished]
     setup = records.this_setup(torch.get_num_threads())
-    judge = functools.cache(lambda *key: _Judge(subject(*key), real))
+    target = functools.cache(lambda *key: _Target(subject(*key), real))
     measured = 0
     columns = (BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())
     with Progress(*columns, TextColumn("{task.description}"), disable=not progress) as bar:
         task = bar.add_task("", total=len(cells), completed=len(cells) - len(waiting))
         for cell in waiting:
             bar.update(task, description=str(cell))
-            one = judge(cell.model, cell.guidance, cell.samples, cell.seed, cell.dtype)
+            one = target(cell.model, cell.guidance, cell.samples, cell.seed, cell.dtype)
             if one.converges:
                 try:
                     records.append(path, one.measure(cell, prepare), setup)
@@ -146,7 +146,7 @@ class _Real(NamedTuple):
     training: torch.Tensor
 
 
-class _Judge:
+class _Target:
     """A subject with what its samples are compared with, computed when first needed."""
 
     def __init__(self, subject: Any, real: Mapping[str, _Real]) -> None:
@@ -184,12 +184,8 @@ class _Judge:
         images, counted = self.subject.sample(prepared.schedule, cell.solver)
         estimates: dict[str, Estimate] = {}
         if bool(images.isfinite().all()):
-            found = self.subject.features(images)
-            estimates["rmse"] = metrics.rmse(images, self.teacher.images)
-            estimates["feature"] = metrics.feature_distance(found, self.converged)
-            estimates["fid"] = metrics.frechet(found, self.converged)
-            if self.held_out is not None:
-                estimates["fid_data"] = metrics.frechet(found, self.held_out, paired=False)
+            squares = metrics.mean_squares(images, self.teacher.images)
+            estimates = metrics.compare(squares, self.subject.features(images), self.converged, self.held_out)
         psi = prepared.schedule.psi
         return Record(
             **cell._asdict(),
@@ -200,11 +196,7 @@ class _Judge:
             calls=int(prepared.calls),
             counted=int(counted),
             teacher=float(f"{self.teacher.error:.4g}"),
-            **{
-                f"{name}{suffix}": rounded(x)
-                for name, estimate in estimates.items()
-                for suffix, x in zip(("", "_low", "_high"), estimate, strict=True)
-            },  # type: ignore[arg-type]
+            **records.figures(estimates),  # type: ignore[arg-type]
         )
 
 

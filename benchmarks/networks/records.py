@@ -11,11 +11,13 @@ import functools
 import json
 import os
 import platform
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
+from benchmarks.metrics import Estimate
 from hso_jax import NoiseSchedule, Schedule, from_config
 from hso_jax.reference.schedules import times
 from hso_jax.schedule import versions
@@ -157,6 +159,15 @@ def append(path: Path, record: Record, setup: dict[str, str]) -> None:
 def rounded(x: float | None, digits: int = DIGITS) -> float | None:
     """`x` with few digits; None for what is not finite."""
     return float(f"{x:.{digits}g}") if x is not None and np.isfinite(x) else None
+
+
+def figures(estimates: Mapping[str, Estimate]) -> dict[str, float | None]:
+    """The fields of a record for what `metrics.compare` found: each value, and the ends of its interval."""
+    return {
+        f"{name}{suffix}": rounded(x)
+        for name, estimate in estimates.items()
+        for suffix, x in zip(("", "_low", "_high"), estimate, strict=True)
+    }
 
 
 def nodes_of(schedule: Schedule) -> tuple[float | None, ...]:

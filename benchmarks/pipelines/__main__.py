@@ -24,9 +24,10 @@ from benchmarks.pipelines.prompts import read_prompts
 from hso_jax.cli.arguments import parse_nfe
 
 if TYPE_CHECKING:
+    from benchmarks.metrics import Moments
+    from benchmarks.pipelines.features import Extraction
     from benchmarks.pipelines.generate import Job, Sampler
     from benchmarks.pipelines.image_store import Store
-    from benchmarks.pipelines.moments import Extraction, Moments
     from benchmarks.pipelines.settings import Setting
 
 OUT = Path("build/benchmarks")
@@ -138,7 +139,7 @@ def _judged_by(args: argparse.Namespace, count: int) -> tuple[Extraction | None,
     import torch
 
     from benchmarks import metrics
-    from benchmarks.pipelines import moments
+    from benchmarks.pipelines import features
 
     if count < 2:
         raise ValueError("--extractor needs two prompts or more")
@@ -150,15 +151,15 @@ def _judged_by(args: argparse.Namespace, count: int) -> tuple[Extraction | None,
     if len(shape) != 2 or shape[0] != 2:
         raise ValueError(f"--extractor {args.extractor} makes {shape} of two images; it must be [2, features]")
     digest = hashlib.sha256(args.extractor.read_bytes()).hexdigest()
-    extraction = moments.Extraction(extract, digest, shape[1], max(args.batch, 16))
+    extraction = features.Extraction(extract, digest, shape[1], max(args.batch, 16))
     if args.reference is None:
         return extraction, None
     if args.reference.is_dir():
-        moments.list_images(args.reference)
+        features.list_images(args.reference)
         return extraction, args.reference
     if not args.reference.is_file():
         raise ValueError(f"--reference {args.reference} is neither a folder of images nor a stats file (.npz)")
-    return extraction, moments.read_stats(args.reference, extraction.features)
+    return extraction, features.read_stats(args.reference, extraction.features)
 
 
 def _placed(
@@ -194,13 +195,13 @@ def _judge(
     import torch
 
     from benchmarks.networks import records
-    from benchmarks.pipelines import moments, report
+    from benchmarks.pipelines import features, report
     from benchmarks.pipelines.measure import Judge
 
     converged, half = list(counts)[:2]
     if isinstance(reference, Path) and extraction is not None:
-        files = moments.list_images(reference)
-        reference = moments.moments_of_images(files, extraction, store.folder / "reference.npz", progress=True)
+        files = features.list_images(reference)
+        reference = features.moments_of_images(files, extraction, store.folder / "reference.npz", progress=True)
     assert not isinstance(reference, Path)
     judge = Judge(store, converged, half, counts[half], extraction, reference, progress=True)
     setup = records.this_setup(torch.get_num_threads())

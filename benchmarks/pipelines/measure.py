@@ -13,10 +13,11 @@ from rich.console import Console
 from rich.progress import track
 
 from benchmarks import metrics
-from benchmarks.metrics import Estimate
+from benchmarks.metrics import Estimate, Moments
+from benchmarks.networks import records
 from benchmarks.networks.records import DIGITS, NODE_DIGITS, Record, rounded
+from benchmarks.pipelines.features import Extraction, features_of
 from benchmarks.pipelines.image_store import Store, unit
-from benchmarks.pipelines.moments import Extraction, Moments, features_of, frechet_paired, frechet_to
 from benchmarks.pipelines.settings import Setting
 from hso_jax.schedule_file import write_whole
 
@@ -70,7 +71,7 @@ class Judge:
                 )
         self._store, self._converged, self._extraction, self._reference = store, converged, extraction, reference
         self._progress = progress
-        self.error = _root_mean_square(self.measured(half, checked).squares).value
+        self.error = metrics.root_mean_square(self.measured(half, checked).squares).value
         self._features = self.measured(converged, len(store.prompts)).features
 
     def measured(self, setting: Setting, count: int) -> Measured:
@@ -111,21 +112,11 @@ class Judge:
         estimates: dict[str, Estimate] = {}
         if not self._store.diverged(setting):
             own = self.measured(setting, count)
-            estimates["rmse"] = _root_mean_square(own.squares)
-            if own.features is not None and self._features is not None:
-                estimates["feature"] = metrics.feature_distance(own.features, self._features)
-                estimates["fid"] = frechet_paired(own.features, self._features)
-                if self._reference is not None:
-                    estimates["fid_data"] = frechet_to(own.features, self._reference)
-        values = {
-            f"{name}{suffix}": rounded(x)
-            for name, estimate in estimates.items()
-            for suffix, x in zip(("", "_low", "_high"), estimate, strict=True)
-        }
+            estimates = metrics.compare(own.squares, own.features, self._features, self._reference)
         return Record(
             **facts,
             **setting._asdict(),
-            **values,  # type: ignore[arg-type]
+            **records.figures(estimates),  # type: ignore[arg-type]
             samples=count,
             lams=tuple(rounded(x, NODE_DIGITS) for x in self._store.lams(setting)),
             seconds=float(f"{seconds:.4g}"),
@@ -133,8 +124,3 @@ class Judge:
             counted=setting.nfe,  # images that took another number were never written
             teacher=float(f"{self.error:.{DIGITS}g}"),
         )
-
-
-def _root_mean_square(squares: np.ndarray) -> Estimate:
-    """`metrics.rmse`, from one mean square an image: all pixels at once would not fit into memory."""
-    return metrics.rmse(np.sqrt(squares)[:, None], np.zeros((len(squares), 1)))

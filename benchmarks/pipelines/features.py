@@ -1,7 +1,4 @@
-"""Mean and covariance of the features of images, from pictures or from a stats file, and the Frechet distance of two.
-
-`benchmarks.metrics.frechet` is the same distance for the few features of the classifiers here. It takes minutes for
-Inception's 2048, once for each resampled set; here it is a singular value problem no larger than the number of images.
+"""Features of image files, and the mean and covariance of reference images, from a folder or from a stats file.
 
 A stats file is an `.npz` with `mu` [d] and `sigma` [d, d], as pytorch-fid writes them.
 """
@@ -11,7 +8,7 @@ from __future__ import annotations
 import hashlib
 import io
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -21,7 +18,7 @@ from PIL import Image
 from rich.console import Console
 from rich.progress import track
 
-from benchmarks.metrics import FRECHET_RESAMPLES, Estimate, Extractor
+from benchmarks.metrics import Extractor, Moments, moments_of
 from benchmarks.pipelines.image_store import read_picture, unit
 from hso_jax.schedule_file import write_whole
 
@@ -42,71 +39,6 @@ class Extraction(NamedTuple):
     fingerprint: str
     features: int
     batch: int
-
-
-class Moments(NamedTuple):
-    """Of a set of features: the mean, and the covariance as root^T root."""
-
-    mu: np.ndarray  # [d]
-    root: np.ndarray  # [k, d], k at most d
-
-
-def moments_of(features: np.ndarray) -> Moments:
-    """Of features [n, d], n > 1."""
-    mu = features.mean(0)
-    root = (features - mu) / np.sqrt(len(features) - 1)
-    if len(root) > root.shape[1]:
-        root = np.linalg.qr(root, mode="r")
-    return Moments(mu, root)
-
-
-def distance(a: Moments, b: Moments) -> float:
-    """|mu_a - mu_b|^2 + tr(A + B - 2 (A B)^(1/2)), squared Frechet distance of two normal distributions.
-
-    The eigenvalues of A B are the squared singular values of root_a root_b^T.
-
-    Source: Dowson & Landau 1982, J. Multivariate Anal. 12; for images Heusel et al. 2017, arXiv 1706.08500, eq. 6.
-    """
-    shared = np.linalg.svd(a.root @ b.root.T, compute_uv=False).sum()
-    spread = np.square(a.root).sum() + np.square(b.root).sum()
-    return max(0.0, float(np.square(a.mu - b.mu).sum() + spread - 2.0 * shared))
-
-
-def frechet_paired(a: np.ndarray, b: np.ndarray, seed: int = 0) -> Estimate:
-    """Of features [n, d] of images in pairs, which are resampled in pairs; otherwise as `frechet_to`."""
-    _check(a, b.shape[1])
-    if a.shape != b.shape:
-        raise ValueError(f"features of shapes {a.shape} and {b.shape} are no pairs")
-    _check(b, b.shape[1])
-    return _estimate(len(a), seed, lambda i: distance(moments_of(a[i]), moments_of(b[i])))
-
-
-def frechet_to(features: np.ndarray, reference: Moments, seed: int = 0) -> Estimate:
-    """Of features [n, d] to a set of which only the moments are known.
-
-    The interval (95 %) is over the choice of the n images. The distance of a resampled set is larger than that of the
-    set itself, so the interval is moved until its centre of mass is the value.
-
-    Raises:
-        ValueError: for fewer than two images, another number of features, or features that are not finite.
-    """
-    _check(features, len(reference.mu))
-    return _estimate(len(features), seed, lambda i: distance(moments_of(features[i]), reference))
-
-
-def _estimate(count: int, seed: int, measure: Callable[[np.ndarray], float]) -> Estimate:
-    draw = np.random.default_rng(seed)
-    value = measure(np.arange(count))
-    again = [measure(draw.integers(count, size=count)) for _ in range(FRECHET_RESAMPLES)]
-    low, high = np.quantile(again, (0.025, 0.975)) - np.mean(again)
-    return Estimate(value, max(0.0, value + low), value + high)
-
-
-def _check(features: np.ndarray, wanted: int) -> None:
-    if features.ndim != 2 or len(features) < 2 or features.shape[1] != wanted:
-        raise ValueError(f"features of shape {features.shape}: need two images or more, and {wanted} features")
-    if not np.isfinite(features).all():
-        raise ValueError("features are not finite; look at the extractor")
 
 
 def read_stats(path: Path, features: int) -> Moments:
