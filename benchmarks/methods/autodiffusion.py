@@ -62,7 +62,7 @@ def search(
 
     Args:
         subject: what the schedule is for; other noises than its own are used, the same for all candidates.
-        solver: of `subjects.SOLVERS`.
+        solver: of `benchmarks.solvers.SOLVERS`.
         nfe: N.
         real: [m, d] `subject.features` of real images; not those that are judged with.
         images: samples a candidate.

@@ -31,10 +31,12 @@ from rich.progress import Progress
 from scipy.optimize import minimize
 
 import hso_jax
+from benchmarks.converged import fine_schedule
 from benchmarks.metrics import rmse
 from benchmarks.models.denoiser import denoiser, own_subject
 from benchmarks.models.load import MODELS
-from benchmarks.models.subjects import REFINEMENTS, SOLVERS, Subject, fine_schedule
+from benchmarks.models.subjects import REFINEMENTS, Subject
+from benchmarks.solvers import SOLVERS
 from bridge.sampling import Level
 from hso_jax import BASELINES, NoiseSchedule, Schedule, solvers
 from hso_jax.baselines import inapplicable
@@ -253,7 +255,7 @@ def search(
 
     Args:
         subject: what the schedule is for; other noises than its own are used.
-        solver: of `subjects.SOLVERS`.
+        solver: of `benchmarks.solvers.SOLVERS`.
         nfe: N.
         rows: number of samples searched on.
         budget: evaluations of the network, as `Found.calls`; `BUDGET` N by default.

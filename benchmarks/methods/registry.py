@@ -16,7 +16,8 @@ import jax
 import numpy as np
 
 from benchmarks.methods import autodiffusion, direct, gits
-from benchmarks.models.subjects import SOLVERS, Subject
+from benchmarks.models.subjects import Subject
+from benchmarks.solvers import SOLVERS
 from hso_jax import BASELINES, NoiseSchedule, Schedule, baseline, search
 from hso_jax.baselines import inapplicable
 
@@ -157,7 +158,7 @@ def prepare(
     Args:
         method: of `METHODS`.
         subject: what the schedule is for.
-        solver: of `subjects.SOLVERS`; most methods do not look at it.
+        solver: of `benchmarks.solvers.SOLVERS`; most methods do not look at it.
         nfe: N.
         seed: of the method's random streams.
         real: [m, d] `subject.features` of real images, for "autodiffusion" alone; not those that are judged with.

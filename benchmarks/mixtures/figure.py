@@ -17,9 +17,9 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from benchmarks.mixtures.limits import JUDGE_SEED, held_out
+from benchmarks.solvers import COMPARED, SOLVERS
 from hso_jax import Schedule, baseline, preset, reference_error, search, zoo
 
-SOLVERS = {"ddim": "DDIM", "dpmpp-2m": "DPM++ 2M", "unipc-3": "UniPC-3"}
 RULES = {
     "trailing": ("trailing", "#7f7f7f", "s"),
     "karras": ("Karras, rho 7", "#e6a100", "^"),
@@ -39,7 +39,7 @@ def errors(model: str, guidance: float) -> dict[str, dict[str, list[float]]]:
     fixed: dict[str, list[Schedule]] = {name: [baseline(name, noise, n) for n in BUDGETS] for name in RULES}
     fixed["hso"] = search(noise, BUDGETS, relax=True)
     found: dict[str, dict[str, list[float]]] = {}
-    for solver in SOLVERS:
+    for solver in COMPARED:
         own = [zoo(model, n, solver, guidance=guidance) for n in BUDGETS]
         found[solver] = {
             name: [
@@ -59,7 +59,7 @@ def figure(rows: dict[float, dict[str, dict[str, list[float]]]], model: str) -> 
         len(rows), 3, figsize=(11, 3.6 * len(rows)), sharex=True, squeeze=False, layout="constrained"
     )
     for line, (guidance, found) in zip(axes, rows.items(), strict=True):
-        for axis, (solver, title) in zip(line, SOLVERS.items(), strict=True):
+        for axis, solver in zip(line, COMPARED, strict=True):
             for name, (label, colour, marker) in {**RULES, **OURS}.items():
                 values = np.array(found[solver][name])
                 bold = name == "reference"
@@ -67,7 +67,7 @@ def figure(rows: dict[float, dict[str, dict[str, list[float]]]], model: str) -> 
                     BUDGETS, np.where(np.isfinite(values), values, np.nan), color=colour, marker=marker, label=label,
                     linewidth=2.2 if bold else 1.2, markersize=6 if bold else 4, zorder=3 if bold else 2,
                 )  # fmt: skip
-            axis.set(xscale="log", yscale="log", title=f"{title}, guidance {guidance:g}")
+            axis.set(xscale="log", yscale="log", title=f"{SOLVERS[solver]}, guidance {guidance:g}")
             axis.set_xticks(BUDGETS, [str(n) for n in BUDGETS], minor=False)
             axis.set_xticks([], minor=True)
             axis.set_ylim(top=min(axis.get_ylim()[1], 3.0))

@@ -23,12 +23,12 @@ from typing import Any
 import jax
 import numpy as np
 
+from benchmarks.solvers import COMPARED
 from hso_jax import BASELINES, NoiseSchedule, Schedule, baseline, preset, reference_error, search
 from hso_jax.problems import KINDS, Problem, family
 from hso_jax.reference import ReferenceLane, reference_schedules
 from hso_jax.reference.lanes import s_of_lam
 
-SOLVERS = ("ddim", "dpmpp-2m", "unipc-3")
 BUDGETS = (4, 5, 6, 8, 10)
 HELD_OUT, SAMPLES, SEED, JUDGE_SEED = range(1000, 1000 + len(KINDS)), 192, 77, 78
 
@@ -67,7 +67,7 @@ def limits(lanes: list[ReferenceLane], transferred: list[Schedule], seeds: int) 
 
 def table(noise: NoiseSchedule, guidance: float, budgets: tuple[int, ...], seeds: int) -> list[dict[str, Any]]:
     """One record a cell: errors on the held-out problems by method, and the limit."""
-    lanes = [ReferenceLane(noise, n, solver=s, guidance=guidance) for s in SOLVERS for n in budgets]
+    lanes = [ReferenceLane(noise, n, solver=s, guidance=guidance) for s in COMPARED for n in budgets]
     begin = time.perf_counter()
     found = reference_schedules(lanes, compare=False)
     seconds = time.perf_counter() - begin

@@ -11,10 +11,11 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
+from benchmarks.solvers import COMPARED
 from hso_jax import preset, reference_error, search
 from hso_jax.problems import KINDS, family
 
-VARIANTS: dict[str, dict[str, Any]] = {
+FAMILIES: dict[str, dict[str, Any]] = {
     "12 of the default family": {},
     "other seeds": {"seeds": range(500, 512)},
     "8 dimensions": {"dimension": 8},
@@ -36,15 +37,15 @@ def main() -> None:
     parser.add_argument("--model", default="sd15")
     parser.add_argument("--nfe", type=int, default=6)
     parser.add_argument("--guidance", type=float, default=1.0)
-    parser.add_argument("--solvers", default="ddim,dpmpp-2m,unipc-3")
+    parser.add_argument("--solvers", default=",".join(COMPARED))
     options = parser.parse_args()
     noise, n, w = preset(options.model), options.nfe, options.guidance
     for solver in options.solvers.split(","):
         usual = search(noise, n, method="reference", solver=solver, guidance=w, compare=False)
         print(f"\n{solver}, N = {n}, guidance {w:g}, {options.model}\n")
         print("| problems | timesteps | error | default family's schedule there | costs |\n|---|---|---|---|---|")
-        for name, variant in VARIANTS.items():
-            problems = family(**{"seeds": range(12), **variant})
+        for name, changed in FAMILIES.items():
+            problems = family(**{"seeds": range(12), **changed})
             data: dict[str, Any] = {"problems": problems, "samples": SAMPLES}
             own = search(noise, n, method="reference", solver=solver, guidance=w, compare=False, **data)
             there = reference_error(usual, noise, solver=solver, guidance=w, **data)

@@ -20,12 +20,12 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
+from benchmarks.solvers import COMPARED
 from hso_jax import NoiseSchedule, baseline, preset, refine, solvers
 from hso_jax.problems import Problem, denoiser, exact, generic
 
 P = (1.0, 1.5, 2.0, 2.5, 3.0)
 T_EPS = (0.003, 0.01, 0.03, 0.06, 0.1, 0.16)
-SOLVERS = ("ddim", "dpmpp-2m", "unipc-3")
 BUDGETS = (4, 6, 8)
 GUIDANCE = (1.0, 3.0, 7.5)
 RULES = ("trailing", "uniform-lam", "karras")
@@ -70,7 +70,7 @@ def study(problem: Problem, noise: NoiseSchedule, samples: int, seed: int) -> di
     for weight in GUIDANCE:
         truth = exact(problem, x, start=start, guidance=weight)
         print(f"w {weight:g}: exact solution, error estimate {float(truth.error):.1e}")
-        for nfe, solver in itertools.product(BUDGETS, SOLVERS):
+        for nfe, solver in itertools.product(BUDGETS, COMPARED):
             names, lams = candidates(noise, nfe)
             found = errors(problem, jnp.asarray(lams, x.dtype), x, truth.value, weight, solver)
             cells[weight, nfe, solver] = names, np.asarray(found)
@@ -109,7 +109,7 @@ def timings(problem: Problem, noise: NoiseSchedule, nfe: int = 10) -> None:
     x = jax.random.normal(jax.random.key(SEED), (SAMPLES, problem.means.shape[1]))
     lams = jnp.asarray(baseline("uniform-lam", noise, nfe).lams, x.dtype)
     print(f"\n{jax.devices()[0]}, {x.dtype}, seed {SEED}, {SAMPLES} samples, N = {nfe}: compile s / run ms")
-    for solver in SOLVERS:
+    for solver in COMPARED:
 
         def forward(row: Array, solver: str = solver) -> Array:
             return solvers.sample(denoiser(problem, 3.0), row, x, solver=solver)

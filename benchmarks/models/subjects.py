@@ -19,15 +19,15 @@ from typing import Any, NamedTuple
 import diffusers
 import numpy as np
 import torch
-from diffusers import DPMSolverMultistepScheduler, UniPCMultistepScheduler
 from rich.progress import track
 
 import bridge
+from benchmarks.converged import UNIFORM_T, fine_schedule
 from benchmarks.models.load import features, load
+from benchmarks.solvers import SOLVERS, scheduler_class, scheduler_config
 from hso_jax import NoiseSchedule, Schedule
 
 CACHE = Path("build/benchmarks")
-SOLVERS = ("ddim", "dpmpp-2m", "unipc-2", "unipc-3")
 DTYPES = ("float32", "bfloat16")
 # Evaluations of a quick approximation (for searches), of the converged samples, and of what these are checked against.
 # The networks' output wiggles in time with a period of 6.3 timesteps, that of the fastest sine of their time embedding.
@@ -36,7 +36,6 @@ DTYPES = ("float32", "bfloat16")
 REFINEMENTS = (64, 256, 512)
 FINE_SOLVER = "dpmpp-2m"
 CHECKED = 16  # images for which the second is solved
-UNIFORM_T = 0.7  # share of the nodes spread evenly in t, against the wiggle; the others evenly in lam, for the ends
 LIMIT = 1e-3  # RMSE between the last two refinements
 
 
@@ -122,12 +121,9 @@ class Subject:
         """
         if solver not in SOLVERS:
             raise ValueError(f"solver is {solver!r}; use one of {', '.join(SOLVERS)}")
-        own = self._trained.scheduler
-        if solver == "ddim":
-            return type(own).from_config(own.config)
-        flow = {"use_flow_sigmas": True, "prediction_type": "flow_prediction"} if self.noise.kind == "flow" else {}
-        kind = DPMSolverMultistepScheduler if solver == "dpmpp-2m" else UniPCMultistepScheduler
-        return kind.from_config(own.config, solver_order=int(solver.rstrip("m")[-1]), **flow)
+        flow = self.noise.kind == "flow"
+        kind = getattr(diffusers, scheduler_class(solver, flow))
+        return kind.from_config(self._trained.scheduler.config, **scheduler_config(solver, flow))
 
     @torch.no_grad()
     def predict(self, x: torch.Tensor, timestep: torch.Tensor | float, rows: slice | None = None) -> torch.Tensor:
@@ -229,13 +225,3 @@ class Subject:
 @functools.cache
 def _extractor(data: str) -> Any:
     return features(data)
-
-
-def fine_schedule(noise: NoiseSchedule, nfe: int) -> Schedule:
-    """Many nodes, from the model's own end (t = 1) to its smallest level, to integrate the ODE with."""
-    grid = np.linspace(float(noise.t_max), float(noise.t_min), 20 * nfe)
-    lam = np.asarray(noise.lam(grid))
-    shares = UNIFORM_T * np.linspace(0.0, 1.0, len(grid)) + (1.0 - UNIFORM_T) * (lam - lam[0]) / (lam[-1] - lam[0])
-    t = np.interp(np.linspace(0.0, 1.0, nfe), shares, grid)
-    t[0], t[-1] = 1.0, float(noise.t_min)
-    return Schedule.from_t(noise, t)

@@ -24,8 +24,8 @@ from benchmarks.models.subjects import Subject, Teacher
 from benchmarks.networks import ablations, records
 from benchmarks.networks.ablations import VARIANTS
 from benchmarks.networks.records import Cell, Record
+from benchmarks.solvers import COMPARED
 
-SOLVERS = ("ddim", "dpmpp-2m", "unipc-3")
 BUDGETS = (6, 4, 8, 10, 5, 7)  # in the order of work
 COSTLY = ("gits", "direct", "autodiffusion")  # run the network to find a schedule
 ALL_METHODS = (*METHODS, *VARIANTS)
@@ -36,7 +36,7 @@ TRAINING_IMAGES = 2000  # as training draws them; with as many, their own share 
 
 def plan(
     models: Collection[str] = MODELS,
-    solvers: Collection[str] = SOLVERS,
+    solvers: Collection[str] = COMPARED,
     nfes: Collection[int] = BUDGETS,
     methods: Collection[str] = ALL_METHODS,
     guidance: Collection[float] = GUIDANCE,
@@ -54,7 +54,7 @@ def plan(
     """
     for what, chosen, known in (
         ("model", models, MODELS),
-        ("solver", solvers, SOLVERS),
+        ("solver", solvers, COMPARED),
         ("method", methods, ALL_METHODS),
     ):
         if unknown := [x for x in chosen if x not in known]:

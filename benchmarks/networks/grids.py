@@ -15,7 +15,8 @@ from PIL import Image
 
 from benchmarks.models.subjects import Subject
 from benchmarks.networks.records import Record, schedule_of
-from benchmarks.networks.tables import SOLVERS, columns, number
+from benchmarks.networks.tables import columns, number
+from benchmarks.solvers import SOLVERS
 from bridge.grid import Row, grid, save_png
 
 ROWS = ("trailing", "hso", "reference")

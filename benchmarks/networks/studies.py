@@ -12,7 +12,8 @@ from typing import Any
 import numpy as np
 
 from benchmarks.networks.records import Record, schedule_of
-from benchmarks.networks.tables import SOLVERS, Column, columns, markdown, number
+from benchmarks.networks.tables import Column, columns, markdown, number
+from benchmarks.solvers import SOLVERS
 
 SPACING = {"hso-no-spacing": "none", "hso-penalty": "SPF", "hso": "constraint"}
 ABLATION = {"dm-nonuni": "DM-NonUni", "hso-dm-nonuni": "+ bilevel", "mep-only": "+ MEP", "hso": "full"}

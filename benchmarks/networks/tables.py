@@ -8,8 +8,8 @@ from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 from benchmarks.networks.records import Record
+from benchmarks.solvers import SOLVERS
 
-SOLVERS = {"ddim": "DDIM", "dpmpp-2m": "DPM++ 2M", "unipc-2": "UniPC-2", "unipc-3": "UniPC-3"}
 METRICS = {"rmse": "RMSE", "feature": "feature distance", "fid": "FID", "fid_data": "FID to held-out data"}
 NETWORK = ("gits", "autodiffusion", "direct")  # look at the network that they are judged on
 JUDGED = ("rmse", "fid", "fid_data")

@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 
 from benchmarks.pipelines import settings
 from benchmarks.pipelines.prompts import read_prompts
+from benchmarks.solvers import COMPARED
 from hso_jax.cli.arguments import parse_nfe
 
 if TYPE_CHECKING:
@@ -256,7 +257,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--column", metavar="NAME", help="of a table; default prompt or caption")
     add("--count", type=int, metavar="N", help="first N prompts; default all")
     add("--shuffle", type=int, metavar="SEED", help="take prompts in a random order")
-    add("--solvers", type=_names, default=("ddim", "dpmpp-2m", "unipc-3"), help="default ddim,dpmpp-2m,unipc-3")
+    add("--solvers", type=_names, default=COMPARED, help=f"default {','.join(COMPARED)}")
     add("--nfe", type=_budgets, default=[4, 6, 8], help="such as 4,6,8 or 4-8; default 4,6,8")
     add(
         "--methods", type=_names, default=("default", "trailing", "hso", "reference"),

@@ -8,9 +8,10 @@ from pathlib import Path
 
 from benchmarks.networks import tables
 from benchmarks.networks.records import Record
-from benchmarks.networks.tables import SOLVERS, number
+from benchmarks.networks.tables import number
 from benchmarks.pipelines.image_store import Store
 from benchmarks.pipelines.settings import Setting
+from benchmarks.solvers import SOLVERS
 from bridge.grid import Row, grid, save_png
 from hso_jax.schedule_file import write_whole
 

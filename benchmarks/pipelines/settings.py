@@ -10,6 +10,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 import hso_jax
+from benchmarks.converged import fine_schedule
+from benchmarks.solvers import SOLVERS, scheduler_class, scheduler_config
 from bridge import solver_of, with_schedule
 from bridge.commands import choose, plain
 from bridge.table import SPACING_FLAGS
@@ -17,13 +19,10 @@ from hso_jax import NoiseSchedule, Schedule
 from hso_jax.baselines import inapplicable
 from hso_jax.solvers import canonical
 
-SOLVERS = ("ddim", "dpmpp-2m", "unipc-2", "unipc-3")
 METHODS = ("default", "hso", "reference", "zoo", *hso_jax.BASELINES)
+KINDS = ("vp", "flow")
 CONVERGED = "converged"
 CONVERGED_SOLVER = "unipc-3"
-# Of the rules, those whose error on the reference problems is smallest at N = 50 with this solver: 0.002 for "vp" and
-# 0.01 for "flow", with and without guidance.
-CONVERGED_RULES = {"vp": "uniform-lam", "flow": "trailing"}
 
 
 class Setting(NamedTuple):
@@ -90,8 +89,8 @@ def converged(nfe: int) -> Setting:
 
 def check(methods: Mapping[str, Path | None], noise: NoiseSchedule) -> None:
     """Raise ValueError for a model, or for a rule with this model, that cannot be compared."""
-    if noise.kind not in CONVERGED_RULES:
-        raise ValueError(f"noise of kind {noise.kind!r}; only {' and '.join(CONVERGED_RULES)} can be compared")
+    if noise.kind not in KINDS:
+        raise ValueError(f"noise of kind {noise.kind!r}; only {' and '.join(KINDS)} can be compared")
     for method in methods:
         if method in hso_jax.BASELINES and (reason := inapplicable(method, noise)):
             raise ValueError(f"{reason}, or leave it out of --methods")
@@ -139,9 +138,10 @@ def _schedules(
         one = lambda nfe: hso_jax.zoo(noise, nfe, solver, guidance=guidance)  # noqa: E731
     elif path is not None:
         one = lambda nfe: choose(path, nfe, "node", None)  # noqa: E731
+    elif method == CONVERGED:
+        one = lambda nfe: fine_schedule(noise, nfe)  # noqa: E731
     else:
-        rule = CONVERGED_RULES[noise.kind] if method == CONVERGED else method
-        one = lambda nfe: hso_jax.baseline(rule, noise, nfe)  # noqa: E731
+        one = lambda nfe: hso_jax.baseline(method, noise, nfe)  # noqa: E731
     return [one(nfe) for nfe in nfes]
 
 
@@ -157,30 +157,17 @@ def scheduler(own: Any, solver: str, flow: bool, schedule: Schedule | None) -> A
     Raises:
         ValueError: for a schedule that is not for this model.
     """
-    built = plain(own, _class_of(solver, flow))
-    config = built.config
-    changed: dict[str, Any] = {}
-    if solver != "ddim":
-        changed["solver_order"] = int(solver.rstrip("m")[-1])
-        changed |= {"solver_type": "bh2", "predict_x0": True} if solver.startswith("unipc") else {}
-        changed |= {"solver_type": "midpoint", "algorithm_type": "dpmsolver++"} if solver == "dpmpp-2m" else {}
-        if flow:
-            changed |= {"use_flow_sigmas": True, "prediction_type": "flow_prediction"}
-            changed["flow_shift"] = own.config.get("shift", own.config.get("flow_shift", 1.0))
-    elif flow:
-        changed["shift"] = own.config.get("shift", own.config.get("flow_shift", 1.0))
+    built = plain(own, scheduler_class(solver, flow))
+    config, changed = built.config, scheduler_config(solver, flow)
+    if flow:
+        shift = own.config.get("shift", own.config.get("flow_shift", 1.0))
+        changed["shift" if solver == "ddim" else "flow_shift"] = shift
     if schedule is not None:
         changed |= {flag: False for flag in SPACING_FLAGS if config.get(flag)}
     built = type(built).from_config(config, **changed)
     if solver_of(built) != canonical(solver):
         raise ValueError(f"{type(built).__name__} with the pipeline's config is {solver_of(built)}, not {solver}")
     return built if schedule is None else with_schedule(built, schedule)
-
-
-def _class_of(solver: str, flow: bool) -> str:
-    if solver == "ddim":
-        return "FlowMatchEulerDiscreteScheduler" if flow else "DDIMScheduler"
-    return "DPMSolverMultistepScheduler" if solver == "dpmpp-2m" else "UniPCMultistepScheduler"
 
 
 def told_lams(timesteps: Any, noise: NoiseSchedule) -> list[float | None]:

@@ -14,6 +14,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from benchmarks.solvers import COMPARED
 from hso_jax import preset
 from hso_jax.problems import KINDS, family
 from hso_jax.reference import ReferenceEffort, ReferenceLane, reference
@@ -51,7 +52,7 @@ def main() -> None:
     warm = time.perf_counter() - begin
     print(f"exact solution of {len(KINDS)} x {SAMPLES} samples: {first:.2f} s with compilation, {warm:.2f} s warm")
     print("\n| one search | first call s | warm s |\n|---|---|---|")
-    for solver in ("ddim", "dpmpp-2m", "unipc-3"):
+    for solver in COMPARED:
         for n in (4, 6, 8, 10, 20):
             compiled, runs = measure([check(ReferenceLane(noise, n, solver=solver))])
             print(f"| {solver}, N = {n} | {compiled:.1f} | {np.median(runs):.2f} |", flush=True)

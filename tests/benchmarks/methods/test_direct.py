@@ -7,10 +7,12 @@ import pytest
 import torch
 from tiny_models import tiny, tiny_subject
 
+from benchmarks.converged import fine_schedule
 from benchmarks.methods import direct
 from benchmarks.metrics import rmse
 from benchmarks.models.denoiser import denoiser, own_subject
-from benchmarks.models.subjects import REFINEMENTS, SOLVERS, fine_schedule
+from benchmarks.models.subjects import REFINEMENTS
+from benchmarks.solvers import SOLVERS
 from hso_jax import baseline, zoo
 from hso_jax.reference.lanes import SPACING, s_of_lam
 

@@ -8,9 +8,11 @@ import torch
 
 import bridge
 import hso_jax
+from benchmarks.converged import fine_schedule
 from benchmarks.models import subjects
 from benchmarks.models.load import MODELS, features
-from benchmarks.models.subjects import SOLVERS, Subject, fine_schedule
+from benchmarks.models.subjects import Subject
+from benchmarks.solvers import SOLVERS
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:__array_?.*:DeprecationWarning"),
