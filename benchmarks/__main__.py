@@ -14,6 +14,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from benchmarks.solvers import COMPARED
 from hso_jax.cli.arguments import parse_nfe
 from hso_jax.schedule_file import write_whole
 
@@ -43,7 +44,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _run(args: argparse.Namespace) -> int:
-    from benchmarks import cells, grids, records, report
+    from benchmarks.networks import cells, grids, records, report
 
     out: Path = args.out or (QUICK_OUT if args.quick else OUT)
     path: Path = args.records or out / "benchmarks.jsonl"
@@ -80,9 +81,9 @@ def _parser() -> argparse.ArgumentParser:
     add = parser.add_argument
     add("--quick", action="store_true", help="other defaults for all options below: few cells and images")
     add("--models", type=_names, help="comma-separated; default all three")
-    add("--solvers", type=_names, help="ddim, dpmpp-2m, unipc-3")
+    add("--solvers", type=_names, help=f"default {','.join(COMPARED)}")
     add("--nfe", type=_budgets, help="such as 4,6,8 or 4-8; default 4-8,10")
-    add("--methods", type=_names, help="default all of competitors.py and variants.py")
+    add("--methods", type=_names, help="default all of registry.py and ablations.py")
     add("--guidance", type=_weights, help="default 1,2,4")
     add("--samples", type=int, help="images a cell; default 256, of --quick 8")
     add("--seed", type=int, default=0, help="of noise and searches; default %(default)s")

@@ -1,7 +1,7 @@
 """What the tests share: noise families with their closed forms, random noise, known minimisers, a batched solver.
 
 Oracles are written from the formulas of the papers and share no code with `hso_jax`; the larger ones are in
-`benchmarks/scipy_reference.py`.
+`benchmarks/speed/scipy_search.py`.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from benchmarks import scipy_reference as reference
+from benchmarks.speed import scipy_search as reference
 from hso_jax import Effort, Lane, trust_region
 from hso_jax.curvature import interval_objective
 from hso_jax.lanes import stack

@@ -7,7 +7,7 @@ import pytest
 import scipy.stats
 from problems import KINKED, SD
 
-from benchmarks import scipy_reference as reference
+from benchmarks.speed import scipy_search as reference
 from hso_jax import BASELINES, baseline, paper_d_min, preset
 from hso_jax.baselines import AYS, inapplicable
 from hso_jax.noise import discrete

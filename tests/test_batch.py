@@ -15,7 +15,7 @@ import pytest
 from problems import EFFORT, KINKED, SD, filled
 from worker import BANK, worker_lanes
 
-from benchmarks import scipy_reference as reference
+from benchmarks.speed import scipy_search as reference
 from hso_jax import Effort, Lane, Schedule, batch, search_many
 from hso_jax.lanes import check
 from hso_jax.noise import discrete

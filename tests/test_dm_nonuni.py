@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from problems import KINKED, SD
 
-from benchmarks import scipy_reference as reference
+from benchmarks.speed import scipy_search as reference
 from hso_jax import trust_region
 from hso_jax.baselines import dm_nonuniform
 from hso_jax.dm_nonuni import bound, minimise, step_weights

@@ -11,7 +11,7 @@ SCRIPT = """
 import sys
 import hso_jax
 hso_jax.search, hso_jax.preset("sd21-base")
-heavy = sorted({name.split(".")[0] for name in sys.modules} & {"torch", "diffusers", "transformers", "scipy_reference"})
+heavy = sorted({name.split(".")[0] for name in sys.modules} & {"torch", "diffusers", "transformers", "benchmarks"})
 assert not heavy, heavy
 import jax
 assert not jax.config.jax_enable_x64

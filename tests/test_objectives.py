@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import optimize
 
-from benchmarks import scipy_reference as reference
+from benchmarks.speed import scipy_search as reference
 from hso_jax.objectives import (
     mep,
     mep_interval,

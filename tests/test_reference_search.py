@@ -15,7 +15,7 @@ from problems import Smooth
 from reference_cells import EFFORT, NAMES, SAMPLES, SD, SD3, WEIGHTS, deviations, find, grid, small_family
 from scipy import optimize
 
-from benchmarks import scipy_reference as oracle
+from benchmarks.speed import scipy_search as oracle
 from hso_jax import Effort, ReferenceEffort, Schedule, baseline, preset, reference_error, search
 from hso_jax.problems import denoiser, family, generic
 from hso_jax.reference import ReferenceLane, reference_schedules

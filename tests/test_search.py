@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from problems import EFFORT, KINKED, SD, Problem, Smooth, filled, solve
 
-from benchmarks import scipy_reference as reference
+from benchmarks.speed import scipy_search as reference
 from hso_jax import Box, Effort, Lane, Schedule, lanes, paper_d_min, preset, search, search_many
 from hso_jax.lanes import SPACING_AS, check
 from hso_jax.noise import PRESETS

@@ -14,7 +14,7 @@ import pytest
 from problems import Smooth
 from reference_cells import SAMPLES, SD, SD3, small_family
 
-from benchmarks import scipy_reference as oracle
+from benchmarks.speed import scipy_search as oracle
 from hso_jax import Effort, Schedule, baseline, load, save, search
 from hso_jax.measured import POPULATION
 from hso_jax.members import box, members

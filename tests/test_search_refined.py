@@ -10,7 +10,7 @@ import pytest
 from problems import Smooth
 from reference_cells import EFFORT, SAMPLES, SD, small_family
 
-from benchmarks import scipy_reference as oracle
+from benchmarks.speed import scipy_search as oracle
 from hso_jax import Effort, ReferenceEffort, Schedule, reference_error, search
 from hso_jax.problems import generic
 

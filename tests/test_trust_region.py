@@ -11,7 +11,7 @@ import problems
 import pytest
 from problems import KINKED, SD, Problem
 
-from benchmarks import scipy_reference as reference
+from benchmarks.speed import scipy_search as reference
 from hso_jax import refine, trust_region
 from hso_jax.curvature import Expansion, Tridiagonal, dense_objective, face_step, interval_objective
 from hso_jax.noise import discrete, flow

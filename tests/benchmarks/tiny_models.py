@@ -5,7 +5,7 @@ from diffusers import DDIMScheduler, FlowMatchEulerDiscreteScheduler
 
 from benchmarks.models.load import Trained
 from benchmarks.models.networks import unet
-from benchmarks.subjects import Subject
+from benchmarks.models.subjects import Subject
 
 
 def tiny(name: str) -> Trained:
@@ -37,7 +37,7 @@ class Calls:
             trained.unet.register_forward_hook(self._note)
             return trained
 
-        monkeypatch.setattr("benchmarks.subjects.load", counted)
+        monkeypatch.setattr("benchmarks.models.subjects.load", counted)
 
     def _note(self, module, args, output):
         self.images += len(args[0])

@@ -1,0 +1,1 @@
+"""Methods that make a schedule, under one door: registry."""

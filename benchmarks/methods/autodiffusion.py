@@ -1,0 +1,172 @@
+"""An evolutionary search of the timesteps by the Frechet distance of the model's samples to real images.
+
+Source: Li et al. 2023, "AutoDiffusion: Training-Free Optimization of Time Steps and Architectures for Automated
+Diffusion Model Acceleration", ICCV, arXiv 2309.10438; its search of timesteps alone. The authors rate 10 rounds of 50
+candidates with 1,000 samples each (their settings for Stable Diffusion); here a round is 10 candidates, a candidate
+100 samples, and the number of rounds what the budget allows. The shares are theirs: the best fifth of a round's size
+are parents, half of the next round are mutations, a fifth crossovers, the rest random; a timestep mutates with
+probability 0.1; the first round is a uniform row, its mutations and random rows.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import numpy as np
+from rich.progress import Progress
+
+from benchmarks.metrics import frechet_distance, moments_of
+from benchmarks.models.denoiser import own_subject
+from benchmarks.models.subjects import Subject
+from hso_jax import Schedule, baseline
+
+IMAGES = 100
+BUDGET = 30_000
+START = "trailing"
+ROUND, PARENTS, MUTATIONS, CROSSOVERS = 10, 2, 5, 2
+MUTATION = 0.1
+_TRIES = 100  # for a row that was not rated yet
+
+Row = tuple[int, ...]
+"""Training levels 1..T, falling; level i is t = i/T."""
+
+
+class Found(NamedTuple):
+    """The best schedule of a search.
+
+    Attributes:
+        schedule: with the timesteps found.
+        distance: squared Frechet distance of its samples to the real images, on the noise of the search.
+        start: the same of the uniform row.
+        calls: evaluations of the network, each of a single image.
+    """
+
+    schedule: Schedule
+    distance: float
+    start: float
+    calls: int
+
+
+def search(
+    subject: Subject,
+    solver: str,
+    nfe: int,
+    real: np.ndarray,
+    *,
+    images: int = IMAGES,
+    budget: int = BUDGET,
+    seed: int = 0,
+) -> Found:
+    """The timesteps whose samples come closest to real images.
+
+    Args:
+        subject: what the schedule is for; other noises than its own are used, the same for all candidates.
+        solver: of `benchmarks.solvers.SOLVERS`.
+        nfe: N.
+        real: [m, d] `subject.features` of real images; not those that are judged with.
+        images: samples a candidate.
+        budget: evaluations of the network; a candidate takes images x N.
+        seed: of the noise and of the search.
+
+    Raises:
+        ValueError: for a budget that does not pay for one candidate, or less than two real images or samples.
+    """
+    affordable = budget // (images * nfe)
+    if affordable < 1 or min(len(real), images) < 2:
+        raise ValueError(
+            f"budget is {budget}, with {images} samples, {len(real)} real images and N = {nfe}; need two of each or "
+            f"more and a budget of {images * nfe} or more"
+        )
+    own, wanted = own_subject(subject, images, seed), moments_of(np.asarray(real, np.float64))
+
+    def rate(row: Row) -> float:
+        found = own.features(own.sample(_schedule(own, row), solver).images)
+        finite = np.isfinite(found).all()
+        value = frechet_distance(moments_of(np.asarray(found, np.float64)), wanted) if finite else np.inf
+        progress.advance(task)
+        return value
+
+    with Progress(transient=True) as progress:
+        task = progress.add_task(f"{own.name} {solver} {nfe}: AutoDiffusion", total=affordable)
+        ratings = evolve(rate, _uniform(own, nfe), _levels(own), affordable, seed)
+    row = min(ratings, key=ratings.__getitem__)
+    t = _schedule(own, row).t
+    schedule = Schedule.from_t(own.noise, t, method="autodiffusion", solver=solver, guidance=own.guidance, seed=seed)
+    return Found(schedule, ratings[row], next(iter(ratings.values())), len(ratings) * images * nfe)
+
+
+def evolve(
+    rate: Callable[[Row], float], start: Row, levels: np.ndarray, candidates: int, seed: int
+) -> dict[Row, float]:
+    """The ratings of all rows tried, `start`'s first; less than `candidates` only where no new row is found.
+
+    Args:
+        rate: the lower the better.
+        start: the uniform row.
+        levels: that rows are made of.
+        candidates: how many rows to rate.
+        seed: of the search.
+    """
+    draw = np.random.default_rng(seed)
+    known: dict[Row, float] = {}
+
+    def add(make: Callable[[], Row], count: int) -> None:
+        """Rate so many rows that are not known yet."""
+        for _ in range(min(count, candidates - len(known))):
+            row = next((row for row in (make() for _ in range(_TRIES)) if row not in known), None)
+            if row is not None:
+                known[row] = rate(row)
+
+    def anything() -> Row:
+        return _row(draw.choice(levels, len(start), replace=False))
+
+    def parent() -> Row:
+        return parents[draw.integers(len(parents))]
+
+    add(lambda: start, 1)
+    parents = [start]
+    add(anything, ROUND // 2)
+    add(lambda: _mutated(parent(), levels, draw), ROUND - ROUND // 2 - 1)
+    while len(known) < candidates:
+        before = len(known)
+        parents = sorted(known, key=known.__getitem__)[:PARENTS]
+        add(lambda: _mutated(parent(), levels, draw), MUTATIONS)
+        add(lambda: _crossed(parent(), parent(), draw), CROSSOVERS)
+        add(anything, ROUND - (len(known) - before))
+        if len(known) == before:
+            break
+    return known
+
+
+def _mutated(row: Row, levels: np.ndarray, draw: np.random.Generator) -> Row:
+    """Each entry is drawn anew with probability `MUTATION`."""
+    kept = np.array(row)[draw.random(len(row)) >= MUTATION]
+    others = draw.choice(np.setdiff1d(levels, kept), len(row) - len(kept), replace=False)
+    return _row([*kept, *others])
+
+
+def _crossed(one: Row, other: Row, draw: np.random.Generator) -> Row:
+    """Each entry from either parent; `one` where that would repeat a level."""
+    row = np.where(draw.random(len(one)) < 0.5, one, other)
+    return _row(row) if len(set(row.tolist())) == len(one) else one
+
+
+def _row(levels: np.ndarray | list[int]) -> Row:
+    return tuple(sorted((int(i) for i in levels), reverse=True))
+
+
+def _levels(subject: Subject) -> np.ndarray:
+    """All training levels in the noise schedule's range."""
+    count = subject.noise.num_train_timesteps
+    first, last = (round(count * float(t)) for t in (subject.noise.t_min, subject.noise.t_max))
+    return np.arange(max(first, 1), last + 1)
+
+
+def _uniform(subject: Subject, nfe: int) -> Row:
+    t = baseline(START, subject.noise, nfe).t
+    return _row(np.rint(subject.noise.num_train_timesteps * t).astype(int))
+
+
+def _schedule(subject: Subject, row: Row) -> Schedule:
+    return Schedule.from_t(subject.noise, np.array(row) / subject.noise.num_train_timesteps)

@@ -1,0 +1,141 @@
+"""GITS: the nodes of a fine trajectory of the model between which Euler steps stray least, by dynamic programming.
+
+Source: Chen et al. 2024, "On the Trajectory Regularity of ODE-based Diffusion Sampling", ICML, arXiv 2405.11326: the
+cost of a step is the distance to the teacher's trajectory after a single Euler step from it, in sigma/alpha with the
+sample divided by alpha. Warm-up samples, levels, rule of the levels (Karras', rho = 7) and the coefficient are those of
+the authors' code for 5 to 10 evaluations, whose teacher is a multistep solver as well. That code also measures distance
+by how far the step strays from the straight line to the sample; the paper's definition, Euclidean, is used here.
+
+Here the last step goes to clean data, as for every method: the grid has `levels` evaluated levels and sigma = 0.
+"""
+
+from __future__ import annotations
+
+import functools
+import time
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from rich.progress import track
+
+import bridge
+from benchmarks.models.denoiser import denoiser, own_subject
+from benchmarks.models.subjects import Subject
+from hso_jax import NoiseSchedule, Schedule
+
+IMAGES = 256
+LEVELS = 60
+COEFFICIENT = 1.15
+RHO = 7.0
+_BATCH = 64
+
+
+class Found(NamedTuple):
+    """A schedule and what it took: the network's evaluations, each of a single image, and seconds."""
+
+    schedule: Schedule
+    calls: int
+    seconds: float
+
+
+def search(
+    subject: Subject,
+    nfe: int,
+    *,
+    images: int = IMAGES,
+    levels: int = LEVELS,
+    coefficient: float = COEFFICIENT,
+    seed: int = 0,
+) -> Found:
+    """The schedule of N evaluations for any solver; images x levels evaluations of the network, whatever N.
+
+    Args:
+        subject: what the schedule is for; other noises than its own are used.
+        nfe: N, at most `levels`.
+        images: warm-up samples.
+        levels: of the teacher's grid.
+        coefficient: by how much more each further step counts, see `best_path`.
+        seed: of the warm-up's noise.
+
+    Raises:
+        ValueError: for an N that is not in 1..levels.
+    """
+    if not 1 <= nfe <= levels:
+        raise ValueError(f"nfe is {nfe}; the teacher's grid has {levels} levels, so use 1 to {levels}")
+    costs, spent = mean_costs(subject, images, levels, seed)
+    begin = time.perf_counter()
+    chosen = best_path(costs, nfe, coefficient)
+    t = teacher_grid(subject.noise, levels).t[chosen]
+    schedule = Schedule.from_t(subject.noise, t, method="gits", guidance=subject.guidance, seed=seed)
+    return Found(schedule, images * levels, spent + time.perf_counter() - begin)
+
+
+@functools.lru_cache(maxsize=8)
+def mean_costs(subject: Subject, images: int, levels: int, seed: int) -> tuple[np.ndarray, float]:
+    """`euler_costs` averaged over the warm-up samples, and the seconds it took; kept, since every N uses the same."""
+    begin = time.perf_counter()
+    own, grid = own_subject(subject, images, seed), teacher_grid(subject.noise, levels)
+    parts = [slice(i, min(i + _BATCH, images)) for i in range(0, images, _BATCH)]
+    shown = track(parts, description=f"{own.name}: GITS", transient=True)
+    costs = sum(euler_costs(own, grid, rows) for rows in shown) / images
+    costs.setflags(write=False)
+    return costs, time.perf_counter() - begin
+
+
+def teacher_grid(noise: NoiseSchedule, levels: int) -> Schedule:
+    """Levels evenly in (sigma/alpha)^(1/rho) between the model's ends (EDM, arXiv 2206.00364, eq. 5)."""
+    high, low = (float(noise.ksigma(float(t))) ** (1.0 / RHO) for t in (noise.t_max, noise.t_min))
+    t = np.asarray(noise.t_of_lam(-RHO * np.log(np.linspace(high, low, levels))))
+    t[0], t[-1] = float(noise.t_max), float(noise.t_min)
+    return Schedule.from_t(noise, t)
+
+
+@torch.no_grad()
+def euler_costs(subject: Subject, grid: Schedule, rows: slice) -> np.ndarray:
+    """[L + 1, L + 1] sums over the images `rows`: how far an Euler step from level i ends from the teacher at j > i.
+
+    The step from i starts on the teacher's trajectory and has the prediction that the teacher had there, so that the
+    trajectory (DPM++ 2M) is all that is evaluated. Level L is clean data. Entries with j <= i are infinite.
+    """
+    predict = denoiser(subject, rows)
+    positions, predictions = [], []
+
+    def recorded(x: torch.Tensor, level: Any) -> torch.Tensor:
+        x0 = predict(x, level)
+        positions.append((x / level.alpha).flatten(1))
+        predictions.append(x0.flatten(1))
+        return x0
+
+    positions.append(bridge.sample(recorded, grid, subject.start[rows], solver="dpmpp-2m").flatten(1))
+    trajectory = torch.stack(positions)
+    ksigmas = torch.tensor([*grid.sigmas, 0.0], dtype=trajectory.dtype)
+    costs = np.full((len(ksigmas), len(ksigmas)), np.inf)
+    for i, x0 in enumerate(predictions):
+        shares = (ksigmas[i + 1 :] / ksigmas[i])[:, None, None]
+        ends = x0 + shares * (trajectory[i] - x0)
+        costs[i, i + 1 :] = torch.linalg.vector_norm(ends - trajectory[i + 1 :], dim=-1).sum(1)
+    return costs
+
+
+def best_path(costs: np.ndarray, nfe: int, coefficient: float = 1.0) -> np.ndarray:
+    """Indices [N] of the levels where the cheapest path of N steps from level 0 to the last one (left out) steps.
+
+    A step's cost counts `coefficient` to the power of the steps before it. `V_1(i) = costs[i, L]` and
+    `V_k(i) = min over j of costs[i, j] + coefficient V_{k-1}(j)`.
+
+    Args:
+        costs: [L + 1, L + 1] of a step from i to j, infinite where j <= i.
+        nfe: N, 1..L.
+        coefficient: above 1 it accounts for later steps that start off the trajectory.
+    """
+    value = costs[:, -1]
+    choices = []
+    for _ in range(nfe - 1):
+        through = costs + coefficient * value
+        choices.append(through.argmin(1))
+        value = through.min(1)
+    path = [0]
+    for choice in reversed(choices):
+        path.append(int(choice[path[-1]]))
+    return np.array(path)

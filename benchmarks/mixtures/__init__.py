@@ -1,0 +1,1 @@
+"""Studies on Gaussian mixtures, where the exact solution is known."""

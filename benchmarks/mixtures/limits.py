@@ -1,0 +1,125 @@
+"""Reference schedules on held-out problems, beside every rule, HSO, and the best that direct search finds there.
+
+    python -m benchmarks.mixtures.limits                      SD's noise, guidance 1, as Markdown
+    python -m benchmarks.mixtures.limits --model sd3-medium --guidance 7.5 --nfe 4,6
+
+Schedules are found on the default family of problems and judged on others (each kind once, with other seeds, so other
+means and classes), with other noise. The limit is the best schedule that is known for the held-out problems
+themselves: of direct searches on them, from several seeds, and of the transferred schedule refined there. These
+searches see other noise than the one that everything, the limit too, is judged with: what a search gains by fitting
+the rare samples of its own noise is not a limit that any schedule of these problems could reach.
+"""
+
+from __future__ import annotations
+
+import argparse
+import functools
+import json
+import os
+import time
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from benchmarks.solvers import COMPARED
+from hso_jax import BASELINES, NoiseSchedule, Schedule, baseline, preset, reference_error, search
+from hso_jax.problems import KINDS, Problem, family
+from hso_jax.reference import ReferenceLane, reference_schedules
+from hso_jax.reference.lanes import s_of_lam
+
+BUDGETS = (4, 5, 6, 8, 10)
+HELD_OUT, SAMPLES, SEED, JUDGE_SEED = range(1000, 1000 + len(KINDS)), 192, 77, 78
+
+
+@functools.cache
+def held_out() -> Problem:
+    """A problem of every kind, none of which a schedule was optimised on."""
+    return family(HELD_OUT)
+
+
+def rules(noise: NoiseSchedule, nfe: int) -> dict[str, Schedule]:
+    """Every rule that applies to this noise schedule, DM-NonUni, and HSO in the paper's box."""
+    found = {"hso": search(noise, nfe, relax=True)}
+    for name in BASELINES:
+        try:
+            found[name] = baseline(name, noise, nfe)
+        except ValueError as error:
+            print(f"  {name} does not apply: {error}")
+    return found
+
+
+def limits(lanes: list[ReferenceLane], transferred: list[Schedule], seeds: int) -> list[Schedule]:
+    """The best schedule found for the held-out problems themselves, by the noise it was searched with; one a lane."""
+    data: dict[str, Any] = {"problems": held_out(), "samples": SAMPLES, "seed": SEED}
+    count = max(lane.nodes for lane in lanes)
+    found = [
+        reference_schedules([lane._replace(seed=seed) for lane in lanes], compare=False, **data)
+        for seed in range(seeds)
+    ]
+    starts = np.full((len(lanes), 1, count), np.nan)
+    for row, schedule in zip(starts, transferred, strict=True):
+        row[:] = np.pad(s_of_lam(schedule.lams), (0, count - len(schedule.lams)), mode="edge")
+    found.append(reference_schedules(lanes, starts=starts, compare=False, **data))
+    return [min(column, key=lambda s: np.inf if s.error is None else s.error) for column in zip(*found, strict=True)]
+
+
+def table(noise: NoiseSchedule, guidance: float, budgets: tuple[int, ...], seeds: int) -> list[dict[str, Any]]:
+    """One record a cell: errors on the held-out problems by method, and the limit."""
+    lanes = [ReferenceLane(noise, n, solver=s, guidance=guidance) for s in COMPARED for n in budgets]
+    begin = time.perf_counter()
+    found = reference_schedules(lanes, compare=False)
+    seconds = time.perf_counter() - begin
+    print(f"{len(lanes)} reference searches: {seconds:.1f} s with compilation")
+    judge = functools.partial(
+        reference_error, noise=noise, guidance=guidance, problems=held_out(), samples=SAMPLES, seed=JUDGE_SEED
+    )
+    others = {n: rules(noise, n) for n in budgets}
+    judged = [judge(s, solver=s.solver) for s in found]
+    best = [judge(s, solver=s.solver) for s in limits(lanes, found, seeds)]
+    records = []
+    for lane, schedule, error, limit in zip(lanes, found, judged, best, strict=True):
+        errors = {name: judge(s, solver=lane.solver) for name, s in others[lane.nfe].items()}
+        records.append(
+            {
+                "model": noise.name, "guidance": guidance, "solver": lane.solver, "nfe": lane.nfe, "limit": limit,
+                "reference": error, "on its own problems": schedule.error, **errors,
+            }
+        )  # fmt: skip
+    return records
+
+
+def markdown(records: list[dict[str, Any]]) -> str:
+    """The records as a table; the best method of a row in bold, the limit aside."""
+    names = [n for n in records[0] if n not in ("model", "guidance", "solver", "nfe", "limit", "on its own problems")]
+    lines = [f"| solver, N | limit | {' | '.join(names)} | above limit |", f"|{'---|' * (len(names) + 3)}"]
+    for r in records:
+        least = min(r[n] for n in names)
+        cells = [f"**{r[n]:.4f}**" if r[n] == least else f"{r[n]:.4f}" for n in names]
+        above = f"{100 * (r['reference'] / r['limit'] - 1):.1f}%"
+        lines.append(f"| {r['solver']} {r['nfe']} | {r['limit']:.4f} | {' | '.join(cells)} | {above} |")
+    return "\n".join(lines)
+
+
+def main() -> None:
+    """Print the table; --json keeps the records."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser.add_argument("--model", default="sd15")
+    parser.add_argument("--guidance", type=float, default=1.0)
+    parser.add_argument("--nfe", default=",".join(map(str, BUDGETS)))
+    parser.add_argument("--seeds", type=int, default=3, help="direct searches for the limit")
+    parser.add_argument("--json", type=Path, help="also write the records here")
+    options = parser.parse_args()
+    if "JAX_NUM_CPU_DEVICES" not in os.environ:
+        jax.config.update("jax_num_cpu_devices", min(os.cpu_count() or 1, 8))
+    budgets = tuple(int(n) for n in options.nfe.split(","))
+    records = table(preset(options.model), options.guidance, budgets, options.seeds)
+    print(f"\n{options.model}, guidance {options.guidance:g}, {jax.devices()[0].platform}, float32\n")
+    print(markdown(records))
+    if options.json:
+        options.json.write_text(json.dumps(records, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,65 @@
+"""How far reference schedules depend on the problems they are found on.
+
+    python -m benchmarks.mixtures.robustness
+
+For problems of another dimension, number of components, spectrum, share within components, scale or class size: the
+schedule found on them, its error there, and what the default family's schedule costs there instead.
+"""
+
+from __future__ import annotations
+
+import argparse
+from typing import Any
+
+from benchmarks.solvers import COMPARED
+from hso_jax import preset, reference_error, search
+from hso_jax.problems import KINDS, family
+
+FAMILIES: dict[str, dict[str, Any]] = {
+    "12 of the default family": {},
+    "other seeds": {"seeds": range(500, 512)},
+    "8 dimensions": {"dimension": 8},
+    "64 dimensions": {"dimension": 64},
+    "8 components": {"components": 8, "members": 1},
+    "128 components": {"components": 128, "members": 16},
+    **{f"spectrum k^-{x:g}": {"kinds": [k._replace(spectrum=x) for k in KINDS]} for x in (0.5, 1.0, 2.0)},
+    **{f"{x:.0%} within components": {"kinds": [k._replace(within=x) for k in KINDS]} for x in (0.1, 0.3, 0.7)},
+    **{f"standard deviation {x:g}": {"kinds": [k._replace(scale=x) for k in KINDS]} for x in (0.25, 0.5, 1.0, 2.0)},
+    "class of 1 component": {"members": 1},
+    "class of 16": {"members": 16},
+}
+SAMPLES = 256
+
+
+def main() -> None:
+    """Print a table a solver."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser.add_argument("--model", default="sd15")
+    parser.add_argument("--nfe", type=int, default=6)
+    parser.add_argument("--guidance", type=float, default=1.0)
+    parser.add_argument("--solvers", default=",".join(COMPARED))
+    options = parser.parse_args()
+    noise, n, w = preset(options.model), options.nfe, options.guidance
+    for solver in options.solvers.split(","):
+        usual = search(noise, n, method="reference", solver=solver, guidance=w, compare=False)
+        print(f"\n{solver}, N = {n}, guidance {w:g}, {options.model}\n")
+        print("| problems | timesteps | error | default family's schedule there | costs |\n|---|---|---|---|---|")
+        for name, changed in FAMILIES.items():
+            problems = family(**{"seeds": range(12), **changed})
+            data: dict[str, Any] = {"problems": problems, "samples": SAMPLES}
+            own = search(noise, n, method="reference", solver=solver, guidance=w, compare=False, **data)
+            there = reference_error(usual, noise, solver=solver, guidance=w, **data)
+            steps = " ".join(map(str, own.integer_timesteps()))
+            assert own.error is not None
+            cost = f"{100 * (there / own.error - 1):.1f}%"
+            print(f"| {name} | {steps} | {own.error:.4f} | {there:.4f} | {cost} |", flush=True)
+        print("\nguidance: " + "; ".join(_guided(options.model, n, solver, weight) for weight in (1.0, 3.0, 5.0, 7.5)))
+
+
+def _guided(model: str, nfe: int, solver: str, guidance: float) -> str:
+    found = search(preset(model), nfe, method="reference", solver=solver, guidance=guidance, compare=False)
+    return f"w {guidance:g} [{' '.join(map(str, found.integer_timesteps()))}] {found.error:.4f}"
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,1 @@
+"""Schedules compared on the trained networks: cells, records, report."""

@@ -1,0 +1,79 @@
+"""Schedules that only the paper's studies compare: without a spacing, one level alone, another model's schedule."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+
+from benchmarks.methods import registry
+from benchmarks.methods.registry import Inapplicable, Prepared
+from benchmarks.networks.records import noise_of
+from hso_jax import Box, NoiseSchedule, Schedule, search
+
+OTHER = {"fashion-eps": "fashion-v", "fashion-v": "fashion-eps"}
+"""Models whose schedules are exchanged: the same data and the same kind of model, another noise schedule."""
+
+DM_NONUNI_END = 1e-3  # where DM-NonUni's schedules stop in t, see `hso_jax.baselines`
+
+
+def prepare(
+    method: str, subject: Any, solver: str, nfe: int, *, seed: int = 0, real: np.ndarray | None = None
+) -> Prepared:
+    """`registry.prepare`, for the methods there and those of `VARIANTS` (their seconds include compilation).
+
+    Raises:
+        Inapplicable: where the method has no schedule for the model.
+        ValueError: for an unknown method.
+    """
+    if method not in VARIANTS:
+        return registry.prepare(method, subject, solver, nfe, seed=seed, real=real)
+    begin = time.perf_counter()
+    schedule = VARIANTS[method](subject, solver, nfe, seed)
+    return Prepared(schedule, time.perf_counter() - begin, 0)
+
+
+def no_spacing(subject: Any, solver: str, nfe: int, seed: int) -> Schedule:
+    """HSO on MEP alone: neither the constraint nor the penalty (the paper's "without penalty")."""
+    return search(subject.noise, nfe, seed=seed, spacing_as="penalty", gamma=0.0)
+
+
+def penalty(subject: Any, solver: str, nfe: int, seed: int) -> Schedule:
+    """HSO with the spacing as a penalty of the fitness: the paper's SPF to the letter."""
+    return search(subject.noise, nfe, seed=seed, spacing_as="penalty")
+
+
+def mep_only(subject: Any, solver: str, nfe: int, seed: int) -> Schedule:
+    """The lower level on MEP between DM-NonUni's ends, without an upper level (the paper's "+ MEP")."""
+    noise = subject.noise
+    t_max, t_eps = float(noise.t_max), max(float(noise.t_min), DM_NONUNI_END)
+    return search(noise, nfe, seed=seed, spacing=0.0, box=Box(t_eps=(t_eps, t_eps), t_max=(t_max, t_max)))
+
+
+def of_other(method: str) -> Callable[[Any, str, int, int], Schedule]:
+    """`method`, searched for the other noise schedule; its timesteps are then used on this model."""
+
+    def take(subject: Any, solver: str, nfe: int, seed: int) -> Schedule:
+        if subject.name not in OTHER:
+            raise Inapplicable(f"{subject.name} has no model to exchange schedules with")
+        other = noise_of(OTHER[subject.name])
+        options = {"solver": solver, "guidance": subject.guidance} if method == "reference" else {"relax": True}
+        return at_times(subject.noise, search(other, nfe, method=method, seed=seed, **options))
+
+    return take
+
+
+def at_times(noise: NoiseSchedule, schedule: Schedule) -> Schedule:
+    """The timesteps of another model's schedule, as someone copies them."""
+    return Schedule.from_t(noise, np.clip(schedule.t, float(noise.t_min), 1.0), method=f"{schedule.method}-other")
+
+
+VARIANTS: Mapping[str, Callable[[Any, str, int, int], Schedule]] = {
+    "hso-no-spacing": no_spacing,
+    "hso-penalty": penalty,
+    "mep-only": mep_only,
+    "hso-other": of_other("hso"),
+    "reference-other": of_other("reference"),
+}

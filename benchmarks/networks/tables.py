@@ -1,0 +1,186 @@
+"""Tables of the records: errors of all methods, with guidance, where the reference method loses, and costs."""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Iterable, Sequence
+from typing import NamedTuple
+
+from benchmarks.networks.records import Record
+from benchmarks.solvers import SOLVERS
+
+METRICS = {"rmse": "RMSE", "feature": "feature distance", "fid": "FID", "fid_data": "FID to held-out data"}
+NETWORK = ("gits", "autodiffusion", "direct")  # look at the network that they are judged on
+JUDGED = ("rmse", "fid", "fid_data")
+LIMIT = "direct"  # optimised for what is measured: shown, and not ranked
+FIRST = ("reference", "hso", "hso-dm-nonuni", "dm-nonuni", "trailing", "karras", "ays", "uniform-lam")
+
+Column = tuple[str, float, str, int]  # model, guidance, solver, N
+
+
+class Loss(NamedTuple):
+    """A column of the tables in which another method has a smaller value than the reference method."""
+
+    column: Column
+    best: Record
+    reference: Record
+    beyond: bool  # the reference's value lies outside the best's interval
+
+
+def columns(records: Iterable[Record]) -> dict[Column, dict[str, Record]]:
+    """Column to method to record, sorted by model (as they come), guidance, solver and N."""
+    found: dict[Column, dict[str, Record]] = {}
+    for r in records:
+        found.setdefault((r.model, r.guidance, r.solver, r.nfe), {})[r.method] = r
+    models = list(dict.fromkeys(column[0] for column in found))
+    order = list(SOLVERS)
+    return dict(sorted(found.items(), key=lambda i: (models.index(i[0][0]), i[0][1], order.index(i[0][2]), i[0][3])))
+
+
+def methods_of(records: Iterable[Record]) -> list[str]:
+    """The methods in the order of the tables: ours, what is used most, the rest by name, those on the network last."""
+    names = {r.method for r in records}
+    rest = sorted(names - set(FIRST) - set(NETWORK))
+    return [m for m in FIRST if m in names] + rest + [m for m in NETWORK if m in names]
+
+
+def markdown(head: Sequence[str], rows: Iterable[Sequence[str]], left: int = 1) -> str:
+    """A table; the first `left` columns are aligned left, the others right."""
+    lines = ["| " + " | ".join(head) + " |", "|" + "---|" * left + "--:|" * (len(head) - left)]
+    lines += ["| " + " | ".join(row) + " |" for row in rows]
+    return "\n".join(lines) + "\n"
+
+
+def number(x: float | None) -> str:
+    """Three digits; a dash for what is unknown."""
+    if x is None:
+        return "-"
+    if x >= 999.5:
+        return f"{x:.0f}"
+    return f"{x:#.3g}".rstrip(".")
+
+
+def marked(cells: dict[str, Record], metric: str) -> dict[str, str]:
+    """Method to the text of its value: bold the best, italic what lies within the best's 95 % interval.
+
+    `LIMIT` is not ranked. Samples that are not finite are "diverged".
+    """
+    ranked = {m: x for m, r in cells.items() if m != LIMIT and (x := getattr(r, metric)) is not None}
+    best = min(ranked, key=ranked.__getitem__, default=None)
+    high = cells[best].interval(metric)[2] if best else None
+    texts = {}
+    for method, record in cells.items():
+        text = "diverged" if record.rmse is None else number(getattr(record, metric))
+        if method in ranked and ranked[method] == ranked.get(best or ""):
+            text = f"**{text}**"
+        elif method in ranked and high is not None and ranked[method] <= high:
+            text = f"*{text}*"
+        texts[method] = text
+    return texts
+
+
+def errors(records: Sequence[Record], metric: str) -> str:
+    """Rows are methods, columns solver and N, of records of one model and guidance."""
+    table = columns(records)
+    texts = {column: marked(cells, metric) for column, cells in table.items()}
+    head = ["", *(f"{SOLVERS[solver]} {nfe}" for _, _, solver, nfe in table)]
+    return markdown(head, ([f"`{m}`", *(texts[c].get(m, "") for c in table)] for m in methods_of(records)))
+
+
+def compact(records: Sequence[Record], metric: str, methods: Sequence[str], nfes: Sequence[int]) -> str:
+    """Rows are model, solver and N, columns a few methods; the best is marked among them."""
+    rows = []
+    for (model, _, solver, nfe), cells in columns(records).items():
+        chosen = {m: cells[m] for m in methods if m in cells}
+        if nfe in nfes and "reference" in chosen:
+            texts = marked(chosen, metric)
+            rows.append([model, SOLVERS[solver], str(nfe), *(texts.get(m, "") for m in methods)])
+    return markdown(["model", "solver", "N", *methods], rows, left=2)
+
+
+def rivals(cells: dict[str, Record]) -> list[str]:
+    """What the reference method is counted against: the rules and HSO, nothing that looks at the network."""
+    return [m for m in cells if m != "reference" and m not in NETWORK]
+
+
+def losses(records: Iterable[Record], metric: str) -> tuple[list[Loss], int]:
+    """Where a rule or HSO has a smaller value than the reference method, and how many columns were looked at."""
+    lost, looked = [], 0
+    for column, cells in columns(records).items():
+        known = [cells[m] for m in rivals(cells) if getattr(cells[m], metric) is not None]
+        own = cells.get("reference")
+        if own is None or getattr(own, metric) is None or not known:
+            continue
+        looked += 1
+        best = min(known, key=lambda r: getattr(r, metric))
+        value, _, high = best.interval(metric)
+        mine = getattr(own, metric)
+        if value is not None and high is not None and value < mine:
+            lost.append(Loss(column, best, own, mine > high))
+    return lost, looked
+
+
+def tally(records: Sequence[Record]) -> str:
+    """In how many columns the reference method beats every rule and HSO, a row a guidance weight and model."""
+    rows = []
+    for weight in sorted({r.guidance for r in records}):
+        here = [r for r in records if r.guidance == weight]
+        models = {model: [r for r in here if r.model == model] for model in dict.fromkeys(r.model for r in here)}
+        rows += [[f"{weight:g}", name, *_outcomes(own)] for name, own in {**models, "all": here}.items()]
+    return markdown(["guidance", "model", *(METRICS[m] for m in JUDGED)], rows, left=2)
+
+
+def _outcomes(records: Sequence[Record]) -> list[str]:
+    """For each metric "best / inside the best's interval / beaten beyond it"."""
+    texts = []
+    for metric in JUDGED:
+        lost, looked = losses(records, metric)
+        beyond = sum(loss.beyond for loss in lost)
+        texts.append(f"{looked - len(lost)} / {len(lost) - beyond} / {beyond}" if looked else "-")
+    return texts
+
+
+def lost_cells(records: Sequence[Record], metric: str) -> str:
+    """The columns in which the reference method is not the best, those beyond the interval first."""
+    rows = [
+        [x.column[0], SOLVERS[x.column[2]], str(x.column[3]), f"{x.column[1]:g}", f"`{x.best.method}`",
+         number(getattr(x.best, metric)), number(x.best.interval(metric)[2]), number(getattr(x.reference, metric)),
+         "yes" if x.beyond else "no"]
+        for x in sorted(losses(records, metric)[0], key=lambda loss: not loss.beyond)
+    ]  # fmt: skip
+    head = ["model", "solver", "N", "guidance", "best", METRICS[metric], "its interval to", "`reference`", "beyond it"]
+    return markdown(head, rows, left=2) if rows else "None.\n"
+
+
+def limit(records: Sequence[Record]) -> str:
+    """RMSE above that of nodes optimised directly on the network, in per cent."""
+    rows = []
+    for (model, _, solver, nfe), cells in columns(records).items():
+        low = cells[LIMIT].rmse if LIMIT in cells else None
+        own = cells["reference"].rmse if "reference" in cells else None
+        rules = [r.rmse for m in rivals(cells) if (r := cells[m]).rmse is not None]
+        if low and own and rules:
+            best = min(rules)
+            over = (f"{100 * (x / low - 1):.0f} %" for x in (own, best))
+            rows.append([model, SOLVERS[solver], str(nfe), number(low), number(own), number(best), *over])
+    head = ["model", "solver", "N", "direct", "reference", "best rule", "reference above", "best rule above"]
+    return markdown(head, rows, left=2) if rows else "Not measured.\n"
+
+
+def cost(records: Sequence[Record]) -> str:
+    """Seconds and network evaluations to prepare a schedule, a row a method."""
+    rows = []
+    for method in methods_of(records):
+        own = [r for r in records if r.method == method]
+        seconds = [r.seconds for r in own]
+        compiling = max(r.compile_seconds for r in own)
+        row = [f"`{method}`", *(_seconds(f(seconds)) for f in (statistics.median, min, max))]
+        row.append(_seconds(compiling) if compiling >= 0.05 else "-")
+        rows.append([*row, f"{statistics.median(r.calls for r in own):,.0f}", str(len(own))])
+    head = ["", "seconds, median", "least", "most", "compilation, most", "evaluations of one image, median", "cells"]
+    return markdown(head, rows)
+
+
+def _seconds(x: float) -> str:
+    return f"{x:.1g}" if x < 0.01 else f"{x:.0f}" if x >= 100 else f"{x:.{max(0, 1 - math.floor(math.log10(x)))}f}"

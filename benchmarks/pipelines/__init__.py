@@ -1,0 +1,1 @@
+"""Schedules compared in a diffusers pipeline on disk."""

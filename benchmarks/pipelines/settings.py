@@ -1,0 +1,187 @@
+"""Where the nodes go in a pipeline: a schedule for each method, solver and N, and a diffusers scheduler obeying it."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+import hso_jax
+from benchmarks.converged import fine_schedule
+from benchmarks.solvers import SOLVERS, scheduler_class, scheduler_config
+from bridge import solver_of, with_schedule
+from bridge.commands import choose, plain
+from bridge.table import SPACING_FLAGS
+from hso_jax import NoiseSchedule, Schedule
+from hso_jax.baselines import inapplicable
+from hso_jax.solvers import canonical
+
+METHODS = ("default", "hso", "reference", "zoo", *hso_jax.BASELINES)
+KINDS = ("vp", "flow")
+CONVERGED = "converged"
+CONVERGED_SOLVER = "unipc-3"
+
+
+class Setting(NamedTuple):
+    """What images are made with: a method's schedule of `nfe` nodes, under a solver of `SOLVERS`."""
+
+    method: str
+    solver: str
+    nfe: int
+
+    @property
+    def name(self) -> str:
+        """Of its folder."""
+        return f"{self.method}-{self.solver}-{self.nfe}"
+
+
+class Placed(NamedTuple):
+    """A setting's schedule, None for the scheduler's own spacing, and the seconds it took to find."""
+
+    schedule: Schedule | None
+    seconds: float
+
+
+def read_methods(names: Iterable[str]) -> dict[str, Path | None]:
+    """Name to schedule file; a name of `METHODS` to None. A file (`.json`) is called by its stem.
+
+    Raises:
+        ValueError: for an unknown name, a file that does not exist, or two methods of one name.
+    """
+    found: dict[str, Path | None] = {}
+    for name in names:
+        path = Path(name) if name.endswith(".json") else None
+        if path is None and name not in METHODS:
+            raise ValueError(f"method {name!r} is not one of {', '.join(METHODS)}, nor a schedule file (.json)")
+        if path is not None and not path.is_file():
+            raise ValueError(f"method {name}: there is no such schedule file; `hso-jax search -o {name}` writes one")
+        label = name if path is None else path.stem
+        if label in found or (path is not None and label in (*METHODS, CONVERGED)):
+            raise ValueError(f"two methods are called {label!r}; rename the file")
+        found[label] = path
+    return found
+
+
+def read_solvers(names: Iterable[str]) -> list[str]:
+    """Names of `SOLVERS`; "euler", which is DDIM for a flow, and "unipc" are known as well.
+
+    Raises:
+        ValueError: for another.
+    """
+    found = ["ddim" if name == "euler" else "unipc-2" if name == "unipc" else name for name in names]
+    if unknown := [name for name in found if name not in SOLVERS]:
+        raise ValueError(f"solver {unknown[0]!r} is not one of {', '.join(SOLVERS)} (or euler, of a flow)")
+    return list(dict.fromkeys(found))
+
+
+def settings(methods: Iterable[str], solvers: Sequence[str], nfes: Sequence[int]) -> list[Setting]:
+    """Every combination."""
+    return [Setting(method, solver, nfe) for solver in solvers for nfe in nfes for method in methods]
+
+
+def converged(nfe: int) -> Setting:
+    """The setting of many evaluations that the others are compared with."""
+    return Setting(CONVERGED, CONVERGED_SOLVER, nfe)
+
+
+def check(methods: Mapping[str, Path | None], noise: NoiseSchedule) -> None:
+    """Raise ValueError for a model, or for a rule with this model, that cannot be compared."""
+    if noise.kind not in KINDS:
+        raise ValueError(f"noise of kind {noise.kind!r}; only {' and '.join(KINDS)} can be compared")
+    for method in methods:
+        if method in hso_jax.BASELINES and (reason := inapplicable(method, noise)):
+            raise ValueError(f"{reason}, or leave it out of --methods")
+
+
+def place(
+    wanted: Sequence[Setting], methods: Mapping[str, Path | None], noise: NoiseSchedule, guidance: float
+) -> dict[Setting, Placed]:
+    """A schedule for every setting; all N of a search in one call, whose seconds are shared evenly.
+
+    Args:
+        wanted: of `settings` and `converged`.
+        methods: of `read_methods`.
+        noise: the pipeline's noise schedule.
+        guidance: weight of classifier-free guidance, 1 for none; "reference" and "zoo" look at it.
+
+    Raises:
+        ValueError: for a rule that does not apply, an N that a file does not have, or a weight that is not in the zoo.
+        RuntimeError: if a method makes another number of nodes.
+    """
+    found: dict[Setting, Placed] = {}
+    for method, solver in dict.fromkeys((s.method, s.solver) for s in wanted):
+        own = [s for s in wanted if (s.method, s.solver) == (method, solver)]
+        begin = time.perf_counter()
+        schedules = _schedules(method, methods.get(method), solver, [s.nfe for s in own], noise, guidance)
+        seconds = (time.perf_counter() - begin) / len(own)
+        for setting, schedule in zip(own, schedules, strict=True):
+            if schedule is not None and schedule.nfe != setting.nfe:
+                raise RuntimeError(f"{method} made {schedule.nfe} nodes where {setting.nfe} were asked for")
+        found |= {s: Placed(schedule, seconds) for s, schedule in zip(own, schedules, strict=True)}
+    return {s: found[s] for s in wanted}
+
+
+def _schedules(
+    method: str, path: Path | None, solver: str, nfes: list[int], noise: NoiseSchedule, guidance: float
+) -> Sequence[Schedule | None]:
+    if method == "default":
+        return [None] * len(nfes)
+    if method == "hso":
+        return hso_jax.search(noise, nfes)
+    if method == "reference":
+        return hso_jax.search(noise, nfes, method="reference", solver=solver, guidance=guidance)
+    one: Callable[[int], Schedule]
+    if method == "zoo":
+        one = lambda nfe: hso_jax.zoo(noise, nfe, solver, guidance=guidance)  # noqa: E731
+    elif path is not None:
+        one = lambda nfe: choose(path, nfe, "node", None)  # noqa: E731
+    elif method == CONVERGED:
+        one = lambda nfe: fine_schedule(noise, nfe)  # noqa: E731
+    else:
+        one = lambda nfe: hso_jax.baseline(method, noise, nfe)  # noqa: E731
+    return [one(nfe) for nfe in nfes]
+
+
+def scheduler(own: Any, solver: str, flow: bool, schedule: Schedule | None) -> Any:
+    """A diffusers scheduler with the pipeline's noise that takes the solver's steps.
+
+    Args:
+        own: the pipeline's scheduler.
+        solver: of `SOLVERS`.
+        flow: whether the model is a rectified flow.
+        schedule: installed; without one the spacing is what the pipeline's config says.
+
+    Raises:
+        ValueError: for a schedule that is not for this model.
+    """
+    built = plain(own, scheduler_class(solver, flow))
+    config, changed = built.config, scheduler_config(solver, flow)
+    if flow:
+        shift = own.config.get("shift", own.config.get("flow_shift", 1.0))
+        changed["shift" if solver == "ddim" else "flow_shift"] = shift
+    if schedule is not None:
+        changed |= {flag: False for flag in SPACING_FLAGS if config.get(flag)}
+    built = type(built).from_config(config, **changed)
+    if solver_of(built) != canonical(solver):
+        raise ValueError(f"{type(built).__name__} with the pipeline's config is {solver_of(built)}, not {solver}")
+    return built if schedule is None else with_schedule(built, schedule)
+
+
+def told_lams(timesteps: Any, noise: NoiseSchedule) -> list[float | None]:
+    """Half log-SNR of the levels that a pipeline told its network; None for pure noise.
+
+    Args:
+        timesteps: [N] a scheduler's, after the pipeline has run.
+        noise: the pipeline's noise schedule.
+    """
+    steps = np.asarray(timesteps.cpu(), np.float64)
+    if noise.kind == "flow":
+        s = steps / noise.num_train_timesteps
+        with np.errstate(divide="ignore"):
+            lams = np.log((1.0 - s) / s)
+    else:
+        lams = np.asarray(noise.lam((steps + 1.0) / noise.num_train_timesteps), np.float64)
+    return [float(x) if np.isfinite(x) else None for x in lams]

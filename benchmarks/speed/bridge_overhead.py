@@ -1,0 +1,85 @@
+"""What an installed schedule costs: `with_schedule`, `set_timesteps`, and a step in the parent's time.
+
+    OMP_NUM_THREADS=1 python -m benchmarks.speed.bridge_overhead
+
+Prints one row a scheduler: milliseconds to install (the model's noise schedule is known from the first call on),
+milliseconds of `set_timesteps` and of the parent's, microseconds of a step and its ratio to the parent's, each the
+median of many runs on a [1, 4, 64, 64] sample.
+"""
+
+from __future__ import annotations
+
+import logging
+import statistics
+import time
+import warnings
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import diffusers
+import numpy as np
+import torch
+
+from bridge import noise_schedule_of, with_schedule
+from bridge.table import ROWS
+from hso_jax.schedule import Schedule
+
+NFE, REPEATS, SEED = 10, 40, 0
+SD = {"beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.012}
+
+
+def median(work: Callable[[], Any], repeats: int = REPEATS) -> float:
+    """Seconds of one call, the median."""
+    times = []
+    for _ in range(repeats):
+        start = time.perf_counter()
+        work()
+        times.append(time.perf_counter() - start)
+    return statistics.median(times)
+
+
+def build(name: str) -> tuple[Any, Schedule]:
+    """A scheduler with Stable Diffusion's betas where it has some, and a schedule for it."""
+    config: dict[str, Any] = {} if name.startswith(("EDM", "FlowMatch")) else dict(SD)
+    if name == "PNDMScheduler":
+        config["skip_prk_steps"] = True
+    scheduler = getattr(diffusers, name)(**config)
+    t = np.linspace(0.98, 0.08, NFE)  # on the distillation grid of LCM and TCD
+    return scheduler, Schedule.from_t(noise_schedule_of(scheduler), t)
+
+
+def steps(scheduler: Any, sample: torch.Tensor) -> float:
+    """Seconds a step takes, as the median of whole runs."""
+    if hasattr(scheduler, "is_scale_input_called"):
+        scheduler.is_scale_input_called = True
+    means = []
+    for _ in range(REPEATS):
+        scheduler.set_timesteps(NFE)
+        start = time.perf_counter()
+        for t in scheduler.timesteps:
+            scheduler.step(sample, t, sample)
+        means.append((time.perf_counter() - start) / len(scheduler.timesteps))
+    return statistics.median(means)
+
+
+def main() -> None:
+    """Print the table."""
+    warnings.simplefilter("ignore")
+    logging.getLogger("diffusers").setLevel(logging.ERROR)
+    torch.set_num_threads(1)
+    print(f"diffusers {diffusers.__version__}, torch {torch.__version__}, cpu, float32, 1 thread, N {NFE}, seed {SEED}")
+    print(f"{'scheduler':32} {'install ms':>10} {'set ms':>8} {'parent':>8} {'step us':>8} {'ratio':>6}")
+    sample = torch.randn(1, 4, 64, 64, generator=torch.Generator().manual_seed(SEED))
+    for name in ROWS:
+        plain, schedule = build(name)
+        installed = with_schedule(plain, schedule)
+        install = median(partial(with_schedule, plain, schedule))
+        setting = [median(partial(s.set_timesteps, NFE)) for s in (installed, plain)]
+        ours, theirs = steps(installed, sample), steps(plain, sample)
+        row = f"{name:32} {install * 1e3:10.2f} {setting[0] * 1e3:8.2f} {setting[1] * 1e3:8.2f}"
+        print(f"{row} {ours * 1e6:8.0f} {ours / theirs:6.2f}")
+
+
+if __name__ == "__main__":
+    main()
