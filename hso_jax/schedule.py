@@ -203,6 +203,8 @@ class Schedule:
             raise ValueError(
                 "a variance-exploding model is told log(sigma)/4, not an index: there are no integer timesteps"
             )
+        if levels == 1:
+            raise ValueError("this model is told a time in [0, 1], not an index: there are no integer timesteps")
         if self.nfe > levels:
             raise ValueError(f"{self.nfe} evaluations do not fit {levels} training levels without repeating a timestep")
         top = levels if self.kind == "flow" else levels - 1
