@@ -26,7 +26,7 @@ def sliced(case: cases.Case, scheduler: Any, prediction: str, skip: int, told: b
     schedule = scheduler.schedule
     generator = torch.Generator().manual_seed(1)
     scheduler.set_timesteps(NFE)
-    begin = skip * scheduler.order
+    begin = skip * getattr(scheduler, "order", 1)  # Wuerstchen's has none
     timesteps = cases.timesteps_of(scheduler)[begin:]
     if told and hasattr(scheduler, "set_begin_index"):
         scheduler.set_begin_index(begin)
