@@ -13,7 +13,9 @@ _TOKENS = "it samples tokens by their confidence, which have no noise levels: no
 _FLOW_EULER = "FlowMatchEulerDiscreteScheduler.from_config(scheduler.config)"
 _INVERSE = "it goes from data to noise, to invert an image; install the schedule in the sampler"
 _SDE = "its predictor and corrector take the SDE's own thousands of even steps"
-_DISTILLED = "its model is distilled, and knows only the levels and steps of this class; call it with num_inference_steps"
+_DISTILLED = (
+    "its model is distilled, and knows only the levels and steps of this class; call it with num_inference_steps"
+)
 
 # Class -> why, and what to use.
 INSTEAD: Mapping[str, str] = {
@@ -36,8 +38,7 @@ INSTEAD: Mapping[str, str] = {
     "IPNDMScheduler": "its levels are fixed by the cosine rule; use PNDMScheduler or DPMSolverMultistepScheduler",
     "KarrasVeScheduler": "it is deprecated, and its pipeline is gone; use EDMEulerScheduler",
     "LTXEulerAncestralRFScheduler": (
-        "it takes N + 1 sigmas as they are: pass schedule.sampler_sigmas().tolist() as `sigmas`; or use "
-        f"{_FLOW_EULER}"
+        f"it takes N + 1 sigmas as they are: pass schedule.sampler_sigmas().tolist() as `sigmas`; or use {_FLOW_EULER}"
     ),
     "MiniMaxH3Scheduler": "use FlowMatchEulerDiscreteScheduler(shift=scheduler.shift), the same solver",
     "PiflowScheduler": f"{_DISTILLED}, or the undistilled model with {_FLOW_EULER}",

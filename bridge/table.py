@@ -132,7 +132,9 @@ def _refuse_flow_lcm(config: Mapping[str, Any], schedule: Schedule) -> str | Non
             "FlowMatchEulerDiscreteScheduler.from_config(scheduler.config)"
         )
     if (factors := config["scale_factors"]) and len(factors) != schedule.nfe - 1:
-        return f"scale_factors has {len(factors)} entries, for {len(factors) + 1} steps; the schedule has {schedule.nfe}"
+        return (
+            f"scale_factors has {len(factors)} entries, for {len(factors) + 1} steps; the schedule has {schedule.nfe}"
+        )
     return None
 
 

@@ -29,7 +29,9 @@ def test_the_advice_names_what_exists(name: str) -> None:
     words = unsupported(name).removeprefix(name).replace("(", " ").replace(".", " ").replace(",", " ").split()
     named = [word for word in words if word.endswith("Scheduler")]
     assert all(word in ROWS for word in named)
-    assert named or any(word in unsupported(name) for word in ("no schedule applies", "cannot be set", "pass", "pipeline"))
+    assert named or any(
+        word in unsupported(name) for word in ("no schedule applies", "cannot be set", "pass", "pipeline")
+    )
 
 
 def test_a_class_without_a_row_is_refused_with_its_advice() -> None:

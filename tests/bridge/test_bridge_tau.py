@@ -19,7 +19,7 @@ NOISE = cases.noise_of("sd15")
 
 @pytest.mark.parametrize("off", [0.0, -2e-8, 2e-8])  # what float32 makes of t = 0.201 is 199.99998 or 200.00002
 def test_whole_timesteps_in_float32(off: float) -> None:
-    whole = np.array([900, 800, 700, 600, 500, 400, 300, 200, 100, 0])
+    whole = np.array([900, 800, 700, 600, 500, 400, 300, 200, 100, 50])
     exact = Schedule.from_t(NOISE, (whole + 1) / 1000)
     rounded = Schedule.from_t(NOISE, (whole + 1) / 1000 + off)
     seen: list[float] = []
