@@ -16,6 +16,7 @@ from bridge.sampling import Level as Level
 from bridge.sampling import sample as sample
 from bridge.schedulers import load_scheduler as load_scheduler
 from bridge.schedulers import with_schedule as with_schedule
+from bridge.schedulers import without_schedule as without_schedule
 from bridge.solver_of import solver_of as solver_of
 from bridge.table import ROWS as _ROWS
 from bridge.tune import optimize_pipeline as optimize_pipeline

@@ -12,8 +12,10 @@ import numpy as np
 import torch
 
 from bridge import levels, table
-from bridge.fits import check_fits
+from bridge.fits import check_fits, entries, say_switched_off
 from bridge.noise_of import noise_schedule_of
+from bridge.own_methods import own_methods
+from bridge.refusals import unsupported
 from hso_jax import schedule_file
 from hso_jax.schedule import Schedule
 
@@ -48,12 +50,14 @@ class Installed:
 
     def _adopt(self, schedule: Schedule) -> None:
         """Check that the schedule fits and write it, and what its end needs, into the config."""
-        self.register_to_config(**(self.config.get(REPLACED_KEY) or {}))  # type: ignore[attr-defined]
+        before = self.config.get(REPLACED_KEY) or {}
+        self.register_to_config(**before)  # type: ignore[attr-defined]
         check_fits(self, schedule, self._row)
-        wanted = dict(self._row.overrides(self.config, schedule) or {})
+        wanted = entries(self.config, schedule, self._row)
         replaced = {key: self.config[key] for key, value in wanted.items() if self.config[key] != value}
         record = {SCHEDULE_KEY: _to_record(schedule), REPLACED_KEY: replaced}
         self.register_to_config(**record, **wanted)  # type: ignore[attr-defined]
+        say_switched_off(type(self).__name__, replaced, before)
         self._schedule = schedule
         self._levels = levels.levels_of(schedule, self._row, self.config, noise_schedule_of(self))
 
@@ -179,7 +183,7 @@ def scheduled_class(name: str) -> type:
         ValueError: for a class that is not in the table.
     """
     if name not in table.ROWS:
-        raise ValueError(f"{name} is not supported; supported schedulers: {', '.join(table.ROWS)}")
+        raise ValueError(unsupported(name))
     parent, row = getattr(diffusers, name), table.ROWS[name]
     body: dict[str, Any] = {
         "__module__": _MODULE,
@@ -202,6 +206,7 @@ def scheduled_class(name: str) -> type:
         body["init_noise_sigma"] = property(levels.init_noise_sigma)
     if row.layout in levels.TABLES or name == "SASolverScheduler":
         body["add_noise"] = levels.add_noise
+    body.update(own_methods(name, parent, body.get("step", Installed.step)))
     return type(name, (Installed, parent), body)
 
 

@@ -18,6 +18,8 @@ TABLES = ("table", "plms")
 # 2^-24 at zero terminal SNR, and s = 1 - 1e-6 in UniPC for flow models.
 PURE_NOISE_KSIGMA = float(np.sqrt(2.0**24 - 1.0))
 PURE_NOISE_S = 1.0 - 1e-6
+# A timestep of 200 that was computed in float32 is 199.99998; it is the whole number that was meant.
+SNAP = 1e-3
 
 
 class Levels:
@@ -30,12 +32,12 @@ class Levels:
         table: [K] alphas_cumprod of the nodes, rising in noise, for the classes that step through a training table.
     """
 
-    def __init__(self, schedule: Schedule, row: Row, written: Mapping[str, Array]) -> None:
+    def __init__(self, schedule: Schedule, row: Row, nodes: Array, written: Mapping[str, Array]) -> None:
         alphas, sigmas = alpha_sigma(schedule.lams, schedule.kind)
         if schedule.end == "clean":
             alphas, sigmas = np.append(alphas[: schedule.nfe], 1.0), np.append(sigmas[: schedule.nfe], 0.0)
         self.alphas, self.sigmas, self.written = alphas, sigmas, dict(written)
-        self.nodes = np.asarray(schedule.timesteps, np.float32)
+        self.nodes = nodes
         self._places = {float(t): i for i, t in enumerate(self.nodes)}
         self.table: torch.Tensor | None = None
         if row.layout in TABLES:
@@ -94,11 +96,14 @@ class Levels:
 
 def levels_of(schedule: Schedule, row: Row, config: Mapping[str, Any], noise: NoiseSchedule) -> Levels:
     """The arrays that the row's layout makes of a schedule; `noise` is the model's."""
-    steps = np.asarray(schedule.timesteps, np.float32)
-    if row.layout in TABLES or row.layout == "grid":
+    steps = told(schedule, row)
+    if row.layout in (*TABLES, "grid", "times"):
+        listed = steps
         if row.layout == "plms" and schedule.nfe > 1:
-            steps = np.insert(steps, 1, steps[1])
-        return Levels(schedule, row, {"timesteps": steps})
+            listed = np.insert(steps, 1, steps[1])
+        elif row.layout == "times":
+            listed = np.append(steps, np.float32(0.0 if schedule.end == "clean" else schedule.t[-1]))
+        return Levels(schedule, row, steps, {"timesteps": listed})
     sigmas = np.array(schedule.sampler_sigmas())
     if np.isinf(sigmas[0]):
         sigmas[0] = PURE_NOISE_KSIGMA
@@ -106,9 +111,21 @@ def levels_of(schedule: Schedule, row: Row, config: Mapping[str, Any], noise: No
         sigmas[0] = min(sigmas[0], PURE_NOISE_S)
     if schedule.end == "clean":
         sigmas[-1] = row.clean_sigma(config)
+    if config.get("invert_sigmas"):  # time runs from 0 at noise to 1 at data
+        sigmas = 1.0 - sigmas
+        steps = np.asarray(schedule.num_train_timesteps * sigmas[:-1], np.float32)
     if row.layout == "plain":
-        return Levels(schedule, row, {"timesteps": steps, "sigmas": sigmas})
-    return Levels(schedule, row, _two_evaluations(schedule, row, noise, sigmas, steps))
+        return Levels(schedule, row, steps, {"timesteps": steps, "sigmas": sigmas})
+    return Levels(schedule, row, steps, _two_evaluations(schedule, row, noise, sigmas, steps))
+
+
+def told(schedule: Schedule, row: Row) -> Array:
+    """[N] timesteps of the nodes in float32, as networks embed them."""
+    steps = np.asarray(schedule.timesteps, np.float32)
+    if not row.snaps:
+        return steps
+    whole = np.rint(steps)
+    return np.where(np.abs(steps - whole) < SNAP, whole, steps)
 
 
 def _two_evaluations(
@@ -116,7 +133,7 @@ def _two_evaluations(
 ) -> dict[str, Array]:
     """Each step evaluates at its start and once more; not so a step to sigma 0, where the solver would divide by 0."""
     between = {}
-    if row.layout == "midpoints":
+    if row.layout in ("midpoints", "middles"):
         middle = np.append(0.0, np.sqrt(sigmas[:-1] * sigmas[1:]))
         between = {"sigmas_interpol": middle}
         again = np.asarray(noise.timestep(_time_of(noise, -np.log(middle[middle > 0]))))
@@ -129,14 +146,14 @@ def _two_evaluations(
         up = np.append(np.sqrt(np.maximum(sigmas[1:] ** 2 - down[:-1] ** 2, 0.0)), 0.0)
         between = {"sigmas_up": up, "sigmas_down": down, "sigmas_interpol": np.append(sigmas[1:], 0.0)}
     again = again[: schedule.nfe - (schedule.end == "clean")]
-    told = np.empty(len(steps) + len(again), np.float32)
-    told[0::2], told[1::2] = steps, again
-    if row.layout == "pairs":
-        return {"timesteps": told, "sigmas": np.concatenate([sigmas[:1], sigmas[1:-1].repeat(2), sigmas[-1:]])}
+    both = np.empty(len(steps) + len(again), np.float32)
+    both[0::2], both[1::2] = steps, again
+    if row.layout in ("pairs", "middles"):
+        return {"timesteps": both, "sigmas": np.concatenate([sigmas[:1], sigmas[1:-1].repeat(2), sigmas[-1:]])}
     doubled = {
         name: np.concatenate([x[:1], x[1:].repeat(2), x[-1:]]) for name, x in {"sigmas": sigmas, **between}.items()
     }
-    return {"timesteps": told, **doubled}
+    return {"timesteps": both, **doubled}
 
 
 def _time_of(noise: NoiseSchedule, lams: Array) -> Array:
@@ -195,11 +212,6 @@ def _before_plms_step(scheduler: Any, node: int) -> None:
     """PNDM counts calls, and takes the second for a repetition of the first step; in img2img there is no such call."""
     if scheduler.counter == 0:
         scheduler._first_node = node
-    elif node == scheduler._first_node:
-        raise ValueError(
-            "PNDM evaluates its second level twice, and this strength starts between the two; choose a strength "
-            "that leaves out no step or at least two"
-        )
     elif scheduler.counter == 1 and scheduler._first_node > 0:
         scheduler.counter, scheduler.cur_sample = 2, None
 

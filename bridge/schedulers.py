@@ -12,7 +12,7 @@ import diffusers
 import numpy as np
 import torch
 
-from bridge.installed import REPLACED_KEY, Installed, scheduled_class
+from bridge.installed import REPLACED_KEY, SCHEDULE_KEY, Installed, scheduled_class
 from bridge.noise_of import noise_schedule_of
 from bridge.table import ROWS
 from hso_jax.schedule import Schedule
@@ -45,6 +45,18 @@ def with_schedule(scheduler: Any, schedule: Schedule | Any) -> Any:
         schedule = schedule_from_list(scheduler, schedule)
     result._adopt(schedule)
     return result
+
+
+def without_schedule(scheduler: Any) -> Any:
+    """A plain diffusers scheduler of the same class, with the config from before a schedule was installed.
+
+    What the schedule had replaced in it, the rules that space levels (`use_karras_sigmas`, ...) included, is back.
+    """
+    if not isinstance(scheduler, Installed):
+        return scheduler
+    config = {**scheduler.config, **(scheduler.config.get(REPLACED_KEY) or {})}
+    kept = {key: value for key, value in config.items() if key not in (SCHEDULE_KEY, REPLACED_KEY)}
+    return getattr(diffusers, type(scheduler).__name__).from_config(kept)
 
 
 def schedule_from_list(scheduler: Any, sigmas: Any) -> Schedule:

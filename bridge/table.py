@@ -30,13 +30,15 @@ class Row(NamedTuple):
         layout: how nodes become `timesteps` and `sigmas`. "plain": one each. "pairs": inner nodes twice (Heun).
             "midpoints", "ancestral": the solver's own level between two nodes (KDPM2). "table": the nodes become a
             small training table through which the parent's fixed stride is one row. "plms": such a table with the
-            second node evaluated twice. "grid": the parent's own integer `timesteps`. (See `bridge.levels`.)
+            second node evaluated twice. "grid": the parent's own integer `timesteps`. "middles": as "pairs", where the
+            solver computes the level between two nodes itself. "times": nodes and end as times. (See `bridge.levels`.)
         predictions: the `prediction_type`s that the parent's `step` handles.
         log_snr: the solver works with differences of log-SNR, so lam must be finite, and a step to sigma 0 must be of
             first order (`lower_order_nums` lowers it).
         k_scaled: the sample is x0 + sigma eps, and the pipeline scales noise by `init_noise_sigma`.
         needs_mu: the parent's `set_timesteps` insists on `mu` for `use_dynamic_shifting`.
         ends_at_level_0: the parent's last step goes to training level 0, and must be shown that it is clean.
+        snaps: a timestep that is a whole number but for rounding is told as that (SASolver's tau looks at it).
         own_order: `step` counts its order from the schedule's start, not from where img2img began (LMS).
         clean_sigma: the last sigma of a clean end; not 0 where the formula has no value, only a limit, there.
         overrides: config entries that the schedule's end needs.
@@ -49,6 +51,7 @@ class Row(NamedTuple):
     k_scaled: bool = False
     needs_mu: bool = False
     ends_at_level_0: bool = False
+    snaps: bool = False
     own_order: bool = False
     clean_sigma: Callable[[Mapping[str, Any]], float] = lambda config: 0.0
     overrides: Callable[[Mapping[str, Any], Schedule], Mapping[str, Any] | None] = _nothing
@@ -94,7 +97,7 @@ def _refuse_sa(config: Mapping[str, Any], schedule: Schedule) -> str | None:
     if config["prediction_type"] == "flow_prediction":
         return "algorithm_type 'noise_prediction' does not know 'flow_prediction'; use 'data_prediction'"
     tau = config["tau_func"] or (lambda t: 1 if 200 <= t <= 800 else 0)  # the parent's default
-    if schedule.end == "clean" and tau(schedule.timesteps[-1]) != 0:
+    if schedule.end == "clean" and tau(round(float(schedule.timesteps[-1]), 3)) != 0:
         return (
             "algorithm_type 'noise_prediction' leaves noise of the last level in a step to sigma 0 where tau > 0; "
             "use 'data_prediction', a tau_func that is 0 there, or an end 't_eps'"
@@ -117,8 +120,27 @@ def _refuse_unipc(config: Mapping[str, Any], schedule: Schedule) -> str | None:
 
 
 def _refuse_flow(config: Mapping[str, Any], schedule: Schedule) -> str | None:
+    if config.get("invert_sigmas") and config["stochastic_sampling"]:
+        return "with invert_sigmas its stochastic step takes data for noise; use stochastic_sampling=False"
+    return None
+
+
+def _refuse_flow_lcm(config: Mapping[str, Any], schedule: Schedule) -> str | None:
     if config.get("invert_sigmas"):
-        return "invert_sigmas runs time backwards (Mochi); that is not supported, and no other scheduler replaces it"
+        return (
+            "with invert_sigmas its step takes data for noise; use invert_sigmas=False, or for Mochi "
+            "FlowMatchEulerDiscreteScheduler.from_config(scheduler.config)"
+        )
+    if (factors := config["scale_factors"]) and len(factors) != schedule.nfe - 1:
+        return (
+            f"scale_factors has {len(factors)} entries, for {len(factors) + 1} steps; the schedule has {schedule.nfe}"
+        )
+    return None
+
+
+def _refuse_cosine_dpm(config: Mapping[str, Any], schedule: Schedule) -> str | None:
+    if config["solver_order"] > 2:
+        return "there is no third order in this class; use solver_order=2"
     return None
 
 
@@ -167,31 +189,36 @@ def _unipc_clean(config: Mapping[str, Any]) -> float:
 
 
 _DPM = Row(predictions=_BOTH, log_snr=True, clean_sigma=_dpm_clean, overrides=_full_order, refuse=_refuse_dpm)
+_EDM_DPM = Row(predictions=_NO_SAMPLE, log_snr=True, k_scaled=True, overrides=_full_order)
 _ADAMS = Row(predictions=_BOTH, log_snr=True, clean_sigma=lambda config: _TINY, overrides=_full_order)
 
 ROWS: Mapping[str, Row] = {
     "CogVideoXDDIMScheduler": Row("table"),
+    "CogVideoXDPMScheduler": Row("table"),
+    "CosineDPMSolverMultistepScheduler": _EDM_DPM._replace(refuse=_refuse_cosine_dpm),
     "DDIMParallelScheduler": Row("table"),
     "DDIMScheduler": Row("table"),
+    "DDPMParallelScheduler": Row("table"),
     "DDPMScheduler": Row("table"),
+    "DDPMWuerstchenScheduler": Row("times", predictions=("epsilon",)),
     "DEISMultistepScheduler": _ADAMS,
     "DPMSolverMultistepScheduler": _DPM,
+    "DPMSolverSDEScheduler": Row("middles", predictions=_NO_SAMPLE, k_scaled=True),
     "DPMSolverSinglestepScheduler": _DPM._replace(overrides=_singlestep),
-    "EDMDPMSolverMultistepScheduler": Row(
-        predictions=_NO_SAMPLE, log_snr=True, k_scaled=True, overrides=_full_order, refuse=_refuse_edm_dpm
-    ),
+    "EDMDPMSolverMultistepScheduler": _EDM_DPM._replace(refuse=_refuse_edm_dpm),
     "EDMEulerScheduler": Row(predictions=_NO_SAMPLE, k_scaled=True),
     "EulerAncestralDiscreteScheduler": Row(predictions=_NO_SAMPLE, k_scaled=True),
     "EulerDiscreteScheduler": Row(k_scaled=True),
     "FlowMatchEulerDiscreteScheduler": Row(predictions=_FLOW, needs_mu=True, refuse=_refuse_flow),
     "FlowMatchHeunDiscreteScheduler": Row("pairs", predictions=_FLOW),
+    "FlowMatchLCMScheduler": Row(predictions=_FLOW, needs_mu=True, refuse=_refuse_flow_lcm),
     "HeunDiscreteScheduler": Row("pairs", k_scaled=True),
     "KDPM2AncestralDiscreteScheduler": Row("ancestral", predictions=_NO_SAMPLE, k_scaled=True),
     "KDPM2DiscreteScheduler": Row("midpoints", predictions=_NO_SAMPLE, k_scaled=True),
     "LCMScheduler": Row("grid", refuse=_refuse_off_grid),
     "LMSDiscreteScheduler": Row(k_scaled=True, own_order=True),
     "PNDMScheduler": Row("plms", predictions=_NO_SAMPLE, refuse=_refuse_pndm),
-    "SASolverScheduler": _ADAMS._replace(refuse=_refuse_sa),
+    "SASolverScheduler": _ADAMS._replace(snaps=True, refuse=_refuse_sa),
     "TCDScheduler": Row("grid", ends_at_level_0=True, refuse=_refuse_tcd),
     "UniPCMultistepScheduler": Row(
         predictions=_BOTH,

@@ -26,7 +26,7 @@ _THRESHOLD_NOISE = 0.025  # Mochi's and LTX-Video's
 
 def leading(noise: NoiseSchedule, nfe: int, layout: str) -> np.ndarray:
     """Diffusers' `timestep_spacing="leading"` with `steps_offset=1`, the default of SD: t = (i T//N + 2)/T."""
-    levels = noise.num_train_timesteps
+    levels = noise.levels
     t = np.minimum((np.arange(nfe)[::-1] * (levels // nfe) + 2) / levels, float(noise.t_max))
     return _with_last(t, noise, layout)
 
@@ -208,8 +208,8 @@ def baseline(
     if reason := inapplicable(name, noise):
         raise ValueError(reason)
     check_nfe(nfe)
-    if nfe > noise.num_train_timesteps - 2:
-        raise ValueError(f"nfe is {nfe}; {noise.name} has only {noise.num_train_timesteps} levels")
+    if nfe > noise.levels - 2:
+        raise ValueError(f"nfe is {nfe}; {noise.name} has only {noise.levels} levels")
     extra: dict[str, Any] = {"p": p} if name == "dm-nonuni" else {}
     t = BASELINES[name](noise, nfe, layout, **extra)
     least = paper_d_min(nfe) if d_min is None else d_min

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from hso_jax.diffusers_sigmas import diffusers_sigmas
 from hso_jax.noise import NoiseSchedule, alpha_sigma
 
 LAYOUTS = ("node", "interval")
@@ -183,11 +184,34 @@ class Schedule:
     def sampler_sigmas(self) -> np.ndarray:
         """[N + 1] sigmas as k-diffusion, ComfyUI and diffusers' samplers take them, float64.
 
+        For a diffusers pipeline's `sigmas=` take `diffusers_sigmas`: FlowMatch schedulers shift what they are given.
         ksigma for "vp" and "ve" models and s = sigma (alpha + sigma = 1) for "flow"; the last one is 0 for a
         clean end and the last node's for "t_eps".
         """
         values = self.sigmas if self.kind != "flow" else alpha_sigma(self.lams, "flow")[1]
         return np.append(values[: self.nfe], 0.0 if self.end == "clean" else values[-1])
+
+    def diffusers_sigmas(
+        self, scheduler: Any, *, mu: float | None = None, image_seq_len: int | None = None
+    ) -> np.ndarray:
+        """What to pass as a pipeline's `sigmas=` for these levels, where no schedule is installed in its scheduler.
+
+        FlowMatch schedulers (FLUX, SD3, Qwen, ...) shift the sigmas they are given: `sampler_sigmas()` would be
+        shifted a second time. This is its inverse under s -> k s / (1 + (k - 1) s), N values, to which the scheduler
+        appends the end; it is exact to the scheduler's float32. EulerDiscrete takes `sampler_sigmas()` as they are.
+
+        Args:
+            scheduler: of the pipeline, or the pipeline; only its class's name, `config` and `shift` are read.
+            mu: what the pipeline computes for `use_dynamic_shifting`: k = exp(mu) ("exponential") or mu ("linear").
+            image_seq_len: tokens of the image (4096 for 1024 x 1024 in FLUX), from which mu follows by the config's
+                `base_shift`, `max_shift` and lengths. Neither is looked at for a constant shift, nor needed where the
+                two shifts are equal.
+
+        Raises:
+            ValueError: for a scheduler that would not follow them exactly, an end or a kind of noise that it does not
+                have, or a dynamic shift without mu or image_seq_len; the message says what to use instead.
+        """
+        return diffusers_sigmas(self.sampler_sigmas(), self.kind, scheduler, mu=mu, image_seq_len=image_seq_len)
 
     def integer_timesteps(self) -> np.ndarray:
         """[N] timesteps rounded to integers in 0..T - 1, strictly falling.
@@ -203,6 +227,8 @@ class Schedule:
             raise ValueError(
                 "a variance-exploding model is told log(sigma)/4, not an index: there are no integer timesteps"
             )
+        if levels == 1:
+            raise ValueError("this model is told a time in [0, 1], not an index: there are no integer timesteps")
         if self.nfe > levels:
             raise ValueError(f"{self.nfe} evaluations do not fit {levels} training levels without repeating a timestep")
         top = levels if self.kind == "flow" else levels - 1

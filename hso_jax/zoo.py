@@ -69,6 +69,11 @@ def zoo(model: str | NoiseSchedule, nfe: int, solver: str = "dpmpp-2m", *, guida
     )
 
 
+def shipped_guidance(noise: NoiseSchedule) -> tuple[float, ...]:
+    """The weights for which the zoo has schedules of this model, rising; none if no preset has its ends."""
+    return tuple(sorted(_shelves().get(ends_key(ReferenceLane(noise, 1)), ())))
+
+
 def ends_key(lane: ReferenceLane) -> tuple[float | None, float]:
     """What a reference search knows of a noise schedule: its ends in lam, rounded; None is -inf."""
     noisy = lane.noise_end

@@ -17,9 +17,11 @@ def number(value: float | None, digits: int = 5) -> str:
 
 
 def levels(schedule: Schedule) -> str:
-    """The evaluated timesteps, rounded; ksigma for models that have none."""
+    """The evaluated timesteps, rounded unless they lie in [0, 1]; ksigma for models that have none."""
     if schedule.kind == "ve":
         return " ".join(f"{x:.3g}" for x in schedule.evaluated_sigmas)
+    if schedule.num_train_timesteps == 1:
+        return " ".join(f"{x:.3g}" for x in schedule.timesteps)
     return " ".join(str(x) for x in schedule.integer_timesteps())
 
 

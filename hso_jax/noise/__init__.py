@@ -11,6 +11,7 @@ from hso_jax.noise.rectified_flow import flow as flow
 from hso_jax.noise.variance_exploding import edm as edm
 from hso_jax.noise.variance_exploding import ve as ve
 from hso_jax.noise.variance_preserving import beta_table as beta_table
+from hso_jax.noise.variance_preserving import clipped_cosine as clipped_cosine
 from hso_jax.noise.variance_preserving import cosine as cosine
 from hso_jax.noise.variance_preserving import discrete as discrete
 from hso_jax.noise.variance_preserving import linear_vp as linear_vp

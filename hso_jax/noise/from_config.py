@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 from collections.abc import Mapping
@@ -19,6 +20,12 @@ FLOW_CLASSES = (
     "FlowMatchLCMScheduler",
 )
 EDM_CLASSES = ("EDMEulerScheduler", "EDMDPMSolverMultistepScheduler")
+OTHER_CLASSES = (
+    "CosineDPMSolverMultistepScheduler",
+    "DDPMWuerstchenScheduler",
+    "ScoreSdeVeScheduler",
+    "ScoreSdeVpScheduler",
+)
 _STABLE_DIFFUSION = (0.00085, 0.012, "scaled_linear")
 _DDPM = (0.0001, 0.02, "linear")
 _KATHERINE = (0.00085, 0.012, "linear")
@@ -86,12 +93,16 @@ def _build(cls: str, config: Mapping[str, Any], image_seq_len: int, name: str) -
     if cls in EDM_CLASSES:
         sigma_min, sigma_max = config.get("sigma_min", 0.002), config.get("sigma_max", 80.0)
         return variance_exploding.edm(sigma_min, sigma_max, config.get("rho", 7.0), name=name)
+    if cls == "CosineDPMSolverMultistepScheduler":
+        return _stable_audio(config, name)
+    if cls == "DDPMWuerstchenScheduler":
+        return variance_preserving.clipped_cosine(config.get("s", 0.008), config.get("scaler", 1.0), name=name)
     if cls == "ScoreSdeVeScheduler":
         return variance_exploding.ve(config.get("sigma_min", 0.01), config.get("sigma_max", 1348.0), name=name)
     if cls == "ScoreSdeVpScheduler":
         return variance_preserving.linear_vp(config.get("beta_min", 0.1), config.get("beta_max", 20.0), name=name)
     if cls not in VP_CLASSES:
-        known = sorted([*VP_CLASSES, *FLOW_CLASSES, *EDM_CLASSES, "ScoreSdeVeScheduler", "ScoreSdeVpScheduler"])
+        known = sorted([*VP_CLASSES, *FLOW_CLASSES, *EDM_CLASSES, *OTHER_CLASSES])
         raise ValueError(f"scheduler class {cls!r} is not known; known classes: {', '.join(known)}")
     if flow_sigmas:
         return rectified_flow.flow(_shift(config, "flow_shift", image_seq_len), num_train_timesteps=levels, name=name)
@@ -108,6 +119,16 @@ def _build(cls: str, config: Mapping[str, Any], image_seq_len: int, name: str) -
     alphas_cumprod = alphas_cumprod / (scale + (1.0 - scale) * alphas_cumprod)
     zero_snr = bool(config.get("rescale_betas_zero_snr", False))
     return variance_preserving.discrete(alphas_cumprod, rescale_betas_zero_snr=zero_snr, name=name)
+
+
+def _stable_audio(config: Mapping[str, Any], name: str) -> NoiseSchedule:
+    """EDM's noise of Stable Audio Open, whose network is told 2/pi arctan(sigma); t is its own ramp."""
+    low, high = config.get("sigma_min", 0.3), config.get("sigma_max", 500.0)
+    if config.get("sigma_schedule", "exponential") == "karras":
+        noise = variance_exploding.edm(low, high, config.get("rho", 7.0), name=name)
+    else:
+        noise = variance_exploding.ve(low, high, name=name)
+    return dataclasses.replace(noise, timestep_rule="arctan_ksigma")
 
 
 def _shift(config: Mapping[str, Any], static: str, image_seq_len: int) -> float:

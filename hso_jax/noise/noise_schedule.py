@@ -21,6 +21,7 @@ import numpy as np
 
 Array = Any
 """A NumPy or a JAX array. NumPy in, NumPy (float64) out; JAX in, JAX out."""
+CONTINUOUS_LEVELS = 1000  # what stands for T, as a count, where the network is told a time in [0, 1] (T = 1)
 
 
 def namespace(*arrays: Array) -> Any:
@@ -89,7 +90,8 @@ class NoiseSchedule:
         tail: coefficient of the logarithm that continues a table which ends before t = 1 (zero terminal SNR), else 0.
         kind: "vp", "ve" or "flow": how alpha and sigma follow from lam.
         num_train_timesteps: T of the model's own time scale.
-        timestep_rule: "index" (T t - 1), "sigma" (T sigma) or "log_ksigma" (log(sigma)/4): what the network is told.
+        timestep_rule: what the network is told: "index" (T t - 1), "time" (t), "sigma" (T sigma), "log_ksigma"
+            (log(ksigma)/4) or "arctan_ksigma" (2/pi arctan(ksigma)).
         name: for messages and files.
     """
 
@@ -195,7 +197,16 @@ class NoiseSchedule:
             return self.num_train_timesteps * xp.asarray(t) - 1.0
         if self.timestep_rule == "sigma":
             return self.num_train_timesteps * self.sigma(t)
+        if self.timestep_rule == "time":
+            return xp.asarray(t)
+        if self.timestep_rule == "arctan_ksigma":
+            return xp.arctan(self.ksigma(t)) * (2.0 / np.pi)
         return -0.25 * self.lam(t)
+
+    @property
+    def levels(self) -> int:
+        """How many distinct training levels there are: T, or `CONTINUOUS_LEVELS` where T = 1."""
+        return self.num_train_timesteps if self.num_train_timesteps > 1 else CONTINUOUS_LEVELS
 
     @property
     def zero_terminal_snr(self) -> bool:

@@ -6,26 +6,27 @@ import math
 
 import jax
 
-from hso_jax.noise.noise_schedule import Array, NoiseSchedule, from_knots, namespace
+from hso_jax.noise.noise_schedule import CONTINUOUS_LEVELS, Array, NoiseSchedule, from_knots, namespace
 
 
 def flow(shift: Array = 1.0, *, num_train_timesteps: int = 1000, name: str = "flow") -> NoiseSchedule:
     """Rectified flow whose time is shifted, s(t) = shift t / (1 + (shift - 1) t); lam = log((1 - t)/t) - log(shift).
 
-    lam is -inf at t = 1 (pure noise): `t_max` is (T - 1)/T, the last training level before it.
+    lam is -inf at t = 1 (pure noise): `t_max` is (T - 1)/T, the last training level before it. T = 1 (ACE-Step, Stable
+    Audio 3) says only that the network is told s itself, in [0, 1]; the ends are then those of T = 1000.
 
     Source: Esser et al. 2024 (SD3), arXiv 2403.03206, eq. 23. For FLUX pass `shift=dynamic_shift(...)`.
 
     Raises:
-        ValueError: unless shift > 0 and T >= 2. (A traced shift is not checked.)
+        ValueError: unless shift > 0 and T is 1 or at least 3. (A traced shift is not checked.)
     """
     xp = namespace(shift)
     if not isinstance(shift, jax.core.Tracer) and not 0 < shift < math.inf:
         raise ValueError(f"shift is {shift}; need a positive number")
-    if num_train_timesteps != num_train_timesteps // 1 or num_train_timesteps < 2:
-        raise ValueError(f"num_train_timesteps is {num_train_timesteps}; need a whole number of at least 2")
+    if num_train_timesteps != num_train_timesteps // 1 or num_train_timesteps < 1 or num_train_timesteps == 2:
+        raise ValueError(f"num_train_timesteps is {num_train_timesteps}; need 1 or a whole number of at least 3")
     values = -xp.log(xp.asarray(shift)) * xp.ones(2)
-    grain = 1.0 / num_train_timesteps
+    grain = 1.0 / (num_train_timesteps if num_train_timesteps > 1 else CONTINUOUS_LEVELS)
     return from_knots(
         values, 0.0, 1.0, log_t=1.0, log_1mt=1.0, t_min=grain, t_max=1.0 - grain, kind="flow",
         num_train_timesteps=num_train_timesteps, timestep_rule="sigma", name=name,

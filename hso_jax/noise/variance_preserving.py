@@ -1,6 +1,8 @@
-"""Variance-preserving noise: discrete training tables and the two closed forms."""
+"""Variance-preserving noise: discrete training tables and the closed forms."""
 
 from __future__ import annotations
+
+import dataclasses
 
 import jax
 import numpy as np
@@ -139,3 +141,30 @@ def cosine(offset: float = 0.008, *, t_min: float = 1e-3, name: str = "cosine") 
     # sin(x) = x sinc(x/pi): what the table holds is smooth at both ends.
     values = np.log(np.sinc(down / np.pi)) - np.log(np.sinc(up / np.pi))
     return from_knots(values, 0.0, t[1], log_t=1.0, offset=offset, log_1mt=1.0, t_min=t_min, t_max=0.999, name=name)
+
+
+def clipped_cosine(offset: float = 0.008, scaler: float = 1.0, *, name: str = "clipped-cosine") -> NoiseSchedule:
+    """Wuerstchen's and Stable Cascade's noise: alpha^2 = cos^2(pi/2 (u + s)/(1 + s)) / cos^2(pi/2 s/(1 + s)).
+
+    alpha^2 is clipped to [1e-4, 0.9999], so t_min and t_max are where it meets these. u = 1 - (1 - t)^scaler for
+    scaler > 1, else t^scaler. The network is told t.
+
+    Source: Pernias et al. 2023, arXiv 2306.00637; diffusers' DDPMWuerstchenScheduler.
+
+    Raises:
+        ValueError: unless offset >= 0 and scaler > 0.
+    """
+    if not (0 <= offset < np.inf and 0 < scaler < np.inf):
+        raise ValueError(f"s {offset}, scaler {scaler}: need s >= 0 and scaler > 0")
+    first = np.cos(offset / (1 + offset) * np.pi / 2)
+    ends = np.array([0.9999, 1e-4])
+    u = np.arccos(first * np.sqrt(ends)) * 2 / np.pi * (1 + offset) - offset
+    t_min, t_max = 1 - (1 - u) ** (1 / scaler) if scaler > 1 else u ** (1 / scaler)
+    t = np.linspace(t_min, t_max, _CLOSED_FORM_KNOTS)
+    u = 1 - (1 - t) ** scaler if scaler > 1 else t**scaler
+    bar = np.clip(np.cos((u + offset) / (1 + offset) * np.pi / 2) ** 2 / first**2, ends[1], ends[0])
+    lam = 0.5 * (np.log(bar) - np.log1p(-bar))
+    noise = from_knots(
+        lam, t_min, t[1] - t[0], t_min=t_min, t_max=t_max, num_train_timesteps=1, timestep_rule="time", name=name
+    )
+    return dataclasses.replace(noise, tail=np.zeros_like(noise.tail))  # it ends at its last knot, not at pure noise

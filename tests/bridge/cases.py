@@ -14,17 +14,21 @@ import numpy as np
 import reference_multistep as multistep
 import reference_solvers as solvers
 import torch
+from diffusers.utils import is_torchsde_available
 from mixture import Model, denoise
 
 from bridge import Level, sample, with_schedule
 from bridge.sampling import levels
-from hso_jax.noise import NoiseSchedule, preset
+from hso_jax.noise import PRESETS, NoiseSchedule, from_config, preset
 from hso_jax.schedule import Schedule
 
 SD = {"beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.012}
 FLOW = {"use_flow_sigmas": True, "prediction_type": "flow_prediction", "flow_shift": 3.0}
 ALL = ("epsilon", "v_prediction", "sample")
 NO_SAMPLE = ("epsilon", "v_prediction")
+# Models without a preset: the class whose config is theirs.
+OWN_NOISE = {"stable-audio": "CosineDPMSolverMultistepScheduler", "wuerstchen": "DDPMWuerstchenScheduler"}
+SIGMA_DATA = {"edm-cifar10": 0.5, "stable-audio": 1.0}
 
 
 class Case(NamedTuple):
@@ -53,7 +57,8 @@ class Case(NamedTuple):
         config = dict(self.config)
         if self.model == "sd15":
             config = {**SD, **config}
-        if "prediction_type" not in config and not self.scheduler.startswith("FlowMatch"):
+        fixed = self.scheduler.startswith("FlowMatch") or self.model == "wuerstchen"
+        if "prediction_type" not in config and not fixed:
             config["prediction_type"] = prediction
         return getattr(diffusers, self.scheduler)(**config)
 
@@ -141,12 +146,29 @@ def _adams_cases() -> list[Case]:
     return cases
 
 
+def _tree_cases() -> list[Case]:
+    """Their noise comes from a Brownian path, for which diffusers needs torchsde."""
+    if not is_torchsde_available():
+        return []
+    cosine = [
+        Case("CosineDPMSolverMultistepScheduler", {"lower_order_final": False, **config},
+             P(multistep.stable_audio, **options), NO_SAMPLE, model="stable-audio")
+        for config, options in (
+            ({}, {}), ({"solver_order": 1}, {"order": 1}), ({"solver_type": "heun"}, {"kind": "heun"})
+        )
+    ]  # fmt: skip
+    return [Case("DPMSolverSDEScheduler", {"noise_sampler_seed": 1}, solvers.dpm_sde, NO_SAMPLE, k=True), *cosine]
+
+
 CASES: list[Case] = [
     Case("DDIMScheduler", _NO_CLIP, plain_ddim),
     Case("DDIMScheduler", _NO_CLIP, P(solvers.ddim, eta=0.7), step={"eta": 0.7}),
     Case("DDIMScheduler", {**_NO_CLIP, "set_alpha_to_one": False}, solvers.ddim),
     Case("DDIMParallelScheduler", _NO_CLIP, P(solvers.ddim, eta=1.0), step={"eta": 1.0}),
     Case("CogVideoXDDIMScheduler", {"snr_shift_scale": 1.0}, solvers.ddim),
+    Case("CogVideoXDPMScheduler", {"snr_shift_scale": 1.0}, multistep.cogvideox_dpm),
+    Case("DDPMParallelScheduler", _NO_CLIP, solvers.ddpm),
+    Case("DDPMWuerstchenScheduler", {}, solvers.ddpm, ("epsilon",), model="wuerstchen"),
     Case("DDPMScheduler", _NO_CLIP, solvers.ddpm),
     Case("DDPMScheduler", {**_NO_CLIP, "variance_type": "fixed_large"}, P(solvers.ddpm, variance="fixed_large")),
     Case("PNDMScheduler", {"skip_prk_steps": True}, multistep.plms, ("epsilon",)),
@@ -171,6 +193,21 @@ CASES: list[Case] = [
         ("flow_prediction",),
         model="sd3-medium",
     ),
+    Case(
+        "FlowMatchEulerDiscreteScheduler",
+        {"shift": 1.0, "invert_sigmas": True},
+        solvers.flow_euler,
+        ("flow_prediction",),
+        model="sd3-medium",
+    ),
+    Case(
+        "FlowMatchLCMScheduler",
+        {"shift": 3.0},
+        P(solvers.flow_euler, stochastic=True),
+        ("flow_prediction",),
+        model="sd3-medium",
+    ),
+    *_tree_cases(),
     Case("FlowMatchHeunDiscreteScheduler", {"shift": 3.0}, solvers.flow_heun, ("flow_prediction",), model="sd3-medium"),
     Case("EDMEulerScheduler", {}, edm_euler, NO_SAMPLE, model="edm-cifar10"),
     Case("EDMDPMSolverMultistepScheduler", {"lower_order_final": False}, multistep.dpm, NO_SAMPLE, model="edm-cifar10"),
@@ -193,7 +230,7 @@ CASES: list[Case] = [
 
 @functools.cache
 def noise_of(model: str) -> NoiseSchedule:
-    return preset(model)
+    return preset(model) if model in PRESETS else from_config({"_class_name": OWN_NOISE[model]}, name=model)
 
 
 def evaluations(scheduler: Any, schedule: Schedule) -> list[Level]:
@@ -202,14 +239,16 @@ def evaluations(scheduler: Any, schedule: Schedule) -> list[Level]:
     layout = scheduler._row.layout
     if layout == "plms":
         return [grid[0], *grid[1:2], *grid[1:-1]] if schedule.nfe > 1 else grid[:1]
-    if layout not in ("pairs", "ancestral", "midpoints"):
+    if scheduler.config.get("invert_sigmas"):
+        return [level._replace(timestep=1000.0 * level.alpha) for level in grid[:-1]]
+    if layout not in ("pairs", "ancestral", "midpoints", "middles"):
         return grid[:-1]
     noise = noise_of("sd15" if schedule.kind == "vp" else "sd3-medium")
     result = []
     for now, then in pairwise(grid):
         result.append(now)
         if then.sigma > 0:
-            lam = (now.lam + then.lam) / 2 if layout == "midpoints" else then.lam
+            lam = (now.lam + then.lam) / 2 if layout in ("midpoints", "middles") else then.lam
             t = noise.t_of_lam(np.float64(lam))
             result.append(
                 solvers.k_level(math.exp(-lam))._replace(timestep=float(noise.timestep(t)))
@@ -219,22 +258,40 @@ def evaluations(scheduler: Any, schedule: Schedule) -> list[Level]:
     return result
 
 
+def timesteps_of(scheduler: Any) -> torch.Tensor:
+    """What a pipeline goes through; Wuerstchen's leave out the last, which is the end."""
+    return scheduler.timesteps[:-1] if scheduler._row.layout == "times" else scheduler.timesteps
+
+
+def advance(
+    case: Case, scheduler: Any, prediction: str, timesteps: torch.Tensor, expected: list[Level], x: torch.Tensor,
+    **options: Any,
+) -> tuple[torch.Tensor, Model]:  # fmt: skip
+    """The pipeline's loop: scale_model_input, model and step at each timestep."""
+    model, old, back = Model(prediction), None, None
+    sign = -1.0 if scheduler.config.get("invert_sigmas") else 1.0  # d x / d s, or against s
+    for t, level in zip(timesteps, expected, strict=True):
+        given = scheduler.scale_model_input(x, t) if hasattr(scheduler, "scale_model_input") else x
+        output = sign * model(given, t, level, SIGMA_DATA.get(case.model))
+        if case.scheduler == "CogVideoXDPMScheduler":
+            x, old = scheduler.step(output, old, t, back, x, **options)
+            back = t
+        else:
+            told = t.expand(len(x)) if case.model == "wuerstchen" else t
+            x = scheduler.step(output, told, x, **options).prev_sample
+    return x, model
+
+
 def run(case: Case, scheduler: Any, prediction: str, x: torch.Tensor, seed: int = 1) -> tuple[torch.Tensor, Model]:
     """Sample as a pipeline does: set_timesteps, scale the start; scale_model_input, model and step at each timestep."""
     schedule = scheduler.schedule
     generator = torch.Generator().manual_seed(seed)
     scheduler.set_timesteps(schedule.nfe)
     expected = evaluations(scheduler, schedule)
-    assert len(scheduler.timesteps) == len(expected)
-    model = Model(prediction)
-    sigma_data = 0.5 if case.model == "edm-cifar10" else None
     x = x * float(getattr(scheduler, "init_noise_sigma", 1.0))
     parent = getattr(diffusers, case.scheduler)
     options = {**case.step, **({"generator": generator} if "generator" in parent.step.__code__.co_varnames else {})}
-    for t, level in zip(scheduler.timesteps, expected, strict=True):
-        given = scheduler.scale_model_input(x, t) if hasattr(scheduler, "scale_model_input") else x
-        x = scheduler.step(model(given, t, level, sigma_data), t, x, **options).prev_sample
-    return x, model
+    return advance(case, scheduler, prediction, timesteps_of(scheduler), expected, x, **options)
 
 
 def reference(case: Case, schedule: Schedule, x: torch.Tensor, seed: int = 1) -> tuple[torch.Tensor, int]:

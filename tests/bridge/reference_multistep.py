@@ -7,7 +7,7 @@ from itertools import pairwise
 
 import numpy as np
 import torch
-from reference_solvers import X0, Draw, Tensor, _integral, _lagrange, k_sigma, k_x0
+from reference_solvers import X0, Draw, Tensor, _integral, _lagrange, k_sigma, k_x0, noise_path
 
 from bridge.sampling import Level
 
@@ -79,6 +79,28 @@ def dpm(
         noise = draw() if algorithm.startswith("sde") else None
         x = _dpm_step(x, past[:used], then, algorithm, kind, noise)
     return x
+
+
+def cogvideox_dpm(x0: X0, grid: list[Level], x: Tensor, draw: Draw) -> Tensor:
+    """SDE-DPM-Solver++(2M); a second-order step draws its noise twice and uses the second."""
+    steps = iter(range(len(grid) - 1))
+
+    def last_draw() -> Tensor:
+        i = next(steps)
+        noise = draw()
+        return draw() if i > 0 and grid[i + 1].sigma > 0 else noise
+
+    return dpm(x0, grid, x, last_draw, algorithm="sde-dpmsolver++")
+
+
+def stable_audio(
+    x0: X0, grid: list[Level], x: Tensor, draw: Draw, order: int = 2, kind: str = "midpoint", seed: int = 1
+) -> Tensor:
+    """SDE-DPM-Solver++ along a Brownian path in sigma, from 0.3 to 500."""
+    path = noise_path(draw, 0.3, 500.0, seed)
+    sigmas = [torch.tensor(np.exp(-level.lam) if level.sigma > 0 else 0.0) for level in grid]
+    increments = (path(now, then) for now, then in pairwise(sigmas))
+    return dpm(x0, grid, x, lambda: next(increments), algorithm="sde-dpmsolver++", order=order, kind=kind)
 
 
 def _dpm_step(

@@ -181,6 +181,43 @@ def dpm2(x0: X0, grid: list[Level], x: Tensor, draw: Draw) -> Tensor:
     return x
 
 
+def dpm_sde(x0: X0, grid: list[Level], x: Tensor, draw: Draw, highest: float | None = None, seed: int = 1) -> Tensor:
+    """k-diffusion's sample_dpmpp_sde at eta = 1, r = 1/2.
+
+    Its noise is of a Brownian path between the lowest and the highest sigma, here from the same generator of paths
+    (whose increments depend on the last digit of the times, hence the detours through the logarithm).
+    """
+    denoised = k_x0(x0)
+    sigmas = [torch.tensor(np.exp(-level.lam)) for level in grid if level.sigma > 0]
+    tree = noise_path(draw, float(sigmas[-1]), float(sigmas[0]) if highest is None else highest, seed)
+    for now, then in pairwise(grid):
+        sigma = torch.tensor(np.exp(-now.lam))
+        data = denoised(x, float(sigma))
+        if then.sigma == 0:
+            return data
+        t, end = -sigma.log(), -torch.tensor(np.exp(-then.lam)).log()
+        middle = t + (end - t) * 0.5
+        first, moved = (-t).exp(), x
+        for to in (middle, end):
+            target = (-to).exp()
+            up = float(target * (1.0 - (target / first) ** 2).sqrt())
+            down = float(target**2 / first)
+            mean = down / float(first) * x + (1.0 - down / float(first)) * data
+            moved = mean + up * tree(first, target)
+            if to is middle:
+                data = denoised(moved, float(target))
+        x = moved
+    return x
+
+
+def noise_path(draw: Draw, lowest: float, highest: float, seed: int) -> Callable[[Tensor, Tensor], Tensor]:
+    """Standard normal increments of a Brownian path in sigma, in the precision of `draw`."""
+    from diffusers.schedulers.scheduling_dpmsolver_sde import BrownianTreeNoiseSampler
+
+    path = BrownianTreeNoiseSampler(draw(), lowest, highest, seed)
+    return lambda now, then: path(now, then)
+
+
 def dpm2_ancestral(x0: X0, grid: list[Level], x: Tensor, draw: Draw) -> Tensor:
     """k-diffusion's sample_dpm_2_ancestral at eta = 1."""
     denoised = k_x0(x0)

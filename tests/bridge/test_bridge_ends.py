@@ -20,7 +20,7 @@ from hso_jax.schedule import Schedule
 
 NOISE = cases.noise_of("sd15")
 FLOW_NOISE = cases.noise_of("sd3-medium")
-LOG_SNR = [name for name, row in ROWS.items() if row.log_snr and not name.startswith("EDM")]
+LOG_SNR = [name for name, row in ROWS.items() if row.log_snr and not row.k_scaled]
 
 
 def last_step(scheduler: Any, schedule: Schedule) -> tuple[torch.Tensor, torch.Tensor]:

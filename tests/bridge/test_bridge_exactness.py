@@ -6,7 +6,10 @@ import cases
 import numpy as np
 import pytest
 import torch
+from diffusers.utils import is_torchsde_available
 from mixture import random_schedule, start
+
+from bridge.table import ROWS
 
 
 @pytest.mark.parametrize("end", ["clean", "t_eps"])
@@ -29,7 +32,7 @@ def test_agrees_with_the_independent_solver(case: cases.Case, end: str) -> None:
         assert len(model.told) == calls
         told = [level.timestep for level in cases.evaluations(scheduler, schedule)]
         np.testing.assert_allclose(model.told, told, rtol=1e-7, atol=0)
-        if scheduler._row.layout in ("plain", "table"):
+        if scheduler._row.layout in ("plain", "table") and not scheduler.config.get("invert_sigmas"):
             assert model.told == np.float32(schedule.timesteps).tolist()
 
 
@@ -43,3 +46,8 @@ def test_float32(case: cases.Case) -> None:
         wanted, _ = cases.reference(case._replace(draws=torch.float32), schedule, start(dtype=torch.float32).double())
         assert got.dtype == torch.float32
         assert ((got - wanted).abs().max() / wanted.abs().max()).item() < 1e-5, (nfe, end, prediction)
+
+
+@pytest.mark.skipif(not is_torchsde_available(), reason="DPMSolverSDE and CosineDPMSolverMultistep need torchsde")
+def test_every_row_is_a_case() -> None:
+    assert {case.scheduler for case in cases.CASES} | {"LCMScheduler", "TCDScheduler"} == set(ROWS)

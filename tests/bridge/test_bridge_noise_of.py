@@ -10,6 +10,7 @@ import diffusers
 import numpy as np
 import pytest
 import torch
+from diffusers.utils import is_torchsde_available
 from cases import FLOW, SD, noise_of
 
 from bridge import noise_schedule_of, with_schedule
@@ -23,7 +24,8 @@ def table_lams(scheduler: Any) -> np.ndarray:
     return 0.5 * np.log(bar / (1 - bar))
 
 
-VP = [name for name in ROWS if not name.startswith(("EDM", "FlowMatch"))]
+OTHER = ("EDM", "FlowMatch", "Cosine", "DDPMWuerstchen", *(() if is_torchsde_available() else ("DPMSolverSDE",)))
+VP = [name for name in ROWS if not name.startswith(OTHER)]
 
 
 @pytest.mark.parametrize("name", VP)
@@ -36,6 +38,28 @@ def test_is_the_schedulers_table(name: str, config: dict[str, Any]) -> None:
     t = np.arange(1, 1001) / 1000
     np.testing.assert_allclose(noise.lam(t), table_lams(scheduler), atol=1e-3)
     assert (noise.kind, noise.num_train_timesteps) == ("vp", 1000)
+
+
+@pytest.mark.parametrize("scaler", [1.0, 2.0, 0.5])
+def test_wuerstchens_clipped_cosine(scaler: float) -> None:
+    scheduler = diffusers.DDPMWuerstchenScheduler(scaler=scaler, s=0.008)
+    noise = noise_schedule_of(scheduler)
+    t = np.linspace(float(noise.t_min), 1.0, 500)
+    bar = scheduler._alpha_cumprod(torch.from_numpy(t), "cpu").double().numpy()
+    np.testing.assert_allclose(noise.alpha(t) ** 2, bar, atol=2e-7)
+    assert bar[0] == pytest.approx(0.9999, abs=1e-6) and noise.alpha(1.0) ** 2 == pytest.approx(1e-4, rel=1e-6)
+    assert not noise.zero_terminal_snr
+    np.testing.assert_array_equal(noise.timestep(t), t)
+
+
+@pytest.mark.skipif(not is_torchsde_available(), reason="CosineDPMSolverMultistepScheduler needs torchsde")
+@pytest.mark.parametrize("rule", ["exponential", "karras"])
+def test_stable_audios_sigmas_and_what_its_network_is_told(rule: str) -> None:
+    scheduler = diffusers.CosineDPMSolverMultistepScheduler(sigma_schedule=rule)
+    scheduler.set_timesteps(9)
+    noise, t = noise_schedule_of(scheduler), np.linspace(1.0, 0.0, 9)
+    np.testing.assert_allclose(noise.ksigma(t), scheduler.sigmas[:-1], rtol=1e-5)
+    np.testing.assert_allclose(noise.timestep(t), scheduler.timesteps, rtol=1e-5)
 
 
 @pytest.mark.parametrize("name", ["DDIMScheduler", "UniPCMultistepScheduler"])

@@ -9,8 +9,10 @@ import diffusers
 import numpy as np
 import pytest
 from cases import SD, noise_of
+from pipelines import family_of
 
 from bridge import optimize_pipeline, schedule_of
+from bridge.guidance import usual_guidance
 from hso_jax.batch import Effort
 from hso_jax.noise import NoiseSchedule
 from hso_jax.schedule import Schedule
@@ -53,11 +55,84 @@ def test_dynamic_shift_reaches_the_search(asked: list[dict[str, Any]]) -> None:
 
 
 def test_a_failure_leaves_the_pipeline_as_it_was(asked: list[dict[str, Any]]) -> None:
-    pipe = SimpleNamespace(scheduler=diffusers.EulerDiscreteScheduler(**SD, use_karras_sigmas=True))
+    pipe = SimpleNamespace(scheduler=diffusers.EulerAncestralDiscreteScheduler(**SD, prediction_type="sample"))
     before = pipe.scheduler
-    with pytest.raises(ValueError, match="use_karras_sigmas"):
+    with pytest.raises(ValueError, match="prediction_type"):
         optimize_pipeline(pipe, 4)
     assert pipe.scheduler is before
+
+
+@pytest.mark.parametrize(
+    ("cls", "weight", "why"),
+    [
+        ("StableDiffusionPipeline", 7.5, "the pipeline's default guidance_scale"),
+        ("StableDiffusionXLPipeline", 5.0, "the pipeline's default guidance_scale"),
+        ("StableDiffusion3Pipeline", 7.0, "the pipeline's default guidance_scale"),
+        ("PixArtAlphaPipeline", 4.5, "the pipeline's default guidance_scale"),
+        ("FluxPipeline", 1.0, "the pipeline's default true_cfg_scale"),
+    ],
+)
+def test_the_zoo_is_asked_for_the_pipelines_guidance_and_says_so(
+    cls: str, weight: float, why: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pipe = family_of(cls).build()
+    schedule = optimize_pipeline(pipe, 6, method="zoo")
+    said = capsys.readouterr().err
+    assert schedule.guidance == weight
+    for part in (cls, "N = 6", f"solver {schedule.solver}", f"guidance {weight:g} ({why})", "num_inference_steps=6"):
+        assert part in said
+    assert optimize_pipeline(pipe, 6, method="zoo", guidance=1.0).guidance == 1.0
+    assert "guidance 1 (as asked)" in capsys.readouterr().err
+
+
+def test_the_reference_search_too(asked: list[dict[str, Any]], capsys: pytest.CaptureFixture[str]) -> None:
+    pipe = family_of("StableDiffusionPipeline").build()
+    optimize_pipeline(pipe, 4, method="reference")
+    assert asked[0]["guidance"] == 7.5
+    optimize_pipeline(pipe, 4)
+    assert "guidance" not in asked[1]
+    assert "N = 4, any solver, any guidance" in capsys.readouterr().err
+
+
+class Called(SimpleNamespace):
+    def __call__(self, prompt: str, guidance_scale: float = 9.0) -> None: ...
+
+
+class Silent(SimpleNamespace):
+    def __call__(self, labels: list[int]) -> None: ...
+
+
+class ZImagePipeline(Called):
+    def __call__(self, prompt: str, guidance_scale: float = 4.0) -> None: ...
+
+
+def network(**config: Any) -> Any:
+    return SimpleNamespace(config=config)
+
+
+@pytest.mark.parametrize(
+    ("pipe", "weight", "why"),
+    [
+        (Called(), 9.0, "default guidance_scale"),
+        (Called(unet=network(time_cond_proj_dim=None)), 9.0, "default guidance_scale"),
+        (Called(unet=network(time_cond_proj_dim=256)), 1.0, "an input of the network"),
+        (Called(transformer=network(guidance_embeds=True)), 1.0, "an input of the network"),
+        (Called(transformer=network(guidance_embeds=False)), 1.0, "an input of the network"),
+        (Silent(), 1.0, "names no weight"),
+        (SimpleNamespace(), 1.0, "names no weight"),
+        (ZImagePipeline(), 5.0, "default guidance_scale"),  # cond + 4 (cond - uncond)
+    ],
+    ids=str,
+)
+def test_usual_guidance(pipe: Any, weight: float, why: str) -> None:
+    found, reason = usual_guidance(pipe)
+    assert found == weight and why in reason
+
+
+def test_a_weight_that_is_not_shipped_becomes_the_nearest(capsys: pytest.CaptureFixture[str]) -> None:
+    pipe = Called(scheduler=diffusers.DDIMScheduler(**SD))
+    assert optimize_pipeline(pipe, 5, method="zoo").guidance == 7.5
+    assert "guidance 7.5 (shipped; the nearest to 9, the pipeline's default guidance_scale)" in capsys.readouterr().err
 
 
 def test_with_the_real_search() -> None:
