@@ -10,12 +10,11 @@ python -m benchmarks --report-only --readme README.md the tables of the README a
 from __future__ import annotations
 
 import argparse
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from benchmarks.arguments import budgets, exit_code, names
 from benchmarks.solvers import COMPARED
-from hso_jax.cli.arguments import parse_nfe
 from hso_jax.schedule_file import write_whole
 
 OUT = Path("docs/results")
@@ -32,15 +31,7 @@ QUICK = {
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit code, 2 for bad input."""
-    args = _parser().parse_args(argv)
-    try:
-        return _run(args)
-    except (ValueError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("interrupted; finished cells are kept, the same command goes on", file=sys.stderr)
-        return 130
+    return exit_code(_run, _parser().parse_args(argv), "finished cells")
 
 
 def _run(args: argparse.Namespace) -> int:
@@ -80,10 +71,10 @@ def _parser() -> argparse.ArgumentParser:
     )
     add = parser.add_argument
     add("--quick", action="store_true", help="other defaults for all options below: few cells and images")
-    add("--models", type=_names, help="comma-separated; default all three")
-    add("--solvers", type=_names, help=f"default {','.join(COMPARED)}")
-    add("--nfe", type=_budgets, help="such as 4,6,8 or 4-8; default 4-8,10")
-    add("--methods", type=_names, help="default all of registry.py and ablations.py")
+    add("--models", type=names, help="comma-separated; default all three")
+    add("--solvers", type=names, help=f"default {','.join(COMPARED)}")
+    add("--nfe", type=budgets, help="such as 4,6,8 or 4-8; default 4-8,10")
+    add("--methods", type=names, help="default all of registry.py and ablations.py")
     add("--guidance", type=_weights, help="default 1,2,4")
     add("--samples", type=int, help="images a cell; default 256, of --quick 8")
     add("--seed", type=int, default=0, help="of noise and searches; default %(default)s")
@@ -99,19 +90,8 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _names(text: str) -> tuple[str, ...]:
-    return tuple(part.strip() for part in text.split(","))
-
-
 def _weights(text: str) -> tuple[float, ...]:
     return tuple(float(part) for part in text.split(","))
-
-
-def _budgets(text: str) -> list[int]:
-    try:
-        return parse_nfe(text)
-    except ValueError as error:
-        raise argparse.ArgumentTypeError(str(error)) from None
 
 
 def _data(text: str) -> tuple[str, Path]:

@@ -32,7 +32,7 @@ Row = tuple[int, ...]
 """Training levels 1..T, falling; level i is t = i/T."""
 
 
-class Found(NamedTuple):
+class Result(NamedTuple):
     """The best schedule of a search.
 
     Attributes:
@@ -57,7 +57,7 @@ def search(
     images: int = IMAGES,
     budget: int = BUDGET,
     seed: int = 0,
-) -> Found:
+) -> Result:
     """The timesteps whose samples come closest to real images.
 
     Args:
@@ -93,7 +93,7 @@ def search(
     row = min(ratings, key=ratings.__getitem__)
     t = _schedule(own, row).t
     schedule = Schedule.from_t(own.noise, t, method="autodiffusion", solver=solver, guidance=own.guidance, seed=seed)
-    return Found(schedule, ratings[row], next(iter(ratings.values())), len(ratings) * images * nfe)
+    return Result(schedule, ratings[row], next(iter(ratings.values())), len(ratings) * images * nfe)
 
 
 def evolve(

@@ -127,6 +127,7 @@ class Error:
     """The mean squared error of a solver's samples of a subject to given targets, as a function of the nodes.
 
     Attributes:
+        rows: n, the samples.
         calls: evaluations of the network so far, each of a single image; a backward pass, in the input alone, costs
             what an evaluation does and counts as one.
     """
@@ -137,7 +138,7 @@ class Error:
         self._solver, self._start, self._targets = solver, subject.start[: len(targets)], targets
         cuts = [slice(i, min(i + _BATCH, len(targets))) for i in range(0, len(targets), _BATCH)]
         self._parts: list[Part] = [(rows, denoiser(subject, rows)) for rows in cuts]
-        self.calls = 0
+        self.calls, self.rows = 0, len(targets)
 
     @torch.no_grad()
     def value(self, s: np.ndarray, batches: int | None = None) -> float:
@@ -175,7 +176,7 @@ def _tensors(entries: Table) -> list[torch.Tensor]:
     return [x for x in entries if x is not None]
 
 
-class Found(NamedTuple):
+class Result(NamedTuple):
     """The best schedule of a direct search.
 
     Attributes:
@@ -246,7 +247,7 @@ def search(
     budget: int | None = None,
     first: str = "free",
     seed: int = 0,
-) -> Found:
+) -> Result:
     """The nodes with the least RMSE to the converged samples, for one solver and N; float32 whatever the subject's.
 
     From the reference schedule and from the best rule a derivative-free search (SciPy's COBYQA) on the first samples
@@ -258,7 +259,7 @@ def search(
         solver: of `benchmarks.solvers.SOLVERS`.
         nfe: N.
         rows: number of samples searched on.
-        budget: evaluations of the network, as `Found.calls`; `BUDGET` N by default.
+        budget: evaluations of the network, as `Result.calls`; `BUDGET` N by default.
         first: "free", or "end" for a first node that stays at the model's noise end.
         seed: of the samples.
 
@@ -284,11 +285,26 @@ def search(
     error.calls = rows * teacher.nfe
     points = {name: gaps.coordinates(s_of_lam(schedule.lams)) for name, schedule in schedules.items()}
     starts = {name: error.value(gaps.nodes(z)) for name, z in points.items()}
-    best_rule = min(rules, key=starts.__getitem__)
-    best = points[min(starts, key=starts.__getitem__)]
-    least = min(starts.values())
+    begins = [points["reference"], points[min(rules, key=starts.__getitem__)]]
+    best, least = _refined(error, gaps, begins, budget, f"{own.name} {solver} {nfe}: direct")
+    if min(starts.values()) <= least:
+        name = min(starts, key=starts.__getitem__)
+        best, least = points[name], starts[name]
+    nodes = gaps.nodes(best)
+    schedule = Schedule.from_t(
+        noise, noise.t_of_lam(lam_of_s(nodes)), method="direct", solver=solver, guidance=own.guidance, seed=seed
+    )
+    return Result(schedule, math.sqrt(least), {name: math.sqrt(x) for name, x in starts.items()}, error.calls)
+
+
+def _refined(error: Error, gaps: Gaps, begins: list[np.ndarray], budget: int, title: str) -> tuple[np.ndarray, float]:
+    """The best coordinates that gradients came by, and their error: a valley from each begin, then the deeper's floor.
+
+    Infinite where there is nothing to move, or no budget for a gradient.
+    """
+    nfe, best, least = len(gaps.least) - 1, begins[0], math.inf
     with Progress(transient=True) as progress:
-        task = progress.add_task(f"{own.name} {solver} {nfe}: direct", total=budget, completed=error.calls)
+        task = progress.add_task(title, total=budget, completed=error.calls)
 
         def coarse(z: np.ndarray) -> float:
             """Half the logarithm of the error, whose scale is the same for all cells."""
@@ -297,7 +313,7 @@ def search(
 
         def fine(z: np.ndarray) -> tuple[float, np.ndarray]:
             nonlocal best, least
-            if error.calls + 2 * nfe * rows > budget:
+            if error.calls + 2 * nfe * error.rows > budget:
                 raise _Spent
             value, gradient = error.value_and_gradient(gaps.nodes(z))
             progress.update(task, completed=error.calls)
@@ -306,18 +322,12 @@ def search(
             return 0.5 * math.log(value), gaps.slope(z, 0.5 * gradient / value)
 
         if len(best):  # else the only node is pinned
-            share = (budget - error.calls) // 4 // (nfe * min(_BATCH, rows))
-            valleys = [
-                minimize(coarse, points[name], method="COBYQA", options={**_COBYQA, "maxfev": max(share, 1)})
-                for name in ("reference", best_rule)
-            ]
+            share = (budget - error.calls) // 4 // (nfe * min(_BATCH, error.rows))
+            options = {**_COBYQA, "maxfev": max(share, 1)}
+            valleys = [minimize(coarse, z, method="COBYQA", options=options) for z in begins]
             with contextlib.suppress(_Spent):
                 minimize(fine, min(valleys, key=lambda found: found.fun).x, jac=True, method="L-BFGS-B", options=_LBFGS)
-    nodes = gaps.nodes(best)
-    schedule = Schedule.from_t(
-        noise, noise.t_of_lam(lam_of_s(nodes)), method="direct", solver=solver, guidance=own.guidance, seed=seed
-    )
-    return Found(schedule, math.sqrt(least), {name: math.sqrt(x) for name, x in starts.items()}, error.calls)
+    return best, least
 
 
 def main(argv: list[str] | None = None) -> None:

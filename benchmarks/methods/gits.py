@@ -31,7 +31,7 @@ RHO = 7.0
 _BATCH = 64
 
 
-class Found(NamedTuple):
+class Result(NamedTuple):
     """A schedule and what it took: the network's evaluations, each of a single image, and seconds."""
 
     schedule: Schedule
@@ -47,7 +47,7 @@ def search(
     levels: int = LEVELS,
     coefficient: float = COEFFICIENT,
     seed: int = 0,
-) -> Found:
+) -> Result:
     """The schedule of N evaluations for any solver; images x levels evaluations of the network, whatever N.
 
     Args:
@@ -68,7 +68,7 @@ def search(
     chosen = best_path(costs, nfe, coefficient)
     t = teacher_grid(subject.noise, levels).t[chosen]
     schedule = Schedule.from_t(subject.noise, t, method="gits", guidance=subject.guidance, seed=seed)
-    return Found(schedule, images * levels, spent + time.perf_counter() - begin)
+    return Result(schedule, images * levels, spent + time.perf_counter() - begin)
 
 
 @functools.lru_cache(maxsize=8)

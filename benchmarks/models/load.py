@@ -16,9 +16,9 @@ import torch
 from diffusers import DDIMScheduler, DPMSolverMultistepScheduler, FlowMatchEulerDiscreteScheduler, UNet2DModel
 from safetensors.torch import load_file
 
+from benchmarks.models.card import WEIGHTS
 from benchmarks.models.networks import Classifier
 
-WEIGHTS = Path(__file__).parent / "weights"
 MODELS = ("fashion-eps", "emoji-flow", "fashion-v")
 CLASSIFIERS = {"fashion": "fashion-classifier", "emoji": "emoji-classifier"}
 

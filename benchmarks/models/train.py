@@ -26,11 +26,10 @@ import torch
 from diffusers import DDIMScheduler, FlowMatchEulerDiscreteScheduler, UNet2DModel
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
-from benchmarks.models.card import write_model_card
+from benchmarks.models.card import WEIGHTS, write_model_card
 from benchmarks.models.data import Images, load_data, to_unit
 from benchmarks.models.networks import unet
 
-WEIGHTS = Path(__file__).parent / "weights"
 SECONDS_BETWEEN_CHECKPOINTS = 120
 
 

@@ -22,16 +22,16 @@ DM_NONUNI_END = 1e-3  # where DM-NonUni's schedules stop in t, see `hso_jax.base
 def prepare(
     method: str, subject: Any, solver: str, nfe: int, *, seed: int = 0, real: np.ndarray | None = None
 ) -> Prepared:
-    """`registry.prepare`, for the methods there and those of `VARIANTS` (their seconds include compilation).
+    """`registry.prepare`, for the methods there and those of `ABLATIONS` (their seconds include compilation).
 
     Raises:
         Inapplicable: where the method has no schedule for the model.
         ValueError: for an unknown method.
     """
-    if method not in VARIANTS:
+    if method not in ABLATIONS:
         return registry.prepare(method, subject, solver, nfe, seed=seed, real=real)
     begin = time.perf_counter()
-    schedule = VARIANTS[method](subject, solver, nfe, seed)
+    schedule = ABLATIONS[method](subject, solver, nfe, seed)
     return Prepared(schedule, time.perf_counter() - begin, 0)
 
 
@@ -70,7 +70,7 @@ def at_times(noise: NoiseSchedule, schedule: Schedule) -> Schedule:
     return Schedule.from_t(noise, np.clip(schedule.t, float(noise.t_min), 1.0), method=f"{schedule.method}-other")
 
 
-VARIANTS: Mapping[str, Callable[[Any, str, int, int], Schedule]] = {
+ABLATIONS: Mapping[str, Callable[[Any, str, int, int], Schedule]] = {
     "hso-no-spacing": no_spacing,
     "hso-penalty": penalty,
     "mep-only": mep_only,

@@ -22,13 +22,13 @@ from benchmarks.models.data import load_data, to_unit
 from benchmarks.models.load import MODELS
 from benchmarks.models.subjects import Subject, Teacher
 from benchmarks.networks import ablations, records
-from benchmarks.networks.ablations import VARIANTS
+from benchmarks.networks.ablations import ABLATIONS
 from benchmarks.networks.records import Cell, Record
 from benchmarks.solvers import COMPARED
 
 BUDGETS = (6, 4, 8, 10, 5, 7)  # in the order of work
 COSTLY = ("gits", "direct", "autodiffusion")  # run the network to find a schedule
-ALL_METHODS = (*METHODS, *VARIANTS)
+ALL_METHODS = (*METHODS, *ABLATIONS)
 GUIDANCE = (1.0, 2.0, 4.0)
 GUIDED = ("reference", "hso", "trailing", "karras", "ays", "beta-t", "uniform-lam")
 TRAINING_IMAGES = 2000  # as training draws them; with as many, their own share of a Frechet distance is small
@@ -76,7 +76,7 @@ def plan(
     cells: list[Cell] = []
     if 1.0 in guidance:
         cells += block([m for m in METHODS if m not in COSTLY])
-        cells += block(VARIANTS)
+        cells += block(ABLATIONS)
     for weight in guidance:
         if weight != 1.0:
             cells += block(GUIDED, weight)

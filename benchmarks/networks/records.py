@@ -18,6 +18,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from benchmarks.metrics import Estimate
+from benchmarks.models.card import WEIGHTS
 from hso_jax import NoiseSchedule, Schedule, from_config
 from hso_jax.reference.schedules import times
 from hso_jax.schedule import versions
@@ -26,7 +27,6 @@ from hso_jax.schedule_file import write_whole
 METRICS = ("rmse", "feature", "fid", "fid_data")
 DIGITS = 5  # of the figures; intervals are wider than what this loses
 NODE_DIGITS = 9  # of lams: a schedule read back gives the same samples to float32 rounding
-WEIGHTS = Path(__file__).parents[1] / "models" / "weights"
 
 
 class Cell(NamedTuple):

@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from benchmarks.networks import charts, grids, report_text, studies, tables
-from benchmarks.networks.ablations import VARIANTS
+from benchmarks.networks.ablations import ABLATIONS
 from benchmarks.networks.cells import GUIDED
 from benchmarks.networks.records import FIELDS, Record, Records
 from hso_jax.schedule_file import write_whole
@@ -38,7 +38,7 @@ def report(found: Records, folder: Path) -> str:
     if not found.cells:
         raise ValueError("there are no records to report; run `python -m benchmarks` first")
     records = main_group(found.cells)
-    ranked = without_variants(records)
+    ranked = without_ablations(records)
     plain = [r for r in ranked if r.guidance == 1.0]
     parts = ["# Schedules on trained networks\n", how(found), "## Summary\n", report_text.SUMMARY, tables.tally(ranked)]
     if plotted(plain):
@@ -103,9 +103,9 @@ def guided(records: Sequence[Record], metrics: Sequence[str]) -> str:
     return "\n".join(parts) if parts else studies.NONE
 
 
-def without_variants(records: Sequence[Record]) -> list[Record]:
+def without_ablations(records: Sequence[Record]) -> list[Record]:
     """Without the schedules that only the studies compare."""
-    return [r for r in records if r.method not in VARIANTS]
+    return [r for r in records if r.method not in ABLATIONS]
 
 
 def plotted(records: Sequence[Record]) -> bool:
@@ -115,7 +115,7 @@ def plotted(records: Sequence[Record]) -> bool:
 
 def blocks(found: Records) -> dict[str, Callable[[], str]]:
     """The README's tables by name."""
-    records = without_variants(main_group(found.cells))
+    records = without_ablations(main_group(found.cells))
     plain = [r for r in records if r.guidance == 1.0]
     return {
         "tally": lambda: tables.tally(records),

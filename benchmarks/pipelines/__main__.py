@@ -19,10 +19,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from benchmarks.arguments import budgets, exit_code, names
 from benchmarks.pipelines import settings
 from benchmarks.pipelines.prompts import read_prompts
 from benchmarks.solvers import COMPARED
-from hso_jax.cli.arguments import parse_nfe
 
 if TYPE_CHECKING:
     from benchmarks.metrics import Moments
@@ -39,20 +39,12 @@ _WAIT = datetime.timedelta(days=2)  # of one process for the others; the default
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit code, 2 for bad input."""
-    args = _parser().parse_args(argv)
-    try:
-        return _run(args)
-    except (ValueError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("interrupted; finished images are kept, the same command goes on", file=sys.stderr)
-        return 130
+    return exit_code(_run, _parser().parse_args(argv), "finished images")
 
 
 def _run(args: argparse.Namespace) -> int:
     methods = settings.read_methods(args.methods)
-    wanted = settings.settings(methods, settings.read_solvers(args.solvers), args.nfe)
+    wanted = settings.combinations(methods, settings.read_solvers(args.solvers), args.nfe)
     call = _call(args)
     if args.converged < 4 * max(args.nfe):
         raise ValueError(f"--converged {args.converged}: use at least 4 times the largest N, {4 * max(args.nfe)}")
@@ -61,7 +53,6 @@ def _run(args: argparse.Namespace) -> int:
     prompts = read_prompts(args.prompts, column=args.column, count=args.count, shuffle=args.shuffle)
 
     import diffusers
-    import torch
     from accelerate import PartialState  # type: ignore[import-untyped]
 
     from benchmarks.pipelines import generate, image_store
@@ -75,18 +66,9 @@ def _run(args: argparse.Namespace) -> int:
     if args.device not in (None, "cpu") and state.num_processes > 1:
         raise ValueError(f"--device {args.device}: leave it out with several processes, each has its own")
     device = args.device or str(state.device)
-    kind = device.partition(":")[0]
-    dtype = args.dtype or ("float32" if kind == "cpu" else "bfloat16")
+    dtype = args.dtype or ("float32" if device.partition(":")[0] == "cpu" else "bfloat16")
     main_process = state.is_main_process
-    facts = {
-        "pipeline": json.loads((folder / "model_index.json").read_text()).get("_class_name"),
-        "model": image_store.fingerprint(folder),
-        "call": call,
-        "seed": args.seed,
-        "dtype": dtype,
-        "device": kind,
-        "versions": {"torch": torch.__version__, "diffusers": diffusers.__version__},
-    }
+    facts = _facts(folder, call, args.seed, dtype, device)
     store = image_store.Store(out, facts, prompts, args.batch)
 
     pipe = render.load(folder, device, dtype)
@@ -96,9 +78,9 @@ def _run(args: argparse.Namespace) -> int:
     converged, half = settings.converged(args.converged), settings.converged(args.converged // 2)
     if main_process:
         store.open()
-        for setting, placed in _placed([converged, half, *wanted], methods, store, sampler).items():
-            sampler.scheduler(setting, placed.schedule)  # raises where it does not fit
-            store.place(setting, placed)
+        for setting, prepared in _prepared([converged, half, *wanted], methods, store, sampler).items():
+            sampler.scheduler(setting, prepared.schedule)  # raises where it does not fit
+            store.keep(setting, prepared)
     counts = {converged: len(prompts), half: min(CHECKED, len(prompts)), **dict.fromkeys(wanted, len(prompts))}
     state.wait_for_everyone()
     jobs = [generate.Job(s, batch) for s, count in counts.items() for batch in store.missing(s, count)]
@@ -113,6 +95,24 @@ def _run(args: argparse.Namespace) -> int:
         _judge(args, store, wanted, counts, sampler, facts, extraction, reference)
     state.destroy_process_group()
     return 0
+
+
+def _facts(folder: Path, call: dict[str, Any], seed: int, dtype: str, device: str) -> dict[str, Any]:
+    """What all images of a run depend on, beside the prompts."""
+    import diffusers
+    import torch
+
+    from benchmarks.pipelines import image_store
+
+    return {
+        "pipeline": json.loads((folder / "model_index.json").read_text()).get("_class_name"),
+        "model": image_store.fingerprint(folder),
+        "call": call,
+        "seed": seed,
+        "dtype": dtype,
+        "device": device.partition(":")[0],
+        "versions": {"torch": torch.__version__, "diffusers": diffusers.__version__},
+    }
 
 
 def _call(args: argparse.Namespace) -> dict[str, Any]:
@@ -163,16 +163,16 @@ def _judged_by(args: argparse.Namespace, count: int) -> tuple[Extraction | None,
     return extraction, features.read_stats(args.reference, extraction.features)
 
 
-def _placed(
+def _prepared(
     wanted: Sequence[Setting], methods: dict[str, Path | None], store: Store, sampler: Sampler
-) -> dict[Setting, settings.Placed]:
+) -> dict[Setting, settings.Prepared]:
     """Schedules from the store, and new ones for the rest; a file is always read, since it may have changed."""
-    known = {s: store.placed(s) for s in wanted if methods.get(s.method) is None}
-    found = {s: placed for s, placed in known.items() if placed is not None}
+    known = {s: store.prepared(s) for s in wanted if methods.get(s.method) is None}
+    found = {s: prepared for s, prepared in known.items() if prepared is not None}
     rest = [s for s in wanted if s not in found]
     if rest:
         print(f"finding {len(rest)} schedules", file=sys.stderr)
-    return found | settings.place(rest, methods, sampler.noise, sampler.guidance)
+    return found | settings.prepare(rest, methods, sampler.noise, sampler.guidance)
 
 
 def _announce(jobs: Sequence[Job], store: Store, sampler: Sampler) -> None:
@@ -213,9 +213,9 @@ def _judge(
     known = {record.cell: record for record in records.read(path).cells}
     found = []
     for setting in wanted:
-        placed = store.placed(setting)
-        assert placed is not None
-        record = judge.record(setting, placed.seconds, common)
+        prepared = store.prepared(setting)
+        assert prepared is not None
+        record = judge.record(setting, prepared.seconds, common)
         if known.get(record.cell) != record:
             records.append(path, record, setup)
         found.append(record)
@@ -257,10 +257,10 @@ def _parser() -> argparse.ArgumentParser:
     add("--column", metavar="NAME", help="of a table; default prompt or caption")
     add("--count", type=int, metavar="N", help="first N prompts; default all")
     add("--shuffle", type=int, metavar="SEED", help="take prompts in a random order")
-    add("--solvers", type=_names, default=COMPARED, help=f"default {','.join(COMPARED)}")
-    add("--nfe", type=_budgets, default=[4, 6, 8], help="such as 4,6,8 or 4-8; default 4,6,8")
+    add("--solvers", type=names, default=COMPARED, help=f"default {','.join(COMPARED)}")
+    add("--nfe", type=budgets, default=[4, 6, 8], help="such as 4,6,8 or 4-8; default 4,6,8")
     add(
-        "--methods", type=_names, default=("default", "trailing", "hso", "reference"),
+        "--methods", type=names, default=("default", "trailing", "hso", "reference"),
         help=f"{', '.join(settings.METHODS)}, or a schedule file (.json); default default,trailing,hso,reference",
     )  # fmt: skip
     add("--guidance", type=float, metavar="W", help="guidance_scale of the pipeline's call; default the pipeline's")
@@ -277,17 +277,6 @@ def _parser() -> argparse.ArgumentParser:
     add("--device", help="cpu, cuda, cuda:1, mps; default what accelerate gives this process")
     add("--out", type=Path, metavar="FOLDER", help=f"of images and results; default {OUT}/NAME")
     return parser
-
-
-def _names(text: str) -> tuple[str, ...]:
-    return tuple(part.strip() for part in text.split(","))
-
-
-def _budgets(text: str) -> list[int]:
-    try:
-        return parse_nfe(text)
-    except ValueError as error:
-        raise argparse.ArgumentTypeError(str(error)) from None
 
 
 if __name__ == "__main__":

@@ -122,7 +122,7 @@ def generate(store: Store, jobs: Sequence[Job], sampler: Sampler, *, progress: b
     A setting whose images are not numbers is given up: the rest of its jobs is left out, here and in other processes.
 
     Args:
-        store: with the settings' schedules placed.
+        store: with the settings' schedules.
         jobs: this process' share.
         sampler: of the pipeline.
         progress: show a bar.
@@ -139,10 +139,10 @@ def generate(store: Store, jobs: Sequence[Job], sampler: Sampler, *, progress: b
             setting = job.setting
             bar.update(task, description=f"evaluations: {setting.name}")
             if setting != current:
-                placed = store.placed(setting)
-                if placed is None:
-                    raise RuntimeError(f"{setting.name} was not placed")
-                own, current = sampler.scheduler(setting, placed.schedule), setting
+                prepared = store.prepared(setting)
+                if prepared is None:
+                    raise RuntimeError(f"{setting.name} has no schedule")
+                own, current = sampler.scheduler(setting, prepared.schedule), setting
             if not store.diverged(setting):
                 prompts = [store.prompts[i] for i in job.indices]
                 images = sampler.images(own, setting.nfe, prompts, job.indices)

@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from benchmarks.pipelines.settings import Placed, Setting
+from benchmarks.pipelines.settings import Prepared, Setting
 from bridge.grid import save_png
 from hso_jax import Schedule, schedule_file
 from hso_jax.schedule_file import write_whole
@@ -87,33 +87,33 @@ class Store:
         text = json.dumps({"facts": self._facts, "prompts": self._longest}, indent=1, ensure_ascii=False)
         write_whole(self.folder / MANIFEST, text.encode())
 
-    def place(self, setting: Setting, placed: Placed) -> None:
+    def keep(self, setting: Setting, prepared: Prepared) -> None:
         """Keep a setting's schedule, before its first image.
 
         Raises:
             ValueError: if it has images of another schedule.
         """
-        known = self.placed(setting)
+        known = self.prepared(setting)
         if known is not None:
-            if not _same(known.schedule, placed.schedule):
+            if not _same(known.schedule, prepared.schedule):
                 raise ValueError(
                     f"{self.folder / setting.name} has images of another schedule; remove that folder, or rename the "
                     "method's file"
                 )
             return
-        schedule = None if placed.schedule is None else json.loads(schedule_file.to_json(placed.schedule))
+        schedule = None if prepared.schedule is None else json.loads(schedule_file.to_json(prepared.schedule))
         (self.folder / setting.name).mkdir(exist_ok=True)
-        text = json.dumps({"seconds": placed.seconds, "schedule": schedule}, indent=1)
+        text = json.dumps({"seconds": prepared.seconds, "schedule": schedule}, indent=1)
         write_whole(self.folder / setting.name / _SETTING, text.encode())
 
-    def placed(self, setting: Setting) -> Placed | None:
-        """What `place` kept."""
+    def prepared(self, setting: Setting) -> Prepared | None:
+        """What `keep` kept."""
         file = self.folder / setting.name / _SETTING
         if not file.is_file():
             return None
         kept = json.loads(file.read_text())
         schedule = None if kept["schedule"] is None else schedule_file.from_json(json.dumps(kept["schedule"]))[0]
-        return Placed(schedule, kept["seconds"])
+        return Prepared(schedule, kept["seconds"])
 
     def missing(self, setting: Setting, count: int) -> Iterator[range]:
         """The batches of the first `count` images that are not all there; none of a setting that diverged."""

@@ -38,7 +38,7 @@ class Setting(NamedTuple):
         return f"{self.method}-{self.solver}-{self.nfe}"
 
 
-class Placed(NamedTuple):
+class Prepared(NamedTuple):
     """A setting's schedule, None for the scheduler's own spacing, and the seconds it took to find."""
 
     schedule: Schedule | None
@@ -77,7 +77,7 @@ def read_solvers(names: Iterable[str]) -> list[str]:
     return list(dict.fromkeys(found))
 
 
-def settings(methods: Iterable[str], solvers: Sequence[str], nfes: Sequence[int]) -> list[Setting]:
+def combinations(methods: Iterable[str], solvers: Sequence[str], nfes: Sequence[int]) -> list[Setting]:
     """Every combination."""
     return [Setting(method, solver, nfe) for solver in solvers for nfe in nfes for method in methods]
 
@@ -96,13 +96,13 @@ def check(methods: Mapping[str, Path | None], noise: NoiseSchedule) -> None:
             raise ValueError(f"{reason}, or leave it out of --methods")
 
 
-def place(
+def prepare(
     wanted: Sequence[Setting], methods: Mapping[str, Path | None], noise: NoiseSchedule, guidance: float
-) -> dict[Setting, Placed]:
+) -> dict[Setting, Prepared]:
     """A schedule for every setting; all N of a search in one call, whose seconds are shared evenly.
 
     Args:
-        wanted: of `settings` and `converged`.
+        wanted: of `combinations` and `converged`.
         methods: of `read_methods`.
         noise: the pipeline's noise schedule.
         guidance: weight of classifier-free guidance, 1 for none; "reference" and "zoo" look at it.
@@ -111,7 +111,7 @@ def place(
         ValueError: for a rule that does not apply, an N that a file does not have, or a weight that is not in the zoo.
         RuntimeError: if a method makes another number of nodes.
     """
-    found: dict[Setting, Placed] = {}
+    found: dict[Setting, Prepared] = {}
     for method, solver in dict.fromkeys((s.method, s.solver) for s in wanted):
         own = [s for s in wanted if (s.method, s.solver) == (method, solver)]
         begin = time.perf_counter()
@@ -120,7 +120,7 @@ def place(
         for setting, schedule in zip(own, schedules, strict=True):
             if schedule is not None and schedule.nfe != setting.nfe:
                 raise RuntimeError(f"{method} made {schedule.nfe} nodes where {setting.nfe} were asked for")
-        found |= {s: Placed(schedule, seconds) for s, schedule in zip(own, schedules, strict=True)}
+        found |= {s: Prepared(schedule, seconds) for s, schedule in zip(own, schedules, strict=True)}
     return {s: found[s] for s in wanted}
 
 

@@ -98,7 +98,7 @@ def test_a_schedule_survives_its_record(model):
 def test_the_order_of_work_finishes_columns_and_leaves_costly_methods_to_the_end():
     plan = cells.plan()
     assert len(plan) == len(set(plan))
-    main = [c for c in plan if c.guidance == 1.0 and c.method not in cells.COSTLY and c.method not in cells.VARIANTS]
+    main = [c for c in plan if c.guidance == 1.0 and c.method not in cells.COSTLY and c.method not in cells.ABLATIONS]
     assert main == plan[: len(main)] and [n for n, _ in itertools.groupby(c.nfe for c in main)] == list(cells.BUDGETS)
     columns = [key for key, _ in itertools.groupby((c.model, c.solver, c.nfe) for c in main)]
     assert len(columns) == len(set(columns)) == 3 * 3 * 6
@@ -107,8 +107,8 @@ def test_the_order_of_work_finishes_columns_and_leaves_costly_methods_to_the_end
     guided = [c for c in plan if c.guidance != 1.0]
     assert {c.method for c in guided} == set(cells.GUIDED) and {c.nfe for c in guided} == {4, 5, 6, 7, 8, 10}
     assert len(guided) == 2 * 3 * 3 * 6 * len(cells.GUIDED)
-    studied = [c for c in plan if c.method in cells.VARIANTS]
-    assert len(studied) == 3 * 3 * 6 * len(cells.VARIANTS)
+    studied = [c for c in plan if c.method in cells.ABLATIONS]
+    assert len(studied) == 3 * 3 * 6 * len(cells.ABLATIONS)
 
 
 def test_a_plan_of_nothing_or_of_unknown_things_is_refused():

@@ -66,8 +66,8 @@ def test_methods_are_searched_once_for_all_n_at_the_pipelines_weight(monkeypatch
     monkeypatch.setattr(settings.hso_jax, "search", search)
     monkeypatch.setattr(settings.hso_jax, "zoo", zoo)
     methods = settings.read_methods(["hso", "reference", "zoo", "default"])
-    wanted = settings.settings(methods, ["unipc-3"], [4, 6])
-    found = settings.place(wanted, methods, noise, 7.5)
+    wanted = settings.combinations(methods, ["unipc-3"], [4, 6])
+    found = settings.prepare(wanted, methods, noise, 7.5)
     assert list(found) == wanted
     assert asked == [
         ("search", [4, 6], {}),
@@ -79,4 +79,4 @@ def test_methods_are_searched_once_for_all_n_at_the_pipelines_weight(monkeypatch
     assert found[Setting("zoo", "unipc-3", 6)].schedule.nfe == 6
     monkeypatch.setattr(settings.hso_jax, "zoo", lambda noise, nfe, *a, **k: baseline("karras", noise, nfe + 1))
     with pytest.raises(RuntimeError, match="zoo made 5 nodes where 4"):
-        settings.place(wanted, methods, noise, 7.5)
+        settings.prepare(wanted, methods, noise, 7.5)
