@@ -19,9 +19,9 @@ def optimize_pipeline(
 ) -> Schedule:
     """Find a schedule for a pipeline's own noise levels and install it: `pipe.scheduler` is replaced.
 
-    `method="reference"` finds it for the pipeline's solver and guidance weight; `method="zoo"` takes the shipped one, at
-    once; `fitness=SamplingFitness.of_pipeline(pipe, prompts), budget=calls` tunes it on the pipeline. A line on stderr
-    says what was installed: for which N, solver and guidance.
+    `method="reference"` finds it for the pipeline's solver and guidance weight; `method="zoo"` takes the shipped one,
+    at once; `fitness=SamplingFitness.of_pipeline(pipe, prompts), budget=calls` tunes it on the pipeline. A line on
+    stderr says what was installed: for which N, solver and guidance.
 
     Args:
         pipe: a diffusers pipeline (anything with a `scheduler`).

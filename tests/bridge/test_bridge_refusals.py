@@ -36,5 +36,5 @@ def test_the_advice_names_what_exists(name: str) -> None:
 
 def test_a_class_without_a_row_is_refused_with_its_advice() -> None:
     schedule = Schedule.from_t(bridge.noise_schedule_of(diffusers.DDIMScheduler()), [0.9, 0.5])
-    with pytest.raises(ValueError, match="RePaintScheduler is not supported: .*DDPMScheduler.from_config"):
+    with pytest.raises(ValueError, match=r"RePaintScheduler is not supported: .*DDPMScheduler.from_config"):
         bridge.with_schedule(diffusers.RePaintScheduler(), schedule)
