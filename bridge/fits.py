@@ -43,14 +43,14 @@ def check_fits(scheduler: Any, schedule: Schedule, row: Row) -> None:
     if np.isinf(schedule.sigmas[0]) and prediction == "epsilon":
         raise ValueError(
             f"{name}: the schedule starts at pure noise, where a model that predicts noise says nothing of the data; "
-            "start below t = 1"
+            "start below t = 1, or use a model of v_prediction"
         )
     if reason := row.refuse(config, schedule):
         raise ValueError(f"{name}: {reason}")
     steps = told(schedule, row)
     if not np.all(np.diff(steps) < 0):
         i = int(np.flatnonzero(~(np.diff(steps) < 0))[0])
-        raise ValueError(f"timesteps {i} and {i + 1} are both {steps[i]} in float32; nodes must be further apart")
+        raise ValueError(f"timesteps {i} and {i + 1} are both {steps[i]} in float32; use fewer or a larger d_min")
 
 
 def entries(config: Mapping[str, Any], schedule: Schedule, row: Row) -> dict[str, Any]:

@@ -189,7 +189,10 @@ def nearest(known: Any, timestep: Any, last: bool = False) -> int:
     wanted = float(timestep)
     distance = np.abs(values - wanted)
     if not distance.min() <= abs(wanted) * 2**-8 + 1e-6:
-        raise ValueError(f"timestep {wanted:.9g} is not in the installed schedule, {np.round(values, 3).tolist()}")
+        raise ValueError(
+            f"timestep {wanted:.9g} is not in the installed schedule, {np.round(values, 3).tolist()}; pass the values "
+            "of scheduler.timesteps as they are"
+        )
     return int(np.flatnonzero(distance == distance.min())[-1 if last else 0])
 
 
