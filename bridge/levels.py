@@ -19,7 +19,7 @@ TABLES = ("table", "plms")
 PURE_NOISE_KSIGMA = float(np.sqrt(2.0**24 - 1.0))
 PURE_NOISE_S = 1.0 - 1e-6
 # A timestep of 200 that was computed in float32 is 199.99998; it is the whole number that was meant.
-SNAP = 1e-3
+SNAP = 1e-4
 
 
 class Levels:

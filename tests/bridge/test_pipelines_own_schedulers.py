@@ -1,5 +1,5 @@
-"""Pipelines whose schedulers are theirs alone: Mochi runs time backwards, CogVideoX passes two timesteps, Stable Cascade
-a ratio for each sample."""
+"""Pipelines whose schedulers are theirs alone: Mochi runs time backwards, CogVideoX passes two timesteps, Stable
+Cascade a ratio for each sample."""
 
 from __future__ import annotations
 
