@@ -72,6 +72,8 @@ def run(pipe: Any, network: str, call: dict[str, Any], seed: int = 0) -> tuple[n
     return np.asarray(output[0]), seen
 
 
+@pytest.mark.filterwarnings("ignore:In CPU autocast:UserWarning")  # Mochi asks for it whatever its dtype
+@pytest.mark.filterwarnings("ignore:sigmas .* differ:UserWarning")  # and proposes a grid of its own
 @pytest.mark.parametrize("end", ["clean", "t_eps"])
 @pytest.mark.parametrize(
     ("build", "network", "call", "told"),
