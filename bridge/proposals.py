@@ -32,20 +32,21 @@ def check(schedule: Schedule, steps: Any, timesteps: Any, sigmas: Any) -> str | 
     Raises:
         ValueError: naming both numbers, or both lists, and what to do.
     """
-    named = {
-        "timesteps": (_values(timesteps), schedule.timesteps, 1e-3 if schedule.kind == "ve" else 1.0),
-        "sigmas": (_values(sigmas), schedule.sampler_sigmas()[: schedule.nfe], 0.0),
-    }
-    given = {name: row for name, row in named.items() if row[0] is not None}
+    near = 1e-3 if schedule.kind == "ve" else 1.0
+    given: dict[str, tuple[Array, Array, float]] = {}
+    if timesteps is not None:
+        given["timesteps"] = _values(timesteps), np.asarray(schedule.timesteps), near
+    if sigmas is not None:
+        given["sigmas"] = _values(sigmas), schedule.sampler_sigmas()[: schedule.nfe], 0.0
     for found in (steps, *(_number(schedule, name, x) for name, (x, _, _) in given.items())):
         if found is not None and int(found) != schedule.nfe:
             raise ValueError(
                 f"num_inference_steps is {found}, but the installed schedule has {schedule.nfe} evaluations: "
                 f"call the pipeline with num_inference_steps={schedule.nfe}, or install a schedule made for {found}"
             )
-    for name, (proposed, own, near) in given.items():
-        proposed = proposed[: schedule.nfe]
-        if np.isclose(proposed, own, rtol=1e-3, atol=near).all():
+    for name, (values, own, tolerance) in given.items():
+        proposed = values[: schedule.nfe]
+        if np.isclose(proposed, own, rtol=1e-3, atol=tolerance).all():
             continue
         both = f"{name} {_short(proposed)} differ from those of the installed schedule, {_short(own)}"
         if schedule.kind != "flow":
@@ -58,8 +59,8 @@ def check(schedule: Schedule, steps: Any, timesteps: Any, sigmas: Any) -> str | 
     return None
 
 
-def _values(proposed: Any) -> Array | None:
-    return None if proposed is None else np.asarray([float(x) for x in proposed])
+def _values(proposed: Any) -> Array:
+    return np.asarray([float(x) for x in proposed])
 
 
 def _number(schedule: Schedule, name: str, proposed: Array) -> int:
