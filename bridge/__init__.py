@@ -14,6 +14,7 @@ from bridge.installed import scheduled_class as _scheduled_class
 from bridge.noise_of import noise_schedule_of as noise_schedule_of
 from bridge.sampling import Level as Level
 from bridge.sampling import sample as sample
+from bridge.schedulers import install as install
 from bridge.schedulers import load_scheduler as load_scheduler
 from bridge.schedulers import with_schedule as with_schedule
 from bridge.schedulers import without_schedule as without_schedule

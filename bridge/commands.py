@@ -15,7 +15,7 @@ import diffusers
 
 from bridge import render
 from bridge.installed import REPLACED_KEY, SCHEDULE_KEY, scheduled_class
-from bridge.schedulers import with_schedule
+from bridge.schedulers import replace_scheduler, with_schedule
 from hso_jax import schedule_file
 from hso_jax.schedule import Schedule
 
@@ -56,7 +56,7 @@ def sample(args: argparse.Namespace) -> int:
     folder = pipeline_folder(args.pipeline)
     plan = render.plan(args, schedule)
     pipe = render.load(folder, args.device, args.dtype)
-    pipe.scheduler = plain(pipe.scheduler, args.scheduler)
+    replace_scheduler(pipe, plain(pipe.scheduler, args.scheduler))
     others = [s for s in schedule_file.load(args.schedule) if s.nfe == schedule.nfe]
     render.render(pipe, schedule, others if args.compare else [], plan)
     print(f"wrote {args.output}")

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 
 from bridge.noise_of import noise_schedule_of
-from bridge.schedulers import with_schedule
+from bridge.schedulers import inner_pipelines, install
 from bridge.table import ROWS
 from hso_jax.noise import NoiseSchedule
 from hso_jax.schedule import Schedule
@@ -193,7 +193,9 @@ class _PipelineDraw:
 
     def __call__(self, schedule: Schedule) -> torch.Tensor:
         pipe = copy.copy(self.pipe)
-        pipe.scheduler = with_schedule(pipe.scheduler, schedule)
+        for name, part in inner_pipelines(pipe).items():
+            setattr(pipe, name, copy.copy(part))
+        install(pipe, schedule)
         if self.quiet:
             pipe.set_progress_bar_config(disable=True)
         return torch.cat([self._part(pipe, schedule.nfe, i) for i in range(0, len(self.jobs), self.batch)])

@@ -43,14 +43,14 @@ def check_fits(scheduler: Any, schedule: Schedule, row: Row) -> None:
     if np.isinf(schedule.sigmas[0]) and prediction == "epsilon":
         raise ValueError(
             f"{name}: the schedule starts at pure noise, where a model that predicts noise says nothing of the data; "
-            "start below t = 1"
+            "start below t = 1, or use a model of v_prediction"
         )
     if reason := row.refuse(config, schedule):
         raise ValueError(f"{name}: {reason}")
     steps = told(schedule, row)
     if not np.all(np.diff(steps) < 0):
         i = int(np.flatnonzero(~(np.diff(steps) < 0))[0])
-        raise ValueError(f"timesteps {i} and {i + 1} are both {steps[i]} in float32; nodes must be further apart")
+        raise ValueError(f"timesteps {i} and {i + 1} are both {steps[i]} in float32; use fewer or a larger d_min")
 
 
 def entries(config: Mapping[str, Any], schedule: Schedule, row: Row) -> dict[str, Any]:
@@ -80,13 +80,14 @@ def _check_noise(name: str, schedule: Schedule, noise: NoiseSchedule) -> None:
         if schedule.sigmas[-1] < low * (1 - 1e-6) or schedule.sigmas[0] > high * (1 + 1e-6):
             found = f"[{schedule.sigmas[-1]:.6g}, {schedule.sigmas[0]:.6g}]"
             raise ValueError(
-                f"the schedule's sigmas {found} leave [{low:.6g}, {high:.6g}], the range of this {name}'s model; {_MAKE}"
+                f"the schedule's sigmas {found} leave [{low:.6g}, {high:.6g}], the range of this {name}'s model; "
+                f"{_MAKE}"
             )
         known = np.asarray(noise.timestep(noise.t_of_lam(schedule.lams[: schedule.nfe])))
         if not np.allclose(schedule.timesteps, known, rtol=1e-3, atol=1e-3):
             raise ValueError(
-                f"the schedule tells the network {np.round(schedule.timesteps, 4).tolist()} (model {schedule.model!r}), "
-                f"where this {name}'s model is told {np.round(known, 4).tolist()}; {_MAKE}"
+                f"the schedule tells the network {np.round(schedule.timesteps, 4).tolist()} "
+                f"(model {schedule.model!r}), where this {name}'s model is told {np.round(known, 4).tolist()}; {_MAKE}"
             )
         return
     if schedule.num_train_timesteps != noise.num_train_timesteps:
@@ -103,5 +104,6 @@ def _check_noise(name: str, schedule: Schedule, noise: NoiseSchedule) -> None:
         i = int(np.flatnonzero(inside)[off.argmax()])
         raise ValueError(
             f"the schedule is for other noise levels (model {schedule.model!r}): at t = {schedule.t[i]:.6g} it has "
-            f"sigma {schedule.sigmas[i]:.6g}, where this {name}'s model has {float(noise.ksigma(schedule.t[i])):.6g}; {_MAKE}"
+            f"sigma {schedule.sigmas[i]:.6g}, where this {name}'s model has "
+            f"{float(noise.ksigma(schedule.t[i])):.6g}; {_MAKE}"
         )

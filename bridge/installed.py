@@ -5,13 +5,15 @@ from __future__ import annotations
 import functools
 import inspect
 import json
+import warnings
+from collections.abc import Container
 from typing import Any
 
 import diffusers
 import numpy as np
 import torch
 
-from bridge import levels, table
+from bridge import levels, proposals, table
 from bridge.fits import check_fits, entries, say_switched_off
 from bridge.noise_of import noise_schedule_of
 from bridge.own_methods import own_methods
@@ -37,6 +39,7 @@ class Installed:
     timesteps: Any
     _row: table.Row
     _schedule: Schedule | None = None
+    _noticed: bool = False
 
     def __init__(self, *args: Any, hso_schedule: Any = None, hso_replaced: Any = None, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -58,7 +61,7 @@ class Installed:
         record = {SCHEDULE_KEY: _to_record(schedule), REPLACED_KEY: replaced}
         self.register_to_config(**record, **wanted)  # type: ignore[attr-defined]
         say_switched_off(type(self).__name__, replaced, before)
-        self._schedule = schedule
+        self._schedule, self._noticed = schedule, False
         self._levels = levels.levels_of(schedule, self._row, self.config, noise_schedule_of(self))
 
     @property
@@ -76,60 +79,73 @@ class Installed:
         mu: Any = None,
         **kwargs: Any,
     ) -> None:
-        """Get ready to sample at the schedule, whatever levels the pipeline proposes.
+        """Get ready to sample at the schedule, whatever levels the pipeline proposes; all at once or not at all.
 
         Args:
             num_inference_steps: must be the schedule's nfe where it is given.
             device: of the timesteps.
-            timesteps: what a caller proposes; must be the schedule's, to the nearest integer.
-            sigmas: what a caller or the pipeline itself proposes, N values or N + 1 with the end; only their number
-                is looked at, since pipelines pass defaults of their own.
+            timesteps: what the pipeline or its caller proposes, N values; see `bridge.proposals`.
+            sigmas: likewise, N values or N + 1 with the end.
             mu: dynamic shift; the schedule's levels are final, so it has no effect.
             **kwargs: passed to the parent where it knows them (LCM's and TCD's `original_inference_steps`).
 
         Raises:
-            ValueError: if the number of steps, or a proposed timestep, is not the schedule's.
+            ValueError: if the number of steps is not the schedule's, or the caller wants other levels.
         """
-        parent: Any = super()
         if self._schedule is None:  # the parent's __init__ is setting up its defaults
+            parent: Any = super()
             parent.set_timesteps(num_inference_steps, device, *([] if timesteps is None else [timesteps]))
             return
-        _check_request(self._schedule, num_inference_steps, timesteps, sigmas)
+        notice = proposals.check(self._schedule, num_inference_steps, timesteps, sigmas)
+        view = self._view()
+        on_view: Any = super(Installed, view)
         if self._row.layout == "grid":
-            parent.set_timesteps(
+            on_view.set_timesteps(
                 timesteps=np.rint(self._schedule.timesteps).astype(int).tolist(), device=device, **kwargs
             )
-            return
-        shift = {"mu": 0.0 if mu is None else mu} if self._row.needs_mu and self.config.use_dynamic_shifting else {}
-        parent.set_timesteps(self._schedule.nfe, device=device, **shift)
-        self._levels.write(self, device)
+        else:
+            shift = {"mu": 0.0 if mu is None else mu} if self._row.needs_mu and self.config.use_dynamic_shifting else {}
+            on_view.set_timesteps(self._schedule.nfe, device=device, **shift)
+            self._levels.write(view, device)
+        self._keep(view)
+        if notice and not self._noticed:
+            self._noticed = True
+            warnings.warn(notice, stacklevel=2)
 
-    def step(self, model_output: Any, timestep: Any, sample: Any, *args: Any, **kwargs: Any) -> Any:
+    def step(self, model_output: Any, timestep: Any, sample: Any, **options: Any) -> Any:
         """The parent's step between two levels of the schedule; see the parent for arguments and result."""
         here = self._levels
-        if here.lowers_order or here.counts_steps:
-            levels.before_step(self, timestep, kwargs)
         if not here.shows:
-            return self._parent_step(model_output, timestep, sample, *args, **kwargs)
+            if here.lowers_order or here.counts_steps:
+                levels.before_step(self, timestep, options)
+            return self._parent_step(model_output, timestep, sample, options)
+        view = self._view()
+        if here.counts_steps:
+            levels.before_step(view, timestep, options)
         position, seen = here.shown(self, timestep)
-        with _Shown(self, seen):
-            return self._parent_step(model_output, position, sample, *args, **kwargs)
+        view.__dict__.update(seen)
+        result = view._parent_step(model_output, position, sample, options)
+        self._keep(view, seen)
+        return result
 
-    def _parent_step(self, model_output: Any, timestep: Any, sample: Any, *args: Any, **kwargs: Any) -> Any:
+    def _parent_step(self, model_output: Any, timestep: Any, sample: Any, options: dict[str, Any]) -> Any:
         parent: Any = super()
         if sample.dtype != torch.float64:
-            return parent.step(model_output, timestep, sample, *args, **kwargs)
-        if isinstance(kwargs.get("variance_noise"), torch.Tensor):
-            kwargs["variance_noise"] = kwargs["variance_noise"].as_subclass(Float64)
-        return _plain(parent.step(model_output, timestep, sample.as_subclass(Float64), *args, **kwargs))
+            return parent.step(model_output, timestep, sample, **options)
+        if isinstance(options.get("variance_noise"), torch.Tensor):
+            options["variance_noise"] = options["variance_noise"].as_subclass(Float64)
+        return _plain(parent.step(model_output, timestep, sample.as_subclass(Float64), **options))
 
-    def batch_step_no_noise(self, model_output: Any, timesteps: Any, sample: Any, *args: Any, **kwargs: Any) -> Any:
-        """The parent's (DDIMParallel's) step for many timesteps at once."""
-        parent: Any = super()
-        shown = [self._levels.shown(self, t) for t in timesteps]
-        rows = torch.tensor([position for position, _ in shown], device=timesteps.device)
-        with _Shown(self, shown[0][1]):
-            return parent.batch_step_no_noise(model_output, rows, sample, *args, **kwargs)
+    def _view(self) -> Any:
+        """A scheduler with the same attributes: what the parent sets in it, no other thread sees before `_keep`."""
+        view = object.__new__(type(self))
+        view.__dict__.update(self.__dict__)
+        return view
+
+    def _keep(self, view: Any, but: Container[str] = ()) -> None:
+        """Take over, at once, what has changed in the view, but for the attributes that were put there to be seen."""
+        own = self.__dict__
+        own.update({k: x for k, x in view.__dict__.items() if x is not own.get(k, view) and k not in but})
 
     def index_for_timestep(self, timestep: Any, schedule_timesteps: Any = None) -> int:
         """Where a timestep, possibly rounded to half precision by the pipeline, stands in the schedule.
@@ -139,23 +155,6 @@ class Installed:
         """
         known = self._levels.written["timesteps"] if schedule_timesteps is None else schedule_timesteps
         return levels.nearest(known, timestep, last=self._row.layout in ("pairs", "ancestral"))
-
-
-class _Shown:
-    """Within it, the scheduler's attributes are those given; after it, what they were.
-
-    (A class, since contextlib's generators cost more than the rest of what is added to a step.)
-    """
-
-    def __init__(self, scheduler: Any, seen: dict[str, Any]) -> None:
-        self.attributes, self.seen = scheduler.__dict__, seen
-        self.kept = {name: self.attributes[name] for name in seen}
-
-    def __enter__(self) -> None:
-        self.attributes.update(self.seen)
-
-    def __exit__(self, *error: object) -> None:
-        self.attributes.update(self.kept)
 
 
 class Float64(torch.Tensor):
@@ -170,6 +169,44 @@ class Float64(torch.Tensor):
     def __deepcopy__(self, memo: Any) -> Any:
         """A copy of a scheduler in the middle of sampling copies the samples it remembers."""
         return self.clone()
+
+
+def _step_like(parents: Any) -> Any:
+    """`Installed.step` with the signature of the parent's, and arguments by place put under their names."""
+    signature = inspect.signature(parents)
+
+    @functools.wraps(parents)
+    def step(self: Any, model_output: Any, timestep: Any, sample: Any, *args: Any, **options: Any) -> Any:
+        if args:
+            bound = signature.bind(self, model_output, timestep, sample, *args, **options).arguments
+            options = dict(list(bound.items())[4:])
+        return Installed.step(self, model_output, timestep, sample, **options)
+
+    return step
+
+
+def _like(parents: Any, function: Any) -> Any:
+    """A method with the signature of the parent's."""
+
+    @functools.wraps(parents)
+    def method(self: Any, *args: Any, **options: Any) -> Any:
+        return function(self, *args, **options)
+
+    return method
+
+
+def _batch_step_no_noise(self: Any, model_output: Any, timesteps: Any, sample: Any, *args: Any, **options: Any) -> Any:
+    shown = [self._levels.shown(self, t) for t in timesteps]
+    rows = torch.tensor([position for position, _ in shown], device=timesteps.device)
+    view = self._view()
+    view.__dict__.update(shown[0][1])
+    parent: Any = super(Installed, view)
+    return parent.batch_step_no_noise(model_output, rows, sample, *args, **options)
+
+
+def _unscaled(self: Any, sample: Any, timestep: Any = None) -> Any:
+    """The network's input is the sample itself."""
+    return sample
 
 
 @functools.cache
@@ -202,11 +239,18 @@ def scheduled_class(name: str) -> type:
     signature = theirs.replace(parameters=[*theirs.parameters.values(), *ours])
     __init__.__signature__ = signature  # type: ignore[attr-defined]
     body["__init__"] = __init__
+    # Pipelines look in these signatures for `eta` and `generator`, and pass only what they find.
+    body["step"] = _step_like(parent.step)
+    if hasattr(parent, "batch_step_no_noise"):
+        body["batch_step_no_noise"] = _like(parent.batch_step_no_noise, _batch_step_no_noise)
+    if not hasattr(parent, "scale_model_input"):  # which pipelines call unless the class is exactly the one they know
+        body["scale_model_input"] = _unscaled
     if row.k_scaled:
-        body["init_noise_sigma"] = property(levels.init_noise_sigma)
+        theirs = parent.init_noise_sigma.fget
+        body["init_noise_sigma"] = property(lambda self: levels.init_noise_sigma(self, theirs(self)))
     if row.layout in levels.TABLES or name == "SASolverScheduler":
-        body["add_noise"] = levels.add_noise
-    body.update(own_methods(name, parent, body.get("step", Installed.step)))
+        body["add_noise"] = _like(parent.add_noise, levels.add_noise)
+    body.update(own_methods(name, parent, body["step"]))
     return type(name, (Installed, parent), body)
 
 
@@ -223,34 +267,19 @@ def schedule_of(scheduler: Any) -> Schedule | None:
     return None if record is None else _from_record(record)
 
 
-def _to_record(schedule: Schedule) -> dict[str, Any]:
-    document: dict[str, Any] = json.loads(schedule_file.to_json(schedule))
-    return document
+class Record(dict[str, Any]):
+    """A schedule as the config holds it; short where diffusers prints a config's entries in a warning."""
+
+    def __repr__(self) -> str:
+        return f"<schedule of {self['schedules'][0]['nfe']} evaluations>"
+
+
+def _to_record(schedule: Schedule) -> Record:
+    return Record(json.loads(schedule_file.to_json(schedule)))
 
 
 def _from_record(record: Any) -> Schedule:
     return schedule_file.from_json(json.dumps(record))[0]
-
-
-def _check_request(schedule: Schedule, steps: Any, timesteps: Any, sigmas: Any) -> None:
-    if timesteps is not None:
-        proposed = np.asarray([float(t) for t in timesteps])
-        if len(proposed) == schedule.nfe and np.abs(proposed - schedule.timesteps).max() > 1.0:
-            raise ValueError(
-                f"timesteps {proposed.tolist()} differ from those of the installed schedule, "
-                f"{np.round(schedule.timesteps, 2).tolist()}; leave the argument out, or install another schedule"
-            )
-        steps = len(proposed)
-    elif sigmas is not None:
-        # N + 1 sigmas may be the schedule's own with its end, or a pipeline's proposal for one step more.
-        own = schedule.sampler_sigmas()
-        with_end = len(sigmas) == len(own) and np.allclose(np.asarray(sigmas, float), own, rtol=1e-3)
-        steps = schedule.nfe if with_end else len(sigmas)
-    if steps is None or int(steps) != schedule.nfe:
-        raise ValueError(
-            f"num_inference_steps is {steps}, but the installed schedule has {schedule.nfe} evaluations: "
-            f"call the pipeline with num_inference_steps={schedule.nfe}, or install a schedule made for {steps}"
-        )
 
 
 def _plain(result: Any) -> Any:

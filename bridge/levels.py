@@ -19,7 +19,7 @@ TABLES = ("table", "plms")
 PURE_NOISE_KSIGMA = float(np.sqrt(2.0**24 - 1.0))
 PURE_NOISE_S = 1.0 - 1e-6
 # A timestep of 200 that was computed in float32 is 199.99998; it is the whole number that was meant.
-SNAP = 1e-3
+SNAP = 1e-4
 
 
 class Levels:
@@ -56,8 +56,6 @@ class Levels:
         """
         on_mps = device is not None and torch.device(device).type == "mps"
         dtype = torch.float32 if on_mps else torch.float64
-        if self.table is not None:
-            self.table = self.table.to(dtype)
         for name, values in self.written.items():
             if name == "timesteps":
                 scheduler.timesteps = torch.from_numpy(values.copy()).to(device=device, dtype=torch.float32)
@@ -80,12 +78,15 @@ class Levels:
             clean = scheduler.alphas_cumprod.clone()
             clean[0] = 1.0
             return timestep, {"alphas_cumprod": clean}
+        table, one = self.table, self._one
+        if scheduler.timesteps.device.type == "mps":
+            table, one = table.float(), one.float()
         if "one" in scheduler.__dict__:  # DDPM's name for the clean end; with no timesteps of its own it subtracts 1
-            seen = {"one": self._one, "num_inference_steps": None, "custom_timesteps": False}
+            seen = {"one": one, "num_inference_steps": None, "custom_timesteps": False}
         else:  # the stride is num_train_timesteps // num_inference_steps
-            seen = {"final_alpha_cumprod": self._one, "num_inference_steps": scheduler.config.num_train_timesteps}
-        seen["alphas_cumprod"] = self.table
-        return len(self.table) - 1 - node, seen
+            seen = {"final_alpha_cumprod": one, "num_inference_steps": scheduler.config.num_train_timesteps}
+        seen["alphas_cumprod"] = table
+        return len(table) - 1 - node, seen
 
     def place(self, timestep: Any) -> int:
         """The node with this timestep; see `nearest`."""
@@ -188,7 +189,10 @@ def nearest(known: Any, timestep: Any, last: bool = False) -> int:
     wanted = float(timestep)
     distance = np.abs(values - wanted)
     if not distance.min() <= abs(wanted) * 2**-8 + 1e-6:
-        raise ValueError(f"timestep {wanted:.9g} is not in the installed schedule, {np.round(values, 3).tolist()}")
+        raise ValueError(
+            f"timestep {wanted:.9g} is not in the installed schedule, {np.round(values, 3).tolist()}; pass the values "
+            "of scheduler.timesteps as they are"
+        )
     return int(np.flatnonzero(distance == distance.min())[-1 if last else 0])
 
 
@@ -216,9 +220,13 @@ def _before_plms_step(scheduler: Any, node: int) -> None:
         scheduler.counter, scheduler.cur_sample = 2, None
 
 
-def init_noise_sigma(scheduler: Any) -> float:
-    """Standard deviation of the start: unit data plus noise, which also holds where a schedule starts below t_max."""
-    return float((scheduler._levels.written["sigmas"][0] ** 2 + 1.0) ** 0.5)
+def init_noise_sigma(scheduler: Any, parents: Any) -> Any:
+    """Standard deviation of the start: unit data plus noise, which also holds where a schedule starts below t_max.
+
+    A tensor where the parent's value is one, since pipelines call its methods; else a float.
+    """
+    value = float((scheduler._levels.written["sigmas"][0] ** 2 + 1.0) ** 0.5)
+    return parents.new_tensor(value) if isinstance(parents, torch.Tensor) else value
 
 
 def add_noise(scheduler: Any, original_samples: Any, noise: Any, timesteps: Any) -> Any:

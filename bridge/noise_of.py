@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from bridge.refusals import INSTEAD, unsupported
 from hso_jax import noise as noises
 from hso_jax.noise import NoiseSchedule
 
@@ -45,7 +46,8 @@ def noise_schedule_of(
         return found
     if found.kind != "flow":
         raise ValueError(
-            f"mu is the logarithm of a flow model's shift; {class_name} here has noise of kind {found.kind!r}"
+            f"mu is the logarithm of a flow model's shift; {class_name} here has noise of kind {found.kind!r}: "
+            "leave it out"
         )
     return noises.flow(math.exp(mu), num_train_timesteps=found.num_train_timesteps, name=found.name)
 
@@ -64,13 +66,16 @@ def _cached(class_name: str, entries: tuple[Any, ...], table: bytes, image_seq_l
         low, high = config.get("sigma_min"), config.get("sigma_max")
         if low is None or high is None:
             raise ValueError(
-                f"{class_name} with timestep_type 'continuous' needs sigma_min and sigma_max in its config"
+                f"{class_name} with timestep_type 'continuous' needs sigma_min and sigma_max in its config: "
+                f"use {class_name}.from_config(scheduler.config, sigma_min=0.002, sigma_max=700.0) with the model's"
             )
         return noises.edm(low, high, name=name)
     own = np.frombuffer(table)
     try:
         found = noises.from_config(config, image_seq_len=image_seq_len, name=name)
     except ValueError:
+        if class_name in INSTEAD and own.size == 0:
+            raise ValueError(unsupported(class_name)) from None
         if own.size == 0 or config.get("prediction_type") == "flow_prediction":
             raise
         return _from_table(own, name)

@@ -42,7 +42,7 @@ INSTEAD: Mapping[str, str] = {
     ),
     "MiniMaxH3Scheduler": "use FlowMatchEulerDiscreteScheduler(shift=scheduler.shift), the same solver",
     "PiflowScheduler": f"{_DISTILLED}, or the undistilled model with {_FLOW_EULER}",
-    "RFD4ProteinaScheduler": "it rescales the score of two coupled flows by a rule of its own; its levels cannot be set",
+    "RFD4ProteinaScheduler": "it rescales the score of two coupled flows by a rule of its own; it has no levels to set",
     "RePaintScheduler": "it goes back and forth between levels; use DDPMScheduler.from_config(scheduler.config)",
     "SCMScheduler": (
         "it takes its angles itself: pass `timesteps`, N + 1 values of arctan(ksigma / sigma_data) with a final 0, "

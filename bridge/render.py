@@ -18,7 +18,7 @@ from rich.progress import track
 
 from bridge.grid import Row, grid, save_png, strip
 from bridge.noise_of import noise_schedule_of
-from bridge.schedulers import with_schedule
+from bridge.schedulers import replace_scheduler, with_schedule
 from hso_jax.baselines import baseline
 from hso_jax.cli.arguments import parse_nfe
 from hso_jax.cli.files import MARK, check_writable
@@ -121,14 +121,14 @@ def render(pipe: Any, schedule: Schedule, others: Sequence[Schedule], plan: Plan
     drawn: list[Row] = []
     work = [(row, seed) for row in rows for seed in seeds]
     for (name, detail, scheduler, steps), seed in track(work, "sampling", console=Console(stderr=True), transient=True):
-        pipe.scheduler = scheduler
+        replace_scheduler(pipe, scheduler)
         image = draw(pipe, call, steps, seed)
         if seed == seeds[0]:
             told = "" if steps != schedule.nfe else _list(scheduler.timesteps.unique().flip(0).tolist())
             drawn.append(Row(name, f"{detail}\n{told}".strip(), [image]))
         else:
             drawn[-1] = drawn[-1]._replace(images=[*drawn[-1].images, image])
-    pipe.scheduler = base
+    replace_scheduler(pipe, base)
     if plan.reference is not None:
         drawn = [drawn[0], *(_measured(row, drawn[0]) for row in drawn[1:])]
     texts = {"Software": MARK, "prompt": plan.prompt, "seeds": _list(seeds), "schedule": drawn[-1].detail}

@@ -5,12 +5,14 @@ from __future__ import annotations
 import copy
 import json
 import os
+import warnings
 from pathlib import Path
 from typing import Any
 
 import diffusers
 import numpy as np
 import torch
+from diffusers import SchedulerMixin
 
 from bridge.installed import REPLACED_KEY, SCHEDULE_KEY, Installed, scheduled_class
 from bridge.noise_of import noise_schedule_of
@@ -59,6 +61,57 @@ def without_schedule(scheduler: Any) -> Any:
     return getattr(diffusers, type(scheduler).__name__).from_config(kept)
 
 
+def install(pipe: Any, schedule: Schedule | Any) -> None:
+    """Install a schedule in a pipeline, and in the pipelines that it is made of: `pipe.scheduler` is replaced.
+
+    A pipeline made of others (VisualCloze, the combined ones of Kandinsky and StableCascade) samples by *their*
+    schedulers, which `pipe.scheduler = ...` does not reach.
+
+    Args:
+        pipe: a diffusers pipeline (anything with a `scheduler`).
+        schedule: as for `with_schedule`.
+
+    Raises:
+        ValueError: as `with_schedule` and `replace_scheduler` do; the pipeline is then as it was.
+    """
+    replace_scheduler(pipe, with_schedule(pipe.scheduler, schedule))
+
+
+def replace_scheduler(pipe: Any, scheduler: Any) -> None:
+    """Give a pipeline a scheduler, and those of its inner pipelines that sample with the same model.
+
+    An inner pipeline whose scheduler the outer one holds under another name (a prior's `prior_scheduler`) samples
+    another model; it keeps its own, and a warning names it.
+
+    Raises:
+        ValueError: if one scheduler serves two models, so that it cannot be replaced for one alone; it names the
+            inner pipelines.
+    """
+    inner = inner_pipelines(pipe)
+    others = {id(part) for name, part in vars(pipe).items() if name != "scheduler" and isinstance(part, SchedulerMixin)}
+    if inner and id(pipe.scheduler) in others:
+        raise ValueError(
+            f"the models of {' and '.join(inner)} share one scheduler object; give each its own, "
+            "copy.deepcopy(scheduler), when the pipeline is built"
+        )
+    kept = [name for name, part in inner.items() if id(part.scheduler) in others]
+    if kept:
+        warnings.warn(
+            f"{' and '.join(kept)} of {type(pipe).__name__} samples another model, and keeps its "
+            f"{type(inner[kept[0]].scheduler).__name__}",
+            stacklevel=3,
+        )
+    for part in (pipe, *(part for name, part in inner.items() if name not in kept)):
+        part.scheduler = scheduler
+
+
+def inner_pipelines(pipe: Any) -> dict[str, Any]:
+    """The pipelines that a pipeline is made of, by the names that it calls them."""
+    return {
+        name: part for name, part in vars(pipe).items() if isinstance(getattr(part, "scheduler", None), SchedulerMixin)
+    }
+
+
 def schedule_from_list(scheduler: Any, sigmas: Any) -> Schedule:
     """A schedule from N + 1 sigmas in diffusers' convention for this scheduler; see `with_schedule`.
 
@@ -97,12 +150,15 @@ def load_scheduler(folder: str | os.PathLike[str]) -> Any:
 
 def _supported_name(scheduler: Any) -> str:
     cls = type(scheduler)
+    if isinstance(getattr(scheduler, "scheduler", None), SchedulerMixin):
+        raise ValueError(
+            f"{cls.__name__} is a pipeline: pass pipe.scheduler, as in pipe.scheduler = with_schedule(pipe.scheduler, "
+            "schedule); or use install(pipe, schedule)"
+        )
     if issubclass(cls, Installed) or getattr(diffusers, cls.__name__, None) is cls:
         return cls.__name__
     parent = next((base.__name__ for base in cls.__mro__ if base.__name__ in ROWS), None)
     nearest = f"; the nearest that is supported: {parent}.from_config(scheduler.config)" if parent else ""
-    if hasattr(scheduler, "scheduler"):
-        nearest = "; for a pipeline pass pipe.scheduler"
     raise ValueError(
         f"{cls.__module__}.{cls.__name__} is not a scheduler class of diffusers, and its step may differ{nearest}"
     )

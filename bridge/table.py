@@ -97,7 +97,7 @@ def _refuse_sa(config: Mapping[str, Any], schedule: Schedule) -> str | None:
     if config["prediction_type"] == "flow_prediction":
         return "algorithm_type 'noise_prediction' does not know 'flow_prediction'; use 'data_prediction'"
     tau = config["tau_func"] or (lambda t: 1 if 200 <= t <= 800 else 0)  # the parent's default
-    if schedule.end == "clean" and tau(round(float(schedule.timesteps[-1]), 3)) != 0:
+    if schedule.end == "clean" and tau(round(float(schedule.timesteps[-1]), 4)) != 0:
         return (
             "algorithm_type 'noise_prediction' leaves noise of the last level in a step to sigma 0 where tau > 0; "
             "use 'data_prediction', a tau_func that is 0 there, or an end 't_eps'"

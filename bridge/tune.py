@@ -7,7 +7,7 @@ from typing import Any
 
 from bridge.guidance import shipped, usual_guidance
 from bridge.noise_of import noise_schedule_of
-from bridge.schedulers import with_schedule
+from bridge.schedulers import install
 from bridge.solver_of import solver_of
 from hso_jax.schedule import Schedule
 from hso_jax.search import search
@@ -17,11 +17,11 @@ from hso_jax.zoo import zoo
 def optimize_pipeline(
     pipe: Any, nfe: int, *, end: str | None = None, image_seq_len: int = 4096, mu: float | None = None, **options: Any
 ) -> Schedule:
-    """Find a schedule for a pipeline's own noise levels and install it: `pipe.scheduler` is replaced.
+    """Find a schedule for a pipeline's own noise levels and install it, as `bridge.install` does.
 
-    `method="reference"` finds it for the pipeline's solver and guidance weight; `method="zoo"` takes the shipped one, at
-    once; `fitness=SamplingFitness.of_pipeline(pipe, prompts), budget=calls` tunes it on the pipeline. A line on stderr
-    says what was installed: for which N, solver and guidance.
+    `method="reference"` finds it for the pipeline's solver and guidance weight; `method="zoo"` takes the shipped one,
+    at once; `fitness=SamplingFitness.of_pipeline(pipe, prompts), budget=calls` tunes it on the pipeline. A line on
+    stderr says what was installed: for which N, solver and guidance.
 
     Args:
         pipe: a diffusers pipeline (anything with a `scheduler`).
@@ -37,7 +37,7 @@ def optimize_pipeline(
         The schedule, to save or to look at.
 
     Raises:
-        ValueError: as `noise_schedule_of`, `search` and `with_schedule` do; the pipeline is then as it was.
+        ValueError: as `noise_schedule_of`, `search` and `install` do; the pipeline is then as it was.
     """
     why = "as asked"
     if end == "t_eps":
@@ -54,7 +54,7 @@ def optimize_pipeline(
         schedule = search(noise, nfe, **options)
     if end is not None:
         schedule = schedule.with_end(end)
-    pipe.scheduler = with_schedule(pipe.scheduler, schedule)
+    install(pipe, schedule)
     print(_said(pipe, schedule, why), file=sys.stderr)
     return schedule
 

@@ -55,7 +55,7 @@ def diffusers_sigmas(
 def _shift_of(
     name: str, scheduler: Any, config: Mapping[str, Any], mu: float | None, image_seq_len: int | None
 ) -> float:
-    """k of the scheduler's s -> k s / (1 + (k - 1) s)."""
+    """K of the scheduler's s -> k s / (1 + (k - 1) s)."""
     if not config.get("use_dynamic_shifting"):
         return _positive(getattr(scheduler, "shift", config.get("shift", 1.0)), "shift")
     rule = config.get("time_shift_type", "exponential")
@@ -72,8 +72,8 @@ def _shift_of(
     if image_seq_len is None:
         if given.get("base_shift") is None or given.get("base_shift") != given.get("max_shift"):
             raise ValueError(
-                f"{name}'s shift follows the image's size: pass image_seq_len (4096 for 1024 x 1024 pixels in FLUX), or "
-                "the mu that the pipeline computes"
+                f"{name}'s shift follows the image's size: pass image_seq_len (4096 for 1024 x 1024 pixels in FLUX), "
+                "or the mu that the pipeline computes"
             )
         image_seq_len = int(given.get("base_image_seq_len", 256))
     return _positive(dynamic_shift(image_seq_len, **given, time_shift_type=rule), "shift")

@@ -90,8 +90,10 @@ def test_subclass_and_other_objects() -> None:
         with_schedule(MyDDIM(**SD), SCHEDULE)
     with pytest.raises(ValueError, match="not a scheduler class of diffusers"):
         with_schedule(object(), SCHEDULE)
-    with pytest.raises(ValueError, match=r"pass pipe.scheduler"):
-        with_schedule(SimpleNamespace(scheduler=MyDDIM(**SD)), SCHEDULE)
+    scheduler = diffusers.DDIMScheduler(**SD)
+    for pipe in (SimpleNamespace(scheduler=scheduler), diffusers.DDPMPipeline(unet=None, scheduler=scheduler)):
+        with pytest.raises(ValueError, match=r"is a pipeline: pass pipe.scheduler"):
+            with_schedule(pipe, SCHEDULE)
 
 
 @pytest.mark.parametrize(
@@ -145,8 +147,8 @@ def test_wrong_number_of_steps_names_both() -> None:
         for call in ({"num_inference_steps": 25}, {"sigmas": list(np.linspace(1, 0.1, 25))}, {"timesteps": [1.0] * 25}):
             with pytest.raises(ValueError, match=r"is 25, but the installed schedule has 4"):
                 scheduler.set_timesteps(**call)
-        with pytest.raises(ValueError, match="num_inference_steps is None"):
-            scheduler.set_timesteps()
+        scheduler.set_timesteps()  # as many as the schedule has
+        assert len(scheduler.timesteps) == 4
 
 
 def test_proposed_timesteps_and_sigmas() -> None:

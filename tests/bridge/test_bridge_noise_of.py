@@ -10,8 +10,8 @@ import diffusers
 import numpy as np
 import pytest
 import torch
-from diffusers.utils import is_torchsde_available
 from cases import FLOW, SD, noise_of
+from diffusers.utils import is_torchsde_available
 
 from bridge import noise_schedule_of, with_schedule
 from bridge.table import ROWS

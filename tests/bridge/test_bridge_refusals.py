@@ -30,11 +30,17 @@ def test_the_advice_names_what_exists(name: str) -> None:
     named = [word for word in words if word.endswith("Scheduler")]
     assert all(word in ROWS for word in named)
     assert named or any(
-        word in unsupported(name) for word in ("no schedule applies", "cannot be set", "pass", "pipeline")
+        word in unsupported(name) for word in ("no schedule applies", "no levels to set", "pass", "pipeline")
     )
 
 
 def test_a_class_without_a_row_is_refused_with_its_advice() -> None:
     schedule = Schedule.from_t(bridge.noise_schedule_of(diffusers.DDIMScheduler()), [0.9, 0.5])
-    with pytest.raises(ValueError, match="RePaintScheduler is not supported: .*DDPMScheduler.from_config"):
+    with pytest.raises(ValueError, match=r"RePaintScheduler is not supported: .*DDPMScheduler.from_config"):
         bridge.with_schedule(diffusers.RePaintScheduler(), schedule)
+
+
+def test_reading_the_noise_of_such_a_class_says_the_same() -> None:
+    with pytest.raises(ValueError, match=r"MiniMaxH3Scheduler is not supported: use FlowMatchEulerDiscreteScheduler"):
+        bridge.noise_schedule_of(diffusers.schedulers.MiniMaxH3Scheduler())
+    assert bridge.noise_schedule_of(diffusers.UnCLIPScheduler()).kind == "vp"  # it has a training table

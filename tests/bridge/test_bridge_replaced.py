@@ -92,7 +92,7 @@ def test_one_training_timestep(name: str, shift: float) -> None:
     wanted = schedule.sampler_sigmas()
     np.testing.assert_array_equal(np.unique(scheduler.sigmas)[::-1], wanted)
     np.testing.assert_allclose(np.unique(scheduler.timesteps.numpy())[::-1], wanted[:4], rtol=1e-6)
-    with pytest.raises(ValueError, match="counts timesteps to 1000.*to 1"):
+    with pytest.raises(ValueError, match=r"counts timesteps to 1000.*to 1"):
         with_schedule(plain, FLOWING)
     with pytest.raises(ValueError, match=r"told a time in \[0, 1\]"):
         schedule.integer_timesteps()

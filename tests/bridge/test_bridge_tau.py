@@ -1,4 +1,4 @@
-"""SASolver looks at the timestep itself (tau is 1 in [200, 800]): one that is whole but for rounding must count as whole."""
+"""SASolver looks at the timestep itself (tau is 1 in [200, 800]): whole but for rounding must count as whole."""
 
 from __future__ import annotations
 

@@ -1,0 +1,126 @@
+"""One scheduler may serve many threads, and an error leaves it as it was: no step changes what the model is."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import cases
+import diffusers
+import pytest
+import torch
+from cases import CASES, SD
+from mixture import random_schedule, start
+
+from bridge import with_schedule
+
+SCHEDULE = random_schedule(cases.noise_of("sd15"), 6, "clean", 1)
+# Those whose steps depend on nothing but their arguments, so that diffusers' own class allows it too.
+STATELESS = ["DDIMScheduler", "DDIMParallelScheduler", "CogVideoXDDIMScheduler", "DDPMScheduler"]
+NAMES = list(dict.fromkeys(case.scheduler for case in CASES))
+
+
+@pytest.fixture
+def switching() -> Iterator[None]:
+    """Threads take turns as often as they can."""
+    before = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    yield
+    sys.setswitchinterval(before)
+
+
+def attributes(scheduler: Any) -> dict[str, Any]:
+    """With lists copied, since solvers write into them."""
+    return {name: list(x) if isinstance(x, list) else x for name, x in vars(scheduler).items()}
+
+
+def changed(scheduler: Any, before: dict[str, Any]) -> list[str]:
+    after = attributes(scheduler)
+    assert list(after) == list(before)
+    same = {
+        name: x is old
+        or (isinstance(x, list) and len(x) == len(old) and all(a is b for a, b in zip(x, old, strict=True)))
+        for (name, x), old in zip(after.items(), before.values(), strict=True)
+    }
+    return [name for name, x in same.items() if not x]
+
+
+@pytest.mark.parametrize("name", STATELESS)
+def test_threads_sample_what_they_would_alone(name: str, switching: None) -> None:
+    options = {"snr_shift_scale": 1.0} if name.startswith("CogVideoX") else {"clip_sample": False}
+    scheduler = with_schedule(getattr(diffusers, name)(**SD, **options), SCHEDULE)
+    scheduler.set_timesteps(6)
+    before = attributes(scheduler)
+
+    def run(seed: int) -> torch.Tensor:
+        generator = torch.Generator().manual_seed(seed)
+        x = start(seed=seed)
+        scheduler.set_timesteps(6)
+        for t in scheduler.timesteps:
+            given = {} if name.startswith("CogVideoX") else {"generator": generator}
+            x = scheduler.step(torch.tanh(x + t / 1000), t, x, **given).prev_sample
+        return x
+
+    alone = [run(seed) for seed in range(16)]
+    with ThreadPoolExecutor(16) as pool:
+        together = list(pool.map(run, [*range(16)] * 4))
+    for seed, x in enumerate(together):
+        assert torch.equal(x, alone[seed % 16])
+    assert set(changed(scheduler, before)) <= {"timesteps", "sigmas"}  # set anew, to the same
+    assert scheduler.alphas_cumprod.shape == (1000,)
+
+
+def built(name: str) -> Any:
+    """A scheduler that samples at the schedule."""
+    case = next(case for case in CASES if case.scheduler == name)
+    scheduler = with_schedule(
+        case.build(case.predictions[0]), random_schedule(cases.noise_of(case.model), 6, "clean", 1)
+    )
+    scheduler.set_timesteps(6)
+    return scheduler
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_an_error_in_a_step_leaves_the_model_alone(name: str) -> None:
+    """The solver's own memory (step_index, model_outputs) is the parent's business; the model's levels are not."""
+    scheduler, x = built(name), start()
+    scheduler.scale_model_input(x, scheduler.timesteps[0])
+    before, t = attributes(scheduler), scheduler.timesteps[0]
+    arguments = {
+        "CogVideoXDPMScheduler": (None, t, None, x),
+        "DDPMWuerstchenScheduler": (t.expand(len(x)), x),
+    }.get(name, (t, x))
+    with pytest.raises(RuntimeError):
+        scheduler.step(torch.zeros(3, 7), *arguments)
+    memory = {
+        "_step_index",
+        "model_outputs",
+        "timestep_list",
+        "lower_order_nums",
+        "sample",
+        "derivatives",
+        "prev_derivative",
+    }
+    memory |= {"dt", "last_sample", "this_order", "last_noise", "is_scale_input_called", "noise_sampler", "_init_size"}
+    assert set(changed(scheduler, before)) <= memory
+
+
+@pytest.mark.parametrize("name", [*STATELESS, "PNDMScheduler"])
+def test_an_error_in_a_step_through_a_table_changes_nothing_at_all(name: str) -> None:
+    scheduler, x = built(name), start()
+    scheduler.step(torch.tanh(x), scheduler.timesteps[0], x)
+    before = attributes(scheduler)
+    with pytest.raises(RuntimeError):
+        scheduler.step(torch.zeros(3, 7), scheduler.timesteps[1], x)
+    assert changed(scheduler, before) == []
+
+
+def test_an_error_in_set_timesteps_changes_nothing() -> None:
+    scheduler = with_schedule(diffusers.UniPCMultistepScheduler(**SD), SCHEDULE)
+    scheduler.set_timesteps(6)
+    before = attributes(scheduler)
+    with pytest.raises(RuntimeError):
+        scheduler.set_timesteps(6, device="nowhere")
+    assert changed(scheduler, before) == []
