@@ -50,10 +50,10 @@ EXPLAINED: dict[str, str] = {
     "UniPCMultistepSchedulerTest::test_full_loop_with_karras_and_v_prediction": _ROUNDED,
     "UniPCMultistepScheduler1DTest::test_full_loop_with_karras": _ROUNDED,
     "UniPCMultistepScheduler1DTest::test_full_loop_with_karras_and_v_prediction": _ROUNDED,
-    "UniPCMultistepScheduler1DTest::test_flow_and_karras_sigmas_values": "wants float32 sigmas; installed ones are float64",
+    "UniPCMultistepScheduler1DTest::test_flow_and_karras_sigmas_values": "wants float32 sigmas, not float64",
     "EDMDPMSolverMultistepSchedulerTest::": "its grids' last step goes from sigma_min to sigma_min: no schedule",
-    "TCDSchedulerTest::test_full_loop_multistep_deter": "its last step goes to training level 0, a clean end to sigma 0",
-    "TCDSchedulerTest::test_full_loop_onestep_deter": "its last step goes to training level 0, a clean end to sigma 0",
+    "TCDSchedulerTest::test_full_loop_multistep_deter": "it ends at training level 0, a clean end at sigma 0",
+    "TCDSchedulerTest::test_full_loop_onestep_deter": "it ends at training level 0, a clean end at sigma 0",
     "LCMSchedulerTest::test_custom_timesteps": "timesteps off the distillation grid are refused",
     "TCDSchedulerTest::test_custom_timesteps": "a step from training level 0 is refused",
 }
