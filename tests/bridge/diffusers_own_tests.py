@@ -54,6 +54,7 @@ EXPLAINED: dict[str, str] = {
     "EDMDPMSolverMultistepSchedulerTest::": "its grids' last step goes from sigma_min to sigma_min: no schedule",
     "TCDSchedulerTest::test_full_loop_multistep_deter": "it ends at training level 0, a clean end at sigma 0",
     "TCDSchedulerTest::test_full_loop_onestep_deter": "it ends at training level 0, a clean end at sigma 0",
+    "LMSDiscreteSchedulerTest::test_full_loop_with_noise": "starts late, with an order that the bridge corrects",
     "LCMSchedulerTest::test_custom_timesteps": "timesteps off the distillation grid are refused",
     "TCDSchedulerTest::test_custom_timesteps": "a step from training level 0 is refused",
 }
