@@ -36,6 +36,7 @@ from hso_jax.schedule import Schedule
 _ZERO = "alphas_cumprod of the betas in this test reaches 0 before the last level: no noise schedule"
 _TWICE = "its grid's last step goes from training level 0 to training level 0: no schedule"
 _FLOAT32 = "a sum near 57000 to 0.01: the plain class noises at float32 levels, a schedule at float64 ones"
+_ROUNDED = "karras timesteps are rounded by the plain class, and exact in a schedule; the test's model depends on them"
 EXPLAINED: dict[str, str] = {
     "::test_betas": _ZERO,
     "::test_full_loop_with_no_set_alpha_to_one": _TWICE,
@@ -45,6 +46,15 @@ EXPLAINED: dict[str, str] = {
     "EulerAncestralDiscreteSchedulerTest::test_full_loop_with_noise": _FLOAT32,
     "HeunDiscreteSchedulerTest::test_full_loop_with_noise": _FLOAT32,
     "KDPM2DiscreteSchedulerTest::test_full_loop_with_noise": _FLOAT32,
+    "UniPCMultistepSchedulerTest::test_full_loop_with_karras": _ROUNDED,
+    "UniPCMultistepSchedulerTest::test_full_loop_with_karras_and_v_prediction": _ROUNDED,
+    "UniPCMultistepScheduler1DTest::test_full_loop_with_karras": _ROUNDED,
+    "UniPCMultistepScheduler1DTest::test_full_loop_with_karras_and_v_prediction": _ROUNDED,
+    "UniPCMultistepScheduler1DTest::test_flow_and_karras_sigmas_values": "wants float32 sigmas, not float64",
+    "EDMDPMSolverMultistepSchedulerTest::": "its grids' last step goes from sigma_min to sigma_min: no schedule",
+    "TCDSchedulerTest::test_full_loop_multistep_deter": "it ends at training level 0, a clean end at sigma 0",
+    "TCDSchedulerTest::test_full_loop_onestep_deter": "it ends at training level 0, a clean end at sigma 0",
+    "LMSDiscreteSchedulerTest::test_full_loop_with_noise": "starts late, with an order that the bridge corrects",
     "LCMSchedulerTest::test_custom_timesteps": "timesteps off the distillation grid are refused",
     "TCDSchedulerTest::test_custom_timesteps": "a step from training level 0 is refused",
 }
