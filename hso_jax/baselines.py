@@ -13,6 +13,7 @@ import numpy as np
 
 from hso_jax import dm_nonuni, trust_region
 from hso_jax.batch import compiler_options
+from hso_jax.checks import choice, number
 from hso_jax.lanes import check_nfe
 from hso_jax.noise import NoiseSchedule
 from hso_jax.objectives import PAPER_GAMMA, paper_d_min
@@ -175,8 +176,8 @@ def inapplicable(name: str, noise: NoiseSchedule) -> str | None:
     Raises:
         ValueError: for an unknown name.
     """
-    if name not in BASELINES:
-        raise ValueError(f"baseline is {name!r}; use one of {', '.join(BASELINES)}")
+    choice("baseline", name, BASELINES)
+    check_noise(noise)
     kind = _AYS_KIND.get(name, noise.kind)
     if kind == noise.kind:
         return None
@@ -202,17 +203,19 @@ def baseline(
         d_min: spacing for the SPF score; the paper's by default.
 
     Raises:
-        ValueError: for an unknown name or layout, a rule that is `inapplicable`, or more evaluations than the model
-            has levels.
+        ValueError: for an unknown name or layout, a rule that is `inapplicable`, more evaluations than the model has
+            levels, a p that is not finite (within +-100), or a d_min outside [0, 1).
     """
     if reason := inapplicable(name, noise):
         raise ValueError(reason)
     check_nfe(nfe)
+    choice("layout", layout, LAYOUTS)
+    p = number("p", p, low=-P_LIMIT, high=P_LIMIT)
+    least = resolve_spacing(paper_d_min if d_min is None else d_min, nfe)
     if nfe > noise.num_train_timesteps - 2:
         raise ValueError(f"nfe is {nfe}; {noise.name} has only {noise.num_train_timesteps} levels")
     extra: dict[str, Any] = {"p": p} if name == "dm-nonuni" else {}
     t = BASELINES[name](noise, nfe, layout, **extra)
-    least = paper_d_min(nfe) if d_min is None else d_min
     schedule = Schedule.from_t(noise, t, layout=layout, method=name, p=p, d_min=least, versions=versions())
     return Schedule(**{**vars(schedule), **score(schedule, p=p, d_min=least, gamma=PAPER_GAMMA)})
 

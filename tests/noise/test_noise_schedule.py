@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 
 import jax
@@ -178,6 +179,12 @@ def test_fingerprint_names_the_noise_and_not_the_name() -> None:
     prints = {discrete(alphas_cumprod=table, name=name).fingerprint() for name in ("a", "b")}
     assert len(prints) == 1
     assert len({noise.fingerprint() for noise in ALL.values()} | prints) == len(ALL)
+
+
+def test_fingerprint_tells_kinds_apart_that_share_their_levels() -> None:
+    vp = discrete(alphas_cumprod=problems.SD_TABLE)
+    prints = {dataclasses.replace(vp, kind=kind).fingerprint() for kind in ("vp", "ve", "flow")}
+    assert len(prints) == 3
 
 
 def test_gradients_of_the_inverse() -> None:
