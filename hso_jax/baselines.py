@@ -16,8 +16,9 @@ from hso_jax.batch import compiler_options
 from hso_jax.checks import choice, number
 from hso_jax.lanes import check_nfe
 from hso_jax.noise import NoiseSchedule
-from hso_jax.objectives import PAPER_GAMMA, paper_d_min
-from hso_jax.schedule import Schedule
+from hso_jax.noise.noise_schedule import check_noise
+from hso_jax.objectives import PAPER_GAMMA, paper_d_min, resolve_spacing
+from hso_jax.schedule import LAYOUTS, Schedule
 from hso_jax.search import score, versions
 
 _DM_NODES = 21  # one compilation for every N up to 20
@@ -210,14 +211,18 @@ def baseline(
         raise ValueError(reason)
     check_nfe(nfe)
     choice("layout", layout, LAYOUTS)
-    p = number("p", p, low=-P_LIMIT, high=P_LIMIT)
+    p = number("p", p, low=-100.0, high=100.0)
     least = resolve_spacing(paper_d_min if d_min is None else d_min, nfe)
     if nfe > noise.num_train_timesteps - 2:
         raise ValueError(f"nfe is {nfe}; {noise.name} has only {noise.num_train_timesteps} levels")
     extra: dict[str, Any] = {"p": p} if name == "dm-nonuni" else {}
     t = BASELINES[name](noise, nfe, layout, **extra)
     schedule = Schedule.from_t(noise, t, layout=layout, method=name, p=p, d_min=least, versions=versions())
-    return Schedule(**{**vars(schedule), **score(schedule, p=p, d_min=least, gamma=PAPER_GAMMA)})
+    with np.errstate(over="ignore"):
+        scores = score(schedule, p=p, d_min=least, gamma=PAPER_GAMMA)
+    if not np.isfinite([value for value in scores.values() if value is not None]).all():
+        raise ValueError(f"p is {p:g}; MEP is not finite on {noise.name} with it; need one nearer to 2 or 1")
+    return Schedule(**{**vars(schedule), **scores})
 
 
 def _count(nfe: int, layout: str) -> int:

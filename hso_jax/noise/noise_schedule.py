@@ -19,6 +19,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from hso_jax.checks import shown
+
 Array = Any
 """A NumPy or a JAX array. NumPy in, NumPy (float64) out; JAX in, JAX out."""
 
@@ -215,6 +217,13 @@ class NoiseSchedule:
         return hashlib.sha256(f"{self.kind} {levels.tolist()}".encode()).hexdigest()[:16]
 
 
+def check_noise(noise: object) -> NoiseSchedule:
+    """`noise` itself. Raises ValueError for anything but a noise schedule: a model's name is none."""
+    if not isinstance(noise, NoiseSchedule):
+        raise ValueError(f"noise is {shown(noise)}; need a noise schedule, such as preset(name) or from_config(path)")
+    return noise
+
+
 def _weighted_log(xp: Any, weight: Array, argument: Array) -> tuple[Array, Array]:
     """`weight * log(argument)` and `weight / argument`, both 0 where the weight is (whatever the argument)."""
     used = weight > 0
@@ -264,8 +273,10 @@ def from_knots(
 
     Raises:
         ValueError: unless lam is finite in [t_min, t_max], within +-80, falls strictly and by at least 0.001 in all,
-            and the network is told different times. (Traced values are not checked.)
+            and the network is told different times; or for a name that is no text. (Traced values are not checked.)
     """
+    if not isinstance(name, str):
+        raise ValueError(f"name is {shown(name)}; need a text")
     xp = namespace(values)
     coefficients = cubic_coefficients(values)
     end = first + (len(values) - 1) * spacing

@@ -10,6 +10,8 @@ import numpy as np
 from hso_jax.checks import MOST_LEVELS, choice, number, whole
 from hso_jax.noise.noise_schedule import Array, NoiseSchedule, from_knots, namespace
 
+_MOST_TOKENS = 10**9  # of an image: its length is computed with as a float
+
 
 def flow(shift: Array = 1.0, *, num_train_timesteps: int = 1000, name: str = "flow") -> NoiseSchedule:
     """Rectified flow whose time is shifted, s(t) = shift t / (1 + (shift - 1) t); lam = log((1 - t)/t) - log(shift).
@@ -52,9 +54,9 @@ def dynamic_shift(
     Raises:
         ValueError: for a length below 1, equal lengths, an unknown time_shift_type or a shift that is not positive.
     """
-    length = whole("image_seq_len", image_seq_len, 1)
-    least = whole("base_image_seq_len", base_image_seq_len, 1)
-    most = whole("max_image_seq_len", max_image_seq_len, 1)
+    length = whole("image_seq_len", image_seq_len, 1, _MOST_TOKENS)
+    least = whole("base_image_seq_len", base_image_seq_len, 1, _MOST_TOKENS)
+    most = whole("max_image_seq_len", max_image_seq_len, 1, _MOST_TOKENS)
     low, high = number("base_shift", base_shift), number("max_shift", max_shift)
     choice("time_shift_type", time_shift_type, ("exponential", "linear"))
     if least == most:
