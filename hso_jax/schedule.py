@@ -243,7 +243,7 @@ def _frozen(name: str, values: Any) -> np.ndarray:
 
 
 def _is_count(value: Any, least: int) -> bool:
-    return isinstance(value, (int, np.integer)) and not isinstance(value, bool) and value >= least
+    return isinstance(value, (int, np.integer)) and not isinstance(value, bool) and least <= value < 2**63
 
 
 def _check_mapping(name: str, value: Any) -> None:

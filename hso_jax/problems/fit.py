@@ -45,7 +45,7 @@ def fit(
     """
     data = numbers("samples", samples)
     components, dimension = whole("components", components, 1), whole("dimension", dimension, 1)
-    seed, iterations = whole("seed", seed, 0), whole("iterations", iterations, 1)
+    seed, iterations = whole("seed", seed, 0, 2**31 - 1), whole("iterations", iterations, 1, 10**6)
     if data.ndim < 2 or not data.size:
         raise ValueError(f"samples has shape {data.shape}; need [n, ...]")
     data = data.reshape(len(data), -1)
