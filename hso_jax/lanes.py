@@ -147,7 +147,10 @@ def _cut(box: Box, noise: NoiseSchedule) -> Box:
     for name, pair in box._asdict().items():
         if not isinstance(pair, (tuple, list)) or len(pair) != 2:
             raise ValueError(f"box {name} is {shown(pair)}; need two finite numbers, the smaller first")
-        a, b = (number(f"box {name}", x, need="two finite numbers, the smaller first") for x in pair)
+        try:
+            a, b = (number(name, x) for x in pair)
+        except ValueError:
+            raise ValueError(f"box {name} is {shown(pair)}; need two finite numbers, the smaller first") from None
         if not (math.isfinite(a) and math.isfinite(b) and a <= b):
             raise ValueError(f"box {name} is ({a}, {b}); need two finite numbers, the smaller first")
     if box.rho[0] <= 0:

@@ -94,6 +94,11 @@ class Schedule:
         for name in ("t", "lams", "sigmas", "timesteps"):
             object.__setattr__(self, name, _frozen(name, getattr(self, name)))
         _check(self)
+        for name in (*_NUMBERS, *_COUNTS, "nfe"):
+            object.__setattr__(self, name, _plain(getattr(self, name)))
+        for name in ("psi", "others"):
+            if (mapping := getattr(self, name)) is not None:
+                object.__setattr__(self, name, {key: _plain(x) for key, x in mapping.items()})
 
     @classmethod
     def from_t(
@@ -240,6 +245,11 @@ def _frozen(name: str, values: Any) -> np.ndarray:
     array = numbers(name, values).copy()
     array.setflags(write=False)
     return array
+
+
+def _plain(value: Any) -> Any:
+    """NumPy's numbers as Python's, which a file can hold."""
+    return value.item() if isinstance(value, (np.generic, np.ndarray)) else value
 
 
 def _is_count(value: Any, least: int) -> bool:

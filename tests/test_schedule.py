@@ -156,3 +156,10 @@ def test_bad_schedules_are_named(case: str) -> None:
     call, match = BAD[case]
     with pytest.raises(ValueError, match=match):
         call()
+
+
+def test_numbers_of_numpy_become_python_s() -> None:
+    one = np.float32(0.5)
+    s = Schedule.from_t(cosine(), T, p=np.array(2.0), error=one, seed=np.int64(3), psi={"p": one}, others={"ddim": one})
+    assert [type(x) for x in (s.p, s.error, s.seed, s.psi["p"], s.others["ddim"])] == [float, float, int, float, float]
+    assert (s.p, s.error, s.seed) == (2.0, 0.5, 3)

@@ -126,7 +126,7 @@ def check_noise(noise: NoiseSchedule, rng: random.Random) -> None:
     assert np.isfinite([lam, slope, bend]).all() and (np.diff(lam)[np.diff(t) > 1e-3 * (high - low)] < 0).all()
     assert (np.diff(lam) <= 1e-12 * (1 + np.abs(lam[1:]))).all()
     back = noise.lam(noise.t_of_lam(lam))
-    rounding = 4e-16 * np.abs(slope) + 1e-12 * (1.0 + np.abs(lam))
+    rounding = 1e-12 * (np.abs(slope) + 1.0 + np.abs(lam))  # in t it is 1e-12
     assert (np.abs(back - lam) <= 1e-8 + 10 * rounding).all(), np.abs(back - lam).max()
     for values in (noise.alpha(t), noise.sigma(t), noise.ksigma(t), noise.timestep(t)):
         assert np.isfinite(values).all()
