@@ -253,7 +253,7 @@ def _plain(value: Any) -> Any:
 
 
 def _is_count(value: Any, least: int) -> bool:
-    return isinstance(value, (int, np.integer)) and not isinstance(value, bool) and least <= value < 2**63
+    return isinstance(value, (int, np.integer)) and not isinstance(value, bool) and least <= int(value) < 2**63
 
 
 def _check_mapping(name: str, value: Any) -> None:

@@ -232,7 +232,7 @@ def _refuse(options: Mapping[str, Any], what: str) -> None:
 def _expect(name: str, effort: object, kind: type) -> None:
     if effort is not None and not isinstance(effort, kind):
         raise ValueError(f"{name} is {shown(effort)}; this search takes {kind.__name__}(...)")
-    for field, value in effort._asdict().items() if isinstance(effort, tuple) else ():
+    for field, value in effort._asdict().items() if isinstance(effort, (Effort, ReferenceEffort)) else ():
         whole(f"{name}.{field}", value, 0 if field in ("steps", "polish", "generations", "final_steps") else 1)
 
 

@@ -30,6 +30,9 @@ LARGEST_LAM = 80.0
 SMALLEST_FALL = 1e-3
 """Of lam between the ends: with less, rounding to fewer digits makes levels equal."""
 
+INVERSE_TOLERANCE = 1e-6
+"""In lam: Newton's method in `t_of_lam` does not get through a table whose slope falls by many orders."""
+
 
 def namespace(*arrays: Array) -> Any:
     """`jax.numpy` if any argument (or a pytree's leaf) is a JAX array or tracer, else `numpy`."""
@@ -272,7 +275,7 @@ def from_knots(
     it is continued to lam = -inf at t = 1 by a logarithm with the same slope.
 
     Raises:
-        ValueError: unless lam is finite in [t_min, t_max], within +-80, falls strictly and by at least 0.001 in all,
+        ValueError: unless lam is finite in [t_min, t_max], within +-80, falls strictly, by at least 0.001 in all, and is inverted,
             and the network is told different times; or for a name that is no text. (Traced values are not checked.)
     """
     if not isinstance(name, str):
@@ -313,6 +316,14 @@ def _check_usable(noise: NoiseSchedule) -> None:
         raise ValueError(
             f"{noise.name}: lam is {lam[i]:.9g} at t = {t[i]:.9g} and {lam[j]:.9g} at t = {t[j]:.9g}; need it to fall, "
             f"in all by at least {SMALLEST_FALL:g}: use levels further apart"
+        )
+    some = slice(None, None, max(1, len(t) // 1000))
+    missed = np.abs(noise.lam(noise.t_of_lam(lam[some])) - lam[some])
+    if missed.max() > INVERSE_TOLERANCE:
+        at = t[some][int(missed.argmax())]
+        raise ValueError(
+            f"{noise.name}: lam is so flat or so steep near t = {at:.6g} that its inverse is off by "
+            f"{missed.max():.3g}; use levels whose distances in lam differ by less"
         )
     told = noise.timestep(t)
     if (same := np.flatnonzero(np.diff(told) <= 0)).size:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import jax
 import numpy as np
 
@@ -66,7 +68,8 @@ def discrete(
     """
     if (alphas_cumprod is None) == (betas is None):
         raise ValueError("give either alphas_cumprod or betas")
-    what, table = ("betas", betas) if alphas_cumprod is None else ("alphas_cumprod", alphas_cumprod)
+    what = "betas" if alphas_cumprod is None else "alphas_cumprod"
+    table: Any = betas if alphas_cumprod is None else alphas_cumprod
     rescale_betas_zero_snr = flag("rescale_betas_zero_snr", rescale_betas_zero_snr)
     xp = namespace(table)
     concrete = not isinstance(table, jax.core.Tracer)

@@ -174,5 +174,19 @@ def test_what_is_no_table(table: Any) -> None:
 
 
 def test_a_table_that_is_flat_before_its_zero_still_ends_at_pure_noise() -> None:
-    noise = discrete(alphas_cumprod=[0.9, 0.5, 0.1, 0.1 - 1e-9, 0.1 - 2e-9, 0.0])
+    noise = discrete(alphas_cumprod=[0.9, 0.5, 0.1, 0.1 - 1e-5, 0.1 - 2e-5, 0.0])
     assert noise.zero_terminal_snr and noise.lam(1.0) == -np.inf
+
+
+def test_a_table_too_flat_to_be_inverted_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"inverse is off by .*use levels whose distances"):
+        discrete(
+            alphas_cumprod=[
+                0.5027137871490782,
+                0.4999999997203407,
+                0.4999999990944517,
+                0.49955988811134766,
+                0.49723331412411054,
+            ],
+            rescale_betas_zero_snr=True,
+        )
