@@ -141,6 +141,7 @@ def test_bad_tables(arguments: dict[str, object], match: str) -> None:
         lambda: linear_vp(0.1, 1e300),
         lambda: linear_vp(1e-300, 20.0, t_min=1e-300),
         lambda: linear_vp(beta_max=True),
+        lambda: beta_table("linear", 0.1, 1.0),
         lambda: beta_table("linear", "0.1", 0.2),
         lambda: beta_table("linear", num_train_timesteps=10**400),
         lambda: beta_table(num_train_timesteps=1e30),
@@ -174,7 +175,7 @@ def test_what_is_no_table(table: Any) -> None:
 
 
 def test_a_table_that_is_flat_before_its_zero_still_ends_at_pure_noise() -> None:
-    noise = discrete(alphas_cumprod=[0.9, 0.5, 0.1, 0.1 - 1e-5, 0.1 - 2e-5, 0.0])
+    noise = discrete(alphas_cumprod=[0.9, 0.8, 0.7, 0.2, 0.19, 0.0])
     assert noise.zero_terminal_snr and noise.lam(1.0) == -np.inf
 
 
