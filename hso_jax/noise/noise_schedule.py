@@ -275,8 +275,9 @@ def from_knots(
     it is continued to lam = -inf at t = 1 by a logarithm with the same slope.
 
     Raises:
-        ValueError: unless lam is finite in [t_min, t_max], within +-80, falls strictly, by at least 0.001 in all, is inverted
-            by `t_of_lam`, and the network is told different times; or for a name that is no text. (Traced values are not checked.)
+        ValueError: unless lam is finite in [t_min, t_max], within +-80, falls strictly, by at least 0.001 in all, is
+            inverted by `t_of_lam`, and the network is told different times; or for a name that is no text. (Traced
+            values are not checked.)
     """
     if not isinstance(name, str):
         raise ValueError(f"name is {shown(name)}; need a text")
