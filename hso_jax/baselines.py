@@ -13,10 +13,12 @@ import numpy as np
 
 from hso_jax import dm_nonuni, trust_region
 from hso_jax.batch import compiler_options
+from hso_jax.checks import choice, number
 from hso_jax.lanes import check_nfe
 from hso_jax.noise import NoiseSchedule
-from hso_jax.objectives import PAPER_GAMMA, paper_d_min
-from hso_jax.schedule import Schedule
+from hso_jax.noise.noise_schedule import check_noise
+from hso_jax.objectives import PAPER_GAMMA, paper_d_min, resolve_spacing
+from hso_jax.schedule import LAYOUTS, Schedule
 from hso_jax.search import score, versions
 
 _DM_NODES = 21  # one compilation for every N up to 20
@@ -175,8 +177,8 @@ def inapplicable(name: str, noise: NoiseSchedule) -> str | None:
     Raises:
         ValueError: for an unknown name.
     """
-    if name not in BASELINES:
-        raise ValueError(f"baseline is {name!r}; use one of {', '.join(BASELINES)}")
+    choice("baseline", name, BASELINES)
+    check_noise(noise)
     kind = _AYS_KIND.get(name, noise.kind)
     if kind == noise.kind:
         return None
@@ -202,19 +204,25 @@ def baseline(
         d_min: spacing for the SPF score; the paper's by default.
 
     Raises:
-        ValueError: for an unknown name or layout, a rule that is `inapplicable`, or more evaluations than the model
-            has levels.
+        ValueError: for an unknown name or layout, a rule that is `inapplicable`, more evaluations than the model has
+            levels, a p that is not finite (within +-100), or a d_min outside [0, 1).
     """
     if reason := inapplicable(name, noise):
         raise ValueError(reason)
     check_nfe(nfe)
+    choice("layout", layout, LAYOUTS)
+    p = number("p", p, low=-100.0, high=100.0)
+    least = resolve_spacing(paper_d_min if d_min is None else d_min, nfe)
     if nfe > noise.levels - 2:
         raise ValueError(f"nfe is {nfe}; {noise.name} has only {noise.levels} levels")
     extra: dict[str, Any] = {"p": p} if name == "dm-nonuni" else {}
     t = BASELINES[name](noise, nfe, layout, **extra)
-    least = paper_d_min(nfe) if d_min is None else d_min
     schedule = Schedule.from_t(noise, t, layout=layout, method=name, p=p, d_min=least, versions=versions())
-    return Schedule(**{**vars(schedule), **score(schedule, p=p, d_min=least, gamma=PAPER_GAMMA)})
+    with np.errstate(over="ignore"):
+        scores = score(schedule, p=p, d_min=least, gamma=PAPER_GAMMA)
+    if not np.isfinite([value for value in scores.values() if value is not None]).all():
+        raise ValueError(f"p is {p:g}; MEP is not finite on {noise.name} with it; need one nearer to 2 or 1")
+    return Schedule(**{**vars(schedule), **scores})
 
 
 def _count(nfe: int, layout: str) -> int:

@@ -5,13 +5,13 @@ from __future__ import annotations
 import json
 import math
 import os
-import reprlib
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from hso_jax.checks import json_object, shown
 from hso_jax.schedule import versions
 from hso_jax.schedule_file import write_whole
 
@@ -36,6 +36,8 @@ class Judgements:
             ValueError: if the file is none of these, or was made with other arguments: it names what differs.
             OSError: if it cannot be read or written.
         """
+        if path is not None and not isinstance(path, (str, os.PathLike)):
+            raise ValueError(f"checkpoint is {shown(path)}; need a path or None")
         self._path = None if path is None else Path(path)
         self._document: dict[str, Any] = {
             "format": FORMAT,
@@ -107,8 +109,8 @@ def plain(value: Any, name: str) -> Any:
     """A value as it comes back from a JSON file. Raises ValueError, with its name, if it cannot be written to one."""
     try:
         return json.loads(json.dumps(value, allow_nan=False))
-    except (TypeError, ValueError) as error:
-        raise ValueError(f"{name} is {reprlib.repr(value)}; it must be made of texts and finite numbers") from error
+    except (TypeError, ValueError, RecursionError) as error:
+        raise ValueError(f"{name} is {shown(value)}; it must be made of texts and finite numbers") from error
 
 
 def _differences(theirs: Any, ours: Any, name: str) -> Iterator[str]:
@@ -116,27 +118,49 @@ def _differences(theirs: Any, ours: Any, name: str) -> Iterator[str]:
         for key in sorted({*theirs, *ours}):
             yield from _differences(theirs.get(key), ours.get(key), f"{name}.{key}" if name else key)
     elif theirs != ours:
-        yield f"{name} was {reprlib.repr(theirs)}, is {reprlib.repr(ours)}"
+        yield f"{name} was {shown(theirs)}, is {shown(ours)}"
 
 
 def _read(path: Path) -> dict[str, Any]:
     """The document, checked as far as this program relies on it."""
-    try:
-        document = json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, RecursionError) as error:
-        raise ValueError(f"checkpoint {path} is not valid JSON, or truncated ({error})") from error
-    if not isinstance(document, dict) or document.get("format") != FORMAT:
+    document = json_object(path, "a checkpoint")
+    if document.get("format") != FORMAT:
         raise ValueError(f'{path} is not a checkpoint: it must be an object with "format": "{FORMAT}"')
-    if document.get("version") != VERSION:
-        raise ValueError(f"checkpoint {path} has version {document.get('version')!r}; this program knows {VERSION}")
-    try:
-        for name in ("arguments", "versions", "searches"):
-            document[name].items()
-        for search in document["searches"].values():
-            list(search["starts"])
-            for record in search["judged"]:
-                if not isinstance(record["t"], list) or not isinstance(record["fitness"], (float, int, type(None))):
-                    raise TypeError("judged")
-    except (AttributeError, KeyError, TypeError) as error:
-        raise ValueError(f"checkpoint {path} is damaged ({error}); give another file") from error
+    version = document.get("version")
+    if isinstance(version, bool) or version != VERSION:
+        raise ValueError(f"checkpoint {path} has version {shown(version)}; this program knows {VERSION}")
+    if fault := _fault(document):
+        raise ValueError(f"checkpoint {path} is damaged: {fault}; give another file")
     return document
+
+
+def _fault(document: Mapping[str, Any]) -> str | None:
+    """The first entry that is not what `Judgements` writes; None if there is none."""
+    for name in ("arguments", "versions", "searches"):
+        if not isinstance(document.get(name), dict):
+            return f"{name} is {shown(document.get(name))}, not an object"
+    for nfe, search in document["searches"].items():
+        where = f"searches[{shown(nfe)}]"
+        if not isinstance(search, dict) or set(search) != {"starts", "judged"}:
+            return f"{where} must be an object of starts and judged"
+        starts, judged = search["starts"], search["judged"]
+        if not isinstance(starts, list) or not all(isinstance(start, str) for start in starts):
+            return f"{where}.starts is {shown(starts)}, not a list of texts"
+        if not isinstance(judged, list):
+            return f"{where}.judged is {shown(judged)}, not a list"
+        for i, record in enumerate(judged):
+            if not isinstance(record, dict) or set(record) != {"t", "fitness"}:
+                return f"{where}.judged[{i}] must be an object of t and fitness"
+            t, value = record["t"], record["fitness"]
+            if not isinstance(t, list) or not all(map(_is_number, t)):
+                return f"{where}.judged[{i}].t is {shown(t)}, not a list of numbers"
+            if value is not None and not _is_number(value):
+                return f"{where}.judged[{i}].fitness is {shown(value)}, not a number or null"
+    return None
+
+
+def _is_number(value: Any) -> bool:
+    try:
+        return isinstance(value, (float, int)) and not isinstance(value, bool) and math.isfinite(value)
+    except OverflowError:  # a whole number beyond the largest float
+        return False

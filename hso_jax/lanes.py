@@ -10,7 +10,9 @@ import jax
 import numpy as np
 from jax import Array
 
+from hso_jax.checks import choice, number, shown
 from hso_jax.noise import NoiseSchedule
+from hso_jax.noise.noise_schedule import check_noise
 from hso_jax.objectives import PAPER_GAMMA, Spacing, paper_d_min, resolve_spacing
 from hso_jax.schedule import LAYOUTS
 
@@ -93,14 +95,14 @@ class LaneArrays(NamedTuple):
 def check_nfe(nfe: object) -> int:
     """`nfe` as an int. Raises ValueError unless it is a whole number of at least 1."""
     if isinstance(nfe, bool) or not isinstance(nfe, (int, np.integer)) or nfe < 1:
-        raise ValueError(f"nfe is {nfe!r}; need whole numbers of at least 1")
+        raise ValueError(f"nfe is {shown(nfe)}; need whole numbers of at least 1")
     return int(nfe)
 
 
 def check_seed(seed: object) -> None:
     """Raises ValueError unless it is a whole number in 0..2^31 - 1."""
     if isinstance(seed, bool) or not isinstance(seed, (int, np.integer)) or not 0 <= seed < 2**31:
-        raise ValueError(f"seed is {seed!r}; need a whole number from 0 to 2^31 - 1")
+        raise ValueError(f"seed is {shown(seed)}; need a whole number from 0 to 2^31 - 1")
 
 
 def check(lane: Lane) -> Lane:
@@ -109,15 +111,13 @@ def check(lane: Lane) -> Lane:
     Raises:
         ValueError: naming the value that is wrong; in particular when the spacing does not fit into the box.
     """
+    check_noise(lane.noise)
     check_nfe(lane.nfe)
     choices = {"layout": LAYOUTS, "objective": OBJECTIVES, "spacing_as": SPACING_AS}
     for name, known in choices.items():
-        if getattr(lane, name) not in known:
-            raise ValueError(f"{name} is {getattr(lane, name)!r}; use one of {', '.join(known)}")
-    if not math.isfinite(lane.p):
-        raise ValueError(f"p is {lane.p}; need a finite number (2 for latent, 1 for pixel models)")
-    if not (math.isfinite(lane.gamma) and lane.gamma >= 0):
-        raise ValueError(f"gamma is {lane.gamma}; need a finite number of at least 0")
+        choice(name, getattr(lane, name), known)
+    number("p", lane.p, low=-100.0, high=100.0, need="a finite number (2 for latent, 1 for pixel models)")
+    number("gamma", lane.gamma, low=0.0, high=1e30, closed=True, need="a finite number of at least 0")
     check_seed(lane.seed)
     box = _cut(lane.box, lane.noise)
     room = box.t_max[1] - box.t_eps[0]
@@ -142,7 +142,15 @@ def relaxed(lane: Lane) -> Lane:
 
 def _cut(box: Box, noise: NoiseSchedule) -> Box:
     low, high = float(noise.t_min), float(noise.t_max)
-    for name, (a, b) in box._asdict().items():
+    if not isinstance(box, Box):
+        raise ValueError(f"box is {shown(box)}; need a Box(rho=..., t_eps=..., t_max=...)")
+    for name, pair in box._asdict().items():
+        if not isinstance(pair, (tuple, list)) or len(pair) != 2:
+            raise ValueError(f"box {name} is {shown(pair)}; need two finite numbers, the smaller first")
+        try:
+            a, b = (number(name, x) for x in pair)
+        except ValueError:
+            raise ValueError(f"box {name} is {shown(pair)}; need two finite numbers, the smaller first") from None
         if not (math.isfinite(a) and math.isfinite(b) and a <= b):
             raise ValueError(f"box {name} is ({a}, {b}); need two finite numbers, the smaller first")
     if box.rho[0] <= 0:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import numbers
 from collections.abc import Callable
 
+from hso_jax.checks import shown, whole
 from hso_jax.noise.noise_schedule import Array, namespace
 
 PAPER_GAMMA = 1e9
@@ -64,7 +65,12 @@ def mep(lams: Array, p: Array | float = 2.0) -> Array:
 
 
 def paper_d_min(nfe: int) -> float:
-    """The paper's minimum spacing in t: 0.15 at N = 4 falling linearly to 0.01 at N = 20 (arXiv 2511.11688, SPF)."""
+    """The paper's minimum spacing in t: 0.15 at N = 4 falling linearly to 0.01 at N = 20 (arXiv 2511.11688, SPF).
+
+    Raises:
+        ValueError: unless N is a whole number of at least 1.
+    """
+    nfe = whole("nfe", nfe, 1, 10**9)
     return min(max(0.15 - 0.14 / 16.0 * (nfe - 4), 0.01), 0.15)
 
 
@@ -111,5 +117,5 @@ def resolve_spacing(spacing: Spacing, nfe: int) -> float:
     """
     value = spacing(nfe) if callable(spacing) else spacing
     if isinstance(value, bool) or not isinstance(value, numbers.Real) or not 0.0 <= value < 1.0:
-        raise ValueError(f"spacing is {value!r} at nfe {nfe}; need a number in [0, 1)")
+        raise ValueError(f"spacing is {shown(value)} at nfe {nfe}; need a number in [0, 1)")
     return float(value)

@@ -10,11 +10,16 @@ from typing import Any
 
 import numpy as np
 
+from hso_jax.checks import choice, number, numbers, shown
 from hso_jax.diffusers_sigmas import diffusers_sigmas
 from hso_jax.noise import NoiseSchedule, alpha_sigma
+from hso_jax.noise.noise_schedule import check_noise
 
 LAYOUTS = ("node", "interval")
 ENDS = ("clean", "t_eps")
+_TEXTS = ("model", "method", "solver", "noise", "result")
+_NUMBERS = ("p", "d_min", "mep", "spf", "min_spacing", "stationarity", "guidance", "error", "fitness")
+_COUNTS = {"num_train_timesteps": 1, "iterations": 0, "seed": 0}
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -90,6 +95,11 @@ class Schedule:
         for name in ("t", "lams", "sigmas", "timesteps"):
             object.__setattr__(self, name, _frozen(name, getattr(self, name)))
         _check(self)
+        for name in (*_NUMBERS, *_COUNTS, "nfe"):
+            object.__setattr__(self, name, _plain(getattr(self, name)))
+        for name in ("psi", "others"):
+            if (mapping := getattr(self, name)) is not None:
+                object.__setattr__(self, name, {key: _plain(x) for key, x in mapping.items()})
 
     @classmethod
     def from_t(
@@ -108,8 +118,9 @@ class Schedule:
         Raises:
             ValueError: if t is empty, not finite, not strictly falling or outside (0, 1], or layout or end unknown.
         """
-        t = np.asarray(t, np.float64)
-        _check_choice("layout", layout, LAYOUTS)
+        check_noise(noise)
+        t = numbers("t", t)
+        choice("layout", layout, LAYOUTS)
         if t.ndim != 1 or t.size < (1 if layout == "node" else 2):
             raise ValueError(
                 f"t has shape {t.shape}; layout {layout!r} needs {'1' if layout == 'node' else '2'} or more nodes"
@@ -127,7 +138,7 @@ class Schedule:
             model=noise.name,
             nfe=nfe,
             layout=layout,
-            end=end or ("clean" if layout == "node" else "t_eps"),
+            end=end if end is not None else ("clean" if layout == "node" else "t_eps"),
             method=method,
             solver=solver,
             t=t,
@@ -150,13 +161,15 @@ class Schedule:
         Raises:
             ValueError: as `from_t`, or for a value that the noise schedule does not reach.
         """
-        values = np.asarray(sigmas, np.float64)
+        check_noise(noise)
+        choice("end", end, ENDS)
+        values = numbers("sigmas", sigmas)
         if values.ndim != 1 or values.size == 0:
             raise ValueError(f"sigmas has shape {values.shape}; need one axis with at least one value")
         if end == "clean" and values[-1] == 0.0:
             values = values[:-1]
         if values.size == 0 or not np.all(values > 0):
-            raise ValueError(f"sigmas must be positive (but for a final 0), got {np.asarray(sigmas).tolist()}")
+            raise ValueError(f"sigmas must be positive (but for a final 0), got {shown(sigmas)}")
         with np.errstate(divide="ignore"):
             lams = -np.log(values)
         highest, lowest = float(noise.lam(float(noise.t_min))), float(noise.lam(float(noise.t_max)))
@@ -255,25 +268,49 @@ def versions() -> dict[str, str]:
 
 
 def _frozen(name: str, values: Any) -> np.ndarray:
-    try:
-        array = np.array(values, np.float64)
-    except (TypeError, ValueError) as error:
-        raise ValueError(f"{name} must be a list of numbers ({error})") from error
+    array = numbers(name, values).copy()
     array.setflags(write=False)
     return array
 
 
-def _check_choice(what: str, value: Any, choices: tuple[str, ...]) -> None:
-    if value not in choices:
-        raise ValueError(f"{what} is {value!r}; use one of {', '.join(choices)}")
+def _plain(value: Any) -> Any:
+    """NumPy's numbers as Python's, which a file can hold."""
+    return value.item() if isinstance(value, (np.generic, np.ndarray)) else value
+
+
+def _is_count(value: Any, least: int) -> bool:
+    return isinstance(value, (int, np.integer)) and not isinstance(value, bool) and least <= int(value) < 2**63
+
+
+def _check_mapping(name: str, value: Any) -> None:
+    if value is None and name == "psi":
+        return
+    if not isinstance(value, Mapping) or not all(isinstance(key, str) for key in value):
+        raise ValueError(f"{name} is {shown(value)}; need numbers by name")
+    for key, x in value.items():
+        number(f"{name}[{key!r}]", x)
 
 
 def _check(s: Schedule) -> None:
-    _check_choice("layout", s.layout, LAYOUTS)
-    _check_choice("end", s.end, ENDS)
-    _check_choice("kind", s.kind, ("vp", "ve", "flow"))
+    choice("layout", s.layout, LAYOUTS)
+    choice("end", s.end, ENDS)
+    choice("kind", s.kind, ("vp", "ve", "flow"))
     if not isinstance(s.nfe, (int, np.integer)) or isinstance(s.nfe, bool) or s.nfe < 1:
-        raise ValueError(f"nfe is {s.nfe!r}; need a whole number of at least 1")
+        raise ValueError(f"nfe is {shown(s.nfe)}; need a whole number of at least 1")
+    for name in _TEXTS:
+        if not isinstance(getattr(s, name), str):
+            raise ValueError(f"{name} is {shown(getattr(s, name))}; need a text")
+    for name in _NUMBERS:
+        if getattr(s, name) is not None or name in ("p", "d_min"):
+            number(name, getattr(s, name))
+    for name, least in _COUNTS.items():
+        value = getattr(s, name)
+        if (value is not None or name != "seed") and not _is_count(value, least):
+            raise ValueError(f"{name} is {shown(value)}; need a whole number of at least {least}, not a float")
+    for name in ("psi", "others"):
+        _check_mapping(name, getattr(s, name))
+    if not isinstance(s.versions, Mapping) or not all(isinstance(x, str) for kv in s.versions.items() for x in kv):
+        raise ValueError(f"versions is {shown(s.versions)}; need texts by name")
     if s.layout == "node" and s.end == "t_eps":
         raise ValueError("end 't_eps' needs layout 'interval': layout 'node' has no node to stop at")
     nodes = s.nfe + (s.layout == "interval")

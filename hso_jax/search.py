@@ -13,10 +13,12 @@ import numpy as np
 
 from hso_jax import batch, trust_region
 from hso_jax.batch import Effort, Progress
+from hso_jax.checks import choice, flag, shown, whole
 from hso_jax.curvature import interval_objective
 from hso_jax.lanes import Lane, check, check_nfe, relaxed
 from hso_jax.measured import Fitness, measured_schedules
 from hso_jax.noise import NoiseSchedule
+from hso_jax.noise.noise_schedule import check_noise
 from hso_jax.objectives import mep, mep_interval_derivatives, spf
 from hso_jax.reference.lanes import ReferenceLane, pack, s_of_lam
 from hso_jax.reference.lanes import check as check_reference
@@ -59,6 +61,10 @@ def lanes(
     Raises:
         ValueError: as `lanes.check`.
     """
+    flag("relax", relax)
+    for what, values in {"noises": noises, "nfes": nfes, "layouts": layouts, "seeds": seeds}.items():
+        if isinstance(values, (str, bytes)) or not isinstance(values, Iterable):
+            raise ValueError(f"{what} is {shown(values)}; need a list")
     combinations = itertools.product(list(noises), list(layouts), [check_nfe(n) for n in nfes], list(seeds))
     many = [Lane(noise, nfe, layout, seed=seed, **options) for noise, layout, nfe, seed in combinations]
     return [check(relaxed(lane) if relax else lane) for lane in many]
@@ -150,11 +156,11 @@ def search(
         Exception: what a fitness raises, as it is; the checkpoint then has all judgements before.
     """
     lower, upper = _levels(method, objective, fitness)
+    check_noise(noise)
     many = list(nfe) if isinstance(nfe, Iterable) else [nfe]
     if not many:
         raise ValueError("nfe is empty; give at least one number of evaluations")
-    if layout not in LAYOUTS:
-        raise ValueError(f"layout is {layout!r}; use one of {', '.join(LAYOUTS)}")
+    choice("layout", layout, LAYOUTS)
     kinds = _taken(options, "solver", "guidance", "first")
     data = _taken(options, "problems", "samples", "compare")
     refining = _taken(options, "refine_effort")
@@ -209,13 +215,12 @@ def _taken(options: dict[str, Any], *names: str) -> dict[str, Any]:
 
 
 def _levels(method: str, objective: str | None, fitness: str | Fitness | None) -> tuple[str, str | Fitness]:
-    if method not in METHODS:
-        raise ValueError(f"method is {method!r}; use one of {', '.join(METHODS)}")
+    choice("method", method, METHODS)
     lower, upper = METHODS[method]
     known = {"objective": (objective, OBJECTIVES, ""), "fitness": (fitness, FITNESSES, " or a function of a schedule")}
     for name, (value, names, more) in known.items():
-        if value is not None and value not in names and not (more and callable(value)):
-            raise ValueError(f"{name} is {value!r}; use one of {', '.join(names)}{more}")
+        if value is not None and not (more and callable(value)) and not (isinstance(value, str) and value in names):
+            raise ValueError(f"{name} is {shown(value)}; use one of {', '.join(names)}{more}")
     return objective or lower, upper if fitness is None else fitness
 
 
@@ -226,7 +231,9 @@ def _refuse(options: Mapping[str, Any], what: str) -> None:
 
 def _expect(name: str, effort: object, kind: type) -> None:
     if effort is not None and not isinstance(effort, kind):
-        raise ValueError(f"{name} is {effort!r}; this search takes {kind.__name__}(...)")
+        raise ValueError(f"{name} is {shown(effort)}; this search takes {kind.__name__}(...)")
+    for field, value in effort._asdict().items() if isinstance(effort, (Effort, ReferenceEffort)) else ():
+        whole(f"{name}.{field}", value, 0 if field in ("steps", "polish", "generations", "final_steps") else 1)
 
 
 @functools.partial(jax.jit, static_argnames="max_steps")

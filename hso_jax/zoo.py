@@ -10,8 +10,10 @@ from typing import Any
 import numpy as np
 
 from hso_jax import solvers
+from hso_jax.checks import number
 from hso_jax.lanes import check_nfe
 from hso_jax.noise import PRESETS, NoiseSchedule, preset
+from hso_jax.noise.noise_schedule import check_noise
 from hso_jax.reference.lanes import ReferenceLane
 from hso_jax.reference.schedules import times
 from hso_jax.schedule import Schedule
@@ -39,30 +41,31 @@ def zoo(model: str | NoiseSchedule, nfe: int, solver: str = "dpmpp-2m", *, guida
         ValueError: for an unknown model, solver or N, or ends or a weight that are not shipped; the message lists
             what is, and how to search instead.
     """
-    noise = preset(model) if isinstance(model, str) else model
+    noise = preset(model) if isinstance(model, str) else check_noise(model)
     weight = guidance
     if weight is None:
         weight = PRESETS[model].guidance if isinstance(model, str) else 1.0
+    weight = number("guidance", weight, low=0.0, closed=True)
     name = solvers.canonical(solver)
     if name not in SOLVERS:
         raise ValueError(f"solver {solver!r} is not in the zoo ({', '.join(SOLVERS)}); {_instead(solver, weight)}")
     if check_nfe(nfe) > MAX_NFE:
         raise ValueError(f"nfe is {nfe}; the zoo has 1..{MAX_NFE}; {_instead(solver, weight)}")
-    lane = ReferenceLane(noise, nfe, solver=name, guidance=float(weight))
+    lane = ReferenceLane(noise, nfe, solver=name, guidance=weight)
     shelf = _shelves().get(ends_key(lane))
     if shelf is None:
         raise ValueError(f"no preset has the noise range of {noise.name}; {_instead(solver, weight)}")
-    if float(weight) not in shelf:
+    if weight not in shelf:
         have = ", ".join(f"{w:g}" for w in sorted(shelf))
         raise ValueError(f"guidance {weight:g} is not in the zoo for {noise.name} ({have}); {_instead(solver, weight)}")
-    entries = {s: shelf[float(weight)][s][nfe - 1] for s in SOLVERS}
+    entries = {s: shelf[weight][s][nfe - 1] for s in SOLVERS}
     found = entries.pop(name)
     return Schedule.from_t(
         noise,
         times(noise, np.array([lane.noise_end, *found["lams"]])),
         method="reference",
         solver=name,
-        guidance=float(weight),
+        guidance=weight,
         error=found["error"],
         others={s: e["error"] for s, e in entries.items()},
         versions=_document()["versions"],

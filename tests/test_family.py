@@ -71,12 +71,12 @@ def test_a_default_class_has_more_than_half_of_the_variance_in_its_centre() -> N
     [
         ([], {}, "0 seeds and 36 kinds"),
         ([1], {"kinds": ()}, "1 seeds and 0 kinds"),
-        ([1], {"dimension": 0}, "dimension 0"),
-        ([1], {"components": 4, "members": 5}, "members 5"),
+        ([1], {"dimension": 0}, "dimension is 0"),
+        ([1], {"components": 4, "members": 5}, "members is 5"),
         ([1], {"kinds": [Kind(within=1.0)]}, r"within is 1\.0"),
-        ([1], {"kinds": [Kind(spectrum=np.inf)]}, "spectrum inf"),
+        ([1], {"kinds": [Kind(spectrum=np.inf)]}, "spectrum is inf"),
         ([1], {"kinds": [Kind(scale=0.0)]}, r"scale is 0\.0"),
-        ([1], {"apart": 0.0}, r"apart 0\.0"),
+        ([1], {"apart": 0.0}, r"apart is 0\.0"),
     ],
 )
 def test_bad_families_are_refused(seeds: list[int], options: dict[str, object], message: str) -> None:

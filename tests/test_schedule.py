@@ -142,7 +142,7 @@ BAD: dict[str, tuple[Callable[[], object], str]] = {
     "count": (changed(nfe=5), r"t has shape \(5,\); layout 'interval' at nfe 5 needs \(6,\)"),
     "nfe": (changed(nfe=2.5), r"nfe is 2\.5"),
     "timesteps": (changed(timesteps=[1.0]), r"timesteps has shape \(1,\)"),
-    "text": (changed(t=["a"] * 5), "t must be a list of numbers"),
+    "text": (changed(t=["a"] * 5), "t is .*; need numbers"),
     "inf": (changed(lams=[-2.0, -1.0, np.inf, 1.0, 2.0]), r"lams\[2\] is inf"),
     "disagree": (changed(lams=KINKED.lam(T) + 1.0), "sigmas and lams disagree"),
     "pure noise in lams only": (changed(lams=[-np.inf, *KINKED.lam(T)[1:]]), "disagree"),
@@ -156,3 +156,10 @@ def test_bad_schedules_are_named(case: str) -> None:
     call, match = BAD[case]
     with pytest.raises(ValueError, match=match):
         call()
+
+
+def test_numbers_of_numpy_become_python_s() -> None:
+    one = np.float32(0.5)
+    s = Schedule.from_t(cosine(), T, p=np.array(2.0), error=one, seed=np.int64(3), psi={"p": one}, others={"ddim": one})
+    assert [type(x) for x in (s.p, s.error, s.seed, s.psi["p"], s.others["ddim"])] == [float, float, int, float, float]
+    assert (s.p, s.error, s.seed) == (2.0, 0.5, 3)

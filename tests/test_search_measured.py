@@ -198,7 +198,7 @@ def test_a_checkpoint_of_other_versions_says_so(tmp_path: Path) -> None:
     ("text", "message"),
     [
         ("{", "not valid JSON"),
-        ("[]", "is not a checkpoint"),
+        ("[]", "holds a JSON list, not a checkpoint"),
         ('{"format": "hso-jax/schedules", "version": 1}', "is not a checkpoint"),
         ('{"format": "hso-jax/judgements", "version": 2}', "has version 2"),
         ('{"format": "hso-jax/judgements", "version": 1, "arguments": {}}', "is damaged"),

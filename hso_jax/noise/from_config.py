@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from hso_jax.checks import MOST_LEVELS, choice, flag, json_object, number, numbers, shown, whole
 from hso_jax.noise import rectified_flow, variance_exploding, variance_preserving
 from hso_jax.noise.noise_schedule import NoiseSchedule
 
@@ -55,6 +55,7 @@ VP_CLASSES = {
     "TCDScheduler": _STABLE_DIFFUSION,
     "UniPCMultistepScheduler": _DDPM,
 }
+KNOWN_CLASSES = sorted([*VP_CLASSES, *FLOW_CLASSES, *EDM_CLASSES, *OTHER_CLASSES])
 
 
 def from_config(
@@ -68,102 +69,116 @@ def from_config(
         name: defaults to the folder's or the class's name.
 
     Raises:
-        ValueError: for a path without a config, a file that is not a config, an unknown class or beta rule, or
-            values out of range; the message names them.
+        ValueError: for a path without a config (only regular files are opened), a file that is not a config, an unknown
+            class or beta rule, or a value of a wrong type or out of range; the message names them.
     """
     if not isinstance(config, Mapping):
+        if not isinstance(config, (str, os.PathLike)):
+            raise ValueError(f"config is {shown(config)}; pass a mapping, or the path of a file or folder as a text")
         path = _config_file(Path(config))
         name = name or (path.parent.parent.name if path.parent.name == "scheduler" else path.parent.name) or None
         config = _read(path)
     cls = config.get("_class_name")
     if not isinstance(cls, str):
-        raise ValueError(f"the config has no `_class_name` (its keys: {', '.join(map(str, config)) or 'none'})")
-    name = name or cls
+        keys = shown(", ".join(map(str, config)) or "none").strip("'")
+        raise ValueError(f"the config has no `_class_name` (its keys: {keys})")
     try:
-        return _build(cls, config, image_seq_len, name)
-    except TypeError as error:
-        raise ValueError(f"{cls}: a value in the config has the wrong type ({error})") from error
+        return _build(cls, config, whole("image_seq_len", image_seq_len, 1), name or cls)
+    except ValueError as error:
+        raise error if cls not in KNOWN_CLASSES else ValueError(f"{cls}: {error}") from error
 
 
 def _build(cls: str, config: Mapping[str, Any], image_seq_len: int, name: str) -> NoiseSchedule:
-    levels = config.get("num_train_timesteps", 1000)
-    flow_sigmas = config.get("use_flow_sigmas") or config.get("prediction_type") == "flow_prediction"
-    if cls in FLOW_CLASSES:
-        return rectified_flow.flow(_shift(config, "shift", image_seq_len), num_train_timesteps=levels, name=name)
+    def real(key: str, default: float) -> float:
+        return number(key, config.get(key, default))
+
+    if cls in FLOW_CLASSES or (cls in VP_CLASSES and _is_flow(config)):
+        shift = _shift(config, "shift" if cls in FLOW_CLASSES else "flow_shift", image_seq_len)
+        return rectified_flow.flow(shift, num_train_timesteps=config.get("num_train_timesteps", 1000), name=name)
     if cls in EDM_CLASSES:
-        sigma_min, sigma_max = config.get("sigma_min", 0.002), config.get("sigma_max", 80.0)
-        return variance_exploding.edm(sigma_min, sigma_max, config.get("rho", 7.0), name=name)
+        return variance_exploding.edm(real("sigma_min", 0.002), real("sigma_max", 80.0), real("rho", 7.0), name=name)
     if cls == "CosineDPMSolverMultistepScheduler":
         return _stable_audio(config, name)
     if cls == "DDPMWuerstchenScheduler":
-        return variance_preserving.clipped_cosine(config.get("s", 0.008), config.get("scaler", 1.0), name=name)
+        return variance_preserving.clipped_cosine(real("s", 0.008), real("scaler", 1.0), name=name)
     if cls == "ScoreSdeVeScheduler":
-        return variance_exploding.ve(config.get("sigma_min", 0.01), config.get("sigma_max", 1348.0), name=name)
+        return variance_exploding.ve(real("sigma_min", 0.01), real("sigma_max", 1348.0), name=name)
     if cls == "ScoreSdeVpScheduler":
-        return variance_preserving.linear_vp(config.get("beta_min", 0.1), config.get("beta_max", 20.0), name=name)
+        return variance_preserving.linear_vp(real("beta_min", 0.1), real("beta_max", 20.0), name=name)
     if cls not in VP_CLASSES:
-        known = sorted([*VP_CLASSES, *FLOW_CLASSES, *EDM_CLASSES, *OTHER_CLASSES])
-        raise ValueError(f"scheduler class {cls!r} is not known; known classes: {', '.join(known)}")
-    if flow_sigmas:
-        return rectified_flow.flow(_shift(config, "flow_shift", image_seq_len), num_train_timesteps=levels, name=name)
-    start, end, rule = VP_CLASSES[cls]
-    betas = config.get("trained_betas")
-    if betas is None:
-        start, end = config.get("beta_start", start), config.get("beta_end", end)
-        betas = variance_preserving.beta_table(config.get("beta_schedule", rule), start, end, levels)
-    else:
-        betas = _numbers(betas, "trained_betas")
-    alphas_cumprod = np.cumprod(1.0 - betas)
+        raise ValueError(f"scheduler class {shown(cls)} is not known; known classes: {', '.join(KNOWN_CLASSES)}")
+    alphas_cumprod = np.cumprod(1.0 - _betas(cls, config))
     # CogVideoX scales the SNR of its training table.
     scale = config.get("snr_shift_scale", 1.0 if not cls.startswith("CogVideoX") else 3.0)
+    scale = number("snr_shift_scale", scale, low=0.0)
     alphas_cumprod = alphas_cumprod / (scale + (1.0 - scale) * alphas_cumprod)
-    zero_snr = bool(config.get("rescale_betas_zero_snr", False))
+    zero_snr = flag("rescale_betas_zero_snr", config.get("rescale_betas_zero_snr", False))
     return variance_preserving.discrete(alphas_cumprod, rescale_betas_zero_snr=zero_snr, name=name)
 
 
 def _stable_audio(config: Mapping[str, Any], name: str) -> NoiseSchedule:
     """EDM's noise of Stable Audio Open, whose network is told 2/pi arctan(sigma); t is its own ramp."""
-    low, high = config.get("sigma_min", 0.3), config.get("sigma_max", 500.0)
-    if config.get("sigma_schedule", "exponential") == "karras":
-        noise = variance_exploding.edm(low, high, config.get("rho", 7.0), name=name)
+    low, high, rho = (
+        number(key, config.get(key, default))
+        for key, default in (("sigma_min", 0.3), ("sigma_max", 500.0), ("rho", 7.0))
+    )
+    rule = config.get("sigma_schedule", "exponential")
+    choice("sigma_schedule", rule, ("exponential", "karras"))
+    if rule == "karras":
+        noise = variance_exploding.edm(low, high, rho, name=name)
     else:
         noise = variance_exploding.ve(low, high, name=name)
     return dataclasses.replace(noise, timestep_rule="arctan_ksigma")
 
 
+def _is_flow(config: Mapping[str, Any]) -> bool:
+    return flag("use_flow_sigmas", config.get("use_flow_sigmas", False)) or (
+        config.get("prediction_type") == "flow_prediction"
+    )
+
+
+def _betas(cls: str, config: Mapping[str, Any]) -> np.ndarray:
+    trained = config.get("trained_betas")
+    if trained is None:
+        start, end, rule = VP_CLASSES[cls]
+        return variance_preserving.beta_table(
+            config.get("beta_schedule", rule),
+            config.get("beta_start", start),
+            config.get("beta_end", end),
+            config.get("num_train_timesteps", 1000),
+        )
+    table = numbers("trained_betas", trained)
+    if table.ndim != 1 or not 2 <= len(table) <= MOST_LEVELS:
+        raise ValueError(f"trained_betas is {shown(trained)}; need null or a flat list of 2 to {MOST_LEVELS} numbers")
+    variance_preserving.check_open_unit(table, "trained_betas", last=1.0)
+    return table
+
+
 def _shift(config: Mapping[str, Any], static: str, image_seq_len: int) -> float:
-    if not config.get("use_dynamic_shifting"):
-        return config.get(static, 1.0)
+    if not flag("use_dynamic_shifting", config.get("use_dynamic_shifting", False)):
+        return number(static, config.get(static, 1.0), low=0.0, need="a positive number")
     keys = ("base_image_seq_len", "max_image_seq_len", "base_shift", "max_shift", "time_shift_type")
     given = {k: config[k] for k in keys if config.get(k) is not None}
     return rectified_flow.dynamic_shift(image_seq_len, **given)
 
 
-def _numbers(values: Any, what: str) -> np.ndarray:
-    try:
-        table = np.asarray(values, np.float64)
-    except (TypeError, ValueError) as error:
-        raise ValueError(f"{what} must be a list of numbers ({error})") from error
-    variance_preserving.check_open_unit(table, what, last=1.0)
-    return table
-
-
 def _config_file(path: Path) -> Path:
-    if path.is_dir():
-        for candidate in (path / "scheduler" / "scheduler_config.json", path / "scheduler_config.json"):
-            if candidate.is_file():
-                return candidate
-        raise ValueError(f"{path} has no scheduler/scheduler_config.json; pass a diffusers model folder or the file")
-    if not path.is_file():
+    try:
+        is_folder, exists = path.is_dir(), path.exists()
+    except (OSError, ValueError) as error:  # a name too long, a zero byte in it
+        raise ValueError(f"{shown(str(path))} is no path that can be read ({error})") from error
+    if not exists:
         raise ValueError(f"{path} does not exist; pass a scheduler_config.json, a model folder or a preset's name")
-    return path
+    if not is_folder:
+        return path
+    for candidate in (path / "scheduler" / "scheduler_config.json", path / "scheduler_config.json"):
+        if candidate.exists():
+            return candidate
+    raise ValueError(f"{path} has no scheduler/scheduler_config.json; pass a diffusers model folder or the file")
 
 
 def _read(path: Path) -> Mapping[str, Any]:
     try:
-        config = json.loads(path.read_text())
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise ValueError(f"{path} is not a readable JSON file ({error})") from error
-    if not isinstance(config, dict):
-        raise ValueError(f"{path} holds a JSON {type(config).__name__}, not a scheduler config")
-    return config
+        return json_object(path, "a scheduler config")
+    except OSError as error:
+        raise ValueError(f"{path} cannot be read ({error.strerror})") from error

@@ -19,9 +19,20 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from hso_jax.checks import shown
+
 Array = Any
 """A NumPy or a JAX array. NumPy in, NumPy (float64) out; JAX in, JAX out."""
 CONTINUOUS_LEVELS = 1000  # what stands for T, as a count, where the network is told a time in [0, 1] (T = 1)
+
+LARGEST_LAM = 80.0
+"""sigma/alpha and its inverse stay floats of 32 bits, which is what schedules are searched in."""
+
+SMALLEST_FALL = 1e-3
+"""Of lam between the ends: with less, rounding to fewer digits makes levels equal."""
+
+INVERSE_TOLERANCE = 1e-6
+"""In lam: Newton's method in `t_of_lam` does not get through a table whose slope falls by many orders."""
 
 
 def namespace(*arrays: Array) -> Any:
@@ -220,6 +231,13 @@ class NoiseSchedule:
         return hashlib.sha256(f"{self.kind} {levels.tolist()}".encode()).hexdigest()[:16]
 
 
+def check_noise(noise: object) -> NoiseSchedule:
+    """`noise` itself. Raises ValueError for anything but a noise schedule: a model's name is none."""
+    if not isinstance(noise, NoiseSchedule):
+        raise ValueError(f"noise is {shown(noise)}; need a noise schedule, such as preset(name) or from_config(path)")
+    return noise
+
+
 def _weighted_log(xp: Any, weight: Array, argument: Array) -> tuple[Array, Array]:
     """`weight * log(argument)` and `weight / argument`, both 0 where the weight is (whatever the argument)."""
     used = weight > 0
@@ -266,14 +284,63 @@ def from_knots(
 
     A table that ends before t = 1 while `t_max` is its last knot belongs to a model at zero terminal SNR:
     it is continued to lam = -inf at t = 1 by a logarithm with the same slope.
+
+    Raises:
+        ValueError: unless lam is finite in [t_min, t_max], within +-80, falls strictly, by at least 0.001 in all, is
+            inverted by `t_of_lam`, and the network is told different times; or for a name that is no text. (Traced
+            values are not checked.)
     """
+    if not isinstance(name, str):
+        raise ValueError(f"name is {shown(name)}; need a text")
     xp = namespace(values)
     coefficients = cubic_coefficients(values)
     end = first + (len(values) - 1) * spacing
     tail: Array = 0.0
     if log_1mt == 0.0 and end < 1.0 - 1e-9:
         slope = (coefficients[-1, 1] + 2.0 * coefficients[-1, 2] + 3.0 * coefficients[-1, 3]) / spacing
+        # A limited slope may be 0, where the logarithm would never leave: the last step's then.
+        slope = xp.where(slope < 0, slope, (values[-1] - values[-2]) / spacing)
         tail = -slope * (1.0 - end)
     fields = [len(coefficients), first, spacing, log_t, offset, log_1mt, first if t_min is None else t_min, t_max, tail]
     leaves = [xp.asarray(x, dtype=coefficients.dtype) for x in fields]
-    return NoiseSchedule(coefficients, *leaves, kind, num_train_timesteps, timestep_rule, name)  # type: ignore[call-arg]
+    noise = NoiseSchedule(coefficients, *leaves, kind, num_train_timesteps, timestep_rule, name)  # type: ignore[call-arg]
+    if not any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(noise)):
+        _check_usable(jax.tree.map(lambda leaf: np.asarray(leaf, np.float64), noise))
+    return noise
+
+
+def _check_usable(noise: NoiseSchedule) -> None:
+    """Raise ValueError unless every function of the schedule is defined between its ends, and invertible."""
+    low, high = float(noise.t_min), float(noise.t_max)
+    if not low < high:
+        raise ValueError(f"{noise.name}: t_min is {low:.9g}, t_max {high:.9g}; t_min must lie below")
+    t = np.linspace(low, high, max(257, 2 * int(noise.cells) + 1))
+    with np.errstate(all="ignore"):
+        lam = noise.lam(t)
+    if bad := np.flatnonzero(~(np.abs(lam) <= LARGEST_LAM)).tolist():
+        raise ValueError(
+            f"{noise.name}: lam is {lam[bad[0]]:.6g} at t = {t[bad[0]]:.6g}; need lam = log(alpha/sigma) within "
+            f"+-{LARGEST_LAM:g}, sigma/alpha between {np.exp(-LARGEST_LAM):.0e} and {np.exp(LARGEST_LAM):.0e}: "
+            "use a narrower range"
+        )
+    if (flat := np.flatnonzero(np.diff(lam) >= 0)).size or lam[0] - lam[-1] < SMALLEST_FALL:
+        i, j = (int(flat[0]), int(flat[0]) + 1) if flat.size else (0, -1)
+        raise ValueError(
+            f"{noise.name}: lam is {lam[i]:.9g} at t = {t[i]:.9g} and {lam[j]:.9g} at t = {t[j]:.9g}; need it to fall, "
+            f"in all by at least {SMALLEST_FALL:g}: use levels further apart"
+        )
+    some = slice(None, None, max(1, len(t) // 1000))
+    missed = np.abs(noise.lam(noise.t_of_lam(lam[some])) - lam[some])
+    if missed.max() > INVERSE_TOLERANCE:
+        at = t[some][int(missed.argmax())]
+        raise ValueError(
+            f"{noise.name}: lam is so flat or so steep near t = {at:.6g} that its inverse is off by "
+            f"{missed.max():.3g}; use levels whose distances in lam differ by less"
+        )
+    told = noise.timestep(t)
+    if (same := np.flatnonzero(np.diff(told) <= 0)).size:
+        i = int(same[0])
+        raise ValueError(
+            f"{noise.name}: the network is told {told[i]:.9g} at t = {t[i]:.6g} and {told[i + 1]:.9g} at "
+            f"t = {t[i + 1]:.6g}; use a noise (a shift) whose levels differ by more than rounding"
+        )

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
+from hso_jax.checks import shown
 from hso_jax.noise.from_config import from_config
 from hso_jax.noise.noise_schedule import NoiseSchedule
 
@@ -114,6 +115,6 @@ def preset(name: str, *, image_seq_len: int = 4096) -> NoiseSchedule:
     Raises:
         ValueError: for an unknown name; the message lists the known ones.
     """
-    if name not in PRESETS:
-        raise ValueError(f"model {name!r} is not a preset; presets: {', '.join(PRESETS)}")
+    if not isinstance(name, str) or name not in PRESETS:
+        raise ValueError(f"model {shown(name)} is not a preset; presets: {', '.join(PRESETS)}")
     return from_config(PRESETS[name].config, image_seq_len=image_seq_len, name=name)

@@ -5,8 +5,12 @@ from __future__ import annotations
 import math
 
 import jax
+import numpy as np
 
+from hso_jax.checks import MOST_LEVELS, choice, number, whole
 from hso_jax.noise.noise_schedule import CONTINUOUS_LEVELS, Array, NoiseSchedule, from_knots, namespace
+
+_MOST_TOKENS = 10**9  # of an image: its length is computed with as a float
 
 
 def flow(shift: Array = 1.0, *, num_train_timesteps: int = 1000, name: str = "flow") -> NoiseSchedule:
@@ -18,13 +22,16 @@ def flow(shift: Array = 1.0, *, num_train_timesteps: int = 1000, name: str = "fl
     Source: Esser et al. 2024 (SD3), arXiv 2403.03206, eq. 23. For FLUX pass `shift=dynamic_shift(...)`.
 
     Raises:
-        ValueError: unless shift > 0 and T is 1 or at least 3. (A traced shift is not checked.)
+        ValueError: unless shift > 0 and T is 1 (continuous time) or at least 3 (T = 2 leaves one level between the
+            ends); and as `from_knots`. (A traced shift is not checked.)
     """
     xp = namespace(shift)
-    if not isinstance(shift, jax.core.Tracer) and not 0 < shift < math.inf:
-        raise ValueError(f"shift is {shift}; need a positive number")
-    if num_train_timesteps != num_train_timesteps // 1 or num_train_timesteps < 1 or num_train_timesteps == 2:
-        raise ValueError(f"num_train_timesteps is {num_train_timesteps}; need 1 or a whole number of at least 3")
+    if not isinstance(shift, jax.core.Tracer):
+        checked = number("shift", shift, low=0.0, need="a positive number")
+        shift = np.float64(checked) if xp is np else shift
+    num_train_timesteps = whole("num_train_timesteps", num_train_timesteps, 1, MOST_LEVELS)
+    if num_train_timesteps == 2:
+        raise ValueError("num_train_timesteps is 2; need 1 (continuous time) or at least 3")
     values = -xp.log(xp.asarray(shift)) * xp.ones(2)
     grain = 1.0 / (num_train_timesteps if num_train_timesteps > 1 else CONTINUOUS_LEVELS)
     return from_knots(
@@ -48,16 +55,20 @@ def dynamic_shift(
     `calculate_shift` and FlowMatchEulerDiscreteScheduler.
 
     Raises:
-        ValueError: for a length below 1 or an unknown time_shift_type.
+        ValueError: for a length below 1, equal lengths, an unknown time_shift_type or a shift that is not positive.
     """
-    if image_seq_len < 1:
-        raise ValueError(f"image_seq_len is {image_seq_len}; need at least 1")
-    if time_shift_type not in ("exponential", "linear"):
-        raise ValueError(f"time_shift_type is {time_shift_type!r}; use 'exponential' or 'linear'")
-    if base_image_seq_len == max_image_seq_len:
-        raise ValueError(f"base_image_seq_len and max_image_seq_len are both {max_image_seq_len}; they must differ")
-    slope = (max_shift - base_shift) / (max_image_seq_len - base_image_seq_len)
-    mu = base_shift + slope * (image_seq_len - base_image_seq_len)
-    if abs(mu) > 50.0:
-        raise ValueError(f"base_shift {base_shift} and max_shift {max_shift} give a shift of exp({mu:.6g}); check them")
+    length = whole("image_seq_len", image_seq_len, 1, _MOST_TOKENS)
+    least = whole("base_image_seq_len", base_image_seq_len, 1, _MOST_TOKENS)
+    most = whole("max_image_seq_len", max_image_seq_len, 1, _MOST_TOKENS)
+    low, high = number("base_shift", base_shift), number("max_shift", max_shift)
+    choice("time_shift_type", time_shift_type, ("exponential", "linear"))
+    if least == most:
+        raise ValueError(f"base_image_seq_len and max_image_seq_len are both {most}; they must differ")
+    mu = low + (high - low) * ((length - least) / (most - least))
+    if not abs(mu) <= 50.0 or (time_shift_type == "linear" and mu <= 0.0):
+        kind = f"exp({mu:.6g})" if time_shift_type == "exponential" else f"{mu:.6g}"
+        raise ValueError(
+            f"base_shift {low:g} and max_shift {high:g} give {length} tokens a shift of {kind}; check these and "
+            "image_seq_len"
+        )
     return math.exp(mu) if time_shift_type == "exponential" else mu

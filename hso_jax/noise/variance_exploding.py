@@ -4,14 +4,19 @@ from __future__ import annotations
 
 import numpy as np
 
+from hso_jax.checks import number
 from hso_jax.noise.noise_schedule import NoiseSchedule, from_knots
 
 _KNOTS = 1001
+_LARGEST_EXPONENT = 700.0  # exp of it is a float64
 
 
-def _check(sigma_min: float, sigma_max: float) -> None:
-    if not 0 < sigma_min < sigma_max < np.inf:
-        raise ValueError(f"sigma_min {sigma_min}, sigma_max {sigma_max}: need 0 < sigma_min < sigma_max")
+def _ends(sigma_min: float, sigma_max: float) -> np.ndarray:
+    """[2] logarithms of the two ends."""
+    low, high = number("sigma_min", sigma_min, low=0.0), number("sigma_max", sigma_max, low=0.0)
+    if not low < high:
+        raise ValueError(f"sigma_min is {low:g}, sigma_max {high:g}; need 0 < sigma_min < sigma_max")
+    return np.log([low, high])
 
 
 def ve(sigma_min: float = 0.01, sigma_max: float = 50.0, *, name: str = "ve") -> NoiseSchedule:
@@ -20,11 +25,9 @@ def ve(sigma_min: float = 0.01, sigma_max: float = 50.0, *, name: str = "ve") ->
     Source: Song et al. 2021, arXiv 2011.13456, eq. 30.
 
     Raises:
-        ValueError: unless 0 < sigma_min < sigma_max.
+        ValueError: unless 0 < sigma_min < sigma_max; and as `from_knots`.
     """
-    _check(sigma_min, sigma_max)
-    lam = -np.log([sigma_min, sigma_max])
-    return from_knots(lam, 0.0, 1.0, kind="ve", timestep_rule="log_ksigma", name=name)
+    return from_knots(-_ends(sigma_min, sigma_max), 0.0, 1.0, kind="ve", timestep_rule="log_ksigma", name=name)
 
 
 def edm(sigma_min: float = 0.002, sigma_max: float = 80.0, rho: float = 7.0, *, name: str = "edm") -> NoiseSchedule:
@@ -33,13 +36,15 @@ def edm(sigma_min: float = 0.002, sigma_max: float = 80.0, rho: float = 7.0, *, 
     Source: Karras et al. 2022, arXiv 2206.00364, eq. 5 and table 1. The network is told log(sigma)/4.
 
     Raises:
-        ValueError: unless 0 < sigma_min < sigma_max and rho > 0.
+        ValueError: unless 0 < sigma_min < sigma_max, and 0 < rho is large enough that sigma^(1/rho) is a float; and as
+            `from_knots`.
     """
-    _check(sigma_min, sigma_max)
-    if not 0 < rho < np.inf:
-        raise ValueError(f"rho is {rho}; need a positive number")
+    low, high = _ends(sigma_min, sigma_max)
+    least = (high - low) / _LARGEST_EXPONENT
+    rho = number("rho", rho, low=0.0, need=f"a finite number of at least {least:.3g} (EDM's is 7)")
+    if rho < least:
+        raise ValueError(f"rho is {rho:g}; need at least {least:.3g} between these sigmas (EDM's is 7)")
     t = np.linspace(0.0, 1.0, _KNOTS)
-    low, high = sigma_min ** (1 / rho), sigma_max ** (1 / rho)
-    return from_knots(
-        -rho * np.log(low + t * (high - low)), 0.0, t[1], kind="ve", timestep_rule="log_ksigma", name=name
-    )
+    # log(a + t (b - a)) = log a + log1p(t (b/a - 1)): at large rho a and b are both 1 but for rounding.
+    lam = -(low + rho * np.log1p(t * np.expm1((high - low) / rho)))
+    return from_knots(lam, 0.0, t[1], kind="ve", timestep_rule="log_ksigma", name=name)

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import Any
 
 import jax
 import numpy as np
 
+from hso_jax.checks import MOST_LEVELS, choice, flag, number, numbers, whole
 from hso_jax.noise.noise_schedule import Array, NoiseSchedule, from_knots, namespace
 
 BETA_RULES = ("linear", "scaled_linear", "squaredcos_cap_v2")
@@ -24,18 +26,17 @@ def beta_table(
     Raises:
         ValueError: for an unknown rule, T < 2 or end points outside 0 < beta_start <= beta_end < 1.
     """
-    if num_train_timesteps != num_train_timesteps // 1 or num_train_timesteps < 2:
-        raise ValueError(f"num_train_timesteps is {num_train_timesteps}; a table needs a whole number of at least 2")
+    num_train_timesteps = whole("num_train_timesteps", num_train_timesteps, 2, MOST_LEVELS)
+    choice("beta_schedule", rule, BETA_RULES)
     if rule == "squaredcos_cap_v2":
         bar = np.cos((np.arange(num_train_timesteps + 1) / num_train_timesteps + 0.008) / 1.008 * np.pi / 2) ** 2
         return np.minimum(1.0 - bar[1:] / bar[:-1], 0.999)
+    beta_start, beta_end = number("beta_start", beta_start), number("beta_end", beta_end)
     if not 0.0 < beta_start <= beta_end < 1.0:
         raise ValueError(f"beta_start, beta_end are {beta_start}, {beta_end}; need 0 < beta_start <= beta_end < 1")
     if rule == "linear":
         return np.linspace(beta_start, beta_end, num_train_timesteps)
-    if rule == "scaled_linear":
-        return np.linspace(beta_start**0.5, beta_end**0.5, num_train_timesteps) ** 2
-    raise ValueError(f"beta_schedule is {rule!r}; known rules: {', '.join(BETA_RULES)}")
+    return np.linspace(beta_start**0.5, beta_end**0.5, num_train_timesteps) ** 2
 
 
 def rescale_zero_terminal_snr(alphas_cumprod: Array) -> Array:
@@ -64,22 +65,27 @@ def discrete(
         name: for messages and files.
 
     Raises:
-        ValueError: naming the first offending entry. (Traced values are not checked.)
+        ValueError: naming the first offending entry; and as `from_knots`. (Traced values are not checked.)
     """
     if (alphas_cumprod is None) == (betas is None):
         raise ValueError("give either alphas_cumprod or betas")
-    xp = namespace(alphas_cumprod, betas)
-    table = xp.asarray(betas if alphas_cumprod is None else alphas_cumprod, dtype=None if xp is not np else np.float64)
     what = "betas" if alphas_cumprod is None else "alphas_cumprod"
-    concrete = not any(isinstance(x, jax.core.Tracer) for x in (alphas_cumprod, betas))
-    if table.ndim != 1 or table.shape[0] < 2:
-        raise ValueError(f"{what} has shape {table.shape}; need one axis with at least 2 entries")
+    table: Any = betas if alphas_cumprod is None else alphas_cumprod
+    rescale_betas_zero_snr = flag("rescale_betas_zero_snr", rescale_betas_zero_snr)
+    xp = namespace(table)
+    concrete = not isinstance(table, jax.core.Tracer)
+    table = numbers(what, table) if xp is np else table
+    if table.ndim != 1 or not 2 <= table.shape[0] <= MOST_LEVELS:
+        raise ValueError(f"{what} has shape {table.shape}; need one axis with 2 to {MOST_LEVELS} entries")
     if concrete:
         check_open_unit(np.asarray(table), what, last=1.0 if what == "betas" else 0.0)
-    bar = xp.cumprod(1.0 - table) if alphas_cumprod is None else table
+    bar = xp.cumprod(1.0 - table) if what == "betas" else table
+    if concrete and not bar[0] < 1.0:
+        raise ValueError(f"betas[0] is {table[0]:.6g}, too small to leave alphas_cumprod below 1; need at least 1e-15")
     if rescale_betas_zero_snr:
-        bar = rescale_zero_terminal_snr(bar)
-    if concrete and (rise := np.flatnonzero(np.diff(np.asarray(bar)) >= 0)).size:
+        with np.errstate(all="ignore"):  # a table whose ends are one number becomes NaN, and is refused next
+            bar = rescale_zero_terminal_snr(bar)
+    if concrete and (rise := np.flatnonzero(~(np.diff(np.asarray(bar)) < 0))).size:
         i = int(rise[0])
         raise ValueError(
             f"alphas_cumprod must fall strictly, but entry {i} is {bar[i]:.9g} and entry {i + 1} {bar[i + 1]:.9g}"
@@ -113,17 +119,18 @@ def linear_vp(
     Source: Song et al. 2021, arXiv 2011.13456, eq. 33 (the defaults, and sampling down to t = 1e-3, are theirs).
 
     Raises:
-        ValueError: unless 0 < beta_min <= beta_max and 0 < t_min < 1.
+        ValueError: unless 0 < beta_min <= beta_max and 0 < t_min < 1; and as `from_knots`: beta_min + beta_max up to
+            about 320.
     """
-    if not (0 < beta_min <= beta_max < np.inf and 0 < t_min < 1):
-        raise ValueError(
-            f"beta_min {beta_min}, beta_max {beta_max}, t_min {t_min}: need 0 < beta_min <= beta_max and 0 < t_min < 1"
-        )
+    beta_min, beta_max = number("beta_min", beta_min, low=0.0), number("beta_max", beta_max, low=0.0, high=1e6)
+    t_min = number("t_min", t_min, low=0.0, high=1.0)
+    if beta_min > beta_max:
+        raise ValueError(f"beta_min is {beta_min:g}, beta_max {beta_max:g}; need 0 < beta_min <= beta_max")
     t = np.linspace(0.0, 1.0, _CLOSED_FORM_KNOTS)
     b = beta_min * t + 0.5 * (beta_max - beta_min) * t * t
-    # lam = -log(expm1(B))/2; the table holds it without its singularity at 0, -log(t)/2.
-    slope_at = np.where(b > 0, np.expm1(b) / np.where(t > 0, t, 1.0), beta_min)
-    return from_knots(-0.5 * np.log(slope_at), 0.0, t[1], log_t=0.5, t_min=t_min, name=name)
+    # lam = -log(expm1(B))/2, without overflow; the table holds it without its singularity at 0, -log(t)/2.
+    slope_at = np.where(b > 0, -np.expm1(-b) / np.where(t > 0, t, 1.0), beta_min)
+    return from_knots(-0.5 * (b + np.log(slope_at)), 0.0, t[1], log_t=0.5, t_min=t_min, name=name)
 
 
 def cosine(offset: float = 0.008, *, t_min: float = 1e-3, name: str = "cosine") -> NoiseSchedule:
@@ -132,10 +139,9 @@ def cosine(offset: float = 0.008, *, t_min: float = 1e-3, name: str = "cosine") 
     Source: Nichol and Dhariwal 2021, arXiv 2102.09672, eq. 17 with s = 0.008.
 
     Raises:
-        ValueError: unless offset >= 0 and 0 < t_min < 1.
+        ValueError: unless offset >= 0 and 0 < t_min < 0.999; and as `from_knots`.
     """
-    if not (0 <= offset < np.inf and 0 < t_min < 1):
-        raise ValueError(f"offset {offset}, t_min {t_min}: need offset >= 0 and 0 < t_min < 1")
+    offset, t_min = number("offset", offset, low=0.0, closed=True), number("t_min", t_min, low=0.0, high=0.999)
     t = np.linspace(0.0, 1.0, _CLOSED_FORM_KNOTS)
     up, down = (t + offset) / (1 + offset) * np.pi / 2, (1 - t) / (1 + offset) * np.pi / 2
     # sin(x) = x sinc(x/pi): what the table holds is smooth at both ends.

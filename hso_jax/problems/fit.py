@@ -7,7 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from hso_jax.problems.mixture import Problem, mixture
+from hso_jax.checks import numbers, whole
+from hso_jax.problems.mixture import LARGEST, Problem, mixture
 
 SINGULAR = 1e-6
 """A direction is taken for degenerate if its standard deviation is this share of the largest one's."""
@@ -42,16 +43,18 @@ def fit(
     Raises:
         ValueError: for NaN, fewer than D + 4 C samples, or samples or a fit that leave a direction without variance.
     """
-    data = np.asarray(samples, np.float64)
-    if data.ndim < 2 or components < 1 or dimension < 1:
-        raise ValueError(
-            f"samples {data.shape}, components {components}, dimension {dimension}: need [n, ...] and 1 or more"
-        )
+    data = numbers("samples", samples)
+    components, dimension = whole("components", components, 1), whole("dimension", dimension, 1)
+    seed, iterations = whole("seed", seed, 0, 2**31 - 1), whole("iterations", iterations, 1, 10**6)
+    if data.ndim < 2 or not data.size:
+        raise ValueError(f"samples has shape {data.shape}; need [n, ...]")
     data = data.reshape(len(data), -1)
     if not np.isfinite(data).all():
         raise ValueError(
             f"samples: {int((~np.isfinite(data).all(1)).sum())} of {len(data)} have NaN or infinite entries"
         )
+    if (largest := np.abs(data).max()) >= LARGEST:
+        raise ValueError(f"samples reach {largest:.3g}; scale them to a size near 1, as the model sees them")
     if dimension > data.shape[1]:
         raise ValueError(f"dimension is {dimension}; the samples have {data.shape[1]}")
     if len(data) < dimension + 4 * components:
@@ -60,6 +63,8 @@ def fit(
             f"{dimension + 4 * components}"
         )
     _, spread, axes = np.linalg.svd(data - data.mean(0), full_matrices=False)
+    if spread[0] <= 1e-12 * max(largest, 1e-30):
+        raise ValueError("samples are all the same; need some that differ")
     if spread[dimension - 1] <= SINGULAR * spread[0]:
         rank = int((spread > SINGULAR * spread[0]).sum())
         raise ValueError(f"the samples' covariance is singular; use dimension={rank} or less, not {dimension}")

@@ -9,7 +9,11 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
+from hso_jax.checks import number, whole
 from hso_jax.problems.mixture import Problem, mixture
+
+MOST = 100_000
+"""Dimensions, and components, of a problem."""
 
 
 def generic(
@@ -34,17 +38,14 @@ def generic(
     more). Without guidance its place hardly matters, because the flow moves along with it.
 
     Raises:
-        ValueError: for fewer than 2 components or 1 dimension, a share outside (0, 1), a scale or `apart` that is
-            not positive, or members not in 1..components.
+        ValueError: for fewer than 2 components or 1 dimension, a share outside (0, 1), a spectrum outside (-10, 10), a
+            scale or `apart` outside (0, 1e6), or members not in 1..components.
     """
-    if dimension < 1 or components < 2 or not 1 <= members <= components:
-        raise ValueError(
-            f"dimension {dimension}, components {components}, members {members}: need at least 1, 2 and 1..components"
-        )
-    if not 0.0 < within < 1.0 or not math.isfinite(spectrum):
-        raise ValueError(f"within is {within}, spectrum {spectrum}; need a share in (0, 1) and a finite exponent")
-    if not 0.0 < scale < math.inf or not 0.0 < apart < math.inf:
-        raise ValueError(f"scale is {scale}, apart {apart}; need a positive, finite standard deviation and ratio")
+    dimension, components = whole("dimension", dimension, 1, MOST), whole("components", components, 2, MOST)
+    members = whole("members", members, 1, components)
+    within = number("within", within, low=0.0, high=1.0)
+    spectrum = number("spectrum", spectrum, low=-10.0, high=10.0)
+    scale, apart = number("scale", scale, low=0.0, high=1e6), number("apart", apart, low=0.0, high=1e6)
     power = np.arange(1, dimension + 1) ** -float(spectrum)
     power *= scale**2 * dimension / power.sum()
     # Drawn in float32 whatever the default: the same key is the same problem.

@@ -7,7 +7,7 @@ VP-equivalent scaling `x = alpha x_0 + sigma eps`, each component stays a Gaussi
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -15,7 +15,11 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
+from hso_jax.checks import numbers, shown
 from hso_jax.noise import alpha_sigma
+
+LARGEST = 1e9
+"""Of a mean: squares of it are taken in float32."""
 
 
 class Problem(NamedTuple):
@@ -51,6 +55,8 @@ def mixture(weights: Any, means: Any, variances: Any, *, members: Sequence[int] 
         raise ValueError(f"shapes {w.shape}, {mu.shape} and {v.shape}; need weights [C], means [C, D], variances [D]")
     if (w < 0).any() or w.sum() <= 0:
         raise ValueError(f"weights must not be negative and not all 0; the smallest is {w.min():.6g}")
+    if not np.abs(mu).max() < LARGEST or v.max() >= LARGEST**2:
+        raise ValueError(f"means or variances reach {max(np.abs(mu).max(), v.max()):.3g}; scale them to a size near 1")
     if (v <= 0).any():
         raise ValueError(
             f"variances[{int(v.argmin())}] is {v.min():.6g}: the within-covariance is singular; use fewer dimensions"
@@ -133,18 +139,20 @@ def _posterior(problem: Problem, x: Array, alpha: Array, total: Array, guidance:
 
 
 def _numbers(name: str, values: Any) -> np.ndarray:
-    array = np.array(values, np.float64)
+    array = numbers(name, values).copy()
     if not np.isfinite(array).all():
         raise ValueError(f"{name} has NaN or infinite entries")
     return array
 
 
 def _members(members: Sequence[int], components: int) -> np.ndarray:
+    if isinstance(members, (str, bytes, Mapping)) or not isinstance(members, Iterable):
+        raise ValueError(f"members is {shown(members)}; need a list of indices of components")
     index = np.asarray(list(members))
     inside = np.zeros(components, bool)
     if not index.size or index.dtype.kind not in "iu" or index.min() < 0 or index.max() >= components:
-        raise ValueError(f"members is {list(members)!r}; need indices of components in 0..{components - 1}")
+        raise ValueError(f"members is {shown(list(members))}; need indices of components in 0..{components - 1}")
     inside[index] = True
     if inside.sum() != index.size:
-        raise ValueError(f"members {list(members)!r} has repeated indices")
+        raise ValueError(f"members is {shown(list(members))}, which has repeated indices")
     return inside

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from hso_jax import solvers
+from hso_jax.checks import number, shown, whole
 from hso_jax.problems import Exact, Problem, denoiser, exact, family, variance
 
 SAMPLES = 128
@@ -19,6 +20,9 @@ SAMPLES = 128
 
 EXACT_STEPS = 64
 """Of the exact solution: leaves 2e-6 at guidance 1 and 2e-5 at 7.5, a hundredth and less of any solver's error here."""
+
+
+GUIDANCE = "a finite number of at least 0 and below 1e6 (1 is no guidance)"
 
 
 class Reference(NamedTuple):
@@ -66,18 +70,19 @@ def reference(
         steps: of the exact solution, see `problems.exact`.
 
     Raises:
-        ValueError: for a negative or infinite guidance, fewer than 1 sample, start = inf or NaN, or problems without
-            a leading axis.
+        ValueError: for a guidance outside [0, 1e6), fewer than 1 sample or step, a bad seed, start = inf or NaN, or
+            problems without a leading axis.
     """
-    if not (math.isfinite(guidance) and guidance >= 0):
-        raise ValueError(f"guidance is {guidance}; need a finite number of at least 0 (1 is no guidance)")
-    if isinstance(samples, bool) or samples < 1 or samples != int(samples):
-        raise ValueError(f"samples is {samples!r}; need a whole number of at least 1")
-    if math.isnan(start) or start == math.inf:
-        raise ValueError(f"start is {start}; need the half log-SNR of a noise end (-inf for pure noise)")
+    guidance = number("guidance", guidance, low=0.0, high=1e6, closed=True, need=GUIDANCE)
+    samples, steps = whole("samples", samples, 1, 10**6), whole("steps", steps, 1, 10**6)
+    seed = whole("seed", seed, 0, 2**31 - 1)
+    if not (isinstance(start, float) and start == -math.inf):
+        start = number("start", start, low=-1e3, high=1e3, need="the half log-SNR of a noise end (-inf for pure noise)")
     dtype = jax.dtypes.canonicalize_dtype(float)
     if problems is None:
-        return _default(float(start), float(guidance), int(samples), seed, steps, jnp.dtype(dtype).name)
+        return _default(start, guidance, samples, seed, steps, jnp.dtype(dtype).name)
+    if not isinstance(problems, Problem):
+        raise ValueError(f"problems is {shown(problems)}; need a stacked Problem: problems.stack_problems([...])")
     if problems.means.ndim != 3:
         raise ValueError(
             f"problems have means of shape {problems.means.shape}; need a leading axis: problems.stack_problems([...])"

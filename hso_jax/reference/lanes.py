@@ -12,9 +12,11 @@ import numpy as np
 from jax import Array
 
 from hso_jax import solvers
+from hso_jax.checks import choice, number, whole
 from hso_jax.lanes import check_nfe, check_seed
 from hso_jax.noise import NoiseSchedule
-from hso_jax.reference.data import SAMPLES, Chunks, in_chunks, reference
+from hso_jax.noise.noise_schedule import check_noise
+from hso_jax.reference.data import GUIDANCE, SAMPLES, Chunks, in_chunks, reference
 from hso_jax.schedule import LAYOUTS
 
 PROPOSALS = ("mep", "dm-nonuni")
@@ -93,16 +95,14 @@ def check(lane: ReferenceLane) -> ReferenceLane:
     Raises:
         ValueError: naming the value that is wrong and what would be right.
     """
+    check_noise(lane.noise)
     check_nfe(lane.nfe)
     check_seed(lane.seed)
     choices = {"layout": LAYOUTS, "first": FIRST, "objective": ("reference", *PROPOSALS)}
     for name, known in choices.items():
-        if getattr(lane, name) not in known:
-            raise ValueError(f"{name} is {getattr(lane, name)!r}; use one of {', '.join(known)}")
+        choice(name, getattr(lane, name), known)
     solver = solvers.canonical(lane.solver)
-    guidance = lane.guidance
-    if isinstance(guidance, bool) or not isinstance(guidance, (int, float)) or not 0 <= guidance < math.inf:
-        raise ValueError(f"guidance is {guidance!r}; need a finite number of at least 0 (1 is no guidance)")
+    guidance = number("guidance", lane.guidance, low=0.0, high=1e6, closed=True, need=GUIDANCE)
     if lane.first == "end" and lane.noise_end == -math.inf and (solver.endswith("bh1") or solver == "heun"):
         raise ValueError(
             f"solver {solver!r} cannot start at lam = -inf, where {lane.noise.name} ends; use first='free', "
@@ -114,7 +114,7 @@ def check(lane: ReferenceLane) -> ReferenceLane:
             f"nfe is {lane.nfe}: {lane.nodes} nodes at least {SPACING:g} apart in s do not fit {room:.4g}; "
             f"use at most {int(room / SPACING)}"
         )
-    return lane._replace(solver=solver, guidance=float(guidance), nfe=int(lane.nfe))
+    return lane._replace(solver=solver, guidance=guidance, nfe=int(lane.nfe))
 
 
 def s_of_lam(lam: Any) -> Any:
@@ -144,7 +144,7 @@ def pack(
     Raises:
         ValueError: unless `chunk` divides the samples, and as `reference`.
     """
-    samples = options.get("samples", SAMPLES)
+    samples = whole("samples", options.get("samples", SAMPLES), 1)
     if samples % chunk:
         raise ValueError(f"samples is {samples!r}; need a multiple of {chunk}, the chunk of the effort")
     dtype = np.dtype(jax.dtypes.canonicalize_dtype(float))

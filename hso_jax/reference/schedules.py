@@ -12,7 +12,9 @@ import numpy as np
 
 from hso_jax import solvers, trust_region
 from hso_jax.batch import Progress, compiler_options
+from hso_jax.checks import shown
 from hso_jax.noise import NoiseSchedule
+from hso_jax.noise.noise_schedule import check_noise
 from hso_jax.problems import Problem
 from hso_jax.reference import search
 from hso_jax.reference.data import Chunks, in_chunks, reference, squared_errors
@@ -90,7 +92,9 @@ def reference_error(
     Raises:
         ValueError: for an unknown solver, a schedule of another noise schedule, or as `reference`.
     """
-    if schedule.noise != noise.fingerprint():
+    if not isinstance(schedule, Schedule):
+        raise ValueError(f"schedule is {shown(schedule)}; need a Schedule")
+    if schedule.noise != check_noise(noise).fingerprint():
         raise ValueError(f"the schedule was made for {schedule.model}, whose noise differs from {noise.name}'s")
     name = schedule.solver if solver is None else solver
     if name == "any":

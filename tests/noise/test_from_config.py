@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -110,22 +111,40 @@ def test_file_scheduler_folder_and_model_folder(tmp_path: Path) -> None:
             {"_class_name": "VQDiffusionScheduler"},
             "'VQDiffusionScheduler' is not known; known classes: .*DDIMScheduler",
         ),
-        ({**SD, "beta_schedule": "sigmoid"}, "'sigmoid'; known rules"),
-        ({**SD, "beta_start": "0.1"}, "PNDMScheduler: a value in the config has the wrong type"),
-        ({**SD, "beta_start": float("nan")}, "beta_start, beta_end are nan"),
+        ({**SD, "beta_schedule": "sigmoid"}, "beta_schedule is 'sigmoid'; use one of linear"),
+        ({**SD, "beta_schedule": ["linear"]}, r"beta_schedule is \['linear'\]; use one of linear"),
+        ({**SD, "beta_start": "0.1"}, "PNDMScheduler: beta_start is '0.1'; need a finite number"),
+        ({**SD, "beta_start": float("nan")}, "beta_start is nan"),
+        ({**SD, "beta_start": None}, "beta_start is None"),
+        ({**SD, "beta_end": True}, "beta_end is True; need a finite number"),
         ({**SD, "beta_end": 1.5}, "0.00085, 1.5"),
-        ({**SD, "num_train_timesteps": 1}, "num_train_timesteps is 1"),
-        ({**SD, "num_train_timesteps": "1000"}, "wrong type"),
-        ({**SD, "num_train_timesteps": 10.5}, "num_train_timesteps|wrong type"),
-        ({**SD, "trained_betas": [0.1, float("nan"), 0.2]}, r"\[1\] is nan"),
-        ({**SD, "trained_betas": [0.1, "x"]}, "trained_betas|betas"),
-        ({**FLOW, "shift": 0}, "shift is 0"),
-        ({**FLOW, "shift": "3"}, "wrong type"),
-        ({**FLOW, "num_train_timesteps": 10.5}, "num_train_timesteps is 10.5"),
-        ({**FLOW, "num_train_timesteps": float("nan")}, "num_train_timesteps is nan"),
+        *(
+            ({**config, "num_train_timesteps": value}, "num_train_timesteps is .*; need a whole number from")
+            for config in (SD, FLOW)
+            for value in (0, -5, "1000", 10.5, float("nan"), float("inf"), 1e30, 10**400, True, None, [1000], {})
+        ),
+        ({**SD, "num_train_timesteps": 1}, "num_train_timesteps is 1; need a whole number from 2"),
+        ({**FLOW, "num_train_timesteps": 2}, "num_train_timesteps is 2; need 1 .continuous time. or at least 3"),
+        ({**SD, "trained_betas": [0.1, float("nan"), 0.2]}, r"trained_betas\[1\] is nan"),
+        *(
+            ({**SD, "trained_betas": value}, "trained_betas is .*; need")
+            for value in (0.1, True, False, [], [0.1], [[0.1, 0.2]], [0.1, [0.2]], [0.1, "x"], ["0.1", "0.2"])
+        ),
+        *(
+            ({**SD, "trained_betas": value}, "trained_betas is .*; need")
+            for value in ("[0.1]", {}, [True, False], [0.1, None], [0.1, 10**400], [0.1, 1j])
+        ),
+        *(({**SD, "rescale_betas_zero_snr": x}, "rescale_betas_zero_snr is .*; need true") for x in ("false", 0, None)),
+        *(({**SD, "use_flow_sigmas": x}, "use_flow_sigmas is .*; need true or false") for x in ("false", 1, None)),
+        *(({**SD, "snr_shift_scale": x}, "snr_shift_scale is .*; need") for x in (0, -1.0, "3", True, 1e400)),
+        *(({**FLOW, "shift": x}, "FlowMatch.*: shift is .*; need a positive") for x in (0, "3", True, 1e400, None, [])),
+        ({**FLOW, "use_dynamic_shifting": "false"}, "use_dynamic_shifting is 'false'; need true or false"),
+        ({**FLOW, "use_dynamic_shifting": True, "base_shift": "x"}, "base_shift is 'x'"),
+        ({**FLOW, "use_dynamic_shifting": True, "time_shift_type": 1}, "time_shift_type is 1; use one of"),
+        ({**FLOW, "use_dynamic_shifting": True, "base_image_seq_len": 1.5}, "base_image_seq_len is 1.5"),
         ({**FLOW, "use_dynamic_shifting": True, "base_image_seq_len": 4096}, "image_seq_len"),
         ({**FLOW, "use_dynamic_shifting": True, "max_shift": 1e6}, "shift"),
-        ({"_class_name": "EDMEulerScheduler", "sigma_min": 0}, "sigma_min 0"),
+        ({"_class_name": "EDMEulerScheduler", "sigma_min": 0}, "sigma_min is 0"),
         ({"_class_name": "EDMEulerScheduler", "rho": -1}, "rho is -1"),
     ],
 )
@@ -134,9 +153,57 @@ def test_bad_configs(config: dict[str, Any], match: str) -> None:
         from_config(config)
 
 
-def test_bad_image_length() -> None:
-    with pytest.raises(ValueError, match="image_seq_len is 0"):
-        from_config({**FLOW, "use_dynamic_shifting": True}, image_seq_len=0)
+@pytest.mark.parametrize("length", [0, -1, 0.5, True, "4096", float("nan"), None])
+def test_bad_image_length(length: Any) -> None:
+    with pytest.raises(ValueError, match="image_seq_len is "):
+        from_config({**FLOW, "use_dynamic_shifting": True}, image_seq_len=length)
+
+
+@pytest.mark.parametrize("config", [7, None, [1], b"sd", True])
+def test_what_is_neither_a_config_nor_a_path(config: Any) -> None:
+    with pytest.raises(ValueError, match=r"config is .*; pass a mapping"):
+        from_config(config)
+
+
+def test_a_whole_number_written_with_a_point_is_one() -> None:
+    for config in (SD, FLOW):
+        levels = from_config({**config, "num_train_timesteps": 500.0}).num_train_timesteps
+        assert levels == 500 and type(levels) is int
+
+
+@pytest.mark.parametrize("name", ["CogVideoXDDIMScheduler", "CogVideoXDPMScheduler"])
+def test_cogvideox_divides_the_snr_by_three_where_its_config_is_silent(name: str) -> None:
+    noise = from_config({"_class_name": name})
+    np.testing.assert_allclose(noise.lam(T), problems.lam_of_bar(problems.SD_TABLE)[:-1] - 0.5 * np.log(3.0), atol=1e-9)
+
+
+def test_paths_that_are_no_regular_files_are_refused_without_reading(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "folder" / "scheduler_config.json").mkdir(parents=True)
+    for path, match in (
+        (tmp_path / "pipe", "pipe is a device, pipe or socket, not a file; give a scheduler config"),
+        (Path("/dev/zero"), "/dev/zero is a device"),
+        (tmp_path / "folder", "scheduler_config.json is a folder"),
+        ("a\0b", "no path|does not exist"),
+        ("x" * 5000, "no path|does not exist"),
+    ):
+        with pytest.raises(ValueError, match=match):
+            from_config(path)
+
+
+def test_a_deep_a_huge_and_an_endless_number_in_a_file(tmp_path: Path) -> None:
+    file = tmp_path / "config.json"
+    for content, match in (
+        ("[" * 100_000, "not valid JSON"),
+        ('{"a":' * 50_000 + "1" + "}" * 50_000, "not valid JSON"),
+        ('{"_class_name": "DDIMScheduler", "beta_start": ' + "[" * 900 + "]" * 900 + "}", "beta_start is"),
+        ('{"_class_name": "DDIMScheduler", "num_train_timesteps": 1' + "0" * 400 + "}", "num_train_timesteps is 1000"),
+        ('{"_class_name": "DDIMScheduler", "num_train_timesteps": 1' + "0" * 5000 + "}", "not valid JSON"),
+        ('{"_class_name": "DDIMScheduler", "beta_start": NaN}', "beta_start is nan"),
+    ):
+        file.write_text(content)
+        with pytest.raises(ValueError, match=match):
+            from_config(file)
 
 
 def test_bad_paths_and_files(tmp_path: Path) -> None:
@@ -145,9 +212,9 @@ def test_bad_paths_and_files(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"no scheduler/scheduler_config\.json"):
         from_config(tmp_path)
     for content, match in (
-        (b"{", "not a readable JSON"),
+        (b"{", "bad.json is not valid JSON, or truncated"),
         (b"[1]", "JSON list"),
-        (b"\xff\xfe\x00", "not a readable JSON"),
+        (b"\xff\xfe\x00", "not valid JSON"),
     ):
         (tmp_path / "bad.json").write_bytes(content)
         with pytest.raises(ValueError, match=match):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 
 import jax
@@ -12,7 +13,7 @@ import pytest
 
 from hso_jax.lanes import stack
 from hso_jax.noise import NoiseSchedule, alpha_sigma, discrete
-from hso_jax.noise.noise_schedule import cubic_coefficients
+from hso_jax.noise.noise_schedule import cubic_coefficients, from_knots
 
 ALL = problems.every_noise()
 CLOSED = problems.CLOSED_FORMS
@@ -178,6 +179,30 @@ def test_fingerprint_names_the_noise_and_not_the_name() -> None:
     prints = {discrete(alphas_cumprod=table, name=name).fingerprint() for name in ("a", "b")}
     assert len(prints) == 1
     assert len({noise.fingerprint() for noise in ALL.values()} | prints) == len(ALL)
+
+
+def test_fingerprint_tells_kinds_apart_that_share_their_levels() -> None:
+    vp = discrete(alphas_cumprod=problems.SD_TABLE)
+    prints = {dataclasses.replace(vp, kind=kind).fingerprint() for kind in ("vp", "ve", "flow")}
+    assert len(prints) == 3
+
+
+def test_fingerprint_tells_levels_apart_by_more_than_its_rounding() -> None:
+    table = problems.TABLES["two"]
+    prints = [discrete(alphas_cumprod=table * (1.0 - change)).fingerprint() for change in (0.0, 1e-9, 1e-3)]
+    assert prints[0] == prints[1] != prints[2]
+
+
+@pytest.mark.parametrize("values", [[1.0, np.nan, -1.0], [np.inf, 0.0, -1.0], [1.0, 0.0, -np.inf], [81.0, 0.0, -1.0]])
+def test_knots_that_are_not_finite_or_beyond_float32(values: list[float]) -> None:
+    with np.errstate(invalid="ignore"), pytest.raises(ValueError, match=r"custom: lam is .*need lam"):
+        from_knots(np.array(values), 0.0, 0.5)
+
+
+@pytest.mark.parametrize("values", [[1.0, 1.0], [1.0, 2.0], [1.0, 0.9999], [1.0, 0.5, 0.5]])
+def test_knots_that_do_not_fall(values: list[float]) -> None:
+    with pytest.raises(ValueError, match=r"custom: lam is .*need it to fall"):
+        from_knots(np.array(values), 0.0, 1.0 / (len(values) - 1))
 
 
 def test_gradients_of_the_inverse() -> None:

@@ -47,7 +47,9 @@ def test_gradient_with_respect_to_the_shift() -> None:
     np.testing.assert_allclose(back, rate, rtol=1e-12)
 
 
-@pytest.mark.parametrize("shift", [0.0, -1.0, math.nan, math.inf, np.float32(-1.0), np.array(-2.0)])
+@pytest.mark.parametrize(
+    "shift", [0.0, -1.0, math.nan, math.inf, np.float32(-1.0), np.array(-2.0), "3", True, None, [1.0, 2.0]]
+)
 def test_bad_shift(shift: object) -> None:
     with pytest.raises(ValueError, match="shift is"):
         flow(shift)
@@ -65,3 +67,33 @@ def test_other_bad_values() -> None:
 def test_equal_lengths_in_a_dynamic_shift_are_refused_by_name() -> None:
     with pytest.raises(ValueError, match="image_seq_len"):
         dynamic_shift(256, base_image_seq_len=256, max_image_seq_len=256)
+
+
+@pytest.mark.parametrize("levels", [0, -1, 1.5, "1000", True, None, math.nan, 10**400, 1e30])
+def test_bad_numbers_of_levels(levels: object) -> None:
+    with pytest.raises(ValueError, match=r"num_train_timesteps is .*; need a whole number from"):
+        flow(num_train_timesteps=levels)
+
+
+@pytest.mark.parametrize("shift", [1e300, 1e-300, 1e20])
+def test_shifts_that_leave_no_two_levels_apart(shift: float) -> None:
+    with pytest.raises(ValueError, match=r"flow: (lam is|the network is told)"):
+        flow(shift)
+
+
+def test_three_levels_are_enough() -> None:
+    noise = flow(num_train_timesteps=3)
+    assert noise.t_min < noise.t_max and np.isfinite(noise.lam(np.array([noise.t_min, noise.t_max]))).all()
+
+
+@pytest.mark.parametrize("mu", [-1.0, 0.0])
+def test_a_linear_dynamic_shift_must_be_positive(mu: float) -> None:
+    with pytest.raises(ValueError, match="give 256 tokens a shift of"):
+        dynamic_shift(256, base_shift=mu, time_shift_type="linear")
+
+
+@pytest.mark.parametrize("bad", ["0.5", None, True, math.nan, [1]])
+def test_wrong_kinds_in_a_dynamic_shift(bad: object) -> None:
+    for name in ("base_image_seq_len", "max_image_seq_len", "base_shift", "max_shift", "time_shift_type"):
+        with pytest.raises(ValueError, match=rf"{name} is .*; (need|use)"):
+            dynamic_shift(4096, **{name: bad})

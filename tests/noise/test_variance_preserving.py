@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -132,8 +134,60 @@ def test_bad_tables(arguments: dict[str, object], match: str) -> None:
         lambda: linear_vp(np.nan),
         lambda: cosine(-0.1),
         lambda: cosine(t_min=1.0),
+        lambda: cosine(t_min=0.9995),
+        lambda: cosine(1e300),
+        lambda: cosine("0.008"),
+        lambda: linear_vp(0.000482, 4458.7),
+        lambda: linear_vp(0.1, 1e300),
+        lambda: linear_vp(1e-300, 20.0, t_min=1e-300),
+        lambda: linear_vp(beta_max=True),
+        lambda: beta_table("linear", 0.1, 1.0),
+        lambda: beta_table("linear", "0.1", 0.2),
+        lambda: beta_table("linear", num_train_timesteps=10**400),
+        lambda: beta_table(num_train_timesteps=1e30),
+        lambda: discrete(betas=[1e-20, 0.1, 0.2]),
+        lambda: discrete(alphas_cumprod=[0.5, 0.5 - 1e-9]),
+        lambda: discrete(alphas_cumprod=[0.5, 1e-80]),
     ],
 )
 def test_bad_rules(call: object) -> None:
-    with pytest.raises(ValueError, match=r"need|known rules"):
+    with pytest.raises(ValueError, match=r"need|use one of"):
         call()
+
+
+def test_a_steep_linear_vp_is_computed_without_overflow() -> None:
+    noise = linear_vp(0.1, 300.0)
+    b = 0.1 * 0.9 + 0.5 * 299.9 * 0.81
+    assert noise.lam(0.9) == pytest.approx(-0.5 * (b + np.log(-np.expm1(-b))), rel=1e-9)
+
+
+@pytest.mark.parametrize("flag", ["false", 1, None, []])
+def test_a_text_is_no_boolean(flag: Any) -> None:
+    with pytest.raises(ValueError, match=r"rescale_betas_zero_snr is .*; need true or false"):
+        discrete(betas=BETAS, rescale_betas_zero_snr=flag)
+
+
+@pytest.mark.parametrize("table", [0.5, True, [], [0.5], [[0.5, 0.4]], ["0.5", "0.4"], [0.5, None], [0.5, [0.4]], {}])
+def test_what_is_no_table(table: Any) -> None:
+    for name in ("betas", "alphas_cumprod"):
+        with pytest.raises(ValueError, match=rf"{name} (is|has shape) .*; need"):
+            discrete(**{name: table})
+
+
+def test_a_table_that_is_flat_before_its_zero_still_ends_at_pure_noise() -> None:
+    noise = discrete(alphas_cumprod=[0.9, 0.8, 0.7, 0.2, 0.19, 0.0])
+    assert noise.zero_terminal_snr and noise.lam(1.0) == -np.inf
+
+
+def test_a_table_too_flat_to_be_inverted_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"inverse is off by .*use levels whose distances"):
+        discrete(
+            alphas_cumprod=[
+                0.5027137871490782,
+                0.4999999997203407,
+                0.4999999990944517,
+                0.49955988811134766,
+                0.49723331412411054,
+            ],
+            rescale_betas_zero_snr=True,
+        )

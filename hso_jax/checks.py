@@ -1,0 +1,156 @@
+"""Values and files from outside, checked by kind before anything is computed from them."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import reprlib
+import stat
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+MOST_LEVELS = 1_000_000
+"""Of a training table: a thousand times the usual, and small enough to hold."""
+
+MOST_BYTES = 64 * 1024 * 1024
+"""Of a JSON file that is read into memory."""
+
+
+def shown(value: Any) -> str:
+    """The value for a message: cut short, whatever its size, its depth and its own `repr`."""
+    try:
+        return reprlib.repr(value)
+    except Exception:  # such as a number of more digits than Python prints
+        return f"a {type(value).__name__} that cannot be shown"
+
+
+def number(
+    name: str,
+    value: Any,
+    *,
+    low: float = -math.inf,
+    high: float = math.inf,
+    closed: bool = False,
+    need: str | None = None,
+) -> float:
+    """A real number as a float.
+
+    Args:
+        name: for the message.
+        value: a Python or NumPy number, or an array of one. Booleans and texts are none.
+        low: it must be larger.
+        high: it must be smaller.
+        closed: whether `low` itself will do.
+        need: the message's last words, by default the range.
+
+    Raises:
+        ValueError: for anything else, NaN, and what is out of range or of a float's range.
+    """
+    found = _real(value)
+    if not (math.isfinite(found) and (low < found < high or (closed and found == low))):
+        bounds = [f"{'at least' if closed else 'above'} {low:g}"] if math.isfinite(low) else []
+        bounds += [f"below {high:g}"] if math.isfinite(high) else []
+        text = " ".join(["a finite number", " and ".join(bounds)]).strip()
+        raise ValueError(f"{name} is {shown(value)}; need {need or text}")
+    return found
+
+
+def whole(name: str, value: Any, low: int, high: int | None = None) -> int:
+    """A whole number from low to high as an int; 1000.0 is one.
+
+    Raises:
+        ValueError: for anything else, fractions, booleans and texts among it.
+    """
+    found = int(value) if isinstance(value, np.integer) else value
+    if not isinstance(found, int) or isinstance(found, bool):
+        real = _real(found)
+        found = int(real) if math.isfinite(real) and real == int(real) else None
+    if found is None or found < low or (high is not None and found > high):
+        bound = f"of at least {low}" if high is None else f"from {low} to {high}"
+        raise ValueError(f"{name} is {shown(value)}; need a whole number {bound}")
+    return found
+
+
+def flag(name: str, value: Any) -> bool:
+    """A boolean. Raises ValueError for anything else: the text "false" would count as true."""
+    if not isinstance(value, (bool, np.bool_)):
+        raise ValueError(f"{name} is {shown(value)}; need true or false, without quotes")
+    return bool(value)
+
+
+def choice(name: str, value: Any, known: Iterable[str]) -> str:
+    """One of the known texts. Raises ValueError, listing them, for anything else."""
+    names = list(known)
+    if not isinstance(value, str) or value not in names:
+        raise ValueError(f"{name} is {shown(value)}; use one of {', '.join(names)}")
+    return value
+
+
+def numbers(name: str, values: Any) -> np.ndarray:
+    """[...] float64 of numbers: no booleans, texts, complex numbers or ragged lists.
+
+    Raises:
+        ValueError: naming what it is instead.
+    """
+    try:
+        array = np.asarray(values)
+    except (TypeError, ValueError, OverflowError, RecursionError) as error:
+        raise ValueError(f"{name} is {shown(values)}; need numbers in lists of one length ({error})") from error
+    try:
+        if array.dtype.kind not in "iufO" or _has_others(values, array):
+            raise TypeError("no booleans, texts or nulls")
+        return array.astype(np.float64)
+    except (TypeError, ValueError, OverflowError) as error:
+        raise ValueError(f"{name} is {shown(values)}; need numbers ({error})") from error
+
+
+def json_object(path: str | os.PathLike[str], what: str) -> dict[str, Any]:
+    """The object in a JSON file. Only a regular file is opened: a pipe would hang and a device never ends.
+
+    Args:
+        path: of the file.
+        what: it is, for the messages: "a scheduler config".
+
+    Raises:
+        ValueError: naming the path, for what is no regular file, too large, not UTF-8, not JSON, nested too deep or
+            no object.
+        OSError: if it cannot be read.
+    """
+    shape = os.stat(path)
+    if not stat.S_ISREG(shape.st_mode):
+        kind = "folder" if stat.S_ISDIR(shape.st_mode) else "device, pipe or socket"
+        raise ValueError(f"{path} is a {kind}, not a file; give {what}")
+    if shape.st_size > MOST_BYTES:
+        raise ValueError(f"{path} has {shape.st_size} bytes, which is no {what.split(' ', 1)[-1]}; give another file")
+    try:
+        found = json.loads(Path(path).read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{path} is not valid JSON, or truncated ({shown(str(error))})") from error
+    if not isinstance(found, dict):
+        raise ValueError(f"{path} holds a JSON {type(found).__name__}, not {what}")
+    return found
+
+
+def _real(value: Any) -> float:
+    """The number, or NaN for what is none."""
+    if isinstance(value, (bool, np.bool_, str, bytes)) or value is None:
+        return math.nan
+    if (
+        getattr(value, "shape", ()) not in ((), (1,))
+        or getattr(getattr(value, "dtype", None), "kind", "f") not in "iuf"
+    ):
+        return math.nan
+    try:
+        return float(value.item() if hasattr(value, "item") else value)
+    except (TypeError, ValueError, OverflowError):
+        return math.nan
+
+
+def _has_others(values: Any, array: np.ndarray) -> bool:
+    """Whether NumPy would make numbers of what are none: booleans among numbers, texts, None."""
+    entries = values if isinstance(values, (list, tuple)) else array.ravel() if array.dtype.kind == "O" else ()
+    return any(x is None or isinstance(x, (bool, np.bool_, str, bytes)) for x in entries)

@@ -1,0 +1,281 @@
+"""Random configs, constructions and nodes: a helpful refusal, or something that is usable. Nothing in between."""
+
+from __future__ import annotations
+
+import json
+import math
+import random
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from hso_jax import BASELINES, NoiseSchedule, Schedule, baseline, from_config, preset
+from hso_jax.judgements import Judgements
+from hso_jax.noise import beta_table, cosine, discrete, dynamic_shift, edm, flow, linear_vp, ve
+from hso_jax.noise.from_config import KNOWN_CLASSES
+from hso_jax.schedule_file import from_json, to_json
+
+SHORT, LONG = 250, 12_000
+REFUSALS = (ValueError, TypeError, OSError)
+deep: list[Any] = []  # nested lists, deeper than `repr` goes
+for _ in range(500):
+    deep = [deep]
+NASTY: list[Any] = [None, True, False, "", "false", "1000", "x" * 300, "\ud800", b"x", math.nan, math.inf, -math.inf]
+NASTY += [0, -0.0, -1, 1, 2, 3, 1.5, 1000.0, 10**400, -(10**400), 1e30, 1e300, -1e300, 5e-324, 1e-300, 2**63, 10**7, 1j]
+NASTY += [[], [1], [0.1, "x"], [[0.1, 0.2]], {}, {"a": 1}, (), deep, object(), np.nan, np.float32(0.5), np.int64(3)]
+NASTY += [np.array([]), np.array(0.5), np.array([0.5, 0.1]), np.zeros((2, 2)), np.bool_(True), np.array(["a"]), len]
+KEYS = {
+    "num_train_timesteps": [3, 10, 1000, 1000.0],
+    "beta_start": [1e-4, 0.00085, 0.3],
+    "beta_end": [0.012, 0.02, 0.999],
+    "beta_schedule": ["linear", "scaled_linear", "squaredcos_cap_v2"],
+    "trained_betas": [None, [0.1, 0.2, 0.3], [1e-20, 0.5], np.linspace(1e-4, 0.02, 40), [0.5] * 500],
+    "rescale_betas_zero_snr": [False, True],
+    "snr_shift_scale": [1.0, 3.0],
+    "prediction_type": ["epsilon", "v_prediction", "flow_prediction"],
+    "use_flow_sigmas": [False, True],
+    "flow_shift": [1.0, 3.0],
+    "shift": [1.0, 3.0, 1e5],
+    "use_dynamic_shifting": [False, True],
+    "base_image_seq_len": [256],
+    "max_image_seq_len": [4096],
+    "base_shift": [0.5],
+    "max_shift": [1.15, 16.0],
+    "time_shift_type": ["linear", "exponential"],
+    "sigma_min": [0.002, 0.01],
+    "sigma_max": [80.0, 1348.0],
+    "rho": [7.0, 0.1],
+    "beta_min": [0.1],
+    "beta_max": [20.0, 300.0],
+}
+
+
+def wild(rng: random.Random) -> Any:
+    """A number of any size, or a value of any kind."""
+    if rng.random() < 0.5:
+        return rng.choice(NASTY)
+    return rng.choice([1, 1, 1, -1]) * 10.0 ** rng.choice(
+        [rng.uniform(-3, 3), rng.uniform(-40, 40), rng.uniform(-300, 300)]
+    )
+
+
+def config(rng: random.Random) -> dict[str, Any]:
+    """Mostly a real class; some keys right, a few wrong."""
+    cls = rng.choice(KNOWN_CLASSES) if rng.random() < 0.97 else rng.choice([*NASTY, "DDIM"])
+    keys = rng.sample(list(KEYS), rng.randint(0, 8))
+    return {"_class_name": cls} | {k: wild(rng) if rng.random() < 0.2 else rng.choice(KEYS[k]) for k in keys}
+
+
+def table(rng: random.Random) -> Any:
+    """A list of betas or of alphas_cumprod that may be almost flat, almost 0 or 1, or wrong in one entry."""
+    count = rng.choice([1, 2, 3, 5, 40])
+    lams = sorted((rng.gauss(0, 10.0 ** rng.uniform(-9, 2)) for _ in range(count)), reverse=True)
+    values = [1.0 / (1.0 + math.exp(min(-2.0 * lam, 700.0))) for lam in lams]
+    if rng.random() < 0.2:
+        values[-1] = 0.0
+    if rng.random() < 0.2:
+        values[rng.randrange(count)] = wild(rng)
+    return values
+
+
+def construction(rng: random.Random) -> Callable[[], NoiseSchedule]:
+    """One call of a constructor."""
+
+    def some(*usual: Any) -> Any:
+        return wild(rng) if rng.random() < 0.25 else rng.choice(usual) * 10.0 ** rng.uniform(-2, 2)
+
+    builders: list[Callable[[], Callable[[], NoiseSchedule]]] = [
+        lambda: (lambda a, b, c: lambda: linear_vp(a, b, t_min=c))(some(0.1), some(20.0), some(1e-3)),
+        lambda: (lambda a, b: lambda: cosine(a, t_min=b))(some(0.008), some(1e-3)),
+        lambda: (lambda a, b: lambda: ve(a, b))(some(0.01), some(50.0)),
+        lambda: (lambda a, b, c: lambda: edm(a, b, c))(some(0.002), some(80.0), some(7.0, 7.0)),
+        lambda: (lambda a, b: lambda: flow(a, num_train_timesteps=b))(some(3.0), rng.choice([1000, 3, 50, wild(rng)])),
+        lambda: (lambda a: lambda: discrete(alphas_cumprod=a))(table(rng)),
+        lambda: (lambda a, b: lambda: discrete(alphas_cumprod=a, rescale_betas_zero_snr=b))(table(rng), True),
+        lambda: (lambda a: lambda: discrete(betas=a))([some(0.01) for _ in range(rng.choice([2, 5]))]),
+        lambda: (lambda a, b, c: lambda: discrete(betas=beta_table("linear", a, b, c)))(
+            some(1e-3), some(0.02), rng.choice([1000, 10, wild(rng)])
+        ),
+        lambda: (lambda a, b: lambda: flow(dynamic_shift(4096, base_shift=a, max_shift=b)))(some(0.5), some(1.15)),
+        lambda: (lambda a: lambda: preset(rng.choice(["sd15", "flux-dev", a]), image_seq_len=a))(wild(rng)),
+    ]
+    return rng.choice(builders)()
+
+
+def accepted(call: Callable[[], Any], what: Any) -> Any:
+    """What the call gives; None if it refused with a message that says something. Anything else fails, naming it."""
+    try:
+        return call()
+    except REFUSALS as error:
+        assert len(str(error)) > 10, f"{type(error).__name__} without a message for {what!r:.500}"
+        return None
+    except BaseException as error:
+        raise AssertionError(f"{type(error).__name__} ({error}) for {what!r:.500}") from error
+
+
+def check_noise(noise: NoiseSchedule, rng: random.Random) -> None:
+    """Every function is finite between the ends, lam falls and is inverted, and a schedule crosses a file."""
+    low, high = float(noise.t_min), float(noise.t_max)
+    assert 0 <= low < high <= 1 and type(noise.num_train_timesteps) is int
+    t = np.sort(low + (high - low) * np.array([0.0, 1.0, *(rng.random() for _ in range(60))]))
+    lam, slope, bend = noise.lam_derivatives(t)
+    assert np.isfinite([lam, slope, bend]).all() and (np.diff(lam)[np.diff(t) > 1e-3 * (high - low)] < 0).all()
+    assert (np.diff(lam) <= 1e-12 * (1 + np.abs(lam[1:]))).all()
+    back = noise.lam(noise.t_of_lam(lam))
+    rounding = 1e-12 * (np.abs(slope) + 1.0 + np.abs(lam))  # in t it is 1e-12
+    assert (np.abs(back - lam) <= 1e-8 + 10 * rounding).all(), np.abs(back - lam).max()
+    for values in (noise.alpha(t), noise.sigma(t), noise.ksigma(t), noise.timestep(t)):
+        assert np.isfinite(values).all()
+    assert noise.lam(1.0) == -np.inf if noise.zero_terminal_snr else np.isfinite(noise.lam(high))
+    nodes = np.linspace(high, low, rng.randint(2, 9))
+    made = Schedule.from_t(noise, nodes, layout=rng.choice(["node", "interval"]))
+    assert to_json(from_json(to_json(made))) == to_json(made)
+    again = Schedule.from_sigmas(noise, made.sigmas)
+    np.testing.assert_allclose(again.lams, made.lams, rtol=0, atol=1e-6)
+
+
+def check_configs(seed: int, count: int) -> int:
+    rng, kept = random.Random(seed), 0
+    for _ in range(count):
+        given = config(rng)
+        length = wild(rng) if rng.random() < 0.1 else 4096
+        noise = accepted(lambda g=given, n=length: from_config(g, image_seq_len=n), (given, length))
+        if noise is not None:
+            check_noise(noise, rng)
+            kept += 1
+    return kept
+
+
+def check_constructions(seed: int, count: int) -> int:
+    rng, kept = random.Random(seed), 0
+    for i in range(count):
+        call = construction(rng)
+        noise = accepted(call, (seed, i))
+        if noise is not None:
+            check_noise(noise, rng)
+            kept += 1
+    return kept
+
+
+def check_schedules(seed: int, count: int) -> int:
+    rng, kept = random.Random(seed), 0
+    noises = [preset(name) for name in ("sd15", "flux-dev", "edm-cifar10")] + [cosine(), ve(), flow(12.0)]
+    for _ in range(count):
+        noise: Any = rng.choice(noises) if rng.random() < 0.97 else wild(rng)
+        values: Any = sorted((rng.random() for _ in range(rng.randint(0, 6))), reverse=rng.random() < 0.9)
+        if values and rng.random() < 0.2:
+            values[rng.randrange(len(values))] = wild(rng)
+        values = wild(rng) if rng.random() < 0.1 else values
+        names = {"layout": ["node", "interval"], "end": ["clean", "t_eps", None], "solver": ["ddim"], "p": [2.0]}
+        names |= {"method": ["mine"], "d_min": [0.0], "seed": [0], "guidance": [7.5], "others": [{"ddim": 1.0}]}
+        names |= {"psi": [{"p": 1.0}], "versions": [{"a": "1"}], "iterations": [3], "error": [0.1], "mep": [None]}
+        options = {
+            k: wild(rng) if rng.random() < 0.1 else rng.choice(names[k])
+            for k in rng.sample(list(names), rng.randint(0, 4))
+        }
+        rule = rng.choice([Schedule.from_t, Schedule.from_sigmas])
+        if rule == Schedule.from_sigmas:
+            options.pop("layout", None)
+        given = (rule.__name__, noise, values, options)
+        made = accepted(lambda n=noise, v=values, o=options, r=rule: r(n, v, **o), given)
+        if made is not None:
+            assert to_json(from_json(to_json(made))) == to_json(made), given
+            assert (np.diff(made.t) < 0).all() and (np.diff(made.lams) > 0).all()
+            kept += 1
+    return kept
+
+
+def check_baselines(seed: int, count: int) -> int:
+    rng, kept = random.Random(seed), 0
+    noises = [preset("sd15"), flow(3.0), edm(), discrete(alphas_cumprod=[0.9, 0.5, 0.1]), cosine(), ve(1.0, 1.1)]
+    names = [name for name in BASELINES if name != "dm-nonuni"]
+    for _ in range(count):
+        usual = {"name": rng.choice(names), "noise": rng.choice(noises), "nfe": rng.randint(1, 30)}
+        usual |= {"layout": rng.choice(["node", "interval"]), "p": rng.choice([1.0, 2.0]), "d_min": None}
+        if rng.random() < 0.7:
+            usual[rng.choice(list(usual))] = wild(rng)
+        name, noise, nfe = usual.pop("name"), usual.pop("noise"), usual.pop("nfe")
+        if isinstance(name, str) and name == "dm-nonuni":
+            continue
+        made = accepted(lambda a=name, b=noise, c=nfe, o=usual: baseline(a, b, c, **o), (name, noise, nfe, usual))
+        if made is not None:
+            assert to_json(from_json(to_json(made))) == to_json(made)
+            kept += 1
+    return kept
+
+
+def mutated(value: Any, rng: random.Random) -> Any:
+    """A JSON value with one place in it exchanged, dropped or doubled."""
+    if isinstance(value, dict) and value and rng.random() < 0.85:
+        key = rng.choice(list(value))
+        rest = {k: v for k, v in value.items() if k != key}
+        return rest if rng.random() < 0.15 else rest | {key: mutated(value[key], rng)}
+    if isinstance(value, list) and value and rng.random() < 0.7:
+        i = rng.randrange(len(value))
+        return value[:i] + [mutated(value[i], rng)] * rng.choice([1, 1, 2]) + value[i + 1 :]
+    return rng.choice([x for x in NASTY[:30] if not isinstance(x, (bytes, complex))] + [[], {}, [1], deep, "abc"])
+
+
+def check_checkpoints(seed: int, count: int, folder: Path) -> int:
+    rng, kept = random.Random(seed), 0
+    file = folder / "c.json"
+    t = np.array([1.0, 0.5])
+    judgements = Judgements(file, {"solver": "ddim"})
+    judgements.begin(2, ["a start"])
+    judgements.add(2, t, 0.25)
+    judgements.add(2, t / 2, math.inf)
+    whole = file.read_text()
+    for _ in range(count):
+        text = whole[: rng.randrange(len(whole))] if rng.random() < 0.2 else json.dumps(mutated(json.loads(whole), rng))
+        file.write_text(text)
+
+        def resume() -> list[Any]:
+            again = Judgements(file, {"solver": "ddim"})
+            again.begin(2, ["a start"])
+            return [again.recall(2, i, t) for i in range(1)]
+
+        found = accepted(resume, text[:300])
+        assert file.read_text() == text
+        kept += found is not None
+    return kept
+
+
+@pytest.fixture(autouse=True)
+def warnings_are_errors() -> Any:
+    """Also inside threads and callbacks: a warning is a traceback in the making."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        yield
+
+
+def test_configs() -> None:
+    assert check_configs(0, 2 * SHORT) > SHORT // 4
+
+
+def test_constructions() -> None:
+    assert check_constructions(1, 2 * SHORT) > SHORT // 4
+
+
+def test_schedules() -> None:
+    assert check_schedules(2, 4 * SHORT) > SHORT // 4
+
+
+def test_baselines() -> None:
+    assert check_baselines(3, SHORT) > SHORT // 4
+
+
+def test_checkpoints(tmp_path: Path) -> None:
+    assert check_checkpoints(4, SHORT, tmp_path) > 0
+
+
+@pytest.mark.fuzz
+@pytest.mark.parametrize("seed", range(10))
+def test_long(seed: int, tmp_path: Path) -> None:
+    """Some 36,000 inputs: about four minutes on one core."""
+    for check in (check_configs, check_constructions, check_schedules, check_baselines):
+        check(100 + seed, LONG // 13)
+    check_checkpoints(100 + seed, LONG // 13, tmp_path)

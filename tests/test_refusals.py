@@ -1,0 +1,184 @@
+"""Every public function with wrong kinds of value: a ValueError that shows the value and says what is needed."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import numpy as np
+import pytest
+from problems import SD
+
+from hso_jax import Box, Effort, ReferenceEffort, Schedule, baseline, lanes, paper_d_min, reference_error
+from hso_jax import search as find
+from hso_jax import zoo as from_zoo
+from hso_jax.checks import flag, json_object, number, numbers, shown, whole
+from hso_jax.lanes import check_nfe, check_seed
+from hso_jax.noise import beta_table, ve
+from hso_jax.problems import fit, generic, mixture, stack_problems
+from hso_jax.reference import reference
+
+NO_NUMBERS: list[Any] = [
+    "2",
+    True,
+    math.nan,
+    math.inf,
+    -math.inf,
+    10**400,
+    [1.0, 2.0],
+    {},
+    1j,
+    object(),
+    np.array(["a"]),
+]
+PROBLEM = stack_problems([mixture([1, 1], [[0.0, 1.0], [1.0, 0.0]], [1.0, 1.0])])
+SAMPLES = np.random.default_rng(0).normal(size=(40, 3))
+NODES = Schedule.from_t(SD, [1.0, 0.5])
+
+USUAL: dict[str, tuple[Callable[..., Any], dict[str, Any]]] = {
+    "baseline": (baseline, {"name": "karras", "noise": SD, "nfe": 4, "layout": "node", "p": 2.0, "d_min": 0.01}),
+    "zoo": (from_zoo, {"model": "sd15", "nfe": 4, "solver": "ddim", "guidance": 1.0}),
+    "from_t": (
+        Schedule.from_t,
+        {"noise": SD, "t": [1.0, 0.5], "layout": "node", "end": "clean", "method": "a", "solver": "any", "p": 2.0}
+        | {"d_min": 0.0, "psi": {}, "seed": 0, "error": 0.1, "others": {}, "versions": {}, "result": "a", "mep": 1.0}
+        | {"iterations": 1, "guidance": 1.0},
+    ),
+    "from_sigmas": (Schedule.from_sigmas, {"noise": SD, "sigmas": [10.0, 1.0], "end": "clean"}),
+    "mixture": (mixture, {"weights": [1, 1], "means": np.eye(2), "variances": [1.0, 1.0], "members": [0]}),
+    "generic": (
+        lambda **options: generic(jax.random.key(0), **options),
+        {"dimension": 2, "components": 2, "spectrum": 1.0, "within": 0.3, "scale": 1.0, "members": 1, "apart": 1.5},
+    ),
+    "fit": (fit, {"samples": SAMPLES, "components": 2, "dimension": 2, "members": [0], "seed": 0, "iterations": 3}),
+    "paper_d_min": (paper_d_min, {"nfe": 4}),
+    "reference": (
+        reference,
+        {"start": -3.0, "guidance": 1.0, "samples": 1, "seed": 0, "steps": 2, "problems": PROBLEM},
+    ),
+    "reference_error": (reference_error, {"schedule": NODES, "noise": SD, "solver": "ddim"}),
+    "lanes": (
+        lanes,
+        {"noises": [SD], "nfes": [4], "layouts": ["node"], "seeds": [0], "relax": False, "p": 2.0, "spacing": 0.01}
+        | {"spacing_as": "constraint", "gamma": 1.0, "box": Box(), "objective": "mep"},
+    ),
+    "search": (
+        find,
+        {"noise": SD, "nfe": 4, "layout": "node", "method": "hso", "objective": "mep", "fitness": "spf", "seed": 0}
+        | {"effort": Effort()},
+    ),
+    "beta_table": (
+        beta_table,
+        {"rule": "linear", "beta_start": 0.1, "beta_end": 0.2, "num_train_timesteps": 10},
+    ),
+}
+RIGHT: dict[tuple[str, str], list[Any]] = {  # what of `NO_NUMBERS` an argument may be, beside numbers
+    ("from_t", "psi"): [{}],
+    ("from_t", "others"): [{}],
+    ("from_t", "versions"): [{}],
+    **{("from_t", name): ["2"] for name in ("method", "solver", "result")},
+    ("lanes", "relax"): [True],
+    ("lanes", "noises"): [{}],
+    ("lanes", "nfes"): [{}],
+    ("lanes", "layouts"): [{}],
+    ("lanes", "seeds"): [{}],
+    ("reference", "start"): [-math.inf],
+    ("mixture", "weights"): [[1.0, 2.0]],
+    ("mixture", "variances"): [[1.0, 2.0]],
+}
+SHOWN_AS = {
+    "d_min": "spacing|d_min",
+    "sigmas": "sigmas|t must fall",
+    "rule": "beta_schedule",
+    "name": "baseline",
+    "model": "model|noise",
+    "nfes": "nfes?",
+}
+SHOWN_AS |= {"layouts": "layouts?", "seeds": "seeds?", "t": "t ", "means": "means|shapes", "weights": "weights|shapes"}
+SHOWN_AS |= {"variances": "variances|shapes", "fitness": "fitness", "noises": "noises?"}
+
+
+@pytest.mark.parametrize(("call", "name"), [(call, name) for call, (_, usual) in USUAL.items() for name in usual])
+def test_wrong_kinds_are_refused_by_name(call: str, name: str) -> None:
+    function, usual = USUAL[call]
+    for value in NO_NUMBERS:
+        if any(type(value) is type(x) and value == x for x in RIGHT.get((call, name), [])):
+            continue
+        with pytest.raises(ValueError, match=SHOWN_AS.get(name, name)):
+            function(**{**usual, name: value})
+
+
+def test_p_of_any_real_number_that_has_a_score() -> None:
+    assert baseline("karras", SD, 4, p=np.float32(1.5)).p == 1.5
+    assert baseline("karras", SD, 4, p=-1).mep > 0
+    with pytest.raises(ValueError, match="p is 1000; need a finite number"):
+        baseline("karras", SD, 4, p=1000)
+    with pytest.raises(ValueError, match="p is -99; MEP is not finite"):
+        baseline("uniform-lam", ve(1e-30, 1e30), 20, p=-99)
+
+
+@pytest.mark.parametrize("field", Effort._fields)
+def test_efforts_are_whole_numbers(field: str) -> None:
+    for value in (-1, 1.5, "2", True, None):
+        with pytest.raises(ValueError, match=rf"effort\.{field} is .*; need a whole number"):
+            find(SD, 4, effort=Effort(**{field: value}))
+
+
+@pytest.mark.parametrize("field", ReferenceEffort._fields)
+def test_reference_efforts_are_whole_numbers(field: str) -> None:
+    for value in (-1, 1.5, "2", True, None):
+        with pytest.raises(ValueError, match=rf"effort\.{field} is .*; need a whole number"):
+            find(SD, 4, method="reference", effort=ReferenceEffort(**{field: value}))
+
+
+def test_boxes() -> None:
+    for box in ((1.0, 2.0), {"rho": (3, 16)}, Box(rho=3.0), Box(t_eps=(0.01,)), Box(t_max=("0.9", "1"))):
+        with pytest.raises(ValueError, match="box "):
+            lanes([SD], [4], box=box)
+
+
+def test_samples_that_a_mixture_cannot_be_fitted_to() -> None:
+    for samples, message in (
+        (np.ones((40, 3)), "samples are all the same"),
+        (SAMPLES * 1e200, "scale them to a size near 1"),
+        (np.zeros((0, 3)), r"samples has shape \(0, 3\)"),
+        ([["a", "b"]], "samples is .*; need numbers"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            fit(samples, components=2, dimension=2)
+
+
+def test_checks_take_numpy_and_python_numbers_alike() -> None:
+    assert number("x", np.float32(0.5)) == number("x", np.array(0.5)) == number("x", 0.5) == 0.5
+    assert [whole("n", x, 1) for x in (3, 3.0, np.int64(3), np.float32(3.0), np.array(3))] == [3] * 5
+    assert flag("b", np.bool_(True)) is True and check_nfe(np.int32(4)) == 4
+    assert numbers("x", [1, 2.5]).tolist() == [1.0, 2.5]
+    check_seed(2**31 - 1)
+    assert number("x", 0.0, low=0.0, closed=True) == 0.0
+    for bad in (0.0, 1.0):
+        with pytest.raises(ValueError, match=r"x is .*; need a finite number above 0 and below 1"):
+            number("x", bad, low=0.0, high=1.0)
+    for bad in (0, 6):
+        with pytest.raises(ValueError, match=r"n is .; need a whole number from 1 to 5"):
+            whole("n", bad, 1, 5)
+
+
+def test_messages_stay_short_whatever_the_value() -> None:
+    deep: list[Any] = []
+    for _ in range(100_000):
+        deep = [deep]
+    for value in (10**10_000, "x" * 10**6, deep, list(range(10**5)), {i: i for i in range(10**4)}):
+        assert len(shown(value)) < 200
+    del value
+    while deep:  # not all at once, which would take a deep stack
+        deep = deep[0]
+
+
+def test_a_file_too_large_to_be_one(tmp_path: Any) -> None:
+    file = tmp_path / "c.json"
+    with open(file, "wb") as handle:
+        handle.truncate(10**9)
+    with pytest.raises(ValueError, match="1000000000 bytes"):
+        json_object(file, "a checkpoint")
