@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from hso_jax.cli.arguments import parse_nfe
-from hso_jax.schedule_file import write_whole
+from hso_jax.files import write_whole
 
 OUT = Path("docs/results")
 QUICK_OUT = Path("build/benchmarks/quick")

@@ -11,7 +11,7 @@ from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, NullForma
 
 from benchmarks.records import Record
 from benchmarks.tables import METRICS, SOLVERS, columns
-from hso_jax.schedule_file import write_whole
+from hso_jax.files import write_whole
 
 # Okabe and Ito's colours and a brown, told apart by all kinds of colour vision; each line has its own marker as well.
 LINES = {

@@ -18,7 +18,7 @@ from benchmarks.metrics import Estimate
 from benchmarks.moments import Extraction, Moments, features_of, frechet_paired, frechet_to
 from benchmarks.placements import Setting
 from benchmarks.records import DIGITS, NODE_DIGITS, Record, rounded
-from hso_jax.schedule_file import write_whole
+from hso_jax.files import write_whole
 
 _MEASURED = "measured.npz"
 

@@ -23,7 +23,7 @@ from rich.progress import track
 
 from benchmarks.image_store import read_picture, unit
 from benchmarks.metrics import FRECHET_RESAMPLES, Estimate, Extractor
-from hso_jax.schedule_file import write_whole
+from hso_jax.files import write_whole
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
 

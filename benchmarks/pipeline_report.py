@@ -12,7 +12,7 @@ from benchmarks.placements import Setting
 from benchmarks.records import Record
 from benchmarks.tables import SOLVERS, number
 from bridge.grid import Row, grid, save_png
-from hso_jax.schedule_file import write_whole
+from hso_jax.files import write_whole
 
 COLUMNS = 4
 _LABEL = 32  # letters that fit over a column

@@ -14,7 +14,7 @@ from benchmarks import charts, grids, studies, tables, texts
 from benchmarks.cells import GUIDED
 from benchmarks.records import FIELDS, Record, Records
 from benchmarks.variants import VARIANTS
-from hso_jax.schedule_file import write_whole
+from hso_jax.files import write_whole
 
 COMPACT = ("reference", "hso", "dm-nonuni", "trailing", "karras", "ays", "beta-t", "uniform-lam")
 COMPACT_BUDGETS = (4, 6, 8)

@@ -85,7 +85,7 @@ def test_compare_lists_every_method(capsys: pytest.CaptureFixture[str]):
 
 def test_compare_skips_the_rules_of_other_models(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch):
     found = hso_jax.baseline("trailing", hso_jax.preset("sd3-medium"), 2)
-    monkeypatch.setattr(sys.modules["hso_jax.cli.main"], "search_many", lambda many: [found] * len(many))
+    monkeypatch.setattr(sys.modules["hso_jax.cli.searches"], "search_many", lambda many: [found] * len(many))
     assert main(["compare", "--model", "sd3-medium", "--nfe", "2,3", "--json"]) == 0
     out, err = capsys.readouterr()
     methods = [r["method"] for r in json.loads(out)["schedules"]]

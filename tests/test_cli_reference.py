@@ -35,7 +35,7 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
         # The program is compiled for two weights: the result of another one would be a compilation.
         return find([lane._replace(guidance=5.0) for lane in many], compare=True)
 
-    monkeypatch.setattr(importlib.import_module("hso_jax.cli.main"), "reference_schedules", search)
+    monkeypatch.setattr(importlib.import_module("hso_jax.cli.searches"), "reference_schedules", search)
     return lanes
 
 

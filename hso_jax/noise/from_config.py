@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -10,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from hso_jax.files import read_json
 from hso_jax.noise import rectified_flow, variance_exploding, variance_preserving
 from hso_jax.noise.noise_schedule import NoiseSchedule
 
@@ -133,15 +133,15 @@ def _config_file(path: Path) -> Path:
             if candidate.is_file():
                 return candidate
         raise ValueError(f"{path} has no scheduler/scheduler_config.json; pass a diffusers model folder or the file")
-    if not path.is_file():
+    if not path.exists():
         raise ValueError(f"{path} does not exist; pass a scheduler_config.json, a model folder or a preset's name")
     return path
 
 
 def _read(path: Path) -> Mapping[str, Any]:
     try:
-        config = json.loads(path.read_text())
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+        config = read_json(path)
+    except (OSError, ValueError) as error:
         raise ValueError(f"{path} is not a readable JSON file ({error})") from error
     if not isinstance(config, dict):
         raise ValueError(f"{path} holds a JSON {type(config).__name__}, not a scheduler config")
