@@ -243,7 +243,7 @@ def _png_software(content: bytes) -> list[bytes]:
     while at + 12 <= len(content):
         (length,) = struct.unpack(">I", content[at : at + 4])
         kind, data = content[at + 4 : at + 8], content[at + 8 : at + 8 + length]
-        if kind in (b"tEXt", b"iTXt") and data.startswith(b"Software\0"):
+        if len(data) == length and kind in (b"tEXt", b"iTXt") and data.startswith(b"Software\0"):
             texts.append(data[9:].lstrip(b"\0"))  # iTXt has flags, language and translated keyword between, all empty
         at += 12 + length
     return texts

@@ -11,7 +11,7 @@ import tempfile
 import traceback
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from hso_jax.cli import bridge_commands, searches, views
 from hso_jax.shown import shown
@@ -40,8 +40,13 @@ _IO_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EPIPE, e
 
 
 class _Parser(argparse.ArgumentParser):
+    """Shows what the user wrote as it is fit to be shown, and hides no failure to write its help."""
+
     def error(self, message: str) -> NoReturn:
         super().error(shown(message))
+
+    def _print_message(self, message: str, file: Any = None) -> None:
+        (file or sys.stderr).write(message)
 
 
 def run(argv: Sequence[str] | None = None) -> int:
