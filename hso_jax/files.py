@@ -92,8 +92,10 @@ def check_writable(path: Path, kind: str, force: bool, apart_from: Sequence[Path
         OSError: if the name is unusable.
     """
     if is_stream(path):
-        if not is_stdout(path):
-            os.fstat(_number(path))
+        try:
+            os.fstat(1 if is_stdout(path) else _number(path))
+        except OSError:
+            raise ValueError(f"cannot write {path}: no such stream is open") from None
         return
     target = Path(os.path.realpath(path))
     if not target.parent.is_dir():

@@ -95,6 +95,19 @@ def test_compare_skips_the_rules_of_other_models(capsys: pytest.CaptureFixture[s
     assert skipped == ["ays", "ays-sdxl", "ays-svd"]
 
 
+def test_compare_survives_a_rule_that_a_narrow_noise_leaves_no_room(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+):
+    config = {"_class_name": "DDIMScheduler", "beta_start": 1e-6, "beta_end": 2e-6, "num_train_timesteps": 20}
+    Path("narrow.json").write_text(json.dumps(config))
+    found = hso_jax.baseline("trailing", hso_jax.from_config(config), 4)
+    monkeypatch.setattr(sys.modules["hso_jax.cli.searches"], "search_many", lambda many: [found])
+    assert main(["compare", "--model", "narrow.json", "--nfe", "4", "--json"]) == 0
+    out, err = capsys.readouterr()
+    assert not {"ays", "ays-sdxl"} & {r["method"] for r in json.loads(out)["schedules"]}
+    assert "skipped: ays at N = 4: t must fall strictly" in err
+
+
 def test_show_and_plot(capsys: pytest.CaptureFixture[str]):
     noise = hso_jax.preset("sd15")
     hso_jax.save([hso_jax.baseline("trailing", noise, n) for n in (4, 6)], "file.json")

@@ -158,12 +158,17 @@ def test_130_is_ctrl_c_and_the_line_is_true(
 @pytest.mark.parametrize("delay", [0.15, 0.4, 0.7, 1.0])
 def test_130_during_imports(delay: float) -> None:
     """From the moment the program has begun: it says so by importing its package."""
-    script = "import sys, hso_jax_cli; print(flush=True); sys.argv = ['hso-jax', 'models']; hso_jax_cli.main()"
-    process = subprocess.Popen(
-        [sys.executable, "-c", script],
-        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
-    )  # fmt: skip
+    script = """
+import signal, sys
+signal.signal(signal.SIGINT, signal.default_int_handler)  # whoever runs the tests may ignore it
+import hso_jax_cli
+print(flush=True)
+sys.argv = ["hso-jax", "models"]
+hso_jax_cli.main()
+"""
+    pipe = subprocess.PIPE
+    process = subprocess.Popen([sys.executable, "-c", script], stdout=pipe, stderr=pipe, text=True)
+    assert process.stdout is not None
     process.stdout.readline()
     time.sleep(delay)
     process.send_signal(signal.SIGINT)
@@ -213,11 +218,9 @@ def test_dash_and_dev_stdout_are_standard_output(result: list[str], capfdbinary:
     hso_jax.save(FOUND, "s.json")
     assert main(["plot", "s.json", "-o", "-"]) == 0
     assert capfdbinary.readouterr().out.startswith(b"\x89PNG") and names() == ["s.json"]
-    done = subprocess.run(
-        ["bash", "-c", '"$@" -o >(cat > copy; echo done >&3) 3>&1 | cat', "bash", *PROGRAM, "zoo", "--nfe", "4"],
-        capture_output=True, text=True,
-    )  # fmt: skip
-    assert "done" in done.stdout and hso_jax.load("copy")[0].model == "sd21-base"
+    script = 'exec 3> >(cat > copy); copier=$!; "$@" -o /dev/fd/3; exec 3>&-; wait $copier'
+    subprocess.run(["bash", "-c", script, "bash", *PROGRAM, "zoo", "--nfe", "4"], capture_output=True, check=True)
+    assert hso_jax.load("copy")[0].model == "sd21-base"
 
 
 def test_the_codes_are_documented_in_both_places() -> None:

@@ -39,14 +39,14 @@ def print_schedules(schedules: Sequence[Schedule], title: str) -> None:
         blocks = ["\n".join(f"{name}: {texts[i]}" for name, texts in rows.items()) for i in range(count)]
         terminal.say(shown(title), *(f"\n{block}" for block in blocks))
         return
-    table = Table(title=shown(title), title_justify="left", row_styles=["", "dim"])
+    table = Table(row_styles=["", "dim"])
     for name in rows:
         text = name == stepped
         left = text or name in ("model", "method", "layout")
         table.add_column(name, justify="left" if left else "right", no_wrap=not text)
     for row in zip(*rows.values(), strict=True):
         table.add_row(*row)
-    terminal.say(table)
+    terminal.say(shown(title), table)
 
 
 def _columns(schedules: Sequence[Schedule]) -> tuple[dict[str, list[str]], str]:
@@ -107,9 +107,9 @@ def print_models() -> None:
     if terminal.width() < _LEAST_MODELS:
         terminal.say(title, *("\n" + "\n".join(f"{h}: {x}" for h, x in zip(heads, row, strict=True)) for row in rows))
         return
-    table = Table(title=title, title_justify="left")
+    table = Table()
     for head in heads:
         table.add_column(head, no_wrap=head != "model")
     for row in rows:
         table.add_row(*row)
-    terminal.say(table)
+    terminal.say(title, table)

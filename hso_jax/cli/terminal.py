@@ -34,14 +34,15 @@ def width() -> int:
 
 
 def progress() -> Progress:
-    """A bar on standard error that vanishes when it is done."""
+    """A bar on standard error that vanishes when it is done; none in a file."""
     columns = (
         TextColumn("{task.description}", markup=False),
         BarColumn(),
         MofNCompleteColumn(),
         TimeElapsedColumn(),
     )
-    return Progress(*columns, console=_console(sys.stderr), transient=True)
+    console = _console(sys.stderr)
+    return Progress(*columns, console=console, transient=True, disable=not console.is_terminal)
 
 
 def _print(file: TextIO, things: Any, style: str | None = None) -> None:

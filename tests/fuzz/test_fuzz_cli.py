@@ -111,7 +111,6 @@ def run(
     monkeypatch.setattr(searches, "prepare_jax", lambda: None)
     rng, home = random.Random(seed), tmp_path / "home"
     home.mkdir()
-    monkeypatch.setenv("HOME", str(home))
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))  # logs
     precious = home / "precious.json"
     for i in range(count):
