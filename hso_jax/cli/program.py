@@ -64,7 +64,8 @@ def run(argv: Sequence[str] | None = None) -> int:
         return _say(EXIT_INTERRUPTED, "interrupted", written)
     except OSError as error:
         if error.errno not in _IO_ERRORS:
-            return _say(EXIT_BAD_INPUT, str(error), written)
+            what = str(error) if error.filename is None else f"{error.filename}: {error.strerror}"
+            return _say(EXIT_BAD_INPUT, what, written)
         _abandon_stdout()
         where = "standard output" if error.filename is None else error.filename
         return _say(EXIT_IO, f"cannot write {where}: {error.strerror}", written)

@@ -17,7 +17,8 @@ from hso_jax.cli import main, searches
 NAMES = [
     "s.json", "notes.json", "config.json", "model", "pipe", "link", "dangling", "empty.json", "ours.png", "new.json",
     "new.png", "new.svg", "none/x.json", "[b]x.json", "\x1b[2J.png", "caf\udce9.json", "-", "", ".", "..",
-    "x" * 300, "x" * 250 + ".json", "a\0b", "/", "s.json/x", "/dev/fd/987654", "~/x.json", "sd15", "flux-dev", "edm-cifar10",
+    "x" * 300, "x" * 250 + ".json", "a\0b", "/", "s.json/x", "/dev/fd/987654", "~/x.json", "sd15", "flux-dev",
+    "edm-cifar10",
 ]  # fmt: skip
 NUMBERS = [
     "4",
@@ -48,7 +49,8 @@ OPTIONS = {
     },
     "models": {},
     "search": {
-        "--model": NAMES, "--nfe": NUMBERS, "--layout": ["node", "both"], "--method": ["hso", "reference", "hso-dm-nonuni"],
+        "--model": NAMES, "--nfe": NUMBERS, "--layout": ["node", "both"],
+        "--method": ["hso", "reference", "hso-dm-nonuni"],
         "--solver": ["ddim", "unipc", "x"], "--guidance": NUMBERS, "--seed": NUMBERS, "--spacing": [*NUMBERS, "paper"],
         "--p": NUMBERS, "--relax": None, "--image-seq-len": NUMBERS, "-o": NAMES, "--plot": NAMES, "--no-plot": None,
         "--json": None, "--force": None,

@@ -24,8 +24,9 @@ DOCUMENT = json.loads(
     )
 )
 ODD: list[Any] = [
-    None, True, False, 0, 1, -1, 2, 1e-300, 1e308, 10**400, float("nan"), float("inf"), -float("inf"), 0.5, "", "x", "1",
-    [], [1], {}, {"a": 1}, [[]], "\ud800", "\x1b[31m", "[bold]", "\0", "node", "clean", "vp", "ve", "flow", 1000, 1000.0,
+    None, True, False, 0, 1, -1, 2, 1e-300, 1e308, 10**400, float("nan"), float("inf"), -float("inf"), 0.5, "", "x",
+    "1", [], [1], {}, {"a": 1}, [[]], "\ud800", "\x1b[31m", "[bold]", "\0", "node", "clean", "vp", "ve", "flow", 1000,
+    1000.0,
 ]  # fmt: skip
 
 
