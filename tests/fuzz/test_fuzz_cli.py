@@ -151,10 +151,10 @@ def run(
         folder.rmdir()
 
 
-def test_five_hundred_command_lines(
+def test_two_hundred_command_lines(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    run(0, 500, tmp_path, monkeypatch, capfd)
+    run(0, 200, tmp_path, monkeypatch, capfd)
 
 
 @pytest.mark.fuzz

@@ -48,7 +48,7 @@ def damaged(rng: random.Random, document: Any) -> Any:
             del where[key]
         case 1 if isinstance(where, list):
             where.insert(key, where[key])
-        case 2 if isinstance(where[key], (int, float)) and not isinstance(where[key], bool):
+        case 2 if isinstance(where[key], float):
             where[key] *= rng.choice([-1, 0, 2, 1.0000001, 1e300])
         case _:
             where[key] = rng.choice(ODD)
