@@ -77,7 +77,7 @@ def run(argv: Sequence[str] | None = None) -> int:
 
 
 def _command(argv: Sequence[str] | None, written: list[Path]) -> int:
-    parser = _Parser(
+    parser: argparse.ArgumentParser = _Parser(
         prog="hso-jax",
         description="Finds the few noise levels at which a diffusion or flow model is best evaluated.",
         epilog=_EPILOG,

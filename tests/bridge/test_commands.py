@@ -247,10 +247,9 @@ def test_without_torch_the_message_says_what_to_install(
 
 def test_help_says_what_there_is(capsys: pytest.CaptureFixture[str]) -> None:
     for command in ("apply", "sample"):
-        with pytest.raises(SystemExit) as stop:
-            main([command, "--help"])
+        assert main([command, "--help"]) == 0
         text = capsys.readouterr().out
-        assert stop.value.code == 0 and "examples:" in text and "--nfe" in text
+        assert "examples:" in text and "--nfe" in text
 
 
 def test_the_index_names_the_package_that_loads_the_scheduler(pipe: Any) -> None:
