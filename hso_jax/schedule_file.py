@@ -15,6 +15,7 @@ from hso_jax.files import FORMAT, read_text, write_whole
 from hso_jax.schedule import Schedule
 
 VERSION = 1
+_MOST_LEVELS = 10**6
 
 _ARRAYS = ("t", "lams", "sigmas", "timesteps")
 _NUMBERS = ("p", "d_min", "mep", "spf", "min_spacing", "stationarity", "guidance", "error", "fitness")
@@ -123,6 +124,8 @@ def _schedule(record: Any) -> Schedule:
             raise ValueError(f"{name} is {value!r}; need an object of finite numbers")
         elif name == "versions" and not (isinstance(value, dict) and all(isinstance(v, str) for v in value.values())):
             raise ValueError(f"versions is {value!r}; need an object of texts")
+    if not 1 <= values["num_train_timesteps"] <= _MOST_LEVELS:
+        raise ValueError(f"num_train_timesteps is {values['num_train_timesteps']}; need 1..{_MOST_LEVELS}")
     return Schedule(**values)
 
 
