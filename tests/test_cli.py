@@ -98,7 +98,7 @@ def test_compare_skips_the_rules_of_other_models(capsys: pytest.CaptureFixture[s
 def test_compare_survives_a_rule_that_a_narrow_noise_leaves_no_room(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ):
-    config = {"_class_name": "DDIMScheduler", "beta_start": 1e-6, "beta_end": 2e-6, "num_train_timesteps": 20}
+    config = {"_class_name": "DDIMScheduler", "beta_start": 1e-7, "beta_end": 2e-7, "num_train_timesteps": 200}
     Path("narrow.json").write_text(json.dumps(config))
     found = hso_jax.baseline("trailing", hso_jax.from_config(config), 4)
     monkeypatch.setattr(searches, "search_many", lambda many: [found])
