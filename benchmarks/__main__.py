@@ -15,7 +15,7 @@ from pathlib import Path
 
 from benchmarks.arguments import budgets, exit_code, names
 from benchmarks.solvers import COMPARED
-from hso_jax.schedule_file import write_whole
+from hso_jax.files import write_whole
 
 OUT = Path("docs/results")
 QUICK_OUT = Path("build/benchmarks/quick")

@@ -16,8 +16,9 @@ import diffusers
 from bridge import render
 from bridge.installed import REPLACED_KEY, SCHEDULE_KEY, scheduled_class
 from bridge.schedulers import replace_scheduler, with_schedule
-from hso_jax import schedule_file
+from hso_jax import files, schedule_file
 from hso_jax.schedule import Schedule
+from hso_jax.shown import shown
 
 BACKUP_SUFFIX = ".before-hso"
 _INDEX = "model_index.json"
@@ -43,7 +44,8 @@ def apply(args: argparse.Namespace) -> int:
         install(scheduler, folder)
     else:
         share(folder, args.save, scheduler)
-    print(f"wrote the {describe(schedule)} schedule into {target}")
+    args.written.append(target)
+    print(f"wrote the {shown(describe(schedule))} schedule into {shown(target)}")
     print(
         f"use it: import bridge; DiffusionPipeline.from_pretrained({str(target)!r}), num_inference_steps={schedule.nfe}"
     )
@@ -58,8 +60,10 @@ def sample(args: argparse.Namespace) -> int:
     pipe = render.load(folder, args.device, args.dtype)
     replace_scheduler(pipe, plain(pipe.scheduler, args.scheduler))
     others = [s for s in schedule_file.load(args.schedule) if s.nfe == schedule.nfe]
-    render.render(pipe, schedule, others if args.compare else [], plan)
-    print(f"wrote {args.output}")
+    picture = render.render(pipe, schedule, others if args.compare else [], plan)
+    files.write_all([(args.output, picture)], args.written)
+    if not files.is_stream(args.output):
+        print(f"wrote {shown(args.output)}")
     return 0
 
 
@@ -115,22 +119,27 @@ def plain(scheduler: Any, class_name: str | None = None) -> Any:
 def install(scheduler: Any, folder: Path) -> None:
     """Write a scheduled scheduler into a pipeline folder: its config, and in the index the package that loads it.
 
-    The files as they were before the first installation stay beside them. If the second cannot be written the first
-    is put back.
+    The files as they were before the first installation stay beside them. If not all can be written, nothing
+    is changed.
     """
     config, index = folder / "scheduler" / _CONFIG, folder / _INDEX
     document = _read(index)
     document["scheduler"] = ["bridge", type(scheduler).__name__]
     before = config.read_bytes()
-    for file in (config, index):
-        backup = file.with_name(file.name + BACKUP_SUFFIX)
-        if not backup.exists() and SCHEDULE_KEY.encode() not in before:
-            schedule_file.write_whole(backup, file.read_bytes())
-    schedule_file.write_whole(config, scheduler.to_json_string().encode())
+    new = [(config, scheduler.to_json_string().encode()), (index, (json.dumps(document, indent=2) + "\n").encode())]
+    backups = []
+    if SCHEDULE_KEY not in _read(config):
+        kept = [(file.with_name(file.name + BACKUP_SUFFIX), file.read_bytes()) for file, _ in new]
+        backups = [(backup, content) for backup, content in kept if not os.path.lexists(backup)]
+    written: list[Path] = []
     try:
-        schedule_file.write_whole(index, (json.dumps(document, indent=2) + "\n").encode())
+        files.write_all([*backups, *new], written)
     except BaseException:
-        schedule_file.write_whole(config, before)
+        if config in written and index not in written:
+            files.write_whole(config, before)
+        if index not in written:
+            for backup, _ in backups:
+                backup.unlink(missing_ok=True)
         raise
 
 
@@ -179,7 +188,7 @@ def _link(source: Path, target: Path) -> None:
 
 def _read(file: Path) -> dict[str, Any]:
     try:
-        document = json.loads(file.read_text(encoding="utf-8"))
+        document = files.read_json(file)
     except ValueError as error:
         raise ValueError(f"{file} is not a readable JSON file ({error})") from error
     if not isinstance(document, dict):

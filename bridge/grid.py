@@ -10,7 +10,7 @@ from typing import NamedTuple
 from PIL import Image, ImageDraw, ImageFont
 from PIL.PngImagePlugin import PngInfo
 
-from hso_jax.schedule_file import write_whole
+from hso_jax.files import write_whole
 
 Font = ImageFont.FreeTypeFont | ImageFont.ImageFont
 
@@ -88,18 +88,23 @@ def strip(frames: Sequence[Image.Image], most: int = 4) -> Image.Image:
     return sheet
 
 
+def encoded(image: Image.Image, texts: Mapping[str, str]) -> bytes:
+    """The content of a PNG file; `texts` say how the picture was made."""
+    info = PngInfo()
+    for key, value in texts.items():
+        info.add_itxt(key, _unicode(value))
+    buffer = io.BytesIO()
+    image.save(buffer, "png", pnginfo=info)
+    return buffer.getvalue()
+
+
 def save_png(image: Image.Image, path: str | os.PathLike[str], texts: Mapping[str, str]) -> None:
-    """Encode in memory, then write whole; `texts` say how the picture was made.
+    """Write what `encoded` gives, whole.
 
     Raises:
         OSError: if the folder does not exist or cannot be written.
     """
-    info = PngInfo()
-    for key, value in texts.items():
-        info.add_itxt(key, value)
-    buffer = io.BytesIO()
-    image.save(buffer, "png", pnginfo=info)
-    write_whole(path, buffer.getvalue())
+    write_whole(path, encoded(image, texts))
 
 
 def wrap(text: str, font: Font, width: int, most: int) -> list[str]:
@@ -107,7 +112,7 @@ def wrap(text: str, font: Font, width: int, most: int) -> list[str]:
     lines: list[str] = []
     for paragraph in text.splitlines():
         line = ""
-        for word in paragraph.split():
+        for word in _unicode(paragraph).split():
             longer = f"{line} {word}".strip()
             if line and font.getlength(longer) > width:
                 lines.append(line)
@@ -119,6 +124,11 @@ def wrap(text: str, font: Font, width: int, most: int) -> list[str]:
     if cut and kept:
         kept[-1] = _fitted(kept[-1] + " \u2026", font, width)
     return kept
+
+
+def _unicode(text: str) -> str:
+    """Without lone surrogates, which stand for bytes of an argument that are no UTF-8."""
+    return text.encode("utf-8", "backslashreplace").decode("utf-8")
 
 
 def _fitted(line: str, font: Font, width: int) -> str:

@@ -16,12 +16,13 @@ from PIL import Image
 from rich.console import Console
 from rich.progress import track
 
-from bridge.grid import Row, grid, save_png, strip
+from bridge.grid import Row, encoded, grid, strip
 from bridge.noise_of import noise_schedule_of
 from bridge.schedulers import replace_scheduler, with_schedule
 from hso_jax.baselines import baseline
+from hso_jax.cli import terminal
 from hso_jax.cli.arguments import parse_nfe
-from hso_jax.cli.files import MARK, check_writable
+from hso_jax.files import MARK, check_writable, figure_kind
 from hso_jax.schedule import Schedule
 
 COMPARED_SEEDS = "0-3"
@@ -31,7 +32,6 @@ class Plan(NamedTuple):
     """What is to be drawn.
 
     Attributes:
-        output: the picture's file.
         prompt: text, or a class.
         seeds: of the noise.
         call: further arguments of the pipeline.
@@ -39,7 +39,6 @@ class Plan(NamedTuple):
         reference: number of steps of a first row, if any.
     """
 
-    output: Path
     prompt: str
     seeds: tuple[int, ...]
     call: Mapping[str, Any]
@@ -53,9 +52,9 @@ def plan(args: argparse.Namespace, schedule: Schedule) -> Plan:
     Raises:
         ValueError: naming the option.
     """
-    if args.output.suffix.lower() != ".png":
+    if figure_kind(args.output, stream=True) != "png":
         raise ValueError(f"cannot draw {args.output}: use a name that ends in .png")
-    check_writable(args.output, args.force)
+    check_writable(args.output, "picture", args.force, [args.schedule])
     if args.reference is not None and (not args.compare or args.reference < 1):
         raise ValueError("--reference takes 1 or more steps, together with --compare")
     call: dict[str, Any] = {}
@@ -70,10 +69,10 @@ def plan(args: argparse.Namespace, schedule: Schedule) -> Plan:
             raise ValueError(f"--option {key}: that is set by the schedule, --prompt or --seed")
         try:
             call[key] = json.loads(text)
-        except ValueError:
+        except (ValueError, RecursionError):
             call[key] = text
     seeds = parse_seeds(args.seed or (COMPARED_SEEDS if args.compare else "0"))
-    return Plan(args.output, args.prompt, seeds, call, args.compare, args.reference)
+    return Plan(args.prompt, seeds, call, args.compare, args.reference)
 
 
 def parse_seeds(text: str) -> tuple[int, ...]:
@@ -94,7 +93,12 @@ def load(folder: Path, device: str | None, dtype: str | None) -> Any:
         found = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
         device = "cpu" if found is None else found.type
     kind = getattr(torch, dtype or ("float32" if device == "cpu" else "bfloat16"))
-    pipe = diffusers.DiffusionPipeline.from_pretrained(str(folder), local_files_only=True, dtype=kind)
+    try:
+        pipe = diffusers.DiffusionPipeline.from_pretrained(str(folder), local_files_only=True, dtype=kind)
+    except ImportError:
+        raise
+    except Exception as error:  # whatever a damaged or foreign component makes its library raise
+        raise ValueError(f"diffusers cannot load {folder}: {type(error).__name__}: {error}") from error
     try:
         pipe.to(device)
     except (RuntimeError, AssertionError) as error:  # what torch raises for a device it has not got
@@ -103,8 +107,8 @@ def load(folder: Path, device: str | None, dtype: str | None) -> Any:
     return pipe
 
 
-def render(pipe: Any, schedule: Schedule, others: Sequence[Schedule], plan: Plan) -> None:
-    """Sample and write the picture.
+def render(pipe: Any, schedule: Schedule, others: Sequence[Schedule], plan: Plan) -> bytes:
+    """Sample and draw the picture; returns the content of a PNG file.
 
     Args:
         pipe: with the plain scheduler to sample by.
@@ -133,11 +137,10 @@ def render(pipe: Any, schedule: Schedule, others: Sequence[Schedule], plan: Plan
         drawn = [drawn[0], *(_measured(row, drawn[0]) for row in drawn[1:])]
     texts = {"Software": MARK, "prompt": plan.prompt, "seeds": _list(seeds), "schedule": drawn[-1].detail}
     if len(drawn) == len(seeds) == 1:
-        save_png(drawn[0].images[0], plan.output, texts)
-        return
+        return encoded(drawn[0].images[0], texts)
     sampler = type(base).__name__.removesuffix("Scheduler")
     subtitle = f"{type(pipe).__name__}, {sampler}, {schedule.nfe} steps, the same noise in each column"
-    save_png(grid(drawn, [f"seed {seed}" for seed in seeds], plan.prompt, subtitle), plan.output, texts)
+    return encoded(grid(drawn, [f"seed {seed}" for seed in seeds], plan.prompt, subtitle), texts)
 
 
 def _measured(row: Row, reference: Row) -> Row:
@@ -180,7 +183,7 @@ def schedulers(pipe: Any, schedule: Schedule, others: Sequence[Schedule], plan: 
         try:
             rows.append(_entry(base, other))
         except ValueError as error:
-            Console(stderr=True).print(f"left out {other.method} ({other.layout}): {error}", highlight=False)
+            terminal.warn(f"left out {other.method} ({other.layout}): {error}")
     return [*rows, chosen]
 
 

@@ -2,22 +2,18 @@
 
 from __future__ import annotations
 
-import json
 import math
 import os
 import reprlib
-import stat
 from collections.abc import Iterable
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from hso_jax.files import read_json
+
 MOST_LEVELS = 1_000_000
 """Of a training table: a thousand times the usual, and small enough to hold."""
-
-MOST_BYTES = 64 * 1024 * 1024
-"""Of a JSON file that is read into memory."""
 
 
 def shown(value: Any) -> str:
@@ -120,16 +116,10 @@ def json_object(path: str | os.PathLike[str], what: str) -> dict[str, Any]:
             no object.
         OSError: if it cannot be read.
     """
-    shape = os.stat(path)
-    if not stat.S_ISREG(shape.st_mode):
-        kind = "folder" if stat.S_ISDIR(shape.st_mode) else "device, pipe or socket"
-        raise ValueError(f"{path} is a {kind}, not a file; give {what}")
-    if shape.st_size > MOST_BYTES:
-        raise ValueError(f"{path} has {shape.st_size} bytes, which is no {what.split(' ', 1)[-1]}; give another file")
     try:
-        found = json.loads(Path(path).read_text(encoding="utf-8"))
-    except (ValueError, RecursionError) as error:
-        raise ValueError(f"{path} is not valid JSON, or truncated ({shown(str(error))})") from error
+        found = read_json(path)
+    except ValueError as error:
+        raise ValueError(f"{path} is not {what}: {error}") from error
     if not isinstance(found, dict):
         raise ValueError(f"{path} holds a JSON {type(found).__name__}, not {what}")
     return found

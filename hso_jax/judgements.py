@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 
 from hso_jax.checks import json_object, shown
+from hso_jax.files import write_whole
 from hso_jax.schedule import versions
-from hso_jax.schedule_file import write_whole
 
 FORMAT, VERSION = "hso-jax/judgements", 1
 

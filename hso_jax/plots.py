@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import functools
+import io
 from collections.abc import Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -15,16 +17,38 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from hso_jax.batch import edm_nodes
+from hso_jax.files import MARK
 from hso_jax.lanes import Box
 from hso_jax.noise import PRESETS, NoiseSchedule, preset
 from hso_jax.schedule import LAYOUTS, Schedule
 from hso_jax.search import refine
+from hso_jax.shown import shown
 
 _TITLES = {
     "node": "node layout: N nodes, then sigma = 0",
     "interval": "interval layout: N + 1 nodes, stops at the last",
 }
 _GRID = 48
+
+
+def encoded(figure: Figure, kind: str) -> bytes:
+    """The content of a picture file.
+
+    Args:
+        figure: what to draw.
+        kind: "png", "svg" or "pdf". All say in their metadata that hso-jax made them.
+    """
+    metadata = {"png": {"Software": MARK}, "svg": {"Creator": MARK, "Date": None}}.get(
+        kind, {"Creator": MARK, "CreationDate": None}
+    )
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format=kind, metadata=metadata, dpi=130)
+    return buffer.getvalue()
+
+
+def _plain(text: str) -> str:
+    """A name as a text of matplotlib's, for which $ begins a formula."""
+    return shown(text).replace("$", r"\$")
 
 
 def schedules_figure(schedules: Sequence[Schedule]) -> Figure:
@@ -52,8 +76,8 @@ def schedules_figure(schedules: Sequence[Schedule]) -> Figure:
     bar = figure.colorbar(ScalarMappable(norm, colours), ax=panels, label="N, model evaluations", pad=0.01)
     bar.locator = MaxNLocator(integer=True)
     bar.update_ticks()
-    methods = ", ".join(dict.fromkeys(s.method for s in schedules))
-    models = ", ".join(dict.fromkeys(s.model for s in schedules))
+    methods = ", ".join(dict.fromkeys(_plain(s.method) for s in schedules))
+    models = ", ".join(dict.fromkeys(_plain(s.model) for s in schedules))
     figure.suptitle(f"{methods} schedules for {models}", fontsize=12)
     return figure
 
@@ -76,9 +100,11 @@ def methods_figure(schedules: Sequence[Schedule]) -> Figure:
         for i, method in enumerate(methods):
             for s in (s for s in schedules if s.nfe == nfe and s.method == method):
                 first = method == methods[0]
-                style = {"linewidth": 2.4 if first else 1.2, "zorder": 3 if first else 2}
+                style: dict[str, Any] = {"linewidth": 2.4 if first else 1.2, "zorder": 3 if first else 2}
                 line = "o-" if i < 10 else "s--"  # there are ten colours
-                panel.plot(range(len(s.t)), _height(s), line, color=f"C{i % 10}", markersize=4, label=method, **style)
+                panel.plot(
+                    range(len(s.t)), _height(s), line, color=f"C{i % 10}", markersize=4, label=_plain(method), **style
+                )
         panel.set_title(f"N = {nfe}", fontsize=11)
         panel.set_xlabel("step")
         panel.xaxis.set_major_locator(MaxNLocator(integer=True))
@@ -88,7 +114,7 @@ def methods_figure(schedules: Sequence[Schedule]) -> Figure:
     panels[0].set_ylabel(_height_label(schedules))
     handles, labels = panels[0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside right center", frameon=False)
-    figure.suptitle(f"{schedules[0].model}, {schedules[0].layout} layout", fontsize=12)
+    figure.suptitle(f"{_plain(schedules[0].model)}, {schedules[0].layout} layout", fontsize=12)
     return figure
 
 
@@ -133,7 +159,7 @@ def landscape_figure(schedule: Schedule, noise: NoiseSchedule | None = None) -> 
         schedule.t[0],
         "r*",
         markersize=14,
-        label=f"{schedule.method} (N = {schedule.nfe})",
+        label=f"{_plain(schedule.method)} (N = {schedule.nfe})",
         clip_on=False,
         zorder=4,
     )

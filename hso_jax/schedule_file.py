@@ -6,17 +6,16 @@ import dataclasses
 import json
 import math
 import os
-import tempfile
 from collections.abc import Iterable, Mapping
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from hso_jax.files import FORMAT, read_text, write_whole
 from hso_jax.schedule import Schedule
 
-FORMAT = "hso-jax/schedules"
 VERSION = 1
+_MOST_LEVELS = 10**6
 
 _ARRAYS = ("t", "lams", "sigmas", "timesteps")
 _NUMBERS = ("p", "d_min", "mep", "spf", "min_spacing", "stationarity", "guidance", "error", "fitness")
@@ -35,12 +34,21 @@ def to_json(schedules: Schedule | Iterable[Schedule]) -> str:
 
 
 def save(schedules: Schedule | Iterable[Schedule], path: str | os.PathLike[str]) -> None:
-    """Write schedules to a file: beside it first, then renamed onto it.
+    """Write schedules to a file: beside it first, then renamed onto it; through a link, to its target.
 
     Raises:
-        OSError: if the folder does not exist or cannot be written; an existing file is then as it was.
+        ValueError: if `load` would refuse what would be written.
+        OSError: if the folder does not exist or cannot be written, or it is no regular file; an existing file is then
+            as it was.
     """
-    write_whole(path, to_json(schedules).encode())
+    write_whole(path, checked_json(schedules).encode())
+
+
+def checked_json(schedules: Schedule | Iterable[Schedule]) -> str:
+    """The text of `to_json`, after `from_json` has read it. Raises ValueError as that does."""
+    text = to_json(schedules)
+    from_json(text)
+    return text
 
 
 def load(path: str | os.PathLike[str]) -> list[Schedule]:
@@ -52,8 +60,8 @@ def load(path: str | os.PathLike[str]) -> list[Schedule]:
         OSError: if it cannot be read.
     """
     try:
-        return from_json(Path(path).read_text(encoding="utf-8"))
-    except (ValueError, UnicodeDecodeError) as error:
+        return from_json(read_text(path))
+    except ValueError as error:
         raise ValueError(f"{os.fspath(path)}: {error}") from error
 
 
@@ -153,22 +161,6 @@ def _shown(name: str, value: Any) -> str:
     return f"for {value}" if name == "solver" else str(value)
 
 
-def write_whole(path: str | os.PathLike[str], content: bytes) -> None:
-    """Write beside `path`, then rename onto it. Raises OSError and leaves no trace if it cannot."""
-    target = Path(path)
-    handle, temporary = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.")
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(content)
-        mask = os.umask(0)
-        os.umask(mask)
-        os.chmod(temporary, target.stat().st_mode & 0o777 if target.exists() else 0o666 & ~mask)
-        os.replace(temporary, target)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
-
-
 def _record(schedule: Schedule) -> dict[str, Any]:
     record: dict[str, Any] = {}
     for name in _FIELDS:
@@ -203,6 +195,8 @@ def _schedule(record: Any) -> Schedule:
             raise ValueError(f"{name} is {value!r}; need an object of finite numbers")
         elif name == "versions" and not (isinstance(value, dict) and all(isinstance(v, str) for v in value.values())):
             raise ValueError(f"versions is {value!r}; need an object of texts")
+    if not 1 <= values["num_train_timesteps"] <= _MOST_LEVELS:
+        raise ValueError(f"num_train_timesteps is {values['num_train_timesteps']}; need 1..{_MOST_LEVELS}")
     return Schedule(**values)
 
 

@@ -18,11 +18,11 @@ import jax
 import numpy as np
 from rich.progress import Progress
 
+from hso_jax.files import write_whole
 from hso_jax.noise import PRESETS, preset
 from hso_jax.reference import ReferenceEffort, ReferenceLane, reference_schedules
 from hso_jax.reference.lanes import s_of_lam
 from hso_jax.schedule import Schedule, versions
-from hso_jax.schedule_file import write_whole
 from hso_jax.zoo import FILE, FORMAT, MAX_NFE, SOLVERS, VERSION, ends_key
 
 BUDGETS = (range(1, 6), range(6, 11), range(11, 16), range(16, MAX_NFE + 1))

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 import hso_jax
-from hso_jax.cli import main
+from hso_jax.cli import main, searches
 from hso_jax.cli.arguments import parse_nfe
 
 REQUIRED = {
@@ -85,7 +85,7 @@ def test_compare_lists_every_method(capsys: pytest.CaptureFixture[str]):
 
 def test_compare_skips_the_rules_of_other_models(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch):
     found = hso_jax.baseline("trailing", hso_jax.preset("sd3-medium"), 2)
-    monkeypatch.setattr(sys.modules["hso_jax.cli.main"], "search_many", lambda many: [found] * len(many))
+    monkeypatch.setattr(searches, "search_many", lambda many: [found] * len(many))
     assert main(["compare", "--model", "sd3-medium", "--nfe", "2,3", "--json"]) == 0
     out, err = capsys.readouterr()
     methods = [r["method"] for r in json.loads(out)["schedules"]]
@@ -93,6 +93,19 @@ def test_compare_skips_the_rules_of_other_models(capsys: pytest.CaptureFixture[s
     assert methods == 2 * ["trailing", *rules]
     skipped = [line.split()[1] for line in err.splitlines() if line.startswith("skipped: ")]
     assert skipped == ["ays", "ays-sdxl", "ays-svd"]
+
+
+def test_compare_survives_a_rule_that_a_narrow_noise_leaves_no_room(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+):
+    config = {"_class_name": "DDIMScheduler", "beta_start": 1e-7, "beta_end": 2e-7, "num_train_timesteps": 200}
+    Path("narrow.json").write_text(json.dumps(config))
+    found = hso_jax.baseline("trailing", hso_jax.from_config(config), 4)
+    monkeypatch.setattr(searches, "search_many", lambda many: [found])
+    assert main(["compare", "--model", "narrow.json", "--nfe", "4", "--json"]) == 0
+    out, err = capsys.readouterr()
+    assert not {"ays", "ays-sdxl"} & {r["method"] for r in json.loads(out)["schedules"]}
+    assert "skipped: ays at N = 4: t must fall strictly" in err
 
 
 def test_show_and_plot(capsys: pytest.CaptureFixture[str]):

@@ -98,14 +98,14 @@ def test_a_checkpoint_cut_off_at_any_byte(tmp_path: Path) -> None:
     whole = file.read_bytes()
     for length in range(0, len(whole) - 1, 17):
         file.write_bytes(whole[:length])
-        with pytest.raises(ValueError, match=r"c\.json is not valid JSON, or truncated"):
+        with pytest.raises(ValueError, match=r"c\.json is not a checkpoint: not valid JSON, or truncated"):
             Judgements(file, ARGUMENTS)
         assert file.read_bytes() == whole[:length]
 
 
 def test_a_pipe_or_a_folder_is_not_opened(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe")
-    for path, message in ((tmp_path / "pipe", "a device, pipe or socket"), (tmp_path, "is a folder")):
+    for path, message in ((tmp_path / "pipe", "it is a pipe"), (tmp_path, "it is a folder")):
         with pytest.raises(ValueError, match=message):
             Judgements(path, ARGUMENTS)
 

@@ -110,6 +110,8 @@ BAD_FIELDS: dict[str, tuple[dict[str, Any], str]] = {
     "empty list": ({"timesteps": []}, "timesteps must be a list"),
     "count": ({"nfe": 4}, r"layout 'interval' at nfe 4 needs \(5,\)"),
     "nfe": ({"nfe": 3.0}, r"nfe is 3\.0"),
+    "no levels": ({"num_train_timesteps": 0}, "num_train_timesteps is 0; need"),
+    "levels beyond floats": ({"num_train_timesteps": 10**400}, "num_train_timesteps is 1000.*; need"),
     "layout": ({"layout": "both"}, "layout is 'both'"),
     "end": ({"end": None}, "end is None"),
     "mep": ({"mep": "low"}, "mep is 'low'"),

@@ -12,7 +12,7 @@ from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, NullForma
 from benchmarks.networks.records import Record
 from benchmarks.networks.tables import METRICS, columns
 from benchmarks.solvers import SOLVERS
-from hso_jax.schedule_file import write_whole
+from hso_jax.files import write_whole
 
 # Okabe and Ito's colours and a brown, told apart by all kinds of colour vision; each line has its own marker as well.
 LINES = {

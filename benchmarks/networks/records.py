@@ -20,9 +20,9 @@ import numpy as np
 from benchmarks.metrics import Estimate
 from benchmarks.models.card import WEIGHTS
 from hso_jax import NoiseSchedule, Schedule, from_config
+from hso_jax.files import write_whole
 from hso_jax.reference.schedules import times
 from hso_jax.schedule import versions
-from hso_jax.schedule_file import write_whole
 
 METRICS = ("rmse", "feature", "fid", "fid_data")
 DIGITS = 5  # of the figures; intervals are wider than what this loses

@@ -14,7 +14,7 @@ from benchmarks.networks import charts, grids, report_text, studies, tables
 from benchmarks.networks.ablations import ABLATIONS
 from benchmarks.networks.cells import GUIDED
 from benchmarks.networks.records import FIELDS, Record, Records
-from hso_jax.schedule_file import write_whole
+from hso_jax.files import write_whole
 
 COMPACT = ("reference", "hso", "dm-nonuni", "trailing", "karras", "ays", "beta-t", "uniform-lam")
 COMPACT_BUDGETS = (4, 6, 8)

@@ -20,7 +20,7 @@ from rich.progress import track
 
 from benchmarks.metrics import Extractor, Moments, moments_of
 from benchmarks.pipelines.image_store import read_picture, unit
-from hso_jax.schedule_file import write_whole
+from hso_jax.files import write_whole
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
 

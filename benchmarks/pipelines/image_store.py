@@ -22,7 +22,7 @@ from PIL import Image
 from benchmarks.pipelines.settings import Prepared, Setting
 from bridge.grid import save_png
 from hso_jax import Schedule, schedule_file
-from hso_jax.schedule_file import write_whole
+from hso_jax.files import write_whole
 
 MANIFEST = "manifest.json"
 _SETTING = "setting.json"

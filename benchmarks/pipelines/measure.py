@@ -19,7 +19,7 @@ from benchmarks.networks.records import DIGITS, NODE_DIGITS, Record, rounded
 from benchmarks.pipelines.features import Extraction, features_of
 from benchmarks.pipelines.image_store import Store, unit
 from benchmarks.pipelines.settings import Setting
-from hso_jax.schedule_file import write_whole
+from hso_jax.files import write_whole
 
 _MEASURED = "measured.npz"
 

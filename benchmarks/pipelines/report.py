@@ -13,7 +13,7 @@ from benchmarks.pipelines.image_store import Store
 from benchmarks.pipelines.settings import Setting
 from benchmarks.solvers import SOLVERS
 from bridge.grid import Row, grid, save_png
-from hso_jax.schedule_file import write_whole
+from hso_jax.files import write_whole
 
 COLUMNS = 4
 _LABEL = 32  # letters that fit over a column

@@ -164,7 +164,7 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="only the main job")
     parser.add_argument("-o", "--output", type=Path, default=OUTPUT)
     args = parser.parse_args()
-    from hso_jax.schedule_file import write_whole
+    from hso_jax.files import write_whole
 
     text = report(args.quick)
     print(text)

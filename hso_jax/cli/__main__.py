@@ -1,7 +1,5 @@
 """`python -m hso_jax.cli`."""
 
-import sys
+from hso_jax_cli import main
 
-from hso_jax.cli.main import main
-
-sys.exit(main())
+main()

@@ -4,11 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-from rich.console import Console
 from rich.table import Table
 
+from hso_jax.cli import terminal
 from hso_jax.noise import PRESETS, preset
 from hso_jax.schedule import Schedule
+from hso_jax.shown import shown
+
+_LEAST_STEPS = 19  # characters of the column of levels; it wraps
+_LEAST_MODELS = 70  # characters for the table of presets
 
 
 def number(value: float | None, digits: int = 5) -> str:
@@ -25,9 +29,30 @@ def levels(schedule: Schedule) -> str:
     return " ".join(str(x) for x in schedule.integer_timesteps())
 
 
-def schedule_table(schedules: Sequence[Schedule], title: str | None = None) -> Table:
-    """One row a schedule; columns that say the same in every row are left out."""
-    table = Table(title=title, title_justify="left", row_styles=["", "dim"])
+def print_schedules(schedules: Sequence[Schedule], title: str) -> None:
+    """One row a schedule; columns that say the same in every row are left out.
+
+    Where the terminal is too narrow for the table, one line a value.
+    """
+    rows, stepped = _columns(schedules)
+    count = len(schedules)
+    fixed = sum(max(map(len, (name, *texts))) for name, texts in rows.items() if name != stepped)
+    if fixed + _LEAST_STEPS + 3 * len(rows) + 1 > terminal.width():
+        blocks = ["\n".join(f"{name}: {texts[i]}" for name, texts in rows.items()) for i in range(count)]
+        terminal.say(shown(title), *(f"\n{block}" for block in blocks))
+        return
+    table = Table(row_styles=["", "dim"])
+    for name in rows:
+        text = name == stepped
+        left = text or name in ("model", "method", "layout")
+        table.add_column(name, justify="left" if left else "right", no_wrap=not text)
+    for row in zip(*rows.values(), strict=True):
+        table.add_row(*row)
+    terminal.say(shown(title), table)
+
+
+def _columns(schedules: Sequence[Schedule]) -> tuple[dict[str, list[str]], str]:
+    """Texts of each column that is shown, and the name of the one with the levels."""
     kinds = {s.kind for s in schedules}
     stepped = "sigma (evaluated)" if kinds == {"ve"} else "timesteps (evaluated)"
     columns: dict[str, Callable[[Schedule], str]] = {
@@ -47,44 +72,46 @@ def schedule_table(schedules: Sequence[Schedule], title: str | None = None) -> T
         "result": lambda s: s.result,
     }
     always = {"N", stepped, "gap", "error" if all(s.mep is None for s in schedules) else "MEP"}
-    rows = {name: [text(s) for s in schedules] for name, text in columns.items()}
+    rows = {name: [shown(text(s)) for s in schedules] for name, text in columns.items()}
     if rows["SPF"] == rows["MEP"]:
         del rows["SPF"]
     if set(rows["result"]) <= {"converged", "fixed"}:
         del rows["result"]
     rows = {name: texts for name, texts in rows.items() if name in always or len(set(texts)) > 1}
-    for name in rows:
-        text = name == stepped
-        table.add_column(
-            name, justify="left" if text or name in ("model", "method", "layout") else "right", no_wrap=not text
-        )
-    for row in zip(*rows.values(), strict=True):
-        table.add_row(*row)
-    return table
+    return rows, stepped
 
 
-def print_advice(schedules: Sequence[Schedule], console: Console) -> None:
+def print_advice(schedules: Sequence[Schedule]) -> None:
     """One line a schedule whose solver another one beats at this N and guidance."""
     for s in schedules:
         if s.better_solver is not None and s.error is not None:
-            other = s.others[s.better_solver]
+            other, weight = s.others[s.better_solver], number(s.guidance)
             # Where a lower order wins, the steps are too long for this one: its extrapolation overshoots.
-            console.print(
-                f"N = {s.nfe}: {s.better_solver} does better than {s.solver} at guidance {s.guidance:g}: error at most "
+            terminal.warn(
+                f"N = {s.nfe}: {s.better_solver} does better than {s.solver} at guidance {weight}: error at most "
                 f"{other:.3g} against {s.error:.3g}",
                 style="yellow",
-                highlight=False,
             )
 
 
-def model_table() -> Table:
+def print_models() -> None:
     """The presets."""
-    table = Table(title="Models with an embedded noise schedule (--model NAME)", title_justify="left")
-    for name in ("name", "model", "kind", "sigma/alpha", "p"):
-        table.add_column(name, no_wrap=name != "model")
+    rows = []
     for name, entry in PRESETS.items():
         noise = preset(name)
         low, high = (float(noise.ksigma(float(t))) for t in (noise.t_min, noise.t_max))
         end = "inf" if noise.zero_terminal_snr else f"{high:.4g}"
-        table.add_row(name, entry.description, noise.kind, f"{low:.3g} .. {end}", f"{entry.p:g}")
-    return table
+        rows.append((name, entry.description, noise.kind, f"{low:.3g} .. {end}", f"{entry.p:g}"))
+    title, heads = (
+        "Models with an embedded noise schedule (--model NAME)",
+        ("name", "model", "kind", "sigma/alpha", "p"),
+    )
+    if terminal.width() < _LEAST_MODELS:
+        terminal.say(title, *("\n" + "\n".join(f"{h}: {x}" for h, x in zip(heads, row, strict=True)) for row in rows))
+        return
+    table = Table()
+    for head in heads:
+        table.add_column(head, no_wrap=head != "model")
+    for row in rows:
+        table.add_row(*row)
+    terminal.say(title, table)

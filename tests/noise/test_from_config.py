@@ -181,9 +181,9 @@ def test_paths_that_are_no_regular_files_are_refused_without_reading(tmp_path: P
     os.mkfifo(tmp_path / "pipe")
     (tmp_path / "folder" / "scheduler_config.json").mkdir(parents=True)
     for path, match in (
-        (tmp_path / "pipe", "pipe is a device, pipe or socket, not a file; give a scheduler config"),
-        (Path("/dev/zero"), "/dev/zero is a device"),
-        (tmp_path / "folder", "scheduler_config.json is a folder"),
+        (tmp_path / "pipe", r"pipe is not a scheduler config: it is a pipe \(FIFO\)"),
+        (Path("/dev/zero"), "/dev/zero is not a scheduler config: it is a device"),
+        (tmp_path / "folder", "scheduler_config.json is not a scheduler config: it is a folder"),
         ("a\0b", "no path|does not exist"),
         ("x" * 5000, "no path|does not exist"),
     ):
@@ -212,7 +212,7 @@ def test_bad_paths_and_files(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"no scheduler/scheduler_config\.json"):
         from_config(tmp_path)
     for content, match in (
-        (b"{", "bad.json is not valid JSON, or truncated"),
+        (b"{", "bad.json is not a scheduler config: not valid JSON, or truncated"),
         (b"[1]", "JSON list"),
         (b"\xff\xfe\x00", "not valid JSON"),
     ):

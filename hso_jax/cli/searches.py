@@ -1,0 +1,252 @@
+"""`search`, `zoo` and `compare`: the commands that make schedules."""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import threading
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from hso_jax import schedule_file
+from hso_jax.baselines import BASELINES, baseline, inapplicable
+from hso_jax.cli import arguments, tables, terminal
+from hso_jax.cli.compiling import prepare_jax
+from hso_jax.files import check_writable, figure_kind, is_stdout, is_stream, write_all
+from hso_jax.lanes import SPACING_AS, Lane
+from hso_jax.noise import NoiseSchedule
+from hso_jax.reference import ReferenceLane, reference_schedules
+from hso_jax.reference.lanes import check as check_reference
+from hso_jax.schedule import LAYOUTS, Schedule
+from hso_jax.search import METHODS, lanes, search_many
+from hso_jax.shown import shown
+from hso_jax.zoo import SOLVERS as ZOO_SOLVERS
+from hso_jax.zoo import zoo
+
+EXIT_NOT_CONVERGED = 1
+
+
+def add_parsers(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    """Add the three subcommands."""
+    _add_search(subparsers)
+    _add_zoo(subparsers)
+    _add_compare(subparsers)
+
+
+def _add_search(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    examples = """\
+examples:
+  hso-jax search                                  the main job: SD 2.1-base, N = 4..20, both layouts
+  hso-jax search --model flux-dev --nfe 4-8       another model
+  hso-jax search --model ./my-model --nfe 6       a diffusers folder (reads scheduler/scheduler_config.json)
+  hso-jax search --nfe 6 --layout node --json     to stdout, for other programs
+  hso-jax search --spacing-as penalty             the paper's SPF to the letter
+  hso-jax search --model sd3-medium --method reference --solver unipc --nfe 4,6,8 --guidance 7.5
+"""
+    parser = arguments.add_command(subparsers, "search", _search, "find schedules, save them and draw them", examples)
+    arguments.add_model(parser)
+    parser.add_argument(
+        "--nfe", default="4-20", help="numbers of model evaluations: 4-20 or 4,6,8; default %(default)s"
+    )
+    parser.add_argument(
+        "--layout",
+        choices=(*LAYOUTS, "both"),
+        help="node: N nodes, then sigma 0 (DDIM, most diffusers samplers); interval: stops at node N + 1 (UniPC); "
+        "default both, for the method reference node",
+    )
+    parser.add_argument(
+        "--method",
+        choices=METHODS,
+        default="hso",
+        help="hso: the paper's; reference: by the error of the solver itself; default %(default)s",
+    )
+    arguments.add_reference(parser)
+    parser.add_argument("--seed", type=int, default=0, help="of the upper level; default %(default)s")
+    parser.add_argument(
+        "--spacing", default="paper", help="least distance of neighbouring nodes in t: paper, or a number"
+    )
+    parser.add_argument(
+        "--spacing-as",
+        choices=SPACING_AS,
+        default="constraint",
+        help="constraint: always kept; penalty: the paper's SPF, kept where it can be; default %(default)s",
+    )
+    parser.add_argument(
+        "--relax", action="store_true", help="reduce a spacing that does not fit instead of refusing it"
+    )
+    arguments.add_box(parser)
+    out = parser.add_argument_group("output")
+    out.add_argument("-o", "--output", type=Path, help="schedule file; default schedules-MODEL.json; - is stdout")
+    out.add_argument("--plot", type=Path, help="picture (.png, .svg, .pdf); default beside the schedule file")
+    out.add_argument("--no-plot", action="store_true", help="draw nothing")
+    out.add_argument(
+        "--json", action="store_true", help="print the schedule file on stdout; write files only where named"
+    )
+    out.add_argument("--force", action="store_true", help="replace files that hso-jax did not write")
+
+
+def _search(args: argparse.Namespace) -> int:
+    noise, p = arguments.read_model(args)
+    output: Path | None = _named_output(args)
+    if output is None and not args.json:
+        output = Path(f"schedules-{noise.name}.json")
+    picture: Path | None = args.plot
+    if picture is None and output is not None and not (args.no_plot or args.json or is_stream(output)):
+        picture = output.with_suffix(".png")
+    if output is not None:
+        check_writable(output, "schedules", args.force)
+    if picture is not None:
+        figure_kind(picture)
+        check_writable(picture, "picture", args.force, [output])
+    many = _lanes(args, noise, p)
+    prepare_jax()
+    if picture is not None:  # compiling leaves a core idle: let it load matplotlib meanwhile
+        threading.Thread(target=importlib.import_module, args=("hso_jax.plots",), daemon=True).start()
+    with terminal.progress() as progress:
+        task = progress.add_task(f"searching {len(many)} schedules of {shown(noise.name)}", total=len(many))
+        schedules = _found(many, lambda done, _: progress.update(task, completed=done))
+    document = schedule_file.checked_json(schedules)
+    contents = [] if output is None else [(output, document.encode())]
+    if picture is not None:
+        from hso_jax.plots import encoded, schedules_figure
+
+        contents.append((picture, encoded(schedules_figure(schedules), figure_kind(picture))))
+    write_all(contents, args.written)
+    if args.json:
+        terminal.write(document)
+    else:
+        tables.print_schedules(schedules, f"{args.method} schedules for {noise.name}")
+        terminal.say(*(f"wrote {shown(path)}" for path in args.written))
+    tables.print_advice(schedules)
+    return _exit_code(schedules)
+
+
+def _named_output(args: argparse.Namespace) -> Path | None:
+    """The file that -o names; standard output is what --json is for."""
+    if args.output is not None and is_stdout(args.output):
+        args.json = True
+        return None
+    return args.output
+
+
+def _lanes(args: argparse.Namespace, noise: NoiseSchedule, p: float) -> list[Lane] | list[ReferenceLane]:
+    """What `hso-jax search` is asked to do, checked."""
+    nfes = arguments.parse_nfe(args.nfe)
+    layout = args.layout or ("node" if args.method == "reference" else "both")
+    layouts = LAYOUTS if layout == "both" else (layout,)
+    if args.method == "reference":
+        arguments.refuse_hso(args)
+        options = arguments.read_reference(args)
+        return [check_reference(ReferenceLane(noise, n, at, seed=args.seed, **options)) for at in layouts for n in nfes]
+    arguments.refuse_reference(args)
+    return lanes(
+        [noise],
+        nfes,
+        layouts=layouts,
+        seeds=[args.seed],
+        relax=args.relax,
+        p=p,
+        spacing=arguments.parse_spacing(args.spacing),
+        spacing_as=args.spacing_as,
+        box=arguments.read_box(args),
+        objective="mep" if args.method == "hso" else "dm-nonuni",
+    )
+
+
+def _found(many: list[Lane] | list[ReferenceLane], progress: Callable[[int, int], None]) -> list[Schedule]:
+    if isinstance(many[0], ReferenceLane):
+        return reference_schedules(many, progress=progress)
+    return search_many(many, progress=progress)
+
+
+def _add_zoo(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    examples = """\
+examples:
+  hso-jax zoo --model sdxl --solver unipc --nfe 4-8
+  hso-jax zoo --model flux-dev --solver ddim --nfe 6 --json > flux.json
+"""
+    text = "print reference schedules that are shipped, without a search"
+    parser = arguments.add_command(subparsers, "zoo", _zoo, text, examples)
+    parser.add_argument("--model", default=arguments.DEFAULT_MODEL, help="a preset; default %(default)s")
+    parser.add_argument("--nfe", default="4-10", help="numbers of model evaluations, 1..20; default %(default)s")
+    parser.add_argument("--solver", default="dpmpp-2m", help=f"{', '.join(ZOO_SOLVERS)}; default %(default)s")
+    parser.add_argument("--guidance", type=float, help="1 or the model's usual weight, which is the default")
+    parser.add_argument("-o", "--output", type=Path, help="write a schedule file; - is stdout")
+    parser.add_argument("--json", action="store_true", help="print the schedule file on stdout")
+    parser.add_argument("--force", action="store_true", help="replace a file that hso-jax did not write")
+
+
+def _zoo(args: argparse.Namespace) -> int:
+    output = _named_output(args)
+    if output is not None:
+        check_writable(output, "schedules", args.force)
+    nfes = arguments.parse_nfe(args.nfe)
+    schedules = [zoo(args.model, n, args.solver, guidance=args.guidance) for n in nfes]
+    document = schedule_file.checked_json(schedules)
+    if output is not None:
+        write_all([(output, document.encode())], args.written)
+    if args.json:
+        terminal.write(document)
+    else:
+        first = schedules[0]
+        tables.print_schedules(schedules, f"{first.model}: {first.solver}, guidance {first.guidance:g}")
+        tables.print_advice(schedules)
+    for path in args.written:
+        (terminal.warn if args.json else terminal.say)(f"wrote {shown(path)}")
+    return 0
+
+
+def _add_compare(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    examples = "examples:\n  hso-jax compare\n  hso-jax compare --model sdxl --nfe 4,8 --layout interval\n"
+    text = "score HSO beside every rule-based schedule (Karras, beta, AYS, ...) and DM-NonUni: MEP, SPF and spacing"
+    parser = arguments.add_command(subparsers, "compare", _compare, text, examples)
+    arguments.add_model(parser)
+    parser.add_argument("--nfe", default="6", help="numbers of model evaluations; default %(default)s")
+    parser.add_argument("--layout", choices=LAYOUTS, default="node", help="default %(default)s")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--plot", type=Path, help="also draw them (.png, .svg, .pdf)")
+    parser.add_argument("--json", action="store_true", help="print the schedules as a schedule file on stdout")
+    parser.add_argument("--force", action="store_true", help="replace a picture that hso-jax did not write")
+
+
+def _compare(args: argparse.Namespace) -> int:
+    noise, p = arguments.read_model(args)
+    nfes = arguments.parse_nfe(args.nfe)
+    if args.plot is not None:
+        figure_kind(args.plot)
+        check_writable(args.plot, "picture", args.force)
+    many = lanes([noise], nfes, layouts=[args.layout], seeds=[args.seed], relax=True, p=p)
+    prepare_jax()
+    skipped = [reason for name in BASELINES if (reason := inapplicable(name, noise))]
+    rules = [name for name in BASELINES if not inapplicable(name, noise)]
+    total = len(nfes) * (1 + len(rules))
+    with terminal.progress() as progress:
+        task = progress.add_task(f"comparing {1 + len(rules)} methods on {shown(noise.name)}", total=total)
+        found = search_many(many)
+        progress.update(task, completed=len(nfes))
+        schedules = []
+        for schedule in found:
+            schedules.append(schedule)
+            for name in rules:
+                try:
+                    schedules.append(baseline(name, noise, schedule.nfe, layout=args.layout, p=p))
+                except ValueError as error:  # a narrow range of noise may leave a rule's levels no room
+                    skipped.append(f"{name} at N = {schedule.nfe}: {error}")
+                progress.advance(task)
+    document = schedule_file.checked_json(schedules)
+    if args.plot is not None:
+        from hso_jax.plots import encoded, methods_figure
+
+        write_all([(args.plot, encoded(methods_figure(schedules), figure_kind(args.plot)))], args.written)
+    for reason in skipped:
+        terminal.warn(f"skipped: {reason}", style="dim")
+    if args.json:
+        terminal.write(document)
+        return _exit_code(schedules)
+    tables.print_schedules(schedules, f"{noise.name}, layout {args.layout}, p = {p:g}")
+    terminal.say("MEP grows with the covered range of t: compare it between schedules with the same ends.")
+    return _exit_code(schedules)
+
+
+def _exit_code(schedules: Sequence[Schedule]) -> int:
+    return 0 if all(s.result in ("converged", "fixed") for s in schedules) else EXIT_NOT_CONVERGED

@@ -1,0 +1,231 @@
+"""Every exit code, the one line that goes with it, and that what the line says of files is true."""
+
+from __future__ import annotations
+
+import errno
+import importlib
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import hso_jax
+from hso_jax.cli import main
+
+PROGRAM = [sys.executable, "-m", "hso_jax_cli"]
+NOISE = hso_jax.preset("sd15")
+FOUND = hso_jax.baseline("trailing", NOISE, 4)
+
+
+@pytest.fixture(autouse=True)
+def _own_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("JAX_NUM_CPU_DEVICES", "1")
+    monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", str(tmp_path / "cache"))
+
+
+@pytest.fixture
+def result(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """What the search returns instead of searching: a schedule with this result."""
+    results = ["converged"]
+
+    def search(many: list[Any], *, progress: Any = None) -> list[Any]:
+        import dataclasses
+
+        return [dataclasses.replace(FOUND, result=results[0]) for _ in many]
+
+    monkeypatch.setattr(importlib.import_module("hso_jax.cli.searches"), "search_many", search)
+    return results
+
+
+SEARCH = ["search", "--model", "sd15", "--nfe", "4", "--layout", "node", "-o", "s.json"]
+
+
+def names() -> list[str]:
+    return sorted(p.name for p in Path().iterdir() if p.name != "cache")
+
+
+def one_line(capsys: pytest.CaptureFixture[str]) -> str:
+    (line,) = capsys.readouterr().err.splitlines()
+    return line
+
+
+@pytest.mark.parametrize(("told", "code"), [("converged", 0), ("fixed", 0), ("max_iterations", 1), ("stalled", 1)])
+def test_0_and_1_tell_whether_all_converged(told: str, code: int, result: list[str]) -> None:
+    result[0] = told
+    assert main([*SEARCH, "--no-plot"]) == code
+    assert [s.result for s in hso_jax.load("s.json")] == [told]
+    assert main([*SEARCH, "--json", "-o", "-"]) == code
+    assert main(["compare", "--model", "sd15", "--nfe", "4", "--json"]) == code
+
+
+def test_2_is_bad_input_and_nothing_was_written(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["show", "missing.json"]) == 2
+    assert one_line(capsys).startswith("error: ") and names() == []
+    assert main(["show", "--layout", "ring", "x"]) == 2  # argparse's own
+
+
+def test_70_is_unexpected_and_says_where_the_log_is(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path, result: list[str]
+) -> None:
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+
+    def broken(*_: Any) -> None:
+        raise KeyError("a defect\nof two lines")
+
+    monkeypatch.setattr("hso_jax.cli.tables.print_schedules", broken)
+    assert main([*SEARCH, "--no-plot"]) == 70
+    line = one_line(capsys)
+    (log,) = Path().glob("hso-jax-*.log")
+    assert line.startswith("error: unexpected KeyError: 'a defect") and line.endswith(
+        f"{log.resolve()}; written: s.json"
+    )
+    assert "Traceback" in log.read_text() and "in broken" in log.read_text()
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "none"))
+    monkeypatch.setattr("hso_jax.cli.searches.lanes", broken)
+    assert main([*SEARCH, "--no-plot"]) == 70
+    assert one_line(capsys).endswith("nothing was written")
+
+
+def test_70_is_left_for_defects_not_for_recursion_in_a_file(capsys: pytest.CaptureFixture[str]) -> None:
+    Path("deep.json").write_text('{"a":' * 50_000)
+    Path("m").mkdir()
+    Path("m/scheduler_config.json").write_text("[" * 200_000)
+    for argv in (["show", "deep.json"], ["search", "--model", "deep.json"], ["compare", "--model", "m"]):
+        assert main(argv) == 2
+        assert "not valid JSON" in one_line(capsys)
+
+
+def full(*_: Any, **__: Any) -> None:
+    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
+def test_74_names_the_file_that_a_full_disk_did_not_take(
+    result: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    Path("s.png").touch()
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "chmod", full)
+        assert main(SEARCH) == 74
+    assert one_line(capsys) == "error: cannot write s.json: No space left on device; nothing was written"
+    assert names() == ["s.png"]
+    replace = os.replace
+    monkeypatch.setattr(os, "replace", lambda source, to: full() if str(to).endswith(".png") else replace(source, to))
+    assert main(SEARCH) == 74
+    assert one_line(capsys) == "error: cannot write s.png: No space left on device; written: s.json"
+    assert names() == ["s.json", "s.png"] and Path("s.png").read_bytes() == b""
+
+
+def test_a_picture_that_cannot_be_drawn_leaves_no_schedule_file(
+    result: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def refuse(*_: Any) -> None:
+        raise ValueError("no picture")
+
+    monkeypatch.setattr("hso_jax.plots.encoded", refuse)
+    assert main(SEARCH) == 2 and one_line(capsys) == "error: no picture" and names() == []
+
+
+def test_a_picture_and_a_schedule_file_of_one_name_are_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([*SEARCH, "--plot", "x.png", "-o", "x.png"]) == 2
+    assert "the same file" in one_line(capsys)
+    hso_jax.save(FOUND, "f.png")
+    before = Path("f.png").read_bytes()
+    assert main(["plot", "f.png", "--force"]) == 2
+    assert "the same file" in one_line(capsys) and Path("f.png").read_bytes() == before
+
+
+@pytest.mark.parametrize("when", ["before", "after"])
+def test_130_is_ctrl_c_and_the_line_is_true(
+    when: str, result: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def interrupt(*_: Any, **__: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(
+        f"hso_jax.cli.{'searches.search_many' if when == 'before' else 'tables.print_advice'}", interrupt
+    )
+    assert main([*SEARCH, "--no-plot"]) == 130
+    assert one_line(capsys) == f"interrupted; {'nothing was written' if when == 'before' else 'written: s.json'}"
+    assert names() == ([] if when == "before" else ["s.json"])
+
+
+@pytest.mark.parametrize("delay", [0.15, 0.4, 0.7, 1.0])
+def test_130_during_imports(delay: float) -> None:
+    """From the moment the program has begun: it says so by importing its package."""
+    script = """
+import signal, sys
+signal.signal(signal.SIGINT, signal.default_int_handler)  # whoever runs the tests may ignore it
+import hso_jax_cli
+print(flush=True)
+sys.argv = ["hso-jax", "models"]
+hso_jax_cli.main()
+"""
+    pipe = subprocess.PIPE
+    process = subprocess.Popen([sys.executable, "-c", script], stdout=pipe, stderr=pipe, text=True)
+    assert process.stdout is not None
+    process.stdout.readline()
+    time.sleep(delay)
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate(timeout=60)
+    if process.returncode != 0:  # it may have been quick
+        assert process.returncode == 130 and len(err.splitlines()) == 1 and err.startswith("interrupted")
+
+
+def test_the_entry_point_is_cheap_and_is_the_installed_one() -> None:
+    script = "import sys, hso_jax_cli; assert not {'hso_jax', 'jax', 'numpy', 'rich'} & set(sys.modules)"
+    subprocess.run([sys.executable, "-c", script], check=True)
+    project = (Path(__file__).parent.parent / "pyproject.toml").read_text()
+    assert 'hso-jax = "hso_jax_cli:main"' in project
+
+
+def shell(arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        ["bash", "-c", f'exec "$@" {arguments}', "bash", *PROGRAM, "show", "s.json"], capture_output=True, text=True
+    )
+
+
+def test_74_from_the_shell_for_an_output_that_is_closed_full_or_not_read() -> None:
+    hso_jax.save(FOUND, "s.json")
+    done = shell(">&-")
+    assert (done.returncode, done.stderr.count("\n")) == (74, 1) and "standard output: it is closed" in done.stderr
+    done = shell("> /dev/full")  # only ever opened
+    assert (done.returncode, done.stderr.count("\n")) == (74, 1)
+    assert "cannot write standard output: No space left on device" in done.stderr
+    reader, writer = os.pipe()
+    os.close(reader)
+    for argv in (["show", "s.json"], ["--help"]):
+        done = subprocess.run([*PROGRAM, *argv], stdout=writer, stderr=subprocess.PIPE, text=True)
+        assert (done.returncode, done.stderr.count("\n")) == (74, 1)
+        assert "cannot write standard output: Broken pipe" in done.stderr
+    os.close(writer)
+    done = shell("2>&-")
+    assert done.returncode == 0 and "999 749 499 249" in done.stdout
+
+
+def test_dash_and_dev_stdout_are_standard_output(result: list[str], capfdbinary: Any) -> None:
+    text = hso_jax.schedule_file.to_json(hso_jax.zoo("sd15", 4)).encode()
+    for name in ("-", "/dev/stdout", "/dev/fd/1"):
+        assert main(["zoo", "--model", "sd15", "--nfe", "4", "-o", name]) == 0
+        assert capfdbinary.readouterr().out == text
+    assert main([*SEARCH[:-1], "-"]) == 0
+    assert hso_jax.schedule_file.from_json(capfdbinary.readouterr().out.decode())[0].nfe == 4
+    hso_jax.save(FOUND, "s.json")
+    assert main(["plot", "s.json", "-o", "-"]) == 0
+    assert capfdbinary.readouterr().out.startswith(b"\x89PNG") and names() == ["s.json"]
+    script = 'exec 3> >(cat > copy); copier=$!; "$@" -o /dev/fd/3; exec 3>&-; wait $copier'
+    subprocess.run(["bash", "-c", script, "bash", *PROGRAM, "zoo", "--nfe", "4"], capture_output=True, check=True)
+    assert hso_jax.load("copy")[0].model == "sd21-base"
+
+
+def test_the_codes_are_documented_in_both_places() -> None:
+    from hso_jax.cli import program
+
+    readme = (Path(__file__).parent.parent / "README.md").read_text()
+    for code in (0, 1, 2, 70, 74, 130):
+        assert f"\n  {code} " in program._EPILOG and f"\n| {code} |" in readme
