@@ -214,7 +214,7 @@ def test_bad_paths_and_files(tmp_path: Path) -> None:
     for content, match in (
         (b"{", "bad.json is not a scheduler config: not valid JSON, or truncated"),
         (b"[1]", "JSON list"),
-        (b"\xff\xfe\x00", "not valid JSON"),
+        (b"\xff\xfe\x00", "bad.json is not a scheduler config: .*utf-8"),
     ):
         (tmp_path / "bad.json").write_bytes(content)
         with pytest.raises(ValueError, match=match):
