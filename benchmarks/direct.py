@@ -38,8 +38,8 @@ from benchmarks.subjects import REFINEMENTS, SOLVERS, Subject, fine_schedule
 from bridge.sampling import Level
 from hso_jax import BASELINES, NoiseSchedule, Schedule, solvers
 from hso_jax.baselines import inapplicable
+from hso_jax.methods.solver_error.lanes import SPACING, lam_of_s, s_of_lam
 from hso_jax.noise import alpha_sigma
-from hso_jax.reference.lanes import SPACING, lam_of_s, s_of_lam
 
 ROWS = 48
 BUDGET = 5_000  # for each of the N

@@ -24,9 +24,9 @@ import jax
 import numpy as np
 
 from hso_jax import BASELINES, NoiseSchedule, Schedule, baseline, preset, reference_error, search
+from hso_jax.methods.solver_error import ReferenceLane, reference_schedules
+from hso_jax.methods.solver_error.lanes import s_of_lam
 from hso_jax.problems import KINDS, Problem, family
-from hso_jax.reference import ReferenceLane, reference_schedules
-from hso_jax.reference.lanes import s_of_lam
 
 SOLVERS = ("ddim", "dpmpp-2m", "unipc-3")
 BUDGETS = (4, 5, 6, 8, 10)

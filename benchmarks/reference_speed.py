@@ -15,11 +15,11 @@ import jax
 import numpy as np
 
 from hso_jax import preset
+from hso_jax.methods.solver_error import ReferenceEffort, ReferenceLane, reference
+from hso_jax.methods.solver_error.lanes import check
+from hso_jax.methods.solver_error.search import run
+from hso_jax.objectives.solver_error import SAMPLES
 from hso_jax.problems import KINDS, family
-from hso_jax.reference import ReferenceEffort, ReferenceLane, reference
-from hso_jax.reference.data import SAMPLES
-from hso_jax.reference.lanes import check
-from hso_jax.reference.search import run
 
 REPEATS = 3
 

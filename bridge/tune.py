@@ -8,8 +8,8 @@ from bridge.noise_of import noise_schedule_of
 from bridge.schedulers import with_schedule
 from bridge.solver_of import solver_of
 from hso_jax.schedule import Schedule
-from hso_jax.search import search
-from hso_jax.zoo import zoo
+from hso_jax.searches import search
+from hso_jax.shelf.shipped import zoo
 
 
 def optimize_pipeline(

@@ -11,13 +11,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from hso_jax import dm_nonuni, trust_region
-from hso_jax.batch import compiler_options
-from hso_jax.lanes import check_nfe
+from hso_jax.lower import trust_region
+from hso_jax.methods.hso.lanes import check_nfe
+from hso_jax.methods.hso.search import compiler_options
 from hso_jax.noise import NoiseSchedule
-from hso_jax.objectives import PAPER_GAMMA, paper_d_min
+from hso_jax.objectives import dm_nonuni
+from hso_jax.objectives.mep_spf import PAPER_GAMMA, paper_d_min
 from hso_jax.schedule import Schedule
-from hso_jax.search import score, versions
+from hso_jax.searches import score, versions
 
 _DM_NODES = 21  # one compilation for every N up to 20
 _BETA = 0.6  # both of its parameters, in diffusers and in ComfyUI

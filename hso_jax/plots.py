@@ -14,11 +14,11 @@ from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from hso_jax.batch import edm_nodes
-from hso_jax.lanes import Box
+from hso_jax.methods.hso.lanes import Box
+from hso_jax.methods.hso.search import edm_nodes
 from hso_jax.noise import PRESETS, NoiseSchedule, preset
 from hso_jax.schedule import LAYOUTS, Schedule
-from hso_jax.search import refine
+from hso_jax.searches import refine
 
 _TITLES = {
     "node": "node layout: N nodes, then sigma = 0",

@@ -11,7 +11,7 @@ import pytest
 from problems import EFFORT, SD, filled
 
 from hso_jax import Lane, Schedule, search_many
-from hso_jax.lanes import SPACING_AS
+from hso_jax.methods.hso.lanes import SPACING_AS
 
 Key = tuple[int, str, str]
 

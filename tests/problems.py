@@ -15,11 +15,12 @@ import jax.numpy as jnp
 import numpy as np
 
 from benchmarks import scipy_reference as reference
-from hso_jax import Effort, Lane, trust_region
-from hso_jax.curvature import interval_objective
-from hso_jax.lanes import stack
+from hso_jax import Effort, Lane
+from hso_jax.lower import trust_region
+from hso_jax.lower.newton import interval_objective
+from hso_jax.methods.hso.lanes import stack
 from hso_jax.noise import NoiseSchedule, cosine, discrete, edm, flow, linear_vp, ve
-from hso_jax.objectives import mep_interval_derivatives
+from hso_jax.objectives.mep_spf import mep_interval_derivatives
 
 SD_TABLE = reference.sd_lam_table()
 """alphas_cumprod of Stable Diffusion, from the oracle's own formula."""

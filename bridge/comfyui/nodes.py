@@ -14,7 +14,7 @@ from hso_jax import schedule_file
 from hso_jax.baselines import BASELINES, baseline
 from hso_jax.noise import PRESETS, preset
 from hso_jax.schedule import LAYOUTS, Schedule
-from hso_jax.search import METHODS, search
+from hso_jax.searches import METHODS, search
 
 MODELS = tuple(PRESETS)
 DEFAULT_MODEL = "sdxl"

@@ -7,10 +7,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from hso_jax.lanes import Box
+from hso_jax.methods.hso.lanes import Box
+from hso_jax.methods.solver_error.lanes import FIRST
 from hso_jax.noise import PRESETS, NoiseSchedule, from_config, preset
-from hso_jax.objectives import Spacing, paper_d_min
-from hso_jax.reference.lanes import FIRST
+from hso_jax.objectives.mep_spf import Spacing, paper_d_min
 from hso_jax.solvers import ALIASES, SOLVERS
 
 DEFAULT_MODEL = "sd21-base"

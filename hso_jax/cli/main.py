@@ -19,14 +19,14 @@ from hso_jax.baselines import BASELINES, baseline, inapplicable
 from hso_jax.cli import arguments, tables
 from hso_jax.cli.bridge_commands import add_parsers as add_bridge_parsers
 from hso_jax.cli.files import check_writable, figure_kind, save_figure
-from hso_jax.lanes import SPACING_AS, Lane
+from hso_jax.methods.hso.lanes import SPACING_AS, Lane
+from hso_jax.methods.solver_error import ReferenceLane, reference_schedules
+from hso_jax.methods.solver_error.lanes import check as check_reference
 from hso_jax.noise import NoiseSchedule
-from hso_jax.reference import ReferenceLane, reference_schedules
-from hso_jax.reference.lanes import check as check_reference
 from hso_jax.schedule import LAYOUTS, Schedule
-from hso_jax.search import METHODS, lanes, search_many
-from hso_jax.zoo import SOLVERS as ZOO_SOLVERS
-from hso_jax.zoo import zoo
+from hso_jax.searches import METHODS, lanes, search_many
+from hso_jax.shelf.shipped import SOLVERS as ZOO_SOLVERS
+from hso_jax.shelf.shipped import zoo
 
 EXIT_NOT_CONVERGED, EXIT_BAD_INPUT, EXIT_INTERRUPTED = 1, 2, 130
 

@@ -12,7 +12,7 @@ from benchmarks.denoiser import denoiser, own_subject
 from benchmarks.metrics import rmse
 from benchmarks.subjects import REFINEMENTS, SOLVERS, fine_schedule
 from hso_jax import baseline, zoo
-from hso_jax.reference.lanes import SPACING, s_of_lam
+from hso_jax.methods.solver_error.lanes import SPACING, s_of_lam
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:__array_?.*:DeprecationWarning"),

@@ -11,7 +11,7 @@ import pytest
 from cases import SD, noise_of
 
 from bridge import optimize_pipeline, schedule_of
-from hso_jax.batch import Effort
+from hso_jax.methods.hso.search import Effort
 from hso_jax.noise import NoiseSchedule
 from hso_jax.schedule import Schedule
 

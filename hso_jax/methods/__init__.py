@@ -1,0 +1,1 @@
+"""The methods: what each minimises, its lanes, and its results."""

@@ -1,0 +1,1 @@
+"""Hierarchical schedule optimization (arXiv 2511.11688)."""

@@ -1,0 +1,41 @@
+"""Run by `test_batch.py` in processes of its own: the search on eight devices, or on two hosts of one device."""
+
+from __future__ import annotations
+
+import sys
+
+import jax
+import numpy as np
+
+from hso_jax import Box, Effort, Lane
+from hso_jax.methods.hso import search as batch
+from hso_jax.methods.hso.lanes import check
+from hso_jax.noise import discrete
+
+BANK = Effort(population=8, generations=4, chunk=2)
+"""Small; with eight devices the 20 lanes make two chunks, the second filled up."""
+
+
+def worker_lanes() -> list[Lane]:
+    """Twenty lanes of up to nine nodes on a short noise table."""
+    noise = discrete(alphas_cumprod=np.cumprod(1 - np.linspace(1e-3, 0.3, 50)))
+    box = Box(t_eps=(0.02, 0.05), t_max=(0.9, 1.0))
+    return [
+        check(Lane(noise, 4 + i % 5, ("node", "interval")[i % 2], seed=i, box=box, spacing=0.08)) for i in range(20)
+    ]
+
+
+def main(mode: str, output: str, address: str = "", process: str = "") -> None:
+    """Search and write all leaves of the result."""
+    if mode == "hosts":
+        jax.config.update("jax_cpu_collectives_implementation", "gloo")
+        jax.distributed.initialize(address, num_processes=2, process_id=int(process))
+        assert jax.process_count() == 2 and jax.device_count() == 2 and jax.local_device_count() == 1
+    else:
+        assert jax.local_device_count() == 8
+    found = batch.run(worker_lanes(), BANK)
+    np.savez(output, **{f"a{i}": x for i, x in enumerate(jax.tree.leaves(found))})
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
