@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from hso_jax import NoiseSchedule, Schedule, from_config
-from hso_jax.methods.solver_error.schedules import times
+from hso_jax.noise.ends import times
 from hso_jax.schedule import versions
 from hso_jax.schedule_file import write_whole
 

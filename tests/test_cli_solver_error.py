@@ -1,4 +1,4 @@
-"""The command line's reference method: what it hands to the search, what it writes, and what it refuses."""
+"""The command line's method solver-error: what it hands to the search, what it writes, and what it refuses."""
 
 from __future__ import annotations
 
@@ -8,12 +8,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import solver_error_cells as shared
 from solver_error_cells import find
 
 from hso_jax.cli import main
+from hso_jax.methods.solver_error.method import COMPARED
 from hso_jax.schedule_file import from_json
 
-SEARCH = ["search", "--model", "sd3-medium", "--method", "reference"]
+SEARCH = ["search", "--model", "sd3-medium", "--method", "solver-error"]
 
 
 @pytest.fixture(autouse=True)
@@ -33,9 +35,12 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
         lanes.extend(many)
         progress(len(many), len(many))
         # The program is compiled for two weights: the result of another one would be a compilation.
-        return find([lane._replace(guidance=5.0) for lane in many], compare=True)
+        lanes_of_tests = [
+            shared.lane(x.noise, x.nfe, x.layout, x.method.solver, 5.0, seed=x.seed, compare=COMPARED) for x in many
+        ]
+        return find(lanes_of_tests)
 
-    monkeypatch.setattr(importlib.import_module("hso_jax.cli.main"), "reference_schedules", search)
+    monkeypatch.setattr(importlib.import_module("hso_jax.cli.main"), "search_many", search)
     return lanes
 
 
@@ -44,11 +49,12 @@ def test_json_is_a_schedule_file_for_the_solver(asked: list[Any], capsys: pytest
     assert main([*SEARCH, *options]) in (0, 1)
     printed = capsys.readouterr().out
     (s,), (record,) = from_json(printed), json.loads(printed)["schedules"]
-    assert (s.model, s.nfe, s.layout, s.solver, s.method) == ("sd3-medium", 2, "node", "unipc-2", "reference")
+    assert (s.model, s.nfe, s.layout, s.solver, s.method) == ("sd3-medium", 2, "node", "unipc-2", "solver-error")
     assert s.error > 0 and sorted(record["others"]) == ["ddim", "dpmpp-2m", "unipc-3"]
     (lane,) = asked
-    assert (lane.nfe, lane.layout, lane.solver, lane.guidance, lane.seed) == (2, "node", "unipc-2", 7.5, 3)
-    assert lane.first == "end" and lane.noise.name == "sd3-medium" and lane.objective == "reference"
+    how = lane.method
+    assert (lane.nfe, lane.layout, how.solver, how.guidance, lane.seed) == (2, "node", "unipc-2", 7.5, 3)
+    assert how.first == "end" and lane.noise.name == "sd3-medium"
     assert [p.name for p in Path().iterdir() if p.name != "cache"] == []
 
 
@@ -57,10 +63,12 @@ def test_defaults_files_and_advice(asked: list[Any], capsys: pytest.CaptureFixtu
     printed = capsys.readouterr()
     schedules = from_json(Path("x.json").read_text())
     assert code == (0 if all(s.result == "converged" for s in schedules) else 1)
-    assert [(lane.nfe, lane.layout, lane.guidance, lane.first) for lane in asked] == [
+    assert [(lane.nfe, lane.layout, lane.method.guidance, lane.method.first) for lane in asked] == [
         (1, "node", 1.0, "end"), (3, "node", 1.0, "end")
     ]  # fmt: skip
-    assert "reference schedules for sd3-medium" in printed.out and "error" in printed.out and "SPF" not in printed.out
+    assert (
+        "solver-error schedules for sd3-medium" in printed.out and "error" in printed.out and "SPF" not in printed.out
+    )
     for s in schedules:
         advised = f"N = {s.nfe}: {s.better_solver} does better than ddim at guidance 5" in printed.err
         assert advised == (s.better_solver is not None)
@@ -74,8 +82,11 @@ def test_both_layouts_when_asked_for(asked: list[Any]) -> None:
 @pytest.mark.parametrize(
     ("argv", "message"),
     [
-        (["search", "--solver", "unipc"], "--solver: only with --method reference; --method hso does not look at it"),
-        (["search", "--guidance", "1", "--first", "end"], "--guidance, --first: only with --method reference"),
+        (
+            ["search", "--solver", "unipc"],
+            "--solver: only with --method solver-error; --method hso does not look at it",
+        ),
+        (["search", "--guidance", "1", "--first", "end"], "--guidance, --first: only with --method solver-error"),
         (["search", "--method", "hso-dm-nonuni", "--solver", "ddim"], "--method hso-dm-nonuni does not look at it"),
         ([*SEARCH, "--solver", "euler"], "solver is 'euler'; use one of ddim"),
         ([*SEARCH, "--guidance", "-1"], "guidance is -1.0"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import json
 import os
 from pathlib import Path
@@ -186,3 +187,12 @@ def test_permissions_are_those_of_the_old_file_or_of_the_umask(tmp_path: Path) -
     file.chmod(0o640)
     save(MANY, file)
     assert file.stat().st_mode & 0o777 == 0o640
+
+
+@pytest.mark.parametrize("old", ["reference", "mep/reference", "dm-nonuni/reference"])
+def test_methods_of_older_files_have_today_s_name(old: str) -> None:
+    document = json.loads(to_json(FULL))
+    document["schedules"][0]["method"] = old
+    (s,) = from_json(json.dumps(document))
+    assert s.method == old.replace("reference", "solver-error")
+    assert same(s, dataclasses.replace(FULL, method=s.method))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import os
 from collections.abc import Sequence
@@ -12,6 +13,7 @@ import torch
 
 from hso_jax import schedule_file
 from hso_jax.baselines import BASELINES, baseline
+from hso_jax.methods import Hso
 from hso_jax.noise import PRESETS, preset
 from hso_jax.schedule import LAYOUTS, Schedule
 from hso_jax.searches import METHODS, search
@@ -155,7 +157,10 @@ def found(model: str, nfe: int, layout: str, method: str, image_seq_len: int = 4
     noise, p = preset(model, image_seq_len=image_seq_len), PRESETS[model].p
     if method in BASELINES:
         return baseline(method, noise, nfe, layout=layout, p=p)
-    return search(noise, nfe, layout=layout, method=method, relax=True, p=p)
+    how = METHODS[method]
+    if isinstance(how, Hso):
+        how = dataclasses.replace(how, p=p, relax=True)
+    return search(noise, nfe, layout=layout, method=how)
 
 
 def _wanted(layout: str, nfe: int, denoise: float) -> str:

@@ -8,7 +8,7 @@ import importlib
 import os
 import sys
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 from rich.console import Console
@@ -19,9 +19,9 @@ from hso_jax.baselines import BASELINES, baseline, inapplicable
 from hso_jax.cli import arguments, tables
 from hso_jax.cli.bridge_commands import add_parsers as add_bridge_parsers
 from hso_jax.cli.files import check_writable, figure_kind, save_figure
-from hso_jax.methods.hso.lanes import SPACING_AS, Lane
-from hso_jax.methods.solver_error import ReferenceLane, reference_schedules
-from hso_jax.methods.solver_error.lanes import check as check_reference
+from hso_jax.lane import Lane, Method
+from hso_jax.methods import Hso, SolverError
+from hso_jax.methods.hso.lanes import SPACING_AS
 from hso_jax.noise import NoiseSchedule
 from hso_jax.schedule import LAYOUTS, Schedule
 from hso_jax.searches import METHODS, lanes, search_many
@@ -78,7 +78,7 @@ examples:
   hso-jax search --model ./my-model --nfe 6       a diffusers folder (reads scheduler/scheduler_config.json)
   hso-jax search --nfe 6 --layout node --json     to stdout, for other programs
   hso-jax search --spacing-as penalty             the paper's SPF to the letter
-  hso-jax search --model sd3-medium --method reference --solver unipc --nfe 4,6,8 --guidance 7.5
+  hso-jax search --model sd3-medium --method solver-error --solver unipc --nfe 4,6,8 --guidance 7.5
 """
     parser = arguments.add_command(subparsers, "search", _search, "find schedules, save them and draw them", examples)
     arguments.add_model(parser)
@@ -89,15 +89,15 @@ examples:
         "--layout",
         choices=(*LAYOUTS, "both"),
         help="node: N nodes, then sigma 0 (DDIM, most diffusers samplers); interval: stops at node N + 1 (UniPC); "
-        "default both, for the method reference node",
+        "default both, for the method solver-error node",
     )
     parser.add_argument(
         "--method",
         choices=METHODS,
         default="hso",
-        help="hso: the paper's; reference: by the error of the solver itself; default %(default)s",
+        help="hso: the paper's; solver-error: by the error of the solver itself; default %(default)s",
     )
-    arguments.add_reference(parser)
+    arguments.add_solver_error(parser)
     parser.add_argument("--seed", type=int, default=0, help="of the upper level; default %(default)s")
     parser.add_argument(
         "--spacing", default="paper", help="least distance of neighbouring nodes in t: paper, or a number"
@@ -141,7 +141,7 @@ def _search(args: argparse.Namespace) -> int:
         threading.Thread(target=importlib.import_module, args=("hso_jax.plots",), daemon=True).start()
     with _progress(len(many)) as progress:
         task = progress.add_task(f"searching {len(many)} schedules of {noise.name}", total=len(many))
-        schedules = _found(many, lambda done, _: progress.update(task, completed=done))
+        schedules = search_many(many, progress=lambda done, _: progress.update(task, completed=done))
     if output is not None:
         schedule_file.save(schedules, output)
     if picture is not None:
@@ -160,34 +160,28 @@ def _search(args: argparse.Namespace) -> int:
     return _exit_code(schedules)
 
 
-def _lanes(args: argparse.Namespace, noise: NoiseSchedule, p: float) -> list[Lane] | list[ReferenceLane]:
+def _lanes(args: argparse.Namespace, noise: NoiseSchedule, p: float) -> list[Lane]:
     """What `hso-jax search` is asked to do, checked."""
     nfes = arguments.parse_nfe(args.nfe)
-    layout = args.layout or ("node" if args.method == "reference" else "both")
+    layout = args.layout or ("node" if args.method == "solver-error" else "both")
     layouts = LAYOUTS if layout == "both" else (layout,)
-    if args.method == "reference":
+    return lanes([noise], nfes, layouts=layouts, seeds=[args.seed], method=_method(args, p))
+
+
+def _method(args: argparse.Namespace, p: float) -> Method:
+    """The method with the options that were given; those of another method are refused."""
+    if args.method == "solver-error":
         arguments.refuse_hso(args)
-        options = arguments.read_reference(args)
-        return [check_reference(ReferenceLane(noise, n, at, seed=args.seed, **options)) for at in layouts for n in nfes]
-    arguments.refuse_reference(args)
-    return lanes(
-        [noise],
-        nfes,
-        layouts=layouts,
-        seeds=[args.seed],
-        relax=args.relax,
+        return SolverError(**arguments.read_solver_error(args))
+    arguments.refuse_solver_error(args)
+    return Hso(
+        objective="mep" if args.method == "hso" else "dm-nonuni",
         p=p,
         spacing=arguments.parse_spacing(args.spacing),
         spacing_as=args.spacing_as,
         box=arguments.read_box(args),
-        objective="mep" if args.method == "hso" else "dm-nonuni",
+        relax=args.relax,
     )
-
-
-def _found(many: list[Lane] | list[ReferenceLane], progress: Callable[[int, int], None]) -> list[Schedule]:
-    if isinstance(many[0], ReferenceLane):
-        return reference_schedules(many, progress=progress)
-    return search_many(many, progress=progress)
 
 
 def _add_zoo(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -196,7 +190,7 @@ examples:
   hso-jax zoo --model sdxl --solver unipc --nfe 4-8
   hso-jax zoo --model flux-dev --solver ddim --nfe 6 --json > flux.json
 """
-    text = "print reference schedules that are shipped, without a search"
+    text = "print schedules for a solver that are shipped, without a search"
     parser = arguments.add_command(subparsers, "zoo", _zoo, text, examples)
     parser.add_argument("--model", default=arguments.DEFAULT_MODEL, help="a preset; default %(default)s")
     parser.add_argument("--nfe", default="4-10", help="numbers of model evaluations, 1..20; default %(default)s")
@@ -245,7 +239,7 @@ def _compare(args: argparse.Namespace) -> int:
     if args.plot is not None:
         check_writable(args.plot, args.force)
         figure_kind(args.plot)
-    many = lanes([noise], nfes, layouts=[args.layout], seeds=[args.seed], relax=True, p=p)
+    many = lanes([noise], nfes, layouts=[args.layout], seeds=[args.seed], method=Hso(relax=True, p=p))
     _prepare_jax()
     skipped = {name: reason for name in BASELINES if (reason := inapplicable(name, noise))}
     rules = [name for name in BASELINES if name not in skipped]

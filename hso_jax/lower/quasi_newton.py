@@ -1,4 +1,4 @@
-"""The lower level on the reference error: a quasi-Newton trust-region method in the logarithms of the gaps.
+"""The lower level on the solver's error: a quasi-Newton trust-region method in the logarithms of the gaps.
 
 Gaps are `least + room * softmax(y)`: in y there is no constraint left, every row of gaps is feasible, and a step of
 0.1 changes any gap by a tenth, at either end of the schedule. The function has no cheap Hessian; it is built from the
@@ -11,9 +11,12 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import NamedTuple
 
+import chex
 import jax
 import jax.numpy as jnp
 from jax import Array
+
+from hso_jax.lower.results import CONVERGED, MAX_STEPS, NOT_FINITE
 
 FIRST_RADIUS, LARGEST_RADIUS = 0.5, 3.0
 
@@ -52,14 +55,43 @@ class State(NamedTuple):
     steps: Array
 
 
+class Info(NamedTuple):
+    """Of one step: whether it was accepted, and the function before and after."""
+
+    accepted: Array
+    before: Array
+    after: Array
+
+
+class Solution(NamedTuple):
+    """A minimiser.
+
+    Attributes:
+        y: [M].
+        value: of the function there.
+        result: code, an index into `results.RESULTS`.
+        steps: taken.
+        stationarity: largest entry of the gradient.
+    """
+
+    y: Array
+    value: Array
+    result: Array
+    steps: Array
+    stationarity: Array
+
+
 def init(function: Function, y: Array) -> State:
     """The state at y [M]."""
+    chex.assert_rank(y, 1)
     value, gradient = function(y)
+    chex.assert_rank(value, 0)
+    chex.assert_equal_shape([gradient, y])
     hessian, radius = jnp.eye(y.shape[0], dtype=y.dtype), jnp.asarray(FIRST_RADIUS, y.dtype)
     return State(y, value, gradient, hessian, *_subproblem(gradient, hessian, radius), radius, jnp.asarray(0))
 
 
-def step(function: Function, state: State) -> State:
+def step(function: Function, state: State) -> tuple[State, Info]:
     """One evaluation; the step is kept if the value falls, and the model learns from it either way. NaN is a rise."""
     move = state.move
     value, gradient = function(state.y + move)
@@ -71,11 +103,13 @@ def step(function: Function, state: State) -> State:
     radius = jnp.where(wider, jnp.minimum(2.0 * radius, LARGEST_RADIUS), radius)
     hessian = jnp.where(finite, _learn(state.hessian, move, gradient - state.gradient), state.hessian)
     better = gained > 0
+    info = Info(better, state.value, value)
     y, value, gradient = (
         jnp.where(better, new, old)
         for new, old in ((state.y + move, state.y), (value, state.value), (gradient, state.gradient))
     )
-    return State(y, value, gradient, hessian, *_subproblem(gradient, hessian, radius), radius, state.steps + 1)
+    moved = State(y, value, gradient, hessian, *_subproblem(gradient, hessian, radius), radius, state.steps + 1)
+    return moved, info
 
 
 def settled(state: State) -> Array:
@@ -84,14 +118,16 @@ def settled(state: State) -> Array:
     return (inside & (state.promised <= TOLERANCE)) | (state.radius < SMALLEST_RADIUS)
 
 
-def descend(function: Function, y: Array, max_steps: Array | int) -> tuple[State, Array]:
-    """From y [M] until it has settled or for `max_steps` steps; the state, and whether it has settled."""
+def solve(function: Function, y: Array, max_steps: Array | int) -> Solution:
+    """From y [M] until it has settled or for `max_steps` steps."""
     last = jax.lax.while_loop(
         lambda state: (state.steps < max_steps) & ~settled(state),
-        lambda state: step(function, state),
+        lambda state: step(function, state)[0],
         init(function, y),
     )
-    return last, settled(last)
+    result = jnp.where(settled(last), CONVERGED, MAX_STEPS)
+    result = jnp.where(jnp.isfinite(last.value), result, NOT_FINITE)
+    return Solution(last.y, last.value, result, last.steps, jnp.max(jnp.abs(last.gradient)))
 
 
 def _learn(hessian: Array, move: Array, change: Array) -> Array:

@@ -7,18 +7,18 @@ Trust-Region Methods, 2000, ch. 7 and 12); projects it; and keeps it if the obje
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
+import chex
 import jax
 import jax.numpy as jnp
 from jax import Array
 
 from hso_jax.lower.newton import Expansion, Objective, Tridiagonal, face_step, predicted_change, unevaluated
+from hso_jax.lower.results import CONVERGED, MAX_STEPS, NOT_FINITE
 from hso_jax.lower.simplex import nodes_of_gaps, project, project_gaps
 from hso_jax.noise import NoiseSchedule
 
-CONVERGED, MAX_STEPS, NOT_FINITE = 0, 1, 2
-RESULTS = ("converged", "max_steps", "not_finite")
 MAX_STEPS_DEFAULT = 40
 
 
@@ -71,7 +71,7 @@ class Solution(NamedTuple):
     Attributes:
         t: [K] nodes.
         value: objective there.
-        result: code, an index into `RESULTS`.
+        result: code, an index into `results.RESULTS`.
         steps: taken until it converged.
         stationarity: see `State`.
     """
@@ -83,11 +83,18 @@ class Solution(NamedTuple):
     stationarity: Array
 
 
+def blank(nodes: int, dtype: Any) -> Solution:
+    """The solution before there is one: t [nodes] NaN, no steps."""
+    zero, none = jnp.zeros((), dtype), jnp.asarray(0)
+    return Solution(jnp.full(nodes, jnp.nan, dtype), zero, none, none, zero)
+
+
 def init(objective: Objective, noise: NoiseSchedule, start: Array, feasible: Feasible) -> State:
     """The state at the projection of `start` [K] onto the feasible set; a start with NaN becomes equal gaps.
 
     The objective is not evaluated yet: the first `step` does that, and moves nothing.
     """
+    chex.assert_rank([start, feasible.t_max, feasible.t_eps, feasible.spacing], [1, 0, 0, 0])
     free = jnp.arange(start.shape[0] - 1) < feasible.intervals
     even = jnp.where(free, (feasible.t_max - feasible.t_eps) / feasible.intervals, 0.0)
     start = jnp.where(jnp.all(jnp.isfinite(start)), start, nodes_of_gaps(feasible.t_max, feasible.t_eps, even))

@@ -17,6 +17,9 @@ _ROOT_SUM_STEPS = 3
 SMOOTHING = (1e-1, 1e-2, 1e-3, 1e-4)
 """Widths of the rounding of |c|, from coarse to fine, that a minimisation goes through."""
 
+SEARCH_WIDTH = 1e-2
+"""Of the rounding inside a search: coarse enough for Newton steps from any start."""
+
 
 def step_weights(lams: Array, intervals: Array | int) -> tuple[Array, Array, Array]:
     """Data-prediction multistep weights of UniPC up to order 3, times exp(-lam_s).

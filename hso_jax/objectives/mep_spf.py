@@ -9,8 +9,15 @@ from __future__ import annotations
 
 import numbers
 from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+import chex
+import numpy as np
 
 from hso_jax.noise.noise_schedule import Array, namespace
+
+if TYPE_CHECKING:
+    from hso_jax.schedule import Schedule
 
 PAPER_GAMMA = 1e9
 
@@ -60,6 +67,7 @@ def mep(lams: Array, p: Array | float = 2.0) -> Array:
     Returns:
         A scalar, dimensionless. For p = 1 uniform steps in lam minimise it.
     """
+    chex.assert_rank(lams, 1)
     return mep_interval(lams[:-1], lams[1:], p).sum()
 
 
@@ -70,6 +78,7 @@ def paper_d_min(nfe: int) -> float:
 
 def spacing_penalty(t: Array, d_min: Array | float, intervals: Array | int | None = None) -> Array:
     """`sum_i max(0, d_min - |t_{i+1} - t_i|)^2` over the first `intervals` gaps of t [K] (default: all K - 1)."""
+    chex.assert_rank(t, 1)
     xp = namespace(t, d_min)
     short = xp.maximum(0.0, d_min - xp.abs(t[1:] - t[:-1]))
     if intervals is not None:
@@ -96,6 +105,7 @@ def spf(
         gamma: weight of the penalty, 1e9 in the paper.
         intervals: number of real intervals when the nodes are padded.
     """
+    chex.assert_equal_shape([lams, t])
     return mep(lams, p) + gamma * spacing_penalty(t, d_min, intervals)
 
 
@@ -113,3 +123,11 @@ def resolve_spacing(spacing: Spacing, nfe: int) -> float:
     if isinstance(value, bool) or not isinstance(value, numbers.Real) or not 0.0 <= value < 1.0:
         raise ValueError(f"spacing is {value!r} at nfe {nfe}; need a number in [0, 1)")
     return float(value)
+
+
+def score(schedule: Schedule, *, p: float, d_min: float, gamma: float) -> dict[str, float | None]:
+    """Mep and spf of a schedule in float64; None where they are undefined (one node, or lam = -inf)."""
+    if len(schedule.lams) < 2 or not np.isfinite(schedule.lams).all():
+        return {"mep": None, "spf": None}
+    lams, t = schedule.lams, schedule.t
+    return {"mep": float(mep(lams, p)), "spf": float(spf(lams, t, d_min, p=p, gamma=gamma))}

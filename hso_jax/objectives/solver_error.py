@@ -1,4 +1,4 @@
-"""Reference data: problems, noise samples, and where the exact probability flow takes them."""
+"""The solver's error, on problems whose exact probability-flow solution is known."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from hso_jax import solvers
+from hso_jax.checks import check_guidance, is_whole
 from hso_jax.problems import Exact, Problem, denoiser, exact, family, variance
 
 SAMPLES = 128
@@ -21,7 +22,7 @@ EXACT_STEPS = 64
 """Of the exact solution: leaves 2e-6 at guidance 1 and 2e-5 at 7.5, a hundredth and less of any solver's error here."""
 
 
-class Reference(NamedTuple):
+class ErrorData(NamedTuple):
     """What a schedule's error is measured on: P problems with B samples each. A pytree of arrays.
 
     Attributes:
@@ -46,7 +47,7 @@ def default_family() -> Problem:
         return family()
 
 
-def reference(
+def error_data(
     start: float,
     guidance: float = 1.0,
     *,
@@ -54,7 +55,7 @@ def reference(
     samples: int = SAMPLES,
     seed: int = 0,
     steps: int = EXACT_STEPS,
-) -> Reference:
+) -> ErrorData:
     """Draw the noise and solve exactly. About half a second; the default problems' are kept.
 
     Args:
@@ -69,9 +70,8 @@ def reference(
         ValueError: for a negative or infinite guidance, fewer than 1 sample, start = inf or NaN, or problems without
             a leading axis.
     """
-    if not (math.isfinite(guidance) and guidance >= 0):
-        raise ValueError(f"guidance is {guidance}; need a finite number of at least 0 (1 is no guidance)")
-    if isinstance(samples, bool) or samples < 1 or samples != int(samples):
+    check_guidance(guidance)
+    if not is_whole(samples) or samples < 1:
         raise ValueError(f"samples is {samples!r}; need a whole number of at least 1")
     if math.isnan(start) or start == math.inf:
         raise ValueError(f"start is {start}; need the half log-SNR of a noise end (-inf for pure noise)")
@@ -86,11 +86,11 @@ def reference(
 
 
 @functools.lru_cache(maxsize=32)
-def _default(start: float, guidance: float, samples: int, seed: int, steps: int, dtype: str) -> Reference:
+def _default(start: float, guidance: float, samples: int, seed: int, steps: int, dtype: str) -> ErrorData:
     return _solve(default_family(), start, guidance, samples, seed, steps)
 
 
-def _solve(problems: Problem, start: float, guidance: float, samples: int, seed: int, steps: int) -> Reference:
+def _solve(problems: Problem, start: float, guidance: float, samples: int, seed: int, steps: int) -> ErrorData:
     dtype = jax.dtypes.canonicalize_dtype(float)
     problems = jax.tree.map(lambda leaf: jnp.asarray(leaf, dtype), problems)
     count, _, dimension = problems.means.shape
@@ -98,7 +98,7 @@ def _solve(problems: Problem, start: float, guidance: float, samples: int, seed:
     noise = jax.random.normal(jax.random.key(seed), (count, samples, dimension), jnp.float32).astype(dtype)
     truth = _exact(problems, noise, jnp.asarray(start, dtype), jnp.asarray(guidance, dtype), steps)
     inaccuracy = jnp.sqrt(jnp.mean(truth.error**2))
-    return Reference(problems, noise, truth.value, jnp.asarray(guidance, dtype), inaccuracy)
+    return ErrorData(problems, noise, truth.value, jnp.asarray(guidance, dtype), inaccuracy)
 
 
 @functools.partial(jax.jit, static_argnames="steps")
@@ -110,7 +110,7 @@ def _exact(problems: Problem, noise: Array, start: Array, guidance: Array, steps
 
 
 class Chunks(NamedTuple):
-    """Reference data in chunks of a fixed size, each of one problem, the problems taken in turn.
+    """Samples in chunks of a fixed size, each of one problem, the problems taken in turn.
 
     However many of them a loop takes, its body is the same: one compilation serves a quick look and the whole.
 
@@ -128,7 +128,7 @@ class Chunks(NamedTuple):
     guidance: Array
 
 
-def in_chunks(data: Reference, size: int) -> Chunks:
+def in_chunks(data: ErrorData, size: int) -> Chunks:
     """`data` in chunks of `size` samples, which must divide the number of samples a problem."""
     count, samples, dimension = data.noise.shape
     pieces = samples // size

@@ -18,17 +18,19 @@ import jax
 import numpy as np
 from rich.progress import Progress
 
-from hso_jax.methods.solver_error import ReferenceEffort, ReferenceLane, reference_schedules
-from hso_jax.methods.solver_error.lanes import s_of_lam
+from hso_jax.lane import Lane
+from hso_jax.methods import Refinement, SolverError
 from hso_jax.noise import PRESETS, preset
+from hso_jax.noise.ends import lam_of_s, noise_end, s_of_lam, times
 from hso_jax.schedule import Schedule, versions
 from hso_jax.schedule_file import write_whole
+from hso_jax.searches import search_many
 from hso_jax.shelf.shipped import FILE, FORMAT, MAX_NFE, SOLVERS, VERSION, ends_key
 
 BUDGETS = (range(1, 6), range(6, 11), range(11, 16), range(16, MAX_NFE + 1))
 """N of one compiled program each: padding to the largest costs work."""
 
-EFFORT = {True: ReferenceEffort(), False: ReferenceEffort(more=18, steps=12, final_steps=30)}
+REFINEMENT = {True: Refinement(), False: Refinement(more=18, steps=12, final_steps=30)}
 """Up to N = 10 and above, where a step costs more and gains less."""
 
 MENDED = 2
@@ -39,15 +41,18 @@ def shelves() -> dict[tuple[float | None, float], list[tuple[str, float]]]:
     """For each pair of ends, the presets' (name, guidance) that have it; guidance 1 first."""
     found: dict[tuple[float | None, float], list[tuple[str, float]]] = {}
     for name, entry in PRESETS.items():
-        shelf = found.setdefault(ends_key(ReferenceLane(preset(name), 1)), [(name, 1.0)])
+        shelf = found.setdefault(ends_key(preset(name)), [(name, 1.0)])
         if entry.guidance not in [weight for _, weight in shelf]:
             shelf.append((name, entry.guidance))
     return found
 
 
-def lanes(name: str, guidance: float, budgets: range) -> list[ReferenceLane]:
+def lanes(name: str, guidance: float, budgets: range) -> list[Lane]:
     """The searches of one part: all solvers, these N."""
-    return [ReferenceLane(preset(name), n, solver=s, guidance=guidance) for s in SOLVERS for n in budgets]
+    how: dict[str, Any] = {"refinement": REFINEMENT[budgets[0] <= 10], "compare": ()}
+    return [
+        Lane(preset(name), n, method=SolverError(solver=s, guidance=guidance, **how)) for s in SOLVERS for n in budgets
+    ]
 
 
 def parts() -> Iterator[tuple[str, float, range]]:
@@ -60,9 +65,7 @@ def parts() -> Iterator[tuple[str, float, range]]:
 
 def search_part(name: str, guidance: float, budgets: range) -> list[dict[str, Any]]:
     """Records of one part."""
-    effort = EFFORT[budgets[0] <= 10]
-    found = reference_schedules(lanes(name, guidance, budgets), effort=effort, compare=False)
-    return [_record(schedule) for schedule in found]
+    return [_record(schedule) for schedule in search_many(lanes(name, guidance, budgets))]
 
 
 def mend(records: dict[tuple[str, float], list[dict[str, Any]]]) -> int:
@@ -70,24 +73,23 @@ def mend(records: dict[tuple[str, float], list[dict[str, Any]]]) -> int:
 
     Above N = 10 the landscape is rough, and a search from scratch may end in a poor minimum.
     """
-    todo: list[tuple[dict[str, Any], ReferenceLane, np.ndarray]] = []
+    todo: list[tuple[dict[str, Any], Lane]] = []
     for (name, guidance), rows in records.items():
         of = {(r["solver"], r["nfe"]): r for r in rows}
         for (solver, nfe), record in of.items():
             if nfe == 1 or record["error"] <= of[solver, nfe - 1]["error"]:
                 continue
-            lane = ReferenceLane(preset(name), nfe, solver=solver, guidance=guidance)
-            s = s_of_lam([lane.noise_end, *of[solver, nfe - 1]["lams"]])
+            noise = preset(name)
+            s = s_of_lam([noise_end(noise), *of[solver, nfe - 1]["lams"]])
             widest = int(np.argmax(s[:-1] - s[1:])) if nfe > 2 else 0
             more = 0.5 * (s[widest] + s[widest + 1]) if nfe > 2 else 0.5 * s[0]
-            todo.append((record, lane, np.insert(s, widest + 1, more)))
+            start = Schedule.from_t(noise, times(noise, lam_of_s(np.insert(s, widest + 1, more))))
+            how = SolverError(solver, guidance, refinement=REFINEMENT[False], start=start, compare=())
+            todo.append((record, Lane(noise, nfe, method=how)))
     if not todo:
         return 0
-    starts = np.stack([np.pad(s, (0, MAX_NFE - len(s)), mode="edge")[None] for _, _, s in todo])
-    lanes = [lane for _, lane, _ in todo]
-    found = reference_schedules(lanes, starts=starts, effort=EFFORT[False], compare=False)
     better = 0
-    for (record, _, _), schedule in zip(todo, found, strict=True):
+    for (record, _), schedule in zip(todo, search_many([lane for _, lane in todo]), strict=True):
         new = _record(schedule)
         if new["error"] < record["error"]:
             record.update(new)

@@ -1,4 +1,4 @@
-"""Precomputed reference schedules of every preset, so that most users never search."""
+"""Precomputed schedules of every preset, so that most users never search."""
 
 from __future__ import annotations
 
@@ -10,10 +10,9 @@ from typing import Any
 import numpy as np
 
 from hso_jax import solvers
-from hso_jax.methods.hso.lanes import check_nfe
-from hso_jax.methods.solver_error.lanes import ReferenceLane
-from hso_jax.methods.solver_error.schedules import times
+from hso_jax.checks import check_guidance, check_nfe
 from hso_jax.noise import PRESETS, NoiseSchedule, preset
+from hso_jax.noise.ends import data_end, noise_end, times
 from hso_jax.schedule import Schedule
 
 FORMAT, VERSION = "hso-jax/zoo", 1
@@ -23,7 +22,7 @@ MAX_NFE = 20
 
 
 def zoo(model: str | NoiseSchedule, nfe: int, solver: str = "dpmpp-2m", *, guidance: float | None = None) -> Schedule:
-    """The shipped reference schedule, what `search(noise, nfe, method="reference", ...)` finds; node layout.
+    """The shipped schedule, what `search(noise, nfe, method=SolverError(solver=..., guidance=...))` finds; node layout.
 
     Args:
         model: a preset's name, or a noise schedule with the same two ends as some preset's.
@@ -43,13 +42,13 @@ def zoo(model: str | NoiseSchedule, nfe: int, solver: str = "dpmpp-2m", *, guida
     weight = guidance
     if weight is None:
         weight = PRESETS[model].guidance if isinstance(model, str) else 1.0
+    check_guidance(weight)
     name = solvers.canonical(solver)
     if name not in SOLVERS:
         raise ValueError(f"solver {solver!r} is not in the zoo ({', '.join(SOLVERS)}); {_instead(solver, weight)}")
     if check_nfe(nfe) > MAX_NFE:
         raise ValueError(f"nfe is {nfe}; the zoo has 1..{MAX_NFE}; {_instead(solver, weight)}")
-    lane = ReferenceLane(noise, nfe, solver=name, guidance=float(weight))
-    shelf = _shelves().get(ends_key(lane))
+    shelf = _shelves().get(ends_key(noise))
     if shelf is None:
         raise ValueError(f"no preset has the noise range of {noise.name}; {_instead(solver, weight)}")
     if float(weight) not in shelf:
@@ -59,8 +58,8 @@ def zoo(model: str | NoiseSchedule, nfe: int, solver: str = "dpmpp-2m", *, guida
     found = entries.pop(name)
     return Schedule.from_t(
         noise,
-        times(noise, np.array([lane.noise_end, *found["lams"]])),
-        method="reference",
+        times(noise, np.array([noise_end(noise), *found["lams"]])),
+        method="solver-error",
         solver=name,
         guidance=float(weight),
         error=found["error"],
@@ -69,10 +68,10 @@ def zoo(model: str | NoiseSchedule, nfe: int, solver: str = "dpmpp-2m", *, guida
     )
 
 
-def ends_key(lane: ReferenceLane) -> tuple[float | None, float]:
-    """What a reference search knows of a noise schedule: its ends in lam, rounded; None is -inf."""
-    noisy = lane.noise_end
-    return (None if np.isneginf(noisy) else round(noisy, 3), round(lane.data_end, 3))
+def ends_key(noise: NoiseSchedule) -> tuple[float | None, float]:
+    """What a search on the solver's error knows of a noise schedule: its ends in lam, rounded; None is -inf."""
+    noisy = noise_end(noise)
+    return (None if np.isneginf(noisy) else round(noisy, 3), round(data_end(noise), 3))
 
 
 def text() -> str:
@@ -94,4 +93,4 @@ def _shelves() -> dict[tuple[float | None, float], dict[float, dict[str, list[di
 
 
 def _instead(solver: str, weight: float) -> str:
-    return f"use search(noise, nfe, method='reference', solver={solver!r}, guidance={weight:g})"
+    return f"use search(noise, nfe, method=SolverError(solver={solver!r}, guidance={weight:g}))"

@@ -82,10 +82,10 @@ def test_sigmas_of_a_rule(nodes: ModuleType, model: str, layout: str) -> None:
 
 
 def test_the_search_is_the_package_s_own(nodes: ModuleType) -> None:
-    from hso_jax import search
+    from hso_jax import Hso, search
 
     sigmas = call(nodes, "HsoScheduler", model="sdxl", steps=4)
-    wanted = search(preset("sdxl"), 4, relax=True)
+    wanted = search(preset("sdxl"), 4, method=Hso(relax=True))
     np.testing.assert_array_equal(sigmas, wanted.sampler_sigmas().astype(np.float32))
     assert wanted.method == "hso" and sigmas[-1] == 0
 

@@ -1,4 +1,4 @@
-"""The quasi-Newton trust region of the reference search on functions whose minimiser is known, in float64."""
+"""The quasi-Newton trust region on functions whose minimiser is known, in float64."""
 
 from __future__ import annotations
 
@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 from scipy import optimize
 
-from hso_jax.lower.quasi_newton import State, descend, init, settled, step
+from hso_jax.lower.quasi_newton import State, init, settled, solve, step
+from hso_jax.lower.results import CONVERGED, MAX_STEPS, NOT_FINITE
 
 
 def rosenbrock(y: jax.Array) -> jax.Array:
@@ -41,8 +42,8 @@ def test_it_reaches_scipy_s_minimiser_in_as_many_evaluations_within_a_factor() -
         method="BFGS",
         options={"gtol": 1e-6},
     )
-    state, done = jax.jit(lambda y: descend(with_gradient(rosenbrock), y, 200))(jnp.asarray(START))
-    assert done and int(state.steps) <= 2 * wanted.nfev
+    state = jax.jit(lambda y: solve(with_gradient(rosenbrock), y, 200))(jnp.asarray(START))
+    assert int(state.result) == CONVERGED and int(state.steps) <= 2 * wanted.nfev
     np.testing.assert_allclose(state.y, [1, 1, 1, 1, START[4]], rtol=0, atol=2e-3)
     assert float(state.value) == pytest.approx(wanted.fun, abs=1e-4)
 
@@ -52,7 +53,9 @@ def run(function: Callable[[jax.Array], jax.Array], start: np.ndarray, steps: in
     advance = jax.jit(lambda state: step(both, state))
     states = [jax.jit(lambda y: init(both, y))(jnp.asarray(start))]
     for _ in range(steps):
-        states.append(advance(states[-1]))
+        state, info = advance(states[-1])
+        assert float(info.before) == float(states[-1].value) and bool(info.accepted) == bool(info.after < info.before)
+        states.append(state)
     return states
 
 
@@ -93,11 +96,19 @@ def test_nan_is_a_rise() -> None:
     def walled(y: jax.Array) -> jax.Array:
         return jnp.where(y[0] < 1.0, jnp.sum((y - 2.0) ** 2), jnp.nan)
 
-    state, _ = jax.jit(lambda y: descend(with_gradient(walled), y, 60))(jnp.zeros(2))
+    state = jax.jit(lambda y: solve(with_gradient(walled), y, 60))(jnp.zeros(2))
     assert np.isfinite(float(state.value)) and np.all(np.isfinite(np.asarray(state.y)))
     assert 0.9 < float(state.y[0]) < 1.0
 
 
 def test_a_minimum_has_settled_and_costs_no_step() -> None:
-    state, done = jax.jit(lambda y: descend(with_gradient(lambda y: jnp.sum(y**2)), y, 10))(jnp.zeros(3))
-    assert done and int(state.steps) == 0 and bool(settled(state))
+    both = with_gradient(lambda y: jnp.sum(y**2))
+    state = jax.jit(lambda y: solve(both, y, 10))(jnp.zeros(3))
+    assert int(state.result) == CONVERGED and int(state.steps) == 0 and bool(settled(init(both, jnp.zeros(3))))
+
+
+def test_result_codes_say_how_it_ended() -> None:
+    slow = jax.jit(lambda y: solve(with_gradient(rosenbrock), y, 3))(jnp.asarray(START))
+    assert int(slow.result) == MAX_STEPS and int(slow.steps) == 3
+    nowhere = jax.jit(lambda y: solve(with_gradient(lambda y: jnp.nan * jnp.sum(y)), y, 3))(jnp.ones(2))
+    assert int(nowhere.result) == NOT_FINITE

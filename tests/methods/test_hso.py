@@ -11,10 +11,10 @@ import pytest
 from problems import EFFORT, KINKED, SD, Problem, Smooth, filled, solve
 
 from benchmarks import scipy_reference as reference
-from hso_jax import Box, Effort, Lane, Schedule, lanes, paper_d_min, preset, search, search_many
-from hso_jax.methods.hso.lanes import SPACING_AS, check
+from hso_jax import Box, Effort, Hso, Lane, Schedule, lanes, paper_d_min, preset, search, search_many
+from hso_jax.lower.simplex import spread
+from hso_jax.methods.hso.lanes import SPACING_AS
 from hso_jax.noise import PRESETS
-from hso_jax.searches import spread
 
 Key = tuple[int, str, str]
 GOLDENS = json.loads((Path(__file__).parent.parent / "data" / "reference_search.json").read_text())["results"]
@@ -96,7 +96,7 @@ def zoo() -> list[tuple[Lane, Schedule]]:
     every = [
         lane
         for (fingerprint, p), _ in models.items()
-        for lane in lanes([banks[fingerprint]], range(2, 65), layouts=("node", "interval"), relax=True, p=p)
+        for lane in lanes([banks[fingerprint]], range(2, 65), layouts=("node", "interval"), method=Hso(relax=True, p=p))
     ]
     return list(zip(every, search_many(every), strict=True))
 
@@ -113,7 +113,7 @@ def test_every_preset_budget_and_layout_keeps_its_spacing(zoo: list[tuple[Lane, 
 
 def test_every_preset_budget_and_layout_is_monotone_and_in_its_box(zoo: list[tuple[Lane, Schedule]]) -> None:
     for lane, s in zoo:
-        box = check(lane).box
+        box = lane.method.box
         assert np.all(np.diff(s.t) < 0) and np.all(np.isfinite(s.lams)) and np.all(np.diff(s.lams) > 0)
         assert box.t_max[0] <= s.t[0] <= box.t_max[1] and box.t_eps[0] <= s.t[-1] <= box.t_eps[1]
         paper, room = paper_d_min(s.nfe), box.t_max[1] - box.t_eps[0]
@@ -123,16 +123,16 @@ def test_every_preset_budget_and_layout_is_monotone_and_in_its_box(zoo: list[tup
 def test_ablation_fixed_psi() -> None:
     """Equal ends of the box leave the lower level alone: SciPy's minimum between those ends."""
     box = Box((7.0, 7.0), (0.02, 0.02), (0.98, 0.98))
-    every = [Lane(SD, n, "interval", box=box, spacing=d) for n in (4, 8) for d in (0.0, 0.105)]
+    every = [Lane(SD, n, "interval", method=Hso(box=box, spacing=d)) for n in (4, 8) for d in (0.0, 0.105)]
     for lane, s in zip(every, search_many(filled(every), effort=EFFORT), strict=False):
-        best = reference.minimise_mep(KINKED, 0.98, 0.02, lane.nfe, spacing=lane.d_min)
+        best = reference.minimise_mep(KINKED, 0.98, 0.02, lane.nfe, spacing=lane.method.spacing)
         np.testing.assert_allclose(s.t, best.t, rtol=0, atol=1e-4)
         assert s.psi["rho"] == 7.0 and s.mep == pytest.approx(best.mep, rel=1e-5)
 
 
 def test_ablation_without_refinement_is_pure_edm() -> None:
     effort = Effort(steps=0, polish=0)
-    found = search(SD, [4, 6], spacing=0.0, effort=effort)
+    found = search(SD, [4, 6], method=Hso(spacing=0.0), effort=effort)
     for s in found:
         low, high = s.psi["ksigma_min"], s.psi["ksigma_max"]
         wanted = KINKED.t_of_lam(-np.log(reference.edm_start(s.psi["rho"], low, high, s.nfe - 1)))

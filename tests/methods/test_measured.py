@@ -15,16 +15,15 @@ from problems import Smooth
 from solver_error_cells import SAMPLES, SD, SD3, small_family
 
 from benchmarks import scipy_reference as oracle
-from hso_jax import Effort, Schedule, baseline, load, save, search
-from hso_jax.methods.measured import POPULATION
-from hso_jax.methods.members import box, members
-from hso_jax.methods.solver_error import ReferenceLane
-from hso_jax.methods.solver_error import reference as reference_data
-from hso_jax.methods.solver_error.schedules import _error
-from hso_jax.objectives.solver_error import in_chunks
+from hso_jax import Effort, Lane, Measured, Schedule, baseline, load, save, search
+from hso_jax.methods.measured.points import box, schedules_at
+from hso_jax.methods.measured.search import POPULATION
+from hso_jax.methods.solver_error.schedules import measure
+from hso_jax.noise.ends import noise_end
+from hso_jax.objectives.solver_error import error_data, in_chunks
 from hso_jax.schedule_file import to_json
 
-LANE = ReferenceLane(SD, 4, first="free", objective="mep")
+LANE = Lane(SD, 4, method=Measured(lambda s: 0.0, 8))
 
 
 class Bowl:
@@ -46,27 +45,29 @@ class Bowl:
         return self.cost * nfe
 
 
-def find(fitness: Any, nfe: Any = 4, **options: Any) -> Any:
-    return search(SD, nfe, fitness=fitness, **{"budget": 10**6, **options})
+def find(fitness: Any, nfe: Any = 4, *, noise: Any = SD, budget: Any = 10**6, **options: Any) -> Any:
+    """`search` with those options that are the method's own given to it."""
+    own = {name: options.pop(name) for name in ("starts", "checkpoint", "family") if name in options}
+    return search(noise, nfe, method=Measured(fitness, budget, **own), **options)
 
 
-def test_finds_the_least_reference_error_of_the_family() -> None:
+def test_finds_the_least_error_of_the_family() -> None:
     """No point of a grid over the box is better, and where MEP has one minimum (p <= 2) the nodes are SciPy's."""
-    chunks = in_chunks(reference_data(LANE.noise_end, problems=small_family(), samples=SAMPLES), SAMPLES)
+    chunks = in_chunks(error_data(noise_end(SD), problems=small_family(), samples=SAMPLES), SAMPLES)
     seen = []
 
     def error(schedule: Schedule) -> float:
         seen.append(schedule)
-        return _error(schedule, "ddim", chunks)
+        return measure(schedule, "ddim", chunks)
 
     found = find(error, budget=200)
     ends = box(LANE)
     axes = [np.linspace(low, high, count) for (low, high), count in zip(ends.T, (4, 7, 6, 2), strict=True)]
     points = np.array(list(itertools.product(*axes)), np.float32)
     batches = points.reshape(-1, POPULATION, points.shape[1])  # as the search does: one compilation
-    grid = [_error(s, "ddim", chunks) for batch in batches for s in members(LANE, batch, ends)]
+    grid = [measure(s, "ddim", chunks) for batch in batches for s in schedules_at(LANE, batch, ends)]
     assert found.fitness <= min(grid)
-    assert found.fitness == min(_error(s, "ddim", chunks) for s in seen) and len(seen) <= 200
+    assert found.fitness == min(measure(s, "ddim", chunks) for s in seen) and len(seen) <= 200
     assert len([s for s in seen[:POPULATION] if s.p <= 2]) >= 2
     for s in [s for s in [*seen[:POPULATION], found] if s.p <= 2]:
         wanted = oracle.minimise_mep(Smooth(SD), s.psi["t_max"], s.psi["t_eps"], 3, s.psi["p"])
@@ -162,7 +163,7 @@ def test_what_the_fitness_raises_propagates_as_it_is(tmp_path: Path) -> None:
 OTHER: dict[str, tuple[dict[str, Any], str]] = {
     "seed": ({"seed": 1}, "seed was 0, is 1"),
     "layout": ({"layout": "interval"}, "layout was 'node', is 'interval'"),
-    "objective": ({"objective": "dm-nonuni"}, "objective was 'mep', is 'dm-nonuni'"),
+    "family": ({"family": "dm-nonuni"}, "objective was 'mep', is 'dm-nonuni'"),
     "model": ({"noise": SD3}, "noise was '[0-9a-f]+', is '[0-9a-f]+'"),
     "fitness": ({"fitness": Bowl(settings={"w": 5.0})}, r"fitness\.w was 3\.0, is 5\.0;"),
     "starts": ({"starts": [baseline("trailing", SD, 4)]}, r"arguments at N = 4: starts was \[\], is \['trailing "),
@@ -173,11 +174,11 @@ OTHER: dict[str, tuple[dict[str, Any], str]] = {
 def test_a_checkpoint_of_other_arguments_is_refused(case: str, tmp_path: Path) -> None:
     file = tmp_path / "c.json"
     options: dict[str, Any] = {"noise": SD, "nfe": 4, "budget": 36, "checkpoint": file}
-    search(**options, fitness=Bowl(settings={"w": 3.0}))
+    find(**options, fitness=Bowl(settings={"w": 3.0}))
     before = file.read_bytes()
     other, message = OTHER[case]
     with pytest.raises(ValueError, match=message):
-        search(**{**options, "fitness": Bowl(settings={"w": 3.0}), **other})
+        find(**{**options, "fitness": Bowl(settings={"w": 3.0}), **other})
     assert file.read_bytes() == before
 
 
@@ -253,7 +254,7 @@ def test_a_start_wins_unless_something_better_is_found() -> None:
 def test_every_kind_of_model_layout_and_n() -> None:
     for noise, layout, nfe in itertools.product((SD, SD3), ("node", "interval"), (1, 2, 4)):
         bowl = Bowl()
-        s = search(noise, nfe, layout=layout, fitness=bowl, budget=nfe * 10)
+        s = find(bowl, nfe, noise=noise, layout=layout, budget=nfe * 10)
         assert (s.nfe, s.layout, len(s.t)) == (nfe, layout, nfe + (layout == "interval"))
         single = noise is SD3 and len(s.t) == 1  # the one node is the model's end
         assert len(bowl.seen) == (1 if single else 10)
@@ -293,16 +294,9 @@ BAD: dict[str, tuple[dict[str, Any], str]] = {
     "nfe": ({"nfe": 0}, "nfe is 0"),
     "layout": ({"layout": "both"}, "layout is 'both'"),
     "seed": ({"seed": -1}, "seed is -1"),
-    "objective": ({"objective": "reference"}, "objective is 'reference'; with a fitness of your own use one of mep"),
-    "method": ({"method": "reference"}, "objective is 'reference'; with a fitness"),
+    "family": ({"family": "solver-error"}, "family is 'solver-error'; use one of mep"),
     "effort": ({"effort": Effort()}, r"effort is Effort\(.*as far as its budget goes"),
-    "solver": ({"solver": "ddim"}, "solver: not an option of a fitness of your own"),
-    "box": ({"box": None}, "box: not an option of a fitness of your own"),
-    "refine_effort": ({"refine_effort": None}, "refine_effort: not an option of a fitness of your own"),
-    "budget with hso": ({"fitness": "spf", "checkpoint": "x"}, "budget, checkpoint: not an option of fitness 'spf'"),
-    "budget with reference": ({"fitness": "reference"}, "budget: not an option of fitness 'reference'"),
-    "name": ({"fitness": "fid"}, "fitness is 'fid'; use one of spf, reference or a function of a schedule"),
-    "callable objective": ({"objective": NEVER}, "objective is .*; use one of mep"),
+    "name": ({"fitness": "fid"}, "fitness is 'fid'; need a function of a schedule"),
 }  # fmt: skip
 
 
@@ -310,7 +304,7 @@ BAD: dict[str, tuple[dict[str, Any], str]] = {
 def test_bad_input_is_named_before_any_work(case: str) -> None:
     options, message = BAD[case]
     with pytest.raises(ValueError, match=message):
-        search(SD, **{"nfe": 4, "fitness": NEVER, "budget": 10**6, **options})
+        find(**{"fitness": NEVER, **options})
 
 
 @pytest.mark.parametrize("value", ["low", None, [1.0, 2.0]])

@@ -1,4 +1,4 @@
-"""The reference error, its gradient and curvature, against plain sampling and finite differences, in float64."""
+"""The solver's error, its gradient and curvature, against plain sampling and finite differences, in float64."""
 
 from __future__ import annotations
 
@@ -10,14 +10,17 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from solver_error_cells import SAMPLES, SD, SD3, deviations, small_family
+import solver_error_cells as shared
+from solver_error_cells import SD, SD3, deviations, small_family
 
 from hso_jax import solvers
+from hso_jax.batch import compiler_options
+from hso_jax.lane import Lane
+from hso_jax.lower.gaps import SPACING, lams_of, logits_of, nodes_of
 from hso_jax.lower.newton import Expansion, face_step
-from hso_jax.methods.hso.search import compiler_options
-from hso_jax.methods.solver_error import ReferenceLane
-from hso_jax.methods.solver_error.lanes import SPACING, LaneArrays, lam_of_s, pack, s_of_lam
-from hso_jax.methods.solver_error.search import lams_of, log_error, logits_of, nodes_of, weigh
+from hso_jax.methods.solver_error.lanes import LaneArrays, pack
+from hso_jax.methods.solver_error.search import Levels, data_of, log_error, weigh
+from hso_jax.noise.ends import data_end, lam_of_s, noise_end, s_of_lam
 from hso_jax.objectives.solver_error import Chunks, squared_errors
 from hso_jax.problems import denoiser, exact
 
@@ -31,7 +34,7 @@ CELLS = list(itertools.product(NAMES, ("node", "interval"), STARTS, (1.0, 5.0)))
 class Cell(NamedTuple):
     """One lane with what the oracle needs of it."""
 
-    lane: ReferenceLane
+    lane: Lane
     arrays: LaneArrays
     data: Chunks
     y: np.ndarray
@@ -40,7 +43,7 @@ class Cell(NamedTuple):
     @property
     def gaps(self) -> int:
         """How many of the logits stand for a gap."""
-        return self.lane.nodes + (self.lane.first == "free")
+        return self.lane.nodes + (self.lane.method.first == "free")
 
 
 @functools.cache
@@ -49,18 +52,17 @@ def cells() -> list[Cell]:
         lanes = []
         for solver, layout, start, weight in CELLS:
             noise, first = STARTS[start]
-            lanes.append(ReferenceLane(noise, NFE, layout, solver, weight, first=first))
-        options = {"problems": small_family(), "samples": SAMPLES}
-        arrays, bank, _ = pack(lanes, NAMES, np.zeros((len(lanes), 0, COUNT)), 4, **options)
+            lanes.append(shared.lane(noise, NFE, layout, solver, weight, first, chunk=4))
+        arrays, bank, _ = pack(lanes, NAMES)
         made = []
         for i, lane in enumerate(lanes):
             one = jax.tree.map(lambda x, i=i: x[i], arrays)
-            data = bank._replace(truth=bank.truth[one.reference], guidance=bank.guidance[one.reference])
+            data = data_of(bank, one)
             nodes = np.full(COUNT, 0.5)
             nodes[:4] = NODES
-            if lane.first == "end":
-                nodes[0] = s_of_lam(lane.noise_end)
-            y = np.asarray(logits_of(one, jnp.asarray(nodes)))
+            if lane.method.first == "end":
+                nodes[0] = s_of_lam(noise_end(lane.noise))
+            y = np.asarray(logits_of(one.range, jnp.asarray(nodes)))
             made.append(Cell(lane, one, data, y))
     return made
 
@@ -70,7 +72,9 @@ QUICK = compiler_options(jax.default_backend())  # the compilation is most of th
 
 @functools.partial(jax.jit, compiler_options=QUICK)
 def slope(lane: LaneArrays, data: Chunks, y: jax.Array) -> tuple[jax.Array, jax.Array]:
-    return log_error(NAMES, lane, data, jnp.asarray(data.problem.shape[0]), None)(y)
+    bank = data._replace(truth=data.truth[None], guidance=data.guidance[None])
+    levels = Levels(NAMES, "mep", 5, 2, None, None, bank)
+    return log_error(levels, lane._replace(data=0), jnp.asarray(data.problem.shape[0]))(y)
 
 
 @functools.partial(jax.jit, static_argnames="solver", compiler_options=QUICK)
@@ -87,10 +91,10 @@ def plain(data: Chunks, lams: jax.Array, end: jax.Array, solver: str) -> jax.Arr
 
 def nodes_by_hand(cell: Cell, y: np.ndarray) -> np.ndarray:
     """[nodes] in s: gaps of at least SPACING between the model's ends."""
-    free = cell.lane.first == "free"
-    upper = s_of_lam(cell.lane.noise_end)
+    free = cell.lane.method.first == "free"
+    upper = s_of_lam(noise_end(cell.lane.noise))
     upper = min(upper + SPACING, 1.0) if free else upper
-    lower = max(s_of_lam(cell.lane.data_end) - SPACING, 0.0)
+    lower = max(s_of_lam(data_end(cell.lane.noise)) - SPACING, 0.0)
     parts = np.exp(y[: cell.gaps])
     gaps = SPACING + (upper - lower - SPACING * cell.gaps) * parts / parts.sum()
     nodes = upper - np.cumsum(gaps)[:-1]
@@ -101,10 +105,10 @@ def residual(cell: Cell, y: np.ndarray) -> np.ndarray:
     """The same of logits."""
     nodes = nodes_by_hand(cell, y)
     lams = lam_of_s(np.minimum(nodes, 1.0 - 1e-12))
-    if cell.lane.first == "end":
-        lams[0] = cell.lane.noise_end
+    if cell.lane.method.first == "end":
+        lams[0] = noise_end(cell.lane.noise)
     end = np.inf if cell.lane.layout == "node" else lams[-1]
-    return np.asarray(plain(cell.data, jnp.asarray(lams[:NFE]), jnp.asarray(end), cell.lane.solver))
+    return np.asarray(plain(cell.data, jnp.asarray(lams[:NFE]), jnp.asarray(end), cell.lane.method.solver))
 
 
 def differences(cell: Cell, h: float = 1e-3) -> np.ndarray:
@@ -134,10 +138,10 @@ def test_value_and_gradient(index: int) -> None:
 def test_logits_and_nodes_are_inverse(index: int) -> None:
     cell = cells()[index]
     with jax.enable_x64(True):
-        nodes = np.asarray(nodes_of(cell.arrays, jnp.asarray(cell.y)))[: cell.lane.nodes]
-        again = np.asarray(logits_of(cell.arrays, nodes_of(cell.arrays, jnp.asarray(cell.y))))
-        shifted = np.asarray(nodes_of(cell.arrays, jnp.asarray(cell.y + 3.0)))[: cell.lane.nodes]
-    begin = int(cell.lane.first == "end")
+        nodes = np.asarray(nodes_of(cell.arrays.range, jnp.asarray(cell.y)))[: cell.lane.nodes]
+        again = np.asarray(logits_of(cell.arrays.range, nodes_of(cell.arrays.range, jnp.asarray(cell.y))))
+        shifted = np.asarray(nodes_of(cell.arrays.range, jnp.asarray(cell.y + 3.0)))[: cell.lane.nodes]
+    begin = int(cell.lane.method.first == "end")
     np.testing.assert_allclose(nodes[begin:], NODES[begin : cell.lane.nodes], rtol=0, atol=1e-12)
     np.testing.assert_allclose(nodes, nodes_by_hand(cell, cell.y), rtol=0, atol=1e-12)
     np.testing.assert_allclose(again, cell.y, rtol=0, atol=1e-9)
@@ -148,7 +152,7 @@ def test_squared_errors_are_those_of_sampling_and_the_exact_flow() -> None:
     """Of the first chunks only; and the truth is `problems.exact`."""
     cell = cells()[CELLS.index(("dpmpp-2m", "interval", "pure noise", 5.0))]
     with jax.enable_x64(True):
-        lams = lams_of(cell.arrays, nodes_of(cell.arrays, jnp.asarray(cell.y)))
+        lams = lams_of(cell.arrays.range, nodes_of(cell.arrays.range, jnp.asarray(cell.y)))
         weights = weigh(NAMES, cell.arrays, lams)
         errors = np.asarray(jax.jit(squared_errors)(cell.data, weights, jnp.asarray(3)))
         wanted = np.mean(residual(cell, cell.y).reshape(len(errors), -1) ** 2, axis=1)

@@ -13,9 +13,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from hso_jax import preset
-from hso_jax.methods.solver_error import reference_schedules
+from hso_jax import preset, search_many
 from hso_jax.noise import PRESETS, edm, flow
+from hso_jax.noise.ends import noise_end
 from hso_jax.shelf import build as zoo_build
 from hso_jax.shelf.shipped import FILE, MAX_NFE, SOLVERS, _document, _shelves, ends_key, text, zoo
 
@@ -44,7 +44,7 @@ def test_every_preset_solver_and_budget_is_there() -> None:
         for nfe in range(1, MAX_NFE + 1):
             s = zoo(name, nfe, solver, guidance=weight)
             assert (s.model, s.nfe, s.solver, s.guidance) == (name, nfe, solver, weight)
-            assert (s.layout, s.end, s.method) == ("node", "clean", "reference")
+            assert (s.layout, s.end, s.method) == ("node", "clean", "solver-error")
             assert np.all(np.isfinite(s.lams[1:])) and np.all(np.diff(s.t) < 0) and s.t[-1] > 0 and s.t[0] <= 1
             assert 0 < s.error < 5 and sorted((*s.others, solver)) == sorted(SOLVERS)
             assert all(0 < error < math.inf for error in s.others.values())
@@ -83,8 +83,8 @@ def test_records_are_searches_that_ended_well() -> None:
 def test_a_small_part_is_found_again() -> None:
     """The builder's own lanes, data and effort; padded to three nodes instead of five, and one solver alone."""
     (name, weight) = ("sd15", 1.0)
-    lanes = [lane for lane in zoo_build.lanes(name, weight, range(1, 4)) if lane.solver == "ddim"]
-    for s in reference_schedules(lanes, compare=False):
+    lanes = [lane for lane in zoo_build.lanes(name, weight, range(1, 4)) if lane.method.solver == "ddim"]
+    for s in search_many(lanes):
         shipped = zoo(name, s.nfe, s.solver, guidance=weight)
         np.testing.assert_allclose(s.lams, shipped.lams, rtol=0, atol=2e-3)
         assert s.error == pytest.approx(shipped.error, rel=1e-3)
@@ -123,13 +123,13 @@ def test_look_up(small: dict[str, Any]) -> None:
     for name, solver, weight in every_cell():
         for nfe in (1, 7, 20):
             s = zoo(name, nfe, solver, guidance=weight)
-            shelf = ends.index(ends_key(zoo_build.ReferenceLane(preset(name), 1)))
+            shelf = ends.index(ends_key(preset(name)))
             at = {x: 1.0 / nfe + 0.01 * j + 0.001 * weight + 0.0001 * shelf for j, x in enumerate(SOLVERS)}
             assert s.error == pytest.approx(at.pop(solver), abs=2e-6) and s.others == pytest.approx(at, abs=2e-6)
             assert (s.model, s.nfe, s.solver, s.guidance, s.layout) == (name, nfe, solver, weight, "node")
             assert s.noise == preset(name).fingerprint()
             np.testing.assert_allclose(s.lams[1:], np.linspace(-2.5, 2.0, nfe + 2)[2:-1], rtol=0, atol=2e-4)
-            assert s.lams[0] == pytest.approx(zoo_build.ReferenceLane(preset(name), 1).noise_end, abs=1e-6)
+            assert s.lams[0] == pytest.approx(noise_end(preset(name)), abs=1e-6)
 
 
 def test_defaults_and_other_names(small: dict[str, Any]) -> None:
@@ -167,12 +167,16 @@ def test_a_weight_that_is_not_shipped_names_those_that_are(small: dict[str, Any]
 
 
 def test_parts_cover_every_cell_once() -> None:
-    cells = [(lane.noise.name, lane.guidance, lane.solver, lane.nfe) for p in zoo_build.parts() for lane in _lanes(p)]
+    cells = [
+        (lane.noise.name, lane.method.guidance, lane.method.solver, lane.nfe)
+        for p in zoo_build.parts()
+        for lane in _lanes(p)
+    ]
     assert len(cells) == len(set(cells))
     weights = {ends: [w for _, w in shelf] for ends, shelf in zoo_build.shelves().items()}
     assert len(cells) == sum(map(len, weights.values())) * len(SOLVERS) * MAX_NFE
     for name, _, weight in every_cell():
-        assert weight in weights[ends_key(zoo_build.ReferenceLane(preset(name), 1))]
+        assert weight in weights[ends_key(preset(name))]
 
 
 def _lanes(part: tuple[str, float, range]) -> list[Any]:

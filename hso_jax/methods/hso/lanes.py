@@ -1,20 +1,22 @@
-"""Lanes: what one search is asked to do, checked on the host, and packed for the batched program."""
+"""HSO's lanes, checked on the host and packed for the batched program."""
 
 from __future__ import annotations
 
+import dataclasses
 import math
-from collections.abc import Iterable, Sequence
-from typing import NamedTuple
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
-import jax
 import numpy as np
 from jax import Array
 
+from hso_jax.checks import check_choice, is_number
+from hso_jax.lane import Lane, check_lane
 from hso_jax.noise import NoiseSchedule
-from hso_jax.objectives.mep_spf import PAPER_GAMMA, Spacing, paper_d_min, resolve_spacing
-from hso_jax.schedule import LAYOUTS
+from hso_jax.noise.stacking import stack
+from hso_jax.objectives.expansion import check_objective
+from hso_jax.objectives.mep_spf import resolve_spacing
 
-OBJECTIVES = ("mep", "dm-nonuni")
 SPACING_AS = ("constraint", "penalty")
 
 
@@ -32,42 +34,7 @@ class Box(NamedTuple):
     t_max: tuple[float, float] = (0.96, 1.0)
 
 
-class Lane(NamedTuple):
-    """One search: a noise schedule, a number of evaluations and everything else its result depends on.
-
-    Attributes:
-        noise: the model's noise schedule.
-        nfe: N, at least 1.
-        layout: "node" (N nodes) or "interval" (N + 1 nodes).
-        p: exponent of the model-error bound, 2 for latent, 1 for pixel models.
-        seed: of the upper level's random stream.
-        spacing: least distance in t, a number or a function of N; the paper's rule by default.
-        spacing_as: "constraint" (the lower level keeps it) or "penalty" (the paper's SPF: only the fitness sees it).
-        gamma: weight of the penalty in the fitness.
-        box: for psi; its ends are cut to the noise schedule's range.
-        objective: "mep", or "dm-nonuni" for the baseline's bound.
-    """
-
-    noise: NoiseSchedule
-    nfe: int
-    layout: str = "node"
-    p: float = 2.0
-    seed: int = 0
-    spacing: Spacing = paper_d_min
-    spacing_as: str = "constraint"
-    gamma: float = PAPER_GAMMA
-    box: Box = Box()
-    objective: str = "mep"
-
-    @property
-    def intervals(self) -> int:
-        """M: N - 1 for "node", N for "interval"."""
-        return self.nfe - (self.layout == "node")
-
-    @property
-    def d_min(self) -> float:
-        """The spacing asked for at this N, in t."""
-        return resolve_spacing(self.spacing, self.nfe)
+PAPER_BOX = Box()
 
 
 class LaneArrays(NamedTuple):
@@ -90,54 +57,33 @@ class LaneArrays(NamedTuple):
     upper: Array
 
 
-def check_nfe(nfe: object) -> int:
-    """`nfe` as an int. Raises ValueError unless it is a whole number of at least 1."""
-    if isinstance(nfe, bool) or not isinstance(nfe, (int, np.integer)) or nfe < 1:
-        raise ValueError(f"nfe is {nfe!r}; need whole numbers of at least 1")
-    return int(nfe)
-
-
-def check_seed(seed: object) -> None:
-    """Raises ValueError unless it is a whole number in 0..2^31 - 1."""
-    if isinstance(seed, bool) or not isinstance(seed, (int, np.integer)) or not 0 <= seed < 2**31:
-        raise ValueError(f"seed is {seed!r}; need a whole number from 0 to 2^31 - 1")
-
-
 def check(lane: Lane) -> Lane:
-    """The lane with its box cut to the noise schedule's range.
+    """The lane with its spacing as a number and its box cut to the noise schedule's range; `method` is an `Hso`.
 
     Raises:
         ValueError: naming the value that is wrong; in particular when the spacing does not fit into the box.
     """
-    check_nfe(lane.nfe)
-    choices = {"layout": LAYOUTS, "objective": OBJECTIVES, "spacing_as": SPACING_AS}
-    for name, known in choices.items():
-        if getattr(lane, name) not in known:
-            raise ValueError(f"{name} is {getattr(lane, name)!r}; use one of {', '.join(known)}")
-    if not math.isfinite(lane.p):
-        raise ValueError(f"p is {lane.p}; need a finite number (2 for latent, 1 for pixel models)")
-    if not (math.isfinite(lane.gamma) and lane.gamma >= 0):
-        raise ValueError(f"gamma is {lane.gamma}; need a finite number of at least 0")
-    check_seed(lane.seed)
-    box = _cut(lane.box, lane.noise)
+    lane = check_lane(lane)
+    hso: Any = lane.method
+    check_objective("objective", hso.objective)
+    check_choice("spacing_as", hso.spacing_as, SPACING_AS)
+    p = 2.0 if hso.p is None else hso.p
+    if not (is_number(p) and math.isfinite(p)):
+        raise ValueError(f"p is {p!r}; need a finite number (2 for latent, 1 for pixel models)")
+    if not (is_number(hso.gamma) and math.isfinite(hso.gamma) and hso.gamma >= 0):
+        raise ValueError(f"gamma is {hso.gamma!r}; need a finite number of at least 0")
+    box = _cut(hso.box, lane.noise)
     room = box.t_max[1] - box.t_eps[0]
-    if lane.spacing_as == "constraint" and lane.intervals * lane.d_min > room + 1e-12:
+    d_min = resolve_spacing(hso.spacing, lane.nfe)
+    if hso.relax and lane.intervals * d_min > room:
+        d_min = room / lane.intervals
+    if hso.spacing_as == "constraint" and lane.intervals * d_min > room + 1e-12:
         raise ValueError(
-            f"spacing {lane.d_min:.6g} does not fit: {lane.intervals} intervals (nfe {lane.nfe}, layout {lane.layout}) "
-            f"need {lane.intervals * lane.d_min:.6g} of t, but t_max - t_eps is at most "
-            f"{room:.6g} for {lane.noise.name}; "
+            f"spacing {d_min:.6g} does not fit: {lane.intervals} intervals (nfe {lane.nfe}, layout {lane.layout}) "
+            f"need {lane.intervals * d_min:.6g} of t, but t_max - t_eps is at most {room:.6g} for {lane.noise.name}; "
             f"use a spacing of at most {room / lane.intervals:.6g}, a wider box, or relax=True"
         )
-    return lane._replace(box=box)
-
-
-def relaxed(lane: Lane) -> Lane:
-    """The lane with its spacing reduced, if it must be, to the largest that fits its box."""
-    box = _cut(lane.box, lane.noise)
-    room = box.t_max[1] - box.t_eps[0]
-    if lane.intervals and lane.intervals * lane.d_min > room:
-        return lane._replace(spacing=room / lane.intervals)
-    return lane
+    return lane._replace(method=dataclasses.replace(hso, p=float(p), spacing=d_min, box=box))
 
 
 def _cut(box: Box, noise: NoiseSchedule) -> Box:
@@ -167,32 +113,16 @@ def pack(lanes: Sequence[Lane], dtype: np.dtype) -> tuple[LaneArrays, NoiseSched
         if id(lane.noise) not in bank:
             bank[id(lane.noise)] = len(schedules)
             schedules.append(lane.noise)
-    lower = [[lane.box.rho[0], lane.box.t_eps[0], lane.box.t_max[0]] for lane in lanes]
-    upper = [[lane.box.rho[1], lane.box.t_eps[1], lane.box.t_max[1]] for lane in lanes]
-    least = [lane.d_min if lane.spacing_as == "constraint" else 0.0 for lane in lanes]
+    methods: list[Any] = [lane.method for lane in lanes]
     columns = {
         "noise": np.array([bank[id(lane.noise)] for lane in lanes], np.int32),
         "intervals": np.array([lane.intervals for lane in lanes], np.int32),
         "seed": np.array([lane.seed for lane in lanes], np.int32),
-        "p": np.array([lane.p for lane in lanes], dtype),
-        "d_min": np.array([lane.d_min for lane in lanes], dtype),
-        "least_gap": np.array(least, dtype),
-        "gamma": np.array([lane.gamma for lane in lanes], dtype),
-        "lower": np.array(lower, dtype),
-        "upper": np.array(upper, dtype),
+        "p": np.array([m.p for m in methods], dtype),
+        "d_min": np.array([m.spacing for m in methods], dtype),
+        "least_gap": np.array([m.spacing if m.spacing_as == "constraint" else 0.0 for m in methods], dtype),
+        "gamma": np.array([m.gamma for m in methods], dtype),
+        "lower": np.array([[low for low, _ in m.box] for m in methods], dtype),
+        "upper": np.array([[high for _, high in m.box] for m in methods], dtype),
     }
     return LaneArrays(**columns), stack(schedules, dtype)  # type: ignore[arg-type]
-
-
-def stack(schedules: Iterable[NoiseSchedule], dtype: np.dtype) -> NoiseSchedule:
-    """Noise schedules stacked on a leading axis; shorter tables are padded with cells that are never read."""
-    many = list(schedules)
-    cells = max(len(s.coefficients) for s in many)
-    leaves = []
-    for s in many:
-        table = np.asarray(s.coefficients, dtype)
-        padded = np.concatenate([table, np.repeat(table[-1:], cells - len(table), axis=0)])
-        numbers = jax.tree.leaves(s)[1:]
-        leaves.append([padded, *(np.asarray(x, dtype) for x in numbers)])
-    structure = jax.tree.structure(many[0])
-    return jax.tree.unflatten(structure, [np.stack(column) for column in zip(*leaves, strict=True)])

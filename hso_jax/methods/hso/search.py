@@ -1,4 +1,4 @@
-"""The batched search: many lanes in one compiled program, in chunks, over all devices of all hosts."""
+"""HSO's two levels on one lane: EDM's schedule of each psi, refined by Newton steps on the nodes, judged by SPF."""
 
 from __future__ import annotations
 
@@ -10,69 +10,23 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
-from jax.experimental import multihost_utils
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from hso_jax import batch
+from hso_jax.bilevel import Effort, bilevel
+from hso_jax.lane import Lane
 from hso_jax.lower import trust_region
-from hso_jax.lower.newton import Objective, dense_objective, interval_objective
-from hso_jax.methods.hso.lanes import Lane, LaneArrays, pack
+from hso_jax.lower.results import CONVERGED
+from hso_jax.lower.trust_region import Feasible, Solution
+from hso_jax.methods.hso.lanes import LaneArrays, pack
 from hso_jax.noise import NoiseSchedule
-from hso_jax.objectives.dm_nonuni import bound
-from hso_jax.objectives.mep_spf import mep_interval_derivatives, spacing_penalty
-from hso_jax.upper.evolution import evolve
+from hso_jax.objectives.expansion import NodeObjective, Terms, expansion
+from hso_jax.objectives.mep_spf import spacing_penalty
+from hso_jax.upper.evolution import Evolution
 
-_DM_WIDTH = 1e-2  # of DM-NonUni's rounded kinks inside the search: coarse enough for Newton steps from any start
+EFFORT = Effort(population=16, generations=20, steps=3, polish=3, lanes=128)
+"""From EDM's start three steps usually do already."""
 
-Progress = Callable[[int, int], None]
-"""Called with (lanes done, lanes in all)."""
-
-
-class Effort(NamedTuple):
-    """How hard each lane is searched; all static (a change compiles again).
-
-    Attributes:
-        population: of the upper level.
-        generations: of the upper level.
-        steps: of the lower level inside the fitness; 0 scores the initial EDM schedules themselves.
-        polish: rounds of as many steps more for the winner. From EDM's start three steps usually do already.
-        chunk: lanes per device and call; bounds the memory.
-    """
-
-    population: int = 16
-    generations: int = 20
-    steps: int = 3
-    polish: int = 3
-    chunk: int = 128
-
-
-class Refined(NamedTuple):
-    """What the lower level made of one psi.
-
-    Attributes:
-        t: [K] nodes, padded with t_eps.
-        result: code, an index into `trust_region.RESULTS`.
-        steps: taken.
-        stationarity: see `trust_region.State`.
-    """
-
-    t: Array
-    result: Array
-    steps: Array
-    stationarity: Array
-
-
-class Found(NamedTuple):
-    """Result of each lane, with a leading axis [L].
-
-    Attributes:
-        psi: [3] rho, t_eps, t_max.
-        refined: nodes and how the lower level ended.
-        history: [rounds] best fitness.
-    """
-
-    psi: Array
-    refined: Refined
-    history: Array
+_AGAIN = 200  # steps for a lane that has not converged
 
 
 def edm_nodes(noise: NoiseSchedule, psi: Array, count: int, intervals: Array) -> Array:
@@ -88,44 +42,56 @@ def edm_nodes(noise: NoiseSchedule, psi: Array, count: int, intervals: Array) ->
     return jnp.where(i == 0, t_max, jnp.where(i == intervals, t_eps, inner))
 
 
-def search_lane(lane: LaneArrays, bank: NoiseSchedule, *, objective: str, nodes: int, effort: Effort) -> Found:
-    """The bilevel search of one lane (HSO, arXiv 2511.11688, algorithm 1). Pure; `vmap` it over lanes."""
-    noise = jax.tree.map(lambda leaf: leaf[lane.noise], bank)
-    expand = _objective(objective, lane)
+class Levels(NamedTuple):
+    """What HSO gives to `bilevel`. Its psi is (rho, t_eps, t_max); a lane is one row of `LaneArrays`.
 
-    def fitness(psi: Array, before: Refined) -> tuple[Array, Refined]:
-        start = jnp.where(jnp.isfinite(before.t[0]), before.t, edm_nodes(noise, psi, nodes, lane.intervals))
-        found, _ = trust_region.minimise(expand, noise, start, _feasible(lane, psi), max_steps=effort.steps)
-        penalty = spacing_penalty(found.t, lane.d_min, lane.intervals)
-        refined = Refined(found.t, found.result, before.steps + found.steps, found.stationarity)
-        return found.value + lane.gamma * penalty, refined
+    Attributes:
+        bank: noise schedules on a leading axis.
+        objective: of the lower level.
+        nodes: K, at least the lane's number of nodes.
+        steps: of the lower level.
+    """
 
-    blank = Refined(
-        jnp.full(nodes, jnp.nan, lane.lower.dtype), jnp.asarray(0), jnp.asarray(0), jnp.zeros((), lane.lower.dtype)
-    )
-    evolution = evolve(
-        fitness,
-        blank,
-        jax.random.key(lane.seed),
-        lane.lower,
-        lane.upper,
-        population=effort.population,
-        generations=effort.generations,
-        polish=effort.polish if effort.steps else 0,
-    )
-    return Found(evolution.best, evolution.memo, evolution.history)
+    bank: NoiseSchedule
+    objective: str | NodeObjective
+    nodes: int
+    steps: int
+
+    def boxes(self, lane: LaneArrays) -> tuple[Array, Array]:
+        """One box."""
+        return lane.lower[None], lane.upper[None]
+
+    def blank(self, lane: LaneArrays) -> Solution:
+        """No nodes yet."""
+        return trust_region.blank(self.nodes, lane.lower.dtype)
+
+    def lower(self, lane: LaneArrays, psi: Array, before: Solution) -> Solution:
+        """The nodes from EDM's (or those before) that minimise the objective between psi's ends."""
+        noise = self.noise(lane)
+        start = jnp.where(jnp.isfinite(before.t[0]), before.t, edm_nodes(noise, psi, self.nodes, lane.intervals))
+        found = refined(self, lane, psi, start, self.steps)
+        return found._replace(steps=before.steps + found.steps)
+
+    def fitness(self, lane: LaneArrays, found: Solution) -> Array:
+        """SPF: the lower level's objective and the spacing penalty."""
+        return found.value + lane.gamma * spacing_penalty(found.t, lane.d_min, lane.intervals)
+
+    def refine(self, lane: LaneArrays, starts: Evolution) -> Evolution:
+        """The one start as it is."""
+        return jax.tree.map(lambda x: x[0], starts)
+
+    def noise(self, lane: LaneArrays) -> NoiseSchedule:
+        """The lane's noise schedule."""
+        return jax.tree.map(lambda leaf: leaf[lane.noise], self.bank)
 
 
-def _objective(name: str, lane: LaneArrays) -> Objective:
-    if name == "mep":
-        return interval_objective(functools.partial(mep_interval_derivatives, p=lane.p))
-    return dense_objective(lambda lams: bound(lams, lane.intervals, lane.p, _DM_WIDTH))
-
-
-def _feasible(lane: LaneArrays, psi: Array) -> trust_region.Feasible:
+def refined(levels: Levels, lane: LaneArrays, psi: Array, start: Array, steps: int) -> Solution:
+    """The lower level from `start` [K], in so many steps."""
     _, t_eps, t_max = psi
     least = jnp.minimum(_with_margin(lane.least_gap), (t_max - t_eps) / lane.intervals)
-    return trust_region.Feasible(t_max, t_eps, least, lane.intervals)
+    objective = expansion(levels.objective, Terms(lane.p, lane.intervals))
+    feasible = Feasible(t_max, t_eps, least, lane.intervals)
+    return trust_region.minimise(objective, levels.noise(lane), start, feasible, max_steps=steps)[0]
 
 
 def _with_margin(gap: Array) -> Array:
@@ -134,80 +100,54 @@ def _with_margin(gap: Array) -> Array:
 
 
 @functools.lru_cache(maxsize=64)
-def program(devices: tuple[jax.Device, ...], objective: str, nodes: int, effort: Effort) -> Callable[..., Found]:
-    """The compiled search of one chunk: (LaneArrays [C, ...], bank) -> Found [C, ...], split over the devices."""
-    mesh = Mesh(np.array(devices), ("lanes",))
-    split, whole = PartitionSpec("lanes"), PartitionSpec()
+def search_lane(
+    objective: str | NodeObjective, nodes: int, effort: Any
+) -> Callable[[LaneArrays, NoiseSchedule], Evolution]:
+    """The bilevel search of one lane, (lane, bank of noise schedules) -> result. Pure; map it over lanes."""
+    effort = effort._replace(polish=effort.polish if effort.steps else 0)
 
-    def chunk(lanes: LaneArrays, bank: NoiseSchedule) -> Found:
-        one = functools.partial(search_lane, bank=bank, objective=objective, nodes=nodes, effort=effort)
-        return jax.vmap(one)(lanes)
+    def search(lane: LaneArrays, bank: NoiseSchedule) -> Evolution:
+        return bilevel(Levels(bank, objective, nodes, effort.steps), lane, effort)
 
-    # No lane talks to another: each device runs its own lanes, and nothing is exchanged.
-    sharded = jax.shard_map(chunk, mesh=mesh, in_specs=(split, whole), out_specs=split, check_vma=False)
-    return jax.jit(sharded, compiler_options=compiler_options(devices[0].platform))
+    return search
 
 
-def compiler_options(platform: str) -> dict[str, int] | None:
-    """On the CPU LLVM's full optimisation doubles the compilation and gains nothing in the run (measured)."""
-    return {"xla_backend_optimization_level": 1} if platform == "cpu" else None
-
-
-def run(lanes: Sequence[Lane], effort: Effort, *, nodes: int | None = None, progress: Progress | None = None) -> Found:
-    """Search checked lanes of one objective, each with at least one interval; NumPy results in the lanes' order.
-
-    With several hosts (`jax.distributed`) every process calls this with the same lanes and gets all results.
-    """
-    dtype = np.dtype(jax.dtypes.canonicalize_dtype(float))
-    arrays, bank = pack(lanes, dtype)
-    devices = tuple(jax.devices())
+def run(
+    lanes: Sequence[Lane], effort: Any, *, nodes: int | None = None, progress: batch.Progress | None = None
+) -> Evolution:
+    """Search checked lanes of one objective, each with at least one interval; NumPy results in the lanes' order."""
+    effort = effort.over(EFFORT)
+    arrays, bank = pack(lanes, np.dtype(jax.dtypes.canonicalize_dtype(float)))
     count = nodes or 1 + max(lane.intervals for lane in lanes)
-    size = len(devices) * min(effort.chunk, -(-len(lanes) // len(devices)))
-    search = program(devices, lanes[0].objective, count, effort)
-    bank = _placed(bank, devices, PartitionSpec())
-    parts = []
-    for begin in range(0, len(lanes), size):
-        # The last chunk is filled up with the last lane: one shape, one compilation.
-        rows = np.minimum(np.arange(begin, begin + size), len(lanes) - 1)
-        chunk = jax.tree.map(lambda column: column[rows], arrays)  # noqa: B023
-        found = search(_placed(chunk, devices, PartitionSpec("lanes")), bank)
-        found = multihost_utils.process_allgather(found, tiled=True) if jax.process_count() > 1 else found
-        kept = min(size, len(lanes) - begin)
-        parts.append(jax.tree.map(lambda x: np.asarray(x)[:kept], found))  # noqa: B023
-        if progress is not None:
-            progress(begin + kept, len(lanes))
-    found = jax.tree.map(lambda *xs: np.concatenate(xs), *parts)
-    return found if effort.steps == 0 else _finish(lanes, found)
+    objective = lanes[0].method.objective  # type: ignore[union-attr]
+    search = search_lane(objective, count, effort)
+    found = batch.run(search, arrays, bank, chunk=effort.lanes, progress=progress)
+    return found if effort.steps == 0 else _finish(lanes, found, objective)
 
 
-def _finish(lanes: Sequence[Lane], found: Found) -> Found:
+def _finish(lanes: Sequence[Lane], found: Evolution, objective: str | NodeObjective) -> Evolution:
     """Refine the few lanes that have not converged again, one by one in float64 and with many more steps.
 
     They are those whose objective is concave at the start (EDM's noise with p = 2 at large N) or whose curvature
     spans more than float32 resolves (flow models with many held gaps).
     """
-    hard = np.flatnonzero(found.refined.result != trust_region.CONVERGED)
+    hard = np.flatnonzero(found.memo.result != CONVERGED)
     if not hard.size:
         return found
-    refined = [np.array(x, np.float64 if x.dtype.kind == "f" else x.dtype) for x in found.refined]
+    columns = [np.array(x, np.float64 if x.dtype.kind == "f" else x.dtype) for x in found.memo]
     with jax.enable_x64(True):
         arrays, bank = pack(lanes, np.dtype(np.float64))
         for i in hard:
             lane = jax.tree.map(lambda column: column[i], arrays)  # noqa: B023
-            again = _refine_again(lane, bank, found.psi[i].astype(np.float64), refined[0][i], lanes[0].objective)
-            for column, value in zip(refined, again._replace(steps=again.steps + refined[2][i]), strict=True):
+            again = _refine_again(lane, bank, found.best[i].astype(np.float64), columns[0][i], objective)
+            again = again._replace(steps=again.steps + found.memo.steps[i])
+            for column, value in zip(columns, again, strict=True):
                 column[i] = value
-    return found._replace(refined=Refined(*refined))  # type: ignore[arg-type]
+    return found._replace(memo=Solution(*columns))  # type: ignore[arg-type]
 
 
 @functools.partial(jax.jit, static_argnames="objective")
-def _refine_again(lane: LaneArrays, bank: NoiseSchedule, psi: Array, t: Array, objective: str) -> Refined:
-    noise = jax.tree.map(lambda leaf: leaf[lane.noise], bank)
-    found, _ = trust_region.minimise(_objective(objective, lane), noise, t, _feasible(lane, psi), max_steps=200)
-    return Refined(found.t, found.result, found.steps, found.stationarity)
-
-
-def _placed(tree: Any, devices: tuple[jax.Device, ...], spec: PartitionSpec) -> Any:
-    """Host arrays, the same in every process, as global arrays over all devices of all hosts."""
-    sharding = NamedSharding(Mesh(np.array(devices), ("lanes",)), spec)
-    return jax.tree.map(lambda x: jax.make_array_from_callback(x.shape, sharding, lambda index: x[index]), tree)
+def _refine_again(
+    lane: LaneArrays, bank: NoiseSchedule, psi: Array, t: Array, objective: str | NodeObjective
+) -> Solution:
+    return refined(Levels(bank, objective, len(t), _AGAIN), lane, psi, t, _AGAIN)

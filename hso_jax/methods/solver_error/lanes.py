@@ -1,4 +1,4 @@
-"""Lanes of the reference search: what one search is asked to do, checked on the host, and packed for the program."""
+"""Lanes of the search on the solver's error, checked on the host and packed for the program."""
 
 from __future__ import annotations
 
@@ -12,70 +12,26 @@ import numpy as np
 from jax import Array
 
 from hso_jax import solvers
-from hso_jax.methods.hso.lanes import check_nfe, check_seed
-from hso_jax.noise import NoiseSchedule
-from hso_jax.objectives.solver_error import SAMPLES, Chunks, in_chunks, reference
-from hso_jax.schedule import LAYOUTS
+from hso_jax.checks import check_choice, check_guidance
+from hso_jax.lane import Lane, check_lane
+from hso_jax.lower.gaps import SPACING, Range
+from hso_jax.noise.ends import data_end, noise_end, s_of_lam
+from hso_jax.objectives.solver_error import Chunks, error_data, in_chunks
 
-PROPOSALS = ("mep", "dm-nonuni")
 FIRST = ("end", "free")
-SPACING = 1e-3
-"""Least distance of neighbouring nodes in s = sigma/(alpha + sigma): about one training level of T = 1000."""
-
-
-class ReferenceLane(NamedTuple):
-    """One search on the reference error.
-
-    Attributes:
-        noise: the model's noise schedule. Only its two ends matter to the search, and its t to the result.
-        nfe: N evaluated nodes (calls of the model are twice as many for Heun, see `solvers.evaluations`).
-        layout: "node" (a last step to clean data) or "interval" (stops at node N + 1).
-        solver: a key of `hso_jax.solvers.SOLVERS`, or "unipc" (diffusers' default order 2).
-        guidance: w of classifier-free guidance; 1 is without.
-        seed: of the upper level.
-        first: "end" (the first node is the model's noise end) or "free" (it is placed like the others).
-        objective: what the lower level minimises: "reference", or "mep" or "dm-nonuni" for schedules of the family
-            psi = (p, t_eps, t_max) as they are.
-    """
-
-    noise: NoiseSchedule
-    nfe: int
-    layout: str = "node"
-    solver: str = "dpmpp-2m"
-    guidance: float = 1.0
-    seed: int = 0
-    first: str = "end"
-    objective: str = "reference"
-
-    @property
-    def nodes(self) -> int:
-        """How many nodes there are: N, and one more for the interval layout."""
-        return self.nfe + (self.layout == "interval")
-
-    @property
-    def noise_end(self) -> float:
-        """The model's lam at its noisiest level: -inf for flow and zero terminal SNR."""
-        return -math.inf if self.noise.zero_terminal_snr else float(self.noise.lam(float(self.noise.t_max)))
-
-    @property
-    def data_end(self) -> float:
-        """The largest lam a node may have. Flow models are continuous in s: 0.001, whatever their shift calls it."""
-        if self.noise.kind == "flow":
-            return math.log(999.0)
-        return float(self.noise.lam(float(self.noise.t_min)))
 
 
 class LaneArrays(NamedTuple):
-    """Lanes as arrays with a leading axis; `reference` indexes a bank of reference data.
+    """Lanes as arrays with a leading axis; `data` indexes a bank of exact solutions.
 
     Attributes:
-        reference, solver, nfe, nodes, seed: [L] integers.
+        data, solver, nfe, nodes, seed: [L] integers.
         clean, free: [L] bool: whether the last step goes to clean data; whether the first node is free.
         top, floor: [L] largest and smallest s of a node.
         starts: [L, S, K] nodes in s to start from; S = 0 lets the upper level propose them.
     """
 
-    reference: Array
+    data: Array
     solver: Array
     nfe: Array
     nodes: Array
@@ -86,84 +42,73 @@ class LaneArrays(NamedTuple):
     floor: Array
     starts: Array
 
+    @property
+    def range(self) -> Range:
+        """Where a lane's nodes may be."""
+        return Range(self.top, self.floor, self.free, self.nodes)
 
-def check(lane: ReferenceLane) -> ReferenceLane:
-    """The lane with its solver's full name.
+
+def check(lane: Lane) -> tuple[Lane, str, float]:
+    """The lane, its solver's full name and its guidance weight; `method` has solver, guidance and first.
 
     Raises:
         ValueError: naming the value that is wrong and what would be right.
     """
-    check_nfe(lane.nfe)
-    check_seed(lane.seed)
-    choices = {"layout": LAYOUTS, "first": FIRST, "objective": ("reference", *PROPOSALS)}
-    for name, known in choices.items():
-        if getattr(lane, name) not in known:
-            raise ValueError(f"{name} is {getattr(lane, name)!r}; use one of {', '.join(known)}")
-    solver = solvers.canonical(lane.solver)
-    guidance = lane.guidance
-    if isinstance(guidance, bool) or not isinstance(guidance, (int, float)) or not 0 <= guidance < math.inf:
-        raise ValueError(f"guidance is {guidance!r}; need a finite number of at least 0 (1 is no guidance)")
-    if lane.first == "end" and lane.noise_end == -math.inf and (solver.endswith("bh1") or solver == "heun"):
+    lane = check_lane(lane)
+    method: Any = lane.method
+    check_choice("first", method.first, FIRST)
+    solver = solvers.canonical(method.solver)
+    guidance = check_guidance(method.guidance)
+    if method.first == "end" and noise_end(lane.noise) == -math.inf and (solver.endswith("bh1") or solver == "heun"):
         raise ValueError(
             f"solver {solver!r} cannot start at lam = -inf, where {lane.noise.name} ends; use first='free', "
             f"{'heun-flow' if solver == 'heun' else solver.removesuffix('-bh1')!r} or another solver"
         )
-    room = s_of_lam(lane.noise_end) - s_of_lam(lane.data_end)
+    check_room(lane)
+    return lane, solver, guidance
+
+
+def check_room(lane: Lane) -> None:
+    """Raises ValueError unless the nodes fit between the noise schedule's ends, `SPACING` apart in s."""
+    room = s_of_lam(noise_end(lane.noise)) - s_of_lam(data_end(lane.noise))
     if lane.nodes * SPACING > room:
         raise ValueError(
             f"nfe is {lane.nfe}: {lane.nodes} nodes at least {SPACING:g} apart in s do not fit {room:.4g}; "
             f"use at most {int(room / SPACING)}"
         )
-    return lane._replace(solver=solver, guidance=float(guidance), nfe=int(lane.nfe))
 
 
-def s_of_lam(lam: Any) -> Any:
-    """S = sigma/(alpha + sigma) in [0, 1], NumPy float64: the search's coordinate, rectified flow's time."""
-    with np.errstate(over="ignore"):
-        return 1.0 / (1.0 + np.exp(np.asarray(lam, np.float64)))
+def pack(lanes: Sequence[Lane], names: Sequence[str]) -> tuple[LaneArrays, Chunks, np.ndarray]:
+    """Checked lanes as arrays without starts, their bank of exact solutions, and [L] the inaccuracy of each lane's.
 
-
-def lam_of_s(s: Any) -> np.ndarray:
-    """The inverse of `s_of_lam`."""
-    s = np.asarray(s, np.float64)
-    with np.errstate(divide="ignore"):
-        return np.log1p(-s) - np.log(s)
-
-
-def pack(
-    lanes: Sequence[ReferenceLane],
-    names: Sequence[str],
-    starts: np.ndarray,
-    chunk: int,
-    **options: Any,
-) -> tuple[LaneArrays, Chunks, np.ndarray]:
-    """Checked lanes as arrays, the bank of their references, and [L] the inaccuracy of each lane's exact solution.
-
-    The distinct references of a bank share problems and noise; truth and guidance have a leading axis.
+    The distinct solutions of a bank share problems and noise; truth and guidance have a leading axis.
 
     Raises:
-        ValueError: unless `chunk` divides the samples, and as `reference`.
+        ValueError: unless the method's `chunk` divides its samples, and as `error_data`.
     """
-    samples = options.get("samples", SAMPLES)
-    if samples % chunk:
-        raise ValueError(f"samples is {samples!r}; need a multiple of {chunk}, the chunk of the effort")
+    methods: list[Any] = [lane.method for lane in lanes]
+    first = methods[0]
+    if first.samples % first.chunk:
+        raise ValueError(f"samples is {first.samples!r}; need a multiple of {first.chunk}, the method's chunk")
     dtype = np.dtype(jax.dtypes.canonicalize_dtype(float))
-    ends = [(lane.noise_end, lane.guidance) for lane in lanes]
+    noisy = [noise_end(lane.noise) for lane in lanes]
+    ends = [(end, m.guidance) for end, m in zip(noisy, methods, strict=True)]
     distinct = list(dict.fromkeys(ends))
-    data = [reference(*end, **options) for end in distinct]
-    cut = [in_chunks(d, chunk) for d in data]
+    data = [error_data(*end, problems=first.problems, samples=first.samples, seed=first.noise_seed) for end in distinct]
+    cut = [in_chunks(d, first.chunk) for d in data]
     bank = cut[0]._replace(truth=jnp.stack([c.truth for c in cut]), guidance=jnp.stack([c.guidance for c in cut]))
     columns = {
-        "reference": np.array([distinct.index(end) for end in ends], np.int32),
-        "solver": np.array([list(names).index(lane.solver) for lane in lanes], np.int32),
+        "data": np.array([distinct.index(end) for end in ends], np.int32),
+        "solver": np.array([list(names).index(m.solver) for m in methods], np.int32),
         "nfe": np.array([lane.nfe for lane in lanes], np.int32),
         "nodes": np.array([lane.nodes for lane in lanes], np.int32),
         "seed": np.array([lane.seed for lane in lanes], np.int32),
         "clean": np.array([lane.layout == "node" for lane in lanes]),
-        "free": np.array([lane.first == "free" for lane in lanes]),
-        "top": np.array([s_of_lam(lane.noise_end) for lane in lanes], dtype),
-        "floor": np.array([s_of_lam(lane.data_end) for lane in lanes], dtype),
-        "starts": np.asarray(starts, dtype),
+        "free": np.array([m.first == "free" for m in methods]),
+        "top": np.array([s_of_lam(end) for end in noisy], dtype),
+        "floor": np.array([s_of_lam(data_end(lane.noise)) for lane in lanes], dtype),
+        # Two nodes at least: a schedule of one has no gap, and arrays of length 0 have no largest entry.
+        "starts": np.zeros((len(lanes), 0, max(2, *(lane.nodes for lane in lanes))), dtype),
     }
-    inaccuracy = np.array([float(d.inaccuracy) for d in data])[columns["reference"]]
+    inaccuracy = np.array([float(d.inaccuracy) for d in data])[columns["data"]]
     return LaneArrays(**columns), jax.tree.map(np.asarray, bank), inaccuracy  # type: ignore[arg-type]

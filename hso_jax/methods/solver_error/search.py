@@ -1,10 +1,4 @@
-"""Both levels on the reference error, of many lanes in one compiled program.
-
-The coordinate is s = sigma/(alpha + sigma), in which every model starts at s <= 1 and ends near 0. Nodes run from the
-model's noise end, or below a wall beside it where the first node is free, to a wall at the model's data end,
-
-    top >= node_0 > node_1 > ... > wall,    neighbours at least `SPACING` apart.
-"""
+"""Two levels on the solver's error: members of the family of HSO's bound, and the best of them refined on the error."""
 
 from __future__ import annotations
 
@@ -14,65 +8,45 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax import Array
-from jax.sharding import Mesh, PartitionSpec
 
 from hso_jax import solvers
-from hso_jax.lower import trust_region
-from hso_jax.lower.newton import dense_objective, interval_objective
-from hso_jax.lower.quasi_newton import descend
-from hso_jax.methods.hso.search import Progress, compiler_options
-from hso_jax.methods.solver_error.lanes import SPACING, LaneArrays, ReferenceLane, pack
-from hso_jax.noise import NoiseSchedule, flow
-from hso_jax.objectives.dm_nonuni import bound
-from hso_jax.objectives.mep_spf import mep_interval_derivatives
+from hso_jax.bilevel import bilevel
+from hso_jax.lower import quasi_newton, trust_region
+from hso_jax.lower.gaps import SPACING, lams_of, logits_of, nodes_of
+from hso_jax.lower.results import MAX_STEPS, NOT_FINITE
+from hso_jax.lower.trust_region import Solution
+from hso_jax.methods.family import FIRST_HIGH, ISLANDS, LAST_LOW, P_RANGE, member
+from hso_jax.methods.solver_error.lanes import LaneArrays
+from hso_jax.objectives.expansion import NodeObjective
 from hso_jax.objectives.solver_error import Chunks, error_gradient, squared_errors
-from hso_jax.upper.evolution import evolve
-
-P_RANGE = (0.5, 4.0)
-
-ISLANDS = ((-0.5, 1.25), (1.25, 2.25), (2.25, 20.0))
-"""Ranges of lam_eps in which the upper level looks for one start each: local minima differ most in the last node."""
-
-_DM_WIDTH = 1e-2  # as in hso_jax.methods.hso.search
+from hso_jax.upper.evolution import Evolution
 
 
-class ReferenceEffort(NamedTuple):
-    """How hard each lane is searched; all static (a change compiles again).
+class Refinement(NamedTuple):
+    """How hard the starts are refined on the error; all static.
 
     Attributes:
-        population, generations: of the upper level, on each island of lam_eps.
-        polish: evaluations more of each island's best with a converged proposal.
-        chunk: samples taken through the solver at once.
-        few: chunks that the upper level sees.
-        more: chunks that its starts are refined on, of which the best on all samples is refined further.
+        more: chunks of samples that the starts are refined on, of which the best on all samples is refined further.
         steps: at most, of each refinement of a start.
         final_steps: at most, of the last one on all samples.
-        lanes: taken at once on each device: 1 on a CPU, whose caches hold one; more fill a GPU.
     """
 
-    population: int = 8
-    generations: int = 6
-    polish: int = 2
-    chunk: int = 32
-    few: int = 12
     more: int = 36
     steps: int = 20
     final_steps: int = 60
-    lanes: int = 1
 
 
-class FoundReference(NamedTuple):
-    """Result of each lane, with a leading axis [L].
+class Found(NamedTuple):
+    """Result of a lane.
 
     Attributes:
         nodes: [K] in s; the real ones first.
-        psi: [3] p, s_eps and s_max of the start that led there.
+        psi: [3] p, lam_eps and lam_max of the start that led there; NaN if that was none of the family.
         error: root mean square over all samples and dimensions.
-        result: code, an index into `trust_region.RESULTS`.
+        result: code, an index into `results.RESULTS`, of what placed the nodes.
         steps: of the last refinement.
-        stationarity: largest derivative of the log of the squared error in the log of a gap.
+        stationarity: see the lower level that placed the nodes.
     """
 
     nodes: Array
@@ -81,6 +55,130 @@ class FoundReference(NamedTuple):
     result: Array
     steps: Array
     stationarity: Array
+
+
+class Levels(NamedTuple):
+    """What the method gives to `bilevel`. Its psi is (p, lam_eps, lam_max); a lane is one row of `LaneArrays`.
+
+    Attributes:
+        names: of the solvers; static, as all but `bank`.
+        family: objective of the lower level.
+        steps: of the lower level.
+        few: chunks that the fitness sees.
+        refinement: of the starts; None takes the best as it is.
+        axis: of the devices that share the samples, if any.
+        bank: chunks of samples, with the exact solutions on a leading axis.
+    """
+
+    names: tuple[str, ...]
+    family: str | NodeObjective
+    steps: int
+    few: int
+    refinement: Refinement | None
+    axis: str | None
+    bank: Chunks
+
+    def boxes(self, lane: LaneArrays) -> tuple[Array, Array]:
+        """One box for each island of lam_eps."""
+        dtype = lane.top.dtype
+        top = jnp.minimum(lane.top, 1.0 - SPACING)
+        noisiest, cleanest = (jnp.log1p(-s) - jnp.log(s) for s in (top, lane.floor))
+        high = jnp.maximum(noisiest + 0.5, FIRST_HIGH)
+        # A pinned first node is psi's own, unless it is pure noise: there MEP starts at a node of its own.
+        high = jnp.where(lane.free | (lane.top >= 1.0), high, noisiest)
+        least, most = (jnp.asarray(column, dtype) for column in zip(*ISLANDS, strict=True))
+        least = jnp.maximum(jnp.minimum(least, cleanest - 0.5), jnp.asarray(LAST_LOW, dtype))
+        most = jnp.minimum(most, cleanest)
+        p_low, p_high = (jnp.full_like(least, p) for p in P_RANGE)
+        first_low, first_high = (jnp.full_like(least, x) for x in (noisiest, high))
+        return jnp.stack([p_low, least, first_low], 1), jnp.stack([p_high, most, first_high], 1)
+
+    def blank(self, lane: LaneArrays) -> Solution:
+        """No nodes yet."""
+        return trust_region.blank(lane.starts.shape[-1], lane.top.dtype)
+
+    def lower(self, lane: LaneArrays, psi: Array, before: Solution) -> Solution:
+        """The family's member psi, a pinned first node at the model's end."""
+        found = member(psi, lane.nodes, before.t, objective=self.family, steps=self.steps)
+        return found._replace(t=pinned(lane, found.t))
+
+    def fitness(self, lane: LaneArrays, found: Solution) -> Array:
+        """Mean squared error of the solver on the first few chunks."""
+        return self.error(lane, found.t, jnp.minimum(self.few, self.chunks))
+
+    def refine(self, lane: LaneArrays, starts: Evolution) -> Found:
+        """The best of the starts and of one rule on all samples, refined on the error if that was asked for."""
+        psi = jnp.concatenate([starts.best, jnp.full_like(starts.best[:1], jnp.nan)])
+        rule = trust_region.blank(lane.starts.shape[-1], lane.top.dtype)._replace(t=shifted(lane))
+        found = jax.tree.map(lambda many, one: jnp.concatenate([many, one[None]]), starts.memo, rule)
+        return self.best(lane, psi, found) if self.refinement is None else self.descend(lane, psi, found.t)
+
+    @property
+    def chunks(self) -> int:
+        """How many chunks the samples are."""
+        return self.bank.problem.shape[0]
+
+    def error(self, lane: LaneArrays, nodes: Array, chunks: Array | int) -> Array:
+        """Mean squared error on so many chunks; +inf where it is not finite."""
+        weights = weigh(self.names, lane, lams_of(lane.range, nodes))
+        value = jnp.sum(squared_errors(data_of(self.bank, lane), weights, chunks)) / chunks
+        value = value if self.axis is None else jax.lax.pmean(value, self.axis)
+        return jnp.where(jnp.isfinite(value), value, jnp.inf)
+
+    def best(self, lane: LaneArrays, psi: Array, found: Solution) -> Found:
+        """The start with the smallest error on all samples."""
+        values = jax.lax.map(lambda nodes: self.error(lane, nodes, self.chunks), found.t)
+        i = jnp.argmin(values)
+        result = jnp.where(jnp.isfinite(values[i]), found.result[i], NOT_FINITE)
+        steps, stationarity = found.steps[i], found.stationarity[i]
+        return Found(found.t[i], psi[i], jnp.sqrt(values[i]), result, steps, stationarity)
+
+    def descend(self, lane: LaneArrays, psi: Array, starts: Array) -> Found:
+        """Each start [S, K] refined on a part of the samples, and the best of them on all."""
+        assert self.refinement is not None
+        more, steps, final_steps = self.refinement
+
+        def job(best: Found, start: tuple[Array, ...]) -> tuple[Found, None]:
+            nodes, psi, last, chunks, limit = start
+            nodes, psi = jnp.where(last, best.nodes, nodes), jnp.where(last, best.psi, psi)
+            function = log_error(self, lane, chunks)
+            found = quasi_newton.solve(function, logits_of(lane.range, nodes), limit)
+            placed = nodes_of(lane.range, found.y)
+            value = jnp.where(last, jnp.exp(found.value), self.error(lane, placed, self.chunks))
+            better = last | (value < best.error)
+            new = Found(placed, psi, value, found.result, found.steps, found.stationarity)
+            return jax.tree.map(lambda a, b: jnp.where(better, a, b), new, best), None
+
+        many = len(starts)
+        last = jnp.arange(many + 1) == many
+        chunks = jnp.minimum(jnp.array([more] * many + [self.chunks]), self.chunks)
+        limits = jnp.array([steps] * many + [final_steps])
+        rows = jax.tree.map(lambda x: jnp.concatenate([x, x[:1]]), (starts, psi))
+        inf = jnp.full((), jnp.inf, lane.top.dtype)
+        none = Found(starts[0], psi[0], inf, jnp.asarray(MAX_STEPS), jnp.asarray(0), inf)
+        found, _ = jax.lax.scan(job, none, (*rows, last, chunks, limits))
+        result = jnp.where(jnp.isfinite(found.error), found.result, NOT_FINITE)
+        return found._replace(error=jnp.sqrt(found.error), result=result)
+
+
+def data_of(bank: Chunks, lane: LaneArrays) -> Chunks:
+    """The lane's samples."""
+    return bank._replace(truth=bank.truth[lane.data], guidance=bank.guidance[lane.data])
+
+
+def pinned(lane: LaneArrays, nodes: Array) -> Array:
+    """Nodes [K] in s, the first at the model's end unless it is free."""
+    return jnp.where(lane.free | (jnp.arange(nodes.shape[0]) > 0), nodes, lane.top)
+
+
+def shifted(lane: LaneArrays) -> Array:
+    """Equal steps of a rectified flow's time with shift 2, nodes in s: a start that owes nothing to any bound.
+
+    Trailing timesteps of Stable Diffusion come close to it, and strong guidance may have its best minimum there.
+    """
+    top = jnp.minimum(lane.top, 1.0 - SPACING)
+    u = 1.0 - jnp.arange(lane.starts.shape[-1]) / lane.nodes
+    return pinned(lane, jnp.clip(2.0 * u / (1.0 + u) * top, lane.floor, top))
 
 
 def weigh(names: Sequence[str], lane: LaneArrays, lams: Array) -> solvers.Weights:
@@ -96,259 +194,34 @@ def weigh(names: Sequence[str], lane: LaneArrays, lams: Array) -> solvers.Weight
     return jax.lax.switch(lane.solver, solvers.alike([of(name) for name in names]))
 
 
-def lams_of(lane: LaneArrays, nodes: Array) -> Array:
-    """Lam [K] of nodes [K] in s, a pinned first one at the model's end; 0 where there is none."""
-    index = jnp.arange(nodes.shape[0])
-    moves = (index < lane.nodes) & (lane.free | (index > 0))
-    safe = jnp.where(moves, nodes, 0.5)
-    lams = jnp.log1p(-safe) - jnp.log(safe)
-    pinned = jnp.where(lane.top < 1.0, jnp.log1p(-jnp.minimum(lane.top, 0.999999)) - jnp.log(lane.top), -jnp.inf)
-    return jnp.where(moves, lams, jnp.where(index < lane.nodes, pinned, 0.0))
-
-
-def walls(lane: LaneArrays) -> tuple[Array, Array]:
-    """Where the gaps begin, in s, and how much of s they share beyond their least length."""
-    upper = jnp.where(lane.free, jnp.minimum(lane.top + SPACING, 1.0), lane.top)
-    lower = jnp.maximum(lane.floor - SPACING, 0.0)
-    return upper, upper - lower - SPACING * (lane.nodes + lane.free)
-
-
-def nodes_of(lane: LaneArrays, y: Array) -> Array:
-    """Nodes [K] in s from the logits y [K + 1] of their gaps: `SPACING + room softmax(y)`, see `walls`."""
-    upper, room = walls(lane)
-    real = jnp.arange(y.shape[0]) < lane.nodes + lane.free
-    gaps = jnp.where(real, SPACING + room * jax.nn.softmax(jnp.where(real, y, -jnp.inf)), 0.0)
-    below = jnp.cumsum(gaps)
-    return upper - jnp.where(lane.free, below, below - gaps)[:-1]
-
-
-def logits_of(lane: LaneArrays, nodes: Array) -> Array:
-    """The inverse of `nodes_of`; nodes closer than `SPACING` are moved apart a little more than that."""
-    upper, room = walls(lane)
-    count = lane.nodes + lane.free
-    ends = upper[None], (upper - room - SPACING * count)[None]
-    real = jnp.where(jnp.arange(nodes.shape[0]) < lane.nodes, nodes, ends[1])
-    free, pinned = jnp.concatenate([ends[0], real, ends[1]]), jnp.concatenate([ends[0], real[1:], ends[1], ends[1]])
-    row = jnp.where(lane.free, free, pinned)
-    spare = jnp.maximum(row[:-1] - row[1:] - SPACING, 1e-3 * room / count)
-    return jnp.where(jnp.arange(row.shape[0] - 1) < count, jnp.log(spare), 0.0)
-
-
-def log_error(
-    names: Sequence[str], lane: LaneArrays, data: Chunks, chunks: Array, axis: str | None
-) -> Callable[[Array], tuple[Array, Array]]:
-    """The logarithm of the mean squared error and its gradient in logits y [K + 1]; over all devices along `axis`."""
+def log_error(levels: Levels, lane: LaneArrays, chunks: Array) -> Callable[[Array], tuple[Array, Array]]:
+    """The logarithm of the mean squared error and its gradient in logits y [K + 1]; over all devices along the axis."""
+    data = data_of(levels.bank, lane)
 
     def function(y: Array) -> tuple[Array, Array]:
-        lams, pull = jax.vjp(lambda y: lams_of(lane, nodes_of(lane, y)), y)
-        terms = error_gradient(data, functools.partial(weigh, names, lane), lams, chunks)
-        value, gradient = terms if axis is None else jax.lax.pmean(terms, axis)
+        lams, pull = jax.vjp(lambda y: lams_of(lane.range, nodes_of(lane.range, y)), y)
+        terms = error_gradient(data, functools.partial(weigh, levels.names, lane), lams, chunks)
+        value, gradient = terms if levels.axis is None else jax.lax.pmean(terms, levels.axis)
         return jnp.log(value), pull(gradient / value)[0]
 
     return function
 
 
-def proposal(lane: LaneArrays, psi: Array, before: Array, count: int, *, objective: str, steps: int) -> Array:
-    """The member psi = (p, lam_eps, lam_max) of the family: nodes [count] in s, between these ends.
-
-    They minimise MEP (or DM-NonUni's bound) with exponent p, from uniform lam, or from `before` where that is finite.
-    """
-    p, last, first = psi
-    intervals = lane.nodes - 1
-    i = jnp.minimum(jnp.arange(count), intervals)
-    even = jax.nn.sigmoid(-(first + (last - first) * i / jnp.maximum(intervals, 1)))
-    ends = jax.nn.sigmoid(-first), jax.nn.sigmoid(-last)
-    room = jnp.minimum(SPACING, (ends[0] - ends[1]) / jnp.maximum(intervals, 1))
-    feasible = trust_region.Feasible(*ends, room, intervals)
-    expansion = (
-        interval_objective(functools.partial(mep_interval_derivatives, p=p))
-        if objective == "mep"
-        else dense_objective(lambda lams: bound(lams, intervals, p, _DM_WIDTH))
-    )
-    start = jnp.where(jnp.isfinite(before[0]), before, even)
-    found, _ = trust_region.minimise(expansion, _coordinate(start.dtype), start, feasible, max_steps=steps)
-    nodes = jnp.where((intervals > 0) & jnp.all(jnp.isfinite(found.t)), found.t, even)
-    return jnp.where(lane.free | (jnp.arange(count) > 0), nodes, lane.top)
-
-
-def propose(
-    names: Sequence[str],
-    lane: LaneArrays,
-    data: Chunks,
-    few: Array,
-    count: int,
-    objective: str,
-    effort: ReferenceEffort,
-    axis: str | None,
-) -> tuple[Array, Array]:
-    """The upper level: the best psi [S, 3] of each island and one rule (psi NaN), with their nodes [S, count]."""
-    dtype = lane.top.dtype
-    top = jnp.minimum(lane.top, 1.0 - SPACING)
-    noisiest, cleanest = (jnp.log1p(-s) - jnp.log(s) for s in (top, lane.floor))
-    # t_max from the model's end to s = 0.75, t_eps from s = 0.6 to the model's end: further in, neither is of use.
-    span = [(noisiest, jnp.maximum(noisiest + 0.5, -1.1)), (jnp.asarray(ISLANDS[0][0], dtype), cleanest)]
-    (max_low, max_high), (eps_low, eps_high) = span
-    # A pinned first node is psi's own, unless it is pure noise: there MEP starts at a node of its own.
-    max_high = jnp.where(lane.free | (lane.top >= 1.0), max_high, max_low)
-
-    def fitness(psi: Array, before: Array) -> tuple[Array, Array]:
-        nodes = proposal(lane, psi, before, count, objective=objective, steps=5)
-        lams = lams_of(lane, nodes)
-        return _mean(squared_errors(data, weigh(names, lane, lams), few), few, axis), nodes
-
-    def island(row: tuple[Array, Array]) -> tuple[Array, Array]:
-        (low, high), key = row
-        least, most = jnp.minimum(low, eps_high - 0.5), jnp.minimum(high, eps_high)
-        lower = jnp.stack([P_RANGE[0], jnp.maximum(least, eps_low), max_low]).astype(dtype)
-        upper = jnp.stack([P_RANGE[1], most, max_high]).astype(dtype)
-        blank = jnp.full(count, jnp.nan, dtype)
-        found = evolve(
-            fitness, blank, key, lower, upper,
-            population=effort.population, generations=effort.generations, polish=effort.polish,
-        )  # fmt: skip
-        return found.best, found.memo
-
-    keys = jax.random.split(jax.random.key(lane.seed), len(ISLANDS))
-    psi, nodes = jax.lax.map(island, (jnp.asarray(ISLANDS, dtype), keys))
-    # One start that owes nothing to MEP: equal steps of a rectified flow's time with shift 2, which is also what
-    # trailing timesteps of Stable Diffusion come close to. Strong guidance may have its best minimum there.
-    u = 1.0 - jnp.arange(count) / lane.nodes
-    even = jnp.clip(2.0 * u / (1.0 + u) * top, lane.floor, top)
-    even = jnp.where(lane.free | (jnp.arange(count) > 0), even, lane.top)
-    return jnp.concatenate([psi, jnp.full((1, 3), jnp.nan, dtype)]), jnp.concatenate([nodes, even[None]])
-
-
-def search_lane(
-    lane: LaneArrays,
-    bank: Chunks,
-    *,
-    names: Sequence[str],
-    objective: str,
-    effort: ReferenceEffort,
-    axis: str | None = None,
-) -> FoundReference:
-    """Both levels for one lane. Pure; map it over lanes."""
-    data = bank._replace(truth=bank.truth[lane.reference], guidance=bank.guidance[lane.reference])
-    count, whole = lane.starts.shape[-1], data.problem.shape[0]
-    few = jnp.minimum(effort.few, whole)
-    if lane.starts.shape[0]:
-        starts, psi = lane.starts, jnp.full((lane.starts.shape[0], 3), jnp.nan, lane.starts.dtype)
-    else:
-        family = "mep" if objective == "reference" else objective
-        psi, starts = propose(names, lane, data, few, count, family, effort, axis)
-
-    def error(nodes: Array) -> Array:
-        lams = lams_of(lane, nodes)
-        value = _mean(squared_errors(data, weigh(names, lane, lams), whole), whole, axis)
-        return jnp.where(jnp.isfinite(value), value, jnp.inf)
-
-    if objective != "reference":
-        values = jax.lax.map(error, starts)
-        winner = jnp.argmin(values)
-        result = jnp.where(jnp.isfinite(values[winner]), trust_region.CONVERGED, trust_region.NOT_FINITE)
-        nothing = jnp.zeros((), values.dtype)
-        return FoundReference(starts[winner], psi[winner], jnp.sqrt(values[winner]), result, jnp.asarray(0), nothing)
-
-    def job(best: Any, start: tuple[Array, ...]) -> tuple[Any, None]:
-        """Refine one start on a part of the samples, or the best so far on all of them."""
-        nodes, psi, on, chunks, limit = start
-        nodes, psi = jnp.where(on, best[1], nodes), jnp.where(on, best[2], psi)
-        function = log_error(names, lane, data, chunks, axis)
-        state, settled = descend(function, logits_of(lane, nodes), limit)
-        found = nodes_of(lane, state.y)
-        value = jnp.where(on, jnp.exp(state.value), error(found))
-        better = on | (value < best[0])
-        new = (value, found, psi, state.steps, jnp.max(jnp.abs(state.gradient)), settled)
-        return jax.tree.map(lambda a, b: jnp.where(better, a, b), new, best), None
-
-    many = starts.shape[0]
-    on = jnp.arange(many + 1) == many
-    chunks = jnp.minimum(jnp.array([effort.more] * many + [whole]), whole)
-    limits = jnp.array([effort.steps] * many + [effort.final_steps])
-    jobs = jax.tree.map(lambda x: jnp.concatenate([x, x[:1]]), (starts, psi))
-    inf = jnp.full((), jnp.inf, lane.top.dtype)
-    none = (inf, starts[0], psi[0], jnp.asarray(0), inf, jnp.asarray(False))
-    best, _ = jax.lax.scan(job, none, (*jobs, on, chunks, limits))
-    value, found, reached, steps, stationarity, settled = best
-    result = jnp.where(settled, trust_region.CONVERGED, trust_region.MAX_STEPS)
-    result = jnp.where(jnp.isfinite(value), result, trust_region.NOT_FINITE)
-    return FoundReference(found, reached, jnp.sqrt(value), result, steps, stationarity)
-
-
-def _mean(values: Array, chunks: Array | int, axis: str | None) -> Array:
-    mean = jnp.sum(values) / chunks
-    return mean if axis is None else jax.lax.pmean(mean, axis)
-
-
-@functools.cache
-def _coordinate(dtype: np.dtype) -> NoiseSchedule:
-    # Of the traced dtype: JAX may reuse in float64 what it once made in float32 of a closed-over float64 array.
-    return jax.tree.map(lambda leaf: np.asarray(leaf, dtype), flow(1.0))
-
-
 @functools.lru_cache(maxsize=64)
-def program(
-    devices: tuple[jax.Device, ...], names: tuple[str, ...], objective: str, effort: ReferenceEffort
-) -> Callable[..., FoundReference]:
-    """The compiled search: (LaneArrays [L, ...], bank) -> FoundReference [L, ...].
+def search_lane(
+    names: tuple[str, ...],
+    family: str | NodeObjective,
+    few: int,
+    refinement: Refinement | None,
+    effort: Any,
+    axis: str | None,
+) -> Callable[[LaneArrays, Chunks], Any]:
+    """Both levels for one lane, (lane, bank) -> Found. Pure; map it over lanes. Starts that are given are refined."""
 
-    The lanes are taken one after the other (`effort.lanes` at once) and the samples of each are spread over the
-    devices, which therefore share the work evenly for a single lane too.
-    """
-    mesh = Mesh(np.array(devices), ("samples",))
-    whole = PartitionSpec()
-    split = Chunks(whole, whole, PartitionSpec(None, "samples"), PartitionSpec(None, None, "samples"), whole)  # type: ignore[arg-type]
-    axis = "samples" if len(devices) > 1 else None
+    def search(lane: LaneArrays, bank: Chunks) -> Found:
+        levels = Levels(names, family, effort.steps, few, refinement, axis, bank)
+        if not len(lane.starts):
+            return bilevel(levels, lane, effort)
+        return levels.descend(lane, jnp.full((len(lane.starts), 3), jnp.nan, lane.starts.dtype), lane.starts)
 
-    def every(lanes: LaneArrays, bank: Chunks) -> FoundReference:
-        one = functools.partial(search_lane, bank=bank, names=names, objective=objective, effort=effort, axis=axis)
-        return jax.lax.map(one, lanes, batch_size=effort.lanes if effort.lanes > 1 else None)
-
-    sharded = jax.shard_map(every, mesh=mesh, in_specs=(whole, split), out_specs=whole, check_vma=False)
-    return jax.jit(sharded, compiler_options=compiler_options(devices[0].platform))
-
-
-def run(
-    lanes: Sequence[ReferenceLane],
-    effort: ReferenceEffort,
-    *,
-    starts: np.ndarray | None = None,
-    progress: Progress | None = None,
-    chunk: int = 16,
-    **options: Any,
-) -> tuple[FoundReference, np.ndarray]:
-    """Search checked lanes of one objective: NumPy results in their order, and [L] the truth's inaccuracy.
-
-    Args:
-        lanes: checked.
-        effort: see `ReferenceEffort`.
-        starts: [L, S, K] nodes in s to refine instead of the upper level's proposals.
-        progress: called with (lanes done, lanes in all) after each chunk.
-        chunk: lanes a call: how often progress is reported.
-        options: of `reference`: problems, samples, seed, steps.
-    """
-    names = tuple(dict.fromkeys(lane.solver for lane in lanes))
-    count = max(lane.nodes for lane in lanes)
-    if starts is None:
-        starts = np.zeros((len(lanes), 0, count))
-    arrays, bank, inaccuracy = pack(lanes, names, starts, effort.chunk, **options)
-    search = program(_even(jax.devices(), effort.chunk), names, lanes[0].objective, effort)
-    size = -(-len(lanes) // -(-len(lanes) // chunk))  # as even as can be: what fills the last chunk is wasted
-    parts = []
-    for begin in range(0, len(lanes), size):
-        # The last chunk is filled up with the last lane: one shape, one compilation.
-        rows = np.minimum(np.arange(begin, begin + size), len(lanes) - 1)
-        found = search(jax.tree.map(lambda column: column[rows], arrays), bank)  # noqa: B023
-        kept = min(size, len(lanes) - begin)
-        parts.append(jax.tree.map(lambda x: np.asarray(x)[:kept], found))  # noqa: B023
-        if progress is not None:
-            progress(begin + kept, len(lanes))
-    return jax.tree.map(lambda *xs: np.concatenate(xs), *parts), inaccuracy
-
-
-def _even(devices: Sequence[jax.Device], samples: int) -> tuple[jax.Device, ...]:
-    """As many of the devices as a chunk's samples can be spread over evenly."""
-    use = len(devices)
-    while samples % use:
-        use -= 1
-    return tuple(devices[:use])
+    return search

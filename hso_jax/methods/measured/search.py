@@ -1,7 +1,6 @@
 """Schedules by a fitness of the caller's own: as many judgements of the family's members as a budget allows.
 
-The upper level of `hso_jax.methods.solver_error` with its fitness exchanged: differential evolution over the points of
-`hso_jax.members.box`, on the host, so that the fitness may be any function.
+An upper level on the host, asked and told in turn, so that the fitness may be any function.
 """
 
 from __future__ import annotations
@@ -11,19 +10,20 @@ import functools
 import hashlib
 import itertools
 import math
-import os
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
 import numpy as np
 
-from hso_jax.methods.hso.search import Progress
-from hso_jax.methods.members import COORDINATES, box, members
-from hso_jax.methods.solver_error.lanes import PROPOSALS, ReferenceLane, check
+from hso_jax.batch import Progress
+from hso_jax.checks import is_whole
+from hso_jax.lane import Lane
+from hso_jax.methods.measured.points import box, schedules_at
+from hso_jax.objectives.expansion import objective_name
 from hso_jax.schedule import Schedule
 from hso_jax.upper.checkpoint import Judgements, plain
-from hso_jax.upper.evolution import differential_evolution, spread_points
+from hso_jax.upper.evolution import DifferentialEvolution
 
 Fitness = Callable[[Schedule], Any]
 """What is to be small. It may say how many calls of the model one judgement takes, `fitness.calls(nfe) -> int`, and
@@ -37,36 +37,21 @@ class _SpentError(Exception):
     """The budget does not cover another judgement."""
 
 
-def measured_schedules(
-    many: Sequence[ReferenceLane],
-    fitness: Fitness,
-    *,
-    budget: int | None = None,
-    starts: Sequence[Schedule] = (),
-    checkpoint: str | os.PathLike[str] | None = None,
-    progress: Progress | None = None,
-) -> list[Schedule]:
-    """Search every lane by the fitness, one after the other; see `hso_jax.search` for the arguments.
-
-    Args:
-        many: lanes with the objective "mep" or "dm-nonuni"; solver and guidance are the fitness's affair.
-        fitness: schedule -> a number, smaller is better; one that is not finite counts as +inf.
-        budget: calls of the model that the judgements of each lane may take, never exceeded.
-        starts: schedules that are judged too, before all others, each for its N.
-        checkpoint: file that each judgement is written to, and that the same call resumes from.
-        progress: called with (calls so far, calls at most) after each judgement.
+def run(lanes: Sequence[Lane], progress: Progress | None) -> list[Schedule]:
+    """Search every lane by the fitness of their one method, one after the other.
 
     Raises:
         ValueError: for a bad value, before the fitness is called; and if neither a start nor a schedule of the first
             generation has a finite fitness.
     """
-    lanes = [_check(lane) for lane in many]
-    given = _of_lanes(lanes, starts)
+    method: Any = lanes[0].method
+    fitness: Fitness = method.fitness
+    given = _of_lanes(lanes, method.starts)
     costs = [_cost(fitness, lane.nfe) for lane in lanes]
     totals = []
     for lane, cost, own in zip(lanes, costs, given, strict=True):
-        totals.append(_check_budget(budget, lane, cost, len(own)) // cost * cost)
-    judgements = Judgements(checkpoint, _arguments(lanes[0], fitness))
+        totals.append(_check_budget(method.budget, lane, cost, len(own)) // cost * cost)
+    judgements = Judgements(method.checkpoint, _arguments(lanes[0], fitness))
     for lane, own in zip(lanes, given, strict=True):
         judgements.begin(lane.nfe, [_label(start) for start in own])
     found = []
@@ -83,7 +68,7 @@ class _Judge:
 
     def __init__(
         self,
-        lane: ReferenceLane,
+        lane: Lane,
         fitness: Fitness,
         cost: int,
         budget: int,
@@ -119,21 +104,20 @@ class _Judge:
         return value
 
 
-def _search(lane: ReferenceLane, starts: Sequence[Schedule], judge: _Judge) -> Schedule:
-    """Differential evolution as in `evolution.evolve`, until the budget is spent or nothing new is proposed."""
+def _search(lane: Lane, starts: Sequence[Schedule], judge: _Judge) -> Schedule:
+    """Differential evolution over the box, until the budget is spent or nothing new is proposed."""
     dtype = np.dtype(jax.dtypes.canonicalize_dtype(float))
-    algorithm, params = _algorithm(dtype)
     ends = box(lane)
-    lower, upper = ends.astype(dtype)
+    algorithm = DifferentialEvolution(POPULATION, *ends.astype(dtype))
     start_key, init_key, run_key = jax.random.split(jax.random.key(lane.seed), 3)
-    points = np.asarray(_spread(start_key, POPULATION, lower, upper))
-    state = algorithm.init(init_key, points, np.full(POPULATION, np.inf, dtype), params)
+    state, asked = algorithm.start((start_key, init_key))
     try:
         for start in starts:
             judge(start)
         for generation in itertools.count():
             before = judge.count
-            values = np.array([judge(schedule) for schedule in members(lane, points, ends)])
+            points = np.asarray(asked)
+            values = np.array([judge(schedule) for schedule in schedules_at(lane, points, ends)])
             if judge.best is None:
                 raise ValueError(
                     f"the fitness of all {judge.count} schedules of the first generation at N = {lane.nfe} is not "
@@ -143,34 +127,16 @@ def _search(lane: ReferenceLane, starts: Sequence[Schedule], judge: _Judge) -> S
                 break
             ask_key, tell_key = jax.random.split(jax.random.fold_in(run_key, generation))
             with np.errstate(over="ignore"):
-                state, _ = algorithm.tell(tell_key, points, values.astype(dtype), state, params)
-            asked, state = algorithm.ask(ask_key, state, params)
-            points = np.clip(np.asarray(asked), lower, upper)
+                state = algorithm.tell(tell_key, points, values.astype(dtype), state)
+            asked, state = algorithm.ask(ask_key, state)
     except _SpentError:
         pass
     return judge.best  # type: ignore[return-value]  # the budget covers the first generation, of which one is finite
 
 
-_spread = jax.jit(spread_points, static_argnums=1)
-
-
-@functools.cache
-def _algorithm(dtype: np.dtype) -> tuple[Any, Any]:
-    return differential_evolution(POPULATION, COORDINATES, dtype)
-
-
-def _check(lane: ReferenceLane) -> ReferenceLane:
-    """The lane, whose first node is the noise end if that is pure noise."""
-    if lane.objective not in PROPOSALS:
-        raise ValueError(
-            f"objective is {lane.objective!r}; with a fitness of your own use one of {', '.join(PROPOSALS)}"
-        )
-    return check(lane._replace(first="end" if lane.noise_end == -math.inf else "free"))
-
-
-def _check_budget(budget: Any, lane: ReferenceLane, cost: int, starts: int) -> int:
+def _check_budget(budget: Any, lane: Lane, cost: int, starts: int) -> int:
     """The budget. Raises ValueError unless it covers the starts and the first generation."""
-    if isinstance(budget, bool) or not isinstance(budget, (int, np.integer)) or budget < 1:
+    if not is_whole(budget) or budget < 1:
         raise ValueError(f"budget is {budget!r}; need how many calls of the model the fitness may take, a whole number")
     single = np.array_equal(*box(lane))
     least = (starts + (1 if single else POPULATION)) * cost
@@ -188,7 +154,7 @@ def _cost(fitness: Fitness, nfe: int) -> int:
     if calls is None:
         return 1
     cost = calls(nfe) if callable(calls) else None
-    if isinstance(cost, bool) or not isinstance(cost, (int, np.integer)) or cost < 1:
+    if not is_whole(cost) or cost < 1:
         told = f"{calls!r}" if cost is None else f"{cost!r} at {nfe}"
         raise ValueError(f"fitness.calls is {told}; need a function of N that returns a whole number of at least 1")
     return int(cost)
@@ -202,7 +168,7 @@ def _number(value: Any) -> float:
     return number if math.isfinite(number) else math.inf
 
 
-def _of_lanes(lanes: Sequence[ReferenceLane], starts: Sequence[Schedule]) -> list[list[Schedule]]:
+def _of_lanes(lanes: Sequence[Lane], starts: Sequence[Schedule]) -> list[list[Schedule]]:
     """Each lane's starts. Raises ValueError for one that is for none of them."""
     given: list[list[Schedule]] = [[] for _ in lanes]
     for i, start in enumerate(starts):
@@ -223,12 +189,13 @@ def _label(start: Schedule) -> str:
     return f"{start.method} {hashlib.sha256(start.t.tobytes() + start.end.encode()).hexdigest()[:8]}"
 
 
-def _arguments(lane: ReferenceLane, fitness: Fitness) -> dict[str, Any]:
+def _arguments(lane: Lane, fitness: Fitness) -> dict[str, Any]:
     """What all judgements of a search depend on, as JSON values."""
+    method: Any = lane.method
     return {
         "noise": lane.noise.fingerprint(),
         "layout": lane.layout,
-        "objective": lane.objective,
+        "objective": objective_name(method.family),
         "seed": int(lane.seed),
         "fitness": plain(getattr(fitness, "settings", {}), "fitness.settings"),
     }

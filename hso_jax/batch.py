@@ -1,0 +1,126 @@
+"""Many lanes in one compiled program, in chunks, over all devices of all hosts. Knows no method.
+
+A lane is a row of a pytree of arrays. No lane talks to another, so nothing is exchanged between them; a lane that
+fails has a result that says so, beside the others' results.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+from jax.experimental import multihost_utils
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+Progress = Callable[[int, int], None]
+"""Called with (lanes done, lanes in all)."""
+
+Search = Callable[[Any, Any], Any]
+"""(one lane, what all lanes share) -> its result: pytrees of arrays. Programs are kept by its identity."""
+
+HOSTS, DEVICES = "hosts", "devices"
+"""Axes of the mesh: the processes, and the devices of each."""
+
+
+class Split(NamedTuple):
+    """How the devices of a host share the work of each lane, instead of taking lanes of their own.
+
+    Attributes:
+        shared: pytree of PartitionSpec for what all lanes share; the search adds up over the axis `DEVICES`.
+        length: of the axes that are split: as many devices are used as divide it.
+    """
+
+    shared: Any
+    length: int
+
+
+def run(
+    search: Search,
+    lanes: Any,
+    shared: Any,
+    *,
+    chunk: int,
+    at_once: int | None = None,
+    split: Split | None = None,
+    progress: Progress | None = None,
+) -> Any:
+    """The results of all lanes, NumPy arrays with a leading axis [L], in their order.
+
+    With several hosts (`jax.distributed`) every process calls this with the same lanes and gets all results.
+
+    Args:
+        search: a pure function of one lane, the same object for the same computation.
+        lanes: pytree of NumPy arrays [L, ...], L >= 1.
+        shared: pytree of NumPy arrays.
+        chunk: lanes a call for each taker of lanes, at most: bounds the memory, and says how often progress is told.
+        at_once: lanes of a chunk that are computed together; all of them by default.
+        split: see `Split`; by default each device takes lanes of its own.
+        progress: called after each chunk.
+    """
+    mesh = _mesh(split)
+    takers = mesh.size if split is None else mesh.shape[HOSTS]
+    total = len(jax.tree.leaves(lanes)[0])
+    calls = -(-total // (takers * chunk))
+    size = takers * -(-total // (takers * calls))  # as even as can be: what fills the last chunk is wasted
+    spread = PartitionSpec((HOSTS, DEVICES)) if split is None else PartitionSpec(HOSTS)
+    specs = PartitionSpec() if split is None else split.shared
+    compiled = program(search, mesh, spread, specs, at_once)
+    shared = _placed(shared, mesh, specs)
+    parts = []
+    for begin in range(0, total, size):
+        # The last chunk is filled up with the last lane: one shape, one compilation.
+        rows = np.minimum(np.arange(begin, begin + size), total - 1)
+        part = jax.tree.map(lambda column: column[rows], lanes)  # noqa: B023
+        found = compiled(_placed(part, mesh, spread), shared)
+        found = multihost_utils.process_allgather(found, tiled=True) if jax.process_count() > 1 else found
+        kept = min(size, total - begin)
+        parts.append(jax.tree.map(lambda x: np.asarray(x)[:kept], found))  # noqa: B023
+        if progress is not None:
+            progress(begin + kept, total)
+    return jax.tree.map(lambda *xs: np.concatenate(xs), *parts)
+
+
+@functools.lru_cache(maxsize=64)
+def program(
+    search: Search, mesh: Mesh, spread: PartitionSpec, specs: Any, at_once: int | None
+) -> Callable[[Any, Any], Any]:
+    """The compiled search of one chunk: (lanes [C, ...], shared) -> results [C, ...]."""
+
+    def every(lanes: Any, shared: Any) -> Any:
+        def one(lane: Any) -> Any:
+            return search(lane, shared)
+
+        if at_once is None:
+            return jax.vmap(one)(lanes)
+        return jax.lax.map(one, lanes, batch_size=at_once if at_once > 1 else None)
+
+    sharded = jax.shard_map(every, mesh=mesh, in_specs=(spread, specs), out_specs=spread, check_vma=False)
+    return jax.jit(sharded, compiler_options=compiler_options(mesh.devices.flat[0].platform))
+
+
+def compiler_options(platform: str) -> dict[str, int] | None:
+    """On the CPU LLVM's full optimisation doubles the compilation and gains nothing in the run (measured)."""
+    return {"xla_backend_optimization_level": 1} if platform == "cpu" else None
+
+
+def _mesh(split: Split | None) -> Mesh:
+    hosts: dict[int, list[jax.Device]] = {}
+    for device in jax.devices():
+        hosts.setdefault(device.process_index, []).append(device)
+    use = min(len(devices) for devices in hosts.values())
+    while split is not None and split.length % use:
+        use -= 1
+    return Mesh(np.array([devices[:use] for _, devices in sorted(hosts.items())]), (HOSTS, DEVICES))
+
+
+def _placed(tree: Any, mesh: Mesh, specs: Any) -> Any:
+    """Host arrays, the same in every process, as global arrays over the mesh; specs as a prefix of the tree."""
+
+    def place(spec: PartitionSpec, part: Any) -> Any:
+        sharding = NamedSharding(mesh, spec)
+        return jax.tree.map(lambda x: jax.make_array_from_callback(x.shape, sharding, lambda index: x[index]), part)
+
+    return jax.tree.map(place, specs, tree, is_leaf=lambda leaf: isinstance(leaf, PartitionSpec))
