@@ -6,7 +6,7 @@ import inspect
 from typing import Any
 
 from hso_jax.noise import NoiseSchedule
-from hso_jax.zoo import shipped_guidance
+from hso_jax.shelf.shipped import shipped_guidance
 
 # Pipelines that write guidance as cond + scale (cond - uncond): their scale is w - 1.
 ADDING = ("ZImage", "Krea2", "Cosmos2", "CosmosTextToWorld", "CosmosVideoToWorld")

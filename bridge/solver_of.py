@@ -31,5 +31,7 @@ def solver_of(scheduler: Any) -> str:
         name = "ddim" if order == 1 else f"dpmpp-{order}m" if config.solver_type == "midpoint" else ""
     if name not in SOLVERS:
         kind = type(scheduler).__name__
-        raise ValueError(f"{kind} is none of the solvers a reference search knows; pass solver= {', '.join(SOLVERS)}")
+        raise ValueError(
+            f"{kind} is none of the solvers whose error can be searched on; pass solver= {', '.join(SOLVERS)}"
+        )
     return name

@@ -9,9 +9,12 @@ from bridge.guidance import shipped, usual_guidance
 from bridge.noise_of import noise_schedule_of
 from bridge.schedulers import install
 from bridge.solver_of import solver_of
+from hso_jax.methods import SolverError
 from hso_jax.schedule import Schedule
-from hso_jax.search import search
-from hso_jax.zoo import zoo
+from hso_jax.searches import search
+from hso_jax.shelf.shipped import zoo
+
+_OF_A_SOLVER = ("solver-error", "zoo")
 
 
 def optimize_pipeline(
@@ -19,9 +22,9 @@ def optimize_pipeline(
 ) -> Schedule:
     """Find a schedule for a pipeline's own noise levels and install it, as `bridge.install` does.
 
-    `method="reference"` finds it for the pipeline's solver and guidance weight; `method="zoo"` takes the shipped one,
-    at once; `fitness=SamplingFitness.of_pipeline(pipe, prompts), budget=calls` tunes it on the pipeline. A line on
-    stderr says what was installed: for which N, solver and guidance.
+    `method="solver-error"` finds it for the pipeline's solver and guidance weight; `method="zoo"` takes the shipped
+    one, at once; `Measured(SamplingFitness.of_pipeline(pipe, prompts), budget=calls)` tunes it on the pipeline. A line
+    on stderr says what was installed: for which N, solver and guidance.
 
     Args:
         pipe: a diffusers pipeline (anything with a `scheduler`).
@@ -30,8 +33,9 @@ def optimize_pipeline(
             which it chooses unless `layout` says otherwise.
         image_seq_len: as in `noise_schedule_of`, for flow models with a dynamic shift.
         mu: likewise.
-        **options: for `hso_jax.search.search` (`layout`, `method`, `seed`, ...), or for `hso_jax.zoo` (`guidance`).
-            `solver` is the scheduler's own unless given, `guidance` the pipeline's (with "zoo" the nearest shipped).
+        **options: for `hso_jax.search` (`layout`, `method`, `seed`, ...); with the methods "solver-error" and "zoo"
+            also `solver`, the scheduler's own unless given, and `guidance`, the pipeline's (with "zoo" the nearest
+            shipped).
 
     Returns:
         The schedule, to save or to look at.
@@ -43,15 +47,17 @@ def optimize_pipeline(
     if end == "t_eps":
         options.setdefault("layout", "interval")
     noise = noise_schedule_of(pipe, image_seq_len=image_seq_len, mu=mu)
-    if options.get("method") in ("reference", "zoo"):
-        options["solver"] = options.get("solver") or solver_of(pipe.scheduler)
-        if options.get("guidance") is None:
+    method = options.get("method")
+    kind = {name: options.pop(name) for name in ("solver", "guidance") if method in _OF_A_SOLVER and name in options}
+    if method in _OF_A_SOLVER:
+        kind["solver"] = kind.get("solver") or solver_of(pipe.scheduler)
+        if kind.get("guidance") is None:
             weight = usual_guidance(pipe)
-            options["guidance"], why = shipped(noise, *weight) if options["method"] == "zoo" else weight
-    if options.get("method") == "zoo":
-        schedule = zoo(noise, nfe, **{name: value for name, value in options.items() if name != "method"})
+            kind["guidance"], why = shipped(noise, *weight) if method == "zoo" else weight
+    if method == "zoo":
+        schedule = zoo(noise, nfe, **kind)
     else:
-        schedule = search(noise, nfe, **options)
+        schedule = search(noise, nfe, **{**options, "method": SolverError(**kind)} if kind else options)
     if end is not None:
         schedule = schedule.with_end(end)
     install(pipe, schedule)

@@ -4,24 +4,46 @@ Find schedules with `search`, read and write them with `load` and `save`, and ha
 package `bridge`.
 """
 
-from hso_jax.baselines import BASELINES as BASELINES
-from hso_jax.baselines import baseline as baseline
-from hso_jax.batch import Effort as Effort
-from hso_jax.lanes import Box as Box
-from hso_jax.lanes import Lane as Lane
-from hso_jax.noise import NoiseSchedule as NoiseSchedule
-from hso_jax.noise import from_config as from_config
-from hso_jax.noise import preset as preset
-from hso_jax.objectives import mep as mep
-from hso_jax.objectives import paper_d_min as paper_d_min
-from hso_jax.objectives import spf as spf
-from hso_jax.reference import ReferenceEffort as ReferenceEffort
-from hso_jax.reference import reference_error as reference_error
-from hso_jax.schedule import Schedule as Schedule
-from hso_jax.schedule_file import load as load
-from hso_jax.schedule_file import save as save
-from hso_jax.search import lanes as lanes
-from hso_jax.search import refine as refine
-from hso_jax.search import search as search
-from hso_jax.search import search_many as search_many
-from hso_jax.zoo import zoo as zoo
+import importlib.metadata
+
+from hso_jax.baselines import BASELINES, baseline
+from hso_jax.bilevel import Effort
+from hso_jax.lane import Lane
+from hso_jax.methods import Box, Hso, Measured, Refinement, SolverError
+from hso_jax.methods.solver_error import solver_error
+from hso_jax.noise import NoiseSchedule, from_config, preset
+from hso_jax.objectives import mep, paper_d_min, spf
+from hso_jax.schedule import Schedule
+from hso_jax.schedule_file import load, save
+from hso_jax.searches import METHODS, lanes, refine, search, search_many
+from hso_jax.shelf import zoo
+
+__version__ = importlib.metadata.version("hso-jax")
+
+__all__ = [
+    "BASELINES",
+    "METHODS",
+    "Box",
+    "Effort",
+    "Hso",
+    "Lane",
+    "Measured",
+    "NoiseSchedule",
+    "Refinement",
+    "Schedule",
+    "SolverError",
+    "baseline",
+    "from_config",
+    "lanes",
+    "load",
+    "mep",
+    "paper_d_min",
+    "preset",
+    "refine",
+    "save",
+    "search",
+    "search_many",
+    "solver_error",
+    "spf",
+    "zoo",
+]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 from collections.abc import Callable
 from typing import Any
@@ -11,15 +10,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from hso_jax import dm_nonuni, trust_region
 from hso_jax.batch import compiler_options
-from hso_jax.checks import choice, number
-from hso_jax.lanes import check_nfe
+from hso_jax.checks import check_nfe, choice, number
+from hso_jax.lower import trust_region
 from hso_jax.noise import NoiseSchedule
 from hso_jax.noise.noise_schedule import check_noise
-from hso_jax.objectives import PAPER_GAMMA, paper_d_min, resolve_spacing
-from hso_jax.schedule import LAYOUTS, Schedule
-from hso_jax.search import score, versions
+from hso_jax.noise.stacking import anonymous
+from hso_jax.objectives import dm_nonuni
+from hso_jax.objectives.mep_spf import PAPER_GAMMA, paper_d_min, resolve_spacing, score
+from hso_jax.schedule import LAYOUTS, Schedule, versions
 
 _DM_NODES = 21  # one compilation for every N up to 20
 _BETA = 0.6  # both of its parameters, in diffusers and in ComfyUI
@@ -146,9 +145,7 @@ def dm_nonuniform(noise: NoiseSchedule, nfe: int, layout: str, p: float = 2.0) -
     nodes = max(_DM_NODES, intervals + 1)
     start = np.concatenate([np.linspace(t_max, t_eps, intervals + 1), np.full(nodes - intervals - 1, t_eps)])
     with jax.enable_x64(True):  # its minimum is flat: float32 misses it by up to three timesteps
-        found = _minimiser()(
-            dataclasses.replace(noise, name=""), start, np.asarray(intervals), np.asarray(p, np.float64)
-        )
+        found = _minimiser()(anonymous(noise), start, np.asarray(intervals), np.asarray(p, np.float64))
     t = np.array(found.t[: intervals + 1], np.float64)
     t[0], t[-1] = t_max, t_eps
     return t

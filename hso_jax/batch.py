@@ -1,151 +1,104 @@
-"""The batched search: many lanes in one compiled program, in chunks, over all devices of all hosts."""
+"""Many lanes in one compiled program, in chunks, over all devices of all hosts. Knows no method.
+
+A lane is a row of a pytree of arrays. No lane talks to another, so nothing is exchanged between them; a lane that
+fails has a result that says so, beside the others' results.
+"""
 
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
-from jax import Array
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
-
-from hso_jax import trust_region
-from hso_jax.curvature import Objective, dense_objective, interval_objective
-from hso_jax.dm_nonuni import bound
-from hso_jax.evolution import evolve
-from hso_jax.lanes import Lane, LaneArrays, pack
-from hso_jax.noise import NoiseSchedule
-from hso_jax.objectives import mep_interval_derivatives, spacing_penalty
-
-_DM_WIDTH = 1e-2  # of DM-NonUni's rounded kinks inside the search: coarse enough for Newton steps from any start
 
 Progress = Callable[[int, int], None]
 """Called with (lanes done, lanes in all)."""
 
+Search = Callable[[Any, Any], Any]
+"""(one lane, what all lanes share) -> its result: pytrees of arrays. Programs are kept by its identity."""
 
-class Effort(NamedTuple):
-    """How hard each lane is searched; all static (a change compiles again).
-
-    Attributes:
-        population: of the upper level.
-        generations: of the upper level.
-        steps: of the lower level inside the fitness; 0 scores the initial EDM schedules themselves.
-        polish: rounds of as many steps more for the winner. From EDM's start three steps usually do already.
-        chunk: lanes per device and call; bounds the memory.
-    """
-
-    population: int = 16
-    generations: int = 20
-    steps: int = 3
-    polish: int = 3
-    chunk: int = 128
+HOSTS, DEVICES = "hosts", "devices"
+"""Axes of the mesh: the processes, and the devices of each."""
 
 
-class Refined(NamedTuple):
-    """What the lower level made of one psi.
+class Split(NamedTuple):
+    """How the devices of a host share the work of each lane, instead of taking lanes of their own.
 
     Attributes:
-        t: [K] nodes, padded with t_eps.
-        result: code, an index into `trust_region.RESULTS`.
-        steps: taken.
-        stationarity: see `trust_region.State`.
+        shared: pytree of PartitionSpec for what all lanes share; the search adds up over the axis `DEVICES`.
+        length: of the axes that are split: as many devices are used as divide it.
     """
 
-    t: Array
-    result: Array
-    steps: Array
-    stationarity: Array
+    shared: Any
+    length: int
 
 
-class Found(NamedTuple):
-    """Result of each lane, with a leading axis [L].
+def run(
+    search: Search,
+    lanes: Any,
+    shared: Any,
+    *,
+    chunk: int,
+    at_once: int | None = None,
+    split: Split | None = None,
+    progress: Progress | None = None,
+) -> Any:
+    """The results of all lanes, NumPy arrays with a leading axis [L], in their order.
 
-    Attributes:
-        psi: [3] rho, t_eps, t_max.
-        refined: nodes and how the lower level ended.
-        history: [rounds] best fitness.
+    With several hosts (`jax.distributed`) every process calls this with the same lanes and gets all results.
+
+    Args:
+        search: a pure function of one lane, the same object for the same computation.
+        lanes: pytree of NumPy arrays [L, ...], L >= 1.
+        shared: pytree of NumPy arrays.
+        chunk: lanes a call for each taker of lanes, at most: bounds the memory, and says how often progress is told.
+        at_once: lanes of a chunk that are computed together; all of them by default.
+        split: see `Split`; by default each device takes lanes of its own.
+        progress: called after each chunk.
     """
-
-    psi: Array
-    refined: Refined
-    history: Array
-
-
-def edm_nodes(noise: NoiseSchedule, psi: Array, count: int, intervals: Array) -> Array:
-    """EDM's nodes (Karras et al. 2022, eq. 5) between ksigma(t_max) and ksigma(t_eps), as times [count].
-
-    `ksigma_i = (ksigma_max^(1/rho) + i/M (ksigma_min^(1/rho) - ksigma_max^(1/rho)))^rho`; padding repeats t_eps.
-    """
-    rho, t_eps, t_max = psi
-    noisy, clean = jnp.exp(-noise.lam(t_max) / rho), jnp.exp(-noise.lam(t_eps) / rho)
-    i = jnp.minimum(jnp.arange(count), intervals)
-    # 16 iterations: exact but for nodes within 1e-5 of an end, and this is only where the lower level starts.
-    inner = noise.t_of_lam(-rho * jnp.log(noisy + i / intervals * (clean - noisy)), iterations=16)
-    return jnp.where(i == 0, t_max, jnp.where(i == intervals, t_eps, inner))
-
-
-def search_lane(lane: LaneArrays, bank: NoiseSchedule, *, objective: str, nodes: int, effort: Effort) -> Found:
-    """The bilevel search of one lane (HSO, arXiv 2511.11688, algorithm 1). Pure; `vmap` it over lanes."""
-    noise = jax.tree.map(lambda leaf: leaf[lane.noise], bank)
-    expand = _objective(objective, lane)
-
-    def fitness(psi: Array, before: Refined) -> tuple[Array, Refined]:
-        start = jnp.where(jnp.isfinite(before.t[0]), before.t, edm_nodes(noise, psi, nodes, lane.intervals))
-        found, _ = trust_region.minimise(expand, noise, start, _feasible(lane, psi), max_steps=effort.steps)
-        penalty = spacing_penalty(found.t, lane.d_min, lane.intervals)
-        refined = Refined(found.t, found.result, before.steps + found.steps, found.stationarity)
-        return found.value + lane.gamma * penalty, refined
-
-    blank = Refined(
-        jnp.full(nodes, jnp.nan, lane.lower.dtype), jnp.asarray(0), jnp.asarray(0), jnp.zeros((), lane.lower.dtype)
-    )
-    evolution = evolve(
-        fitness,
-        blank,
-        jax.random.key(lane.seed),
-        lane.lower,
-        lane.upper,
-        population=effort.population,
-        generations=effort.generations,
-        polish=effort.polish if effort.steps else 0,
-    )
-    return Found(evolution.best, evolution.memo, evolution.history)
-
-
-def _objective(name: str, lane: LaneArrays) -> Objective:
-    if name == "mep":
-        return interval_objective(functools.partial(mep_interval_derivatives, p=lane.p))
-    return dense_objective(lambda lams: bound(lams, lane.intervals, lane.p, _DM_WIDTH))
-
-
-def _feasible(lane: LaneArrays, psi: Array) -> trust_region.Feasible:
-    _, t_eps, t_max = psi
-    least = jnp.minimum(_with_margin(lane.least_gap), (t_max - t_eps) / lane.intervals)
-    return trust_region.Feasible(t_max, t_eps, least, lane.intervals)
-
-
-def _with_margin(gap: Array) -> Array:
-    """A gap that is still kept after the rounding of up to 64 summed gaps."""
-    return jnp.where(gap > 0, gap + 16.0 * jnp.finfo(gap.dtype).eps, gap)
+    mesh = _mesh(split)
+    takers = mesh.size if split is None else mesh.shape[HOSTS]
+    total = len(jax.tree.leaves(lanes)[0])
+    calls = -(-total // (takers * chunk))
+    size = takers * -(-total // (takers * calls))  # as even as can be: what fills the last chunk is wasted
+    spread = PartitionSpec((HOSTS, DEVICES)) if split is None else PartitionSpec(HOSTS)
+    specs = PartitionSpec() if split is None else split.shared
+    compiled = program(search, mesh, spread, specs, at_once)
+    shared = _placed(shared, mesh, specs)
+    parts = []
+    for begin in range(0, total, size):
+        # The last chunk is filled up with the last lane: one shape, one compilation.
+        rows = np.minimum(np.arange(begin, begin + size), total - 1)
+        part = jax.tree.map(lambda column: column[rows], lanes)  # noqa: B023
+        found = compiled(_placed(part, mesh, spread), shared)
+        found = multihost_utils.process_allgather(found, tiled=True) if jax.process_count() > 1 else found
+        kept = min(size, total - begin)
+        parts.append(jax.tree.map(lambda x: np.asarray(x)[:kept], found))  # noqa: B023
+        if progress is not None:
+            progress(begin + kept, total)
+    return jax.tree.map(lambda *xs: np.concatenate(xs), *parts)
 
 
 @functools.lru_cache(maxsize=64)
-def program(devices: tuple[jax.Device, ...], objective: str, nodes: int, effort: Effort) -> Callable[..., Found]:
-    """The compiled search of one chunk: (LaneArrays [C, ...], bank) -> Found [C, ...], split over the devices."""
-    mesh = Mesh(np.array(devices), ("lanes",))
-    split, whole = PartitionSpec("lanes"), PartitionSpec()
+def program(
+    search: Search, mesh: Mesh, spread: PartitionSpec, specs: Any, at_once: int | None
+) -> Callable[[Any, Any], Any]:
+    """The compiled search of one chunk: (lanes [C, ...], shared) -> results [C, ...]."""
 
-    def chunk(lanes: LaneArrays, bank: NoiseSchedule) -> Found:
-        one = functools.partial(search_lane, bank=bank, objective=objective, nodes=nodes, effort=effort)
-        return jax.vmap(one)(lanes)
+    def every(lanes: Any, shared: Any) -> Any:
+        def one(lane: Any) -> Any:
+            return search(lane, shared)
 
-    # No lane talks to another: each device runs its own lanes, and nothing is exchanged.
-    sharded = jax.shard_map(chunk, mesh=mesh, in_specs=(split, whole), out_specs=split, check_vma=False)
-    return jax.jit(sharded, compiler_options=compiler_options(devices[0].platform))
+        if at_once is None:
+            return jax.vmap(one)(lanes)
+        return jax.lax.map(one, lanes, batch_size=at_once if at_once > 1 else None)
+
+    sharded = jax.shard_map(every, mesh=mesh, in_specs=(spread, specs), out_specs=spread, check_vma=False)
+    return jax.jit(sharded, compiler_options=compiler_options(mesh.devices.flat[0].platform))
 
 
 def compiler_options(platform: str) -> dict[str, int] | None:
@@ -153,61 +106,21 @@ def compiler_options(platform: str) -> dict[str, int] | None:
     return {"xla_backend_optimization_level": 1} if platform == "cpu" else None
 
 
-def run(lanes: Sequence[Lane], effort: Effort, *, nodes: int | None = None, progress: Progress | None = None) -> Found:
-    """Search checked lanes of one objective, each with at least one interval; NumPy results in the lanes' order.
-
-    With several hosts (`jax.distributed`) every process calls this with the same lanes and gets all results.
-    """
-    dtype = np.dtype(jax.dtypes.canonicalize_dtype(float))
-    arrays, bank = pack(lanes, dtype)
-    devices = tuple(jax.devices())
-    count = nodes or 1 + max(lane.intervals for lane in lanes)
-    size = len(devices) * min(effort.chunk, -(-len(lanes) // len(devices)))
-    search = program(devices, lanes[0].objective, count, effort)
-    bank = _placed(bank, devices, PartitionSpec())
-    parts = []
-    for begin in range(0, len(lanes), size):
-        # The last chunk is filled up with the last lane: one shape, one compilation.
-        rows = np.minimum(np.arange(begin, begin + size), len(lanes) - 1)
-        chunk = jax.tree.map(lambda column: column[rows], arrays)  # noqa: B023
-        found = search(_placed(chunk, devices, PartitionSpec("lanes")), bank)
-        found = multihost_utils.process_allgather(found, tiled=True) if jax.process_count() > 1 else found
-        kept = min(size, len(lanes) - begin)
-        parts.append(jax.tree.map(lambda x: np.asarray(x)[:kept], found))  # noqa: B023
-        if progress is not None:
-            progress(begin + kept, len(lanes))
-    found = jax.tree.map(lambda *xs: np.concatenate(xs), *parts)
-    return found if effort.steps == 0 else _finish(lanes, found)
+def _mesh(split: Split | None) -> Mesh:
+    hosts: dict[int, list[jax.Device]] = {}
+    for device in jax.devices():
+        hosts.setdefault(device.process_index, []).append(device)
+    use = min(len(devices) for devices in hosts.values())
+    while split is not None and split.length % use:
+        use -= 1
+    return Mesh(np.array([devices[:use] for _, devices in sorted(hosts.items())]), (HOSTS, DEVICES))
 
 
-def _finish(lanes: Sequence[Lane], found: Found) -> Found:
-    """Refine the few lanes that have not converged again, one by one in float64 and with many more steps.
+def _placed(tree: Any, mesh: Mesh, specs: Any) -> Any:
+    """Host arrays, the same in every process, as global arrays over the mesh; specs as a prefix of the tree."""
 
-    They are those whose objective is concave at the start (EDM's noise with p = 2 at large N) or whose curvature
-    spans more than float32 resolves (flow models with many held gaps).
-    """
-    hard = np.flatnonzero(found.refined.result != trust_region.CONVERGED)
-    if not hard.size:
-        return found
-    refined = [np.array(x, np.float64 if x.dtype.kind == "f" else x.dtype) for x in found.refined]
-    with jax.enable_x64(True):
-        arrays, bank = pack(lanes, np.dtype(np.float64))
-        for i in hard:
-            lane = jax.tree.map(lambda column: column[i], arrays)  # noqa: B023
-            again = _refine_again(lane, bank, found.psi[i].astype(np.float64), refined[0][i], lanes[0].objective)
-            for column, value in zip(refined, again._replace(steps=again.steps + refined[2][i]), strict=True):
-                column[i] = value
-    return found._replace(refined=Refined(*refined))  # type: ignore[arg-type]
+    def place(spec: PartitionSpec, part: Any) -> Any:
+        sharding = NamedSharding(mesh, spec)
+        return jax.tree.map(lambda x: jax.make_array_from_callback(x.shape, sharding, lambda index: x[index]), part)
 
-
-@functools.partial(jax.jit, static_argnames="objective")
-def _refine_again(lane: LaneArrays, bank: NoiseSchedule, psi: Array, t: Array, objective: str) -> Refined:
-    noise = jax.tree.map(lambda leaf: leaf[lane.noise], bank)
-    found, _ = trust_region.minimise(_objective(objective, lane), noise, t, _feasible(lane, psi), max_steps=200)
-    return Refined(found.t, found.result, found.steps, found.stationarity)
-
-
-def _placed(tree: Any, devices: tuple[jax.Device, ...], spec: PartitionSpec) -> Any:
-    """Host arrays, the same in every process, as global arrays over all devices of all hosts."""
-    sharding = NamedSharding(Mesh(np.array(devices), ("lanes",)), spec)
-    return jax.tree.map(lambda x: jax.make_array_from_callback(x.shape, sharding, lambda index: x[index]), tree)
+    return jax.tree.map(place, specs, tree, is_leaf=lambda leaf: isinstance(leaf, PartitionSpec))

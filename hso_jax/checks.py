@@ -144,3 +144,25 @@ def _has_others(values: Any, array: np.ndarray) -> bool:
     """Whether NumPy would make numbers of what are none: booleans among numbers, texts, None."""
     entries = values if isinstance(values, (list, tuple)) else array.ravel() if array.dtype.kind == "O" else ()
     return any(x is None or isinstance(x, (bool, np.bool_, str, bytes)) for x in entries)
+
+
+GUIDANCE = "a finite number of at least 0 and below 1e6 (1 is no guidance)"
+
+
+def check_nfe(nfe: object) -> int:
+    """`nfe` as an int. Raises ValueError unless it is a whole number of at least 1, and no float."""
+    if isinstance(nfe, bool) or not isinstance(nfe, (int, np.integer)) or nfe < 1:
+        raise ValueError(f"nfe is {shown(nfe)}; need whole numbers of at least 1")
+    return int(nfe)
+
+
+def check_seed(seed: object) -> int:
+    """`seed` as an int. Raises ValueError unless it is a whole number in 0..2^31 - 1, and no float."""
+    if isinstance(seed, bool) or not isinstance(seed, (int, np.integer)) or not 0 <= seed < 2**31:
+        raise ValueError(f"seed is {shown(seed)}; need a whole number from 0 to 2^31 - 1")
+    return int(seed)
+
+
+def check_guidance(guidance: object) -> float:
+    """A weight of classifier-free guidance. Raises ValueError unless it is a number of at least 0."""
+    return number("guidance", guidance, low=0.0, high=1e6, closed=True, need=GUIDANCE)

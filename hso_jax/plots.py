@@ -16,12 +16,12 @@ from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from hso_jax.batch import edm_nodes
 from hso_jax.files import MARK
-from hso_jax.lanes import Box
+from hso_jax.methods.hso.lanes import Box
+from hso_jax.methods.hso.search import edm_nodes
 from hso_jax.noise import PRESETS, NoiseSchedule, preset
 from hso_jax.schedule import LAYOUTS, Schedule
-from hso_jax.search import refine
+from hso_jax.searches import refine
 from hso_jax.shown import shown
 
 _TITLES = {

@@ -25,6 +25,13 @@ _COUNTS = ("nfe", "num_train_timesteps", "iterations", "seed")
 _FIELDS = tuple(field.name for field in dataclasses.fields(Schedule))
 _OPTIONAL = ("iterations", "stationarity", "versions", "p", "d_min", "guidance", "error", "others", "fitness")
 
+_RENAMED = {
+    "reference": "solver-error",
+    "mep/reference": "mep/solver-error",
+    "dm-nonuni/reference": "dm-nonuni/solver-error",
+}
+"""Methods whose name older files have."""
+
 
 def to_json(schedules: Schedule | Iterable[Schedule]) -> str:
     """The file's text for one or many schedules. Numbers keep every digit; the same schedules give the same text."""
@@ -180,6 +187,8 @@ def _schedule(record: Any) -> Schedule:
     if missing := [name for name in _FIELDS if name not in record and name not in _OPTIONAL]:
         raise ValueError(f"lacks {', '.join(missing)}")
     values = {name: record[name] for name in _FIELDS if name in record}
+    if isinstance(values["method"], str) and values["method"] in _RENAMED:
+        values["method"] = _RENAMED[values["method"]]
     for name, value in values.items():
         if value is None and name in _NULLABLE:
             continue

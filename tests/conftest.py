@@ -10,8 +10,8 @@ import jax
 import pytest
 from problems import EFFORT, SD, filled
 
-from hso_jax import Lane, Schedule, search_many
-from hso_jax.lanes import SPACING_AS
+from hso_jax import Hso, Lane, Schedule, search_many
+from hso_jax.methods.hso.lanes import SPACING_AS
 
 Key = tuple[int, str, str]
 
@@ -46,7 +46,7 @@ def no_network(monkeypatch: pytest.MonkeyPatch) -> None:
 def sd_lanes() -> dict[Key, Lane]:
     """The main job, with the spacing as a constraint and as a penalty: N = 4..20, both layouts."""
     keys = [(n, layout, kind) for kind in SPACING_AS for layout in ("node", "interval") for n in range(4, 21)]
-    return {key: Lane(SD, key[0], key[1], spacing_as=key[2]) for key in keys}
+    return {key: Lane(SD, key[0], key[1], method=Hso(spacing_as=key[2])) for key in keys}
 
 
 @pytest.fixture(scope="session")

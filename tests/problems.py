@@ -15,11 +15,12 @@ import jax.numpy as jnp
 import numpy as np
 
 from benchmarks.speed import scipy_search as reference
-from hso_jax import Effort, Lane, trust_region
-from hso_jax.curvature import interval_objective
-from hso_jax.lanes import stack
+from hso_jax import Effort, Hso, Lane
+from hso_jax.lower import trust_region
+from hso_jax.lower.newton import interval_objective
 from hso_jax.noise import NoiseSchedule, cosine, discrete, edm, flow, linear_vp, ve
-from hso_jax.objectives import mep_interval_derivatives
+from hso_jax.noise.stacking import stack
+from hso_jax.objectives.mep_spf import mep_interval_derivatives
 
 SD_TABLE = reference.sd_lam_table()
 """alphas_cumprod of Stable Diffusion, from the oracle's own formula."""
@@ -173,9 +174,9 @@ def _padded(values: np.ndarray, count: int) -> np.ndarray:
 SD = discrete(alphas_cumprod=SD_TABLE, name="sd")
 KINKED = reference.LinearNoise(SD_TABLE)
 """The same levels as the oracle has them, log alpha linear between the levels."""
-EFFORT = Effort(chunk=32)
+EFFORT = Effort(lanes=32)
 
 
 def filled(lanes: Sequence[Lane]) -> list[Lane]:
     """The lanes and, after them, copies of one with 21 nodes, to whole chunks: every search on SD has one shape."""
-    return [*lanes, *[Lane(SD, 20, "interval")] * (-len(lanes) % EFFORT.chunk or EFFORT.chunk)]
+    return [*lanes, *[Lane(SD, 20, "interval", method=Hso())] * (-len(lanes) % EFFORT.lanes or EFFORT.lanes)]

@@ -11,14 +11,13 @@ import numpy as np
 import pytest
 from problems import SD
 
-from hso_jax import Box, Effort, ReferenceEffort, Schedule, baseline, lanes, paper_d_min, reference_error
+from hso_jax import Box, Effort, Hso, Refinement, Schedule, SolverError, baseline, lanes, paper_d_min, solver_error
 from hso_jax import search as find
 from hso_jax import zoo as from_zoo
-from hso_jax.checks import flag, json_object, number, numbers, shown, whole
-from hso_jax.lanes import check_nfe, check_seed
+from hso_jax.checks import check_nfe, check_seed, flag, json_object, number, numbers, shown, whole
 from hso_jax.noise import beta_table, ve
+from hso_jax.objectives.solver_error import error_data
 from hso_jax.problems import fit, generic, mixture, stack_problems
-from hso_jax.reference import reference
 
 NO_NUMBERS: list[Any] = [
     "2",
@@ -54,20 +53,24 @@ USUAL: dict[str, tuple[Callable[..., Any], dict[str, Any]]] = {
     ),
     "fit": (fit, {"samples": SAMPLES, "components": 2, "dimension": 2, "members": [0], "seed": 0, "iterations": 3}),
     "paper_d_min": (paper_d_min, {"nfe": 4}),
-    "reference": (
-        reference,
+    "error_data": (
+        error_data,
         {"start": -3.0, "guidance": 1.0, "samples": 1, "seed": 0, "steps": 2, "problems": PROBLEM},
     ),
-    "reference_error": (reference_error, {"schedule": NODES, "noise": SD, "solver": "ddim"}),
-    "lanes": (
-        lanes,
-        {"noises": [SD], "nfes": [4], "layouts": ["node"], "seeds": [0], "relax": False, "p": 2.0, "spacing": 0.01}
+    "solver_error": (solver_error, {"schedule": NODES, "noise": SD, "solver": "ddim"}),
+    "lanes": (lanes, {"noises": [SD], "nfes": [4], "layouts": ["node"], "seeds": [0], "method": "hso"}),
+    "hso": (
+        lambda **options: lanes([SD], [4], method=Hso(**options)),
+        {"relax": False, "p": 2.0, "spacing": 0.01}
         | {"spacing_as": "constraint", "gamma": 1.0, "box": Box(), "objective": "mep"},
+    ),
+    "solver-error": (
+        lambda **options: lanes([SD], [4], method=SolverError(**options)),
+        {"solver": "ddim", "guidance": 1.0, "first": "end", "family": "mep", "few": 2},
     ),
     "search": (
         find,
-        {"noise": SD, "nfe": 4, "layout": "node", "method": "hso", "objective": "mep", "fitness": "spf", "seed": 0}
-        | {"effort": Effort()},
+        {"noise": SD, "nfe": 4, "layout": "node", "method": "hso", "seed": 0, "effort": Effort()},
     ),
     "beta_table": (
         beta_table,
@@ -79,12 +82,12 @@ RIGHT: dict[tuple[str, str], list[Any]] = {  # what of `NO_NUMBERS` an argument 
     ("from_t", "others"): [{}],
     ("from_t", "versions"): [{}],
     **{("from_t", name): ["2"] for name in ("method", "solver", "result")},
-    ("lanes", "relax"): [True],
+    ("hso", "relax"): [True],
     ("lanes", "noises"): [{}],
     ("lanes", "nfes"): [{}],
     ("lanes", "layouts"): [{}],
     ("lanes", "seeds"): [{}],
-    ("reference", "start"): [-math.inf],
+    ("error_data", "start"): [-math.inf],
     ("mixture", "weights"): [[1.0, 2.0]],
     ("mixture", "variances"): [[1.0, 2.0]],
 }
@@ -96,6 +99,7 @@ SHOWN_AS = {
     "model": "model|noise",
     "nfes": "nfes?",
 }
+SHOWN_AS |= {"noise": "noise|model"}
 SHOWN_AS |= {"layouts": "layouts?", "seeds": "seeds?", "t": "t ", "means": "means|shapes", "weights": "weights|shapes"}
 SHOWN_AS |= {"variances": "variances|shapes", "fitness": "fitness", "noises": "noises?"}
 
@@ -121,22 +125,22 @@ def test_p_of_any_real_number_that_has_a_score() -> None:
 
 @pytest.mark.parametrize("field", Effort._fields)
 def test_efforts_are_whole_numbers(field: str) -> None:
-    for value in (-1, 1.5, "2", True, None):
+    for value in (-1, 1.5, "2", True):
         with pytest.raises(ValueError, match=rf"effort\.{field} is .*; need a whole number"):
             find(SD, 4, effort=Effort(**{field: value}))
 
 
-@pytest.mark.parametrize("field", ReferenceEffort._fields)
-def test_reference_efforts_are_whole_numbers(field: str) -> None:
+@pytest.mark.parametrize("field", Refinement._fields)
+def test_refinements_are_whole_numbers(field: str) -> None:
     for value in (-1, 1.5, "2", True, None):
-        with pytest.raises(ValueError, match=rf"effort\.{field} is .*; need a whole number"):
-            find(SD, 4, method="reference", effort=ReferenceEffort(**{field: value}))
+        with pytest.raises(ValueError, match=rf"refinement\.{field} is .*; need a whole number"):
+            find(SD, 4, method=SolverError(refinement=Refinement(**{field: value})))
 
 
 def test_boxes() -> None:
     for box in ((1.0, 2.0), {"rho": (3, 16)}, Box(rho=3.0), Box(t_eps=(0.01,)), Box(t_max=("0.9", "1"))):
         with pytest.raises(ValueError, match="box "):
-            lanes([SD], [4], box=box)
+            lanes([SD], [4], method=Hso(box=box))
 
 
 def test_samples_that_a_mixture_cannot_be_fitted_to() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import itertools
 import json
 import os
@@ -191,6 +192,15 @@ def test_permissions_are_those_of_the_old_file_or_of_the_umask(tmp_path: Path) -
     assert file.stat().st_mode & 0o777 == 0o640
 
 
+@pytest.mark.parametrize("old", ["reference", "mep/reference", "dm-nonuni/reference"])
+def test_methods_of_older_files_have_today_s_name(old: str) -> None:
+    document = json.loads(to_json(FULL))
+    document["schedules"][0]["method"] = old
+    (s,) = from_json(json.dumps(document))
+    assert s.method == old.replace("reference", "solver-error")
+    assert same(s, dataclasses.replace(FULL, method=s.method))
+
+
 RULES = [
     baseline(m, preset("sdxl"), n, layout=at)
     for n, m, at in itertools.product((4, 6), ("karras", "trailing"), ("interval", "node"))
@@ -204,8 +214,8 @@ SHIPPED = [zoo("sdxl", 6, solver, guidance=w) for solver, w in itertools.product
         ({"nfe": 6, "method": "trailing"}, RULES[7]),  # of the two layouts, node
         ({"nfe": 6, "method": "trailing", "layout": "interval"}, RULES[6]),
         ({"nfe": 4, "method": "karras", "solver": "ddim", "guidance": 5.0}, RULES[1]),  # a rule looks at neither
-        ({"method": "reference", "solver": "ddim", "guidance": 1.0}, SHIPPED[0]),
-        ({"method": "reference", "solver": "unipc-2", "guidance": 5.0}, SHIPPED[3]),
+        ({"method": "solver-error", "solver": "ddim", "guidance": 1.0}, SHIPPED[0]),
+        ({"method": "solver-error", "solver": "unipc-2", "guidance": 5.0}, SHIPPED[3]),
     ],
 )
 def test_select_takes_what_is_named(options: dict[str, Any], wanted: Schedule) -> None:

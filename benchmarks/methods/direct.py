@@ -40,8 +40,9 @@ from benchmarks.solvers import SOLVERS
 from bridge.sampling import Level
 from hso_jax import BASELINES, NoiseSchedule, Schedule, solvers
 from hso_jax.baselines import inapplicable
+from hso_jax.lower.gaps import SPACING
 from hso_jax.noise import alpha_sigma
-from hso_jax.reference.lanes import SPACING, lam_of_s, s_of_lam
+from hso_jax.noise.ends import lam_of_s, s_of_lam
 
 ROWS = 48
 BUDGET = 5_000  # for each of the N
@@ -279,7 +280,7 @@ def search(
         raise ValueError(f"budget is {budget}; the teacher and the starts alone take {needed} evaluations")
     own, gaps = own_subject(subject, rows, seed, dtype="float32"), Gaps.of(noise, nfe, first)
     schedules = {rule: hso_jax.baseline(rule, noise, nfe) for rule in rules}
-    schedules["reference"] = hso_jax.search(noise, nfe, method="reference", solver=solver, guidance=own.guidance)
+    schedules["reference"] = hso_jax.search(noise, nfe, method=hso_jax.SolverError(solver, own.guidance))
     teacher = fine_schedule(noise, REFINEMENTS[0])
     error = Error(own, solver, own.sample(teacher, "unipc-3").images)
     error.calls = rows * teacher.nfe

@@ -18,7 +18,7 @@ import numpy as np
 from benchmarks.methods import autodiffusion, direct, gits
 from benchmarks.models.subjects import Subject
 from benchmarks.solvers import SOLVERS
-from hso_jax import BASELINES, NoiseSchedule, Schedule, baseline, search
+from hso_jax import BASELINES, Hso, NoiseSchedule, Schedule, SolverError, baseline, search
 from hso_jax.baselines import inapplicable
 
 
@@ -101,19 +101,20 @@ def exponential_t(noise: NoiseSchedule, nfe: int) -> np.ndarray:
 
 def hso(request: Request) -> Made:
     """The paper's method: its box and constants (p = 2, of latent models), the spacing as large as fits."""
-    return Made(search(request.subject.noise, request.nfe, relax=True, seed=request.seed))
+    return Made(search(request.subject.noise, request.nfe, method=Hso(relax=True), seed=request.seed))
 
 
 def hso_dm_nonuni(request: Request) -> Made:
     """The paper's "+ bilevel": both levels on DM-NonUni's bound, without a spacing."""
-    return Made(search(request.subject.noise, request.nfe, method="hso-dm-nonuni", spacing=0.0, seed=request.seed))
+    how = Hso(objective="dm-nonuni", spacing=0.0)
+    return Made(search(request.subject.noise, request.nfe, method=how, seed=request.seed))
 
 
 def reference(request: Request) -> Made:
-    """By the error of the solver itself on Gaussian mixtures, at the subject's guidance weight (docs/reference.md)."""
+    """By the error of the solver itself on Gaussian mixtures, at the subject's guidance (docs/solver-error.md)."""
     subject = request.subject
-    options = {"solver": request.solver, "guidance": subject.guidance, "seed": request.seed}
-    return Made(search(subject.noise, request.nfe, method="reference", **options))
+    how = SolverError(request.solver, subject.guidance)
+    return Made(search(subject.noise, request.nfe, method=how, seed=request.seed))
 
 
 def by_gits(request: Request) -> Made:

@@ -18,7 +18,7 @@ from matplotlib.figure import Figure
 
 from benchmarks.mixtures.limits import JUDGE_SEED, held_out
 from benchmarks.solvers import COMPARED, SOLVERS
-from hso_jax import Schedule, baseline, preset, reference_error, search, zoo
+from hso_jax import Hso, Schedule, baseline, preset, search, solver_error, zoo
 
 RULES = {
     "trailing": ("trailing", "#7f7f7f", "s"),
@@ -37,13 +37,13 @@ def errors(model: str, guidance: float) -> dict[str, dict[str, list[float]]]:
     """Solver -> method -> error at each of `BUDGETS`, on the held-out problems."""
     noise = preset(model)
     fixed: dict[str, list[Schedule]] = {name: [baseline(name, noise, n) for n in BUDGETS] for name in RULES}
-    fixed["hso"] = search(noise, BUDGETS, relax=True)
+    fixed["hso"] = search(noise, BUDGETS, method=Hso(relax=True))
     found: dict[str, dict[str, list[float]]] = {}
     for solver in COMPARED:
         own = [zoo(model, n, solver, guidance=guidance) for n in BUDGETS]
         found[solver] = {
             name: [
-                reference_error(
+                solver_error(
                     s, noise, solver=solver, guidance=guidance, problems=held_out(), samples=SAMPLES, seed=JUDGE_SEED
                 )
                 for s in schedules

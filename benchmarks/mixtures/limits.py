@@ -13,6 +13,7 @@ the rare samples of its own noise is not a limit that any schedule of these prob
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import functools
 import json
 import os
@@ -24,10 +25,20 @@ import jax
 import numpy as np
 
 from benchmarks.solvers import COMPARED
-from hso_jax import BASELINES, NoiseSchedule, Schedule, baseline, preset, reference_error, search
+from hso_jax import (
+    BASELINES,
+    Hso,
+    Lane,
+    NoiseSchedule,
+    Schedule,
+    SolverError,
+    baseline,
+    preset,
+    search,
+    search_many,
+    solver_error,
+)
 from hso_jax.problems import KINDS, Problem, family
-from hso_jax.reference import ReferenceLane, reference_schedules
-from hso_jax.reference.lanes import s_of_lam
 
 BUDGETS = (4, 5, 6, 8, 10)
 HELD_OUT, SAMPLES, SEED, JUDGE_SEED = range(1000, 1000 + len(KINDS)), 192, 77, 78
@@ -41,7 +52,7 @@ def held_out() -> Problem:
 
 def rules(noise: NoiseSchedule, nfe: int) -> dict[str, Schedule]:
     """Every rule that applies to this noise schedule, DM-NonUni, and HSO in the paper's box."""
-    found = {"hso": search(noise, nfe, relax=True)}
+    found = {"hso": search(noise, nfe, method=Hso(relax=True))}
     for name in BASELINES:
         try:
             found[name] = baseline(name, noise, nfe)
@@ -50,40 +61,39 @@ def rules(noise: NoiseSchedule, nfe: int) -> dict[str, Schedule]:
     return found
 
 
-def limits(lanes: list[ReferenceLane], transferred: list[Schedule], seeds: int) -> list[Schedule]:
+def limits(lanes: list[Lane], transferred: list[Schedule], seeds: int) -> list[Schedule]:
     """The best schedule found for the held-out problems themselves, by the noise it was searched with; one a lane."""
-    data: dict[str, Any] = {"problems": held_out(), "samples": SAMPLES, "seed": SEED}
-    count = max(lane.nodes for lane in lanes)
-    found = [
-        reference_schedules([lane._replace(seed=seed) for lane in lanes], compare=False, **data)
-        for seed in range(seeds)
-    ]
-    starts = np.full((len(lanes), 1, count), np.nan)
-    for row, schedule in zip(starts, transferred, strict=True):
-        row[:] = np.pad(s_of_lam(schedule.lams), (0, count - len(schedule.lams)), mode="edge")
-    found.append(reference_schedules(lanes, starts=starts, compare=False, **data))
+
+    def there(lane: Lane, **options: Any) -> SolverError:
+        how: Any = lane.method
+        return dataclasses.replace(how, problems=held_out(), samples=SAMPLES, noise_seed=SEED, **options)
+
+    own = [lane._replace(method=there(lane)) for lane in lanes]
+    found = [search_many([lane._replace(seed=seed) for lane in own]) for seed in range(seeds)]
+    pairs = zip(lanes, transferred, strict=True)
+    found.append(search_many([lane._replace(method=there(lane, start=start)) for lane, start in pairs]))
     return [min(column, key=lambda s: np.inf if s.error is None else s.error) for column in zip(*found, strict=True)]
 
 
 def table(noise: NoiseSchedule, guidance: float, budgets: tuple[int, ...], seeds: int) -> list[dict[str, Any]]:
     """One record a cell: errors on the held-out problems by method, and the limit."""
-    lanes = [ReferenceLane(noise, n, solver=s, guidance=guidance) for s in COMPARED for n in budgets]
+    lanes = [Lane(noise, n, method=SolverError(s, guidance, compare=())) for s in COMPARED for n in budgets]
     begin = time.perf_counter()
-    found = reference_schedules(lanes, compare=False)
+    found = search_many(lanes)
     seconds = time.perf_counter() - begin
-    print(f"{len(lanes)} reference searches: {seconds:.1f} s with compilation")
+    print(f"{len(lanes)} searches on the solver's error: {seconds:.1f} s with compilation")
     judge = functools.partial(
-        reference_error, noise=noise, guidance=guidance, problems=held_out(), samples=SAMPLES, seed=JUDGE_SEED
+        solver_error, noise=noise, guidance=guidance, problems=held_out(), samples=SAMPLES, seed=JUDGE_SEED
     )
     others = {n: rules(noise, n) for n in budgets}
     judged = [judge(s, solver=s.solver) for s in found]
     best = [judge(s, solver=s.solver) for s in limits(lanes, found, seeds)]
     records = []
     for lane, schedule, error, limit in zip(lanes, found, judged, best, strict=True):
-        errors = {name: judge(s, solver=lane.solver) for name, s in others[lane.nfe].items()}
+        errors = {name: judge(s, solver=schedule.solver) for name, s in others[lane.nfe].items()}
         records.append(
             {
-                "model": noise.name, "guidance": guidance, "solver": lane.solver, "nfe": lane.nfe, "limit": limit,
+                "model": noise.name, "guidance": guidance, "solver": schedule.solver, "nfe": lane.nfe, "limit": limit,
                 "reference": error, "on its own problems": schedule.error, **errors,
             }
         )  # fmt: skip

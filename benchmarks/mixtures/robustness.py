@@ -12,7 +12,7 @@ import argparse
 from typing import Any
 
 from benchmarks.solvers import COMPARED
-from hso_jax import preset, reference_error, search
+from hso_jax import SolverError, preset, search, solver_error
 from hso_jax.problems import KINDS, family
 
 FAMILIES: dict[str, dict[str, Any]] = {
@@ -41,14 +41,14 @@ def main() -> None:
     options = parser.parse_args()
     noise, n, w = preset(options.model), options.nfe, options.guidance
     for solver in options.solvers.split(","):
-        usual = search(noise, n, method="reference", solver=solver, guidance=w, compare=False)
+        usual = search(noise, n, method=SolverError(solver, w, compare=()))
         print(f"\n{solver}, N = {n}, guidance {w:g}, {options.model}\n")
         print("| problems | timesteps | error | default family's schedule there | costs |\n|---|---|---|---|---|")
         for name, changed in FAMILIES.items():
             problems = family(**{"seeds": range(12), **changed})
             data: dict[str, Any] = {"problems": problems, "samples": SAMPLES}
-            own = search(noise, n, method="reference", solver=solver, guidance=w, compare=False, **data)
-            there = reference_error(usual, noise, solver=solver, guidance=w, **data)
+            own = search(noise, n, method=SolverError(solver, w, compare=(), **data))
+            there = solver_error(usual, noise, solver=solver, guidance=w, **data)
             steps = " ".join(map(str, own.integer_timesteps()))
             assert own.error is not None
             cost = f"{100 * (there / own.error - 1):.1f}%"
@@ -57,7 +57,7 @@ def main() -> None:
 
 
 def _guided(model: str, nfe: int, solver: str, guidance: float) -> str:
-    found = search(preset(model), nfe, method="reference", solver=solver, guidance=guidance, compare=False)
+    found = search(preset(model), nfe, method=SolverError(solver, guidance, compare=()))
     return f"w {guidance:g} [{' '.join(map(str, found.integer_timesteps()))}] {found.error:.4f}"
 
 

@@ -11,7 +11,7 @@ import numpy as np
 from benchmarks.methods import registry
 from benchmarks.methods.registry import Inapplicable, Prepared
 from benchmarks.networks.records import noise_of
-from hso_jax import Box, NoiseSchedule, Schedule, search
+from hso_jax import Box, Hso, NoiseSchedule, Schedule, SolverError, search
 
 OTHER = {"fashion-eps": "fashion-v", "fashion-v": "fashion-eps"}
 """Models whose schedules are exchanged: the same data and the same kind of model, another noise schedule."""
@@ -37,19 +37,20 @@ def prepare(
 
 def no_spacing(subject: Any, solver: str, nfe: int, seed: int) -> Schedule:
     """HSO on MEP alone: neither the constraint nor the penalty (the paper's "without penalty")."""
-    return search(subject.noise, nfe, seed=seed, spacing_as="penalty", gamma=0.0)
+    return search(subject.noise, nfe, seed=seed, method=Hso(spacing_as="penalty", gamma=0.0))
 
 
 def penalty(subject: Any, solver: str, nfe: int, seed: int) -> Schedule:
     """HSO with the spacing as a penalty of the fitness: the paper's SPF to the letter."""
-    return search(subject.noise, nfe, seed=seed, spacing_as="penalty")
+    return search(subject.noise, nfe, seed=seed, method=Hso(spacing_as="penalty"))
 
 
 def mep_only(subject: Any, solver: str, nfe: int, seed: int) -> Schedule:
     """The lower level on MEP between DM-NonUni's ends, without an upper level (the paper's "+ MEP")."""
     noise = subject.noise
     t_max, t_eps = float(noise.t_max), max(float(noise.t_min), DM_NONUNI_END)
-    return search(noise, nfe, seed=seed, spacing=0.0, box=Box(t_eps=(t_eps, t_eps), t_max=(t_max, t_max)))
+    box = Box(t_eps=(t_eps, t_eps), t_max=(t_max, t_max))
+    return search(noise, nfe, seed=seed, method=Hso(spacing=0.0, box=box))
 
 
 def of_other(method: str) -> Callable[[Any, str, int, int], Schedule]:
@@ -59,8 +60,8 @@ def of_other(method: str) -> Callable[[Any, str, int, int], Schedule]:
         if subject.name not in OTHER:
             raise Inapplicable(f"{subject.name} has no model to exchange schedules with")
         other = noise_of(OTHER[subject.name])
-        options = {"solver": solver, "guidance": subject.guidance} if method == "reference" else {"relax": True}
-        return at_times(subject.noise, search(other, nfe, method=method, seed=seed, **options))
+        how = SolverError(solver, subject.guidance) if method == "reference" else Hso(relax=True)
+        return at_times(subject.noise, search(other, nfe, method=how, seed=seed))
 
     return take
 

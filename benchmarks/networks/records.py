@@ -21,7 +21,7 @@ from benchmarks.metrics import Estimate
 from benchmarks.models.card import WEIGHTS
 from hso_jax import NoiseSchedule, Schedule, from_config
 from hso_jax.files import write_whole
-from hso_jax.reference.schedules import times
+from hso_jax.noise.ends import times
 from hso_jax.schedule import versions
 
 METRICS = ("rmse", "feature", "fid", "fid_data")

@@ -132,7 +132,7 @@ def _schedules(
     if method == "hso":
         return hso_jax.search(noise, nfes)
     if method == "reference":
-        return hso_jax.search(noise, nfes, method="reference", solver=solver, guidance=guidance)
+        return hso_jax.search(noise, nfes, method=hso_jax.SolverError(solver, guidance))
     one: Callable[[int], Schedule]
     if method == "zoo":
         one = lambda nfe: hso_jax.zoo(noise, nfe, solver, guidance=guidance)  # noqa: E731

@@ -68,13 +68,13 @@ def many_lanes(count: int, nfe_max: int, devices: int) -> dict[str, Any]:
 
     if devices > 1:
         jax.config.update("jax_num_cpu_devices", devices)
-    from hso_jax import lanes, preset, search_many
+    from hso_jax import Hso, lanes, preset, search_many
     from hso_jax.noise import PRESETS
 
     noises = [preset(name) for name in PRESETS]
     nfes = range(4, nfe_max + 1)
     seeds = range(-(-count // (len(noises) * len(nfes))))
-    many = list(itertools.islice(lanes(noises, nfes, seeds=seeds, relax=True), count))
+    many = list(itertools.islice(lanes(noises, nfes, seeds=seeds, method=Hso(relax=True)), count))
     begin = time.perf_counter()
     found = search_many(many)
     seconds = time.perf_counter() - begin

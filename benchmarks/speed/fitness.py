@@ -20,7 +20,7 @@ def table() -> str:
     found: dict[tuple[int, str, str], hso_jax.Schedule] = {}
     for spacing_as in ("penalty", "constraint"):
         nfes = sorted({row["nfe"] for row in rows})
-        lanes = hso_jax.lanes([noise], nfes, layouts=("node", "interval"), spacing_as=spacing_as)
+        lanes = hso_jax.lanes([noise], nfes, layouts=("node", "interval"), method=hso_jax.Hso(spacing_as=spacing_as))
         for schedule in hso_jax.search_many(lanes):
             found[schedule.nfe, schedule.layout, spacing_as] = schedule
     lines = []

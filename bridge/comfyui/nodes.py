@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import os
 from pathlib import Path
@@ -11,10 +12,11 @@ import torch
 
 from hso_jax import schedule_file
 from hso_jax.baselines import BASELINES, baseline
+from hso_jax.methods import Hso, SolverError
 from hso_jax.noise import PRESETS, NoiseSchedule, preset
 from hso_jax.schedule import LAYOUTS, Schedule
-from hso_jax.search import METHODS, search
-from hso_jax.zoo import SOLVERS, zoo
+from hso_jax.searches import METHODS, search
+from hso_jax.shelf.shipped import SOLVERS, zoo
 
 from .connected import Levels, levels_of_noise, noise_of, refuse_misfit
 
@@ -129,7 +131,7 @@ class HsoScheduler:
                 refuse_misfit(levels_of_noise(noise), diffusion_model)
         if total is None:
             return (torch.FloatTensor([]),)
-        if weight is None and method in ("zoo", "reference"):
+        if weight is None and method in ("zoo", "solver-error"):
             raise ValueError(
                 f"guidance is 0 (the model's usual), which is known for a family only, not {FROM_MODEL!r}; "
                 "set it to the cfg of your sampler"
@@ -217,11 +219,11 @@ NODE_DISPLAY_NAME_MAPPINGS = {"HsoScheduler": "HSO Scheduler", "HsoScheduleFile"
 _FOUND: dict[tuple[Any, ...], Schedule] = {}  # a search takes seconds, and a graph asks again when its model is patched
 _MODEL = f"the family: fine-tunes share its noise schedule. {FROM_MODEL!r} reads it from diffusion_model"
 _METHOD = (
-    "zoo: least solver error, shipped for 1 to 20 steps and usual guidance, else searched as reference; "
-    "reference: always searched; hso: the paper's; the others are rules to compare with"
+    "zoo: least solver error, shipped for 1 to 20 steps and usual guidance, else searched as solver-error; "
+    "solver-error: always searched; hso: the paper's; the others are rules to compare with"
 )
-_SOLVER = "zoo, reference: ddim for euler and ddim, dpmpp-2m for dpmpp_2m, unipc-3 for uni_pc_bh2"
-_GUIDANCE = "zoo, reference: the cfg you sample with (1 where guidance is an input of the model: FLUX); 0: the usual"
+_SOLVER = "zoo, solver-error: ddim for euler and ddim, dpmpp-2m for dpmpp_2m, unipc-3 for uni_pc_bh2"
+_GUIDANCE = "zoo, solver-error: the cfg you sample with (1 where guidance is an input of the model: FLUX); 0: the usual"
 
 
 def found(noise: NoiseSchedule, nfe: int, layout: str, method: str, solver: str, guidance: float, p: float) -> Schedule:
@@ -236,9 +238,11 @@ def found(noise: NoiseSchedule, nfe: int, layout: str, method: str, solver: str,
         return baseline(method, noise, nfe, layout=layout, p=p)
     if method == "zoo" and layout == "node" and (shipped := _shipped(noise, nfe, solver, guidance)):
         return shipped
-    if method in ("zoo", "reference"):
-        return search(noise, nfe, layout=layout, method="reference", solver=solver, guidance=guidance)
-    return search(noise, nfe, layout=layout, method=method, relax=True, p=p)
+    if method in ("zoo", "solver-error"):
+        return search(noise, nfe, layout=layout, method=SolverError(solver, guidance))
+    how = METHODS[method]
+    assert isinstance(how, Hso)
+    return search(noise, nfe, layout=layout, method=dataclasses.replace(how, p=p, relax=True))
 
 
 def _shipped(noise: NoiseSchedule, nfe: int, solver: str, guidance: float) -> Schedule | None:

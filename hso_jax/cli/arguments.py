@@ -7,10 +7,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from hso_jax.lanes import Box
+from hso_jax.methods import Box
+from hso_jax.methods.solver_error.lanes import FIRST
 from hso_jax.noise import PRESETS, NoiseSchedule, from_config, preset
-from hso_jax.objectives import Spacing, paper_d_min
-from hso_jax.reference.lanes import FIRST
+from hso_jax.objectives.mep_spf import Spacing, paper_d_min
 from hso_jax.solvers import ALIASES, SOLVERS
 
 DEFAULT_MODEL = "sd21-base"
@@ -104,41 +104,41 @@ def read_box(args: argparse.Namespace) -> Box:
     return Box(rho=tuple(args.rho), t_eps=tuple(args.t_eps), t_max=tuple(args.t_max))
 
 
-_REFERENCE = {"solver": "dpmpp-2m", "guidance": 1.0, "first": "end"}
+_SOLVER_ERROR = {"solver": "dpmpp-2m", "guidance": 1.0, "first": "end"}
 
 
-def add_reference(parser: argparse.ArgumentParser) -> None:
+def add_solver_error(parser: argparse.ArgumentParser) -> None:
     """`--solver`, `--guidance` and `--first`."""
-    group = parser.add_argument_group("for --method reference")
-    group.add_argument("--solver", help=f"{', '.join((*ALIASES, *SOLVERS))}; default {_REFERENCE['solver']}")
+    group = parser.add_argument_group("for --method solver-error")
+    group.add_argument("--solver", help=f"{', '.join((*ALIASES, *SOLVERS))}; default {_SOLVER_ERROR['solver']}")
     group.add_argument("--guidance", type=float, help="weight of classifier-free guidance; default 1, which is none")
     group.add_argument(
         "--first", choices=FIRST, help="the first node is placed like the others (free) or is the model's noise end"
     )
 
 
-def read_reference(args: argparse.Namespace) -> dict[str, Any]:
-    """Fields of a `ReferenceLane`."""
+def read_solver_error(args: argparse.Namespace) -> dict[str, Any]:
+    """Options of `SolverError`."""
     return {
-        name: default if getattr(args, name) is None else getattr(args, name) for name, default in _REFERENCE.items()
+        name: default if getattr(args, name) is None else getattr(args, name) for name, default in _SOLVER_ERROR.items()
     }
 
 
-def refuse_reference(args: argparse.Namespace) -> None:
-    """Raises ValueError if an option of the method "reference" was given with another method."""
-    if given := [f"--{name}" for name in _REFERENCE if getattr(args, name) is not None]:
+def refuse_solver_error(args: argparse.Namespace) -> None:
+    """Raises ValueError if an option of the method "solver-error" was given with another method."""
+    if given := [f"--{name}" for name in _SOLVER_ERROR if getattr(args, name) is not None]:
         raise ValueError(
-            f"{', '.join(given)}: only with --method reference; --method {args.method} does not look at it"
+            f"{', '.join(given)}: only with --method solver-error; --method {args.method} does not look at it"
         )
 
 
 def refuse_hso(args: argparse.Namespace) -> None:
-    """Raises ValueError if an option of HSO's methods was given with the method "reference"."""
+    """Raises ValueError if an option of HSO's methods was given with the method "solver-error"."""
     defaults = {"p": None, "spacing": "paper", "spacing_as": "constraint", "relax": False, **Box()._asdict()}
     values = {name: getattr(args, name) for name in defaults}
     values |= {name: tuple(values[name]) for name in Box._fields}
     if given := [f"--{name.replace('_', '-')}" for name, default in defaults.items() if values[name] != default]:
-        raise ValueError(f"{', '.join(given)}: not with --method reference, which does not look at it")
+        raise ValueError(f"{', '.join(given)}: not with --method solver-error, which does not look at it")
 
 
 def add_command(

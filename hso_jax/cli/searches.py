@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import importlib
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 from hso_jax import schedule_file
@@ -13,15 +13,15 @@ from hso_jax.baselines import BASELINES, baseline, inapplicable
 from hso_jax.cli import arguments, tables, terminal
 from hso_jax.cli.compiling import prepare_jax
 from hso_jax.files import check_writable, figure_kind, is_stdout, is_stream, write_all
-from hso_jax.lanes import SPACING_AS, Lane
+from hso_jax.lane import Lane, Method
+from hso_jax.methods import Hso, SolverError
+from hso_jax.methods.hso.lanes import SPACING_AS
 from hso_jax.noise import NoiseSchedule
-from hso_jax.reference import ReferenceLane, reference_schedules
-from hso_jax.reference.lanes import check as check_reference
 from hso_jax.schedule import LAYOUTS, Schedule
-from hso_jax.search import METHODS, lanes, search_many
+from hso_jax.searches import METHODS, lanes, search_many
+from hso_jax.shelf.shipped import SOLVERS as ZOO_SOLVERS
+from hso_jax.shelf.shipped import zoo
 from hso_jax.shown import shown
-from hso_jax.zoo import SOLVERS as ZOO_SOLVERS
-from hso_jax.zoo import zoo
 
 EXIT_NOT_CONVERGED = 1
 
@@ -41,7 +41,7 @@ examples:
   hso-jax search --model ./my-model --nfe 6       a diffusers folder (reads scheduler/scheduler_config.json)
   hso-jax search --nfe 6 --layout node --json     to stdout, for other programs
   hso-jax search --spacing-as penalty             the paper's SPF to the letter
-  hso-jax search --model sd3-medium --method reference --solver unipc --nfe 4,6,8 --guidance 7.5
+  hso-jax search --model sd3-medium --method solver-error --solver unipc --nfe 4,6,8 --guidance 7.5
 """
     parser = arguments.add_command(subparsers, "search", _search, "find schedules, save them and draw them", examples)
     arguments.add_model(parser)
@@ -52,15 +52,15 @@ examples:
         "--layout",
         choices=(*LAYOUTS, "both"),
         help="node: N nodes, then sigma 0 (DDIM, most diffusers samplers); interval: stops at node N + 1 (UniPC); "
-        "default both, for the method reference node",
+        "default both, for the method solver-error node",
     )
     parser.add_argument(
         "--method",
         choices=METHODS,
         default="hso",
-        help="hso: the paper's; reference: by the error of the solver itself; default %(default)s",
+        help="hso: the paper's; solver-error: by the error of the solver itself; default %(default)s",
     )
-    arguments.add_reference(parser)
+    arguments.add_solver_error(parser)
     parser.add_argument("--seed", type=int, default=0, help="of the upper level; default %(default)s")
     parser.add_argument(
         "--spacing", default="paper", help="least distance of neighbouring nodes in t: paper, or a number"
@@ -104,7 +104,7 @@ def _search(args: argparse.Namespace) -> int:
         threading.Thread(target=importlib.import_module, args=("hso_jax.plots",), daemon=True).start()
     with terminal.progress() as progress:
         task = progress.add_task(f"searching {len(many)} schedules of {shown(noise.name)}", total=len(many))
-        schedules = _found(many, lambda done, _: progress.update(task, completed=done))
+        schedules = search_many(many, progress=lambda done, _: progress.update(task, completed=done))
     document = schedule_file.checked_json(schedules)
     contents = [] if output is None else [(output, document.encode())]
     if picture is not None:
@@ -129,34 +129,28 @@ def _named_output(args: argparse.Namespace) -> Path | None:
     return args.output
 
 
-def _lanes(args: argparse.Namespace, noise: NoiseSchedule, p: float) -> list[Lane] | list[ReferenceLane]:
+def _lanes(args: argparse.Namespace, noise: NoiseSchedule, p: float) -> list[Lane]:
     """What `hso-jax search` is asked to do, checked."""
     nfes = arguments.parse_nfe(args.nfe)
-    layout = args.layout or ("node" if args.method == "reference" else "both")
+    layout = args.layout or ("node" if args.method == "solver-error" else "both")
     layouts = LAYOUTS if layout == "both" else (layout,)
-    if args.method == "reference":
+    return lanes([noise], nfes, layouts=layouts, seeds=[args.seed], method=_method(args, p))
+
+
+def _method(args: argparse.Namespace, p: float) -> Method:
+    """The method with the options that were given; those of another method are refused."""
+    if args.method == "solver-error":
         arguments.refuse_hso(args)
-        options = arguments.read_reference(args)
-        return [check_reference(ReferenceLane(noise, n, at, seed=args.seed, **options)) for at in layouts for n in nfes]
-    arguments.refuse_reference(args)
-    return lanes(
-        [noise],
-        nfes,
-        layouts=layouts,
-        seeds=[args.seed],
-        relax=args.relax,
+        return SolverError(**arguments.read_solver_error(args))
+    arguments.refuse_solver_error(args)
+    return Hso(
+        objective="mep" if args.method == "hso" else "dm-nonuni",
         p=p,
         spacing=arguments.parse_spacing(args.spacing),
         spacing_as=args.spacing_as,
         box=arguments.read_box(args),
-        objective="mep" if args.method == "hso" else "dm-nonuni",
+        relax=args.relax,
     )
-
-
-def _found(many: list[Lane] | list[ReferenceLane], progress: Callable[[int, int], None]) -> list[Schedule]:
-    if isinstance(many[0], ReferenceLane):
-        return reference_schedules(many, progress=progress)
-    return search_many(many, progress=progress)
 
 
 def _add_zoo(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -165,7 +159,7 @@ examples:
   hso-jax zoo --model sdxl --solver unipc --nfe 4-8
   hso-jax zoo --model flux-dev --solver ddim --nfe 6 --json > flux.json
 """
-    text = "print reference schedules that are shipped, without a search"
+    text = "print schedules for a solver that are shipped, without a search"
     parser = arguments.add_command(subparsers, "zoo", _zoo, text, examples)
     parser.add_argument("--model", default=arguments.DEFAULT_MODEL, help="a preset; default %(default)s")
     parser.add_argument("--nfe", default="4-10", help="numbers of model evaluations, 1..20; default %(default)s")
@@ -215,7 +209,7 @@ def _compare(args: argparse.Namespace) -> int:
     if args.plot is not None:
         figure_kind(args.plot)
         check_writable(args.plot, "picture", args.force)
-    many = lanes([noise], nfes, layouts=[args.layout], seeds=[args.seed], relax=True, p=p)
+    many = lanes([noise], nfes, layouts=[args.layout], seeds=[args.seed], method=Hso(relax=True, p=p))
     prepare_jax()
     skipped = [reason for name in BASELINES if (reason := inapplicable(name, noise))]
     rules = [name for name in BASELINES if not inapplicable(name, noise)]

@@ -56,7 +56,7 @@ def _table() -> dict[str, Solver]:
     return table
 
 
-SOLVERS: Mapping[str, Solver] = _table()
+SOLVERS: dict[str, Solver] = _table()
 
 
 ALIASES: Mapping[str, str] = {"unipc": "unipc-2"}

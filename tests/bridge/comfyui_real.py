@@ -31,7 +31,7 @@ from hso_jax import BASELINES, baseline, preset, save, zoo
 from hso_jax.baselines import inapplicable
 from hso_jax.noise import PRESETS
 from hso_jax.schedule import Schedule
-from hso_jax.zoo import SOLVERS
+from hso_jax.shelf.shipped import SOLVERS
 
 REPO = Path(__file__).parents[2]
 FAMILIES = {"SD15": "sd15", "SDXL": "sdxl", "PixArtAlpha": "pixart-alpha", "SD3": "sd3-medium", "Flux": "flux-dev"}
@@ -224,7 +224,7 @@ def check_searches(server: Server) -> int:
         layout = ("node", "interval")[i // 2]
         sigmas = server.sigmas(node, model=family, method=method, layout=layout)
         assert len(sigmas) == 7 and (np.diff(sigmas) < 0).all() and (sigmas[-1] == 0) == (layout == "node")
-    found = server.sigmas(node, method="reference")
+    found = server.sigmas(node, method="solver-error")
     np.testing.assert_allclose(found, expected(zoo("sdxl", 6)), rtol=0.05)
     odd = server.sigmas(node, method="zoo", guidance=6.3)  # not shipped: searched
     assert len(odd) == 7 and (np.diff(odd) < 0).all() and not np.array_equal(odd, found)
@@ -280,7 +280,7 @@ def check_files(server: Server, folder: Path) -> int:
         np.testing.assert_array_equal(chosen, expected(sd[3 if layout == "interval" else 2]))
         count += 2
     for solver, weight in itertools.product(server.menu(node, "solver"), (0.0, 1.0, 5.0)):
-        inputs = {"path": path, "method": "reference", "solver": solver, "guidance": weight}
+        inputs = {"path": path, "method": "solver-error", "solver": solver, "guidance": weight}
         if solver == "any" or weight == 0:
             assert "differ in" in server.refusal(node, **inputs)
         else:
@@ -289,7 +289,7 @@ def check_files(server: Server, folder: Path) -> int:
             )
         count += 1
     message = server.refusal(node, path=path)
-    assert "differ in method" in message and "karras" in message and "reference" in message, message
+    assert "differ in method" in message and "karras" in message and "solver-error" in message, message
     assert "path is empty" in server.refusal(node, path="")
     assert "no such schedule" in server.refusal(node, path=path, nfe=7)
     np.testing.assert_array_equal(server.sigmas(node, path=single, nfe=3, denoise=0.5), expected(sd[0], 3))

@@ -17,7 +17,7 @@ from test_pipelines_schedule import family_of, use
 
 from bridge import Level, SamplingFitness, noise_schedule_of, optimize_pipeline, sample, schedule_of, with_schedule
 from bridge.fitness import converged, rmse
-from hso_jax import Schedule, baseline, search
+from hso_jax import Measured, Schedule, baseline, search
 
 TEACHER = 12  # steps, where only the bookkeeping is looked at
 SEEDS = (3, 8)
@@ -71,7 +71,7 @@ def test_calls_are_those_of_the_network_and_the_budget_s() -> None:
     assert draw.calls == fitness.calls(6) == 16 * 6
     draw.calls = 0
     budget = 12 * fitness.calls(4) + 1
-    found = search(fitness.noise, 4, fitness=fitness, budget=budget, starts=[baseline("trailing", fitness.noise, 4)])
+    found = search(fitness.noise, 4, method=Measured(fitness, budget, [baseline("trailing", fitness.noise, 4)]))
     assert draw.calls == 12 * 4 * 16
     assert found.fitness == fitness(found) < fitness(baseline("trailing", fitness.noise, 4))
     twice = SamplingFitness(draw, fitness.noise, teacher_nfe=2, evaluations=lambda nfe: 2 * nfe)
@@ -144,7 +144,7 @@ def test_one_call_tunes_a_pipeline() -> None:
     small = {"height": 16, "width": 16, "max_sequence_length": 16, "guidance_scale": 1.0}
     fitness = SamplingFitness.of_pipeline(pipe, ["a small fox"], seeds=[0], teacher_nfe=TEACHER, **small)
     schedule, batches = seen_by(
-        pipe.transformer, lambda: optimize_pipeline(pipe, 2, fitness=fitness, budget=9 * fitness.calls(2))
+        pipe.transformer, lambda: optimize_pipeline(pipe, 2, method=Measured(fitness, 9 * fitness.calls(2)))
     )
     assert len(batches) == 9 * 2 and schedule.t[0] == 1.0
     assert schedule_of(pipe).timesteps.tolist() == schedule.timesteps.tolist()
@@ -155,7 +155,7 @@ def test_a_checkpoint_knows_the_pipeline_s_call(tmp_path: Any) -> None:
     def tune(**changes: Any) -> Schedule:
         options = {"guidance_scale": 1.0, "height": 16, "width": 16, "seeds": [0], "teacher_nfe": 2, **changes}
         fitness = SamplingFitness.of_pipeline(pipeline(), ["a small fox"], **options)
-        return search(fitness.noise, 1, fitness=fitness, budget=8, checkpoint=tmp_path / "c.json")
+        return search(fitness.noise, 1, method=Measured(fitness, 8, checkpoint=tmp_path / "c.json"))
 
     first = tune()
     assert tune().t.tolist() == first.t.tolist()

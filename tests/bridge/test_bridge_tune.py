@@ -13,7 +13,7 @@ from pipelines import family_of
 
 from bridge import optimize_pipeline, schedule_of
 from bridge.guidance import usual_guidance
-from hso_jax.batch import Effort
+from hso_jax.bilevel import Effort
 from hso_jax.noise import NoiseSchedule
 from hso_jax.schedule import Schedule
 
@@ -85,12 +85,12 @@ def test_the_zoo_is_asked_for_the_pipelines_guidance_and_says_so(
     assert "guidance 1 (as asked)" in capsys.readouterr().err
 
 
-def test_the_reference_search_too(asked: list[dict[str, Any]], capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_search_on_the_solver_s_error_too(asked: list[dict[str, Any]], capsys: pytest.CaptureFixture[str]) -> None:
     pipe = family_of("StableDiffusionPipeline").build()
-    optimize_pipeline(pipe, 4, method="reference")
-    assert asked[0]["guidance"] == 7.5
+    optimize_pipeline(pipe, 4, method="solver-error")
+    assert asked[0]["method"].guidance == 7.5
     optimize_pipeline(pipe, 4)
-    assert "guidance" not in asked[1]
+    assert "method" not in asked[1]
     assert "N = 4, any solver, any guidance" in capsys.readouterr().err
 
 

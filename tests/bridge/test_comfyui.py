@@ -16,9 +16,9 @@ import pytest
 import torch
 
 import bridge
-from hso_jax import BASELINES, NoiseSchedule, Schedule, baseline, preset, save, zoo
+from hso_jax import BASELINES, Hso, Lane, NoiseSchedule, Schedule, baseline, preset, save, zoo
 from hso_jax.noise import PRESETS
-from hso_jax.reference.lanes import ReferenceLane, check
+from hso_jax.searches import checked
 
 FOLDER = Path(bridge.__file__).parent / "comfyui"
 
@@ -87,7 +87,7 @@ def test_the_search_is_the_package_s_own(nodes: ModuleType) -> None:
     from hso_jax import search
 
     sigmas = call(nodes, "HsoScheduler", model="sdxl", steps=4, method="hso")
-    wanted = search(preset("sdxl"), 4, relax=True)
+    wanted = search(preset("sdxl"), 4, method=Hso(relax=True))
     np.testing.assert_array_equal(sigmas, wanted.sampler_sigmas().astype(np.float32))
     assert wanted.method == "hso" and sigmas[-1] == 0
 
@@ -106,32 +106,30 @@ def test_the_default_is_what_the_zoo_ships_for_the_family_s_usual_guidance(nodes
 @pytest.mark.parametrize(
     ("inputs", "options"),
     [
-        ({"method": "reference"}, {"guidance": 5.0}),
+        ({"method": "solver-error"}, {"guidance": 5.0}),
         ({"method": "zoo", "guidance": 6.3, "solver": "ddim"}, {"guidance": 6.3, "solver": "ddim"}),
         ({"method": "zoo", "steps": 21}, {"nfe": 21, "guidance": 5.0}),
         ({"method": "zoo", "layout": "interval"}, {"layout": "interval", "guidance": 5.0}),
-        ({"method": "hso"}, {"method": "hso", "relax": True, "p": 2.0}),
+        ({"method": "hso"}, {"relax": True, "p": 2.0}),
     ],
 )
 def test_what_is_searched(
     nodes: ModuleType, monkeypatch: pytest.MonkeyPatch, inputs: dict[str, Any], options: dict[str, Any]
 ) -> None:
-    """`reference` was given relax and p, which it refuses; the search itself is replaced by one that checks options."""
+    """The search itself is replaced by one that checks the lane."""
     asked: dict[str, Any] = {}
 
     def search(noise: NoiseSchedule, nfe: int, **given: Any) -> Schedule:
-        asked.update(given, nfe=nfe)
-        if given["method"] == "reference":  # refuses what is no option of it, and makes nothing
-            unknown = set(given) - {"method", "layout", "solver", "guidance"}
-            assert not unknown
-            check(ReferenceLane(noise, nfe, given["layout"], given["solver"], given["guidance"]))
+        asked.update(given, **vars(given["method"]), nfe=nfe)
+        checked([Lane(noise, nfe, given["layout"], method=given["method"])])
         return baseline("trailing", noise, nfe, layout=given["layout"])
 
     nodes_module = sys.modules[nodes.__name__ + ".nodes"]
     monkeypatch.setattr(nodes_module, "search", search)
     monkeypatch.setattr(nodes_module, "_FOUND", {})
     sigmas = call(nodes, "HsoScheduler", **inputs)
-    wanted = {"nfe": 6, "layout": "node", "method": "reference", **options}
+    wanted = {"nfe": 6, "layout": "node", **options}
+    assert isinstance(asked["method"], Hso) == (inputs["method"] == "hso")
     assert {name: asked[name] for name in wanted} == wanted and len(sigmas) == wanted["nfe"] + 1
     asked.clear()
     assert torch.equal(call(nodes, "HsoScheduler", **inputs), sigmas) and not asked  # remembered
@@ -147,7 +145,7 @@ def test_graphs_saved_before_keep_their_inputs(nodes: ModuleType) -> None:
         inputs = nodes.NODE_CLASS_MAPPINGS[name].INPUT_TYPES()
         assert list({**inputs["required"], **inputs["optional"]})[: len(old)] == old
     menus = nodes.NODE_CLASS_MAPPINGS["HsoScheduler"].INPUT_TYPES()["required"]
-    assert {"hso", "hso-dm-nonuni", "reference", *BASELINES} <= set(menus["method"][0])
+    assert {"hso", "hso-dm-nonuni", "solver-error", *BASELINES} <= set(menus["method"][0])
     assert set(PRESETS) <= set(menus["model"][0])
 
 
@@ -267,11 +265,11 @@ def test_a_file_with_several_methods_is_asked_about(nodes: ModuleType, tmp_path:
     rule = baseline("trailing", preset("sdxl"), 6)
     many = [rule, *(zoo("sdxl", 6, solver, guidance=w) for solver in ("ddim", "unipc-2") for w in (1.0, 5.0))]
     save(many, path)
-    with pytest.raises(ValueError, match=r"differ in method.*trailing.*reference.*choose by method"):
+    with pytest.raises(ValueError, match=r"differ in method.*trailing.*solver-error.*choose by method"):
         call(nodes, "HsoScheduleFile", path=path)
     with pytest.raises(ValueError, match="differ in solver: for ddim; for unipc-2"):
-        call(nodes, "HsoScheduleFile", path=path, method="reference", guidance=5.0)
-    chosen = ({"method": "trailing"}, {"method": "reference", "solver": "unipc-2", "guidance": 1.0})
+        call(nodes, "HsoScheduleFile", path=path, method="solver-error", guidance=5.0)
+    chosen = ({"method": "trailing"}, {"method": "solver-error", "solver": "unipc-2", "guidance": 1.0})
     for inputs, wanted in zip(chosen, (rule, many[3]), strict=True):
         sigmas = call(nodes, "HsoScheduleFile", path=path, **inputs)
         np.testing.assert_array_equal(sigmas, wanted.sampler_sigmas().astype(np.float32))

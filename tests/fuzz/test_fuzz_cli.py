@@ -50,7 +50,7 @@ OPTIONS = {
     "models": {},
     "search": {
         "--model": NAMES, "--nfe": NUMBERS, "--layout": ["node", "both"],
-        "--method": ["hso", "reference", "hso-dm-nonuni"],
+        "--method": ["hso", "solver-error", "hso-dm-nonuni"],
         "--solver": ["ddim", "unipc", "x"], "--guidance": NUMBERS, "--seed": NUMBERS, "--spacing": [*NUMBERS, "paper"],
         "--p": NUMBERS, "--relax": None, "--image-seq-len": NUMBERS, "-o": NAMES, "--plot": NAMES, "--no-plot": None,
         "--json": None, "--force": None,

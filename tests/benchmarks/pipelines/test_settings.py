@@ -69,9 +69,11 @@ def test_methods_are_searched_once_for_all_n_at_the_pipelines_weight(monkeypatch
     wanted = settings.combinations(methods, ["unipc-3"], [4, 6])
     found = settings.prepare(wanted, methods, noise, 7.5)
     assert list(found) == wanted
+    how = asked[1][2].pop("method")
+    assert (how.solver, how.guidance) == ("unipc-3", 7.5)
     assert asked == [
         ("search", [4, 6], {}),
-        ("search", [4, 6], {"method": "reference", "solver": "unipc-3", "guidance": 7.5}),
+        ("search", [4, 6], {}),
         ("zoo", (4, "unipc-3"), {"guidance": 7.5}),
         ("zoo", (6, "unipc-3"), {"guidance": 7.5}),
     ]

@@ -1,0 +1,1 @@
+"""The lower level: minimisers over the nodes of one schedule, and the constraints that they keep."""

@@ -1,0 +1,160 @@
+"""The lower level on the solver's error: a quasi-Newton trust-region method in the logarithms of the gaps.
+
+Gaps are `least + room * softmax(y)`: in y there is no constraint left, every row of gaps is feasible, and a step of
+0.1 changes any gap by a tenth, at either end of the schedule. The function has no cheap Hessian; it is built from the
+gradients (BFGS with Powell's damping; Nocedal and Wright, Numerical Optimization, 2006, procedure 18.2), and each step
+minimises that model within the trust radius (Conn, Gould and Toint, Trust-Region Methods, 2000, ch. 7).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import chex
+import jax
+import jax.numpy as jnp
+from jax import Array
+
+from hso_jax.lower.results import CONVERGED, MAX_STEPS, NOT_FINITE
+
+FIRST_RADIUS, LARGEST_RADIUS = 0.5, 3.0
+
+TOLERANCE = 1e-4
+"""On the gain in the function that its model still promises: in a log of squares, 0.005 % of the error."""
+
+SMALLEST_RADIUS = 1e-4
+"""A trust radius below this says that rounding, or a rough function, ends the descent."""
+
+_BISECTIONS = 24
+
+Function = Callable[[Array], tuple[Array, Array]]
+"""y [M] -> value, gradient [M]; where a y has no effect its gradient is 0."""
+
+
+class State(NamedTuple):
+    """Carried from step to step.
+
+    Attributes:
+        y: [M].
+        value, gradient: of the function at y.
+        hessian: [M, M] positive definite model of its second derivatives.
+        move: [M] the next step, the model's minimiser within the radius.
+        promised: what the model says the value falls by then.
+        radius: of the trust region, in the Euclidean norm of y.
+        steps: evaluations after the first.
+    """
+
+    y: Array
+    value: Array
+    gradient: Array
+    hessian: Array
+    move: Array
+    promised: Array
+    radius: Array
+    steps: Array
+
+
+class Info(NamedTuple):
+    """Of one step: whether it was accepted, and the function before and after."""
+
+    accepted: Array
+    before: Array
+    after: Array
+
+
+class Solution(NamedTuple):
+    """A minimiser.
+
+    Attributes:
+        y: [M].
+        value: of the function there.
+        result: code, an index into `results.RESULTS`.
+        steps: taken.
+        stationarity: largest entry of the gradient.
+    """
+
+    y: Array
+    value: Array
+    result: Array
+    steps: Array
+    stationarity: Array
+
+
+def init(function: Function, y: Array) -> State:
+    """The state at y [M]."""
+    chex.assert_rank(y, 1)
+    value, gradient = function(y)
+    chex.assert_rank(value, 0)
+    chex.assert_equal_shape([gradient, y])
+    hessian, radius = jnp.eye(y.shape[0], dtype=y.dtype), jnp.asarray(FIRST_RADIUS, y.dtype)
+    return State(y, value, gradient, hessian, *_subproblem(gradient, hessian, radius), radius, jnp.asarray(0))
+
+
+def step(function: Function, state: State) -> tuple[State, Info]:
+    """One evaluation; the step is kept if the value falls, and the model learns from it either way. NaN is a rise."""
+    move = state.move
+    value, gradient = function(state.y + move)
+    finite = jnp.isfinite(value) & jnp.all(jnp.isfinite(gradient))
+    gained = jnp.where(finite, state.value - value, -jnp.inf)
+    length = jnp.linalg.norm(move)
+    radius = jnp.where(gained < 0.25 * state.promised, jnp.where(gained < 0, 0.25, 0.5) * length, state.radius)
+    wider = (gained > 0.75 * state.promised) & (length > 0.8 * state.radius)
+    radius = jnp.where(wider, jnp.minimum(2.0 * radius, LARGEST_RADIUS), radius)
+    hessian = jnp.where(finite, _learn(state.hessian, move, gradient - state.gradient), state.hessian)
+    better = gained > 0
+    info = Info(better, state.value, value)
+    y, value, gradient = (
+        jnp.where(better, new, old)
+        for new, old in ((state.y + move, state.y), (value, state.value), (gradient, state.gradient))
+    )
+    moved = State(y, value, gradient, hessian, *_subproblem(gradient, hessian, radius), radius, state.steps + 1)
+    return moved, info
+
+
+def settled(state: State) -> Array:
+    """Whether the model promises next to nothing although the trust region does not hold it back."""
+    inside = jnp.linalg.norm(state.move) <= 0.99 * state.radius
+    return (inside & (state.promised <= TOLERANCE)) | (state.radius < SMALLEST_RADIUS)
+
+
+def solve(function: Function, y: Array, max_steps: Array | int) -> Solution:
+    """From y [M] until it has settled or for `max_steps` steps."""
+    last = jax.lax.while_loop(
+        lambda state: (state.steps < max_steps) & ~settled(state),
+        lambda state: step(function, state)[0],
+        init(function, y),
+    )
+    result = jnp.where(settled(last), CONVERGED, MAX_STEPS)
+    result = jnp.where(jnp.isfinite(last.value), result, NOT_FINITE)
+    return Solution(last.y, last.value, result, last.steps, jnp.max(jnp.abs(last.gradient)))
+
+
+def _learn(hessian: Array, move: Array, change: Array) -> Array:
+    """BFGS; where the change of the gradient shows too little curvature it is mixed with the model's own (Powell)."""
+    model = hessian @ move
+    curved, seen = move @ model, move @ change
+    damped = seen < 0.2 * curved
+    share = jnp.where(damped, 0.8 * curved / jnp.where(damped, curved - seen, 1.0), 1.0)
+    mixed = share * change + (1.0 - share) * model
+    new = hessian - jnp.outer(model, model) / curved + jnp.outer(mixed, mixed) / (move @ mixed)
+    return jnp.where(jnp.all(jnp.isfinite(new)), new, hessian)
+
+
+def _subproblem(gradient: Array, hessian: Array, radius: Array) -> tuple[Array, Array]:
+    """The minimiser of the positive definite model within the radius, and the fall it promises."""
+    values, vectors = jnp.linalg.eigh(hessian)
+    values = jnp.maximum(values, 1e-6 * jnp.max(values))
+    slopes = vectors.T @ gradient
+
+    def halve(_: Array, bounds: tuple[Array, Array]) -> tuple[Array, Array]:
+        low, high = bounds
+        middle = 0.5 * (low + high)
+        long = jnp.linalg.norm(slopes / (values + middle)) > radius
+        return jnp.where(long, middle, low), jnp.where(long, high, middle)
+
+    zero = jnp.zeros_like(radius)
+    _, damping = jax.lax.fori_loop(0, _BISECTIONS, halve, (zero, jnp.linalg.norm(slopes) / radius))
+    damping = jnp.where(jnp.linalg.norm(slopes / values) <= radius, 0.0, damping)
+    along = -slopes / (values + damping)
+    return vectors @ along, -jnp.sum(along * (slopes + 0.5 * values * along))

@@ -1,0 +1,114 @@
+"""Lanes of the search on the solver's error, checked on the host and packed for the program."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+
+from hso_jax import solvers
+from hso_jax.checks import check_guidance, choice, whole
+from hso_jax.lane import Lane, check_lane
+from hso_jax.lower.gaps import SPACING, Range
+from hso_jax.noise.ends import data_end, noise_end, s_of_lam
+from hso_jax.objectives.solver_error import Chunks, error_data, in_chunks
+
+FIRST = ("end", "free")
+
+
+class LaneArrays(NamedTuple):
+    """Lanes as arrays with a leading axis; `data` indexes a bank of exact solutions.
+
+    Attributes:
+        data, solver, nfe, nodes, seed: [L] integers.
+        clean, free: [L] bool: whether the last step goes to clean data; whether the first node is free.
+        top, floor: [L] largest and smallest s of a node.
+        starts: [L, S, K] nodes in s to start from; S = 0 lets the upper level propose them.
+    """
+
+    data: Array
+    solver: Array
+    nfe: Array
+    nodes: Array
+    seed: Array
+    clean: Array
+    free: Array
+    top: Array
+    floor: Array
+    starts: Array
+
+    @property
+    def range(self) -> Range:
+        """Where a lane's nodes may be."""
+        return Range(self.top, self.floor, self.free, self.nodes)
+
+
+def check(lane: Lane) -> tuple[Lane, str, float]:
+    """The lane, its solver's full name and its guidance weight; `method` has solver, guidance and first.
+
+    Raises:
+        ValueError: naming the value that is wrong and what would be right.
+    """
+    lane = check_lane(lane)
+    method: Any = lane.method
+    choice("first", method.first, FIRST)
+    solver = solvers.canonical(method.solver)
+    guidance = check_guidance(method.guidance)
+    if method.first == "end" and noise_end(lane.noise) == -math.inf and (solver.endswith("bh1") or solver == "heun"):
+        raise ValueError(
+            f"solver {solver!r} cannot start at lam = -inf, where {lane.noise.name} ends; use first='free', "
+            f"{'heun-flow' if solver == 'heun' else solver.removesuffix('-bh1')!r} or another solver"
+        )
+    check_room(lane)
+    return lane, solver, guidance
+
+
+def check_room(lane: Lane) -> None:
+    """Raises ValueError unless the nodes fit between the noise schedule's ends, `SPACING` apart in s."""
+    room = s_of_lam(noise_end(lane.noise)) - s_of_lam(data_end(lane.noise))
+    if lane.nodes * SPACING > room:
+        raise ValueError(
+            f"nfe is {lane.nfe}: {lane.nodes} nodes at least {SPACING:g} apart in s do not fit {room:.4g}; "
+            f"use at most {int(room / SPACING)}"
+        )
+
+
+def pack(lanes: Sequence[Lane], names: Sequence[str]) -> tuple[LaneArrays, Chunks, np.ndarray]:
+    """Checked lanes as arrays without starts, their bank of exact solutions, and [L] the inaccuracy of each lane's.
+
+    The distinct solutions of a bank share problems and noise; truth and guidance have a leading axis.
+
+    Raises:
+        ValueError: unless the method's `chunk` divides its samples, and as `error_data`.
+    """
+    methods: list[Any] = [lane.method for lane in lanes]
+    first = methods[0]
+    if whole("samples", first.samples, 1) % whole("chunk", first.chunk, 1):
+        raise ValueError(f"samples is {first.samples!r}; need a multiple of {first.chunk}, the method's chunk")
+    dtype = np.dtype(jax.dtypes.canonicalize_dtype(float))
+    noisy = [noise_end(lane.noise) for lane in lanes]
+    ends = [(end, m.guidance) for end, m in zip(noisy, methods, strict=True)]
+    distinct = list(dict.fromkeys(ends))
+    data = [error_data(*end, problems=first.problems, samples=first.samples, seed=first.noise_seed) for end in distinct]
+    cut = [in_chunks(d, first.chunk) for d in data]
+    bank = cut[0]._replace(truth=jnp.stack([c.truth for c in cut]), guidance=jnp.stack([c.guidance for c in cut]))
+    columns = {
+        "data": np.array([distinct.index(end) for end in ends], np.int32),
+        "solver": np.array([list(names).index(m.solver) for m in methods], np.int32),
+        "nfe": np.array([lane.nfe for lane in lanes], np.int32),
+        "nodes": np.array([lane.nodes for lane in lanes], np.int32),
+        "seed": np.array([lane.seed for lane in lanes], np.int32),
+        "clean": np.array([lane.layout == "node" for lane in lanes]),
+        "free": np.array([m.first == "free" for m in methods]),
+        "top": np.array([s_of_lam(end) for end in noisy], dtype),
+        "floor": np.array([s_of_lam(data_end(lane.noise)) for lane in lanes], dtype),
+        # Two nodes at least: a schedule of one has no gap, and arrays of length 0 have no largest entry.
+        "starts": np.zeros((len(lanes), 0, max(2, *(lane.nodes for lane in lanes))), dtype),
+    }
+    inaccuracy = np.array([float(d.inaccuracy) for d in data])[columns["data"]]
+    return LaneArrays(**columns), jax.tree.map(np.asarray, bank), inaccuracy  # type: ignore[arg-type]

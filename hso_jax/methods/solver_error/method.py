@@ -1,0 +1,138 @@
+"""`SolverError`: schedules by the error of the solver itself, with the method's options."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Hashable, Sequence
+
+import jax
+import numpy as np
+from jax.sharding import PartitionSpec
+
+from hso_jax import batch, solvers
+from hso_jax.bilevel import Effort
+from hso_jax.checks import choice, whole
+from hso_jax.lane import Lane, Method
+from hso_jax.methods.solver_error.lanes import LaneArrays, check, pack
+from hso_jax.methods.solver_error.schedules import compared, schedule_of
+from hso_jax.methods.solver_error.search import Refinement, search_lane
+from hso_jax.noise.ends import s_of_lam
+from hso_jax.objectives.expansion import NodeObjective, check_objective
+from hso_jax.objectives.solver_error import SAMPLES, Chunks
+from hso_jax.problems import Problem
+from hso_jax.schedule import Schedule
+
+COMPARED = ("ddim", "dpmpp-2m", "unipc-2", "unipc-3")
+"""Solvers whose error a result tells beside its own: one evaluation a step, usable in every pipeline."""
+
+EFFORT = Effort(population=8, generations=6, steps=5, polish=2, lanes=1)
+"""Of the upper level, on each island of lam_eps. One lane at once is right for a CPU, whose caches hold one."""
+
+REFINEMENT = Refinement()
+
+_CHUNK = 16  # lanes a call: how often progress is told
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class SolverError:
+    """The schedule with the least error of one solver, on problems whose exact solution is known.
+
+    Attributes:
+        solver: a name that `hso_jax.solvers.canonical` knows: "ddim", "dpmpp-2m", "unipc-2", "unipc-3", "heun", ...
+        guidance: w of classifier-free guidance; 1 is without.
+        first: "end" (the first node is the model's noise end) or "free" (it is placed like the others).
+        family: bound whose minimisers are the starts: "mep", "dm-nonuni" or a function, as `Hso.objective`.
+        refinement: how hard the starts are refined on the error; None takes the best of the family as it is.
+        start: a schedule, or a method whose schedule is refined, instead of the starts of the family.
+        compare: names of solvers whose error on the nodes is told in `Schedule.others`.
+        problems: stacked; the family of 36 by default.
+        samples: noise samples a problem.
+        noise_seed: of these samples.
+        chunk: samples taken through the solver at once; divides `samples`.
+        few: chunks that the upper level sees.
+    """
+
+    solver: str = "dpmpp-2m"
+    guidance: float = 1.0
+    first: str = "end"
+    family: str | NodeObjective = "mep"
+    refinement: Refinement | None = REFINEMENT
+    start: Method | Schedule | None = None
+    compare: tuple[str, ...] = COMPARED
+    problems: Problem | None = None
+    samples: int = SAMPLES
+    noise_seed: int = 0
+    chunk: int = 32
+    few: int = 12
+
+    def check(self, lane: Lane) -> Lane:
+        """See `lane.Method`; also checks the lane of the method that it starts from."""
+        lane, solver, guidance = check(lane)
+        check_objective("family", self.family)
+        whole("few", self.few, 1)
+        for name, value in (self.refinement or REFINEMENT)._asdict().items():
+            whole(f"refinement.{name}", value, 0 if name == "final_steps" else 1)
+        compare = tuple(solvers.canonical(name) for name in self.compare)
+        method = dataclasses.replace(self, solver=solver, guidance=guidance, compare=compare)
+        if self.start is not None and self.refinement is None:
+            raise ValueError("refinement is None, with a start there would be nothing to do; give a Refinement(...)")
+        if isinstance(self.start, Schedule):
+            _check_start(lane, self.start)
+        elif self.start is not None:
+            started = self.start.check(lane._replace(method=self.start))
+            method = dataclasses.replace(method, start=started.method)  # type: ignore[arg-type]
+        return lane._replace(method=method)
+
+    def group(self, lane: Lane) -> Hashable:
+        """Solvers of one and of two evaluations a step have programs of their own, and so has each family."""
+        data = id(self.problems), self.samples, self.noise_seed, self.chunk, self.few
+        start: Hashable = None
+        if self.start is not None:
+            start = "schedule" if isinstance(self.start, Schedule) else self.start.group(lane)
+        return SolverError, solvers.SOLVERS[self.solver].calls, self.family, self.refinement, data, start
+
+    def search(self, lanes: Sequence[Lane], effort: Effort | None, progress: batch.Progress | None) -> list[Schedule]:
+        """Search checked lanes of one group, each for its own solver and guidance."""
+        methods: list[SolverError] = [lane.method for lane in lanes]  # type: ignore[misc]
+        names = tuple(dict.fromkeys(method.solver for method in methods))
+        arrays, bank, inaccuracy = pack(lanes, names)
+        if self.start is not None:
+            arrays = arrays._replace(starts=_starts(lanes, self.start, arrays))  # type: ignore[arg-type]
+        complete = (effort or Effort()).over(EFFORT)
+        search = search_lane(names, self.family, self.few, self.refinement, complete, batch.DEVICES)
+        rows = batch.run(
+            search,
+            arrays,
+            bank,
+            chunk=max(_CHUNK, complete.lanes),
+            at_once=complete.lanes,
+            split=batch.Split(_SAMPLES_SPLIT, self.chunk),
+            progress=progress,
+        )
+        found = []
+        for i, lane in enumerate(lanes):
+            schedule = schedule_of(lane, jax.tree.map(lambda x: x[i], rows), float(inaccuracy[i]))  # noqa: B023
+            found.append(compared(schedule, lane))
+        return found
+
+
+_WHOLE, _NOISE = PartitionSpec(), PartitionSpec(None, batch.DEVICES)
+_SAMPLES_SPLIT = Chunks(_WHOLE, _WHOLE, _NOISE, PartitionSpec(None, None, batch.DEVICES), _WHOLE)  # type: ignore[arg-type]
+
+
+def _starts(lanes: Sequence[Lane], start: Method | Schedule, arrays: LaneArrays) -> np.ndarray:
+    """[L, 1, K] the nodes in s of each lane's own start, padded with the last."""
+    own = [lane.method.start for lane in lanes]  # type: ignore[union-attr]
+    if not isinstance(start, Schedule):
+        own = start.search([lane._replace(method=m) for lane, m in zip(lanes, own, strict=True)], None, None)
+    count = arrays.starts.shape[-1]
+    rows = [np.pad(s_of_lam(s.lams), (0, count - len(s.lams)), mode="edge") for s in own]
+    return np.stack(rows)[:, None].astype(arrays.top.dtype)
+
+
+def _check_start(lane: Lane, start: Schedule) -> None:
+    choice("start.layout", start.layout, (lane.layout,))
+    if start.nfe != lane.nfe or start.noise != lane.noise.fingerprint():
+        raise ValueError(
+            f"start is for {start.model}, N = {start.nfe}; the search is for {lane.noise.name}, N = {lane.nfe}"
+        )

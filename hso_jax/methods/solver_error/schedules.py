@@ -1,0 +1,146 @@
+"""From what the program found to `Schedule`s, and the solver's error of any schedule."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from hso_jax import solvers
+from hso_jax.batch import compiler_options
+from hso_jax.checks import shown
+from hso_jax.lane import Lane
+from hso_jax.lower.gaps import SPACING
+from hso_jax.lower.results import NOT_FINITE, RESULTS
+from hso_jax.methods.solver_error.search import Found
+from hso_jax.noise import NoiseSchedule
+from hso_jax.noise.ends import data_end, lam_of_s, noise_end, s_of_lam, times
+from hso_jax.noise.noise_schedule import check_noise
+from hso_jax.objectives.expansion import objective_name
+from hso_jax.objectives.solver_error import Chunks, error_data, in_chunks, squared_errors
+from hso_jax.problems import Problem
+from hso_jax.schedule import Schedule, versions
+
+
+def schedule_of(lane: Lane, found: Found, inaccuracy: float) -> Schedule:
+    """The result in float64, in the model's own t.
+
+    Where the error is nowhere finite the nodes are equal gaps in s; `result` says so.
+
+    Args:
+        lane: checked.
+        found: its row of the program's results.
+        inaccuracy: of the exact solution: no error is told below it.
+    """
+    method: Any = lane.method
+    nodes, error, code = np.asarray(found.nodes[: lane.nodes], np.float64), float(found.error), int(found.result)
+    top, floor = (float(s_of_lam(end(lane.noise))) for end in (noise_end, data_end))
+    failed = not np.isfinite(error)
+    if failed and not (np.isfinite(nodes).all() and (np.diff(nodes) < 0).all() and nodes[-1] > 0):
+        nodes = np.linspace(min(top, 1.0 - SPACING), floor, lane.nodes + 1)[: lane.nodes]
+    lams = lam_of_s(nodes)
+    if method.first == "end":
+        lams[0] = noise_end(lane.noise)
+    p, last, first = (float(x) for x in found.psi)
+    psi = None
+    if np.isfinite(p):  # else the start was not the family's
+        ends = {"t_eps": float(lane.noise.t_of_lam(last)), "t_max": float(lane.noise.t_of_lam(first))}
+        psi = {"p": p, **ends, "ksigma_min": float(np.exp(-last)), "ksigma_max": float(np.exp(-first))}
+    # A rule that is taken as it is has not been optimised.
+    result = "fixed" if psi is None and method.refinement is None else RESULTS[code]
+    return Schedule.from_t(
+        lane.noise,
+        times(lane.noise, lams),
+        layout=lane.layout,
+        method="solver-error" if method.refinement else f"{objective_name(method.family)}/solver-error",
+        solver=method.solver,
+        guidance=method.guidance,
+        error=None if failed else max(error, inaccuracy),
+        psi=psi,
+        p=2.0 if psi is None else p,
+        result=RESULTS[NOT_FINITE] if failed else result,
+        iterations=int(found.steps),
+        stationarity=float(found.stationarity) if np.isfinite(found.stationarity) else None,
+        seed=int(lane.seed),
+        versions=versions(),
+    )
+
+
+def compared(schedule: Schedule, lane: Lane) -> Schedule:
+    """With `others`: each other solver's error on these nodes, which is at least what its own would be."""
+    method: Any = lane.method
+    names = [name for name in method.compare if name != method.solver]
+    if not names or solvers.SOLVERS[method.solver].calls != 1:
+        return schedule
+    data = error_data(
+        noise_end(lane.noise),
+        method.guidance,
+        problems=method.problems,
+        samples=method.samples,
+        seed=method.noise_seed,
+    )
+    chunks = in_chunks(data, data.noise.shape[1])
+    errors = {name: measure(schedule, name, chunks) for name in names}
+    return dataclasses.replace(schedule, others={name: e for name, e in errors.items() if np.isfinite(e)})
+
+
+def solver_error(
+    schedule: Schedule,
+    noise: NoiseSchedule,
+    *,
+    solver: str | None = None,
+    guidance: float | None = None,
+    problems: Problem | None = None,
+    **options: Any,
+) -> float:
+    """Root-mean-square error of a solver's samples on problems with a known solution, with any schedule.
+
+    Per dimension, relative to the standard deviation of each problem's data. Infinite where the solver fails.
+
+    Args:
+        schedule: of any method.
+        noise: the noise schedule it is for: its noise end is where the exact solution starts.
+        solver: a key of `SOLVERS`; by default the schedule's own.
+        guidance: w; by default the schedule's own, or 1.
+        problems: stacked; the family that schedules are optimised on by default.
+        options: further arguments of `objectives.solver_error.error_data`: samples, seed, steps.
+
+    Raises:
+        ValueError: for an unknown solver, a schedule of another noise schedule, or as `error_data`.
+    """
+    if not isinstance(schedule, Schedule):
+        raise ValueError(f"schedule is {shown(schedule)}; need a Schedule")
+    if schedule.noise != check_noise(noise).fingerprint():
+        raise ValueError(f"the schedule was made for {schedule.model}, whose noise differs from {noise.name}'s")
+    name = schedule.solver if solver is None else solver
+    if name == "any":
+        raise ValueError("the schedule was made for any solver; say solver='ddim', 'dpmpp-2m', 'unipc-3', ...")
+    weight = guidance if guidance is not None else (schedule.guidance if schedule.guidance is not None else 1.0)
+    name = solvers.canonical(name)
+    data = error_data(noise_end(noise), weight, problems=problems, **options)
+    return measure(schedule, name, in_chunks(data, data.noise.shape[1]))
+
+
+def measure(schedule: Schedule, solver: str, data: Chunks) -> float:
+    """The error of a solver, by its full name, on all samples; infinite where it fails."""
+    dtype = data.noise.dtype
+    evaluated = np.asarray(schedule.lams[: schedule.nfe], dtype)
+    # Padded, so that one compilation serves many N.
+    lams = np.pad(evaluated, (0, -len(evaluated) % 10), mode="edge")
+    end = np.inf if schedule.end == "clean" else schedule.lams[-1]
+    program = _program(solver, jax.default_backend())
+    value = float(program(data, jnp.asarray(lams), jnp.asarray(end, dtype), jnp.asarray(schedule.nfe)))
+    return value if np.isfinite(value) else float("inf")
+
+
+@functools.cache
+def _program(solver: str, platform: str) -> Any:
+    def error(data: Chunks, lams: jax.Array, end: jax.Array, nfe: jax.Array) -> jax.Array:
+        weights = solvers.weights(solver, lams, end=end, nfe=nfe)
+        return jnp.sqrt(jnp.mean(squared_errors(data, weights, data.problem.shape[0])))
+
+    return jax.jit(error, compiler_options=compiler_options(platform))

@@ -1,0 +1,102 @@
+"""Precomputed schedules of every preset, so that most users never search."""
+
+from __future__ import annotations
+
+import functools
+import json
+from importlib import resources
+from typing import Any
+
+import numpy as np
+
+from hso_jax import solvers
+from hso_jax.checks import check_nfe, number
+from hso_jax.noise import PRESETS, NoiseSchedule, preset
+from hso_jax.noise.ends import data_end, noise_end, times
+from hso_jax.noise.noise_schedule import check_noise
+from hso_jax.schedule import Schedule
+
+FORMAT, VERSION = "hso-jax/zoo", 1
+FILE = "zoo.json"
+SOLVERS = ("ddim", "dpmpp-2m", "unipc-2", "unipc-3")
+MAX_NFE = 20
+
+
+def zoo(model: str | NoiseSchedule, nfe: int, solver: str = "dpmpp-2m", *, guidance: float | None = None) -> Schedule:
+    """The shipped schedule, what `search(noise, nfe, method=SolverError(solver=..., guidance=...))` finds; node layout.
+
+    Args:
+        model: a preset's name, or a noise schedule with the same two ends as some preset's.
+        nfe: N in 1..20.
+        solver: "ddim", "dpmpp-2m", "unipc-2" (also "unipc") or "unipc-3".
+        guidance: w; by default the model's usual one for a preset (`PRESETS[name].guidance`), else 1. What is shipped
+            is 1 and the usual weights of the presets with these ends.
+
+    Returns:
+        A `Schedule` whose `others` are the errors of the other solvers, each with its own shipped schedule.
+
+    Raises:
+        ValueError: for an unknown model, solver or N, or ends or a weight that are not shipped; the message lists
+            what is, and how to search instead.
+    """
+    noise = preset(model) if isinstance(model, str) else check_noise(model)
+    weight = guidance
+    if weight is None:
+        weight = PRESETS[model].guidance if isinstance(model, str) else 1.0
+    weight = number("guidance", weight, low=0.0, closed=True)
+    name = solvers.canonical(solver)
+    if name not in SOLVERS:
+        raise ValueError(f"solver {solver!r} is not in the zoo ({', '.join(SOLVERS)}); {_instead(solver, weight)}")
+    if check_nfe(nfe) > MAX_NFE:
+        raise ValueError(f"nfe is {nfe}; the zoo has 1..{MAX_NFE}; {_instead(solver, weight)}")
+    shelf = _shelves().get(ends_key(noise))
+    if shelf is None:
+        raise ValueError(f"no preset has the noise range of {noise.name}; {_instead(solver, weight)}")
+    if weight not in shelf:
+        have = ", ".join(f"{w:g}" for w in sorted(shelf))
+        raise ValueError(f"guidance {weight:g} is not in the zoo for {noise.name} ({have}); {_instead(solver, weight)}")
+    entries = {s: shelf[weight][s][nfe - 1] for s in SOLVERS}
+    found = entries.pop(name)
+    return Schedule.from_t(
+        noise,
+        times(noise, np.array([noise_end(noise), *found["lams"]])),
+        method="solver-error",
+        solver=name,
+        guidance=weight,
+        error=found["error"],
+        others={s: e["error"] for s, e in entries.items()},
+        versions=_document()["versions"],
+    )
+
+
+def shipped_guidance(noise: NoiseSchedule) -> tuple[float, ...]:
+    """The weights for which the zoo has schedules of this model, rising; none if no preset has its ends."""
+    return tuple(sorted(_shelves().get(ends_key(noise), ())))
+
+
+def ends_key(noise: NoiseSchedule) -> tuple[float | None, float]:
+    """What a search on the solver's error knows of a noise schedule: its ends in lam, rounded; None is -inf."""
+    noisy = noise_end(noise)
+    return (None if np.isneginf(noisy) else round(noisy, 3), round(data_end(noise), 3))
+
+
+def text() -> str:
+    """The shipped file's text."""
+    return resources.files("hso_jax.shelf").joinpath(FILE).read_text(encoding="utf-8")
+
+
+@functools.cache
+def _document() -> dict[str, Any]:
+    return json.loads(text())
+
+
+@functools.cache
+def _shelves() -> dict[tuple[float | None, float], dict[float, dict[str, list[dict[str, Any]]]]]:
+    return {
+        tuple(shelf["ends"]): {float(weight): entries for weight, entries in shelf["guidance"].items()}
+        for shelf in _document()["shelves"]
+    }
+
+
+def _instead(solver: str, weight: float) -> str:
+    return f"use search(noise, nfe, method=SolverError(solver={solver!r}, guidance={weight:g}))"

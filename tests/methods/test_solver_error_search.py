@@ -1,0 +1,319 @@
+"""The search on the solver's error: what it finds, what that depends on, and what is refused."""
+
+from __future__ import annotations
+
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import solver_error_cells as shared
+from jax.sharding import PartitionSpec
+from problems import Smooth
+from scipy import optimize
+from solver_error_cells import EFFORT, NAMES, SAMPLES, SD, SD3, WEIGHTS, deviations, find, grid, small_family
+
+from benchmarks.speed import scipy_search as oracle
+from hso_jax import Hso, Lane, Schedule, SolverError, baseline, batch, preset, search, search_many, solver_error
+from hso_jax.lower.gaps import SPACING
+from hso_jax.methods.solver_error import lanes as lanes_module
+from hso_jax.methods.solver_error import method as method_module
+from hso_jax.methods.solver_error.method import COMPARED
+from hso_jax.methods.solver_error.schedules import measure
+from hso_jax.methods.solver_error.search import search_lane
+from hso_jax.noise.ends import noise_end, s_of_lam
+from hso_jax.objectives.solver_error import Chunks, error_data, in_chunks
+from hso_jax.problems import denoiser, family, generic
+from hso_jax.searches import checked
+from hso_jax.solvers import sample
+
+DATA: dict[str, Any] = {"samples": SAMPLES}
+
+
+def key(lane: Lane) -> tuple[Any, ...]:
+    how: Any = lane.method
+    return (lane.noise.name, *lane[1:4], how.solver, how.guidance, how.first)
+
+
+@pytest.fixture(scope="module")
+def found() -> dict[tuple[Any, ...], tuple[Lane, Schedule]]:
+    lanes = grid()
+    return {key(lane): (lane, s) for lane, s in zip(lanes, find(lanes), strict=True)}
+
+
+@functools.cache
+def chunks(start: float, guidance: float) -> Chunks:
+    return in_chunks(error_data(start, guidance, problems=small_family(), **DATA), SAMPLES)
+
+
+def error_of(schedule: Schedule, lane: Lane) -> float:
+    """`solver_error` without solving exactly each time."""
+    return measure(schedule, lane.method.solver, chunks(noise_end(lane.noise), lane.method.guidance))
+
+
+def test_what_a_schedule_says_about_itself(found: Any) -> None:
+    for lane, s in found.values():
+        assert (s.nfe, s.layout, s.seed) == lane[1:4]
+        assert (s.solver, s.guidance) == (lane.method.solver, lane.method.guidance)
+        assert s.method == "solver-error" and s.model == lane.noise.name and s.noise == lane.noise.fingerprint()
+        assert s.end == ("clean" if s.layout == "node" else "t_eps") and len(s.t) == lane.nodes
+        assert s.result in ("converged", "max_steps") and np.isfinite(s.error)
+        assert (s.mep, s.spf) == (None, None)
+        assert s.t[0] <= 1.0 and s.t[-1] >= float(lane.noise.t_min)
+        assert s.psi is None or s.psi["ksigma_min"] < s.psi["ksigma_max"]
+    assert np.mean([s.result == "converged" for _, s in found.values()]) > 0.5
+
+
+def test_nodes_keep_their_distance_and_start_where_they_were_told(found: Any) -> None:
+    for lane, s in found.values():
+        assert np.all(-np.diff(s_of_lam(s.lams)) >= SPACING * (1 - 1e-3))
+        if lane.method.first == "end":
+            assert s.t[0] == 1.0
+            assert s.lams[0] == -np.inf if lane.noise is SD3 else s.lams[0] == pytest.approx(noise_end(lane.noise))
+        else:
+            assert s_of_lam(s.lams[0]) <= min(s_of_lam(noise_end(lane.noise)), 1.0 - 0.999 * SPACING) + 1e-6
+
+
+def test_the_error_is_that_of_sampling(found: Any) -> None:
+    """`solver_error` of the schedule, and plain `solvers.sample` of those with four nodes."""
+
+    @functools.partial(jax.jit, static_argnames="solver")
+    def of_one(problem: Any, lams: jax.Array, noise: jax.Array, weight: float, end: float, solver: str) -> jax.Array:
+        return sample(denoiser(problem, weight), lams, noise, solver=solver, end=end)
+
+    for i, (lane, s) in enumerate(found.values()):
+        assert error_of(s, lane) == pytest.approx(s.error, rel=2e-4, abs=2e-6), key(lane)
+        if i % 12 == 0:
+            assert solver_error(s, lane.noise, problems=small_family(), **DATA) == error_of(s, lane)
+        if lane.nfe != 4:
+            continue
+        data, squares = chunks(noise_end(lane.noise), lane.method.guidance), []
+        for problem, noise, truth in zip(data.problem, data.noise, data.truth, strict=True):
+            mixture = jax.tree.map(lambda leaf, p=problem: leaf[p], data.problems)
+            end = np.inf if s.end == "clean" else s.lams[-1]
+            rest = (np.float32(lane.method.guidance), np.float32(end), s.solver)
+            error = of_one(mixture, s.lams[:4].astype(np.float32), noise, *rest) - truth
+            squares.append(np.mean((error / deviations()[problem]) ** 2))
+        assert s.error == pytest.approx(np.sqrt(np.mean(squares)), rel=2e-4)
+
+
+def test_not_worse_than_its_own_start_nor_than_rules(found: Any) -> None:
+    """The start is SciPy's minimiser of MEP at the psi that the result names."""
+    begun = 0
+    for lane, s in found.values():
+        rules = [baseline(name, lane.noise, lane.nfe, layout=lane.layout) for name in ("trailing", "karras")]
+        if s.psi is not None and lane.noise is SD and lane.nodes == 4:
+            smooth = Smooth(lane.noise)
+            start = oracle.minimise_mep(smooth, s.psi["t_max"], s.psi["t_eps"], lane.nodes - 1, s.psi["p"])
+            rules.append(Schedule.from_t(lane.noise, start.t, layout=lane.layout))
+            begun += 1
+        for rule in rules:
+            assert s.error <= error_of(rule, lane) * (1 + 1e-3), (key(lane), rule.method)
+    assert begun >= 3
+
+
+def test_the_family_s_own_schedule_is_mep_s_minimiser_and_not_better(found: Any) -> None:
+    family_s = search(SD, 4, method=shared.method("ddim", refinement=None), effort=EFFORT)
+    assert family_s.method == "mep/solver-error"
+    psi = family_s.psi
+    wanted = oracle.minimise_mep(Smooth(SD), psi["t_max"], psi["t_eps"], 3, psi["p"])
+    np.testing.assert_allclose(family_s.t, wanted.t, rtol=0, atol=2e-3)
+    _, refined = found[key(shared.lane(SD, 4, "node", "ddim"))]
+    assert refined.error <= family_s.error * (1 + 1e-6)
+
+
+def test_a_member_that_has_not_converged_says_so() -> None:
+    """One step of the lower level, and none after it, cannot have converged; forty can."""
+    lanes = [shared.lane(SD, n, "node", "ddim", refinement=None) for n in (4, 6)]
+    short = search_many(lanes, effort=EFFORT._replace(steps=1, polish=0))
+    long = search_many(lanes, effort=EFFORT._replace(steps=40))
+    assert [s.result for s in short if s.psi is not None] == ["max_steps"] * sum(s.psi is not None for s in short)
+    assert all(s.result == ("fixed" if s.psi is None else "converged") for s in long)
+    assert any(s.psi is not None for s in short) and any(s.psi is not None for s in long)
+
+
+def test_one_compilation_for_all_lanes(found: Any) -> None:
+    split = batch.Split(method_module._SAMPLES_SPLIT, shared.SMALL["chunk"])
+    one = search_lane(NAMES, "mep", 2, shared.SMALL["refinement"], EFFORT, batch.DEVICES)
+    search_of_all = batch.program(one, batch._mesh(split), PartitionSpec(batch.HOSTS), split.shared, 1)
+    before = search_of_all._cache_size()
+    find([shared.lane(SD, 3, solver="unipc", seed=5), shared.lane(SD3, 2, "interval", "ddim", 5.0)])
+    assert search_of_all._cache_size() == before == 1
+
+
+def test_the_same_seed_gives_the_same_bytes_in_any_company(found: Any) -> None:
+    lanes = [shared.lane(noise, 4, "node", name, w) for noise in (SD, SD3) for name in NAMES for w in WEIGHTS]
+    again = find(lanes[::-1])[::-1]
+    seeds = find([lane._replace(seed=7) for lane in lanes])
+    for lane, s, other in zip(lanes, again, seeds, strict=True):
+        first = found[key(lane)][1]
+        assert s.t.tobytes() == first.t.tobytes() and s.error == first.error and s.psi == first.psi
+        assert other.seed == 7
+    errors = np.array([[found[key(lane)][1].error, s.error] for lane, s in zip(lanes, seeds, strict=True)])
+    assert np.any(errors[:, 0] != errors[:, 1])
+    np.testing.assert_allclose(errors[:, 1], errors[:, 0], rtol=0.1)
+
+
+def test_only_the_ends_of_the_noise_matter(found: Any) -> None:
+    """SDXL has Stable Diffusion's noise; FLUX.1-schnell's flow differs from SD3's in its shift only."""
+    for noise, twin in ((SD, preset("sdxl")), (SD3, preset("flux-schnell"))):
+        lanes = [lane for lane, _ in found.values() if lane.noise is noise and lane.method.solver == "unipc-2"]
+        for lane, s in zip(lanes, find([lane._replace(noise=twin) for lane in lanes]), strict=True):
+            one = found[key(lane)][1]
+            inside = s.t > float(twin.t_min) * 1.01
+            inside &= one.t > float(noise.t_min) * 1.01
+            np.testing.assert_allclose(s.lams[inside], one.lams[inside], rtol=0, atol=1e-9)
+            assert s.model == twin.name and s.error == one.error
+
+
+def test_float64_alone_agrees_with_float32_in_company(found: Any) -> None:
+    """One solver and model a call, as `search` makes them; and SciPy finds nothing better nearby."""
+    calls: list[tuple[int, int]] = []
+    with jax.enable_x64(True):
+        alone = search(
+            SD, [2, 4], method=shared.method("ddim"), effort=EFFORT, progress=lambda *told: calls.append(told)
+        )
+        for s in alone:
+            (best, value), start = polished(s), s_of_lam(s.lams[1:])
+            assert s.error == pytest.approx(np.sqrt(value(start)), rel=1e-6)
+            assert value(best) >= value(start) * (1 - 1e-3)
+    assert calls == [(2, 2)]
+    for s in alone:
+        _, single = found[key(shared.lane(SD, s.nfe, solver="ddim"))]
+        assert s.result == single.result == "converged"
+        np.testing.assert_allclose(s.t, single.t, rtol=0, atol=1e-3)
+        assert s.error == pytest.approx(single.error, rel=1e-4)
+
+
+def polished(s: Schedule) -> tuple[np.ndarray, Any]:
+    """SciPy's minimiser in s from a schedule's nodes after the first, and the mean squared error that it minimises."""
+    data = error_data(noise_end(SD), s.guidance, problems=small_family(), **DATA)
+
+    @jax.jit
+    def mean_square(nodes: jax.Array) -> jax.Array:
+        def one(problem: Any, noise: jax.Array) -> jax.Array:
+            lams = jnp.concatenate([s.lams[:1], jnp.log1p(-nodes) - jnp.log(nodes)])
+            return sample(denoiser(problem, data.guidance), lams, noise, solver=s.solver)
+
+        error = jax.vmap(one)(data.problems, data.noise) - data.truth
+        return jnp.mean((error / deviations()[:, None, None]) ** 2)
+
+    def value(nodes: np.ndarray) -> float:
+        return float(mean_square(jnp.asarray(nodes)))
+
+    return optimize.minimize(value, s_of_lam(s.lams[1:]), method="Nelder-Mead", options={"xatol": 1e-7}).x, value
+
+
+def test_other_solvers_are_told_and_advised(found: Any) -> None:
+    (s,) = find([shared.lane(SD, 4, solver="ddim", compare=COMPARED)])
+    assert sorted(s.others) == ["dpmpp-2m", "unipc-2", "unipc-3"]
+    assert s.t.tobytes() == found[key(shared.lane(SD, 4, solver="ddim"))][1].t.tobytes()
+    for name, error in s.others.items():
+        assert error == solver_error(s, SD, solver=name, problems=small_family(), **DATA)
+    best = min(s.others, key=s.others.get)
+    assert s.better_solver == (best if s.others[best] < 0.99 * s.error else None)
+
+
+def test_advice_needs_one_percent() -> None:
+    make = functools.partial(Schedule.from_t, SD, [0.9, 0.2], solver="ddim")
+    assert make(error=1.0, others={"a": 0.98, "b": 0.9, "c": 2.0}).better_solver == "b"
+    assert make(error=1.0, others={"a": 0.995, "c": 2.0}).better_solver is None
+    assert make(error=1.0).better_solver is None and make(others={"a": 0.1}).better_solver is None
+
+
+def test_the_error_is_refused_where_it_means_nothing() -> None:
+    s = baseline("trailing", SD, 4)
+    with pytest.raises(ValueError, match=r"made for sd15, whose noise differs from sd3-medium's"):
+        solver_error(s, SD3, solver="ddim")
+    with pytest.raises(ValueError, match="say solver="):
+        solver_error(s, SD)
+    with pytest.raises(ValueError, match="solver is 'euler'"):
+        solver_error(s, SD, solver="euler")
+    with pytest.raises(ValueError, match=r"guidance is -1"):
+        solver_error(s, SD, solver="ddim", guidance=-1.0)
+    pure = Schedule.from_t(SD3, [1.0, 0.5])
+    assert solver_error(pure, SD3, solver="heun", problems=small_family(), **DATA) == np.inf
+
+
+def bad(**options: Any) -> dict[str, Any]:
+    return {"method": SolverError(**options)}
+
+
+BAD: dict[str, tuple[dict[str, Any], str]] = {
+    "solver": (bad(solver="euler"), "solver is 'euler'; use one of ddim"),
+    "compared": (bad(compare=("ddim", "euler")), "solver is 'euler'; use one of ddim"),
+    "method": ({"method": "best"}, "method is 'best'; use one of hso"),
+    "no method": ({"method": None}, "method is None; use one of hso"),
+    "family": (bad(family="error"), "family is 'error'; use one of mep"),
+    "first": (bad(first="start"), "first is 'start'; use one of end, free"),
+    "layout": (bad() | {"layout": "both"}, "layout is 'both'; use one of node, interval"),
+    "negative guidance": (bad(guidance=-0.5), r"guidance is -0\.5"),
+    "nan guidance": (bad(guidance=float("nan")), "guidance is nan"),
+    "infinite guidance": (bad(guidance=float("inf")), "guidance is inf"),
+    "bool guidance": (bad(guidance=True), "guidance is True"),
+    "text guidance": (bad(guidance="7.5"), r"guidance is '7\.5'"),
+    "nfe 0": (bad() | {"nfe": 0}, "nfe is 0"),
+    "half nfe": (bad() | {"nfe": 4.5}, r"nfe is 4\.5"),
+    "no nfe": (bad() | {"nfe": []}, "nfe is empty"),
+    "many nfe": (bad() | {"nfe": 1000}, r"nfe is 1000: 1000 nodes at least 0\.001 apart .* use at most \d+"),
+    "seed": (bad() | {"seed": -1}, "seed is -1"),
+    "float seed": (bad() | {"seed": 1.0}, r"seed is 1\.0"),
+    "one problem": (bad(problems=generic(jax.random.key(0))), r"shape \(32, 32\); need a leading axis"),
+    "no samples": (bad(samples=0), "samples is 0"),
+    "odd samples": (bad(samples=40), "samples is 40; need a multiple of 32"),
+    "start of another N": (
+        bad(start=baseline("beta", SD, 5)),
+        "start is for sd15, N = 5; the search is .* N = 4",
+    ),
+    "start of another model": (bad(start=baseline("beta", SD3, 4)), "start is for sd3-medium"),
+    "start of another layout": (bad(start=baseline("beta", SD, 4, layout="interval")), "layout is 'interval'"),
+    "start and nothing to do": (bad(start=Hso(), refinement=None), "refinement is None"),
+    "start's own": (bad(start=Hso(spacing=0.9)), r"spacing 0\.9 does not fit"),
+}
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_bad_input_is_named(case: str) -> None:
+    options, message = BAD[case]
+    options = {"nfe": 4} | options
+    with pytest.raises(ValueError, match=message):
+        search(SD, **options)
+
+
+@pytest.mark.parametrize("solver", ["heun", "unipc-2-bh1"])
+def test_solvers_that_cannot_start_at_pure_noise(solver: str) -> None:
+    instead = "heun-flow" if solver == "heun" else "unipc-2"
+    with pytest.raises(ValueError, match=rf"solver '{solver}' cannot start .* sd3-medium ends; .*'{instead}'"):
+        search(SD3, 4, method=SolverError(solver, first="end"))
+    for noise, name, first in ((SD3, solver, "free"), (SD, solver, "end"), (SD3, instead, "end")):
+        assert checked([Lane(noise, 4, method=SolverError(name, first=first))])[0].method.solver == name
+
+
+def test_short_names_and_default_data() -> None:
+    assert checked([Lane(SD, 4, method=SolverError("unipc", 7))])[0].method.solver == "unipc-2"
+    with pytest.raises(ValueError, match="start is inf"):
+        error_data(np.inf)
+    assert shared.BATCH == method_module._CHUNK and family(range(1)).means.shape == (1, 32, 32)
+    assert search_many([]) == []
+
+
+def test_one_evaluation_alone() -> None:
+    """A lane of a single node has no gap: found alone, and at the model's end."""
+    s = search(SD, 1, method=shared.method("ddim"), effort=EFFORT)
+    assert len(s.t) == 1 and s.t[0] == 1.0 and np.isfinite(s.error)
+
+
+def test_a_lane_that_fails_says_so_and_leaves_the_others_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Samples of one guidance weight are NaN: its lane has nodes all the same, and the other lane its own."""
+    real = lanes_module.error_data
+
+    def broken(start: float, guidance: float = 1.0, **options: Any) -> Any:
+        data = real(start, guidance, **options)
+        return data._replace(truth=data.truth * np.nan) if guidance == 5.0 else data
+
+    monkeypatch.setattr(lanes_module, "error_data", broken)
+    lost, kept = find([shared.lane(SD, 4, "node", "ddim", w) for w in (5.0, 1.0)])
+    assert lost.result == "not_finite" and lost.error is None and np.all(np.diff(lost.t) < 0) and len(lost.t) == 4
+    assert kept.result != "not_finite" and np.isfinite(kept.error)

@@ -1,0 +1,183 @@
+"""The shipped reference schedules: how they are looked up, whether all are there, and that they are found again."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib
+import json
+import math
+from collections.abc import Iterator
+from importlib import resources
+from typing import Any
+
+import numpy as np
+import pytest
+
+from hso_jax import preset, search_many
+from hso_jax.noise import PRESETS, edm, flow
+from hso_jax.noise.ends import noise_end
+from hso_jax.shelf import build as zoo_build
+from hso_jax.shelf.shipped import FILE, MAX_NFE, SOLVERS, _document, _shelves, ends_key, text, zoo
+
+SHIPPED = resources.files("hso_jax.shelf").joinpath(FILE).is_file()
+needs_file = pytest.mark.skipif(not SHIPPED, reason=f"{FILE} has not been built")
+
+
+def every_cell() -> Iterator[tuple[str, str, float]]:
+    for name, entry in PRESETS.items():
+        for solver in SOLVERS:
+            for weight in dict.fromkeys((1.0, entry.guidance)):
+                yield name, solver, weight
+
+
+@needs_file
+def test_the_file_is_the_one_that_was_checked() -> None:
+    """`zoo.sha256` says what was measured; a new file needs a new one."""
+    wanted = resources.files("hso_jax.shelf").joinpath("zoo.sha256").read_text(encoding="utf-8").split()[0]
+    assert hashlib.sha256(text().encode()).hexdigest() == wanted
+
+
+@needs_file
+def test_every_preset_solver_and_budget_is_there() -> None:
+    for name, solver, weight in every_cell():
+        errors = []
+        for nfe in range(1, MAX_NFE + 1):
+            s = zoo(name, nfe, solver, guidance=weight)
+            assert (s.model, s.nfe, s.solver, s.guidance) == (name, nfe, solver, weight)
+            assert (s.layout, s.end, s.method) == ("node", "clean", "solver-error")
+            assert np.all(np.isfinite(s.lams[1:])) and np.all(np.diff(s.t) < 0) and s.t[-1] > 0 and s.t[0] <= 1
+            assert 0 < s.error < 5 and sorted((*s.others, solver)) == sorted(SOLVERS)
+            assert all(0 < error < math.inf for error in s.others.values())
+            errors.append(s.error)
+        assert errors[-1] < 0.2 * errors[0], (name, solver, weight)
+
+
+@needs_file
+def test_more_evaluations_are_not_worse_up_to_ten() -> None:
+    """A schedule with a node more can do nearly what the one before does. Beyond ten the landscape is rough."""
+    worse = []
+    for name, solver, weight in every_cell():
+        errors = np.array([zoo(name, nfe, solver, guidance=weight).error for nfe in range(1, 11)])
+        rise = errors[1:] / np.minimum.accumulate(errors)[:-1]
+        worse += [(name, solver, weight, n + 2, round(float(x), 3)) for n, x in enumerate(rise) if x > 1.005]
+    assert not worse, worse
+
+
+@needs_file
+def test_records_are_searches_that_ended_well() -> None:
+    shelves = _document()["shelves"]
+    assert [tuple(shelf["ends"]) for shelf in shelves] == list(zoo_build.shelves())
+    results = []
+    for shelf in shelves:
+        for entries in shelf["guidance"].values():
+            assert tuple(entries) == SOLVERS
+            for solver in SOLVERS:
+                assert [len(e["lams"]) for e in entries[solver]] == list(range(MAX_NFE))
+                results += [e["result"] for e in entries[solver]]
+                for entry in entries[solver]:
+                    assert np.all(np.diff(entry["lams"]) > 0)
+    assert set(results) <= {"converged", "max_steps"}
+
+
+@needs_file
+def test_a_small_part_is_found_again() -> None:
+    """The builder's own lanes, data and effort; padded to three nodes instead of five, and one solver alone."""
+    (name, weight) = ("sd15", 1.0)
+    lanes = [lane for lane in zoo_build.lanes(name, weight, range(1, 4)) if lane.method.solver == "ddim"]
+    for s in search_many(lanes):
+        shipped = zoo(name, s.nfe, s.solver, guidance=weight)
+        np.testing.assert_allclose(s.lams, shipped.lams, rtol=0, atol=2e-3)
+        assert s.error == pytest.approx(shipped.error, rel=1e-3)
+
+
+@pytest.fixture
+def small(monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[str, Any]]:
+    """A document by the builder from made-up records: errors name their cell, lams are evenly spaced."""
+    records: dict[tuple[str, float], list[dict[str, Any]]] = {}
+    shelves = list(zoo_build.shelves().values())
+    for i, shelf in enumerate(shelves):
+        for name, weight in shelf:
+            records[name, weight] = [
+                {
+                    "solver": solver,
+                    "nfe": n,
+                    "lams": [round(float(x), 5) for x in np.linspace(-2.5, 2.0, n + 2)[2:-1]],
+                    "error": round(1.0 / n + 0.01 * j + 0.001 * weight + 0.0001 * i, 6),
+                    "result": "converged",
+                }
+                for j, solver in enumerate(SOLVERS)
+                for n in range(1, MAX_NFE + 1)
+            ]
+    content = zoo_build.assemble(records)
+    monkeypatch.setattr(importlib.import_module("hso_jax.shelf.shipped"), "text", lambda: content)
+    for cached in (_document, _shelves):
+        cached.cache_clear()
+    yield json.loads(content)
+    for cached in (_document, _shelves):
+        cached.cache_clear()
+
+
+def test_look_up(small: dict[str, Any]) -> None:
+    assert (small["format"], small["version"]) == ("hso-jax/zoo", 1) and "jax" in small["versions"]
+    ends = list(zoo_build.shelves())
+    for name, solver, weight in every_cell():
+        for nfe in (1, 7, 20):
+            s = zoo(name, nfe, solver, guidance=weight)
+            shelf = ends.index(ends_key(preset(name)))
+            at = {x: 1.0 / nfe + 0.01 * j + 0.001 * weight + 0.0001 * shelf for j, x in enumerate(SOLVERS)}
+            assert s.error == pytest.approx(at.pop(solver), abs=2e-6) and s.others == pytest.approx(at, abs=2e-6)
+            assert (s.model, s.nfe, s.solver, s.guidance, s.layout) == (name, nfe, solver, weight, "node")
+            assert s.noise == preset(name).fingerprint()
+            np.testing.assert_allclose(s.lams[1:], np.linspace(-2.5, 2.0, nfe + 2)[2:-1], rtol=0, atol=2e-4)
+            assert s.lams[0] == pytest.approx(noise_end(preset(name)), abs=1e-6)
+
+
+def test_defaults_and_other_names(small: dict[str, Any]) -> None:
+    assert zoo("sd15", 4).guidance == 7.5 and zoo("sd15", 4).solver == "dpmpp-2m"
+    assert zoo(preset("sd15"), 4).guidance == 1.0  # a noise schedule alone says nothing of guidance
+    assert zoo("sdxl", 4, "unipc").solver == "unipc-2" and zoo("sdxl", 4, "unipc-2").guidance == 5.0
+    assert zoo("sdxl", 4, guidance=7.5).error == zoo("sd15", 4).error  # one noise, one shelf
+    other = zoo(flow(2.2, name="mine"), 5, "ddim", guidance=7)
+    assert other.model == "mine" and other.error == zoo("sd3-medium", 5, "ddim").error
+    np.testing.assert_allclose(other.lams, zoo("sd3-medium", 5, "ddim").lams, atol=1e-9)
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (("sd9", 4), r"model 'sd9' is not a preset; presets: sd15"),
+        (("sd15", 4, "euler"), "solver is 'euler'; use one of ddim"),
+        (("sd15", 4, "heun"), r"solver 'heun' is not in the zoo \(ddim, dpmpp-2m, unipc-2, unipc-3\); use search"),
+        (("sd15", 0), "nfe is 0"),
+        (("sd15", 21), r"nfe is 21; the zoo has 1\.\.20; use search\(.*solver='dpmpp-2m', guidance=7\.5"),
+        (("sd15", 4.0), r"nfe is 4\.0"),
+        ((edm(0.01, 70.0), 4), "no preset has the noise range of edm; use search"),
+    ],
+)
+def test_what_is_not_shipped(call: tuple[Any, ...], message: str, small: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match=message):
+        zoo(*call)
+
+
+def test_a_weight_that_is_not_shipped_names_those_that_are(small: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match=r"guidance 3 is not in the zoo for sd15 \(1, 5, 7\.5\); use search.*=3\)"):
+        zoo("sd15", 4, guidance=3.0)
+    with pytest.raises(ValueError, match=r"guidance 7 is not in the zoo for edm-cifar10 \(1\)"):
+        zoo("edm-cifar10", 4, guidance=7.0)
+
+
+def test_parts_cover_every_cell_once() -> None:
+    cells = [
+        (lane.noise.name, lane.method.guidance, lane.method.solver, lane.nfe)
+        for p in zoo_build.parts()
+        for lane in _lanes(p)
+    ]
+    assert len(cells) == len(set(cells))
+    weights = {ends: [w for _, w in shelf] for ends, shelf in zoo_build.shelves().items()}
+    assert len(cells) == sum(map(len, weights.values())) * len(SOLVERS) * MAX_NFE
+    for name, _, weight in every_cell():
+        assert weight in weights[ends_key(preset(name))]
+
+
+def _lanes(part: tuple[str, float, range]) -> list[Any]:
+    return zoo_build.lanes(*part)

@@ -1,0 +1,145 @@
+"""Differential evolution on functions whose minimum is known: inside the box, on its faces, in its corners."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from hso_jax.upper.evolution import Evolution, evolve, spread_points
+
+LOWER, UPPER = np.array([-2.0, 0.5, 1.0], np.float32), np.array([2.0, 3.0, 5.0], np.float32)
+
+
+def bowl(x: jax.Array, goal: jax.Array) -> jax.Array:
+    return jnp.sum((x - goal) ** 2 * jnp.array([1.0, 3.0, 0.5]))
+
+
+def ripples(x: jax.Array, goal: jax.Array) -> jax.Array:
+    """Rastrigin: a hundred local minima around the goal."""
+    y = x - goal
+    return jnp.sum(y * y + 0.5 * (1.0 - jnp.cos(2.0 * jnp.pi * y)))
+
+
+def banana(x: jax.Array, goal: jax.Array) -> jax.Array:
+    """Rosenbrock, at its minimum where x = goal; curved and ill-conditioned."""
+    y = x - goal + 1.0
+    return jnp.sum(20.0 * (y[1:] - y[:-1] ** 2) ** 2 + (1.0 - y[:-1]) ** 2)
+
+
+def holes(x: jax.Array, goal: jax.Array) -> jax.Array:
+    """A bowl that is NaN, inf or -inf in three quarters of the box."""
+    value = bowl(x, goal)
+    value = jnp.where(x[0] > goal[0] + 0.5, jnp.nan, value)
+    value = jnp.where(x[1] > goal[1] + 0.5, jnp.inf, value)
+    return jnp.where(x[2] > goal[2] + 0.5, -jnp.inf, value)
+
+
+def nowhere(x: jax.Array, goal: jax.Array) -> jax.Array:
+    return jnp.nan * jnp.sum(x)
+
+
+@functools.lru_cache
+def runner(
+    function: Callable[..., jax.Array], generations: int = 60, polish: int = 0, population: int = 24
+) -> Callable[..., Evolution]:
+    """evolve(function) as (seed, lower, upper, goal) -> Evolution; the memo is the point and a count of rounds."""
+
+    def run(seed: jax.Array, lower: jax.Array, upper: jax.Array, goal: jax.Array) -> Evolution:
+        def fitness(x: jax.Array, memo: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
+            return function(x, goal), (x, memo[1] + 1.0)
+
+        blank = (jnp.full(3, jnp.nan), jnp.zeros(()))
+        effort = {"population": population, "generations": generations, "polish": polish}
+        return evolve(fitness, blank, jax.random.key(seed), lower, upper, **effort)
+
+    return jax.jit(run)
+
+
+@pytest.mark.parametrize("function", [bowl, ripples, banana, holes])
+def test_finds_an_inner_minimum(function: Callable[..., jax.Array]) -> None:
+    goal = np.array([0.3, 1.7, 2.2], np.float32)
+    found = runner(function)(3, LOWER, UPPER, goal)
+    np.testing.assert_allclose(found.best, goal, atol=5e-3)
+    assert found.fitness == pytest.approx(float(function(found.best, goal)), abs=1e-6)
+    assert np.all(np.diff(found.history) <= 0) and found.history.shape == (61,)
+    assert found.history[-1] == found.fitness
+
+
+@pytest.mark.parametrize(
+    "goal", [(-9.0, 1.7, 2.2), (0.3, 9.0, -9.0), (-9.0, -9.0, -9.0), (9.0, 9.0, 9.0), (9.0, -9.0, 9.0)]
+)
+def test_finds_minima_on_faces_edges_and_corners_exactly(goal: tuple[float, ...]) -> None:
+    found = runner(bowl)(0, LOWER, UPPER, np.array(goal, np.float32))
+    wanted = np.clip(np.array(goal, np.float32), LOWER, UPPER)
+    outside = wanted != np.array(goal, np.float32)
+    np.testing.assert_array_equal(np.asarray(found.best)[outside], wanted[outside])
+    np.testing.assert_allclose(found.best, wanted, atol=1e-2)  # where f is a hundred, float32 resolves no better
+
+
+def test_equal_ends_fix_a_coordinate() -> None:
+    lower, upper = LOWER.copy(), UPPER.copy()
+    lower[1] = upper[1] = 1.2345678
+    found = runner(bowl)(1, lower, upper, np.array([0.3, 2.9, 2.2], np.float32))
+    assert np.asarray(found.best)[1] == lower[1]
+    np.testing.assert_allclose(np.asarray(found.best)[[0, 2]], [0.3, 2.2], atol=2e-3)
+    point = runner(bowl)(1, lower, lower, np.zeros(3, np.float32))
+    np.testing.assert_array_equal(point.best, lower)
+
+
+def test_the_same_key_gives_the_same_bytes_and_another_key_another_path() -> None:
+    goal = np.array([0.3, 1.7, 2.2], np.float32)
+    a, b, c = (jax.tree.leaves(runner(ripples)(seed, LOWER, UPPER, goal)) for seed in (5, 5, 6))
+    assert all(np.asarray(x).tobytes() == np.asarray(y).tobytes() for x, y in zip(a, b, strict=True))
+    assert not np.array_equal(a[-1], c[-1])
+
+
+def test_a_fitness_that_is_never_finite_stays_in_the_box() -> None:
+    found = runner(nowhere)(0, LOWER, UPPER, LOWER)
+    assert np.isposinf(found.fitness) and np.all(np.isposinf(found.history))
+    assert np.all((found.best >= LOWER) & (found.best <= UPPER))
+
+
+def test_no_generations_scores_the_start_alone() -> None:
+    goal = np.array([0.3, 1.7, 2.2], np.float32)
+    found = runner(bowl, generations=0)(2, LOWER, UPPER, goal)
+    key = jax.random.split(jax.random.key(2), 3)[0]
+    start = spread_points(key, 24, jnp.asarray(LOWER), jnp.asarray(UPPER))
+    scores = np.asarray(jax.vmap(lambda x: bowl(x, goal))(start))
+    assert found.fitness == pytest.approx(scores.min(), rel=1e-6)
+    np.testing.assert_allclose(found.best, start[int(scores.argmin())], rtol=1e-6)
+
+
+def test_the_memo_is_the_best_point_s_own_and_polishing_carries_it_on() -> None:
+    goal = np.array([0.3, 1.7, 2.2], np.float32)
+    plain, polished = runner(bowl)(4, LOWER, UPPER, goal), runner(bowl, polish=3)(4, LOWER, UPPER, goal)
+    for found, rounds in ((plain, 1), (polished, 4)):
+        np.testing.assert_array_equal(found.memo[0], found.best)
+        assert found.memo[1] == rounds
+    assert polished.history.shape == (64,) and np.all(polished.history[61:] == polished.fitness)
+
+
+def test_the_start_covers_the_box_evenly() -> None:
+    for seed in range(8):
+        points = np.asarray(spread_points(jax.random.key(seed), 32, jnp.asarray(LOWER), jnp.asarray(UPPER)))
+        unit = (points - LOWER) / (UPPER - LOWER)
+        assert np.all((unit >= 0) & (unit <= 1 + 1e-6))
+        for axis in unit.T:  # the second stride is close to 2/3: its gaps are the widest, 7/n
+            assert np.diff(np.sort(axis), prepend=0.0, append=1.0).max() < 8.0 / 32
+        corners = {tuple(row) for row in (unit > 0.5).astype(int)}
+        assert len(corners) == 8  # every octant has a point
+    one = spread_points(jax.random.key(0), 8, jnp.asarray(LOWER), jnp.asarray(LOWER))
+    np.testing.assert_array_equal(one, np.tile(LOWER, (8, 1)))
+
+
+def test_vmap_over_boxes_is_a_loop() -> None:
+    goal = np.array([0.3, 1.7, 2.2], np.float32)
+    lowers = np.stack([LOWER, LOWER + 0.1, LOWER - 1.0])
+    many = jax.jit(jax.vmap(runner(bowl), in_axes=(0, 0, None, None)))(np.arange(3), lowers, UPPER, goal)
+    for i, lower in enumerate(lowers):
+        alone = runner(bowl)(i, lower, UPPER, goal)
+        np.testing.assert_allclose(many.history[i], alone.history, rtol=1e-4, atol=1e-6)
