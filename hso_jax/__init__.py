@@ -4,46 +4,8 @@ Find schedules with `search`, read and write them with `load` and `save`, and ha
 package `bridge`.
 """
 
-import importlib.metadata
+import lazy_loader
 
-from hso_jax.baselines import BASELINES, baseline
-from hso_jax.bilevel import Effort
-from hso_jax.lane import Lane
-from hso_jax.methods import Box, Hso, Measured, Refinement, SolverError
-from hso_jax.methods.solver_error import solver_error
-from hso_jax.noise import NoiseSchedule, from_config, preset
-from hso_jax.objectives import mep, paper_d_min, spf
-from hso_jax.schedule import Schedule
-from hso_jax.schedule_file import load, save
-from hso_jax.searches import METHODS, lanes, refine, search, search_many
-from hso_jax.shelf import zoo
-
-__version__ = importlib.metadata.version("hso-jax")
-
-__all__ = [
-    "BASELINES",
-    "METHODS",
-    "Box",
-    "Effort",
-    "Hso",
-    "Lane",
-    "Measured",
-    "NoiseSchedule",
-    "Refinement",
-    "Schedule",
-    "SolverError",
-    "baseline",
-    "from_config",
-    "lanes",
-    "load",
-    "mep",
-    "paper_d_min",
-    "preset",
-    "refine",
-    "save",
-    "search",
-    "search_many",
-    "solver_error",
-    "spf",
-    "zoo",
-]
+# `__init__.pyi` lists the names and where they are. Each is imported at its first use: JAX takes a second, in which a
+# command line shall hear Ctrl-C.
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

@@ -17,7 +17,7 @@ import pytest
 import hso_jax
 from hso_jax.cli import main
 
-PROGRAM = [sys.executable, "-m", "hso_jax_cli"]
+PROGRAM = [sys.executable, "-m", "hso_jax"]
 NOISE = hso_jax.preset("sd15")
 FOUND = hso_jax.baseline("trailing", NOISE, 4)
 
@@ -161,10 +161,10 @@ def test_130_during_imports(delay: float) -> None:
     script = """
 import signal, sys
 signal.signal(signal.SIGINT, signal.default_int_handler)  # whoever runs the tests may ignore it
-import hso_jax_cli
+import hso_jax.cli
 print(flush=True)
 sys.argv = ["hso-jax", "models"]
-hso_jax_cli.main()
+sys.exit(hso_jax.cli.main())
 """
     pipe = subprocess.PIPE
     process = subprocess.Popen([sys.executable, "-c", script], stdout=pipe, stderr=pipe, text=True)
@@ -178,10 +178,22 @@ hso_jax_cli.main()
 
 
 def test_the_entry_point_is_cheap_and_is_the_installed_one() -> None:
-    script = "import sys, hso_jax_cli; assert not {'hso_jax', 'jax', 'numpy', 'rich'} & set(sys.modules)"
+    script = "import sys, hso_jax.cli; assert not {'jax', 'numpy', 'rich', 'importlib.metadata'} & set(sys.modules)"
     subprocess.run([sys.executable, "-c", script], check=True)
     project = (Path(__file__).parent.parent / "pyproject.toml").read_text()
-    assert 'hso-jax = "hso_jax_cli:main"' in project
+    assert 'hso-jax = "hso_jax.cli:main"' in project
+
+
+def test_as_a_function_it_leaves_the_signals_alone() -> None:
+    before = signal.getsignal(signal.SIGINT)
+    assert main(["models"]) == 0
+    assert signal.getsignal(signal.SIGINT) is before
+
+
+@pytest.mark.parametrize("module", ["hso_jax", "hso_jax.cli"])
+def test_both_modules_are_the_program(module: str) -> None:
+    done = subprocess.run([sys.executable, "-m", module, "nonsense"], capture_output=True, text=True)
+    assert done.returncode == 2 and "nonsense" in done.stderr.splitlines()[-1]
 
 
 def shell(arguments: str) -> subprocess.CompletedProcess[str]:

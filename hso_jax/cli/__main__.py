@@ -1,5 +1,7 @@
 """`python -m hso_jax.cli`."""
 
-from hso_jax_cli import main
+import sys
 
-main()
+from hso_jax.cli import main
+
+sys.exit(main())

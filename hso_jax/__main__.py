@@ -1,0 +1,7 @@
+"""`python -m hso_jax`."""
+
+import sys
+
+from hso_jax.cli import main
+
+sys.exit(main())

@@ -1,5 +1,0 @@
-"""`python -m hso_jax_cli`."""
-
-from hso_jax_cli import main
-
-main()
