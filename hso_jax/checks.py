@@ -16,7 +16,7 @@ MOST_LEVELS = 1_000_000
 """Of a training table: a thousand times the usual, and small enough to hold."""
 
 
-def shown(value: Any) -> str:
+def brief(value: Any) -> str:
     """The value for a message: cut short, whatever its size, its depth and its own `repr`."""
     try:
         return reprlib.repr(value)
@@ -51,8 +51,13 @@ def number(
         bounds = [f"{'at least' if closed else 'above'} {low:g}"] if math.isfinite(low) else []
         bounds += [f"below {high:g}"] if math.isfinite(high) else []
         text = " ".join(["a finite number", " and ".join(bounds)]).strip()
-        raise ValueError(f"{name} is {shown(value)}; need {need or text}")
+        raise ValueError(f"{name} is {brief(value)}; need {need or text}")
     return found
+
+
+def is_number(value: Any) -> bool:
+    """Whether `number` takes it: a finite real number."""
+    return math.isfinite(_real(value))
 
 
 def whole(name: str, value: Any, low: int, high: int | None = None) -> int:
@@ -67,14 +72,14 @@ def whole(name: str, value: Any, low: int, high: int | None = None) -> int:
         found = int(real) if math.isfinite(real) and real == int(real) else None
     if found is None or found < low or (high is not None and found > high):
         bound = f"of at least {low}" if high is None else f"from {low} to {high}"
-        raise ValueError(f"{name} is {shown(value)}; need a whole number {bound}")
+        raise ValueError(f"{name} is {brief(value)}; need a whole number {bound}")
     return found
 
 
 def flag(name: str, value: Any) -> bool:
     """A boolean. Raises ValueError for anything else: the text "false" would count as true."""
     if not isinstance(value, (bool, np.bool_)):
-        raise ValueError(f"{name} is {shown(value)}; need true or false, without quotes")
+        raise ValueError(f"{name} is {brief(value)}; need true or false, without quotes")
     return bool(value)
 
 
@@ -82,7 +87,7 @@ def choice(name: str, value: Any, known: Iterable[str]) -> str:
     """One of the known texts. Raises ValueError, listing them, for anything else."""
     names = list(known)
     if not isinstance(value, str) or value not in names:
-        raise ValueError(f"{name} is {shown(value)}; use one of {', '.join(names)}")
+        raise ValueError(f"{name} is {brief(value)}; use one of {', '.join(names)}")
     return value
 
 
@@ -95,13 +100,13 @@ def numbers(name: str, values: Any) -> np.ndarray:
     try:
         array = np.asarray(values)
     except (TypeError, ValueError, OverflowError, RecursionError) as error:
-        raise ValueError(f"{name} is {shown(values)}; need numbers in lists of one length ({error})") from error
+        raise ValueError(f"{name} is {brief(values)}; need numbers in lists of one length ({error})") from error
     try:
         if array.dtype.kind not in "iufO" or _has_others(values, array):
             raise TypeError("no booleans, texts or nulls")
         return array.astype(np.float64)
     except (TypeError, ValueError, OverflowError) as error:
-        raise ValueError(f"{name} is {shown(values)}; need numbers ({error})") from error
+        raise ValueError(f"{name} is {brief(values)}; need numbers ({error})") from error
 
 
 def json_object(path: str | os.PathLike[str], what: str) -> dict[str, Any]:
@@ -152,14 +157,14 @@ GUIDANCE = "a finite number of at least 0 and below 1e6 (1 is no guidance)"
 def check_nfe(nfe: object) -> int:
     """`nfe` as an int. Raises ValueError unless it is a whole number of at least 1, and no float."""
     if isinstance(nfe, bool) or not isinstance(nfe, (int, np.integer)) or nfe < 1:
-        raise ValueError(f"nfe is {shown(nfe)}; need whole numbers of at least 1")
+        raise ValueError(f"nfe is {brief(nfe)}; need whole numbers of at least 1")
     return int(nfe)
 
 
 def check_seed(seed: object) -> int:
     """`seed` as an int. Raises ValueError unless it is a whole number in 0..2^31 - 1, and no float."""
     if isinstance(seed, bool) or not isinstance(seed, (int, np.integer)) or not 0 <= seed < 2**31:
-        raise ValueError(f"seed is {shown(seed)}; need a whole number from 0 to 2^31 - 1")
+        raise ValueError(f"seed is {brief(seed)}; need a whole number from 0 to 2^31 - 1")
     return int(seed)
 
 

@@ -51,6 +51,14 @@ def read_text(path: str | os.PathLike[str]) -> str:
     return Path(path).read_text(encoding="utf-8")
 
 
+def parse_json(text: str) -> Any:
+    """The JSON document in a text. Raises ValueError if it is none or nested too deep."""
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"not valid JSON, or truncated ({error})") from error
+
+
 def read_json(path: str | os.PathLike[str]) -> Any:
     """The JSON document in a file.
 
@@ -58,11 +66,7 @@ def read_json(path: str | os.PathLike[str]) -> Any:
         ValueError: as `read_text`, or if it is no JSON or nested too deep.
         OSError: as `read_text`.
     """
-    text = read_text(path)
-    try:
-        return json.loads(text)
-    except (ValueError, RecursionError) as error:
-        raise ValueError(f"not valid JSON, or truncated ({error})") from error
+    return parse_json(read_text(path))
 
 
 def is_stream(path: str | os.PathLike[str]) -> bool:

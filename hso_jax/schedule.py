@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from hso_jax.checks import choice, number, numbers, shown
+from hso_jax.checks import brief, choice, number, numbers
 from hso_jax.diffusers_sigmas import diffusers_sigmas
 from hso_jax.noise import NoiseSchedule, alpha_sigma
 from hso_jax.noise.noise_schedule import check_noise
@@ -169,7 +169,7 @@ class Schedule:
         if end == "clean" and values[-1] == 0.0:
             values = values[:-1]
         if values.size == 0 or not np.all(values > 0):
-            raise ValueError(f"sigmas must be positive (but for a final 0), got {shown(sigmas)}")
+            raise ValueError(f"sigmas must be positive (but for a final 0), got {brief(sigmas)}")
         with np.errstate(divide="ignore"):
             lams = -np.log(values)
         highest, lowest = float(noise.lam(float(noise.t_min))), float(noise.lam(float(noise.t_max)))
@@ -286,7 +286,7 @@ def _check_mapping(name: str, value: Any) -> None:
     if value is None and name == "psi":
         return
     if not isinstance(value, Mapping) or not all(isinstance(key, str) for key in value):
-        raise ValueError(f"{name} is {shown(value)}; need numbers by name")
+        raise ValueError(f"{name} is {brief(value)}; need numbers by name")
     for key, x in value.items():
         number(f"{name}[{key!r}]", x)
 
@@ -296,21 +296,21 @@ def _check(s: Schedule) -> None:
     choice("end", s.end, ENDS)
     choice("kind", s.kind, ("vp", "ve", "flow"))
     if not isinstance(s.nfe, (int, np.integer)) or isinstance(s.nfe, bool) or s.nfe < 1:
-        raise ValueError(f"nfe is {shown(s.nfe)}; need a whole number of at least 1")
+        raise ValueError(f"nfe is {brief(s.nfe)}; need a whole number of at least 1")
     for name in _TEXTS:
         if not isinstance(getattr(s, name), str):
-            raise ValueError(f"{name} is {shown(getattr(s, name))}; need a text")
+            raise ValueError(f"{name} is {brief(getattr(s, name))}; need a text")
     for name in _NUMBERS:
         if getattr(s, name) is not None or name in ("p", "d_min"):
             number(name, getattr(s, name))
     for name, least in _COUNTS.items():
         value = getattr(s, name)
         if (value is not None or name != "seed") and not _is_count(value, least):
-            raise ValueError(f"{name} is {shown(value)}; need a whole number of at least {least}, not a float")
+            raise ValueError(f"{name} is {brief(value)}; need a whole number of at least {least}, not a float")
     for name in ("psi", "others"):
         _check_mapping(name, getattr(s, name))
     if not isinstance(s.versions, Mapping) or not all(isinstance(x, str) for kv in s.versions.items() for x in kv):
-        raise ValueError(f"versions is {shown(s.versions)}; need texts by name")
+        raise ValueError(f"versions is {brief(s.versions)}; need texts by name")
     if s.layout == "node" and s.end == "t_eps":
         raise ValueError("end 't_eps' needs layout 'interval': layout 'node' has no node to stop at")
     nodes = s.nfe + (s.layout == "interval")

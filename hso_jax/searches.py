@@ -13,7 +13,7 @@ import jax.numpy as jnp
 
 from hso_jax.batch import Progress
 from hso_jax.bilevel import Effort
-from hso_jax.checks import choice, shown, whole
+from hso_jax.checks import brief, choice, whole
 from hso_jax.lane import Lane, Method
 from hso_jax.lower import trust_region
 from hso_jax.methods import Hso, SolverError
@@ -45,7 +45,7 @@ def lanes(
     """
     for what, values in {"noises": noises, "nfes": nfes, "layouts": layouts, "seeds": seeds}.items():
         if isinstance(values, (str, bytes)) or not isinstance(values, Iterable):
-            raise ValueError(f"{what} is {shown(values)}; need a list")
+            raise ValueError(f"{what} is {brief(values)}; need a list")
     combinations = itertools.product(list(noises), list(layouts), list(nfes), list(seeds))
     return checked([Lane(noise, nfe, layout, seed, method) for noise, layout, nfe, seed in combinations])
 
@@ -105,7 +105,7 @@ def method_of(method: Method | str) -> Method:
         return METHODS[choice("method", method, METHODS)]
     if not (hasattr(method, "check") and hasattr(method, "group") and hasattr(method, "search")):
         raise ValueError(
-            f"method is {shown(method)}; use one of {', '.join(METHODS)}, or Hso(...), SolverError(...), ..."
+            f"method is {brief(method)}; use one of {', '.join(METHODS)}, or Hso(...), SolverError(...), ..."
         )
     return method
 
@@ -215,7 +215,7 @@ def _refine(
 
 def _check_effort(effort: object) -> None:
     if effort is not None and not isinstance(effort, Effort):
-        raise ValueError(f"effort is {shown(effort)}; need an Effort(...)")
+        raise ValueError(f"effort is {brief(effort)}; need an Effort(...)")
     for field, value in effort._asdict().items() if effort is not None else ():
         if value is not None:
             whole(f"effort.{field}", value, 1 if field in ("population", "lanes") else 0)

@@ -14,7 +14,7 @@ from problems import SD
 from hso_jax import Box, Effort, Hso, Refinement, Schedule, SolverError, baseline, lanes, paper_d_min, solver_error
 from hso_jax import search as find
 from hso_jax import zoo as from_zoo
-from hso_jax.checks import check_nfe, check_seed, flag, json_object, number, numbers, shown, whole
+from hso_jax.checks import brief, check_nfe, check_seed, flag, json_object, number, numbers, whole
 from hso_jax.noise import beta_table, ve
 from hso_jax.objectives.solver_error import error_data
 from hso_jax.problems import fit, generic, mixture, stack_problems
@@ -174,7 +174,7 @@ def test_messages_stay_short_whatever_the_value() -> None:
     for _ in range(100_000):
         deep = [deep]
     for value in (10**10_000, "x" * 10**6, deep, list(range(10**5)), {i: i for i in range(10**4)}):
-        assert len(shown(value)) < 200
+        assert len(brief(value)) < 200
     del value
     while deep:  # not all at once, which would take a deep stack
         deep = deep[0]

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from hso_jax.checks import MOST_LEVELS, choice, flag, json_object, number, numbers, shown, whole
+from hso_jax.checks import MOST_LEVELS, brief, choice, flag, json_object, number, numbers, whole
 from hso_jax.noise import rectified_flow, variance_exploding, variance_preserving
 from hso_jax.noise.noise_schedule import NoiseSchedule
 
@@ -74,13 +74,13 @@ def from_config(
     """
     if not isinstance(config, Mapping):
         if not isinstance(config, (str, os.PathLike)):
-            raise ValueError(f"config is {shown(config)}; pass a mapping, or the path of a file or folder as a text")
+            raise ValueError(f"config is {brief(config)}; pass a mapping, or the path of a file or folder as a text")
         path = _config_file(Path(config))
         name = name or (path.parent.parent.name if path.parent.name == "scheduler" else path.parent.name) or None
         config = _read(path)
     cls = config.get("_class_name")
     if not isinstance(cls, str):
-        keys = shown(", ".join(map(str, config)) or "none").strip("'")
+        keys = brief(", ".join(map(str, config)) or "none").strip("'")
         raise ValueError(f"the config has no `_class_name` (its keys: {keys})")
     try:
         return _build(cls, config, whole("image_seq_len", image_seq_len, 1), name or cls)
@@ -106,7 +106,7 @@ def _build(cls: str, config: Mapping[str, Any], image_seq_len: int, name: str) -
     if cls == "ScoreSdeVpScheduler":
         return variance_preserving.linear_vp(real("beta_min", 0.1), real("beta_max", 20.0), name=name)
     if cls not in VP_CLASSES:
-        raise ValueError(f"scheduler class {shown(cls)} is not known; known classes: {', '.join(KNOWN_CLASSES)}")
+        raise ValueError(f"scheduler class {brief(cls)} is not known; known classes: {', '.join(KNOWN_CLASSES)}")
     alphas_cumprod = np.cumprod(1.0 - _betas(cls, config))
     # CogVideoX scales the SNR of its training table.
     scale = config.get("snr_shift_scale", 1.0 if not cls.startswith("CogVideoX") else 3.0)
@@ -149,7 +149,7 @@ def _betas(cls: str, config: Mapping[str, Any]) -> np.ndarray:
         )
     table = numbers("trained_betas", trained)
     if table.ndim != 1 or not 2 <= len(table) <= MOST_LEVELS:
-        raise ValueError(f"trained_betas is {shown(trained)}; need null or a flat list of 2 to {MOST_LEVELS} numbers")
+        raise ValueError(f"trained_betas is {brief(trained)}; need null or a flat list of 2 to {MOST_LEVELS} numbers")
     variance_preserving.check_open_unit(table, "trained_betas", last=1.0)
     return table
 
@@ -166,7 +166,7 @@ def _config_file(path: Path) -> Path:
     try:
         is_folder, exists = path.is_dir(), path.exists()
     except (OSError, ValueError) as error:  # a name too long, a zero byte in it
-        raise ValueError(f"{shown(str(path))} is no path that can be read ({error})") from error
+        raise ValueError(f"{brief(str(path))} is no path that can be read ({error})") from error
     if not exists:
         raise ValueError(f"{path} does not exist; pass a scheduler_config.json, a model folder or a preset's name")
     if not is_folder:

@@ -19,7 +19,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from hso_jax.checks import shown
+from hso_jax.checks import brief
 
 Array = Any
 """A NumPy or a JAX array. NumPy in, NumPy (float64) out; JAX in, JAX out."""
@@ -234,7 +234,7 @@ class NoiseSchedule:
 def check_noise(noise: object) -> NoiseSchedule:
     """`noise` itself. Raises ValueError for anything but a noise schedule: a model's name is none."""
     if not isinstance(noise, NoiseSchedule):
-        raise ValueError(f"noise is {shown(noise)}; need a noise schedule, such as preset(name) or from_config(path)")
+        raise ValueError(f"noise is {brief(noise)}; need a noise schedule, such as preset(name) or from_config(path)")
     return noise
 
 
@@ -291,7 +291,7 @@ def from_knots(
             values are not checked.)
     """
     if not isinstance(name, str):
-        raise ValueError(f"name is {shown(name)}; need a text")
+        raise ValueError(f"name is {brief(name)}; need a text")
     xp = namespace(values)
     coefficients = cubic_coefficients(values)
     end = first + (len(values) - 1) * spacing

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
-from hso_jax.checks import shown
+from hso_jax.checks import brief
 from hso_jax.noise.from_config import from_config
 from hso_jax.noise.noise_schedule import NoiseSchedule
 
@@ -116,5 +116,5 @@ def preset(name: str, *, image_seq_len: int = 4096) -> NoiseSchedule:
         ValueError: for an unknown name; the message lists the known ones.
     """
     if not isinstance(name, str) or name not in PRESETS:
-        raise ValueError(f"model {shown(name)} is not a preset; presets: {', '.join(PRESETS)}")
+        raise ValueError(f"model {brief(name)} is not a preset; presets: {', '.join(PRESETS)}")
     return from_config(PRESETS[name].config, image_seq_len=image_seq_len, name=name)

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 import chex
 import numpy as np
 
-from hso_jax.checks import shown, whole
+from hso_jax.checks import brief, whole
 from hso_jax.noise.noise_schedule import Array, namespace
 
 if TYPE_CHECKING:
@@ -127,7 +127,7 @@ def resolve_spacing(spacing: Spacing, nfe: int) -> float:
     """
     value = spacing(nfe) if callable(spacing) else spacing
     if isinstance(value, bool) or not isinstance(value, numbers.Real) or not 0.0 <= value < 1.0:
-        raise ValueError(f"spacing is {shown(value)} at nfe {nfe}; need a number in [0, 1)")
+        raise ValueError(f"spacing is {brief(value)} at nfe {nfe}; need a number in [0, 1)")
     return float(value)
 
 

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from hso_jax import solvers
-from hso_jax.checks import check_guidance, number, shown, whole
+from hso_jax.checks import brief, check_guidance, number, whole
 from hso_jax.problems import Exact, Problem, denoiser, exact, family, variance
 
 SAMPLES = 128
@@ -79,7 +79,7 @@ def error_data(
     if problems is None:
         return _default(start, guidance, samples, seed, steps, jnp.dtype(dtype).name)
     if not isinstance(problems, Problem):
-        raise ValueError(f"problems is {shown(problems)}; need a stacked Problem: problems.stack_problems([...])")
+        raise ValueError(f"problems is {brief(problems)}; need a stacked Problem: problems.stack_problems([...])")
     if problems.means.ndim != 3:
         raise ValueError(
             f"problems have means of shape {problems.means.shape}; need a leading axis: problems.stack_problems([...])"

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from hso_jax.checks import numbers, shown
+from hso_jax.checks import brief, numbers
 from hso_jax.noise import alpha_sigma
 
 LARGEST = 1e9
@@ -147,12 +147,12 @@ def _numbers(name: str, values: Any) -> np.ndarray:
 
 def _members(members: Sequence[int], components: int) -> np.ndarray:
     if isinstance(members, (str, bytes, Mapping)) or not isinstance(members, Iterable):
-        raise ValueError(f"members is {shown(members)}; need a list of indices of components")
+        raise ValueError(f"members is {brief(members)}; need a list of indices of components")
     index = np.asarray(list(members))
     inside = np.zeros(components, bool)
     if not index.size or index.dtype.kind not in "iu" or index.min() < 0 or index.max() >= components:
-        raise ValueError(f"members is {shown(list(members))}; need indices of components in 0..{components - 1}")
+        raise ValueError(f"members is {brief(list(members))}; need indices of components in 0..{components - 1}")
     inside[index] = True
     if inside.sum() != index.size:
-        raise ValueError(f"members is {shown(list(members))}, which has repeated indices")
+        raise ValueError(f"members is {brief(list(members))}, which has repeated indices")
     return inside

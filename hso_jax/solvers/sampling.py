@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from hso_jax.checks import shown
+from hso_jax.checks import brief
 from hso_jax.solvers.heun import heun
 from hso_jax.solvers.multistep import ddim, dpmpp
 from hso_jax.solvers.unipc import unipc
@@ -80,7 +80,7 @@ def canonical(name: str) -> str:
         ValueError: as `find`.
     """
     if not isinstance(name, str):
-        raise ValueError(f"solver is {shown(name)}; use one of {', '.join(SOLVERS)}")
+        raise ValueError(f"solver is {brief(name)}; use one of {', '.join(SOLVERS)}")
     name = ALIASES.get(name, name)
     find(name)
     return name

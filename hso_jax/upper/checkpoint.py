@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from hso_jax.checks import json_object, shown
+from hso_jax.checks import brief, is_number, json_object
 from hso_jax.files import write_whole
 from hso_jax.schedule import versions
 
@@ -37,7 +37,7 @@ class Judgements:
             OSError: if it cannot be read or written.
         """
         if path is not None and not isinstance(path, (str, os.PathLike)):
-            raise ValueError(f"checkpoint is {shown(path)}; need a path or None")
+            raise ValueError(f"checkpoint is {brief(path)}; need a path or None")
         self._path = None if path is None else Path(path)
         self._document: dict[str, Any] = {
             "format": FORMAT,
@@ -110,7 +110,7 @@ def plain(value: Any, name: str) -> Any:
     try:
         return json.loads(json.dumps(value, allow_nan=False))
     except (TypeError, ValueError, RecursionError) as error:
-        raise ValueError(f"{name} is {shown(value)}; it must be made of texts and finite numbers") from error
+        raise ValueError(f"{name} is {brief(value)}; it must be made of texts and finite numbers") from error
 
 
 def _differences(theirs: Any, ours: Any, name: str) -> Iterator[str]:
@@ -118,7 +118,7 @@ def _differences(theirs: Any, ours: Any, name: str) -> Iterator[str]:
         for key in sorted({*theirs, *ours}):
             yield from _differences(theirs.get(key), ours.get(key), f"{name}.{key}" if name else key)
     elif theirs != ours:
-        yield f"{name} was {shown(theirs)}, is {shown(ours)}"
+        yield f"{name} was {brief(theirs)}, is {brief(ours)}"
 
 
 def _read(path: Path) -> dict[str, Any]:
@@ -128,7 +128,7 @@ def _read(path: Path) -> dict[str, Any]:
         raise ValueError(f'{path} is not a checkpoint: it must be an object with "format": "{FORMAT}"')
     version = document.get("version")
     if isinstance(version, bool) or version != VERSION:
-        raise ValueError(f"checkpoint {path} has version {shown(version)}; this program knows {VERSION}")
+        raise ValueError(f"checkpoint {path} has version {brief(version)}; this program knows {VERSION}")
     if fault := _fault(document):
         raise ValueError(f"checkpoint {path} is damaged: {fault}; give another file")
     return document
@@ -138,29 +138,22 @@ def _fault(document: Mapping[str, Any]) -> str | None:
     """The first entry that is not what `Judgements` writes; None if there is none."""
     for name in ("arguments", "versions", "searches"):
         if not isinstance(document.get(name), dict):
-            return f"{name} is {shown(document.get(name))}, not an object"
+            return f"{name} is {brief(document.get(name))}, not an object"
     for nfe, search in document["searches"].items():
-        where = f"searches[{shown(nfe)}]"
+        where = f"searches[{brief(nfe)}]"
         if not isinstance(search, dict) or set(search) != {"starts", "judged"}:
             return f"{where} must be an object of starts and judged"
         starts, judged = search["starts"], search["judged"]
         if not isinstance(starts, list) or not all(isinstance(start, str) for start in starts):
-            return f"{where}.starts is {shown(starts)}, not a list of texts"
+            return f"{where}.starts is {brief(starts)}, not a list of texts"
         if not isinstance(judged, list):
-            return f"{where}.judged is {shown(judged)}, not a list"
+            return f"{where}.judged is {brief(judged)}, not a list"
         for i, record in enumerate(judged):
             if not isinstance(record, dict) or set(record) != {"t", "fitness"}:
                 return f"{where}.judged[{i}] must be an object of t and fitness"
             t, value = record["t"], record["fitness"]
-            if not isinstance(t, list) or not all(map(_is_number, t)):
-                return f"{where}.judged[{i}].t is {shown(t)}, not a list of numbers"
-            if value is not None and not _is_number(value):
-                return f"{where}.judged[{i}].fitness is {shown(value)}, not a number or null"
+            if not isinstance(t, list) or not all(map(is_number, t)):
+                return f"{where}.judged[{i}].t is {brief(t)}, not a list of numbers"
+            if value is not None and not is_number(value):
+                return f"{where}.judged[{i}].fitness is {brief(value)}, not a number or null"
     return None
-
-
-def _is_number(value: Any) -> bool:
-    try:
-        return isinstance(value, (float, int)) and not isinstance(value, bool) and math.isfinite(value)
-    except OverflowError:  # a whole number beyond the largest float
-        return False

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from jax import Array
 
-from hso_jax.checks import choice, flag, number, shown
+from hso_jax.checks import brief, choice, flag, number
 from hso_jax.lane import Lane, check_lane
 from hso_jax.noise import NoiseSchedule
 from hso_jax.noise.stacking import stack
@@ -88,14 +88,14 @@ def check(lane: Lane) -> Lane:
 def _cut(box: Box, noise: NoiseSchedule) -> Box:
     low, high = float(noise.t_min), float(noise.t_max)
     if not isinstance(box, Box):
-        raise ValueError(f"box is {shown(box)}; need a Box(rho=..., t_eps=..., t_max=...)")
+        raise ValueError(f"box is {brief(box)}; need a Box(rho=..., t_eps=..., t_max=...)")
     for name, pair in box._asdict().items():
         if not isinstance(pair, (tuple, list)) or len(pair) != 2:
-            raise ValueError(f"box {name} is {shown(pair)}; need two finite numbers, the smaller first")
+            raise ValueError(f"box {name} is {brief(pair)}; need two finite numbers, the smaller first")
         try:
             a, b = (number(name, x) for x in pair)
         except ValueError:
-            raise ValueError(f"box {name} is {shown(pair)}; need two finite numbers, the smaller first") from None
+            raise ValueError(f"box {name} is {brief(pair)}; need two finite numbers, the smaller first") from None
         if not (math.isfinite(a) and math.isfinite(b) and a <= b):
             raise ValueError(f"box {name} is ({a}, {b}); need two finite numbers, the smaller first")
     if box.rho[0] <= 0:

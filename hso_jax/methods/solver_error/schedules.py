@@ -12,7 +12,7 @@ import numpy as np
 
 from hso_jax import solvers
 from hso_jax.batch import compiler_options
-from hso_jax.checks import shown
+from hso_jax.checks import brief
 from hso_jax.lane import Lane
 from hso_jax.lower.gaps import SPACING
 from hso_jax.lower.results import NOT_FINITE, RESULTS
@@ -113,7 +113,7 @@ def solver_error(
         ValueError: for an unknown solver, a schedule of another noise schedule, or as `error_data`.
     """
     if not isinstance(schedule, Schedule):
-        raise ValueError(f"schedule is {shown(schedule)}; need a Schedule")
+        raise ValueError(f"schedule is {brief(schedule)}; need a Schedule")
     if schedule.noise != check_noise(noise).fingerprint():
         raise ValueError(f"the schedule was made for {schedule.model}, whose noise differs from {noise.name}'s")
     name = schedule.solver if solver is None else solver
