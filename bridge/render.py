@@ -174,7 +174,7 @@ def schedulers(pipe: Any, schedule: Schedule, others: Sequence[Schedule], plan: 
     if plan.reference is not None:
         rows.append(Entry("reference", f"default, {plan.reference} steps", base, plan.reference))
     rows.append(Entry("default", spacing, base, nfe))
-    trailing = baseline("trailing", noise, nfe, p=schedule.p)
+    trailing = baseline("trailing", noise, nfe, p=schedule.origin.p)
     if not any(s.method == "trailing" for s in others):
         rows.append(_entry(base, trailing))
     for other in others:

@@ -20,6 +20,8 @@ from .noise import preset as preset
 from .objectives import mep as mep
 from .objectives import paper_d_min as paper_d_min
 from .objectives import spf as spf
+from .origin import Origin as Origin
+from .origin import Scores as Scores
 from .schedule import Schedule as Schedule
 from .schedule_file import load as load
 from .schedule_file import save as save

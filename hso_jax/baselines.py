@@ -18,6 +18,7 @@ from hso_jax.noise.noise_schedule import check_noise
 from hso_jax.noise.stacking import anonymous
 from hso_jax.objectives import dm_nonuni
 from hso_jax.objectives.mep_spf import PAPER_GAMMA, paper_d_min, resolve_spacing, score
+from hso_jax.origin import Origin
 from hso_jax.schedule import LAYOUTS, Schedule, versions
 
 _DM_NODES = 21  # one compilation for every N up to 20
@@ -214,12 +215,14 @@ def baseline(
         raise ValueError(f"nfe is {nfe}; {noise.name} has only {noise.levels} levels")
     extra: dict[str, Any] = {"p": p} if name == "dm-nonuni" else {}
     t = BASELINES[name](noise, nfe, layout, **extra)
-    schedule = Schedule.from_t(noise, t, layout=layout, method=name, p=p, d_min=least, versions=versions())
+    schedule = Schedule.from_t(
+        noise, t, layout=layout, origin=Origin(method=name, p=p, d_min=least, versions=versions())
+    )
     with np.errstate(over="ignore"):
         scores = score(schedule, p=p, d_min=least, gamma=PAPER_GAMMA)
     if not np.isfinite([value for value in scores.values() if value is not None]).all():
         raise ValueError(f"p is {p:g}; MEP is not finite on {noise.name} with it; need one nearer to 2 or 1")
-    return Schedule(**{**vars(schedule), **scores})
+    return schedule.with_scores(**scores)
 
 
 def _count(nfe: int, layout: str) -> int:

@@ -142,9 +142,10 @@ def landscape_figure(schedule: Schedule, noise: NoiseSchedule | None = None) -> 
     panel = figure.subplots()
     filled = panel.contourf(t_eps, t_max, np.asarray(value).T, 24, cmap="viridis_r")
     figure.colorbar(filled, ax=panel, label="MEP of the best nodes between these ends")
-    lines = panel.contour(t_eps, t_max, np.asarray(gap).T, levels=[schedule.d_min], colors="white", linestyles="--")
-    if np.min(gap) < schedule.d_min < np.max(gap):
-        panel.clabel(lines, fmt={schedule.d_min: f"smallest gap = {schedule.d_min:.3g}"}, fontsize=8)
+    asked = schedule.origin.d_min
+    lines = panel.contour(t_eps, t_max, np.asarray(gap).T, levels=[asked], colors="white", linestyles="--")
+    if np.min(gap) < asked < np.max(gap):
+        panel.clabel(lines, fmt={asked: f"smallest gap = {asked:.3g}"}, fontsize=8)
     box = Box()
     (left, right), (bottom, top) = box.t_eps, box.t_max
     panel.plot(

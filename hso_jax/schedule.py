@@ -4,22 +4,27 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import html
 import importlib.metadata
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from hso_jax.checks import brief, choice, number, numbers
+from hso_jax.checks import brief, choice, numbers
 from hso_jax.diffusers_sigmas import diffusers_sigmas
 from hso_jax.noise import NoiseSchedule, alpha_sigma
 from hso_jax.noise.noise_schedule import check_noise
+from hso_jax.origin import Origin, Scores, check_count, check_text
+from hso_jax.shown import shown
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 LAYOUTS = ("node", "interval")
 ENDS = ("clean", "t_eps")
-_TEXTS = ("model", "method", "solver", "noise", "result")
-_NUMBERS = ("p", "d_min", "mep", "spf", "min_spacing", "stationarity", "guidance", "error", "fitness")
-_COUNTS = {"num_train_timesteps": 1, "iterations": 0, "seed": 0}
+_ARRAYS = ("t", "lams", "sigmas", "timesteps")
+_CUSTOM, _UNSCORED = Origin(), Scores()
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -35,8 +40,6 @@ class Schedule:
         nfe: N.
         layout: "node" or "interval".
         end: "clean" or "t_eps" ("t_eps" needs the interval layout).
-        method: how the nodes were chosen ("hso", a baseline's name, "custom").
-        solver: the solver they were chosen for, "any" if the method does not look at it.
         t: [K] continuous time in (0, 1], falling; K = N (node) or N + 1 (interval).
         lams: [K] half log-SNR, rising; the first may be -inf (pure noise).
         sigmas: [K] ksigma = sigma/alpha = exp(-lam), falling; the final 0 of a clean end is not in it.
@@ -44,29 +47,14 @@ class Schedule:
         kind: "vp", "ve" or "flow" (see `NoiseSchedule`).
         num_train_timesteps: T of the model's time scale.
         noise: fingerprint of the noise schedule.
-        psi: the upper level's choice (rho, t_eps, t_max, ksigma_min, ksigma_max), if there was one.
-        p: exponent of the model-error bound in `mep`.
-        d_min: the spacing asked for, in t.
-        mep: Midpoint Error Proxy of the nodes; None where it is undefined (one node, or lam = -inf).
-        spf: fitness, MEP and spacing penalty; None where mep is.
-        min_spacing: smallest gap of neighbouring t; None for a single node.
-        result: the lower level's result ("converged", ...) or "fixed" for a schedule that was not optimised.
-        iterations: steps the lower level took.
-        stationarity: largest entry of the projected gradient at the nodes, in t.
-        seed: of the search, None where nothing was random.
-        guidance: weight of classifier-free guidance it was made for; None for methods that do not look at it.
-        error: root-mean-square error of the solver's samples on the reference problems; None if not measured.
-        others: the same for other solvers: at most what they would reach with a schedule of their own.
-        fitness: what the callable that a search was given said of it; None if it was not asked.
-        versions: of the packages that made it.
+        origin: how the nodes were found; its method, solver, guidance, psi, seed and result are properties here.
+        scores: what was measured of them; its mep, spf, error, others and fitness are properties here.
     """
 
     model: str
     nfe: int
     layout: str
     end: str
-    method: str
-    solver: str
     t: np.ndarray
     lams: np.ndarray
     sigmas: np.ndarray
@@ -74,32 +62,16 @@ class Schedule:
     kind: str
     num_train_timesteps: int
     noise: str
-    psi: Mapping[str, float] | None = None
-    p: float = 2.0
-    d_min: float = 0.0
-    mep: float | None = None
-    spf: float | None = None
-    min_spacing: float | None = None
-    result: str = "fixed"
-    iterations: int = 0
-    stationarity: float | None = None
-    seed: int | None = None
-    guidance: float | None = None
-    error: float | None = None
-    others: Mapping[str, float] = dataclasses.field(default_factory=dict)
-    fitness: float | None = None
-    versions: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    origin: Origin = _CUSTOM
+    scores: Scores = _UNSCORED
 
     def __post_init__(self) -> None:
         """Check the counts and the order of everything, whoever made it."""
-        for name in ("t", "lams", "sigmas", "timesteps"):
+        for name in _ARRAYS:
             object.__setattr__(self, name, _frozen(name, getattr(self, name)))
         _check(self)
-        for name in (*_NUMBERS, *_COUNTS, "nfe"):
-            object.__setattr__(self, name, _plain(getattr(self, name)))
-        for name in ("psi", "others"):
-            if (mapping := getattr(self, name)) is not None:
-                object.__setattr__(self, name, {key: _plain(x) for key, x in mapping.items()})
+        for name in ("nfe", "num_train_timesteps"):
+            object.__setattr__(self, name, int(getattr(self, name)))
 
     @classmethod
     def from_t(
@@ -109,9 +81,8 @@ class Schedule:
         *,
         layout: str = "node",
         end: str | None = None,
-        method: str = "custom",
-        solver: str = "any",
-        **fields: Any,
+        origin: Origin = _CUSTOM,
+        scores: Scores = _UNSCORED,
     ) -> Schedule:
         """A schedule from its nodes' times (falling, in the noise schedule's range); the rest is derived.
 
@@ -131,7 +102,6 @@ class Schedule:
         t = np.maximum(t, low)
         lams = np.asarray(noise.lam(t), np.float64)
         nfe = len(t) if layout == "node" else len(t) - 1
-        gaps = t[:-1] - t[1:]
         with np.errstate(over="ignore"):
             sigmas = np.exp(-lams)
         return cls(
@@ -139,8 +109,6 @@ class Schedule:
             nfe=nfe,
             layout=layout,
             end=end if end is not None else ("clean" if layout == "node" else "t_eps"),
-            method=method,
-            solver=solver,
             t=t,
             lams=lams,
             sigmas=sigmas,
@@ -148,13 +116,28 @@ class Schedule:
             kind=noise.kind,
             num_train_timesteps=noise.num_train_timesteps,
             noise=noise.fingerprint(),
-            min_spacing=float(gaps.min()) if gaps.size else None,
-            **fields,
+            origin=origin,
+            scores=scores,
         )
 
     @classmethod
-    def from_sigmas(cls, noise: NoiseSchedule, sigmas: Any, *, end: str = "clean", **fields: Any) -> Schedule:
+    def from_lams(cls, noise: NoiseSchedule, lams: Any, **options: Any) -> Schedule:
+        """A schedule from its nodes' half log-SNR, rising; -inf is pure noise, what is out of range goes to its end.
+
+        `options` and what is raised are as of `from_t`.
+        """
+        check_noise(noise)
+        lams = numbers("lams", lams)
+        pure = np.isneginf(lams)
+        if lams.ndim != 1 or not (pure | np.isfinite(lams)).all():
+            raise ValueError(f"lams is {brief(lams)}; need a list of finite numbers, or -inf for pure noise")
+        return cls.from_t(noise, np.where(pure, 1.0, noise.t_of_lam(np.where(pure, 0.0, lams))), **options)
+
+    @classmethod
+    def from_sigmas(cls, noise: NoiseSchedule, sigmas: Any, *, end: str = "clean", **options: Any) -> Schedule:
         """A schedule from a list of ksigma (k-diffusion's convention); a final 0 is taken as the clean end.
+
+        `options` are `origin` and `scores`.
 
         With `end="clean"` every value is evaluated; with "t_eps" the last is where sampling stops.
 
@@ -179,7 +162,67 @@ class Schedule:
                 raise ValueError(f"sigma {value:.9g} is outside {bounds}, the range of {noise.name}")
         t = np.where(np.isinf(lams), 1.0, noise.t_of_lam(np.where(np.isinf(lams), 0.0, lams)))
         layout = "node" if end == "clean" else "interval"
-        return cls.from_t(noise, t, layout=layout, end=end, **fields)
+        return cls.from_t(noise, t, layout=layout, end=end, **options)
+
+    @property
+    def method(self) -> str:
+        """How the nodes were chosen."""
+        return self.origin.method
+
+    @property
+    def solver(self) -> str:
+        """The solver that they were chosen for, or "any"."""
+        return self.origin.solver
+
+    @property
+    def guidance(self) -> float | None:
+        """The weight of classifier-free guidance that they were made for, if the method looks at it."""
+        return self.origin.guidance
+
+    @property
+    def psi(self) -> Mapping[str, float] | None:
+        """The upper level's choice, if there was one."""
+        return self.origin.psi
+
+    @property
+    def seed(self) -> int | None:
+        """Of the search."""
+        return self.origin.seed
+
+    @property
+    def result(self) -> str:
+        """The lower level's result, or "fixed"."""
+        return self.origin.result
+
+    @property
+    def mep(self) -> float | None:
+        """Midpoint Error Proxy of the nodes."""
+        return self.scores.mep
+
+    @property
+    def spf(self) -> float | None:
+        """Fitness of HSO's upper level."""
+        return self.scores.spf
+
+    @property
+    def error(self) -> float | None:
+        """Root-mean-square error of the solver's samples on the reference problems."""
+        return self.scores.error
+
+    @property
+    def others(self) -> Mapping[str, float]:
+        """The same for other solvers on these nodes."""
+        return self.scores.others
+
+    @property
+    def fitness(self) -> float | None:
+        """What the search's own callable said of it."""
+        return self.scores.fitness
+
+    @property
+    def min_spacing(self) -> float | None:
+        """The smallest gap of neighbouring t; None for a single node."""
+        return float((self.t[:-1] - self.t[1:]).min()) if len(self.t) > 1 else None
 
     @property
     def better_solver(self) -> str | None:
@@ -260,6 +303,43 @@ class Schedule:
         """
         return dataclasses.replace(self, end=end)
 
+    def with_scores(self, **scores: Any) -> Schedule:
+        """The same schedule with these entries of `scores` replaced."""
+        return dataclasses.replace(self, scores=dataclasses.replace(self.scores, **scores))
+
+    def plot(self) -> Figure:
+        """A picture of it, as `hso_jax.plots.schedules_figure` draws several."""
+        from hso_jax.plots import schedules_figure  # Matplotlib takes as long to import as a search does
+
+        return schedules_figure([self])
+
+    def __len__(self) -> int:
+        """N."""
+        return self.nfe
+
+    def __eq__(self, other: object) -> bool:
+        """Whether every field is the same; arrays to the last digit."""
+        if not isinstance(other, Schedule):
+            return NotImplemented
+        return all(np.array_equal(getattr(self, f.name), getattr(other, f.name)) for f in dataclasses.fields(self))
+
+    def __hash__(self) -> int:
+        return hash((self.model, self.layout, self.end, *self.t.tolist()))
+
+    def __repr__(self) -> str:
+        told = " ".join(f"{x:.5g}" for x in self.timesteps[:20]) + (" ..." if self.nfe > 20 else "")
+        how = f"{self.method} for {self.solver}"
+        return f"<Schedule {shown(f'{self.model}: N = {self.nfe}, {self.layout}, {how}, timesteps {told}')}>"
+
+    def _repr_html_(self) -> str:
+        """A table of the nodes, for notebooks."""
+        rows = [("step", "t", "lam", "sigma/alpha", "timestep")]
+        told = [f"{x:.6g}" for x in self.timesteps] + [""] * (len(self.t) - self.nfe)
+        for i, (t, lam, sigma) in enumerate(zip(self.t, self.lams, self.sigmas, strict=True)):
+            rows.append((str(i), f"{t:.6g}", f"{lam:.6g}", f"{sigma:.6g}", told[i]))
+        body = "".join("<tr>" + "".join(f"<td>{cell}</td>" for cell in row) + "</tr>" for row in rows)
+        return f"<table><caption>{html.escape(repr(self))}</caption>{body}</table>"
+
 
 @functools.cache
 def versions() -> dict[str, str]:
@@ -273,44 +353,17 @@ def _frozen(name: str, values: Any) -> np.ndarray:
     return array
 
 
-def _plain(value: Any) -> Any:
-    """NumPy's numbers as Python's, which a file can hold."""
-    return value.item() if isinstance(value, (np.generic, np.ndarray)) else value
-
-
-def _is_count(value: Any, least: int) -> bool:
-    return isinstance(value, (int, np.integer)) and not isinstance(value, bool) and least <= int(value) < 2**63
-
-
-def _check_mapping(name: str, value: Any) -> None:
-    if value is None and name == "psi":
-        return
-    if not isinstance(value, Mapping) or not all(isinstance(key, str) for key in value):
-        raise ValueError(f"{name} is {brief(value)}; need numbers by name")
-    for key, x in value.items():
-        number(f"{name}[{key!r}]", x)
-
-
 def _check(s: Schedule) -> None:
     choice("layout", s.layout, LAYOUTS)
     choice("end", s.end, ENDS)
     choice("kind", s.kind, ("vp", "ve", "flow"))
-    if not isinstance(s.nfe, (int, np.integer)) or isinstance(s.nfe, bool) or s.nfe < 1:
-        raise ValueError(f"nfe is {brief(s.nfe)}; need a whole number of at least 1")
-    for name in _TEXTS:
-        if not isinstance(getattr(s, name), str):
-            raise ValueError(f"{name} is {brief(getattr(s, name))}; need a text")
-    for name in _NUMBERS:
-        if getattr(s, name) is not None or name in ("p", "d_min"):
-            number(name, getattr(s, name))
-    for name, least in _COUNTS.items():
-        value = getattr(s, name)
-        if (value is not None or name != "seed") and not _is_count(value, least):
-            raise ValueError(f"{name} is {brief(value)}; need a whole number of at least {least}, not a float")
-    for name in ("psi", "others"):
-        _check_mapping(name, getattr(s, name))
-    if not isinstance(s.versions, Mapping) or not all(isinstance(x, str) for kv in s.versions.items() for x in kv):
-        raise ValueError(f"versions is {brief(s.versions)}; need texts by name")
+    check_count("nfe", s.nfe, 1)
+    check_count("num_train_timesteps", s.num_train_timesteps, 1)
+    check_text("model", s.model)
+    check_text("noise", s.noise)
+    for name, kind in (("origin", Origin), ("scores", Scores)):
+        if not isinstance(getattr(s, name), kind):
+            raise ValueError(f"{name} is {brief(getattr(s, name))}; need a {kind.__name__}")
     if s.layout == "node" and s.end == "t_eps":
         raise ValueError("end 't_eps' needs layout 'interval': layout 'node' has no node to stop at")
     nodes = s.nfe + (s.layout == "interval")

@@ -6,23 +6,27 @@ import dataclasses
 import json
 import math
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from typing import Any
 
-import numpy as np
-
-from hso_jax.files import FORMAT, read_text, write_whole
+from hso_jax.checks import MOST_LEVELS, is_number
+from hso_jax.files import FORMAT, parse_json, read_text, write_whole
+from hso_jax.origin import Origin, Scores
 from hso_jax.schedule import Schedule
 
 VERSION = 1
-_MOST_LEVELS = 10**6
 
 _ARRAYS = ("t", "lams", "sigmas", "timesteps")
-_NUMBERS = ("p", "d_min", "mep", "spf", "min_spacing", "stationarity", "guidance", "error", "fitness")
-_NULLABLE = ("mep", "spf", "min_spacing", "stationarity", "seed", "psi", "guidance", "error", "fitness")
-_TEXTS = ("model", "layout", "end", "method", "solver", "kind", "noise", "result")
-_COUNTS = ("nfe", "num_train_timesteps", "iterations", "seed")
-_FIELDS = tuple(field.name for field in dataclasses.fields(Schedule))
+_ORIGIN, _SCORES, _OWN = (
+    tuple(field.name for field in dataclasses.fields(group) if field.name not in ("origin", "scores"))
+    for group in (Origin, Scores, Schedule)
+)
+_FIELDS = (
+    *("model", "nfe", "layout", "end", "method", "solver", "t", "lams", "sigmas", "timesteps", "kind"),
+    *("num_train_timesteps", "noise", "psi", "p", "d_min", "mep", "spf", "min_spacing", "result", "iterations"),
+    *("stationarity", "seed", "guidance", "error", "others", "fitness", "versions"),
+)
+"""In the file's order. `min_spacing` follows from t: it is written for readers, and not read."""
 _OPTIONAL = ("iterations", "stationarity", "versions", "p", "d_min", "guidance", "error", "others", "fitness")
 
 _RENAMED = {
@@ -74,10 +78,7 @@ def load(path: str | os.PathLike[str]) -> list[Schedule]:
 
 def from_json(text: str) -> list[Schedule]:
     """The schedules in a file's text. Raises ValueError as `load` does."""
-    try:
-        document = json.loads(text)
-    except (json.JSONDecodeError, RecursionError) as error:
-        raise ValueError(f"not valid JSON, or truncated ({error})") from error
+    document = parse_json(text)
     if not isinstance(document, dict) or document.get("format") != FORMAT:
         raise ValueError(f'not a schedule file: it must be an object with "format": "{FORMAT}"')
     version = document.get("version")
@@ -169,16 +170,11 @@ def _shown(name: str, value: Any) -> str:
 
 
 def _record(schedule: Schedule) -> dict[str, Any]:
-    record: dict[str, Any] = {}
-    for name in _FIELDS:
-        value = getattr(schedule, name)
-        if isinstance(value, np.ndarray):  # JSON has no infinity: null is pure noise, only ever in the first place
-            record[name] = [float(x) if math.isfinite(x) else None for x in value]
-        elif isinstance(value, Mapping):
-            record[name] = dict(value)
-        else:
-            record[name] = value.item() if isinstance(value, np.generic) else value
-    return record
+    record = {name: getattr(schedule, name) for name in (*_OWN, "min_spacing")}
+    for name in _ARRAYS:  # JSON has no infinity: null is pure noise, only ever in the first place
+        record[name] = [x if math.isfinite(x) else None for x in record[name].tolist()]
+    record |= dataclasses.asdict(schedule.origin) | dataclasses.asdict(schedule.scores)
+    return {name: record[name] for name in _FIELDS}
 
 
 def _schedule(record: Any) -> Schedule:
@@ -187,26 +183,15 @@ def _schedule(record: Any) -> Schedule:
     if missing := [name for name in _FIELDS if name not in record and name not in _OPTIONAL]:
         raise ValueError(f"lacks {', '.join(missing)}")
     values = {name: record[name] for name in _FIELDS if name in record}
-    if isinstance(values["method"], str) and values["method"] in _RENAMED:
-        values["method"] = _RENAMED[values["method"]]
-    for name, value in values.items():
-        if value is None and name in _NULLABLE:
-            continue
-        if name in _ARRAYS:
-            values[name] = _array(name, value)
-        elif name in _NUMBERS and not _is_number(value):
-            raise ValueError(f"{name} is {value!r}; need a finite number")
-        elif name in _TEXTS and not isinstance(value, str):
-            raise ValueError(f"{name} is {value!r}; need a text")
-        elif name in _COUNTS and (not isinstance(value, int) or isinstance(value, bool)):
-            raise ValueError(f"{name} is {value!r}; need a whole number")
-        elif name in ("psi", "others") and not (isinstance(value, dict) and all(map(_is_number, value.values()))):
-            raise ValueError(f"{name} is {value!r}; need an object of finite numbers")
-        elif name == "versions" and not (isinstance(value, dict) and all(isinstance(v, str) for v in value.values())):
-            raise ValueError(f"versions is {value!r}; need an object of texts")
-    if not 1 <= values["num_train_timesteps"] <= _MOST_LEVELS:
-        raise ValueError(f"num_train_timesteps is {values['num_train_timesteps']}; need 1..{_MOST_LEVELS}")
-    return Schedule(**values)
+    for name in _ARRAYS:
+        values[name] = _array(name, values[name])
+    if isinstance(values["method"], str):
+        values["method"] = _RENAMED.get(values["method"], values["method"])
+    origin, scores, own = ({k: values[k] for k in names if k in values} for names in (_ORIGIN, _SCORES, _OWN))
+    schedule = Schedule(**own, origin=Origin(**origin), scores=Scores(**scores))
+    if schedule.num_train_timesteps > MOST_LEVELS:
+        raise ValueError(f"num_train_timesteps is {schedule.num_train_timesteps}; need 1..{MOST_LEVELS}")
+    return schedule
 
 
 def _array(name: str, value: Any) -> list[float]:
@@ -216,13 +201,6 @@ def _array(name: str, value: Any) -> list[float]:
     if value[0] is None and name in infinite:
         value = [infinite[name], *value[1:]]
     for i, x in enumerate(value):
-        if not _is_number(x) and not (i == 0 and isinstance(x, float) and x == infinite.get(name)):
+        if not is_number(x) and not (i == 0 and isinstance(x, float) and x == infinite.get(name)):
             raise ValueError(f"{name}[{i}] is {x!r}; need a finite number")
     return [float(x) for x in value]
-
-
-def _is_number(value: Any) -> bool:
-    try:
-        return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
-    except OverflowError:  # a whole number beyond the largest float
-        return False

@@ -58,7 +58,7 @@ def test_every_rule_for_every_kind_of_model(name: str, layout: str) -> None:
             if len(s.t) > 1:
                 assert s.mep == pytest.approx(reference.mep(s.lams), rel=1e-9)
                 assert s.spf == pytest.approx(reference.spf(s.lams, s.t, nfe), rel=1e-9)
-            assert s.d_min == paper_d_min(nfe) and s.result == "fixed"
+            assert s.origin.d_min == paper_d_min(nfe) and s.result == "fixed"
 
 
 def test_dm_nonuni_of_few_and_of_many_nodes() -> None:

@@ -39,7 +39,7 @@ def test_main_job_needs_no_argument(capsys: pytest.CaptureFixture[str]):
     assert main(["search"]) == 0
     schedules = hso_jax.load("schedules-sd21-base.json")
     assert [(s.layout, s.nfe) for s in schedules] == [(a, n) for a in ("node", "interval") for n in range(4, 21)]
-    assert all(s.result == "converged" and s.min_spacing >= s.d_min - 1e-12 for s in schedules)
+    assert all(s.result == "converged" and s.min_spacing >= s.origin.d_min - 1e-12 for s in schedules)
     assert Path("schedules-sd21-base.png").read_bytes().startswith(b"\x89PNG")
     printed = capsys.readouterr().out
     assert "959 708 376 29" in printed and "wrote schedules-sd21-base.json" in printed

@@ -37,7 +37,7 @@ def result(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     def search(many: list[Any], *, progress: Any = None) -> list[Any]:
         import dataclasses
 
-        return [dataclasses.replace(FOUND, result=results[0]) for _ in many]
+        return [dataclasses.replace(FOUND, origin=hso_jax.Origin(result=results[0])) for _ in many]
 
     monkeypatch.setattr(importlib.import_module("hso_jax.cli.searches"), "search_many", search)
     return results

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 import hso_jax
+from hso_jax import Origin
 from hso_jax.cli import main
 from hso_jax.plots import encoded, methods_figure, schedules_figure
 from hso_jax.shown import shown
@@ -34,7 +35,10 @@ def _own_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 def named(name: str) -> list[hso_jax.Schedule]:
     schedules = [hso_jax.baseline("trailing", NOISE, n) for n in (4, 6)]
     # Different methods: a column that says the same in every row is left out.
-    return [dataclasses.replace(s, model=name + str(i), method=name + str(i)) for i, s in enumerate(schedules)]
+    return [
+        dataclasses.replace(s, model=name + str(i), origin=Origin(method=name + str(i)))
+        for i, s in enumerate(schedules)
+    ]
 
 
 def clean(text: str) -> bool:

@@ -41,7 +41,9 @@ def test_methods_figure_has_a_line_per_method_and_a_panel_per_nfe(baselines):
 
 
 def test_landscape_grows_with_the_range_and_marks_the_schedule():
-    schedule = hso_jax.Schedule.from_t(hso_jax.preset("sd15"), [0.96, 0.7, 0.4, 0.03], d_min=0.15)
+    schedule = hso_jax.Schedule.from_t(
+        hso_jax.preset("sd15"), [0.96, 0.7, 0.4, 0.03], origin=hso_jax.Origin(d_min=0.15)
+    )
     figure = landscape_figure(schedule)
     star = next(line for line in figure.axes[0].lines if line.get_marker() == "*")
     assert (star.get_xdata()[0], star.get_ydata()[0]) == (0.03, 0.96)

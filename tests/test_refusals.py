@@ -11,7 +11,20 @@ import numpy as np
 import pytest
 from problems import SD
 
-from hso_jax import Box, Effort, Hso, Refinement, Schedule, SolverError, baseline, lanes, paper_d_min, solver_error
+from hso_jax import (
+    Box,
+    Effort,
+    Hso,
+    Origin,
+    Refinement,
+    Schedule,
+    Scores,
+    SolverError,
+    baseline,
+    lanes,
+    paper_d_min,
+    solver_error,
+)
 from hso_jax import search as find
 from hso_jax import zoo as from_zoo
 from hso_jax.checks import brief, check_nfe, check_seed, flag, json_object, number, numbers, whole
@@ -41,10 +54,15 @@ USUAL: dict[str, tuple[Callable[..., Any], dict[str, Any]]] = {
     "zoo": (from_zoo, {"model": "sd15", "nfe": 4, "solver": "ddim", "guidance": 1.0}),
     "from_t": (
         Schedule.from_t,
-        {"noise": SD, "t": [1.0, 0.5], "layout": "node", "end": "clean", "method": "a", "solver": "any", "p": 2.0}
-        | {"d_min": 0.0, "psi": {}, "seed": 0, "error": 0.1, "others": {}, "versions": {}, "result": "a", "mep": 1.0}
-        | {"iterations": 1, "guidance": 1.0},
+        {"noise": SD, "t": [1.0, 0.5], "layout": "node", "end": "clean", "origin": Origin(), "scores": Scores()},
     ),
+    "from_lams": (Schedule.from_lams, {"noise": SD, "lams": [-2.0, 1.0]}),
+    "origin": (
+        Origin,
+        {"method": "a", "solver": "any", "p": 2.0, "d_min": 0.0, "psi": {}, "seed": 0, "versions": {}, "result": "a"}
+        | {"iterations": 1, "guidance": 1.0, "stationarity": 0.0},
+    ),
+    "scores": (Scores, {"error": 0.1, "others": {}, "mep": 1.0, "spf": 1.0, "fitness": 1.0}),
     "from_sigmas": (Schedule.from_sigmas, {"noise": SD, "sigmas": [10.0, 1.0], "end": "clean"}),
     "mixture": (mixture, {"weights": [1, 1], "means": np.eye(2), "variances": [1.0, 1.0], "members": [0]}),
     "generic": (
@@ -78,10 +96,10 @@ USUAL: dict[str, tuple[Callable[..., Any], dict[str, Any]]] = {
     ),
 }
 RIGHT: dict[tuple[str, str], list[Any]] = {  # what of `NO_NUMBERS` an argument may be, beside numbers
-    ("from_t", "psi"): [{}],
-    ("from_t", "others"): [{}],
-    ("from_t", "versions"): [{}],
-    **{("from_t", name): ["2"] for name in ("method", "solver", "result")},
+    ("origin", "psi"): [{}],
+    ("scores", "others"): [{}],
+    ("origin", "versions"): [{}],
+    **{("origin", name): ["2"] for name in ("method", "solver", "result")},
     ("hso", "relax"): [True],
     ("lanes", "noises"): [{}],
     ("lanes", "nfes"): [{}],
@@ -115,7 +133,7 @@ def test_wrong_kinds_are_refused_by_name(call: str, name: str) -> None:
 
 
 def test_p_of_any_real_number_that_has_a_score() -> None:
-    assert baseline("karras", SD, 4, p=np.float32(1.5)).p == 1.5
+    assert baseline("karras", SD, 4, p=np.float32(1.5)).origin.p == 1.5
     assert baseline("karras", SD, 4, p=-1).mep > 0
     with pytest.raises(ValueError, match="p is 1000; need a finite number"):
         baseline("karras", SD, 4, p=1000)

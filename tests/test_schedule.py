@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
+import pickle
 from collections.abc import Callable
 
 import numpy as np
@@ -11,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from problems import KINKED, SD
 
-from hso_jax import Schedule, preset
+from hso_jax import Origin, Schedule, Scores, preset
 from hso_jax.noise import cosine, discrete
 
 T = np.array([1.0, 0.8, 0.5, 0.2, 0.03])
@@ -160,6 +162,51 @@ def test_bad_schedules_are_named(case: str) -> None:
 
 def test_numbers_of_numpy_become_python_s() -> None:
     one = np.float32(0.5)
-    s = Schedule.from_t(cosine(), T, p=np.array(2.0), error=one, seed=np.int64(3), psi={"p": one}, others={"ddim": one})
-    assert [type(x) for x in (s.p, s.error, s.seed, s.psi["p"], s.others["ddim"])] == [float, float, int, float, float]
-    assert (s.p, s.error, s.seed) == (2.0, 0.5, 3)
+    origin = Origin(p=np.array(2.0), seed=np.int64(3), psi={"p": one})
+    s = Schedule.from_t(cosine(), T, origin=origin, scores=Scores(error=one, others={"ddim": one}))
+    assert [type(x) for x in (s.origin.p, s.error, s.seed, s.psi["p"], s.others["ddim"])] == [
+        float,
+        float,
+        int,
+        float,
+        float,
+    ]
+    assert (s.origin.p, s.error, s.seed) == (2.0, 0.5, 3)
+
+
+def test_equality_is_exact_and_hashing_follows_it() -> None:
+    one, same, other = (Schedule.from_t(SD, t) for t in (T, T, [*T[:-1], np.nextafter(T[-1], 1.0)]))
+    assert one == same and hash(one) == hash(same) and one != other and len({one, same, other}) == 2
+    assert one != dataclasses.replace(one, origin=Origin(seed=1)) and one != one.with_scores(error=0.1)
+    assert one != "a schedule" and pickle.loads(pickle.dumps(one)) == one == copy.deepcopy(one)
+
+
+def test_a_schedule_shows_itself_in_one_line_and_in_a_table() -> None:
+    s = dataclasses.replace(Schedule.from_t(SD, T, layout="interval"), model="a\n<b>")
+    assert len(s) == s.nfe == len(T) - 1
+    assert repr(s).startswith(
+        r"<Schedule a\n<b>: N = 4, interval, custom for any, timesteps 999 "
+    ) and "\n" not in repr(s)
+    table = s._repr_html_()
+    assert table.count("<tr>") == 1 + len(T) and "&lt;b&gt;" in table and "<b>" not in table
+    many = repr(Schedule.from_t(SD, np.linspace(1.0, 0.1, 100)))
+    assert len(many) < 250 and many.endswith(" ...>")
+    assert "-inf" in Schedule.from_t(cosine(), [1.0, 0.5])._repr_html_()
+
+
+def test_plot_is_the_figure_of_one() -> None:
+    assert len(Schedule.from_t(SD, T).plot().axes[0].lines) == 1
+
+
+@pytest.mark.parametrize("model", ["sd21-base", "sd3-medium", "edm-cifar10"])
+def test_from_lams_is_the_inverse_of_from_t(model: str) -> None:
+    noise = preset(model)
+    s = Schedule.from_t(noise, [1.0, 0.6, 0.3, 0.02], layout="interval")
+    back = Schedule.from_lams(noise, s.lams, layout="interval")
+    np.testing.assert_allclose(back.t, s.t, rtol=0, atol=1e-9)
+    assert back.t[0] == 1.0 and Schedule.from_lams(noise, [noise.noise_end, 99.0]).t.tolist() == [1.0, noise.t_min]
+    with pytest.raises(ValueError, match="lams is"):
+        Schedule.from_lams(noise, ["a"])
+    for lams in ([np.nan], [0.0, np.inf], 0.0, [[0.0]]):
+        with pytest.raises(ValueError, match=r"lams is .*; need"):
+            Schedule.from_lams(noise, lams)

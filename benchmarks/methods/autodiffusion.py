@@ -20,6 +20,7 @@ from benchmarks.metrics import frechet_distance, moments_of
 from benchmarks.models.denoiser import own_subject
 from benchmarks.models.subjects import Subject
 from hso_jax import Schedule, baseline
+from hso_jax.origin import Origin
 
 IMAGES = 100
 BUDGET = 30_000
@@ -92,7 +93,8 @@ def search(
         ratings = evolve(rate, _uniform(own, nfe), _levels(own), affordable, seed)
     row = min(ratings, key=ratings.__getitem__)
     t = _schedule(own, row).t
-    schedule = Schedule.from_t(own.noise, t, method="autodiffusion", solver=solver, guidance=own.guidance, seed=seed)
+    origin = Origin(method="autodiffusion", solver=solver, guidance=own.guidance, seed=seed)
+    schedule = Schedule.from_t(own.noise, t, origin=origin)
     return Result(schedule, ratings[row], next(iter(ratings.values())), len(ratings) * images * nfe)
 
 

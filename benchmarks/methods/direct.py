@@ -43,6 +43,7 @@ from hso_jax.baselines import inapplicable
 from hso_jax.lower.gaps import SPACING
 from hso_jax.noise import alpha_sigma
 from hso_jax.noise.ends import lam_of_s, s_of_lam
+from hso_jax.origin import Origin
 
 ROWS = 48
 BUDGET = 5_000  # for each of the N
@@ -292,9 +293,8 @@ def search(
         name = min(starts, key=starts.__getitem__)
         best, least = points[name], starts[name]
     nodes = gaps.nodes(best)
-    schedule = Schedule.from_t(
-        noise, noise.t_of_lam(lam_of_s(nodes)), method="direct", solver=solver, guidance=own.guidance, seed=seed
-    )
+    origin = Origin(method="direct", solver=solver, guidance=own.guidance, seed=seed)
+    schedule = Schedule.from_lams(noise, lam_of_s(nodes), origin=origin)
     return Result(schedule, math.sqrt(least), {name: math.sqrt(x) for name, x in starts.items()}, error.calls)
 
 

@@ -23,6 +23,7 @@ import bridge
 from benchmarks.models.denoiser import denoiser, own_subject
 from benchmarks.models.subjects import Subject
 from hso_jax import NoiseSchedule, Schedule
+from hso_jax.origin import Origin
 
 IMAGES = 256
 LEVELS = 60
@@ -67,7 +68,7 @@ def search(
     begin = time.perf_counter()
     chosen = best_path(costs, nfe, coefficient)
     t = teacher_grid(subject.noise, levels).t[chosen]
-    schedule = Schedule.from_t(subject.noise, t, method="gits", guidance=subject.guidance, seed=seed)
+    schedule = Schedule.from_t(subject.noise, t, origin=Origin(method="gits", guidance=subject.guidance, seed=seed))
     return Result(schedule, images * levels, spent + time.perf_counter() - begin)
 
 

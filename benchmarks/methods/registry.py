@@ -20,6 +20,7 @@ from benchmarks.models.subjects import Subject
 from benchmarks.solvers import SOLVERS
 from hso_jax import BASELINES, Hso, NoiseSchedule, Schedule, SolverError, baseline, search
 from hso_jax.baselines import inapplicable
+from hso_jax.origin import Origin
 
 
 class Inapplicable(Exception):
@@ -87,7 +88,7 @@ def exponential(request: Request) -> Made:
     noise = request.subject.noise
     if noise.kind != "flow":
         raise Inapplicable(f"log-uniform sigma of a model of kind {noise.kind!r} is 'uniform-lam'")
-    return Made(Schedule.from_t(noise, exponential_t(noise, request.nfe), method="exponential"))
+    return Made(Schedule.from_t(noise, exponential_t(noise, request.nfe), origin=Origin(method="exponential")))
 
 
 def exponential_t(noise: NoiseSchedule, nfe: int) -> np.ndarray:

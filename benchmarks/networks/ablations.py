@@ -12,6 +12,7 @@ from benchmarks.methods import registry
 from benchmarks.methods.registry import Inapplicable, Prepared
 from benchmarks.networks.records import noise_of
 from hso_jax import Box, Hso, NoiseSchedule, Schedule, SolverError, search
+from hso_jax.origin import Origin
 
 OTHER = {"fashion-eps": "fashion-v", "fashion-v": "fashion-eps"}
 """Models whose schedules are exchanged: the same data and the same kind of model, another noise schedule."""
@@ -68,7 +69,9 @@ def of_other(method: str) -> Callable[[Any, str, int, int], Schedule]:
 
 def at_times(noise: NoiseSchedule, schedule: Schedule) -> Schedule:
     """The timesteps of another model's schedule, as someone copies them."""
-    return Schedule.from_t(noise, np.clip(schedule.t, float(noise.t_min), 1.0), method=f"{schedule.method}-other")
+    return Schedule.from_t(
+        noise, np.clip(schedule.t, float(noise.t_min), 1.0), origin=Origin(method=f"{schedule.method}-other")
+    )
 
 
 ABLATIONS: Mapping[str, Callable[[Any, str, int, int], Schedule]] = {

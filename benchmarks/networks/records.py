@@ -21,7 +21,7 @@ from benchmarks.metrics import Estimate
 from benchmarks.models.card import WEIGHTS
 from hso_jax import NoiseSchedule, Schedule, from_config
 from hso_jax.files import write_whole
-from hso_jax.noise.ends import times
+from hso_jax.origin import Origin
 from hso_jax.schedule import versions
 
 METRICS = ("rmse", "feature", "fid", "fid_data")
@@ -185,7 +185,7 @@ def schedule_of(record: Record) -> Schedule:
     """The schedule of a record, for its model."""
     noise = noise_of(record.model)
     lams = np.array([-np.inf if lam is None else lam for lam in record.lams])
-    return Schedule.from_t(noise, times(noise, lams), method=record.method)
+    return Schedule.from_lams(noise, lams, origin=Origin(method=record.method))
 
 
 @functools.cache

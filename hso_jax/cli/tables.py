@@ -68,7 +68,7 @@ def _columns(schedules: Sequence[Schedule]) -> tuple[dict[str, list[str]], str]:
         "MEP": lambda s: number(s.mep, 4),
         "SPF": lambda s: number(s.spf, 4 if s.spf is None or s.spf < 1e5 else 2),
         "gap": lambda s: number(s.min_spacing, 3),
-        "asked": lambda s: number(s.d_min, 3),
+        "asked": lambda s: number(s.origin.d_min, 3),
         "result": lambda s: s.result,
     }
     always = {"N", stepped, "gap", "error" if all(s.mep is None for s in schedules) else "MEP"}

@@ -20,6 +20,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from hso_jax.checks import brief
+from hso_jax.shown import shown
 
 Array = Any
 """A NumPy or a JAX array. NumPy in, NumPy (float64) out; JAX in, JAX out."""
@@ -84,7 +85,7 @@ def _second(v: Array) -> Array:
 
 
 @jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, repr=False)
 class NoiseSchedule:
     """`x_t = alpha_t x_0 + sigma_t eps` for t in [t_min, t_max], as a pytree.
 
@@ -223,6 +224,23 @@ class NoiseSchedule:
     def zero_terminal_snr(self) -> bool:
         """Whether lam = -inf at t = 1; `t_max` is then the last level before it. Needs concrete leaves."""
         return bool(self.log_1mt > 0 or self.tail > 0)
+
+    @property
+    def noise_end(self) -> float:
+        """The model's lam at its noisiest level: -inf for flow and zero terminal SNR."""
+        return -np.inf if self.zero_terminal_snr else float(self.lam(float(self.t_max)))
+
+    @property
+    def data_end(self) -> float:
+        """The largest lam a node may have. Flow models are continuous in s: 0.001, whatever their shift calls it."""
+        return float(np.log(999.0)) if self.kind == "flow" else float(self.lam(float(self.t_min)))
+
+    def __repr__(self) -> str:
+        try:
+            ends = f"lam {self.noise_end:.4g} .. {self.data_end:.4g}"
+        except (TypeError, ValueError):  # inside jit or vmap, or several in one
+            ends = "of several, or traced"
+        return f"<NoiseSchedule {shown(self.name)}: {self.kind}, T = {self.num_train_timesteps}, {ends}>"
 
     def fingerprint(self) -> str:
         """16 hexadecimal digits that identify the noise levels (rounded to 5 digits), not the name."""

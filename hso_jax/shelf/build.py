@@ -22,7 +22,7 @@ from hso_jax.files import write_whole
 from hso_jax.lane import Lane
 from hso_jax.methods import Refinement, SolverError
 from hso_jax.noise import PRESETS, preset
-from hso_jax.noise.ends import lam_of_s, noise_end, s_of_lam, times
+from hso_jax.noise.ends import lam_of_s, s_of_lam
 from hso_jax.schedule import Schedule, versions
 from hso_jax.searches import search_many
 from hso_jax.shelf.shipped import FILE, FORMAT, MAX_NFE, SOLVERS, VERSION, ends_key
@@ -80,10 +80,10 @@ def mend(records: dict[tuple[str, float], list[dict[str, Any]]]) -> int:
             if nfe == 1 or record["error"] <= of[solver, nfe - 1]["error"]:
                 continue
             noise = preset(name)
-            s = s_of_lam([noise_end(noise), *of[solver, nfe - 1]["lams"]])
+            s = s_of_lam([noise.noise_end, *of[solver, nfe - 1]["lams"]])
             widest = int(np.argmax(s[:-1] - s[1:])) if nfe > 2 else 0
             more = 0.5 * (s[widest] + s[widest + 1]) if nfe > 2 else 0.5 * s[0]
-            start = Schedule.from_t(noise, times(noise, lam_of_s(np.insert(s, widest + 1, more))))
+            start = Schedule.from_lams(noise, lam_of_s(np.insert(s, widest + 1, more)))
             how = SolverError(solver, guidance, refinement=REFINEMENT[False], start=start, compare=())
             todo.append((record, Lane(noise, nfe, method=how)))
     if not todo:

@@ -12,8 +12,8 @@ import numpy as np
 from hso_jax import solvers
 from hso_jax.checks import check_nfe, number
 from hso_jax.noise import PRESETS, NoiseSchedule, preset
-from hso_jax.noise.ends import data_end, noise_end, times
 from hso_jax.noise.noise_schedule import check_noise
+from hso_jax.origin import Origin, Scores
 from hso_jax.schedule import Schedule
 
 FORMAT, VERSION = "hso-jax/zoo", 1
@@ -57,15 +57,11 @@ def zoo(model: str | NoiseSchedule, nfe: int, solver: str = "dpmpp-2m", *, guida
         raise ValueError(f"guidance {weight:g} is not in the zoo for {noise.name} ({have}); {_instead(solver, weight)}")
     entries = {s: shelf[weight][s][nfe - 1] for s in SOLVERS}
     found = entries.pop(name)
-    return Schedule.from_t(
+    return Schedule.from_lams(
         noise,
-        times(noise, np.array([noise_end(noise), *found["lams"]])),
-        method="solver-error",
-        solver=name,
-        guidance=weight,
-        error=found["error"],
-        others={s: e["error"] for s, e in entries.items()},
-        versions=_document()["versions"],
+        [noise.noise_end, *found["lams"]],
+        origin=Origin(method="solver-error", solver=name, guidance=weight, versions=_document()["versions"]),
+        scores=Scores(error=found["error"], others={s: e["error"] for s, e in entries.items()}),
     )
 
 
@@ -76,8 +72,8 @@ def shipped_guidance(noise: NoiseSchedule) -> tuple[float, ...]:
 
 def ends_key(noise: NoiseSchedule) -> tuple[float | None, float]:
     """What a search on the solver's error knows of a noise schedule: its ends in lam, rounded; None is -inf."""
-    noisy = noise_end(noise)
-    return (None if np.isneginf(noisy) else round(noisy, 3), round(data_end(noise), 3))
+    noisy = noise.noise_end
+    return (None if np.isneginf(noisy) else round(noisy, 3), round(noise.data_end, 3))
 
 
 def text() -> str:

@@ -17,7 +17,7 @@ from PIL import Image
 from test_pipelines_schedule import family_of, generate
 
 from bridge import grid, load_scheduler, noise_schedule_of, render, schedule_of, with_schedule
-from hso_jax import Schedule, baseline, preset, save
+from hso_jax import Origin, Schedule, baseline, preset, save
 from hso_jax.cli import main
 
 PROMPT = ["--prompt", "a small fox", "--height", "16", "--width", "16"]
@@ -31,7 +31,7 @@ def pipe(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
     pipe.save_pretrained("model")
     noise = noise_schedule_of(pipe)
     schedules = [
-        Schedule.from_t(noise, np.linspace(0.97, 0.03, nfe + extra) ** 1.2, layout=layout, method="hso")
+        Schedule.from_t(noise, np.linspace(0.97, 0.03, nfe + extra) ** 1.2, layout=layout, origin=Origin(method="hso"))
         for nfe in (4, 6)
         for layout, extra in (("interval", 1), ("node", 0))
     ]

@@ -47,7 +47,7 @@ def test_never_worse_than_the_reference_search(golden: dict[str, Any], sd_search
 
 def test_every_schedule_is_scipy_s_minimum_at_its_psi(sd_search: dict[Key, Schedule]) -> None:
     for (nfe, layout, kind), s in sd_search.items():
-        spacing = s.d_min if kind == "constraint" else 0.0
+        spacing = s.origin.d_min if kind == "constraint" else 0.0
         t_max, t_eps = s.t[0], s.t[-1]
         intervals = len(s.t) - 1
         best = reference.minimise_mep(
@@ -59,7 +59,7 @@ def test_every_schedule_is_scipy_s_minimum_at_its_psi(sd_search: dict[Key, Sched
 
 def test_what_a_schedule_says_about_itself(sd_search: dict[Key, Schedule]) -> None:
     for (nfe, layout, _), s in sd_search.items():
-        assert (s.nfe, s.layout, s.method, s.model, s.seed, s.p) == (nfe, layout, "hso", "sd", 0, 2.0)
+        assert (s.nfe, s.layout, s.method, s.model, s.seed, s.origin.p) == (nfe, layout, "hso", "sd", 0, 2.0)
         assert s.end == ("clean" if layout == "node" else "t_eps")
         assert len(s.t) == nfe + (layout == "interval") and len(s.timesteps) == nfe
         assert s.t[0] == s.psi["t_max"] and s.t[-1] == s.psi["t_eps"]
@@ -68,7 +68,7 @@ def test_what_a_schedule_says_about_itself(sd_search: dict[Key, Schedule]) -> No
         assert s.psi["ksigma_max"] == pytest.approx(s.sigmas[0]) and s.psi["ksigma_min"] == pytest.approx(s.sigmas[-1])
         assert s.mep == pytest.approx(reference.mep(s.lams), rel=1e-12) and s.noise == SD.fingerprint()
         assert s.min_spacing == pytest.approx(-np.diff(s.t).max(), abs=1e-15)
-        assert {"hso-jax", "jax", "evosax"} <= set(s.versions)
+        assert {"hso-jax", "jax", "evosax"} <= set(s.origin.versions)
 
 
 def test_search_keeps_the_order_and_n_1_needs_no_search() -> None:
@@ -102,12 +102,20 @@ def zoo() -> list[tuple[Lane, Schedule]]:
 
 
 def test_every_preset_budget_and_layout_converges(zoo: list[tuple[Lane, Schedule]]) -> None:
-    bad = [f"{s.model} p {s.p} N {s.nfe} {s.layout}: {s.stationarity}" for _, s in zoo if s.result != "converged"]
+    bad = [
+        f"{s.model} p {s.origin.p} N {s.nfe} {s.layout}: {s.origin.stationarity}"
+        for _, s in zoo
+        if s.result != "converged"
+    ]
     assert not bad, f"{len(bad)} of {len(zoo)}: " + "; ".join(bad[:20])
 
 
 def test_every_preset_budget_and_layout_keeps_its_spacing(zoo: list[tuple[Lane, Schedule]]) -> None:
-    short = [(s.model, s.nfe, s.layout, s.min_spacing - s.d_min) for _, s in zoo if s.min_spacing < s.d_min - 1e-9]
+    short = [
+        (s.model, s.nfe, s.layout, s.min_spacing - s.origin.d_min)
+        for _, s in zoo
+        if s.min_spacing < s.origin.d_min - 1e-9
+    ]
     assert not short, f"{len(short)} of {len(zoo)}: {short[:20]}"
 
 
@@ -117,7 +125,7 @@ def test_every_preset_budget_and_layout_is_monotone_and_in_its_box(zoo: list[tup
         assert np.all(np.diff(s.t) < 0) and np.all(np.isfinite(s.lams)) and np.all(np.diff(s.lams) > 0)
         assert box.t_max[0] <= s.t[0] <= box.t_max[1] and box.t_eps[0] <= s.t[-1] <= box.t_eps[1]
         paper, room = paper_d_min(s.nfe), box.t_max[1] - box.t_eps[0]
-        assert s.d_min == pytest.approx(min(paper, room / lane.intervals))  # relaxed only where it must be
+        assert s.origin.d_min == pytest.approx(min(paper, room / lane.intervals))  # relaxed only where it must be
 
 
 def test_ablation_fixed_psi() -> None:
@@ -142,7 +150,7 @@ def test_ablation_without_refinement_is_pure_edm() -> None:
         grid = [reference.mep(-np.log(reference.edm_start(r, *ends, s.nfe - 1))) for r in np.linspace(3, 16, 1301)]
         assert s.mep <= min(grid) * (1 + 1e-5)
     kept = search(SD, [4, 6], effort=effort)  # with its spacing, by projection
-    assert all(s.min_spacing >= s.d_min - 1e-12 for s in kept)
+    assert all(s.min_spacing >= s.origin.d_min - 1e-12 for s in kept)
 
 
 def test_ablation_dm_nonuni() -> None:
@@ -151,9 +159,9 @@ def test_ablation_dm_nonuni() -> None:
         assert s.method == "hso-dm-nonuni" and np.all(np.diff(s.t) < 0)
         fixed = reference.dm_nonuni(KINKED, s.nfe - 1, t_max=0.96, t_eps=0.03, truncation=3, solver="epigraph")
         mine = reference.dm_nonuni_objective(KINKED.lam(s.t), 2.0, s.nfe - 1, 3)
-        if fixed.t[:-1].min() and -np.diff(fixed.t).max() >= s.d_min:  # the spacing does not bind
+        if fixed.t[:-1].min() and -np.diff(fixed.t).max() >= s.origin.d_min:  # the spacing does not bind
             assert mine <= fixed.objective * (1 + 1e-3)
-        assert s.min_spacing >= s.d_min - 1e-12
+        assert s.min_spacing >= s.origin.d_min - 1e-12
 
 
 def test_spread_moves_no_more_than_it_must() -> None:

@@ -11,7 +11,7 @@ from problems import Smooth
 from solver_error_cells import EFFORT, SAMPLES, SD, method, small_family
 
 from benchmarks.speed import scipy_search as oracle
-from hso_jax import Hso, Lane, Schedule, SolverError, search, search_many, solver_error
+from hso_jax import Hso, Lane, Origin, Schedule, SolverError, search, search_many, solver_error
 from hso_jax.problems import generic
 
 DATA: dict[str, Any] = {"problems": small_family(), "samples": SAMPLES}
@@ -33,7 +33,7 @@ def test_bad_options_are_named_before_hso_runs(case: str, monkeypatch: pytest.Mo
 
 def test_hso_s_schedule_refined_is_not_worse(monkeypatch: pytest.MonkeyPatch) -> None:
     """Its HSO part is tested elsewhere: here it is SciPy's minimiser between HSO's ends."""
-    hso = Schedule.from_t(SD, oracle.minimise_mep(Smooth(SD), 0.98, 0.03, 3).t, method="hso")
+    hso = Schedule.from_t(SD, oracle.minimise_mep(Smooth(SD), 0.98, 0.03, 3).t, origin=Origin(method="hso"))
     monkeypatch.setattr(Hso, "search", lambda self, lanes, *_: [hso for _ in lanes])
     found = search(SD, 4, method=method("ddim", start=Hso()), effort=EFFORT)
     assert found.method == "solver-error" and found.psi is None and found.nfe == 4

@@ -15,11 +15,10 @@ from problems import Smooth
 from solver_error_cells import SAMPLES, SD, SD3, small_family
 
 from benchmarks.speed import scipy_search as oracle
-from hso_jax import Effort, Lane, Measured, Schedule, baseline, load, save, search
+from hso_jax import Effort, Lane, Measured, Origin, Schedule, baseline, load, save, search
 from hso_jax.methods.measured.points import box, schedules_at
 from hso_jax.methods.measured.search import POPULATION
 from hso_jax.methods.solver_error.schedules import measure
-from hso_jax.noise.ends import noise_end
 from hso_jax.objectives.solver_error import error_data, in_chunks
 from hso_jax.schedule_file import to_json
 
@@ -53,7 +52,7 @@ def find(fitness: Any, nfe: Any = 4, *, noise: Any = SD, budget: Any = 10**6, **
 
 def test_finds_the_least_error_of_the_family() -> None:
     """No point of a grid over the box is better, and where MEP has one minimum (p <= 2) the nodes are SciPy's."""
-    chunks = in_chunks(error_data(noise_end(SD), problems=small_family(), samples=SAMPLES), SAMPLES)
+    chunks = in_chunks(error_data(SD.noise_end, problems=small_family(), samples=SAMPLES), SAMPLES)
     seen = []
 
     def error(schedule: Schedule) -> float:
@@ -68,8 +67,8 @@ def test_finds_the_least_error_of_the_family() -> None:
     grid = [measure(s, "ddim", chunks) for batch in batches for s in schedules_at(LANE, batch, ends)]
     assert found.fitness <= min(grid)
     assert found.fitness == min(measure(s, "ddim", chunks) for s in seen) and len(seen) <= 200
-    assert len([s for s in seen[:POPULATION] if s.p <= 2]) >= 2
-    for s in [s for s in [*seen[:POPULATION], found] if s.p <= 2]:
+    assert len([s for s in seen[:POPULATION] if s.origin.p <= 2]) >= 2
+    for s in [s for s in [*seen[:POPULATION], found] if s.origin.p <= 2]:
         wanted = oracle.minimise_mep(Smooth(SD), s.psi["t_max"], s.psi["t_eps"], 3, s.psi["p"])
         np.testing.assert_allclose(s.t[1:], wanted.t[1:], rtol=0, atol=2e-4)
         assert s.psi["t_max"] - 1e-9 <= s.t[0] <= 1.0
@@ -86,7 +85,7 @@ def test_what_a_schedule_says_about_itself(tmp_path: Path) -> None:
     s, seen = plain()
     assert (s.method, s.solver, s.nfe, s.layout, s.end, s.seed) == ("mep/measured", "any", 4, "node", "clean", 0)
     assert s.error is None and s.guidance is None
-    assert s.result == "converged" and s.p == s.psi["p"] and s.t[-1] == s.psi["t_eps"]
+    assert s.result == "converged" and s.origin.p == s.psi["p"] and s.t[-1] == s.psi["t_eps"]
     assert s.fitness == min(float(np.abs(x.t - np.linspace(0.96, 0.08, 4)).max()) for x in seen)
     save(s, tmp_path / "s.json")
     assert to_json(load(tmp_path / "s.json")) == to_json(s)
@@ -240,7 +239,7 @@ def test_a_fitness_that_is_never_finite_is_given_up_after_the_first_generation(t
 
 
 def test_a_start_wins_unless_something_better_is_found() -> None:
-    best = Schedule.from_t(SD, np.linspace(0.96, 0.08, 4), method="by hand")
+    best = Schedule.from_t(SD, np.linspace(0.96, 0.08, 4), origin=Origin(method="by hand"))
     poor, other = baseline("karras", SD, 4), baseline("trailing", SD, 2)
     bowl = Bowl()
     found = find(bowl, [4, 2], budget=4 * 10, starts=[poor, best, other])

@@ -23,7 +23,7 @@ from hso_jax.methods.solver_error import method as method_module
 from hso_jax.methods.solver_error.method import COMPARED
 from hso_jax.methods.solver_error.schedules import measure
 from hso_jax.methods.solver_error.search import search_lane
-from hso_jax.noise.ends import noise_end, s_of_lam
+from hso_jax.noise.ends import s_of_lam
 from hso_jax.objectives.solver_error import Chunks, error_data, in_chunks
 from hso_jax.problems import denoiser, family, generic
 from hso_jax.searches import checked
@@ -50,7 +50,7 @@ def chunks(start: float, guidance: float) -> Chunks:
 
 def error_of(schedule: Schedule, lane: Lane) -> float:
     """`solver_error` without solving exactly each time."""
-    return measure(schedule, lane.method.solver, chunks(noise_end(lane.noise), lane.method.guidance))
+    return measure(schedule, lane.method.solver, chunks(lane.noise.noise_end, lane.method.guidance))
 
 
 def test_what_a_schedule_says_about_itself(found: Any) -> None:
@@ -71,9 +71,9 @@ def test_nodes_keep_their_distance_and_start_where_they_were_told(found: Any) ->
         assert np.all(-np.diff(s_of_lam(s.lams)) >= SPACING * (1 - 1e-3))
         if lane.method.first == "end":
             assert s.t[0] == 1.0
-            assert s.lams[0] == -np.inf if lane.noise is SD3 else s.lams[0] == pytest.approx(noise_end(lane.noise))
+            assert s.lams[0] == -np.inf if lane.noise is SD3 else s.lams[0] == pytest.approx(lane.noise.noise_end)
         else:
-            assert s_of_lam(s.lams[0]) <= min(s_of_lam(noise_end(lane.noise)), 1.0 - 0.999 * SPACING) + 1e-6
+            assert s_of_lam(s.lams[0]) <= min(s_of_lam(lane.noise.noise_end), 1.0 - 0.999 * SPACING) + 1e-6
 
 
 def test_the_error_is_that_of_sampling(found: Any) -> None:
@@ -89,7 +89,7 @@ def test_the_error_is_that_of_sampling(found: Any) -> None:
             assert solver_error(s, lane.noise, problems=small_family(), **DATA) == error_of(s, lane)
         if lane.nfe != 4:
             continue
-        data, squares = chunks(noise_end(lane.noise), lane.method.guidance), []
+        data, squares = chunks(lane.noise.noise_end, lane.method.guidance), []
         for problem, noise, truth in zip(data.problem, data.noise, data.truth, strict=True):
             mixture = jax.tree.map(lambda leaf, p=problem: leaf[p], data.problems)
             end = np.inf if s.end == "clean" else s.lams[-1]
@@ -189,7 +189,7 @@ def test_float64_alone_agrees_with_float32_in_company(found: Any) -> None:
 
 def polished(s: Schedule) -> tuple[np.ndarray, Any]:
     """SciPy's minimiser in s from a schedule's nodes after the first, and the mean squared error that it minimises."""
-    data = error_data(noise_end(SD), s.guidance, problems=small_family(), **DATA)
+    data = error_data(SD.noise_end, s.guidance, problems=small_family(), **DATA)
 
     @jax.jit
     def mean_square(nodes: jax.Array) -> jax.Array:

@@ -12,7 +12,7 @@ import problems
 import pytest
 
 from hso_jax.methods.hso.lanes import stack
-from hso_jax.noise import NoiseSchedule, alpha_sigma, discrete
+from hso_jax.noise import NoiseSchedule, alpha_sigma, cosine, discrete, preset
 from hso_jax.noise.noise_schedule import cubic_coefficients, from_knots
 
 ALL = problems.every_noise()
@@ -222,3 +222,21 @@ def test_gradients_of_the_inverse() -> None:
         change = 1e-6 * table[i] * (1 - table[i]) * (np.arange(len(table)) == i)
         ends = [np.sum(weights * discrete(alphas_cumprod=table + s * change).t_of_lam(lams)) for s in (1, -1)]
         np.testing.assert_allclose(by_table[i], (ends[0] - ends[1]) / (2 * change[i]), rtol=1e-5, atol=1e-6)
+
+
+@each
+def test_it_shows_itself_in_one_line_with_its_ends(name: str) -> None:
+    noise = ALL[name]
+    text = repr(noise)
+    assert len(text) < 120 and "\n" not in text and f"lam {noise.noise_end:.4g} .. {noise.data_end:.4g}" in text
+    seen: list[str] = []
+    jax.jit(lambda traced: seen.append(repr(traced)))(noise)
+    assert "traced" in seen[0] and "several" in repr(jax.tree.map(lambda leaf: np.stack([leaf, leaf]), noise))
+
+
+def test_the_ends_are_the_models() -> None:
+    linear = problems.SD
+    assert (linear.noise_end, linear.data_end) == (linear.lam(linear.t_max), linear.lam(linear.t_min))
+    flow = preset("flux-dev")
+    assert flow.noise_end == -np.inf and flow.data_end == pytest.approx(np.log(999.0), abs=1e-15)
+    assert cosine().noise_end == -np.inf

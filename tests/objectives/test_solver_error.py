@@ -20,7 +20,7 @@ from hso_jax.lower.gaps import SPACING, lams_of, logits_of, nodes_of
 from hso_jax.lower.newton import Expansion, face_step
 from hso_jax.methods.solver_error.lanes import LaneArrays, pack
 from hso_jax.methods.solver_error.search import Levels, data_of, log_error, weigh
-from hso_jax.noise.ends import data_end, lam_of_s, noise_end, s_of_lam
+from hso_jax.noise.ends import lam_of_s, s_of_lam
 from hso_jax.objectives.solver_error import Chunks, squared_errors
 from hso_jax.problems import denoiser, exact
 
@@ -61,7 +61,7 @@ def cells() -> list[Cell]:
             nodes = np.full(COUNT, 0.5)
             nodes[:4] = NODES
             if lane.method.first == "end":
-                nodes[0] = s_of_lam(noise_end(lane.noise))
+                nodes[0] = s_of_lam(lane.noise.noise_end)
             y = np.asarray(logits_of(one.range, jnp.asarray(nodes)))
             made.append(Cell(lane, one, data, y))
     return made
@@ -92,9 +92,9 @@ def plain(data: Chunks, lams: jax.Array, end: jax.Array, solver: str) -> jax.Arr
 def nodes_by_hand(cell: Cell, y: np.ndarray) -> np.ndarray:
     """[nodes] in s: gaps of at least SPACING between the model's ends."""
     free = cell.lane.method.first == "free"
-    upper = s_of_lam(noise_end(cell.lane.noise))
+    upper = s_of_lam(cell.lane.noise.noise_end)
     upper = min(upper + SPACING, 1.0) if free else upper
-    lower = max(s_of_lam(data_end(cell.lane.noise)) - SPACING, 0.0)
+    lower = max(s_of_lam(cell.lane.noise.data_end) - SPACING, 0.0)
     parts = np.exp(y[: cell.gaps])
     gaps = SPACING + (upper - lower - SPACING * cell.gaps) * parts / parts.sum()
     nodes = upper - np.cumsum(gaps)[:-1]
@@ -106,7 +106,7 @@ def residual(cell: Cell, y: np.ndarray) -> np.ndarray:
     nodes = nodes_by_hand(cell, y)
     lams = lam_of_s(np.minimum(nodes, 1.0 - 1e-12))
     if cell.lane.method.first == "end":
-        lams[0] = noise_end(cell.lane.noise)
+        lams[0] = cell.lane.noise.noise_end
     end = np.inf if cell.lane.layout == "node" else lams[-1]
     return np.asarray(plain(cell.data, jnp.asarray(lams[:NFE]), jnp.asarray(end), cell.lane.method.solver))
 

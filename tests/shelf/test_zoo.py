@@ -15,7 +15,6 @@ import pytest
 
 from hso_jax import preset, search_many
 from hso_jax.noise import PRESETS, edm, flow
-from hso_jax.noise.ends import noise_end
 from hso_jax.shelf import build as zoo_build
 from hso_jax.shelf.shipped import FILE, MAX_NFE, SOLVERS, _document, _shelves, ends_key, text, zoo
 
@@ -129,7 +128,7 @@ def test_look_up(small: dict[str, Any]) -> None:
             assert (s.model, s.nfe, s.solver, s.guidance, s.layout) == (name, nfe, solver, weight, "node")
             assert s.noise == preset(name).fingerprint()
             np.testing.assert_allclose(s.lams[1:], np.linspace(-2.5, 2.0, nfe + 2)[2:-1], rtol=0, atol=2e-4)
-            assert s.lams[0] == pytest.approx(noise_end(preset(name)), abs=1e-6)
+            assert s.lams[0] == pytest.approx(preset(name).noise_end, abs=1e-6)
 
 
 def test_defaults_and_other_names(small: dict[str, Any]) -> None:

@@ -11,6 +11,7 @@ from hso_jax.lower.results import NOT_FINITE, RESULTS
 from hso_jax.lower.simplex import spread
 from hso_jax.objectives.expansion import objective_name
 from hso_jax.objectives.mep_spf import score
+from hso_jax.origin import Origin
 from hso_jax.schedule import Schedule, versions
 from hso_jax.upper.evolution import Evolution
 
@@ -35,7 +36,7 @@ def schedule_of(lane: Lane, found: Evolution | None) -> Schedule:
         "method": "hso" if name == "mep" else f"hso-{name}",
     }
     if found is None:  # a single node: nothing to place, pure noise is where every sampler starts
-        return Schedule.from_t(lane.noise, [hso.box.t_max[1]], layout=lane.layout, **fields)
+        return Schedule.from_t(lane.noise, [hso.box.t_max[1]], layout=lane.layout, origin=Origin(**fields))
     code = int(found.memo.result)
     t = np.asarray(found.memo.t[: lane.intervals + 1], np.float64)
     psi: Any = found.best
@@ -51,10 +52,7 @@ def schedule_of(lane: Lane, found: Evolution | None) -> Schedule:
     t = spread(t, min(least, (t_max - t_eps) / lane.intervals))
     ends = lane.noise.ksigma(np.array([t_eps, t_max]))
     stationarity = float(found.memo.stationarity)
-    schedule = Schedule.from_t(
-        lane.noise,
-        t,
-        layout=lane.layout,
+    origin = Origin(
         psi={"rho": rho, "t_eps": t_eps, "t_max": t_max, "ksigma_min": float(ends[0]), "ksigma_max": float(ends[1])},
         result=RESULTS[code],
         iterations=int(found.memo.steps),
@@ -62,8 +60,8 @@ def schedule_of(lane: Lane, found: Evolution | None) -> Schedule:
         seed=int(lane.seed),
         **fields,
     )
-    scores = score(schedule, p=hso.p, d_min=hso.spacing, gamma=hso.gamma)
-    return Schedule(**{**vars(schedule), **scores})
+    schedule = Schedule.from_t(lane.noise, t, layout=lane.layout, origin=origin)
+    return schedule.with_scores(**score(schedule, p=hso.p, d_min=hso.spacing, gamma=hso.gamma))
 
 
 def _with_room(t_eps: float, t_max: float, lane: Lane) -> tuple[float, float]:

@@ -23,8 +23,9 @@ from hso_jax.lane import Lane
 from hso_jax.lower.results import RESULTS
 from hso_jax.lower.trust_region import Solution
 from hso_jax.methods.family import FIRST_HIGH, LAST_LOW, P_RANGE, member
-from hso_jax.noise.ends import data_end, lam_of_s, noise_end, s_of_lam, times
+from hso_jax.noise.ends import lam_of_s, s_of_lam
 from hso_jax.objectives.expansion import NodeObjective, objective_name
+from hso_jax.origin import Origin
 from hso_jax.schedule import Schedule, versions
 
 _STEPS = 40  # of the lower level, from uniform lam
@@ -35,9 +36,9 @@ def box(lane: Lane) -> np.ndarray:
 
     As for the solver's error; a model with little room in lam has its ends further out, so that they never meet.
     """
-    end = noise_end(lane.noise)
+    end = lane.noise.noise_end
     noisiest = float(lam_of_s(min(s_of_lam(end), 0.999)))
-    cleanest = min(data_end(lane.noise), float(lane.noise.lam(float(lane.noise.t_min))))
+    cleanest = min(lane.noise.data_end, float(lane.noise.lam(float(lane.noise.t_min))))
     room = cleanest - noisiest
     high = min(max(noisiest + 0.5, FIRST_HIGH), noisiest + 0.4 * room)
     low = max(min(LAST_LOW, cleanest - 0.3 * room), high + 0.02 * room)
@@ -78,21 +79,17 @@ def _program(platform: str, family: str | NodeObjective, count: int) -> Callable
 def _schedule(lane: Lane, found: Solution, point: np.ndarray) -> Schedule:
     """The schedule of nodes in s, with the ends that the point (p, lam_eps, lam_max, share) has."""
     p, last, first, share = (float(x) for x in point)
-    end = noise_end(lane.noise)
+    end = lane.noise.noise_end
     lams = lam_of_s(found.t[: lane.nodes])
     lams[-1] = last
     lams[0] = end if end == -math.inf else end + share * (first - end)
-    t = times(lane.noise, np.append(lams, first))
     psi, result = None, "fixed"
     if lane.nodes > 1:
-        ends = {"t_eps": float(t[-2]), "t_max": float(t[-1])}
+        ends = {"t_eps": float(lane.noise.t_of_lam(last)), "t_max": float(lane.noise.t_of_lam(first))}
         psi = {"p": p, **ends, "ksigma_min": math.exp(-last), "ksigma_max": math.exp(-first)}
         result = RESULTS[int(found.result)]
     method: Any = lane.method
-    return Schedule.from_t(
-        lane.noise,
-        t[:-1],
-        layout=lane.layout,
+    origin = Origin(
         method=f"{objective_name(method.family)}/measured",
         psi=psi,
         p=2.0 if psi is None else p,
@@ -100,3 +97,4 @@ def _schedule(lane: Lane, found: Solution, point: np.ndarray) -> Schedule:
         seed=int(lane.seed),
         versions=versions(),
     )
+    return Schedule.from_lams(lane.noise, lams, layout=lane.layout, origin=origin)

@@ -5,7 +5,6 @@ An upper level on the host, asked and told in turn, so that the fitness may be a
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 import hashlib
 import itertools
@@ -97,7 +96,7 @@ class _Judge:
             self._judgements.add(self._lane.nfe, schedule.t, value)
         self._known[key] = value
         if value < (math.inf if self.best is None else self.best.fitness):  # type: ignore[operator]
-            self.best = dataclasses.replace(schedule, fitness=value)
+            self.best = schedule.with_scores(fitness=value)
         if self._report is not None:
             self._report(self.count * self._cost)
         return value

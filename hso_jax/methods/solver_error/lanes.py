@@ -15,7 +15,7 @@ from hso_jax import solvers
 from hso_jax.checks import check_guidance, choice, whole
 from hso_jax.lane import Lane, check_lane
 from hso_jax.lower.gaps import SPACING, Range
-from hso_jax.noise.ends import data_end, noise_end, s_of_lam
+from hso_jax.noise.ends import s_of_lam
 from hso_jax.objectives.solver_error import Chunks, error_data, in_chunks
 
 FIRST = ("end", "free")
@@ -59,7 +59,7 @@ def check(lane: Lane) -> tuple[Lane, str, float]:
     choice("first", method.first, FIRST)
     solver = solvers.canonical(method.solver)
     guidance = check_guidance(method.guidance)
-    if method.first == "end" and noise_end(lane.noise) == -math.inf and (solver.endswith("bh1") or solver == "heun"):
+    if method.first == "end" and lane.noise.noise_end == -math.inf and (solver.endswith("bh1") or solver == "heun"):
         raise ValueError(
             f"solver {solver!r} cannot start at lam = -inf, where {lane.noise.name} ends; use first='free', "
             f"{'heun-flow' if solver == 'heun' else solver.removesuffix('-bh1')!r} or another solver"
@@ -70,7 +70,7 @@ def check(lane: Lane) -> tuple[Lane, str, float]:
 
 def check_room(lane: Lane) -> None:
     """Raises ValueError unless the nodes fit between the noise schedule's ends, `SPACING` apart in s."""
-    room = s_of_lam(noise_end(lane.noise)) - s_of_lam(data_end(lane.noise))
+    room = s_of_lam(lane.noise.noise_end) - s_of_lam(lane.noise.data_end)
     if lane.nodes * SPACING > room:
         raise ValueError(
             f"nfe is {lane.nfe}: {lane.nodes} nodes at least {SPACING:g} apart in s do not fit {room:.4g}; "
@@ -91,7 +91,7 @@ def pack(lanes: Sequence[Lane], names: Sequence[str]) -> tuple[LaneArrays, Chunk
     if whole("samples", first.samples, 1) % whole("chunk", first.chunk, 1):
         raise ValueError(f"samples is {first.samples!r}; need a multiple of {first.chunk}, the method's chunk")
     dtype = np.dtype(jax.dtypes.canonicalize_dtype(float))
-    noisy = [noise_end(lane.noise) for lane in lanes]
+    noisy = [lane.noise.noise_end for lane in lanes]
     ends = [(end, m.guidance) for end, m in zip(noisy, methods, strict=True)]
     distinct = list(dict.fromkeys(ends))
     data = [error_data(*end, problems=first.problems, samples=first.samples, seed=first.noise_seed) for end in distinct]
@@ -106,7 +106,7 @@ def pack(lanes: Sequence[Lane], names: Sequence[str]) -> tuple[LaneArrays, Chunk
         "clean": np.array([lane.layout == "node" for lane in lanes]),
         "free": np.array([m.first == "free" for m in methods]),
         "top": np.array([s_of_lam(end) for end in noisy], dtype),
-        "floor": np.array([s_of_lam(data_end(lane.noise)) for lane in lanes], dtype),
+        "floor": np.array([s_of_lam(lane.noise.data_end) for lane in lanes], dtype),
         # Two nodes at least: a schedule of one has no gap, and arrays of length 0 have no largest entry.
         "starts": np.zeros((len(lanes), 0, max(2, *(lane.nodes for lane in lanes))), dtype),
     }

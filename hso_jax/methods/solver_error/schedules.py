@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 from typing import Any
 
@@ -18,10 +17,11 @@ from hso_jax.lower.gaps import SPACING
 from hso_jax.lower.results import NOT_FINITE, RESULTS
 from hso_jax.methods.solver_error.search import Found
 from hso_jax.noise import NoiseSchedule
-from hso_jax.noise.ends import data_end, lam_of_s, noise_end, s_of_lam, times
+from hso_jax.noise.ends import lam_of_s, s_of_lam
 from hso_jax.noise.noise_schedule import check_noise
 from hso_jax.objectives.expansion import objective_name
 from hso_jax.objectives.solver_error import Chunks, error_data, in_chunks, squared_errors
+from hso_jax.origin import Origin, Scores
 from hso_jax.problems import Problem
 from hso_jax.schedule import Schedule, versions
 
@@ -38,13 +38,13 @@ def schedule_of(lane: Lane, found: Found, inaccuracy: float) -> Schedule:
     """
     method: Any = lane.method
     nodes, error, code = np.asarray(found.nodes[: lane.nodes], np.float64), float(found.error), int(found.result)
-    top, floor = (float(s_of_lam(end(lane.noise))) for end in (noise_end, data_end))
+    top, floor = (float(s_of_lam(end)) for end in (lane.noise.noise_end, lane.noise.data_end))
     failed = not np.isfinite(error)
     if failed and not (np.isfinite(nodes).all() and (np.diff(nodes) < 0).all() and nodes[-1] > 0):
         nodes = np.linspace(min(top, 1.0 - SPACING), floor, lane.nodes + 1)[: lane.nodes]
     lams = lam_of_s(nodes)
     if method.first == "end":
-        lams[0] = noise_end(lane.noise)
+        lams[0] = lane.noise.noise_end
     p, last, first = (float(x) for x in found.psi)
     psi = None
     if np.isfinite(p):  # else the start was not the family's
@@ -52,14 +52,10 @@ def schedule_of(lane: Lane, found: Found, inaccuracy: float) -> Schedule:
         psi = {"p": p, **ends, "ksigma_min": float(np.exp(-last)), "ksigma_max": float(np.exp(-first))}
     # A rule that is taken as it is has not been optimised.
     result = "fixed" if psi is None and method.refinement is None else RESULTS[code]
-    return Schedule.from_t(
-        lane.noise,
-        times(lane.noise, lams),
-        layout=lane.layout,
+    origin = Origin(
         method="solver-error" if method.refinement else f"{objective_name(method.family)}/solver-error",
         solver=method.solver,
         guidance=method.guidance,
-        error=None if failed else max(error, inaccuracy),
         psi=psi,
         p=2.0 if psi is None else p,
         result=RESULTS[NOT_FINITE] if failed else result,
@@ -68,6 +64,8 @@ def schedule_of(lane: Lane, found: Found, inaccuracy: float) -> Schedule:
         seed=int(lane.seed),
         versions=versions(),
     )
+    scores = Scores(error=None if failed else max(error, inaccuracy))
+    return Schedule.from_lams(lane.noise, lams, layout=lane.layout, origin=origin, scores=scores)
 
 
 def compared(schedule: Schedule, lane: Lane) -> Schedule:
@@ -77,7 +75,7 @@ def compared(schedule: Schedule, lane: Lane) -> Schedule:
     if not names or solvers.SOLVERS[method.solver].calls != 1:
         return schedule
     data = error_data(
-        noise_end(lane.noise),
+        lane.noise.noise_end,
         method.guidance,
         problems=method.problems,
         samples=method.samples,
@@ -85,7 +83,7 @@ def compared(schedule: Schedule, lane: Lane) -> Schedule:
     )
     chunks = in_chunks(data, data.noise.shape[1])
     errors = {name: measure(schedule, name, chunks) for name in names}
-    return dataclasses.replace(schedule, others={name: e for name, e in errors.items() if np.isfinite(e)})
+    return schedule.with_scores(others={name: e for name, e in errors.items() if np.isfinite(e)})
 
 
 def solver_error(
@@ -121,7 +119,7 @@ def solver_error(
         raise ValueError("the schedule was made for any solver; say solver='ddim', 'dpmpp-2m', 'unipc-3', ...")
     weight = guidance if guidance is not None else (schedule.guidance if schedule.guidance is not None else 1.0)
     name = solvers.canonical(name)
-    data = error_data(noise_end(noise), weight, problems=problems, **options)
+    data = error_data(noise.noise_end, weight, problems=problems, **options)
     return measure(schedule, name, in_chunks(data, data.noise.shape[1]))
 
 

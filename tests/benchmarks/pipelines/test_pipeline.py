@@ -22,7 +22,7 @@ from benchmarks.pipelines.__main__ import main
 from benchmarks.pipelines.image_store import Store
 from benchmarks.pipelines.settings import Setting
 from bridge import noise_schedule_of, solver_of, with_schedule
-from hso_jax import Schedule, baseline, save
+from hso_jax import Origin, Schedule, baseline, save
 
 sys.path.append(str(Path(__file__).parents[2] / "bridge"))
 from pipelines import family_of
@@ -54,7 +54,10 @@ def models(tmp_path_factory) -> Path:
     torch.jit.trace(Shrink(), torch.zeros(2, 3, 8, 8)).save(str(folder / "shrink.pt"))
     (folder / "prompts.txt").write_text("\n".join(PROMPTS))
     noise = noise_schedule_of(family_of(SD).build())
-    save([Schedule.from_t(noise, np.linspace(0.97, 0.05, n), method="hso") for n in (3, 4)], folder / "mine.json")
+    save(
+        [Schedule.from_t(noise, np.linspace(0.97, 0.05, n), origin=Origin(method="hso")) for n in (3, 4)],
+        folder / "mine.json",
+    )
     return folder
 
 
