@@ -76,6 +76,20 @@ def whole(name: str, value: Any, low: int, high: int | None = None) -> int:
     return found
 
 
+def count(name: str, value: Any, low: int, high: int | None = None) -> int:
+    """As `whole`, but for what is counted or numbered: a float is none, whatever its value. Raises ValueError."""
+    if isinstance(value, bool) or not isinstance(value, (int, np.integer)):
+        raise ValueError(f"{name} is {brief(value)}; need a whole number, no {type(value).__name__}")
+    return whole(name, value, low, high)
+
+
+def text(name: str, value: Any) -> str:
+    """A text. Raises ValueError for anything else."""
+    if not isinstance(value, str):
+        raise ValueError(f"{name} is {brief(value)}; need a text")
+    return value
+
+
 def flag(name: str, value: Any) -> bool:
     """A boolean. Raises ValueError for anything else: the text "false" would count as true."""
     if not isinstance(value, (bool, np.bool_)):
@@ -156,16 +170,12 @@ GUIDANCE = "a finite number of at least 0 and below 1e6 (1 is no guidance)"
 
 def check_nfe(nfe: object) -> int:
     """`nfe` as an int. Raises ValueError unless it is a whole number of at least 1, and no float."""
-    if isinstance(nfe, bool) or not isinstance(nfe, (int, np.integer)) or nfe < 1:
-        raise ValueError(f"nfe is {brief(nfe)}; need whole numbers of at least 1")
-    return int(nfe)
+    return count("nfe", nfe, 1)
 
 
 def check_seed(seed: object) -> int:
     """`seed` as an int. Raises ValueError unless it is a whole number in 0..2^31 - 1, and no float."""
-    if isinstance(seed, bool) or not isinstance(seed, (int, np.integer)) or not 0 <= seed < 2**31:
-        raise ValueError(f"seed is {brief(seed)}; need a whole number from 0 to 2^31 - 1")
-    return int(seed)
+    return count("seed", seed, 0, 2**31 - 1)
 
 
 def check_guidance(guidance: object) -> float:

@@ -8,7 +8,9 @@ from typing import Any
 
 import numpy as np
 
-from hso_jax.checks import brief, number
+from hso_jax.checks import brief, count, number, text
+
+_LARGEST = 2**63 - 1  # whole number that every JSON reader takes
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,14 +46,14 @@ class Origin:
     def __post_init__(self) -> None:
         """Check every value. Raises ValueError."""
         for name in ("method", "solver", "result"):
-            check_text(name, getattr(self, name))
+            text(name, getattr(self, name))
         for name in ("guidance", "stationarity"):
             _check_number(self, name)
         for name in ("p", "d_min"):
             _check_number(self, name, optional=False)
         for name in ("iterations", "seed"):
             if name != "seed" or self.seed is not None:
-                object.__setattr__(self, name, check_count(name, getattr(self, name), 0))
+                object.__setattr__(self, name, count(name, getattr(self, name), 0, _LARGEST))
         if self.psi is not None:
             _check_mapping(self, "psi")
         if not isinstance(self.versions, Mapping) or not all(
@@ -84,19 +86,6 @@ class Scores:
         for name in ("mep", "spf", "error", "fitness"):
             _check_number(self, name)
         _check_mapping(self, "others")
-
-
-def check_text(name: str, value: object) -> None:
-    """Raise ValueError for anything but a text."""
-    if not isinstance(value, str):
-        raise ValueError(f"{name} is {brief(value)}; need a text")
-
-
-def check_count(name: str, value: object, least: int) -> int:
-    """A whole number of at least `least` as an int. Raises ValueError for anything else, and for floats."""
-    if not isinstance(value, (int, np.integer)) or isinstance(value, bool) or not least <= int(value) < 2**63:
-        raise ValueError(f"{name} is {brief(value)}; need a whole number of at least {least}, not a float")
-    return int(value)
 
 
 def _check_number(group: Any, name: str, optional: bool = True) -> None:

@@ -11,11 +11,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from hso_jax.checks import brief, choice, numbers
+from hso_jax.checks import MOST_LEVELS, brief, choice, count, numbers, text
 from hso_jax.diffusers_sigmas import diffusers_sigmas
 from hso_jax.noise import NoiseSchedule, alpha_sigma
 from hso_jax.noise.noise_schedule import check_noise
-from hso_jax.origin import Origin, Scores, check_count, check_text
+from hso_jax.origin import Origin, Scores
 from hso_jax.shown import shown
 
 if TYPE_CHECKING:
@@ -69,9 +69,10 @@ class Schedule:
         """Check the counts and the order of everything, whoever made it."""
         for name in _ARRAYS:
             object.__setattr__(self, name, _frozen(name, getattr(self, name)))
+        object.__setattr__(self, "nfe", count("nfe", self.nfe, 1))
+        levels = count("num_train_timesteps", self.num_train_timesteps, 1, MOST_LEVELS)
+        object.__setattr__(self, "num_train_timesteps", levels)
         _check(self)
-        for name in ("nfe", "num_train_timesteps"):
-            object.__setattr__(self, name, int(getattr(self, name)))
 
     @classmethod
     def from_t(
@@ -137,9 +138,8 @@ class Schedule:
     def from_sigmas(cls, noise: NoiseSchedule, sigmas: Any, *, end: str = "clean", **options: Any) -> Schedule:
         """A schedule from a list of ksigma (k-diffusion's convention); a final 0 is taken as the clean end.
 
-        `options` are `origin` and `scores`.
-
-        With `end="clean"` every value is evaluated; with "t_eps" the last is where sampling stops.
+        With `end="clean"` every value is evaluated; with "t_eps" the last is where sampling stops. `options` are
+        `origin` and `scores`.
 
         Raises:
             ValueError: as `from_t`, or for a value that the noise schedule does not reach.
@@ -160,9 +160,7 @@ class Schedule:
             if not (lam <= highest + 1e-5 and (lam >= lowest - 1e-5 or (np.isinf(lam) and noise.zero_terminal_snr))):
                 bounds = f"[{np.exp(-highest):.6g}, {np.exp(-lowest):.6g}]"
                 raise ValueError(f"sigma {value:.9g} is outside {bounds}, the range of {noise.name}")
-        t = np.where(np.isinf(lams), 1.0, noise.t_of_lam(np.where(np.isinf(lams), 0.0, lams)))
-        layout = "node" if end == "clean" else "interval"
-        return cls.from_t(noise, t, layout=layout, end=end, **options)
+        return cls.from_lams(noise, lams, layout="node" if end == "clean" else "interval", end=end, **options)
 
     @property
     def method(self) -> str:
@@ -186,7 +184,7 @@ class Schedule:
 
     @property
     def seed(self) -> int | None:
-        """Of the search."""
+        """The search's; None where nothing was random."""
         return self.origin.seed
 
     @property
@@ -357,20 +355,18 @@ def _check(s: Schedule) -> None:
     choice("layout", s.layout, LAYOUTS)
     choice("end", s.end, ENDS)
     choice("kind", s.kind, ("vp", "ve", "flow"))
-    check_count("nfe", s.nfe, 1)
-    check_count("num_train_timesteps", s.num_train_timesteps, 1)
-    check_text("model", s.model)
-    check_text("noise", s.noise)
+    text("model", s.model)
+    text("noise", s.noise)
     for name, kind in (("origin", Origin), ("scores", Scores)):
         if not isinstance(getattr(s, name), kind):
             raise ValueError(f"{name} is {brief(getattr(s, name))}; need a {kind.__name__}")
     if s.layout == "node" and s.end == "t_eps":
         raise ValueError("end 't_eps' needs layout 'interval': layout 'node' has no node to stop at")
     nodes = s.nfe + (s.layout == "interval")
-    for name, count in {"t": nodes, "lams": nodes, "sigmas": nodes, "timesteps": s.nfe}.items():
+    for name, size in {"t": nodes, "lams": nodes, "sigmas": nodes, "timesteps": s.nfe}.items():
         array = getattr(s, name)
-        if array.shape != (count,):
-            raise ValueError(f"{name} has shape {array.shape}; layout {s.layout!r} at nfe {s.nfe} needs ({count},)")
+        if array.shape != (size,):
+            raise ValueError(f"{name} has shape {array.shape}; layout {s.layout!r} at nfe {s.nfe} needs ({size},)")
         pure_noise = name in ("lams", "sigmas") and np.isinf(array[:1]).all()
         finite = np.isfinite(array)
         if not finite[1 if pure_noise else 0 :].all():

@@ -9,7 +9,7 @@ import os
 from collections.abc import Iterable
 from typing import Any
 
-from hso_jax.checks import MOST_LEVELS, is_number
+from hso_jax.checks import is_number
 from hso_jax.files import FORMAT, parse_json, read_text, write_whole
 from hso_jax.origin import Origin, Scores
 from hso_jax.schedule import Schedule
@@ -188,10 +188,7 @@ def _schedule(record: Any) -> Schedule:
     if isinstance(values["method"], str):
         values["method"] = _RENAMED.get(values["method"], values["method"])
     origin, scores, own = ({k: values[k] for k in names if k in values} for names in (_ORIGIN, _SCORES, _OWN))
-    schedule = Schedule(**own, origin=Origin(**origin), scores=Scores(**scores))
-    if schedule.num_train_timesteps > MOST_LEVELS:
-        raise ValueError(f"num_train_timesteps is {schedule.num_train_timesteps}; need 1..{MOST_LEVELS}")
-    return schedule
+    return Schedule(**own, origin=Origin(**origin), scores=Scores(**scores))
 
 
 def _array(name: str, value: Any) -> list[float]:

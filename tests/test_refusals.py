@@ -100,6 +100,7 @@ RIGHT: dict[tuple[str, str], list[Any]] = {  # what of `NO_NUMBERS` an argument 
     ("scores", "others"): [{}],
     ("origin", "versions"): [{}],
     **{("origin", name): ["2"] for name in ("method", "solver", "result")},
+    ("from_lams", "lams"): [[1.0, 2.0]],
     ("hso", "relax"): [True],
     ("lanes", "noises"): [{}],
     ("lanes", "nfes"): [{}],

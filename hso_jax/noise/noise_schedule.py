@@ -19,7 +19,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from hso_jax.checks import brief
+from hso_jax.checks import brief, text
 from hso_jax.shown import shown
 
 Array = Any
@@ -308,8 +308,7 @@ def from_knots(
             inverted by `t_of_lam`, and the network is told different times; or for a name that is no text. (Traced
             values are not checked.)
     """
-    if not isinstance(name, str):
-        raise ValueError(f"name is {brief(name)}; need a text")
+    text("name", name)
     xp = namespace(values)
     coefficients = cubic_coefficients(values)
     end = first + (len(values) - 1) * spacing
