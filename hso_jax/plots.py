@@ -137,7 +137,7 @@ def landscape_figure(schedule: Schedule, noise: NoiseSchedule | None = None) -> 
         raise ValueError("a schedule of one node has no MEP")
     t_eps = np.linspace(max(0.005, float(noise.t_min)), 0.12, _GRID)
     t_max = np.linspace(0.85, float(noise.t_max), _GRID)
-    value, gap = _landscape(noise, jnp.asarray(t_eps), jnp.asarray(t_max), intervals, schedule.p)
+    value, gap = _landscape(noise, jnp.asarray(t_eps), jnp.asarray(t_max), intervals, schedule.origin.p)
     figure = Figure(figsize=(7.4, 5.4), layout="constrained")
     panel = figure.subplots()
     filled = panel.contourf(t_eps, t_max, np.asarray(value).T, 24, cmap="viridis_r")

@@ -65,7 +65,7 @@ def test_dm_nonuni_of_few_and_of_many_nodes() -> None:
     assert baseline("dm-nonuni", SD, 1).t.tolist() == [1.0]
     assert baseline("dm-nonuni", SD, 2).t.tolist() == [1.0, 0.001]
     few = baseline("dm-nonuni", SD, 6, p=1.0, d_min=0.01)
-    assert few.p == 1.0 and few.d_min == 0.01 and np.all(np.diff(few.t) < 0)
+    assert few.origin.p == 1.0 and few.origin.d_min == 0.01 and np.all(np.diff(few.t) < 0)
 
 
 def test_bad_values() -> None:
