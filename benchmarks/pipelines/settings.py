@@ -13,8 +13,8 @@ import hso_jax
 from benchmarks.converged import fine_schedule
 from benchmarks.solvers import SOLVERS, scheduler_class, scheduler_config
 from bridge import solver_of, with_schedule
-from bridge.commands import choose, plain
-from bridge.table import SPACING_FLAGS
+from bridge.cli.commands import choose, plain
+from bridge.schedulers.adapters import SPACING_FLAGS
 from hso_jax import NoiseSchedule, Schedule
 from hso_jax.baselines import inapplicable
 from hso_jax.solvers import canonical

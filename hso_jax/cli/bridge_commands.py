@@ -102,7 +102,7 @@ def _add_choice(parser: argparse.ArgumentParser) -> None:
 
 def _run(args: argparse.Namespace) -> int:
     try:
-        from bridge import commands
+        from bridge.cli import commands
 
         return commands.run(args)
     except ImportError as error:

@@ -11,11 +11,11 @@ from typing import Any, NamedTuple
 
 import diffusers
 import numpy as np
-import reference_multistep as multistep
-import reference_solvers as solvers
+import oracles.one_step as solvers
 import torch
 from diffusers.utils import is_torchsde_available
 from mixture import Model, denoise
+from oracles import multistep
 
 from bridge import Level, sample, with_schedule
 from bridge.sampling import levels

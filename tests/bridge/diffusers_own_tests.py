@@ -27,9 +27,9 @@ import pytest
 import torch
 
 from bridge import noise_schedule_of
-from bridge.installed import Installed, scheduled_class
-from bridge.schedulers import schedule_from_list
-from bridge.table import ROWS, SPACING_FLAGS
+from bridge.schedulers.adapters import ROWS, SPACING_FLAGS
+from bridge.schedulers.installing import schedule_from_list
+from bridge.schedulers.scheduled import Installed, scheduled_class
 from hso_jax.schedule import Schedule
 
 # "Class::test", "::test" for every class or "Class::" for every test -> why it cannot pass with a schedule installed.

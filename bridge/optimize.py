@@ -6,9 +6,8 @@ import sys
 from typing import Any
 
 from bridge.guidance import shipped, usual_guidance
-from bridge.noise_of import noise_schedule_of
-from bridge.schedulers import install
-from bridge.solver_of import solver_of
+from bridge.noise_of import noise_schedule_of, solver_of
+from bridge.schedulers.installing import install
 from hso_jax.methods import SolverError
 from hso_jax.schedule import Schedule
 from hso_jax.searches import search

@@ -16,7 +16,8 @@ from mixture import random_schedule
 from PIL import Image
 from test_pipelines_schedule import family_of, generate
 
-from bridge import grid, load_scheduler, noise_schedule_of, render, schedule_of, with_schedule
+from bridge import load_scheduler, noise_schedule_of, schedule_of, with_schedule
+from bridge.cli import pictures
 from hso_jax import Schedule, baseline, preset, save
 from hso_jax.cli import main
 
@@ -154,13 +155,13 @@ def test_compare_has_a_row_for_each_schedule(
     pipe: Any, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     drawn: dict[str, Any] = {}
-    real = grid.grid
+    real = image_grid.grid
 
     def watch(rows: Any, columns: Any, title: str, subtitle: str) -> Image.Image:
         drawn.update(rows=rows, columns=columns, title=title, subtitle=subtitle)
         return real(rows, columns, title, subtitle)
 
-    monkeypatch.setattr(render, "grid", watch)
+    monkeypatch.setattr(pictures, "grid", watch)
     command = ["sample", "schedules.json", "--pipeline", "model", "--nfe", "6", *PROMPT, "-o", "rows.png"]
     assert main([*command, "--compare", "--seed", "0-2", "--reference", "12"]) == 0
     assert [row.name for row in drawn["rows"]] == ["reference", "default", "trailing", "HSO", "karras", "HSO"]

@@ -13,9 +13,9 @@ from typing import Any
 
 import diffusers
 
-from bridge import render
-from bridge.installed import REPLACED_KEY, SCHEDULE_KEY, scheduled_class
-from bridge.schedulers import replace_scheduler, with_schedule
+from bridge.cli import pictures
+from bridge.schedulers.installing import replace_scheduler, with_schedule
+from bridge.schedulers.scheduled import REPLACED_KEY, SCHEDULE_KEY, scheduled_class
 from hso_jax import files, schedule_file
 from hso_jax.schedule import Schedule
 from hso_jax.shown import shown
@@ -56,11 +56,11 @@ def sample(args: argparse.Namespace) -> int:
     """Sample one picture, one for each of several seeds, or a comparison of schedules."""
     schedule = choose(args.schedule, args.nfe, args.layout, args.method)
     folder = pipeline_folder(args.pipeline)
-    plan = render.plan(args, schedule)
-    pipe = render.load(folder, args.device, args.dtype)
+    plan = pictures.plan(args, schedule)
+    pipe = pictures.load(folder, args.device, args.dtype)
     replace_scheduler(pipe, plain(pipe.scheduler, args.scheduler))
     others = [s for s in schedule_file.load(args.schedule) if s.nfe == schedule.nfe]
-    picture = render.render(pipe, schedule, others if args.compare else [], plan)
+    picture = pictures.render(pipe, schedule, others if args.compare else [], plan)
     files.write_all([(args.output, picture)], args.written)
     if not files.is_stream(args.output):
         print(f"wrote {shown(args.output)}")

@@ -14,9 +14,9 @@ import numpy as np
 import torch
 from diffusers import SchedulerMixin
 
-from bridge.installed import REPLACED_KEY, SCHEDULE_KEY, Installed, scheduled_class
 from bridge.noise_of import noise_schedule_of
-from bridge.table import ROWS
+from bridge.schedulers.adapters import ROWS
+from bridge.schedulers.scheduled import REPLACED_KEY, SCHEDULE_KEY, Installed, scheduled_class
 from hso_jax.schedule import Schedule
 
 

@@ -8,12 +8,12 @@ from typing import Any
 
 import cases
 import diffusers
+import oracles.one_step as solvers
 import pytest
-import reference_multistep as multistep
-import reference_solvers as solvers
 import torch
 from cases import SD
 from mixture import denoise, random_schedule, start
+from oracles import multistep
 
 from bridge import Level, sampling, with_schedule
 from bridge.sampling import levels

@@ -13,11 +13,11 @@ import diffusers
 import numpy as np
 import torch
 
-from bridge import levels, proposals, table
-from bridge.fits import check_fits, entries, say_switched_off
 from bridge.noise_of import noise_schedule_of
-from bridge.own_methods import own_methods
-from bridge.refusals import unsupported
+from bridge.schedulers import adapters, levels, proposals
+from bridge.schedulers.checks import check_fits, entries, say_switched_off
+from bridge.schedulers.own_methods import own_methods
+from bridge.schedulers.refusals import unsupported
 from hso_jax import schedule_file
 from hso_jax.schedule import Schedule
 
@@ -37,7 +37,7 @@ class Installed:
     config: Any
     sigmas: Any
     timesteps: Any
-    _row: table.Row
+    _row: adapters.Row
     _schedule: Schedule | None = None
     _noticed: bool = False
 
@@ -84,7 +84,7 @@ class Installed:
         Args:
             num_inference_steps: must be the schedule's nfe where it is given.
             device: of the timesteps.
-            timesteps: what the pipeline or its caller proposes, N values; see `bridge.proposals`.
+            timesteps: what the pipeline or its caller proposes, N values; see `bridge.schedulers.proposals`.
             sigmas: likewise, N values or N + 1 with the end.
             mu: dynamic shift; the schedule's levels are final, so it has no effect.
             **kwargs: passed to the parent where it knows them (LCM's and TCD's `original_inference_steps`).
@@ -219,9 +219,9 @@ def scheduled_class(name: str) -> type:
     Raises:
         ValueError: for a class that is not in the table.
     """
-    if name not in table.ROWS:
+    if name not in adapters.ROWS:
         raise ValueError(unsupported(name))
-    parent, row = getattr(diffusers, name), table.ROWS[name]
+    parent, row = getattr(diffusers, name), adapters.ROWS[name]
     body: dict[str, Any] = {
         "__module__": _MODULE,
         "__doc__": f"`diffusers.{name}` at the levels of a schedule.",

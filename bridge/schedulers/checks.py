@@ -8,9 +8,9 @@ from typing import Any
 
 import numpy as np
 
-from bridge.levels import told
 from bridge.noise_of import noise_schedule_of
-from bridge.table import ROWS, SPACING_FLAGS, Row
+from bridge.schedulers.adapters import ROWS, SPACING_FLAGS, Row
+from bridge.schedulers.levels import told
 from hso_jax.noise import NoiseSchedule
 from hso_jax.schedule import Schedule
 
