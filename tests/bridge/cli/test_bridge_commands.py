@@ -17,7 +17,7 @@ from PIL import Image
 from test_pipelines_schedule import family_of, generate
 
 from bridge import load_scheduler, noise_schedule_of, schedule_of, with_schedule
-from bridge.cli import pictures
+from bridge.cli import image_grid, pictures
 from hso_jax import Schedule, baseline, preset, save
 from hso_jax.cli import main
 
