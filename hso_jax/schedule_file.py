@@ -13,6 +13,7 @@ import numpy as np
 
 from hso_jax.files import FORMAT, read_text, write_whole
 from hso_jax.schedule import Schedule
+from hso_jax.solvers import ALIASES
 
 VERSION = 1
 _MOST_LEVELS = 10**6
@@ -116,13 +117,14 @@ def select(
         nfe: N.
         layout: "node" or "interval".
         method: as `Schedule.method`.
-        solver: the solver it was made for. Schedules for any solver ("any") are kept beside it.
+        solver: the solver it was made for, or its alias. Schedules for any solver ("any") are kept beside it.
         guidance: the weight it was made for. Schedules that do not look at it are kept beside it.
 
     Raises:
         ValueError: if there is none, which lists what there is, or more than one, which lists those and how to choose.
     """
     every = list(schedules)
+    solver = ALIASES.get(solver, solver) if solver else None
     kept = [
         s
         for s in every
