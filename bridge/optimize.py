@@ -59,7 +59,7 @@ def optimize_pipeline(
         schedule = search(noise, nfe, **{**options, "method": SolverError(**kind)} if kind else options)
     if end is not None:
         schedule = schedule.with_end(end)
-    install(pipe, schedule)
+    install(pipe, schedule, noise=noise)
     print(_said(pipe, schedule, why), file=sys.stderr)
     return schedule
 

@@ -36,9 +36,13 @@ _RENAMED = {
 
 def to_json(schedules: Schedule | Iterable[Schedule]) -> str:
     """The file's text for one or many schedules. Numbers keep every digit; the same schedules give the same text."""
+    return json.dumps(to_document(schedules), indent=1, allow_nan=False) + "\n"
+
+
+def to_document(schedules: Schedule | Iterable[Schedule]) -> dict[str, Any]:
+    """The file's content as plain lists, dicts, texts and numbers; see `to_json`."""
     many = [schedules] if isinstance(schedules, Schedule) else list(schedules)
-    document = {"format": FORMAT, "version": VERSION, "schedules": [_record(s) for s in many]}
-    return json.dumps(document, indent=1, allow_nan=False) + "\n"
+    return {"format": FORMAT, "version": VERSION, "schedules": [_record(s) for s in many]}
 
 
 def save(schedules: Schedule | Iterable[Schedule], path: str | os.PathLike[str]) -> None:
@@ -79,6 +83,11 @@ def from_json(text: str) -> list[Schedule]:
         document = json.loads(text)
     except (json.JSONDecodeError, RecursionError) as error:
         raise ValueError(f"not valid JSON, or truncated ({error})") from error
+    return from_document(document)
+
+
+def from_document(document: Any) -> list[Schedule]:
+    """The schedules of a file's content as `to_document` has it. Raises ValueError as `load` does."""
     if not isinstance(document, dict) or document.get("format") != FORMAT:
         raise ValueError(f'not a schedule file: it must be an object with "format": "{FORMAT}"')
     version = document.get("version")
