@@ -9,18 +9,18 @@ except ImportError as error:
     raise ImportError(f'bridge needs torch and diffusers ({error}): pip install "hso-jax[torch]"') from error
 
 from bridge.fitness import SamplingFitness as SamplingFitness
-from bridge.installed import schedule_of as schedule_of
-from bridge.installed import scheduled_class as _scheduled_class
 from bridge.noise_of import noise_schedule_of as noise_schedule_of
+from bridge.noise_of import solver_of as solver_of
+from bridge.optimize import optimize_pipeline as optimize_pipeline
 from bridge.sampling import Level as Level
 from bridge.sampling import sample as sample
-from bridge.schedulers import install as install
-from bridge.schedulers import load_scheduler as load_scheduler
-from bridge.schedulers import with_schedule as with_schedule
-from bridge.schedulers import without_schedule as without_schedule
-from bridge.solver_of import solver_of as solver_of
-from bridge.table import ROWS as _ROWS
-from bridge.tune import optimize_pipeline as optimize_pipeline
+from bridge.schedulers.adapters import ROWS as _ROWS
+from bridge.schedulers.installing import install as install
+from bridge.schedulers.installing import load_scheduler as load_scheduler
+from bridge.schedulers.installing import with_schedule as with_schedule
+from bridge.schedulers.installing import without_schedule as without_schedule
+from bridge.schedulers.scheduled import schedule_of as schedule_of
+from bridge.schedulers.scheduled import scheduled_class as _scheduled_class
 
 
 def __getattr__(name: str) -> Any:

@@ -13,8 +13,8 @@ import numpy as np
 import torch
 
 from bridge.noise_of import noise_schedule_of
-from bridge.schedulers import inner_pipelines, install
-from bridge.table import ROWS
+from bridge.schedulers.adapters import ROWS
+from bridge.schedulers.installing import inner_pipelines, install
 from hso_jax.noise import NoiseSchedule
 from hso_jax.schedule import Schedule
 

@@ -1,4 +1,4 @@
-"""The JAX noise schedule of a diffusers scheduler or pipeline."""
+"""What `hso_jax` calls a diffusers scheduler or pipeline: its noise schedule, and its solver."""
 
 from __future__ import annotations
 
@@ -9,12 +9,15 @@ from typing import Any
 
 import numpy as np
 
-from bridge.refusals import INSTEAD, unsupported
+from bridge.schedulers.refusals import INSTEAD, unsupported
 from hso_jax import noise as noises
 from hso_jax.noise import NoiseSchedule
+from hso_jax.solvers import SOLVERS
 
 # float32 cumulative products of a thousand factors differ from float64 by about this in lam.
 _TABLE_TOLERANCE = 1e-3
+FIRST_ORDER = ("DDIMScheduler", "EulerDiscreteScheduler", "FlowMatchEulerDiscreteScheduler", "EDMEulerScheduler")
+HEUN = {"HeunDiscreteScheduler": "heun", "FlowMatchHeunDiscreteScheduler": "heun-flow"}
 
 
 def noise_schedule_of(
@@ -50,6 +53,33 @@ def noise_schedule_of(
             "leave it out"
         )
     return noises.flow(math.exp(mu), num_train_timesteps=found.num_train_timesteps, name=found.name)
+
+
+def solver_of(scheduler: Any) -> str:
+    """The key of `hso_jax.solvers.SOLVERS` whose steps this scheduler takes.
+
+    Raises:
+        ValueError: for one that none of them is (stochastic ones, DEIS, LMS, PNDM, singlestep ones); the message
+            names it and what to pass instead.
+    """
+    names = {cls.__name__ for cls in type(scheduler).__mro__}
+    config = scheduler.config
+    if names & set(FIRST_ORDER):
+        return "ddim"
+    if found := names & set(HEUN):
+        return HEUN[found.pop()]
+    name = ""
+    if "UniPCMultistepScheduler" in names:
+        name = f"unipc-{config.solver_order}" + ("" if config.solver_type == "bh2" else f"-{config.solver_type}")
+    elif "DPMSolverMultistepScheduler" in names and config.algorithm_type == "dpmsolver++":
+        order = config.solver_order
+        name = "ddim" if order == 1 else f"dpmpp-{order}m" if config.solver_type == "midpoint" else ""
+    if name not in SOLVERS:
+        kind = type(scheduler).__name__
+        raise ValueError(
+            f"{kind} is none of the solvers whose error can be searched on; pass solver= {', '.join(SOLVERS)}"
+        )
+    return name
 
 
 def _hashable(value: Any) -> Any:

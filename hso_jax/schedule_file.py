@@ -13,6 +13,7 @@ from hso_jax.checks import is_number
 from hso_jax.files import FORMAT, parse_json, read_text, write_whole
 from hso_jax.origin import Origin, Scores
 from hso_jax.schedule import Schedule
+from hso_jax.solvers import ALIASES
 
 VERSION = 1
 
@@ -39,9 +40,13 @@ _RENAMED = {
 
 def to_json(schedules: Schedule | Iterable[Schedule]) -> str:
     """The file's text for one or many schedules. Numbers keep every digit; the same schedules give the same text."""
+    return json.dumps(to_document(schedules), indent=1, allow_nan=False) + "\n"
+
+
+def to_document(schedules: Schedule | Iterable[Schedule]) -> dict[str, Any]:
+    """The file's content as plain lists, dicts, texts and numbers; see `to_json`."""
     many = [schedules] if isinstance(schedules, Schedule) else list(schedules)
-    document = {"format": FORMAT, "version": VERSION, "schedules": [_record(s) for s in many]}
-    return json.dumps(document, indent=1, allow_nan=False) + "\n"
+    return {"format": FORMAT, "version": VERSION, "schedules": [_record(s) for s in many]}
 
 
 def save(schedules: Schedule | Iterable[Schedule], path: str | os.PathLike[str]) -> None:
@@ -78,7 +83,11 @@ def load(path: str | os.PathLike[str]) -> list[Schedule]:
 
 def from_json(text: str) -> list[Schedule]:
     """The schedules in a file's text. Raises ValueError as `load` does."""
-    document = parse_json(text)
+    return from_document(parse_json(text))
+
+
+def from_document(document: Any) -> list[Schedule]:
+    """The schedules of a file's content as `to_document` has it. Raises ValueError as `load` does."""
     if not isinstance(document, dict) or document.get("format") != FORMAT:
         raise ValueError(f'not a schedule file: it must be an object with "format": "{FORMAT}"')
     version = document.get("version")
@@ -117,13 +126,14 @@ def select(
         nfe: N.
         layout: "node" or "interval".
         method: as `Schedule.method`.
-        solver: the solver it was made for. Schedules for any solver ("any") are kept beside it.
+        solver: the solver it was made for, or its alias. Schedules for any solver ("any") are kept beside it.
         guidance: the weight it was made for. Schedules that do not look at it are kept beside it.
 
     Raises:
         ValueError: if there is none, which lists what there is, or more than one, which lists those and how to choose.
     """
     every = list(schedules)
+    solver = ALIASES.get(solver, solver) if solver else None
     kept = [
         s
         for s in every

@@ -233,6 +233,7 @@ SHIPPED = [zoo("sdxl", 6, solver, guidance=w) for solver, w in itertools.product
         ({"nfe": 4, "method": "karras", "solver": "ddim", "guidance": 5.0}, RULES[1]),  # a rule looks at neither
         ({"method": "solver-error", "solver": "ddim", "guidance": 1.0}, SHIPPED[0]),
         ({"method": "solver-error", "solver": "unipc-2", "guidance": 5.0}, SHIPPED[3]),
+        ({"method": "solver-error", "solver": "unipc", "guidance": 5.0}, SHIPPED[3]),
     ],
 )
 def test_select_takes_what_is_named(options: dict[str, Any], wanted: Schedule) -> None:

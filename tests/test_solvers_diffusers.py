@@ -148,8 +148,6 @@ def test_agrees_with_the_bridge_from_pure_noise_too(solver: str, model: str) -> 
         model_noise = discrete(alphas_cumprod=table, rescale_betas_zero_snr=True)
     else:
         model_noise = preset(model)
-    options = {} if not solver.startswith("unipc") else {"order": int(solver[6]), "variant": solver[8:] or "bh2"}
-    named = solver if not options else "unipc"
     with jax.enable_x64(True):
         schedule = Schedule.from_t(model_noise, [1.0, 0.8, 0.5, 0.3, 0.1])
         first = schedule.lams[0] if np.isfinite(schedule.lams[0]) else solvers.PURE_NOISE[schedule.kind]
@@ -157,7 +155,7 @@ def test_agrees_with_the_bridge_from_pure_noise_too(solver: str, model: str) -> 
         def x0(x: torch.Tensor, level: Level) -> torch.Tensor:
             return predicted(x / model_scale(schedule.kind, False, np.exp(-level.lam)), level.lam)
 
-        wanted = sample(x0, schedule, torch.tensor(noise()), named, **options).numpy()
+        wanted = sample(x0, schedule, torch.tensor(noise()), solver).numpy()
         x = noise() / model_scale(schedule.kind, False, np.exp(-first))
         lams = np.append(first, schedule.lams[1:])
         got = np.asarray(compiled(solver)(PROBLEM, lams, x, np.inf, 5))

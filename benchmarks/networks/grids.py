@@ -17,7 +17,7 @@ from benchmarks.models.subjects import Subject
 from benchmarks.networks.records import Record, schedule_of
 from benchmarks.networks.tables import columns, number
 from benchmarks.solvers import SOLVERS
-from bridge.grid import Row, grid, save_png
+from bridge.cli.image_grid import Row, grid, save_png
 
 ROWS = ("trailing", "hso", "reference")
 SOLVER = "dpmpp-2m"

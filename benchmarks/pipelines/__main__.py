@@ -56,7 +56,8 @@ def _run(args: argparse.Namespace) -> int:
     from accelerate import PartialState  # type: ignore[import-untyped]
 
     from benchmarks.pipelines import generate, image_store
-    from bridge import commands, noise_schedule_of, render
+    from bridge import noise_schedule_of
+    from bridge.cli import commands, pictures
 
     folder = commands.pipeline_folder(args.pipeline)
     out: Path = args.out or OUT / folder.resolve().name
@@ -71,9 +72,9 @@ def _run(args: argparse.Namespace) -> int:
     facts = _facts(folder, call, args.seed, dtype, device)
     store = image_store.Store(out, facts, prompts, args.batch)
 
-    pipe = render.load(folder, device, dtype)
-    plan = render.Plan("", (), call, False, None)
-    noise = noise_schedule_of(pipe, image_seq_len=render.tokens(pipe, plan), name=folder.resolve().name)
+    pipe = pictures.load(folder, device, dtype)
+    plan = pictures.Plan("", (), call, False, None)
+    noise = noise_schedule_of(pipe, image_seq_len=pictures.tokens(pipe, plan), name=folder.resolve().name)
     sampler = generate.Sampler(pipe, noise, call, args.seed)
     converged, half = settings.converged(args.converged), settings.converged(args.converged // 2)
     if main_process:

@@ -20,7 +20,7 @@ import numpy as np
 from PIL import Image
 
 from benchmarks.pipelines.settings import Prepared, Setting
-from bridge.grid import save_png
+from bridge.cli.image_grid import save_png
 from hso_jax import Schedule, schedule_file
 from hso_jax.files import write_whole
 

@@ -12,7 +12,7 @@ from benchmarks.networks.tables import number
 from benchmarks.pipelines.image_store import Store
 from benchmarks.pipelines.settings import Setting
 from benchmarks.solvers import SOLVERS
-from bridge.grid import Row, grid, save_png
+from bridge.cli.image_grid import Row, grid, save_png
 from hso_jax.files import write_whole
 
 COLUMNS = 4

@@ -13,9 +13,9 @@ import hso_jax
 from benchmarks.converged import fine_schedule
 from benchmarks.solvers import SOLVERS, scheduler_class, scheduler_config
 from bridge import solver_of, with_schedule
-from bridge.commands import choose, plain
-from bridge.table import SPACING_FLAGS
-from hso_jax import NoiseSchedule, Schedule
+from bridge.cli.commands import plain
+from bridge.schedulers.adapters import SPACING_FLAGS
+from hso_jax import NoiseSchedule, Schedule, schedule_file
 from hso_jax.baselines import inapplicable
 from hso_jax.solvers import canonical
 
@@ -137,7 +137,8 @@ def _schedules(
     if method == "zoo":
         one = lambda nfe: hso_jax.zoo(noise, nfe, solver, guidance=guidance)  # noqa: E731
     elif path is not None:
-        one = lambda nfe: choose(path, nfe, "node", None)  # noqa: E731
+        every = schedule_file.load(path)
+        one = lambda nfe: schedule_file.select(every, nfe=nfe, layout="node")  # noqa: E731
     elif method == CONVERGED:
         one = lambda nfe: fine_schedule(noise, nfe)  # noqa: E731
     else:

@@ -94,7 +94,9 @@ def _add_choice(parser: argparse.ArgumentParser) -> None:
         "--nfe", "--steps", type=int, metavar="N", help="which schedule of the file; needed if it has several N"
     )
     parser.add_argument("--layout", choices=LAYOUTS, help="default: node, where the file has both")
-    parser.add_argument("--method", help="default: hso, where the file has several")
+    parser.add_argument("--method", help="needed if the file has several")
+    parser.add_argument("--solver", metavar="NAME", help="it was made for; needed if the file has several")
+    parser.add_argument("--guidance", type=float, metavar="W", help="it was made for; needed if the file has several")
     parser.add_argument(
         "--scheduler", metavar="CLASS", help="diffusers class, such as UniPCMultistepScheduler; default: the pipeline's"
     )
@@ -102,7 +104,7 @@ def _add_choice(parser: argparse.ArgumentParser) -> None:
 
 def _run(args: argparse.Namespace) -> int:
     try:
-        from bridge import commands
+        from bridge.cli import commands
 
         return commands.run(args)
     except ImportError as error:

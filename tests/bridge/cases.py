@@ -11,13 +11,13 @@ from typing import Any, NamedTuple
 
 import diffusers
 import numpy as np
-import reference_multistep as multistep
-import reference_solvers as solvers
+import oracles.one_step as solvers
 import torch
 from diffusers.utils import is_torchsde_available
 from mixture import Model, denoise
+from oracles import multistep, plain
 
-from bridge import Level, sample, with_schedule
+from bridge import Level, with_schedule
 from bridge.sampling import levels
 from hso_jax.noise import PRESETS, NoiseSchedule, from_config, preset
 from hso_jax.schedule import Schedule
@@ -63,22 +63,6 @@ class Case(NamedTuple):
         return getattr(diffusers, self.scheduler)(**config)
 
 
-def unipc(x0: Any, grid: Any, x: Any, draw: Any, schedule: Schedule, **options: Any) -> torch.Tensor:
-    return sample(x0, schedule, x, "unipc", **options)
-
-
-def two_m(x0: Any, grid: Any, x: Any, draw: Any, schedule: Schedule) -> torch.Tensor:
-    return sample(x0, schedule, x, "dpmpp-2m")
-
-
-def plain_ddim(x0: Any, grid: Any, x: Any, draw: Any, schedule: Schedule) -> torch.Tensor:
-    return sample(x0, schedule, x, "ddim")
-
-
-def edm_euler(x0: Any, grid: Any, x: Any, draw: Any) -> torch.Tensor:
-    return solvers.ddim(x0, grid, x, draw)
-
-
 P = functools.partial
 _NO_CLIP = {"clip_sample": False}
 _DPM = "DPMSolverMultistepScheduler"
@@ -86,7 +70,7 @@ _SINGLE = "DPMSolverSinglestepScheduler"
 
 
 def _dpm_cases() -> list[Case]:
-    cases = [Case(_DPM, {}, two_m)]
+    cases = [Case(_DPM, {}, plain.dpmpp_2m)]
     for algorithm in ("dpmsolver++", "sde-dpmsolver++", "dpmsolver", "sde-dpmsolver"):
         for order in (1, 2, 3):
             for kind in ("midpoint", "heun") if order == 2 else ("midpoint",):
@@ -112,7 +96,7 @@ def _dpm_cases() -> list[Case]:
                 Case(_SINGLE, config, P(multistep.dpm_singlestep, algorithm=algorithm, order=order, kind=kind))
             )
     flow = {"model": "sd3-medium", "predictions": ("flow_prediction",)}
-    cases.append(Case(_DPM, FLOW, two_m, **flow))
+    cases.append(Case(_DPM, FLOW, plain.dpmpp_2m, **flow))
     cases.append(Case(_SINGLE, FLOW, multistep.dpm_singlestep, **flow))
     return cases
 
@@ -122,7 +106,7 @@ def _unipc_cases() -> list[Case]:
     for order in (1, 2, 3):
         for variant in ("bh1", "bh2"):
             config = {"solver_order": order, "solver_type": variant}
-            reference = P(unipc, order=order, variant=variant)
+            reference = P(plain.unipc, order=order, variant=variant)
             cases.append(Case("UniPCMultistepScheduler", config, reference))
             cases.append(
                 Case("UniPCMultistepScheduler", {**config, **FLOW}, reference, ("flow_prediction",), model="sd3-medium")
@@ -161,7 +145,7 @@ def _tree_cases() -> list[Case]:
 
 
 CASES: list[Case] = [
-    Case("DDIMScheduler", _NO_CLIP, plain_ddim),
+    Case("DDIMScheduler", _NO_CLIP, solvers.ddim),
     Case("DDIMScheduler", _NO_CLIP, P(solvers.ddim, eta=0.7), step={"eta": 0.7}),
     Case("DDIMScheduler", {**_NO_CLIP, "set_alpha_to_one": False}, solvers.ddim),
     Case("DDIMParallelScheduler", _NO_CLIP, P(solvers.ddim, eta=1.0), step={"eta": 1.0}),
@@ -209,7 +193,7 @@ CASES: list[Case] = [
     ),
     *_tree_cases(),
     Case("FlowMatchHeunDiscreteScheduler", {"shift": 3.0}, solvers.flow_heun, ("flow_prediction",), model="sd3-medium"),
-    Case("EDMEulerScheduler", {}, edm_euler, NO_SAMPLE, model="edm-cifar10"),
+    Case("EDMEulerScheduler", {}, solvers.ddim, NO_SAMPLE, model="edm-cifar10"),
     Case("EDMDPMSolverMultistepScheduler", {"lower_order_final": False}, multistep.dpm, NO_SAMPLE, model="edm-cifar10"),
     Case(
         "EDMDPMSolverMultistepScheduler",
@@ -306,9 +290,6 @@ def reference(case: Case, schedule: Schedule, x: torch.Tensor, seed: int = 1) ->
     def draw() -> torch.Tensor:
         return torch.randn(x.shape, generator=generator, dtype=case.draws or x.dtype)
 
-    named = case.reference.func if isinstance(case.reference, functools.partial) else case.reference
-    if named in (unipc, two_m, plain_ddim):
-        return case.reference(x0, grid, x, draw, schedule), len(calls)
     if case.k:
         x = x * math.sqrt(1.0 + solvers.k_sigma(grid[0]) ** 2)
     elif schedule.kind == "ve":

@@ -73,7 +73,7 @@ def test_optimize_pipeline_and_a_fitness_reach_them_too(monkeypatch: pytest.Monk
     def search(noise: Any, nfe: int, **options: Any) -> Schedule:
         return Schedule.from_t(noise, np.linspace(0.95, 0.05, nfe))
 
-    monkeypatch.setattr("bridge.tune.search", search)
+    monkeypatch.setattr("bridge.optimize.search", search)
     pipe = VISUAL_CLOZE.build()
     schedule = bridge.optimize_pipeline(pipe, NFE)
     assert schedule_of(pipe.generation_pipe) is schedule_of(pipe.upsampling_pipe) is schedule

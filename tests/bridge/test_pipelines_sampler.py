@@ -11,7 +11,7 @@ from test_pipelines_schedule import family_of, use
 
 from bridge import Level, noise_schedule_of, sample, with_schedule
 
-VP = [("DDIMScheduler", "ddim"), ("DPMSolverMultistepScheduler", "dpmpp-2m"), ("UniPCMultistepScheduler", "unipc")]
+VP = [("DDIMScheduler", "ddim"), ("DPMSolverMultistepScheduler", "dpmpp-2m"), ("UniPCMultistepScheduler", "unipc-3")]
 CASES = [
     *[("StableDiffusionPipeline", scheduler, solver) for scheduler, solver in VP],
     ("PixArtAlphaPipeline", *VP[0]),
@@ -27,7 +27,7 @@ def test_the_pipeline_is_the_plain_sampler_around_its_network(cls: str, schedule
     pipe = family.build()
     use(pipe, family, scheduler)
     schedule = random_schedule(noise_schedule_of(pipe), 6, end, seed=7)
-    if solver == "unipc" and not family.flow:
+    if solver == "unipc-3":
         pipe.scheduler = type(pipe.scheduler).from_config(pipe.scheduler.config, solver_order=3)
     pipe.scheduler = with_schedule(pipe.scheduler, schedule)
     network = getattr(pipe, family.network)
@@ -55,5 +55,5 @@ def test_the_pipeline_is_the_plain_sampler_around_its_network(cls: str, schedule
         return (x - level.sigma * output) / level.alpha
 
     with torch.no_grad():
-        expected = sample(denoiser, schedule, first, solver, order=3 if not family.flow else 2)
+        expected = sample(denoiser, schedule, first, solver)
     assert ((result - expected).abs().max() / expected.abs().max()).item() < 1e-4

@@ -16,9 +16,9 @@ from PIL import Image
 from rich.console import Console
 from rich.progress import track
 
-from bridge.grid import Row, encoded, grid, strip
+from bridge.cli.image_grid import Row, encoded, grid, strip
 from bridge.noise_of import noise_schedule_of
-from bridge.schedulers import replace_scheduler, with_schedule
+from bridge.schedulers.installing import replace_scheduler, with_schedule
 from hso_jax.baselines import baseline
 from hso_jax.cli import terminal
 from hso_jax.cli.arguments import parse_nfe

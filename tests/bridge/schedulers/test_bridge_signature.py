@@ -15,8 +15,8 @@ from cases import CASES, FLOW, SD
 from mixture import random_schedule, start
 
 from bridge import with_schedule
-from bridge.installed import scheduled_class
-from bridge.table import ROWS
+from bridge.schedulers.adapters import ROWS
+from bridge.schedulers.scheduled import scheduled_class
 
 ONE_EACH = list({case.scheduler: case for case in CASES}.values())
 

@@ -9,7 +9,7 @@ import torch
 from diffusers.utils import is_torchsde_available
 from mixture import random_schedule, start
 
-from bridge.table import ROWS
+from bridge.schedulers.adapters import ROWS
 
 
 @pytest.mark.parametrize("end", ["clean", "t_eps"])

@@ -8,9 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from bridge.levels import told
-from bridge.noise_of import noise_schedule_of
-from bridge.table import ROWS, SPACING_FLAGS, Row
+from bridge.schedulers.adapters import ROWS, SPACING_FLAGS, Row
+from bridge.schedulers.levels import told
 from hso_jax.noise import NoiseSchedule
 from hso_jax.schedule import Schedule
 
@@ -21,8 +20,8 @@ _MAKE = "make one for it: noise_schedule_of(scheduler) has its noise schedule"
 _GENERAL = "UniPCMultistepScheduler"
 
 
-def check_fits(scheduler: Any, schedule: Schedule, row: Row) -> None:
-    """Raise unless the scheduler can sample exactly at the schedule.
+def check_fits(scheduler: Any, schedule: Schedule, row: Row, noise: NoiseSchedule) -> None:
+    """Raise unless the scheduler, with this noise schedule, can sample exactly at the schedule.
 
     Raises:
         ValueError: naming the scheduler, what is wrong and what to do instead.
@@ -39,7 +38,7 @@ def check_fits(scheduler: Any, schedule: Schedule, row: Row) -> None:
             f"{name}: prediction_type 'flow_prediction' needs use_flow_sigmas=True; without, it scales noise as VP: "
             f"use {name}.from_config(scheduler.config, use_flow_sigmas=True)"
         )
-    _check_noise(name, schedule, noise_schedule_of(scheduler))
+    _check_noise(name, schedule, noise)
     if np.isinf(schedule.sigmas[0]) and prediction == "epsilon":
         raise ValueError(
             f"{name}: the schedule starts at pure noise, where a model that predicts noise says nothing of the data; "

@@ -8,14 +8,15 @@ import json
 import os
 import shutil
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import diffusers
 
-from bridge import render
-from bridge.installed import REPLACED_KEY, SCHEDULE_KEY, scheduled_class
-from bridge.schedulers import replace_scheduler, with_schedule
+from bridge.cli import pictures
+from bridge.schedulers.installing import replace_scheduler, with_schedule
+from bridge.schedulers.scheduled import REPLACED_KEY, SCHEDULE_KEY, scheduled_class
 from hso_jax import files, schedule_file
 from hso_jax.schedule import Schedule
 from hso_jax.shown import shown
@@ -36,7 +37,7 @@ def run(args: argparse.Namespace) -> int:
 
 def apply(args: argparse.Namespace) -> int:
     """Write a schedule into a pipeline folder, or into a second folder that shares its weights."""
-    schedule = choose(args.schedule, args.nfe, args.layout, args.method)
+    schedule = choose(args, schedule_file.load(args.schedule))
     folder = pipeline_folder(args.pipeline)
     scheduler = with_schedule(read_scheduler(folder, args.scheduler), schedule)
     target = folder if args.save is None else args.save
@@ -54,36 +55,27 @@ def apply(args: argparse.Namespace) -> int:
 
 def sample(args: argparse.Namespace) -> int:
     """Sample one picture, one for each of several seeds, or a comparison of schedules."""
-    schedule = choose(args.schedule, args.nfe, args.layout, args.method)
+    every = schedule_file.load(args.schedule)
+    schedule = choose(args, every)
     folder = pipeline_folder(args.pipeline)
-    plan = render.plan(args, schedule)
-    pipe = render.load(folder, args.device, args.dtype)
+    plan = pictures.plan(args, schedule)
+    pipe = pictures.load(folder, args.device, args.dtype)
     replace_scheduler(pipe, plain(pipe.scheduler, args.scheduler))
-    others = [s for s in schedule_file.load(args.schedule) if s.nfe == schedule.nfe]
-    picture = render.render(pipe, schedule, others if args.compare else [], plan)
+    others = [s for s in every if s.nfe == schedule.nfe]
+    picture = pictures.render(pipe, schedule, others if args.compare else [], plan)
     files.write_all([(args.output, picture)], args.written)
     if not files.is_stream(args.output):
         print(f"wrote {shown(args.output)}")
     return 0
 
 
-def choose(path: Path, nfe: int | None, layout: str | None, method: str | None) -> Schedule:
-    """The schedule of a file that the options name; where they leave a choice, layout "node" and method "hso".
-
-    Raises:
-        ValueError: if there is none, or several numbers of evaluations to choose from.
-    """
-    every = schedule_file.load(path)
-    kept = [
-        s for s in every if nfe in (None, s.nfe) and layout in (None, s.layout) and method in (None, s.method)
-    ]  # fmt: skip
-    if not kept:
-        have = ", ".join(dict.fromkeys(f"{s.nfe} {s.layout} {s.method}" for s in every)) or "none"
-        raise ValueError(f"{path} has no such schedule (it has: {have})")
-    counts = sorted({s.nfe for s in kept})
-    if len(counts) > 1:
-        raise ValueError(f"{path} has schedules of {', '.join(map(str, counts))} evaluations; choose one with --nfe")
-    return min(kept, key=lambda s: (s.method != "hso", s.layout != "node"))
+def choose(args: argparse.Namespace, every: Sequence[Schedule]) -> Schedule:
+    """The schedule of the file that the options name. Raises ValueError as `schedule_file.select` does."""
+    named = {name: getattr(args, name) for name in ("nfe", "layout", "method", "solver", "guidance")}
+    try:
+        return schedule_file.select(every, **named)
+    except ValueError as error:
+        raise ValueError(f"{args.schedule}: {error}") from error
 
 
 def describe(schedule: Schedule) -> str:

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from bridge.table import Row
+from bridge.schedulers.adapters import Row
 from hso_jax.noise import NoiseSchedule, alpha_sigma
 from hso_jax.schedule import Schedule
 

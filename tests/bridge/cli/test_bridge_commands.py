@@ -16,8 +16,9 @@ from mixture import random_schedule
 from PIL import Image
 from test_pipelines_schedule import family_of, generate
 
-from bridge import grid, load_scheduler, noise_schedule_of, render, schedule_of, with_schedule
-from hso_jax import Origin, Schedule, baseline, preset, save
+from bridge import load_scheduler, noise_schedule_of, schedule_of, with_schedule
+from bridge.cli import image_grid, pictures
+from hso_jax import Origin, Schedule, baseline, preset, save, zoo
 from hso_jax.cli import main
 
 PROMPT = ["--prompt", "a small fox", "--height", "16", "--width", "16"]
@@ -56,7 +57,7 @@ def output(pipe: Any, steps: int) -> np.ndarray:
 
 def test_apply_installs_and_keeps_what_was_there(pipe: Any, capsys: pytest.CaptureFixture[str]) -> None:
     before = files(Path("model"))
-    assert main(["apply", "schedules.json", "--pipeline", "model", "--nfe", "6"]) == 0
+    assert main(["apply", "schedules.json", "--pipeline", "model", "--nfe", "6", "--method", "hso"]) == 0
     assert "num_inference_steps=6" in capsys.readouterr().out
     loaded = diffusers.DiffusionPipeline.from_pretrained("model", local_files_only=True)
     assert (schedule_of(loaded).nfe, schedule_of(loaded).layout) == (6, "node")
@@ -74,8 +75,18 @@ def test_apply_installs_and_keeps_what_was_there(pipe: Any, capsys: pytest.Captu
         assert after[f"{name}.before-hso"] == before[name]
 
 
+def test_apply_takes_the_schedule_that_solver_and_guidance_name(pipe: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    many = [zoo("sd15", 6, solver, guidance=w) for solver in ("ddim", "unipc-2") for w in (1.0, 7.5)]
+    save(many, "zoo.json")
+    command = ["apply", "zoo.json", "--pipeline", "model"]
+    assert main([*command, "--solver", "unipc"]) == 2
+    assert "choose by guidance" in capsys.readouterr().err
+    assert main([*command, "--solver", "unipc", "--guidance", "7.5"]) == 0
+    assert load_scheduler("model").schedule.lams.tolist() == many[3].lams.tolist()
+
+
 def test_apply_can_change_the_solver(pipe: Any) -> None:
-    command = ["apply", "schedules.json", "--pipeline", "model", "--nfe", "6", "--scheduler"]
+    command = ["apply", "schedules.json", "--pipeline", "model", "--nfe", "6", "--method", "hso", "--scheduler"]
     assert main([*command, "UniPCMultistepScheduler"]) == 0
     loaded = diffusers.DiffusionPipeline.from_pretrained("model", local_files_only=True)
     assert isinstance(loaded.scheduler, diffusers.UniPCMultistepScheduler)
@@ -92,7 +103,7 @@ def test_apply_can_change_the_solver(pipe: Any) -> None:
 
 def test_apply_save_shares_the_weights(pipe: Any, capsys: pytest.CaptureFixture[str]) -> None:
     before = files(Path("model"))
-    command = ["apply", "schedules.json", "--pipeline", "model", "--nfe", "6", "--save", "fast"]
+    command = ["apply", "schedules.json", "--pipeline", "model", "--nfe", "6", "--method", "hso", "--save", "fast"]
     assert main(command) == 0
     assert files(Path("model")) == before
     assert (Path("fast/unet")).resolve() == Path("model/unet").resolve()
@@ -120,17 +131,32 @@ def test_a_failed_apply_changes_nothing(
         replace(source, target)
 
     monkeypatch.setattr(os, "replace", full)
-    assert main(["apply", "schedules.json", "--pipeline", "model", "--nfe", "6"]) == 74
+    assert main(["apply", "schedules.json", "--pipeline", "model", "--nfe", "6", "--method", "hso"]) == 74
     assert "No space left on device; nothing was written" in capsys.readouterr().err
     assert files(Path("model")) == before
     left = 1
-    assert main(["apply", "schedules.json", "--pipeline", "model", "--nfe", "6", "--save", "fast"]) == 74
+    assert (
+        main(["apply", "schedules.json", "--pipeline", "model", "--nfe", "6", "--method", "hso", "--save", "fast"])
+        == 74
+    )
     assert "nothing was written" in capsys.readouterr().err
     assert sorted(p.name for p in Path().iterdir()) == ["model", "schedules.json"]
 
 
 def test_sample_writes_one_picture(pipe: Any) -> None:
-    command = ["sample", "schedules.json", "--pipeline", "model", "--nfe", "6", *PROMPT, "-o", "fox.png"]
+    command = [
+        "sample",
+        "schedules.json",
+        "--pipeline",
+        "model",
+        "--nfe",
+        "6",
+        "--method",
+        "hso",
+        *PROMPT,
+        "-o",
+        "fox.png",
+    ]
     assert main([*command, "--guidance-scale", "7.5"]) == 0
     image = opened("fox.png")
     assert image.size == (16, 16)
@@ -154,14 +180,26 @@ def test_compare_has_a_row_for_each_schedule(
     pipe: Any, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     drawn: dict[str, Any] = {}
-    real = grid.grid
+    real = image_grid.grid
 
     def watch(rows: Any, columns: Any, title: str, subtitle: str) -> Image.Image:
         drawn.update(rows=rows, columns=columns, title=title, subtitle=subtitle)
         return real(rows, columns, title, subtitle)
 
-    monkeypatch.setattr(render, "grid", watch)
-    command = ["sample", "schedules.json", "--pipeline", "model", "--nfe", "6", *PROMPT, "-o", "rows.png"]
+    monkeypatch.setattr(pictures, "grid", watch)
+    command = [
+        "sample",
+        "schedules.json",
+        "--pipeline",
+        "model",
+        "--nfe",
+        "6",
+        "--method",
+        "hso",
+        *PROMPT,
+        "-o",
+        "rows.png",
+    ]
     assert main([*command, "--compare", "--seed", "0-2", "--reference", "12"]) == 0
     assert [row.name for row in drawn["rows"]] == ["reference", "default", "trailing", "HSO", "karras", "HSO"]
     assert drawn["columns"] == ["seed 0", "seed 1", "seed 2"] and drawn["title"] == "a small fox"
@@ -203,14 +241,24 @@ def test_other_kinds_of_pipeline(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["apply", "schedules.json", "--pipeline", "model"], "4, 6 evaluations; choose one with --nfe"),
-        (["apply", "schedules.json", "--pipeline", "model", "--nfe", "5"], "no such schedule"),
-        (["apply", "schedules.json", "--pipeline", "stabilityai/sdxl", "--nfe", "6"], "is not a folder"),
-        (["apply", "schedules.json", "--pipeline", ".", "--nfe", "6"], "has no model_index.json"),
-        (["apply", "missing.json", "--pipeline", "model", "--nfe", "6"], "missing.json"),
+        (["apply", "schedules.json", "--pipeline", "model"], "4, 6 evaluations; choose one by nfe"),
+        (["apply", "schedules.json", "--pipeline", "model", "--nfe", "5"], "schedules.json: no such schedule"),
+        (["apply", "schedules.json", "--pipeline", "model", "--nfe", "6"], "choose by method"),
+        (
+            ["apply", "schedules.json", "--pipeline", "stabilityai/sdxl", "--nfe", "6", "--method", "hso"],
+            "is not a folder",
+        ),
+        (["apply", "schedules.json", "--pipeline", ".", "--nfe", "6", "--method", "hso"], "has no model_index.json"),
+        (["apply", "missing.json", "--pipeline", "model", "--nfe", "6", "--method", "hso"], "missing.json"),
         (["apply", "flow.json", "--pipeline", "model"], "noise of kind 'flow'"),
-        (["apply", "schedules.json", "--pipeline", "model", "--nfe", "6", "--scheduler", "Nope"], "not supported"),
-        (["apply", "schedules.json", "--pipeline", "model", "--nfe", "6", "--save", "a/b"], "does not exist"),
+        (
+            ["apply", "schedules.json", "--pipeline", "model", "--nfe", "6", "--method", "hso", "--scheduler", "Nope"],
+            "not supported",
+        ),
+        (
+            ["apply", "schedules.json", "--pipeline", "model", "--nfe", "6", "--method", "hso", "--save", "a/b"],
+            "does not exist",
+        ),
         (["sample", "-o", "a.jpg"], "ends in .png"),
         (["sample", "-o", "foreign.png"], "--force"),
         (["sample", "-o", "no/a.png"], "does not exist"),
@@ -227,7 +275,7 @@ def test_bad_input(pipe: Any, capsys: pytest.CaptureFixture[str], arguments: lis
     Path("foreign.png").write_bytes(b"somebody's")
     before = files(Path())
     if arguments[0] == "sample":
-        common = ["schedules.json", "--pipeline", "model", "--nfe", "6", *PROMPT]
+        common = ["schedules.json", "--pipeline", "model", "--nfe", "6", "--method", "hso", *PROMPT]
         arguments = ["sample", *common, *arguments[1:]]
     assert main(arguments) == 2
     error = capsys.readouterr().err
@@ -241,7 +289,7 @@ def test_without_torch_the_message_says_what_to_install(
     for name in [name for name in sys.modules if name == "bridge" or name.startswith("bridge.")]:
         monkeypatch.delitem(sys.modules, name)
     monkeypatch.setitem(sys.modules, "torch", None)
-    assert main(["apply", "schedules.json", "--pipeline", "model", "--nfe", "6"]) == 2
+    assert main(["apply", "schedules.json", "--pipeline", "model", "--nfe", "6", "--method", "hso"]) == 2
     assert 'pip install "hso-jax[torch]"' in capsys.readouterr().err
 
 
@@ -253,5 +301,5 @@ def test_help_says_what_there_is(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_the_index_names_the_package_that_loads_the_scheduler(pipe: Any) -> None:
-    assert main(["apply", "schedules.json", "--pipeline", "model", "--nfe", "6"]) == 0
+    assert main(["apply", "schedules.json", "--pipeline", "model", "--nfe", "6", "--method", "hso"]) == 0
     assert json.loads(Path("model/model_index.json").read_text())["scheduler"] == ["bridge", "DDIMScheduler"]

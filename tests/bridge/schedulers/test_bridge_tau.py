@@ -6,10 +6,10 @@ import cases
 import diffusers
 import numpy as np
 import pytest
-import reference_multistep as multistep
 import torch
 from cases import SD
 from mixture import denoise, start
+from oracles import multistep
 
 from bridge import Level, sampling, with_schedule
 from hso_jax.schedule import Schedule

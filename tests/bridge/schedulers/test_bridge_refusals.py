@@ -6,8 +6,8 @@ import diffusers
 import pytest
 
 import bridge
-from bridge.refusals import INSTEAD, unsupported
-from bridge.table import ROWS
+from bridge.schedulers.adapters import ROWS
+from bridge.schedulers.refusals import INSTEAD, unsupported
 from hso_jax.schedule import Schedule
 
 ALL = sorted(

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import inspect
-import json
 import warnings
 from collections.abc import Container
 from typing import Any
@@ -13,12 +12,13 @@ import diffusers
 import numpy as np
 import torch
 
-from bridge import levels, proposals, table
-from bridge.fits import check_fits, entries, say_switched_off
 from bridge.noise_of import noise_schedule_of
-from bridge.own_methods import own_methods
-from bridge.refusals import unsupported
+from bridge.schedulers import adapters, levels, proposals
+from bridge.schedulers.checks import check_fits, entries, say_switched_off
+from bridge.schedulers.own_methods import own_methods
+from bridge.schedulers.refusals import unsupported
 from hso_jax import schedule_file
+from hso_jax.noise import NoiseSchedule
 from hso_jax.schedule import Schedule
 
 SCHEDULE_KEY = "hso_schedule"
@@ -37,7 +37,7 @@ class Installed:
     config: Any
     sigmas: Any
     timesteps: Any
-    _row: table.Row
+    _row: adapters.Row
     _schedule: Schedule | None = None
     _noticed: bool = False
 
@@ -49,20 +49,20 @@ class Installed:
                 f"bridge.{name} needs a schedule in its config; use with_schedule(diffusers.{name}(...), schedule)"
             )
         self.register_to_config(**{REPLACED_KEY: dict(hso_replaced or {})})  # type: ignore[attr-defined]
-        self._adopt(_from_record(hso_schedule))
+        self._adopt(schedule_file.from_document(hso_schedule)[0], noise_schedule_of(self))
 
-    def _adopt(self, schedule: Schedule) -> None:
-        """Check that the schedule fits and write it, and what its end needs, into the config."""
+    def _adopt(self, schedule: Schedule, noise: NoiseSchedule) -> None:
+        """Check that the schedule fits the model's noise; write it, and what its end needs, into the config."""
         before = self.config.get(REPLACED_KEY) or {}
         self.register_to_config(**before)  # type: ignore[attr-defined]
-        check_fits(self, schedule, self._row)
+        check_fits(self, schedule, self._row, noise)
         wanted = entries(self.config, schedule, self._row)
         replaced = {key: self.config[key] for key, value in wanted.items() if self.config[key] != value}
-        record = {SCHEDULE_KEY: _to_record(schedule), REPLACED_KEY: replaced}
+        record = {SCHEDULE_KEY: Record(schedule_file.to_document(schedule)), REPLACED_KEY: replaced}
         self.register_to_config(**record, **wanted)  # type: ignore[attr-defined]
         say_switched_off(type(self).__name__, replaced, before)
         self._schedule, self._noticed = schedule, False
-        self._levels = levels.levels_of(schedule, self._row, self.config, noise_schedule_of(self))
+        self._levels = levels.levels_of(schedule, self._row, self.config, noise)
 
     @property
     def schedule(self) -> Schedule:
@@ -84,7 +84,7 @@ class Installed:
         Args:
             num_inference_steps: must be the schedule's nfe where it is given.
             device: of the timesteps.
-            timesteps: what the pipeline or its caller proposes, N values; see `bridge.proposals`.
+            timesteps: what the pipeline or its caller proposes, N values; see `bridge.schedulers.proposals`.
             sigmas: likewise, N values or N + 1 with the end.
             mu: dynamic shift; the schedule's levels are final, so it has no effect.
             **kwargs: passed to the parent where it knows them (LCM's and TCD's `original_inference_steps`).
@@ -219,9 +219,9 @@ def scheduled_class(name: str) -> type:
     Raises:
         ValueError: for a class that is not in the table.
     """
-    if name not in table.ROWS:
+    if name not in adapters.ROWS:
         raise ValueError(unsupported(name))
-    parent, row = getattr(diffusers, name), table.ROWS[name]
+    parent, row = getattr(diffusers, name), adapters.ROWS[name]
     body: dict[str, Any] = {
         "__module__": _MODULE,
         "__doc__": f"`diffusers.{name}` at the levels of a schedule.",
@@ -264,7 +264,7 @@ def schedule_of(scheduler: Any) -> Schedule | None:
     if isinstance(scheduler, Installed):
         return scheduler.schedule
     record = scheduler.config.get(SCHEDULE_KEY)
-    return None if record is None else _from_record(record)
+    return None if record is None else schedule_file.from_document(record)[0]
 
 
 class Record(dict[str, Any]):
@@ -272,14 +272,6 @@ class Record(dict[str, Any]):
 
     def __repr__(self) -> str:
         return f"<schedule of {self['schedules'][0]['nfe']} evaluations>"
-
-
-def _to_record(schedule: Schedule) -> Record:
-    return Record(json.loads(schedule_file.to_json(schedule)))
-
-
-def _from_record(record: Any) -> Schedule:
-    return schedule_file.from_json(json.dumps(record))[0]
 
 
 def _plain(result: Any) -> Any:

@@ -6,9 +6,8 @@ import sys
 from typing import Any
 
 from bridge.guidance import shipped, usual_guidance
-from bridge.noise_of import noise_schedule_of
-from bridge.schedulers import install
-from bridge.solver_of import solver_of
+from bridge.noise_of import noise_schedule_of, solver_of
+from bridge.schedulers.installing import install
 from hso_jax.methods import SolverError
 from hso_jax.schedule import Schedule
 from hso_jax.searches import search
@@ -60,7 +59,7 @@ def optimize_pipeline(
         schedule = search(noise, nfe, **{**options, "method": SolverError(**kind)} if kind else options)
     if end is not None:
         schedule = schedule.with_end(end)
-    install(pipe, schedule)
+    install(pipe, schedule, noise=noise)
     print(_said(pipe, schedule, why), file=sys.stderr)
     return schedule
 

@@ -1,4 +1,4 @@
-"""The multistep solvers of `reference_solvers`; the same conventions."""
+"""The multistep solvers of `one_step`; the same conventions."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from itertools import pairwise
 
 import numpy as np
 import torch
-from reference_solvers import X0, Draw, Tensor, _integral, _lagrange, k_sigma, k_x0, noise_path
+from oracles.one_step import X0, Draw, Tensor, _integral, _lagrange, k_sigma, k_x0, noise_path
 
 from bridge.sampling import Level
 

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from diffusers.schedulers.scheduling_utils import SchedulerOutput
 
-from bridge.levels import nearest
+from bridge.schedulers.levels import nearest
 
 FLOWS = ("FlowMatchEulerDiscreteScheduler", "FlowMatchLCMScheduler")
 

@@ -31,7 +31,7 @@ class Row(NamedTuple):
             "midpoints", "ancestral": the solver's own level between two nodes (KDPM2). "table": the nodes become a
             small training table through which the parent's fixed stride is one row. "plms": such a table with the
             second node evaluated twice. "grid": the parent's own integer `timesteps`. "middles": as "pairs", where the
-            solver computes the level between two nodes itself. "times": nodes and end as times. (See `bridge.levels`.)
+            solver computes the level between two nodes itself. "times": nodes and end as times.
         predictions: the `prediction_type`s that the parent's `step` handles.
         log_snr: the solver works with differences of log-SNR, so lam must be finite, and a step to sigma 0 must be of
             first order (`lower_order_nums` lowers it).

@@ -14,13 +14,14 @@ import numpy as np
 import torch
 from diffusers import SchedulerMixin
 
-from bridge.installed import REPLACED_KEY, SCHEDULE_KEY, Installed, scheduled_class
 from bridge.noise_of import noise_schedule_of
-from bridge.table import ROWS
+from bridge.schedulers.adapters import ROWS
+from bridge.schedulers.scheduled import REPLACED_KEY, SCHEDULE_KEY, Installed, scheduled_class
+from hso_jax.noise import NoiseSchedule
 from hso_jax.schedule import Schedule
 
 
-def with_schedule(scheduler: Any, schedule: Schedule | Any) -> Any:
+def with_schedule(scheduler: Any, schedule: Schedule | Any, *, noise: NoiseSchedule | None = None) -> Any:
     """A copy of the scheduler that samples at the schedule; `scheduler` itself is left as it is.
 
     Use it as `pipe.scheduler = with_schedule(pipe.scheduler, schedule)`, then call the pipeline with
@@ -32,20 +33,22 @@ def with_schedule(scheduler: Any, schedule: Schedule | Any) -> Any:
         scheduler: an unmodified diffusers scheduler of a supported class (`docs/bridge.md`), or a result of this.
         schedule: a `Schedule`; or a list of N + 1 sigmas as `Schedule.sampler_sigmas` gives them: ksigma for VP and
             VE models, s for flow models, from noise to the end, which is 0 (clean) or where sampling stops.
+        noise: the scheduler's `noise_schedule_of`, where that has been read already.
 
     Raises:
         ValueError: for an unsupported class or setting, or a schedule that is not for this model; the message says
             what to do instead.
     """
     cls = scheduled_class(_supported_name(scheduler))
+    noise = noise_schedule_of(scheduler) if noise is None else noise
+    if not isinstance(schedule, Schedule):
+        schedule = schedule_from_list(noise, schedule)
     # Everything is copied but tensors, which schedulers replace and never write into; that is most of the time.
     result = copy.deepcopy(scheduler, {id(x): x for x in vars(scheduler).values() if isinstance(x, torch.Tensor)})
     result.__class__ = cls
     if not isinstance(scheduler, Installed):
         result.register_to_config(**{REPLACED_KEY: {}})
-    if not isinstance(schedule, Schedule):
-        schedule = schedule_from_list(scheduler, schedule)
-    result._adopt(schedule)
+    result._adopt(schedule, noise)
     return result
 
 
@@ -61,7 +64,7 @@ def without_schedule(scheduler: Any) -> Any:
     return getattr(diffusers, type(scheduler).__name__).from_config(kept)
 
 
-def install(pipe: Any, schedule: Schedule | Any) -> None:
+def install(pipe: Any, schedule: Schedule | Any, *, noise: NoiseSchedule | None = None) -> None:
     """Install a schedule in a pipeline, and in the pipelines that it is made of: `pipe.scheduler` is replaced.
 
     A pipeline made of others (VisualCloze, the combined ones of Kandinsky and StableCascade) samples by *their*
@@ -70,11 +73,12 @@ def install(pipe: Any, schedule: Schedule | Any) -> None:
     Args:
         pipe: a diffusers pipeline (anything with a `scheduler`).
         schedule: as for `with_schedule`.
+        noise: likewise.
 
     Raises:
         ValueError: as `with_schedule` and `replace_scheduler` do; the pipeline is then as it was.
     """
-    replace_scheduler(pipe, with_schedule(pipe.scheduler, schedule))
+    replace_scheduler(pipe, with_schedule(pipe.scheduler, schedule, noise=noise))
 
 
 def replace_scheduler(pipe: Any, scheduler: Any) -> None:
@@ -112,13 +116,12 @@ def inner_pipelines(pipe: Any) -> dict[str, Any]:
     }
 
 
-def schedule_from_list(scheduler: Any, sigmas: Any) -> Schedule:
-    """A schedule from N + 1 sigmas in diffusers' convention for this scheduler; see `with_schedule`.
+def schedule_from_list(noise: NoiseSchedule, sigmas: Any) -> Schedule:
+    """A schedule from N + 1 sigmas in diffusers' convention for such noise; see `with_schedule`.
 
     Raises:
         ValueError: for a list that is too short, not falling, not finite or outside the model's range.
     """
-    noise = noise_schedule_of(scheduler)
     values = np.asarray(sigmas, np.float64)
     if values.ndim != 1 or values.size < 2:
         raise ValueError(

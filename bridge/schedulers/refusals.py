@@ -1,13 +1,13 @@
 """The diffusers schedulers in which no schedule can be installed, and what to do instead.
 
-Checked against diffusers 0.42.1; `tests/bridge/test_bridge_refusals.py` goes through every class it has.
+Checked against diffusers 0.42.1; `tests/bridge/schedulers/test_bridge_refusals.py` goes through every class it has.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 
-from bridge.table import ROWS
+from bridge.schedulers.adapters import ROWS
 
 _TOKENS = "it samples tokens by their confidence, which have no noise levels: no schedule applies to its model"
 _FLOW_EULER = "FlowMatchEulerDiscreteScheduler.from_config(scheduler.config)"

@@ -8,14 +8,14 @@ from typing import Any
 
 import cases
 import diffusers
+import oracles.one_step as solvers
 import pytest
-import reference_multistep as multistep
-import reference_solvers as solvers
 import torch
 from cases import SD
 from mixture import denoise, random_schedule, start
+from oracles import multistep
 
-from bridge import Level, sampling, with_schedule
+from bridge import Level, with_schedule
 from bridge.sampling import levels
 
 NFE = 7
@@ -57,12 +57,6 @@ def wanted(case: cases.Case, scheduler: Any, skip: int, **more: Any) -> torch.Te
     solver, options = case.reference, {}
     if isinstance(solver, functools.partial):
         solver, options = solver.func, dict(solver.keywords)
-    if solver is cases.unipc:
-        return sampling._unipc(x0, grid, x, options["order"], options["variant"])
-    if solver is cases.two_m:
-        return sampling._dpmpp_2m(x0, grid, x)
-    if solver is cases.plain_ddim:
-        return solvers.ddim(x0, grid, x, draw)
     if solver is multistep.dpm_singlestep:
         options["orders"] = scheduler.order_list[skip:]
     if solver is solvers.dpm_sde:

@@ -27,7 +27,7 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
         calls.append({"noise": noise, "nfe": nfe, "layout": layout, **options})
         return Schedule.from_t(noise, np.linspace(0.95, 0.05, nfe + (layout == "interval")), layout=layout)
 
-    monkeypatch.setattr("bridge.tune.search", search)
+    monkeypatch.setattr("bridge.optimize.search", search)
     return calls
 
 

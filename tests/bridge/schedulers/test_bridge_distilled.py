@@ -6,15 +6,15 @@ from typing import Any
 
 import diffusers
 import numpy as np
+import oracles.one_step as solvers
 import pytest
-import reference_solvers as solvers
 import torch
 from cases import SD, noise_of
 from mixture import Model, denoise, start
 
 from bridge import Level, with_schedule
 from bridge.sampling import levels
-from bridge.table import distillation_grid
+from bridge.schedulers.adapters import distillation_grid
 from hso_jax.schedule import Schedule
 
 NOISE = noise_of("sd15")
