@@ -64,7 +64,7 @@ def main() -> None:
     # 3. Install it and sample; any other number of steps raises.
     pipe.scheduler = bridge.with_schedule(pipe.scheduler, schedule)
     ours = picture(pipe, NFE, guidance=4.5)
-    print(f"root-mean-square difference from the default schedule's picture: {((ours - default) ** 2).mean() ** 0.5:.3f}")
+    print(f"RMS difference from the default schedule's picture: {((ours - default) ** 2).mean() ** 0.5:.3f}")
 
     # 4. The schedule is saved with the pipeline, and comes back with it.
     with tempfile.TemporaryDirectory() as folder:
