@@ -2,8 +2,8 @@
 
     python examples/new_objective.py
 
-The objective is the local error of a first-order solver, h^2 a step, weighted by how much noise its midpoint has. Anything
-that JAX can differentiate twice will do; docs/extending.md has the details.
+The objective is the local error of a first-order solver, h^2 a step, weighted by how much noise its midpoint has.
+Anything that JAX can differentiate twice will do; docs/extending.md has the details.
 """
 
 from __future__ import annotations
