@@ -72,7 +72,7 @@ def _run(args: argparse.Namespace) -> int:
     store = image_store.Store(out, facts, prompts, args.batch)
 
     pipe = render.load(folder, device, dtype)
-    plan = render.Plan(out, "", (), call, False, None)
+    plan = render.Plan("", (), call, False, None)
     noise = noise_schedule_of(pipe, image_seq_len=render.tokens(pipe, plan), name=folder.resolve().name)
     sampler = generate.Sampler(pipe, noise, call, args.seed)
     converged, half = settings.converged(args.converged), settings.converged(args.converged // 2)

@@ -88,7 +88,7 @@ def pack(lanes: Sequence[Lane], names: Sequence[str]) -> tuple[LaneArrays, Chunk
     """
     methods: list[Any] = [lane.method for lane in lanes]
     first = methods[0]
-    if whole("samples", first.samples, 1) % whole("chunk", first.chunk, 1):
+    if whole("samples", first.samples, 1, 10**6) % whole("chunk", first.chunk, 1, 10**6):
         raise ValueError(f"samples is {first.samples!r}; need a multiple of {first.chunk}, the method's chunk")
     dtype = np.dtype(jax.dtypes.canonicalize_dtype(float))
     noisy = [noise_end(lane.noise) for lane in lanes]

@@ -69,9 +69,9 @@ class SolverError:
         """See `lane.Method`; also checks the lane of the method that it starts from."""
         lane, solver, guidance = check(lane)
         check_objective("family", self.family)
-        whole("few", self.few, 1)
+        whole("few", self.few, 1, 10**6)
         for name, value in (self.refinement or REFINEMENT)._asdict().items():
-            whole(f"refinement.{name}", value, 0 if name == "final_steps" else 1)
+            whole(f"refinement.{name}", value, 0 if name == "final_steps" else 1, 10**6)
         compare = tuple(solvers.canonical(name) for name in self.compare)
         method = dataclasses.replace(self, solver=solver, guidance=guidance, compare=compare)
         if self.start is not None and self.refinement is None:
