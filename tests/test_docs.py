@@ -1,0 +1,64 @@
+"""Pages say what is there: links lead to files, named files exist, and versions and pages agree with each other."""
+
+from __future__ import annotations
+
+import re
+import tomllib
+from pathlib import Path
+
+import pytest
+
+import hso_jax
+
+ROOT = Path(__file__).parent.parent
+ROOMS = ("", "docs/", "docs/api/", "docs/results/", "benchmarks/", "benchmarks/models/", "bridge/comfyui/")
+PAGES = sorted(page for room in ROOMS for page in (ROOT / room).glob("*.md"))
+NAV = (ROOT / "mkdocs.yml").read_text(encoding="utf-8").split("nav:")[1].split("not_in_nav:")[0]
+
+
+def anchors(page: Path) -> set[str]:
+    """What its headings are called in links."""
+    text = re.sub(r"^```.*?^```", "", page.read_text(encoding="utf-8"), flags=re.S | re.M)
+    words = [re.sub(r"[^\w\- ]", "", heading.lower()) for heading in re.findall(r"^#+ (.*)$", text, re.M)]
+    return {heading.replace(" ", "-") for heading in words}
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_links_lead_somewhere(page: Path) -> None:
+    for file, anchor in re.findall(r"\]\(([^)\s#:]*)(?:#([^)\s]*))?\)", page.read_text(encoding="utf-8")):
+        target = (page.parent / file).resolve() if file else page
+        assert target.exists(), f"{page.name} links to {file}"
+        assert not anchor or anchor in anchors(target), f"{page.name} links to {file}#{anchor}"
+
+
+def test_a_newcomer_s_questions_are_answered_by_files_that_are_there() -> None:
+    text = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
+    rows = text.split("### A newcomer's questions")[1].split("\n\n")[1].splitlines()[2:]
+    asked = " ".join(row.split("|")[1] for row in rows)
+    assert all(word in asked for word in ("MEP", "lower level", "upper level", "loop", "add an objective"))
+    for row in rows:
+        files = re.findall(r"`([^`]+)`", row.split("|")[2])
+        assert files and all((ROOT / file).is_file() for file in files), row
+    assert "def mep(" in (ROOT / re.findall(r"`([^`]+)`", rows[0])[0]).read_text(encoding="utf-8")
+    assert "def bilevel(" in (ROOT / re.findall(r"`([^`]+)`", rows[3])[0]).read_text(encoding="utf-8")
+
+
+def test_every_page_of_the_docs_is_on_the_site() -> None:
+    for page in (ROOT / "docs").glob("**/*.md"):
+        name = page.relative_to(ROOT / "docs").as_posix()
+        assert f": {name}\n" in NAV or name.startswith("results/samples-"), name
+
+
+def test_the_api_pages_have_every_public_name() -> None:
+    text = "".join(page.read_text(encoding="utf-8") for page in (ROOT / "docs" / "api").glob("*.md"))
+    named = set(re.findall(r"^::: hso_jax\.(\w+)$", text, re.M))
+    assert named == set(hso_jax.__all__)
+
+
+def test_the_citation_is_of_this_version() -> None:
+    version = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["version"]
+    citation = (ROOT / "CITATION.cff").read_text(encoding="utf-8")
+    assert f"\nversion: {version}\n" in citation
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    (title,) = re.findall(r"^  title: (.*)$", citation, re.M)
+    assert f"title     = {{{title}}}" in readme.replace("\n", " ") and "2511.11688" in citation

@@ -1,0 +1,43 @@
+"""The examples run from an empty folder, leave nothing there, and print what they promise."""
+
+from __future__ import annotations
+
+import re
+import runpy
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+
+
+def printed_by(name: str, folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> str:
+    monkeypatch.chdir(folder)
+    runpy.run_path(str(ROOT / "examples" / name), run_name="__main__")
+    assert not list(folder.iterdir())
+    return capsys.readouterr().out
+
+
+@pytest.mark.filterwarnings("ignore:__array_?.*:DeprecationWarning")  # how diffusers turns tensors into arrays
+def test_a_diffusers_user(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    printed = printed_by("diffusers_user.py", tmp_path, monkeypatch, capsys)
+    assert "solver unipc-2" in printed and "timesteps [999 " in printed
+    difference = re.search(r"default schedule's picture: ([\d.]+)", printed)
+    assert difference and float(difference[1]) > 0
+    assert printed.endswith("saved and loaded: the same picture\n")
+
+
+def test_a_new_objective(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    rows = printed_by("new_objective.py", tmp_path, monkeypatch, capsys).splitlines()
+    assert [row[:14].strip() for row in rows] == ["MEP", "squared steps", "trailing"]
+    assert [row.split("error")[0].split()[-1] for row in rows] == ["converged", "converged", "fixed"]
+    nodes = [row.split("timesteps")[1] for row in rows]
+    assert len(set(nodes)) == 3  # the objective decides
+    errors = [float(row.split("error")[1].split()[0]) for row in rows]
+    assert all(0.05 < error < 0.3 for error in errors), errors
+
+
+def test_every_example_is_tested() -> None:
+    text = Path(__file__).read_text(encoding="utf-8")
+    names = [file.name for file in (ROOT / "examples").glob("*.py")]
+    assert names and all(f'"{name}"' in text for name in names)
