@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from types import SimpleNamespace
 from typing import Any
 
@@ -11,11 +12,13 @@ import pytest
 from cases import SD, noise_of
 from pipelines import family_of
 
+from bridge import noise_of as noise_of_module
 from bridge import optimize_pipeline, schedule_of
 from bridge.guidance import usual_guidance
 from hso_jax.bilevel import Effort
 from hso_jax.noise import NoiseSchedule
 from hso_jax.schedule import Schedule
+from hso_jax.schedule_file import to_json
 
 
 @pytest.fixture
@@ -38,6 +41,21 @@ def test_searches_for_the_pipelines_noise_and_installs(asked: list[dict[str, Any
     assert (asked[0]["nfe"], asked[0]["layout"], asked[0]["seed"]) == (5, "node", 3)
     assert schedule_of(pipe).timesteps.tolist() == schedule.timesteps.tolist()
     assert (schedule.nfe, schedule.end) == (5, "clean")
+
+
+def test_reads_the_noise_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    reads: list[Any] = []
+    read = noise_of_module._cached
+
+    def counted(*key: Any) -> NoiseSchedule:
+        reads.append(key)
+        return read(*key)
+
+    monkeypatch.setattr(noise_of_module, "_cached", counted)
+    pipe = SimpleNamespace(scheduler=diffusers.DDIMScheduler(**SD))
+    optimize_pipeline(pipe, 6, method="zoo")
+    assert len(reads) == 1
+    assert pipe.scheduler.config.hso_schedule == json.loads(to_json(schedule_of(pipe)))
 
 
 def test_the_end_chooses_the_layout(asked: list[dict[str, Any]]) -> None:
