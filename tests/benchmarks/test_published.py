@@ -47,7 +47,7 @@ def test_the_distance_is_the_mean_over_the_nodes_after_the_first():
     noise = preset("sd15")
     lams = np.array([-2.5, -1.0, 0.5, 2.0])
     schedule = Schedule.from_t(noise, noise.t_of_lam(lams))
-    assert published.distance(lams + [9.0, 0.1, -0.2, 0.3], schedule) == pytest.approx(0.2, abs=1e-6)
+    assert published.distance(lams + np.array([9.0, 0.1, -0.2, 0.3]), schedule) == pytest.approx(0.2, abs=1e-6)
 
 
 def test_our_own_schedule_is_at_distance_zero_and_the_page_says_so(tmp_path, monkeypatch, capsys):

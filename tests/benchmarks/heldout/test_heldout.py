@@ -16,8 +16,9 @@ from hso_jax import baseline, noise, preset
 
 NETWORKS = """
 import numpy as np
+import torch
 NAMES = ["gauss-eps", "gauss-flow"]
-SCALES = np.array([2.0, 0.5], np.float32)
+SCALES = torch.tensor([2.0, 0.5])
 
 class Net:
     def __init__(self, name):
@@ -26,7 +27,7 @@ class Net:
         self.sigma_min, self.sigma_max = 0.01, 158.0 if self.kind == "eps" else 1e3
 
     def denoise(self, x, sigma):
-        return x * (SCALES**2 / (SCALES**2 + np.float32(sigma) ** 2))
+        return x * (SCALES**2 / (SCALES**2 + sigma**2))
 
 def load(name):
     return Net(name)
@@ -38,9 +39,8 @@ def folder(tmp_path):
     place = tmp_path / "nets"
     place.mkdir()
     (place / "networks.py").write_text(NETWORKS)
-    (place / "README.md").write_text(
-        "# Nets\n| name | from |\n|---|---|\n| gauss-eps | nobody, commit 123 | points |\n"
-    )
+    row = "| gauss-eps | nobody, commit 123 | points |"
+    (place / "README.md").write_text(f"# Nets\n| name | from | data |\n|---|---|---|\n{row}\n")
     return place
 
 
@@ -142,10 +142,8 @@ def test_wins_ties_losses_and_ratios_are_counted_against_the_best_of_all_rules()
         record("trailing", 0.2), record("flow-3", 0.1), record("hso", 0.05), record("solver-error", 0.105),
         record("trailing", 0.2, nfe=6), record("hso", None, nfe=6), record("solver-error", 0.4, nfe=6),
     ]  # fmt: skip
-    assert [(v.best.method, v.outcome) for v in report.versus(found, "solver-error")] == [
-        ("flow-3", 1),
-        ("trailing", 2),
-    ]
+    outcomes = [(v.best.method, v.outcome) for v in report.versus(found, "solver-error")]
+    assert outcomes == [("flow-3", 1), ("trailing", 2)]
     text = report.summary(found)
     assert "| a | DDIM | 0 / 1 / 1 | 1.45 | 2.00 | 1 / 0 / 1 | inf | inf |" in text
     assert text.count("\n") == 2 + 3
