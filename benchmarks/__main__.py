@@ -23,7 +23,7 @@ QUICK = {
     "models": ("fashion-eps", "emoji-flow"),
     "solvers": ("dpmpp-2m",),
     "nfes": (4, 6),
-    "methods": ("reference", "hso", "trailing", "leading"),
+    "methods": ("solver-error", "hso", "trailing", "leading"),
     "samples": 8,
     "guidance": (1.0,),
 }
@@ -47,11 +47,12 @@ def _run(args: argparse.Namespace) -> int:
             chosen = {name: QUICK[name] if x is None else x for name, x in chosen.items()}
         chosen = {name: x for name, x in chosen.items() if x is not None}
         plan = cells.plan(**chosen, seed=args.seed, dtype=args.dtype)
-        for folder in (out, path.parent):
-            folder.mkdir(parents=True, exist_ok=True)
+        path.parent.mkdir(parents=True, exist_ok=True)
         measured = cells.run(plan, path, data=dict(args.data or ()))
         print(f"{measured} cells measured, {len(plan)} planned: {path}")
     found = records.read(path)
+    if found.cells:
+        out.mkdir(parents=True, exist_ok=True)
     drawn = [] if args.report_only else grids.write(report.main_group(found.cells), out, anew=measured > 0)
     files = [*report.write(found, out), *drawn]
     if readme is not None:

@@ -252,7 +252,7 @@ def search(
 ) -> Result:
     """The nodes with the least RMSE to the converged samples, for one solver and N; float32 whatever the subject's.
 
-    From the reference schedule and from the best rule a derivative-free search (SciPy's COBYQA) on the first samples
+    From the solver-error schedule and from the best rule a derivative-free search (SciPy's COBYQA) on the first samples
     finds a valley, with a quarter of the budget each at most; the better of the two is refined by L-BFGS-B with exact
     gradients on all samples, until a step gains next to nothing or the budget is spent.
 
@@ -281,13 +281,13 @@ def search(
         raise ValueError(f"budget is {budget}; the teacher and the starts alone take {needed} evaluations")
     own, gaps = own_subject(subject, rows, seed, dtype="float32"), Gaps.of(noise, nfe, first)
     schedules = {rule: hso_jax.baseline(rule, noise, nfe) for rule in rules}
-    schedules["reference"] = hso_jax.search(noise, nfe, method=hso_jax.SolverError(solver, own.guidance))
+    schedules["solver-error"] = hso_jax.search(noise, nfe, method=hso_jax.SolverError(solver, own.guidance))
     teacher = fine_schedule(noise, REFINEMENTS[0])
     error = Error(own, solver, own.sample(teacher, "unipc-3").images)
     error.calls = rows * teacher.nfe
     points = {name: gaps.coordinates(s_of_lam(schedule.lams)) for name, schedule in schedules.items()}
     starts = {name: error.value(gaps.nodes(z)) for name, z in points.items()}
-    begins = [points["reference"], points[min(rules, key=starts.__getitem__)]]
+    begins = [points["solver-error"], points[min(rules, key=starts.__getitem__)]]
     best, least = _refined(error, gaps, begins, budget, f"{own.name} {solver} {nfe}: direct")
     if min(starts.values()) <= least:
         name = min(starts, key=starts.__getitem__)

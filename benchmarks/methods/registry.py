@@ -111,7 +111,7 @@ def hso_dm_nonuni(request: Request) -> Made:
     return Made(search(request.subject.noise, request.nfe, method=how, seed=request.seed))
 
 
-def reference(request: Request) -> Made:
+def solver_error(request: Request) -> Made:
     """By the error of the solver itself on Gaussian mixtures, at the subject's guidance (docs/solver-error.md)."""
     subject = request.subject
     how = SolverError(request.solver, subject.guidance)
@@ -143,7 +143,7 @@ METHODS: Mapping[str, Method] = {
     "exponential": Method(exponential, "log-uniform s, flow models only"),
     "hso": Method(hso, "HSO (arXiv 2511.11688), the paper's box"),
     "hso-dm-nonuni": Method(hso_dm_nonuni, "both levels of HSO on DM-NonUni's bound, without a spacing"),
-    "reference": Method(reference, "error of the solver on reference problems"),
+    "solver-error": Method(solver_error, "error of the solver on reference problems"),
     "gits": Method(by_gits, "GITS (arXiv 2405.11326), on the model's trajectories"),
     "autodiffusion": Method(
         by_autodiffusion, "AutoDiffusion (arXiv 2309.10438), by the Frechet distance to real images"

@@ -1,6 +1,6 @@
-"""Error against N on held-out problems, a panel a solver: shipped reference schedules, HSO and the usual rules.
+"""Error against N on held-out problems, a panel a solver: shipped solver-error schedules, HSO and the usual rules.
 
-python -m benchmarks.mixtures.figure                 docs/images/reference-error.png and docs/results/reference.md
+python -m benchmarks.mixtures.figure                 docs/images/solver-error.png and docs/results/solver-error.md
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ RULES = {
     "ays": ("AYS, interpolated", "#8c5fb0", "v"),
     "uniform-lam": ("uniform lam", "#2a9d8f", "D"),
 }
-OURS = {"reference": ("reference", "#c1121f", "o"), "hso": ("HSO, the paper's box", "#1d4e89", "P")}
+OURS = {"solver-error": ("solver-error", "#c1121f", "o"), "hso": ("HSO, the paper's box", "#1d4e89", "P")}
 SAMPLES = 512
 """A problem: at N >= 15 a few samples near a border between components are most of the error."""
 
@@ -48,7 +48,7 @@ def errors(model: str, guidance: float) -> dict[str, dict[str, list[float]]]:
                 )
                 for s in schedules
             ]
-            for name, schedules in {"reference": own, **fixed}.items()
+            for name, schedules in {"solver-error": own, **fixed}.items()
         }
     return found
 
@@ -62,7 +62,7 @@ def figure(rows: dict[float, dict[str, dict[str, list[float]]]], model: str) -> 
         for axis, solver in zip(line, COMPARED, strict=True):
             for name, (label, colour, marker) in {**RULES, **OURS}.items():
                 values = np.array(found[solver][name])
-                bold = name == "reference"
+                bold = name == "solver-error"
                 axis.plot(
                     BUDGETS, np.where(np.isfinite(values), values, np.nan), color=colour, marker=marker, label=label,
                     linewidth=2.2 if bold else 1.2, markersize=6 if bold else 4, zorder=3 if bold else 2,
@@ -85,7 +85,7 @@ def main() -> None:
     """Draw, and print the numbers."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--model", default="sd15")
-    parser.add_argument("-o", "--output", type=Path, default=Path("docs/images/reference-error.png"))
+    parser.add_argument("-o", "--output", type=Path, default=Path("docs/images/solver-error.png"))
     options = parser.parse_args()
     rows = {w: errors(options.model, w) for w in (1.0, 7.5)}
     figure(rows, options.model).savefig(options.output, dpi=130)

@@ -94,7 +94,7 @@ def table(noise: NoiseSchedule, guidance: float, budgets: tuple[int, ...], seeds
         records.append(
             {
                 "model": noise.name, "guidance": guidance, "solver": schedule.solver, "nfe": lane.nfe, "limit": limit,
-                "reference": error, "on its own problems": schedule.error, **errors,
+                "solver-error": error, "on its own problems": schedule.error, **errors,
             }
         )  # fmt: skip
     return records
@@ -107,7 +107,7 @@ def markdown(records: list[dict[str, Any]]) -> str:
     for r in records:
         least = min(r[n] for n in names)
         cells = [f"**{r[n]:.4f}**" if r[n] == least else f"{r[n]:.4f}" for n in names]
-        above = f"{100 * (r['reference'] / r['limit'] - 1):.1f}%"
+        above = f"{100 * (r['solver-error'] / r['limit'] - 1):.1f}%"
         lines.append(f"| {r['solver']} {r['nfe']} | {r['limit']:.4f} | {' | '.join(cells)} | {above} |")
     return "\n".join(lines)
 

@@ -1,4 +1,4 @@
-"""How far reference schedules depend on the problems they are found on.
+"""How far solver-error schedules depend on the problems they are found on.
 
     python -m benchmarks.mixtures.robustness
 

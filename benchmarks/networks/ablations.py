@@ -61,7 +61,7 @@ def of_other(method: str) -> Callable[[Any, str, int, int], Schedule]:
         if subject.name not in OTHER:
             raise Inapplicable(f"{subject.name} has no model to exchange schedules with")
         other = noise_of(OTHER[subject.name])
-        how = SolverError(solver, subject.guidance) if method == "reference" else Hso(relax=True)
+        how = SolverError(solver, subject.guidance) if method == "solver-error" else Hso(relax=True)
         return at_times(subject.noise, search(other, nfe, method=how, seed=seed))
 
     return take
@@ -79,5 +79,5 @@ ABLATIONS: Mapping[str, Callable[[Any, str, int, int], Schedule]] = {
     "hso-penalty": penalty,
     "mep-only": mep_only,
     "hso-other": of_other("hso"),
-    "reference-other": of_other("reference"),
+    "solver-error-other": of_other("solver-error"),
 }

@@ -23,13 +23,13 @@ LINES = {
     "uniform-lam": ("#8b5a2b", "<", "-"),
     "gits": ("#009e73", "D", "-"),
     "hso": ("#0072b2", "p", "-"),
-    "reference": ("#d55e00", "o", "-"),
+    "solver-error": ("#d55e00", "o", "-"),
     "direct": ("#000000", "x", "--"),
 }
 
 
 def error_figure(records: Sequence[Record], metric: str) -> Figure:
-    """Of the records without guidance. Both axes are logarithmic; the bars of `reference` are its 95 % intervals."""
+    """Of the records without guidance. Both axes are logarithmic; the bars of `solver-error` are its 95 % intervals."""
     table = columns(r for r in records if r.guidance == 1.0)
     budgets = sorted({column[3] for column in table})
     models = list(dict.fromkeys(column[0] for column in table))
@@ -48,7 +48,7 @@ def error_figure(records: Sequence[Record], metric: str) -> Figure:
                 if not points:
                     continue
                 x, y, low, high = zip(*points, strict=True)
-                ours = name == "reference"
+                ours = name == "solver-error"
                 (handles[name],) = panel.plot(
                     x, y, style, color=colour, marker=marker, label=name, linewidth=2.2 if ours else 1.3,
                     markersize=6.5 if ours else 5, zorder=3 if ours else 2,

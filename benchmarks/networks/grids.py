@@ -19,7 +19,7 @@ from benchmarks.networks.tables import columns, number
 from benchmarks.solvers import SOLVERS
 from bridge.cli.image_grid import Row, grid, save_png
 
-ROWS = ("trailing", "hso", "reference")
+ROWS = ("trailing", "hso", "solver-error")
 SOLVER = "dpmpp-2m"
 IMAGES = 8
 

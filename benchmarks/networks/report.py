@@ -16,7 +16,7 @@ from benchmarks.networks.cells import GUIDED
 from benchmarks.networks.records import FIELDS, Record, Records
 from hso_jax.files import write_whole
 
-COMPACT = ("reference", "hso", "dm-nonuni", "trailing", "karras", "ays", "beta-t", "uniform-lam")
+COMPACT = ("solver-error", "hso", "dm-nonuni", "trailing", "karras", "ays", "beta-t", "uniform-lam")
 COMPACT_BUDGETS = (4, 6, 8)
 PLOTTED = ("rmse", "fid")
 BLOCK = re.compile(r"(<!-- results: (\S+) -->\n)(.*?)(<!-- end results -->)", re.S)
@@ -61,7 +61,7 @@ def report(found: Records, folder: Path) -> str:
     parts += ["### Cost\n", report_text.COST, tables.cost(plain)]
     parts += ["## Guidance\n", report_text.GUIDANCE, guided(ranked, ("rmse", "fid"))]
     parts += ["## Distance to the limit\n", report_text.LIMIT, tables.limit(plain)]
-    parts += ["## Where the reference method does not help\n", report_text.LOST]
+    parts += ["## Where the solver-error method does not help\n", report_text.LOST]
     for metric in ("rmse", "fid"):
         parts += [f"{tables.METRICS[metric]}:\n", tables.lost_cells(ranked, metric)]
     if sheets := [s for s in grids.sheets(plain) if (folder / s.file).exists()]:

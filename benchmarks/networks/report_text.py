@@ -12,7 +12,7 @@ is a cautious tie.
 """
 
 SUMMARY = """\
-Cells (solver and N) in which `reference` is better than every rule and `hso` / not the best, but inside the best's
+Cells (solver and N) in which `solver-error` is better than every rule and `hso` / not the best, but inside the best's
 interval / beaten beyond it. With guidance fewer rules are measured, those of the tables under "Guidance".
 """
 
@@ -29,12 +29,12 @@ compared in kind only.
 """
 
 MAIN = """\
-DM-NonUni / HSO in the paper's box / `reference`. The paper (LAION): DDIM N = 4 68.92 to 24.77, N = 5 35.38 to 17.17;
+DM-NonUni / HSO in the paper's box / `solver-error`. The paper (LAION): DDIM N = 4 68.92 to 24.77, N = 5 35.38 to 17.17;
 UniPC N = 4 18.96 to 15.71, N = 5 13.91 to 11.94.
 """
 
 PSI = """\
-HSO's (rho, t_eps, t_max), and for `reference` the exponent p of its start (a dash where the start was no member of
+HSO's (rho, t_eps, t_max), and for `solver-error` the exponent p of its start (a dash where the start was no member of
 that family) and where its refined schedule ends and begins. Where the lower level converges rho does not change the
 schedule. The paper finds rho* not monotone in N, with a peak of 12.42 at N = 8.
 """
@@ -66,12 +66,12 @@ Classifier-free guidance: none + w (labelled - none). The converged samples are 
 """
 
 LIMIT = """\
-RMSE of `reference`, and of the best of the rules and HSO, above that of the nodes optimised directly on the network.
+RMSE of `solver-error`, and of the best of the rules and HSO, above that of the nodes optimised directly on the network.
 """
 
 LOST = """\
-Every cell in which a rule or HSO has a smaller error than `reference`, with the upper end of the best's interval;
-those where the error of `reference` lies beyond it come first.
+Every cell in which a rule or HSO has a smaller error than `solver-error`, with the upper end of the best's interval;
+those where the error of `solver-error` lies beyond it come first.
 """
 
 GRIDS = """\

@@ -21,23 +21,23 @@ NONE = "Not measured.\n"
 
 
 def against_dm_nonuni(records: Sequence[Record]) -> str:
-    """RMSE and FID of DM-NonUni, HSO and the reference method."""
+    """RMSE and FID of DM-NonUni, HSO and the solver-error method."""
     rows = []
-    for column, cells in _with(records, ("dm-nonuni", "hso", "reference")):
+    for column, cells in _with(records, ("dm-nonuni", "hso", "solver-error")):
         row = _names(column)
         for metric in ("rmse", "fid", "fid_data"):
-            values = [getattr(cells[m], metric) for m in ("dm-nonuni", "hso", "reference")]
+            values = [getattr(cells[m], metric) for m in ("dm-nonuni", "hso", "solver-error")]
             row.append(" / ".join(map(number, values)) if values[0] is not None else "")
         rows.append(row)
     return _table(["model", "solver", "N", "RMSE", "FID", "FID to held-out data"], rows)
 
 
 def psi(records: Sequence[Record]) -> str:
-    """What the upper level of HSO chooses, and where the reference method's first and last node are, against N."""
+    """What the upper level of HSO chooses, and where the solver-error method's first and last node are, against N."""
     rows = []
     for column, cells in _with(records, ("hso",)):
         chosen = cells["hso"].psi
-        own = cells.get("reference")
+        own = cells.get("solver-error")
         row = [*_names(column), *(number(chosen.get(x) if chosen else None) for x in ("rho", "t_eps", "t_max"))]
         if own is None:
             row += [""] * 3
@@ -51,13 +51,14 @@ def psi(records: Sequence[Record]) -> str:
 def adaptivity(records: Sequence[Record]) -> str:
     """RMSE and FID with the model's own schedule, and with the one of the other noise schedule."""
     rows = []
-    for column, cells in _with(records, ("hso", "hso-other", "reference", "reference-other")):
+    for column, cells in _with(records, ("hso", "hso-other", "solver-error", "solver-error-other")):
         row = _names(column)
         for metric in ("rmse", "fid"):
-            for method in ("hso", "reference"):
+            for method in ("hso", "solver-error"):
                 row.append(" / ".join(number(getattr(cells[m], metric)) for m in (method, f"{method}-other")))
         rows.append(row)
-    return _table(["model", "solver", "N", "`hso`, RMSE", "`reference`, RMSE", "`hso`, FID", "`reference`, FID"], rows)
+    head = [f"`{method}`, {metric}" for metric in ("RMSE", "FID") for method in ("hso", "solver-error")]
+    return _table(["model", "solver", "N", *head], rows)
 
 
 def robustness(records: Sequence[Record]) -> str:

@@ -1,4 +1,4 @@
-"""Tables of the records: errors of all methods, with guidance, where the reference method loses, and costs."""
+"""Tables of the records: errors of all methods, with guidance, where the solver-error method loses, and costs."""
 
 from __future__ import annotations
 
@@ -14,18 +14,18 @@ METRICS = {"rmse": "RMSE", "feature": "feature distance", "fid": "FID", "fid_dat
 NETWORK = ("gits", "autodiffusion", "direct")  # look at the network that they are judged on
 JUDGED = ("rmse", "fid", "fid_data")
 LIMIT = "direct"  # optimised for what is measured: shown, and not ranked
-FIRST = ("reference", "hso", "hso-dm-nonuni", "dm-nonuni", "trailing", "karras", "ays", "uniform-lam")
+FIRST = ("solver-error", "hso", "hso-dm-nonuni", "dm-nonuni", "trailing", "karras", "ays", "uniform-lam")
 
 Column = tuple[str, float, str, int]  # model, guidance, solver, N
 
 
 class Loss(NamedTuple):
-    """A column of the tables in which another method has a smaller value than the reference method."""
+    """A column of the tables in which another method has a smaller value than the solver-error method."""
 
     column: Column
     best: Record
-    reference: Record
-    beyond: bool  # the reference's value lies outside the best's interval
+    ours: Record
+    beyond: bool  # ours lies outside the best's interval
 
 
 def columns(records: Iterable[Record]) -> dict[Column, dict[str, Record]]:
@@ -93,23 +93,23 @@ def compact(records: Sequence[Record], metric: str, methods: Sequence[str], nfes
     rows = []
     for (model, _, solver, nfe), cells in columns(records).items():
         chosen = {m: cells[m] for m in methods if m in cells}
-        if nfe in nfes and "reference" in chosen:
+        if nfe in nfes and "solver-error" in chosen:
             texts = marked(chosen, metric)
             rows.append([model, SOLVERS[solver], str(nfe), *(texts.get(m, "") for m in methods)])
     return markdown(["model", "solver", "N", *methods], rows, left=2)
 
 
 def rivals(cells: dict[str, Record]) -> list[str]:
-    """What the reference method is counted against: the rules and HSO, nothing that looks at the network."""
-    return [m for m in cells if m != "reference" and m not in NETWORK]
+    """What the solver-error method is counted against: the rules and HSO, nothing that looks at the network."""
+    return [m for m in cells if m != "solver-error" and m not in NETWORK]
 
 
 def losses(records: Iterable[Record], metric: str) -> tuple[list[Loss], int]:
-    """Where a rule or HSO has a smaller value than the reference method, and how many columns were looked at."""
+    """Where a rule or HSO has a smaller value than the solver-error method, and how many columns were looked at."""
     lost, looked = [], 0
     for column, cells in columns(records).items():
         known = [cells[m] for m in rivals(cells) if getattr(cells[m], metric) is not None]
-        own = cells.get("reference")
+        own = cells.get("solver-error")
         if own is None or getattr(own, metric) is None or not known:
             continue
         looked += 1
@@ -122,7 +122,7 @@ def losses(records: Iterable[Record], metric: str) -> tuple[list[Loss], int]:
 
 
 def tally(records: Sequence[Record]) -> str:
-    """In how many columns the reference method beats every rule and HSO, a row a guidance weight and model."""
+    """In how many columns the solver-error method beats every rule and HSO, a row a guidance weight and model."""
     rows = []
     for weight in sorted({r.guidance for r in records}):
         here = [r for r in records if r.guidance == weight]
@@ -142,14 +142,15 @@ def _outcomes(records: Sequence[Record]) -> list[str]:
 
 
 def lost_cells(records: Sequence[Record], metric: str) -> str:
-    """The columns in which the reference method is not the best, those beyond the interval first."""
+    """The columns in which the solver-error method is not the best, those beyond the interval first."""
     rows = [
         [x.column[0], SOLVERS[x.column[2]], str(x.column[3]), f"{x.column[1]:g}", f"`{x.best.method}`",
-         number(getattr(x.best, metric)), number(x.best.interval(metric)[2]), number(getattr(x.reference, metric)),
+         number(getattr(x.best, metric)), number(x.best.interval(metric)[2]), number(getattr(x.ours, metric)),
          "yes" if x.beyond else "no"]
         for x in sorted(losses(records, metric)[0], key=lambda loss: not loss.beyond)
     ]  # fmt: skip
-    head = ["model", "solver", "N", "guidance", "best", METRICS[metric], "its interval to", "`reference`", "beyond it"]
+    head = ["model", "solver", "N", "guidance", "best", METRICS[metric], "its interval to"]
+    head += ["`solver-error`", "beyond it"]
     return markdown(head, rows, left=2) if rows else "None.\n"
 
 
@@ -158,13 +159,13 @@ def limit(records: Sequence[Record]) -> str:
     rows = []
     for (model, _, solver, nfe), cells in columns(records).items():
         low = cells[LIMIT].rmse if LIMIT in cells else None
-        own = cells["reference"].rmse if "reference" in cells else None
+        own = cells["solver-error"].rmse if "solver-error" in cells else None
         rules = [r.rmse for m in rivals(cells) if (r := cells[m]).rmse is not None]
         if low and own and rules:
             best = min(rules)
             over = (f"{100 * (x / low - 1):.0f} %" for x in (own, best))
             rows.append([model, SOLVERS[solver], str(nfe), number(low), number(own), number(best), *over])
-    head = ["model", "solver", "N", "direct", "reference", "best rule", "reference above", "best rule above"]
+    head = ["model", "solver", "N", "direct", "solver-error", "best rule", "solver-error above", "best rule above"]
     return markdown(head, rows, left=2) if rows else "Not measured.\n"
 
 

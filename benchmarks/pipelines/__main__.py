@@ -261,8 +261,8 @@ def _parser() -> argparse.ArgumentParser:
     add("--solvers", type=names, default=COMPARED, help=f"default {','.join(COMPARED)}")
     add("--nfe", type=budgets, default=[4, 6, 8], help="such as 4,6,8 or 4-8; default 4,6,8")
     add(
-        "--methods", type=names, default=("default", "trailing", "hso", "reference"),
-        help=f"{', '.join(settings.METHODS)}, or a schedule file (.json); default default,trailing,hso,reference",
+        "--methods", type=names, default=("default", "trailing", "hso", "solver-error"),
+        help=f"{', '.join(settings.METHODS)}, or a schedule file (.json); default default,trailing,hso,solver-error",
     )  # fmt: skip
     add("--guidance", type=float, metavar="W", help="guidance_scale of the pipeline's call; default the pipeline's")
     add(

@@ -19,7 +19,7 @@ from hso_jax import NoiseSchedule, Schedule, schedule_file
 from hso_jax.baselines import inapplicable
 from hso_jax.solvers import canonical
 
-METHODS = ("default", "hso", "reference", "zoo", *hso_jax.BASELINES)
+METHODS = ("default", "hso", "solver-error", "zoo", *hso_jax.BASELINES)
 KINDS = ("vp", "flow")
 CONVERGED = "converged"
 CONVERGED_SOLVER = "unipc-3"
@@ -105,7 +105,7 @@ def prepare(
         wanted: of `combinations` and `converged`.
         methods: of `read_methods`.
         noise: the pipeline's noise schedule.
-        guidance: weight of classifier-free guidance, 1 for none; "reference" and "zoo" look at it.
+        guidance: weight of classifier-free guidance, 1 for none; "solver-error" and "zoo" look at it.
 
     Raises:
         ValueError: for a rule that does not apply, an N that a file does not have, or a weight that is not in the zoo.
@@ -131,7 +131,7 @@ def _schedules(
         return [None] * len(nfes)
     if method == "hso":
         return hso_jax.search(noise, nfes)
-    if method == "reference":
+    if method == "solver-error":
         return hso_jax.search(noise, nfes, method=hso_jax.SolverError(solver, guidance))
     one: Callable[[int], Schedule]
     if method == "zoo":

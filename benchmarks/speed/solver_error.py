@@ -1,4 +1,4 @@
-"""What a reference search costs: compilation and run apart, and how the run grows with N, samples and problems.
+"""What a search by the solver's error costs: compilation and run apart, and the run against N, samples, problems.
 
 python -m benchmarks.speed.solver_error
 """

@@ -42,9 +42,9 @@ def trailing(model, nfe):
 
 def many() -> list[Record]:
     """All kinds of cells; the errors fall with N, and differ by method."""
-    level = {"reference": 1.0, "hso": 1.2, "hso-dm-nonuni": 1.32, "mep-only": 1.24, "trailing": 1.5, "karras": 1.6}
+    level = {"solver-error": 1.0, "hso": 1.2, "hso-dm-nonuni": 1.32, "mep-only": 1.24, "trailing": 1.5, "karras": 1.6}
     level |= {"dm-nonuni": 1.8, "ays": 1.4, "gits": 1.1, "direct": 0.9, "uniform-lam": 1.8, "hso-other": 1.4}
-    level |= {"reference-other": 1.3, "hso-penalty": 1.2, "hso-no-spacing": 1.2}
+    level |= {"solver-error-other": 1.3, "hso-penalty": 1.2, "hso-no-spacing": 1.2}
     found = []
     for model, solver, nfe in itertools.product(("fashion-eps", "emoji-flow"), tables.SOLVERS, (4, 6, 8)):
         for method, factor in level.items():
@@ -53,7 +53,7 @@ def many() -> list[Record]:
                 found.append(
                     record(method, factor / nfe, 9 * factor / nfe, model=model, solver=solver, nfe=nfe, psi=psi)
                 )
-    for method in ("reference", "hso", "trailing"):
+    for method in ("solver-error", "hso", "trailing"):
         found.append(record(method, level[method] / 6, 1.0, guidance=4.0, nfe=6))
     return found
 
@@ -188,15 +188,15 @@ def test_the_best_is_bold_what_lies_in_its_interval_italic_and_the_limit_is_not_
     ]  # fmt: skip
 
 
-def test_what_the_reference_method_loses_is_counted_and_listed():
-    wins = [record("reference", 0.1, solver="ddim"), record("trailing", 0.2, solver="ddim"), record("gits", 0.05)]
-    ties = [record("reference", 0.1, solver="unipc-3"), record("hso", 0.099, solver="unipc-3")]
-    loses = [record("reference", 0.2, nfe=6), record("hso", 0.15, nfe=6), record("karras", 0.1, nfe=6)]
-    alone = [record("reference", 0.1, nfe=8)]
+def test_what_the_solver_error_method_loses_is_counted_and_listed():
+    wins = [record("solver-error", 0.1, solver="ddim"), record("trailing", 0.2, solver="ddim"), record("gits", 0.05)]
+    ties = [record("solver-error", 0.1, solver="unipc-3"), record("hso", 0.099, solver="unipc-3")]
+    loses = [record("solver-error", 0.2, nfe=6), record("hso", 0.15, nfe=6), record("karras", 0.1, nfe=6)]
+    alone = [record("solver-error", 0.1, nfe=8)]
     lost, looked = tables.losses([*wins, *ties, *loses, *alone], "rmse")
     assert looked == 3 and [(x.best.method, x.beyond) for x in lost] == [("karras", True), ("hso", False)]
-    guided = [record("reference", 0.1, guidance=4.0), record("trailing", 0.2, guidance=4.0)]
-    other = [record("reference", 0.1, model="fashion-v"), record("trailing", 0.2, model="fashion-v")]
+    guided = [record("solver-error", 0.1, guidance=4.0), record("trailing", 0.2, guidance=4.0)]
+    other = [record("solver-error", 0.1, model="fashion-v"), record("trailing", 0.2, model="fashion-v")]
     text = tables.tally([*wins, *ties, *loses, *guided, *other])
     assert "| guidance | model | RMSE | FID | FID to held-out data |" in text
     for row in (
@@ -273,7 +273,7 @@ def test_no_line_of_the_plot_leaves_its_panel_and_the_legend_covers_none():
         low, high = axis.get_ylim()
         assert all(low <= line.get_ydata().min() and line.get_ydata().max() <= high for line in axis.lines)
     labels = [text.get_text() for text in figure.legends[0].get_texts()]
-    assert labels == ["direct", "reference", "hso", "gits", "uniform-lam", "ays", "karras", "trailing"]
+    assert labels == ["direct", "solver-error", "hso", "gits", "uniform-lam", "ays", "karras", "trailing"]
 
 
 def test_grids_show_each_schedule_on_the_same_noise(tmp_path):
@@ -317,10 +317,12 @@ def test_the_command_reports_from_records_alone(tmp_path, capsys, monkeypatch):
         records.append(tmp_path / "some.jsonl", one, SETUP)
     readme = tmp_path / "README.md"
     readme.write_text(README.format("cost"))
-    command = ["--report-only", "--records", str(tmp_path / "some.jsonl"), "--out", str(tmp_path)]
+    new = tmp_path / "a" / "new" / "folder"
+    command = ["--report-only", "--records", str(tmp_path / "some.jsonl"), "--out", str(new)]
     assert main([*command, "--readme", str(readme)]) == 0
-    assert "stale" not in readme.read_text() and (tmp_path / "benchmarks.md").exists()
-    assert main(["--report-only", "--records", str(tmp_path / "none"), "--out", str(tmp_path)]) == 2
+    assert "stale" not in readme.read_text() and (new / "benchmarks.md").exists()
+    assert main(["--report-only", "--records", str(tmp_path / "none"), "--out", str(tmp_path / "other")]) == 2
+    assert not (tmp_path / "other").exists()
     assert main(["--methods", "cats"]) == 2
     assert "method 'cats' is not one of" in capsys.readouterr().err
 

@@ -343,7 +343,7 @@ def test_two_processes_make_the_same_images(models, made, tmp_path):
 @pytest.mark.parametrize(
     ("change", "told"),
     [
-        (["--methods", "trailing,nonsense"], "method 'nonsense' is not one of default, hso, reference, zoo"),
+        (["--methods", "trailing,nonsense"], "method 'nonsense' is not one of default, hso, solver-error, zoo"),
         (["--methods", "gone.json"], "no such schedule file"),
         (["--methods", "trailing,trailing"], "two methods are called 'trailing'"),
         (["--methods", "ays-svd"], "'vp': use 'ays'"),

@@ -65,7 +65,7 @@ def test_methods_are_searched_once_for_all_n_at_the_pipelines_weight(monkeypatch
 
     monkeypatch.setattr(settings.hso_jax, "search", search)
     monkeypatch.setattr(settings.hso_jax, "zoo", zoo)
-    methods = settings.read_methods(["hso", "reference", "zoo", "default"])
+    methods = settings.read_methods(["hso", "solver-error", "zoo", "default"])
     wanted = settings.combinations(methods, ["unipc-3"], [4, 6])
     found = settings.prepare(wanted, methods, noise, 7.5)
     assert list(found) == wanted

@@ -1,0 +1,146 @@
+"""Which cells there are on networks from outside, and how they are measured: one record a cell (`networks.records`)."""
+
+from __future__ import annotations
+
+import functools
+import time
+from collections.abc import Collection, Sequence
+from pathlib import Path
+
+import torch
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+from benchmarks import metrics
+from benchmarks.heldout.outside import Converged, Outside, find, provenance
+from benchmarks.methods.flow_time import SHIFTS, flow_time
+from benchmarks.networks import records
+from benchmarks.networks.records import Cell, Record
+from benchmarks.solvers import COMPARED, SOLVERS
+from hso_jax import BASELINES, Hso, NoiseSchedule, Schedule, SolverError, baseline, search
+from hso_jax.baselines import inapplicable
+
+RULES = (*BASELINES, *SHIFTS)
+SEARCHED = ("hso", "solver-error")
+METHODS = (*RULES, *SEARCHED)
+BUDGETS = (4, 6, 8)
+COUNT = 64
+
+
+def schedules(method: str, solver: str, nfes: Sequence[int], noise: NoiseSchedule, seed: int) -> list[Schedule]:
+    """A method's schedules, one an N.
+
+    Raises:
+        ValueError: for a rule that has no schedule for this noise or N.
+    """
+    if method == "hso":
+        return search(noise, nfes, method=Hso(relax=True), seed=seed)
+    if method == "solver-error":
+        return search(noise, nfes, method=SolverError(solver, compare=()), seed=seed)
+    if method in SHIFTS:
+        return [flow_time(method, noise, nfe) for nfe in nfes]
+    return [baseline(method, noise, nfe) for nfe in nfes]
+
+
+class _Target:
+    """A network with its schedules and its converged samples, each computed when first needed."""
+
+    def __init__(self, one: Outside, nfes: Sequence[int], seed: int) -> None:
+        self.one, self.nfes, self.seed = one, nfes, seed
+        self.found = functools.cache(self._found)
+
+    @functools.cached_property
+    def converged(self) -> Converged:
+        return self.one.converged()
+
+    def _found(self, method: str, solver: str) -> tuple[dict[int, Schedule], float]:
+        """N to schedule, and the seconds for each, compilation included."""
+        begin = time.perf_counter()
+        made = schedules(method, solver, self.nfes, self.one.noise, self.seed)
+        return dict(zip(self.nfes, made, strict=True)), (time.perf_counter() - begin) / len(made)
+
+    def measure(self, cell: Cell) -> Record:
+        """The record of a cell."""
+        every, seconds = self.found(cell.method, cell.solver if cell.method == "solver-error" else "any")
+        schedule = every[cell.nfe]
+        samples, counted = self.one.sample(schedule, cell.solver)
+        estimates = {}
+        if bool(samples.isfinite().all()):
+            squares = metrics.mean_squares(samples, self.converged.samples)
+            estimates = metrics.compare(squares, None, None, None)
+        return Record(
+            **cell._asdict(),
+            lams=records.nodes_of(schedule),
+            seconds=float(f"{seconds:.4g}"),
+            calls=0,
+            counted=counted,
+            teacher=float(f"{self.converged.error:.4g}"),
+            **records.figures(estimates),  # type: ignore[arg-type]
+        )
+
+
+def run(
+    folder: Path,
+    path: Path,
+    *,
+    nfes: Sequence[int] = BUDGETS,
+    solvers: Collection[str] = COMPARED,
+    methods: Collection[str] = METHODS,
+    count: int = COUNT,
+    seed: int = 0,
+    progress: bool = True,
+) -> int:
+    """Measure on all networks of a folder what the records do not have yet; a record is added as soon as it is done.
+
+    Args:
+        folder: with networks.py, see `outside`.
+        path: of the records file; its folder exists.
+        nfes: every N.
+        solvers: names, of `benchmarks.solvers.SOLVERS`.
+        methods: names, of `METHODS`.
+        count: of images; of points `outside.MANY` times as many.
+        seed: of noise and searches.
+        progress: show a bar.
+
+    Returns:
+        How many were measured.
+
+    Raises:
+        ValueError: for an unknown name, too few images, a folder without networks, or records that were measured on
+            other files, before any work.
+        RuntimeError: if a solver calls a network more or less often than N times.
+    """
+    for what, chosen, known in (("solver", solvers, SOLVERS), ("method", methods, METHODS)):
+        if unknown := [x for x in chosen if x not in known]:
+            raise ValueError(f"{what} {unknown[0]!r} is not one of {', '.join(known)}")
+    if count < 2:
+        raise ValueError(f"count is {count}; a spread needs 2 or more")
+    module, kept = find(folder), records.read(path)
+    origins = {name: provenance(folder, name) for name in module.NAMES}
+    for old in kept.setups:
+        new = origins.get(old.get("network", ""))
+        if new is not None and new["sha256"] != old.get("sha256"):
+            raise ValueError(f"{path} has records of {new['network']} from other files; choose another --records")
+    setup, measured = records.this_setup(torch.get_num_threads()), 0
+    finished = {record.cell for record in kept.cells}
+    every = [
+        Cell(name, 1.0, solver, nfe, method, seed, count, "float32")
+        for name in module.NAMES
+        for method in methods
+        for solver in solvers
+        for nfe in nfes
+    ]
+    columns = (BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())
+    with Progress(*columns, TextColumn("{task.description}"), disable=not progress) as bar:
+        task = bar.add_task("", total=len(every))
+        for name in module.NAMES:
+            own = [cell for cell in every if cell.model == name]
+            target = _Target(Outside(module, name, count, seed), nfes, seed)
+            for cell in own:
+                cell = cell._replace(samples=len(target.one.start))
+                bar.update(task, description=str(cell))
+                reason = inapplicable(cell.method, target.one.noise) if cell.method in BASELINES else None
+                if reason is None and cell not in finished:
+                    records.append(path, target.measure(cell), setup | origins[name])
+                    measured += 1
+                bar.advance(task)
+    return measured

@@ -1,0 +1,140 @@
+"""heldout.md, from the records alone: how often a method beats the best of all rules, and by how much."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from benchmarks.heldout.measure import RULES, SEARCHED
+from benchmarks.networks.records import Record, Records
+from benchmarks.networks.report import main_group
+from benchmarks.networks.tables import columns, markdown, number
+from benchmarks.solvers import SOLVERS
+
+OURS = SEARCHED[::-1]
+
+HOW = """\
+# Schedules on networks that nobody here trained
+
+Made by `python -m benchmarks.heldout --networks PATH` from the records in `{records}`. The networks are others',
+named below. Each cell samples with exactly N evaluations, the last step goes to clean data, and compares with the
+*converged samples* of the same noise (DPM++ 2M, 256 evaluations on a fine mesh); RMSE is over all numbers of a sample,
+without guidance. "Best rule" is the best of all of `hso_jax.BASELINES` that have a schedule for the model and of
+`flow-2` and `flow-3`, equal steps of a flow's time with shift 2 and 3: a choice that no one can make beforehand.
+"""
+
+SUMMARY = """\
+Cells won / tied / lost against the best rule: tied is not better, but inside the 95 % interval of the best rule's RMSE
+(bootstrap over samples; paired by noise, so that a tie is a cautious one). Ratio: the RMSE divided by the best rule's.
+"""
+
+
+class Versus(NamedTuple):
+    """One cell of a method beside the best rule."""
+
+    network: str
+    solver: str
+    nfe: int
+    best: Record
+    own: Record
+
+    @property
+    def ratio(self) -> float:
+        """Above 1 the rule is better; inf where the samples diverged."""
+        return math.inf if self.own.rmse is None else self.own.rmse / (self.best.rmse or math.nan)
+
+    @property
+    def outcome(self) -> int:
+        """0 won, 1 tied, 2 lost."""
+        if self.ratio <= 1.0:
+            return 0
+        return 1 if self.own.rmse is not None and self.own.rmse <= (self.best.rmse_high or 0.0) else 2
+
+
+def versus(found: Sequence[Record], method: str) -> list[Versus]:
+    """Every cell that has the method and a rule with finite samples."""
+    rows = []
+    for (network, _, solver, nfe), cells in columns(found).items():
+        rules = [cells[m] for m in RULES if m in cells and cells[m].rmse is not None]
+        if rules and method in cells:
+            best = min(rules, key=lambda r: r.rmse or 0.0)
+            rows.append(Versus(network, solver, nfe, best, cells[method]))
+    return rows
+
+
+def summary(found: Sequence[Record]) -> str:
+    """A row a network and solver, and one for all."""
+    every = {method: versus(found, method) for method in SEARCHED}
+    places: dict[str, list[str]] = {}
+    for v in itertools.chain(*every.values()):
+        solvers = places.setdefault(v.network, [])
+        solvers += [v.solver] if v.solver not in solvers else []
+    rows = []
+    for network, solver in [*((n, s) for n, solvers in places.items() for s in (*solvers, "all")), ("all", "all")]:
+        row = [network, SOLVERS.get(solver, solver)]
+        for method in OURS:
+            row += _counts([v for v in every[method] if network in (v.network, "all") and solver in (v.solver, "all")])
+        rows.append(row)
+    head = [f"`{m}` {what}" for m in OURS for what in ("won / tied / lost", "mean ratio", "largest")]
+    return markdown(["network", "solver", *head], rows, left=2)
+
+
+def _counts(cells: Sequence[Versus]) -> list[str]:
+    """Won / tied / lost, the geometric mean of the ratios, and the largest."""
+    if not cells:
+        return ["-", "-", "-"]
+    outcomes = [v.outcome for v in cells]
+    mean = math.exp(math.fsum(math.log(v.ratio) for v in cells) / len(cells))
+    return [" / ".join(str(outcomes.count(i)) for i in range(3)), f"{mean:.2f}", f"{max(v.ratio for v in cells):.2f}"]
+
+
+def cells(found: Sequence[Record]) -> str:
+    """A row a cell: the best rule, and what each search has."""
+    others = {m: {(v.network, v.solver, v.nfe): v for v in versus(found, m)} for m in SEARCHED}
+    rows = []
+    for key in dict.fromkeys(key for m in SEARCHED for key in others[m]):
+        here = {m: others[m][key] for m in SEARCHED if key in others[m]}
+        best = next(iter(here.values())).best
+        row = [key[0], SOLVERS[key[1]], str(key[2]), f"`{best.method}`", number(best.rmse), number(best.rmse_high)]
+        for m in SEARCHED:
+            row += [number(here[m].own.rmse), f"{here[m].ratio:.2f}"] if m in here else ["", ""]
+        rows.append(row)
+    head = ["network", "solver", "N", "best rule", "RMSE", "its interval to"]
+    return markdown([*head, *(x for m in SEARCHED for x in (f"`{m}`", "ratio"))], rows, left=2)
+
+
+def networks(found: Records) -> str:
+    """Where the networks are from, and how well their converged samples are known."""
+    rows = []
+    for name in dict.fromkeys(r.model for r in found.cells):
+        own = [r for r in found.cells if r.model == name]
+        least = min((r.rmse for r in own if r.rmse is not None), default=None)
+        origin = next((s for s in found.setups if s.get("network") == name), {})
+        source = " ".join(part.strip() for part in origin.get("source", "not stated").strip("| ").split("|")[1:])
+        rows.append(
+            [name, source or "not stated", f"`{origin.get('sha256', '')[:12]}`", str(own[0].samples),
+             f"{own[0].teacher:.1e}", number(least)]
+        )  # fmt: skip
+    head = ["network", "from", "files, sha256", "samples", "error of the converged", "least RMSE"]
+    return markdown(head, rows, left=3)
+
+
+def report(found: Records, name: str) -> str:
+    """The page.
+
+    Args:
+        found: all records of the file.
+        name: of the records file.
+
+    Raises:
+        ValueError: if there are no records.
+    """
+    if not found.cells:
+        raise ValueError("there are no records to report; give --networks PATH to measure")
+    names = dict.fromkeys(r.model for r in found.cells)
+    found = Records([r for n in names for r in main_group([r for r in found.cells if r.model == n])], found.setups)
+    parts = [HOW.format(records=name), "## Against the best of all rules\n", SUMMARY, summary(found.cells)]
+    parts += ["## Every cell\n", cells(found.cells), "## The networks\n", networks(found)]
+    return "\n".join(parts)
