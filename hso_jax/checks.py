@@ -104,6 +104,14 @@ def numbers(name: str, values: Any) -> np.ndarray:
         raise ValueError(f"{name} is {shown(values)}; need numbers ({error})") from error
 
 
+def is_number(value: Any) -> bool:
+    """Whether a value of a JSON document is a finite number; true and false are none."""
+    try:
+        return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+    except OverflowError:  # a whole number beyond the largest float
+        return False
+
+
 def json_object(path: str | os.PathLike[str], what: str) -> dict[str, Any]:
     """The object in a JSON file. Only a regular file is opened: a pipe would hang and a device never ends.
 

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from hso_jax.checks import is_number
 from hso_jax.files import FORMAT, read_text, write_whole
 from hso_jax.schedule import Schedule
 
@@ -194,13 +195,13 @@ def _schedule(record: Any) -> Schedule:
             continue
         if name in _ARRAYS:
             values[name] = _array(name, value)
-        elif name in _NUMBERS and not _is_number(value):
+        elif name in _NUMBERS and not is_number(value):
             raise ValueError(f"{name} is {value!r}; need a finite number")
         elif name in _TEXTS and not isinstance(value, str):
             raise ValueError(f"{name} is {value!r}; need a text")
         elif name in _COUNTS and (not isinstance(value, int) or isinstance(value, bool)):
             raise ValueError(f"{name} is {value!r}; need a whole number")
-        elif name in ("psi", "others") and not (isinstance(value, dict) and all(map(_is_number, value.values()))):
+        elif name in ("psi", "others") and not (isinstance(value, dict) and all(map(is_number, value.values()))):
             raise ValueError(f"{name} is {value!r}; need an object of finite numbers")
         elif name == "versions" and not (isinstance(value, dict) and all(isinstance(v, str) for v in value.values())):
             raise ValueError(f"versions is {value!r}; need an object of texts")
@@ -216,13 +217,6 @@ def _array(name: str, value: Any) -> list[float]:
     if value[0] is None and name in infinite:
         value = [infinite[name], *value[1:]]
     for i, x in enumerate(value):
-        if not _is_number(x) and not (i == 0 and isinstance(x, float) and x == infinite.get(name)):
+        if not is_number(x) and not (i == 0 and isinstance(x, float) and x == infinite.get(name)):
             raise ValueError(f"{name}[{i}] is {x!r}; need a finite number")
     return [float(x) for x in value]
-
-
-def _is_number(value: Any) -> bool:
-    try:
-        return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
-    except OverflowError:  # a whole number beyond the largest float
-        return False
