@@ -23,15 +23,17 @@ from hso_jax.schedule import versions
 from hso_jax.upper.checkpoint import Checkpoint, Records, damaged
 
 
-def opened(path: str | os.PathLike[str] | None, lanes: Sequence[Any], effort: Any) -> Checkpoint:
-    """The checkpoint of checked lanes at this effort; of the same versions, for its bytes are to be theirs.
+def opened(
+    path: str | os.PathLike[str], lanes: Sequence[Any], effort: Any, groups: int
+) -> tuple[Checkpoint, list[Records]]:
+    """The checkpoint of checked lanes at this effort, and the records of each group of them.
+
+    It is one of the same versions only, for its bytes are to be theirs.
 
     Raises:
         ValueError: as `Checkpoint`, in every process.
         OSError: as `Checkpoint`; a ValueError in the processes that do not write.
     """
-    if path is None:
-        return Checkpoint(None, {})
     arguments = {
         "count": len(lanes),
         "dtype": str(jax.dtypes.canonicalize_dtype(float)),
@@ -39,18 +41,19 @@ def opened(path: str | os.PathLike[str] | None, lanes: Sequence[Any], effort: An
         "lanes": [described(lane) for lane in lanes],
         "versions": versions(),
     }
-    checkpoint, error = None, None
+    error: OSError | ValueError | None = None
+    checkpoint = Checkpoint(None, {})
+    records = []
     try:
         checkpoint = Checkpoint(path if jax.process_index() == 0 else None, arguments)
+        records = [checkpoint.search(str(k), {}, fault) for k in range(groups)]
     except (OSError, ValueError) as caught:
         error = caught
     told = _from_first(None if error is None else str(error))
-    if error is not None:
-        raise error
     if told is not None:
-        raise ValueError(told)
-    assert checkpoint is not None
-    return checkpoint
+        checkpoint.close()
+        raise error or ValueError(told)
+    return checkpoint, records
 
 
 def described(value: Any) -> Any:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
 import itertools
@@ -23,6 +24,7 @@ from hso_jax.noise import PRESETS, NoiseSchedule, preset
 from hso_jax.noise.stacking import anonymous
 from hso_jax.objectives.expansion import Terms, expansion
 from hso_jax.schedule import Schedule
+from hso_jax.upper.checkpoint import Records
 
 METHODS: Mapping[str, Method] = {
     "hso": Hso(),
@@ -83,14 +85,17 @@ def search_many(
     for i, lane in enumerate(every):
         groups.setdefault(lane.method.group(lane), []).append(i)  # type: ignore[union-attr]
     schedules: dict[int, Schedule] = {}
-    with resuming.opened(checkpoint, every, effort) as file:
-        records = [file.search(str(k), {}, resuming.fault) for k in range(len(groups))]
+    with contextlib.ExitStack() as stack:
+        records: list[Records | None] = [None] * len(groups)
+        if checkpoint is not None:
+            file, records[:] = resuming.opened(checkpoint, every, effort, len(groups))
+            stack.enter_context(file)
         for index, kept in zip(groups.values(), records, strict=True):
             method: Method = every[index[0]].method  # type: ignore[assignment]
             report = progress
             if progress is not None and len(groups) > 1:
                 report = functools.partial(_shifted, progress, len(schedules), len(every), len(index))
-            found = method.search([every[i] for i in index], effort, report, None if checkpoint is None else kept)
+            found = method.search([every[i] for i in index], effort, report, kept)
             schedules.update(zip(index, found, strict=True))
     return [schedules[i] for i in range(len(every))]
 

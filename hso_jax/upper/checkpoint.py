@@ -154,6 +154,11 @@ def _locked(path: Path) -> IO[str]:
             )
         with contextlib.suppress(FileNotFoundError):
             if os.path.samestat(os.fstat(lock.fileno()), os.stat(name)):
+                lock.seek(0)
+                left = lock.read(32).strip()
+                if left and not left.isdigit():
+                    lock.close()
+                    raise ValueError(f"{name} is no lock of hso-jax; remove it, or give another checkpoint")
                 lock.truncate(0)
                 lock.write(f"{os.getpid()}\n")
                 lock.flush()

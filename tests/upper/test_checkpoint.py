@@ -154,6 +154,10 @@ def test_one_process_at_a_time(tmp_path: Path) -> None:
     with Checkpoint(file, {}), pytest.raises(ValueError, match="is in use by process"):
         Checkpoint(file, {})
     assert sorted(p.name for p in tmp_path.iterdir()) == ["c.json", "link.json"]
+    (tmp_path / "c.json.lock").write_text("mine")
+    with pytest.raises(ValueError, match=r"c\.json\.lock is no lock of hso-jax"):
+        Checkpoint(file, {})
+    assert (tmp_path / "c.json.lock").read_text() == "mine"
 
 
 def test_settings_too_deep_for_a_file() -> None:
