@@ -15,6 +15,9 @@ import numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from hso_jax.resuming import record_of, rows_of
+from hso_jax.upper.checkpoint import Records
+
 Progress = Callable[[int, int], None]
 """Called with (lanes done, lanes in all)."""
 
@@ -46,6 +49,7 @@ def run(
     at_once: int | None = None,
     split: Split | None = None,
     progress: Progress | None = None,
+    records: Records | None = None,
 ) -> Any:
     """The results of all lanes, NumPy arrays with a leading axis [L], in their order.
 
@@ -58,7 +62,9 @@ def run(
         chunk: lanes a call for each taker of lanes, at most: bounds the memory, and says how often progress is told.
         at_once: lanes of a chunk that are computed together; all of them by default.
         split: see `Split`; by default each device takes lanes of its own.
-        progress: called after each chunk.
+        progress: called after each chunk, and with what the records have before the first.
+        records: each chunk's results are appended to them; lanes that they have already are not searched again. With
+            several hosts those of process 0 count.
     """
     mesh = _mesh(split)
     takers = mesh.size if split is None else mesh.shape[HOSTS]
@@ -69,8 +75,14 @@ def run(
     specs = PartitionSpec() if split is None else split.shared
     compiled = program(search, mesh, spread, specs, at_once)
     shared = _placed(shared, mesh, specs)
-    parts = []
-    for begin in range(0, total, size):
+    parts: list[Any] = []
+    done = 0
+    if records is not None:
+        first = jax.tree.map(lambda x: jax.ShapeDtypeStruct((size, *x.shape[1:]), x.dtype), lanes)
+        parts, done = rows_of(records, lambda: jax.eval_shape(compiled, first, shared), total)
+        if progress is not None and done:
+            progress(done, total)
+    for begin in range(done, total, size):
         # The last chunk is filled up with the last lane: one shape, one compilation.
         rows = np.minimum(np.arange(begin, begin + size), total - 1)
         part = jax.tree.map(lambda column: column[rows], lanes)  # noqa: B023
@@ -78,6 +90,8 @@ def run(
         found = multihost_utils.process_allgather(found, tiled=True) if jax.process_count() > 1 else found
         kept = min(size, total - begin)
         parts.append(jax.tree.map(lambda x: np.asarray(x)[:kept], found))  # noqa: B023
+        if records is not None:
+            records.add(record_of(parts[-1]))
         if progress is not None:
             progress(begin + kept, total)
     return jax.tree.map(lambda *xs: np.concatenate(xs), *parts)

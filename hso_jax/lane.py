@@ -11,6 +11,7 @@ from hso_jax.checks import check_nfe, check_seed, choice
 from hso_jax.noise import NoiseSchedule
 from hso_jax.noise.noise_schedule import check_noise
 from hso_jax.schedule import LAYOUTS, Schedule
+from hso_jax.upper.checkpoint import Records
 
 
 class Method(Protocol):
@@ -22,8 +23,17 @@ class Method(Protocol):
     def group(self, lane: Lane) -> Hashable:
         """Lanes of one group are searched together, by the method of any of them."""
 
-    def search(self, lanes: Sequence[Lane], effort: Effort | None, progress: Progress | None) -> list[Schedule]:
-        """The schedules of checked lanes of one group, in their order. A lane that fails says so in its `result`."""
+    def search(
+        self, lanes: Sequence[Lane], effort: Effort | None, progress: Progress | None, records: Records | None
+    ) -> list[Schedule]:
+        """The schedules of checked lanes of one group, in their order. A lane that fails says so in its `result`.
+
+        Args:
+            lanes: at least one.
+            effort: the method's own if None.
+            progress: to be called as lanes are done.
+            records: what is found is kept there, and read from there, so that a search can be resumed; for `batch.run`.
+        """
 
 
 class Lane(NamedTuple):

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
 import itertools
+import os
 from collections.abc import Hashable, Iterable, Mapping, Sequence
 from typing import TypedDict, Unpack, overload
 
 import jax
 import jax.numpy as jnp
 
+from hso_jax import resuming
 from hso_jax.batch import Progress
 from hso_jax.bilevel import Effort
 from hso_jax.checks import brief, choice, whole
@@ -21,6 +24,7 @@ from hso_jax.noise import PRESETS, NoiseSchedule, preset
 from hso_jax.noise.stacking import anonymous
 from hso_jax.objectives.expansion import Terms, expansion
 from hso_jax.schedule import Schedule
+from hso_jax.upper.checkpoint import Records
 
 METHODS: Mapping[str, Method] = {
     "hso": Hso(),
@@ -51,7 +55,11 @@ def lanes(
 
 
 def search_many(
-    many: Sequence[Lane], *, effort: Effort | None = None, progress: Progress | None = None
+    many: Sequence[Lane],
+    *,
+    effort: Effort | None = None,
+    progress: Progress | None = None,
+    checkpoint: str | os.PathLike[str] | None = None,
 ) -> list[Schedule]:
     """Search every lane, of any methods; one compiled program for all lanes that can share one.
 
@@ -63,9 +71,13 @@ def search_many(
         many: checked or unchecked lanes.
         effort: how hard to search; each method's own by default.
         progress: called with (done, total) after each chunk: lanes, and calls of the model for `Measured`.
+        checkpoint: file that each chunk's results are written to, and that the same call resumes from; on the same
+            devices to the same bytes. With several hosts process 0 writes it.
 
     Raises:
-        ValueError: for a lane that cannot be searched, named by its index, before any work.
+        ValueError: for a lane that cannot be searched, named by its index, before any work; for a checkpoint of
+            other lanes, effort or versions, or in use, which is left as it is.
+        OSError: if the checkpoint cannot be read or written.
     """
     every = checked(many)
     _check_effort(effort)
@@ -73,12 +85,18 @@ def search_many(
     for i, lane in enumerate(every):
         groups.setdefault(lane.method.group(lane), []).append(i)  # type: ignore[union-attr]
     schedules: dict[int, Schedule] = {}
-    for index in groups.values():
-        method: Method = every[index[0]].method  # type: ignore[assignment]
-        report = progress
-        if progress is not None and len(groups) > 1:
-            report = functools.partial(_shifted, progress, len(schedules), len(every), len(index))
-        schedules.update(zip(index, method.search([every[i] for i in index], effort, report), strict=True))
+    with contextlib.ExitStack() as stack:
+        records: list[Records | None] = [None] * len(groups)
+        if checkpoint is not None:
+            file, records[:] = resuming.opened(checkpoint, every, effort, len(groups))
+            stack.enter_context(file)
+        for index, kept in zip(groups.values(), records, strict=True):
+            method: Method = every[index[0]].method  # type: ignore[assignment]
+            report = progress
+            if progress is not None and len(groups) > 1:
+                report = functools.partial(_shifted, progress, len(schedules), len(every), len(index))
+            found = method.search([every[i] for i in index], effort, report, kept)
+            schedules.update(zip(index, found, strict=True))
     return [schedules[i] for i in range(len(every))]
 
 

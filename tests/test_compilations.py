@@ -1,4 +1,8 @@
-"""How often programs are compiled: a second model, and a second table, cost nothing."""
+"""How often programs are compiled: a second model, and a second table, cost nothing.
+
+JAX's own monitoring counts every compilation there is; `chex.assert_max_traces` guards one function that is handed to
+it, before it is jitted, and would see neither the packing of lanes nor a program that is made by another factory.
+"""
 
 from __future__ import annotations
 
@@ -8,8 +12,10 @@ from collections.abc import Iterator
 import jax
 import numpy as np
 import pytest
+from solver_error_cells import EFFORT as SMALL
+from solver_error_cells import method
 
-from hso_jax import Effort, Hso, Lane, baseline, preset, refine, search, search_many
+from hso_jax import Effort, Hso, Lane, Refinement, baseline, preset, refine, search, search_many
 from hso_jax.noise import discrete
 
 EFFORT = Effort(population=4, generations=1)
@@ -39,6 +45,18 @@ def test_the_second_model_compiles_nothing() -> None:
     with compilations() as more:
         for noise in others:
             search(noise, 5, effort=EFFORT)
+    assert not more
+
+
+def test_the_solver_s_error_of_a_second_model_compiles_nothing() -> None:
+    """SDXL after SD 1.5, and another table besides."""
+    how = method("ddim", refinement=Refinement(1, 2, 3))
+    with compilations() as first:
+        search_many([Lane(preset("sd15"), 3, method=how)], effort=SMALL)
+    assert first
+    with compilations() as more:
+        for noise in (preset("sdxl"), discrete(alphas_cumprod=np.linspace(0.99, 0.01, 40), name="mine")):
+            search_many([Lane(noise, 3, method=how)], effort=SMALL)
     assert not more
 
 

@@ -16,8 +16,9 @@ import pytest
 from hso_jax import BASELINES, NoiseSchedule, Schedule, baseline, from_config, preset
 from hso_jax.noise import beta_table, cosine, discrete, dynamic_shift, edm, flow, linear_vp, ve
 from hso_jax.noise.from_config import KNOWN_CLASSES
+from hso_jax.resuming import fault, record_of, rows_of
 from hso_jax.schedule_file import from_json, to_json
-from hso_jax.upper.checkpoint import Judgements
+from hso_jax.upper.checkpoint import Checkpoint
 
 SHORT, LONG = 250, 12_000
 REFUSALS = (ValueError, TypeError, OSError)
@@ -223,20 +224,19 @@ def mutated(value: Any, rng: random.Random) -> Any:
 def check_checkpoints(seed: int, count: int, folder: Path) -> int:
     rng, kept = random.Random(seed), 0
     file = folder / "c.json"
-    t = np.array([1.0, 0.5])
-    judgements = Judgements(file, {"solver": "ddim"})
-    judgements.begin(2, ["a start"])
-    judgements.add(2, t, 0.25)
-    judgements.add(2, t / 2, math.inf)
+    with Checkpoint(file, {"solver": "ddim"}) as checkpoint:
+        records = checkpoint.search("0", {"starts": ["a start"]}, fault)
+        records.add(record_of({"t": np.array([[1.0, 0.5]]), "steps": np.array([3])}))
+        records.add(record_of({"t": np.array([[0.5, np.nan]]), "steps": np.array([2])}))
     whole = file.read_text()
     for _ in range(count):
         text = whole[: rng.randrange(len(whole))] if rng.random() < 0.2 else json.dumps(mutated(json.loads(whole), rng))
         file.write_text(text)
 
         def resume() -> list[Any]:
-            again = Judgements(file, {"solver": "ddim"})
-            again.begin(2, ["a start"])
-            return [again.recall(2, i, t) for i in range(1)]
+            like = {"t": np.zeros((1, 2)), "steps": np.zeros(1, int)}
+            with Checkpoint(file, {"solver": "ddim"}) as again:
+                return rows_of(again.search("0", {"starts": ["a start"]}, fault), lambda: like, 2)[0]
 
         found = accepted(resume, text[:300])
         assert file.read_text() == text

@@ -11,7 +11,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from worker import leaves
+from worker import checkpointed, leaves
+
+from hso_jax.schedule_file import from_json
 
 WORKER = Path(__file__).with_name("worker.py")
 KINDS = ("hso", "solver-error")
@@ -33,6 +35,16 @@ def workers(commands: list[list[str]], **env: str) -> None:
         for process in running:
             process.kill()
             process.wait()
+
+
+def two_processes(kind: str, folder: Path) -> list[Path]:
+    """The files that two processes of one search wrote."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    names = [folder / f"{i}.npz" for i in range(2)]
+    workers([["hosts", kind, str(name), f"127.0.0.1:{port}", str(i)] for i, name in enumerate(names)])
+    return names
 
 
 @functools.cache
@@ -66,10 +78,14 @@ def test_eight_devices_give_what_one_gives(kind: str, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_two_processes_give_what_one_gives(kind: str, tmp_path: Path) -> None:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    names = [str(tmp_path / f"{i}.npz") for i in range(2)]
-    workers([["hosts", kind, name, f"127.0.0.1:{port}", str(i)] for i, name in enumerate(names)])
-    for name in names:  # every process gets all results
-        compare(Path(name), kind)
+    for name in two_processes(kind, tmp_path):  # every process gets all results
+        compare(name, kind)
+
+
+def test_one_process_of_two_writes_the_checkpoint(tmp_path: Path) -> None:
+    names = two_processes("checkpoint", tmp_path)
+    texts = {name.read_text() for name in names}
+    assert len(texts) == 1 and not Path(f"{names[1]}.json").exists()
+    wanted, got = (from_json(text) for text in (checkpointed(None), *texts))
+    for a, b in zip(wanted, got, strict=True):
+        np.testing.assert_allclose(a.t, b.t, rtol=0, atol=2e-3)

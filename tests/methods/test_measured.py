@@ -165,7 +165,7 @@ OTHER: dict[str, tuple[dict[str, Any], str]] = {
     "family": ({"family": "dm-nonuni"}, "objective was 'mep', is 'dm-nonuni'"),
     "model": ({"noise": SD3}, "noise was '[0-9a-f]+', is '[0-9a-f]+'"),
     "fitness": ({"fitness": Bowl(settings={"w": 5.0})}, r"fitness\.w was 3\.0, is 5\.0;"),
-    "starts": ({"starts": [baseline("trailing", SD, 4)]}, r"arguments at N = 4: starts was \[\], is \['trailing "),
+    "starts": ({"starts": [baseline("trailing", SD, 4)]}, r"arguments of search 4: starts was \[\], is \['trailing "),
 }
 
 
@@ -188,7 +188,7 @@ def test_a_checkpoint_of_other_versions_says_so(tmp_path: Path) -> None:
     document["versions"]["jax"] = "0.0.1"
     file.write_text(json.dumps(document))
     assert find(Bowl(), budget=32, checkpoint=file).fitness is not None  # the nodes are the same all the same
-    document["searches"]["4"]["judged"][5]["t"][1] += 1e-9
+    document["searches"]["4"]["records"][5]["t"][1] += 1e-9
     file.write_text(json.dumps(document))
     with pytest.raises(ValueError, match=r"schedule 5 at N = 4 is not the one in .*jax was '0\.0\.1', is"):
         find(Bowl(), budget=32, checkpoint=file)
@@ -200,8 +200,8 @@ def test_a_checkpoint_of_other_versions_says_so(tmp_path: Path) -> None:
         ("{", "not valid JSON"),
         ("[]", "holds a JSON list, not a checkpoint"),
         ('{"format": "hso-jax/schedules", "version": 1}', "is not a checkpoint"),
-        ('{"format": "hso-jax/judgements", "version": 2}', "has version 2"),
-        ('{"format": "hso-jax/judgements", "version": 1, "arguments": {}}', "is damaged"),
+        ('{"format": "hso-jax/checkpoint", "version": 2}', "has version 2"),
+        ('{"format": "hso-jax/checkpoint", "version": 1, "arguments": {}}', "is damaged"),
     ],
 )
 def test_a_file_that_is_no_checkpoint_is_left_alone(text: str, message: str, tmp_path: Path) -> None:
@@ -212,6 +212,33 @@ def test_a_file_that_is_no_checkpoint_is_left_alone(text: str, message: str, tmp
     assert file.read_text() == text
     with pytest.raises(OSError):
         find(Bowl(stop=0), checkpoint=tmp_path / "none" / "c.json")
+
+
+DAMAGED: dict[str, tuple[Any, str]] = {
+    "a list": ([], " must be an object of t and fitness"),
+    "no fitness": ({"t": [1.0]}, " must be an object of t and fitness"),
+    "fitness true": ({"t": [1.0], "fitness": True}, ".fitness is True, not a number or null"),
+    "fitness a text": ({"t": [1.0], "fitness": "0.1"}, ".fitness is '0.1', not a number or null"),
+    "fitness too large": ({"t": [1.0], "fitness": 10**400}, ".fitness is 1000.*, not a number or null"),
+    "fitness infinite": ({"t": [1.0], "fitness": float("inf")}, ".fitness is inf, not a number or null"),
+    "t a number": ({"t": 1.0, "fitness": 1.0}, ".t is 1.0, not a list of numbers"),
+    "t of texts": ({"t": ["1"], "fitness": 1.0}, ".t is .*, not a list of numbers"),
+    "t too large": ({"t": [10**400, 0.5], "fitness": 1.0}, ".t is .*, not a list of numbers"),
+}
+
+
+@pytest.mark.parametrize("case", DAMAGED)
+def test_a_damaged_record_is_refused_and_left_alone(case: str, tmp_path: Path) -> None:
+    file = tmp_path / "c.json"
+    find(Bowl(), budget=32, checkpoint=file)
+    document = json.loads(file.read_text())
+    record, message = DAMAGED[case]
+    document["searches"]["4"]["records"][3] = record
+    file.write_text(json.dumps(document))
+    text = file.read_text()
+    with pytest.raises(ValueError, match=rf"damaged: searches\['4'\].records\[3\]{message}"):
+        find(Bowl(stop=0), budget=36, checkpoint=file)
+    assert file.read_text() == text
 
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf"), float("-inf")])

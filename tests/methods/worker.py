@@ -1,48 +1,77 @@
-"""Run by `test_hosts.py` in processes of its own: searches on eight devices, or on two hosts of one device."""
+"""Run by `test_hosts.py` in processes of its own: searches on eight devices, or on two hosts of one device.
+
+Run by `test_checkpointed_lanes.py` in a process that is killed.
+"""
 
 from __future__ import annotations
 
 import sys
+from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
-from solver_error_cells import EFFORT, grid
+from solver_error_cells import SD, SD3, method
 
-from hso_jax import Box, Effort, Hso, Lane, search_many
+from hso_jax import Box, Effort, Hso, Lane, Refinement, search_many
 from hso_jax.methods.hso import search as hso
 from hso_jax.methods.hso.lanes import check
 from hso_jax.noise import discrete
+from hso_jax.schedule_file import to_json
 
-BANK = Effort(population=8, generations=4, lanes=2)
-"""Small; with eight devices the 20 lanes make two chunks, the second filled up."""
+COUNT = 100
+BANK = Effort(population=8, generations=4, lanes=10)
+"""Small; with eight devices the lanes make two chunks, the second filled up."""
+TINY = Effort(population=2, generations=1, steps=3, polish=1, lanes=50)
+"""Fifty lanes at once: eight devices that wait for each other at each sum are slow on few cores."""
 
 
-def worker_lanes() -> list[Lane]:
-    """Twenty lanes of up to nine nodes on a short noise table."""
+def worker_lanes(count: int = COUNT) -> list[Lane]:
+    """Lanes of up to nine nodes on a short noise table."""
     noise = discrete(alphas_cumprod=np.cumprod(1 - np.linspace(1e-3, 0.3, 50)))
     box = Box(t_eps=(0.02, 0.05), t_max=(0.9, 1.0))
     return [
-        check(Lane(noise, 4 + i % 5, ("node", "interval")[i % 2], i, Hso(box=box, spacing=0.08))) for i in range(20)
+        check(Lane(noise, 4 + i % 5, ("node", "interval")[i % 2], i, Hso(box=box, spacing=0.08))) for i in range(count)
     ]
+
+
+def solver_error_lanes(count: int = COUNT) -> list[Lane]:
+    """Lanes of two or three nodes on the tiny family, for two weights and both kinds of noise end."""
+    own = [method("ddim", w, refinement=Refinement(1, 2, 3)) for w in (1.0, 5.0)]
+    return [Lane((SD, SD3)[i // 2 % 2], 2, ("node", "interval")[i // 4 % 2], i, own[i % 2]) for i in range(count)]
+
+
+def checkpointed(path: str | None, count: int = 20, progress: Any = None) -> str:
+    """What is found of lanes of two methods, in chunks of two lanes, as a schedule file's text."""
+    lanes = [*worker_lanes(count), *solver_error_lanes(4)]
+    effort = Effort(population=4, generations=2, steps=3, polish=1, lanes=2)
+    return to_json(search_many(lanes, effort=effort, progress=progress, checkpoint=path))
 
 
 def leaves(kind: str) -> list[np.ndarray]:
     """What the search of one kind finds: all arrays of HSO's program, or the nodes and the error of solver-error's."""
     if kind == "hso":
         return [np.asarray(x) for x in jax.tree.leaves(hso.run(worker_lanes(), BANK))]
-    lanes = [lane for lane in grid() if lane.nfe == 4 and lane.method.guidance == 1.0]  # type: ignore[union-attr]
-    found = search_many(lanes[:7], effort=EFFORT)
+    found = search_many(solver_error_lanes(), effort=TINY)
     return [np.concatenate([s.t for s in found]), np.array([s.error for s in found])]
 
 
 def main(mode: str, kind: str, output: str, address: str = "", process: str = "") -> None:
     """Search and write what was found."""
+    if mode == "killed":
+        checkpointed(output, progress=lambda *done: print(*done, flush=True))
+        return
     if mode == "hosts":
         jax.config.update("jax_cpu_collectives_implementation", "gloo")
         jax.distributed.initialize(address, num_processes=2, process_id=int(process))
         assert jax.process_count() == 2 and jax.device_count() == 2 and jax.local_device_count() == 1
     else:
         assert jax.local_device_count() == 8
+    if kind == "checkpoint":
+        first = checkpointed(output + ".json")
+        assert checkpointed(output + ".json") == first
+        Path(output).write_text(first)
+        return
     np.savez(output, **{f"a{i}": x for i, x in enumerate(leaves(kind))})
 
 

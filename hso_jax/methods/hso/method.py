@@ -16,6 +16,7 @@ from hso_jax.methods.hso.schedules import schedule_of
 from hso_jax.objectives.expansion import NodeObjective
 from hso_jax.objectives.mep_spf import PAPER_GAMMA, Spacing, paper_d_min
 from hso_jax.schedule import Schedule
+from hso_jax.upper.checkpoint import Records
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,11 +51,17 @@ class Hso:
         """One program for all lanes of one objective."""
         return Hso, self.objective
 
-    def search(self, lanes: Sequence[Lane], effort: Effort | None, progress: Progress | None) -> list[Schedule]:
+    def search(
+        self,
+        lanes: Sequence[Lane],
+        effort: Effort | None,
+        progress: Progress | None,
+        records: Records | None = None,
+    ) -> list[Schedule]:
         """Search checked lanes of this objective, each by its own options."""
         moving = [i for i, lane in enumerate(lanes) if lane.intervals > 0]
         found = {}
         if moving:
-            rows = search.run([lanes[i] for i in moving], effort or Effort(), progress=progress)
+            rows = search.run([lanes[i] for i in moving], effort or Effort(), progress=progress, records=records)
             found = {i: jax.tree.map(lambda x: x[row], rows) for row, i in enumerate(moving)}  # noqa: B023
         return [schedule_of(lane, found.get(i)) for i, lane in enumerate(lanes)]

@@ -21,6 +21,7 @@ from hso_jax.methods.hso.lanes import LaneArrays, pack
 from hso_jax.noise import NoiseSchedule
 from hso_jax.objectives.expansion import NodeObjective, Terms, expansion
 from hso_jax.objectives.mep_spf import spacing_penalty
+from hso_jax.upper.checkpoint import Records
 from hso_jax.upper.evolution import Evolution
 
 EFFORT = Effort(population=16, generations=20, steps=3, polish=3, lanes=128)
@@ -113,7 +114,12 @@ def search_lane(
 
 
 def run(
-    lanes: Sequence[Lane], effort: Any, *, nodes: int | None = None, progress: batch.Progress | None = None
+    lanes: Sequence[Lane],
+    effort: Any,
+    *,
+    nodes: int | None = None,
+    progress: batch.Progress | None = None,
+    records: Records | None = None,
 ) -> Evolution:
     """Search checked lanes of one objective, each with at least one interval; NumPy results in the lanes' order."""
     effort = effort.over(EFFORT)
@@ -121,7 +127,7 @@ def run(
     count = nodes or 1 + max(lane.intervals for lane in lanes)
     objective = lanes[0].method.objective  # type: ignore[union-attr]
     search = search_lane(objective, count, effort)
-    found = batch.run(search, arrays, bank, chunk=effort.lanes, progress=progress)
+    found = batch.run(search, arrays, bank, chunk=effort.lanes, progress=progress, records=records)
     return found if effort.steps == 0 else _finish(lanes, found, objective)
 
 

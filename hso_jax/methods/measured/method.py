@@ -13,6 +13,7 @@ from hso_jax.methods.measured.search import Fitness, run
 from hso_jax.methods.solver_error.lanes import check_room
 from hso_jax.objectives.expansion import NodeObjective, check_objective
 from hso_jax.schedule import Schedule
+from hso_jax.upper.checkpoint import Records
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -50,8 +51,10 @@ class Measured:
         """One checkpoint and one list of starts for all lanes of the same object."""
         return Measured, id(self), lane.noise.fingerprint(), lane.layout, lane.seed
 
-    def search(self, lanes: Sequence[Lane], effort: Effort | None, progress: Progress | None) -> list[Schedule]:
+    def search(
+        self, lanes: Sequence[Lane], effort: Effort | None, progress: Progress | None, records: Records | None = None
+    ) -> list[Schedule]:
         """Search the lanes one after the other; `progress` is told calls of the model."""
         if effort is not None:
             raise ValueError(f"effort is {effort!r}; a fitness of your own is searched by as far as its budget goes")
-        return run(lanes, progress)
+        return run(lanes, progress, records)

@@ -16,11 +16,12 @@ import jax
 import numpy as np
 
 from hso_jax.batch import Progress
+from hso_jax.checks import brief, is_number
 from hso_jax.lane import Lane
 from hso_jax.methods.measured.points import box, schedules_at
 from hso_jax.objectives.expansion import objective_name
 from hso_jax.schedule import Schedule
-from hso_jax.upper.checkpoint import Judgements, plain
+from hso_jax.upper.checkpoint import Checkpoint, Records, plain
 from hso_jax.upper.evolution import DifferentialEvolution
 
 Fitness = Callable[[Schedule], Any]
@@ -35,8 +36,13 @@ class _SpentError(Exception):
     """The budget does not cover another judgement."""
 
 
-def run(lanes: Sequence[Lane], progress: Progress | None) -> list[Schedule]:
+def run(lanes: Sequence[Lane], progress: Progress | None, records: Records | None = None) -> list[Schedule]:
     """Search every lane by the fitness of their one method, one after the other.
+
+    Args:
+        lanes: checked, of one group.
+        progress: told calls of the model.
+        records: kept where the method has no checkpoint of its own.
 
     Raises:
         ValueError: for a bad value, before the fitness is called; and if neither a start nor a schedule of the first
@@ -49,16 +55,19 @@ def run(lanes: Sequence[Lane], progress: Progress | None) -> list[Schedule]:
     totals = []
     for lane, cost, own in zip(lanes, costs, given, strict=True):
         totals.append(_check_budget(method.budget, lane, cost, len(own)) // cost * cost)
-    judgements = Judgements(method.checkpoint, _arguments(lanes[0], fitness))
-    for lane, own in zip(lanes, given, strict=True):
-        judgements.begin(lane.nfe, [_label(start) for start in own])
-    found = []
-    for i, (lane, cost, own) in enumerate(zip(lanes, costs, given, strict=True)):
-        report = None if progress is None else functools.partial(_report, progress, sum(totals[:i]), sum(totals))
-        found.append(_search(lane, own, _Judge(lane, fitness, cost, totals[i], judgements, report)))
-        if report is not None:
-            report(totals[i])
-    return found
+    with Checkpoint(method.checkpoint if jax.process_index() == 0 else None, _arguments(lanes[0], fitness)) as own_file:
+        keep = own_file if records is None or method.checkpoint is not None else records
+        kept = [
+            keep.search(str(lane.nfe), {"starts": [_label(s) for s in own]}, _fault)
+            for lane, own in zip(lanes, given, strict=True)
+        ]
+        found = []
+        for i, (lane, cost, own) in enumerate(zip(lanes, costs, given, strict=True)):
+            report = None if progress is None else functools.partial(_report, progress, sum(totals[:i]), sum(totals))
+            found.append(_search(lane, own, _Judge(lane, fitness, cost, totals[i], kept[i], report)))
+            if report is not None:
+                report(totals[i])
+        return found
 
 
 class _Judge:
@@ -70,11 +79,11 @@ class _Judge:
         fitness: Fitness,
         cost: int,
         budget: int,
-        judgements: Judgements,
+        records: Records,
         report: Callable[[int], None] | None,
     ) -> None:
         self._lane, self._fitness, self._cost, self._budget = lane, fitness, cost, budget
-        self._judgements, self._report = judgements, report
+        self._records, self._report = records, report
         self._known: dict[tuple[str, bytes], float] = {}
         self.best: Schedule | None = None
 
@@ -90,16 +99,30 @@ class _Judge:
             return self._known[key]
         if (self.count + 1) * self._cost > self._budget:
             raise _SpentError
-        value = self._judgements.recall(self._lane.nfe, self.count, schedule.t)
+        value = self._recall(schedule)
         if value is None:
             value = _number(self._fitness(schedule))
-            self._judgements.add(self._lane.nfe, schedule.t, value)
+            record = {"t": schedule.t.tolist(), "fitness": value if math.isfinite(value) else None}
+            self._records.add(record)
         self._known[key] = value
         if value < (math.inf if self.best is None else self.best.fitness):  # type: ignore[operator]
             self.best = schedule.with_scores(fitness=value)
         if self._report is not None:
             self._report(self.count * self._cost)
         return value
+
+    def _recall(self, schedule: Schedule) -> float | None:
+        """What was said of it before the search was interrupted. Raises ValueError if it was another schedule."""
+        if self.count >= len(self._records.done):
+            return None
+        record = self._records.done[self.count]
+        if record["t"] != schedule.t.tolist():
+            checkpoint = self._records.checkpoint
+            raise ValueError(
+                f"schedule {self.count} at N = {self._lane.nfe} is not the one in {checkpoint.path}, which was made "
+                f"with other versions or on another machine ({checkpoint.changed_versions()}); give another checkpoint"
+            )
+        return math.inf if record["fitness"] is None else float(record["fitness"])
 
 
 def _search(lane: Lane, starts: Sequence[Schedule], judge: _Judge) -> Schedule:
@@ -181,6 +204,17 @@ def _of_lanes(lanes: Sequence[Lane], starts: Sequence[Schedule]) -> list[list[Sc
         for n in fits:
             given[n].append(start)
     return given
+
+
+def _fault(record: Any) -> str | None:
+    """What is wrong with a record of a checkpoint."""
+    if not isinstance(record, dict) or set(record) != {"t", "fitness"}:
+        return " must be an object of t and fitness"
+    if not isinstance(record["t"], list) or not all(map(is_number, record["t"])):
+        return f".t is {brief(record['t'])}, not a list of numbers"
+    if record["fitness"] is not None and not is_number(record["fitness"]):
+        return f".fitness is {brief(record['fitness'])}, not a number or null"
+    return None
 
 
 def _label(start: Schedule) -> str:

@@ -21,6 +21,7 @@ from hso_jax.objectives.expansion import NodeObjective, check_objective
 from hso_jax.objectives.solver_error import SAMPLES, Chunks
 from hso_jax.problems import Problem
 from hso_jax.schedule import Schedule
+from hso_jax.upper.checkpoint import Records
 
 COMPARED = ("ddim", "dpmpp-2m", "unipc-2", "unipc-3")
 """Solvers whose error a result tells beside its own: one evaluation a step, usable in every pipeline."""
@@ -91,7 +92,13 @@ class SolverError:
             start = "schedule" if isinstance(self.start, Schedule) else self.start.group(lane)
         return SolverError, solvers.SOLVERS[self.solver].calls, self.family, self.refinement, data, start
 
-    def search(self, lanes: Sequence[Lane], effort: Effort | None, progress: batch.Progress | None) -> list[Schedule]:
+    def search(
+        self,
+        lanes: Sequence[Lane],
+        effort: Effort | None,
+        progress: batch.Progress | None,
+        records: Records | None = None,
+    ) -> list[Schedule]:
         """Search checked lanes of one group, each for its own solver and guidance."""
         methods: list[SolverError] = [lane.method for lane in lanes]  # type: ignore[misc]
         names = tuple(dict.fromkeys(method.solver for method in methods))
@@ -108,6 +115,7 @@ class SolverError:
             at_once=complete.lanes,
             split=batch.Split(_SAMPLES_SPLIT, self.chunk),
             progress=progress,
+            records=records,
         )
         found = []
         for i, lane in enumerate(lanes):

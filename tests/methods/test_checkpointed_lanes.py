@@ -1,0 +1,156 @@
+"""A batch of lanes that is interrupted and resumed: the same bytes; and what such a checkpoint refuses."""
+
+from __future__ import annotations
+
+import functools
+import json
+import os
+import random
+import re
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from worker import checkpointed, solver_error_lanes, worker_lanes
+
+from hso_jax import Effort, Lane, Measured, Schedule, preset, resuming, search_many
+from hso_jax.noise import discrete
+from hso_jax.schedule_file import to_json
+
+WORKER = Path(__file__).with_name("worker.py")
+EFFORT = Effort(population=4, generations=1, lanes=2)
+
+
+class Stop(Exception):
+    pass
+
+
+@functools.cache
+def whole() -> str:
+    """What a run without a checkpoint finds."""
+    return checkpointed(None)
+
+
+@pytest.mark.parametrize("chunks", range(1, 12, 3))
+def test_interrupted_after_any_chunk_and_resumed(chunks: int, tmp_path: Path) -> None:
+    file, told = tmp_path / "c.json", []
+
+    def stop(*done: int) -> None:
+        told.append(done)
+        if len(told) == chunks:
+            raise Stop
+
+    with pytest.raises(Stop):
+        checkpointed(str(file), progress=stop)
+    before, rest = json.loads(file.read_text()), []
+    assert checkpointed(str(file), progress=lambda *done: rest.append(done)) == whole()
+    assert rest[0] >= told[-1] and rest[0][0] - told[-1][0] <= 4 and rest[-1] == (24, 24)
+    after = json.loads(file.read_text())
+    for name, search in before["searches"].items():  # nothing was searched twice
+        assert after["searches"][name]["records"][: len(search["records"])] == search["records"]
+    text = file.read_bytes()
+    assert checkpointed(str(file)) == whole() and file.read_bytes() == text
+
+
+def test_killed_at_random_moments_and_resumed(tmp_path: Path) -> None:
+    rng, file = random.Random(0), tmp_path / "c.json"
+    env = {**os.environ, "PYTHONPATH": os.pathsep.join(str(WORKER.parents[n]) for n in (2, 1, 0))}
+    for _ in range(3):
+        command = [sys.executable, str(WORKER), "killed", "", str(file)]
+        with subprocess.Popen(command, env=env, stdout=subprocess.PIPE, text=True) as process:
+            assert process.stdout is not None
+            for _ in range(rng.randint(1, 3)):
+                assert process.stdout.readline()
+            time.sleep(rng.random() * 0.02)
+            process.kill()
+    done = sum(record["lanes"] for record in json.loads(file.read_text())["searches"]["0"]["records"])
+    assert done > 0
+    assert checkpointed(str(file)) == whole()
+
+
+def test_a_measured_lane_beside_others(tmp_path: Path) -> None:
+    """Its judgements are kept in the same file, and not asked for again."""
+    seen: list[Schedule] = []
+
+    def fitness(schedule: Schedule) -> float:
+        if len(seen) == 10:
+            raise Stop
+        seen.append(schedule)
+        return float(np.square(schedule.t).sum())
+
+    lanes = [Lane(preset("sd15"), 3, method=Measured(fitness, 16)), *worker_lanes(3)]
+    with pytest.raises(Stop):
+        search_many(lanes, effort=None, checkpoint=tmp_path / "c.json")
+    first = len(seen)
+    seen.clear()
+    found = search_many(lanes, checkpoint=tmp_path / "c.json")
+    assert first == 10 and len(seen) == 6
+    seen.clear()
+    lanes[0] = lanes[0]._replace(method=Measured(lambda s: float(np.square(s.t).sum()), 16))
+    assert to_json(search_many(lanes)) == to_json(found)
+
+
+OTHER: dict[str, tuple[dict[str, Any], str]] = {
+    "seed": ({"lanes": [lane._replace(seed=7) for lane in worker_lanes(4)]}, r"lanes\[0\].seed was 0, is 7"),
+    "nfe": ({"lanes": [lane._replace(nfe=3) for lane in worker_lanes(4)]}, r"lanes\[0\].nfe was 4, is 3"),
+    "more lanes": ({"lanes": worker_lanes(5)}, r"count was 4, is 5"),
+    "method": ({"lanes": solver_error_lanes(4)}, r"lanes\[0\].method.box was .*, is None"),
+    "model": (
+        {"lanes": [x._replace(noise=discrete(alphas_cumprod=np.linspace(0.99, 0.01, 40))) for x in worker_lanes(4)]},
+        r"lanes\[0\].noise was '.* [0-9a-f]{16}', is '.* [0-9a-f]{16}'",
+    ),
+    "effort": ({"effort": EFFORT._replace(steps=2)}, "effort.steps was None, is 2"),
+}
+
+
+@pytest.mark.parametrize("case", [*OTHER, "versions", "damaged"])
+def test_another_search_is_refused_by_name_and_the_file_left_alone(case: str, tmp_path: Path) -> None:
+    file = tmp_path / "c.json"
+    call: dict[str, Any] = {"lanes": worker_lanes(4), "effort": EFFORT}
+
+    def run(lanes: list[Lane], effort: Effort) -> None:
+        search_many(lanes, effort=effort, checkpoint=file)
+
+    run(**call)
+    document = json.loads(file.read_text())
+    if case == "versions":
+        document["arguments"]["versions"]["jax"] = "0.0.1"
+        message = r"versions.jax was '0\.0\.1', is"
+    elif case == "damaged":
+        document["searches"]["0"]["records"][1]["arrays"][0]["bytes"] = "AAAA"
+        message = r"damaged: searches\['0'\].records\[1\].arrays\[0\] is no array of 2 rows"
+    else:
+        call, message = call | OTHER[case][0], OTHER[case][1]
+    file.write_text(json.dumps(document))
+    text = file.read_bytes()
+    with pytest.raises(ValueError, match=message) as caught:
+        run(**call)
+    assert str(file) in str(caught.value) and file.read_bytes() == text
+    assert [p.name for p in tmp_path.iterdir()] == ["c.json"]
+
+
+def test_the_documented_example(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
+    page = Path(__file__).parents[2] / "docs" / "batch.md"
+    (code,) = re.findall(r"<!-- batch-example -->\n```python\n(.*?)```", page.read_text(), re.S)
+    assert "range(250)" in code  # ten thousand lanes
+    monkeypatch.chdir(tmp_path)
+    names: dict[str, Any] = {}
+    exec(code.replace("range(250)", "range(4)"), names)
+    first, printed = (tmp_path / "schedules.json").read_bytes(), capsys.readouterr().out
+    assert len(names["lanes"]) == 160 and printed.split("\n")[-2] == "160 of 160"
+    exec(code.replace("range(250)", "range(4)"), {})
+    assert (tmp_path / "schedules.json").read_bytes() == first and capsys.readouterr().out == "160 of 160\n"
+
+
+def test_a_record_is_exact() -> None:
+    rows = {"a": np.array([[np.nan, -0.0, np.inf], [1e-45, 0.1, -np.inf]], np.float32), "b": np.array([True, False])}
+    record = json.loads(json.dumps(resuming.record_of(rows)))
+    assert resuming.fault(record) is None
+    with_file = resuming.Checkpoint(None, {}).search("0", {}, resuming.fault)
+    with_file.done.append(record)
+    (found,), done = resuming.rows_of(with_file, lambda: rows, 2)
+    assert done == 2 and all(found[k].tobytes() == rows[k].tobytes() for k in rows)
