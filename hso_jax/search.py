@@ -35,6 +35,8 @@ METHODS: Mapping[str, tuple[str, str]] = {
 
 OBJECTIVES = ("mep", "dm-nonuni", "reference")
 FITNESSES = ("spf", "reference")
+DATA = ("problems", "samples", "model_error", "detail", "power")
+"""Arguments of `reference.reference` that a search takes."""
 
 
 def lanes(
@@ -132,8 +134,8 @@ def search(
         seed: of the upper level.
         effort: how hard to search: an `Effort` for the fitness "spf", a `ReferenceEffort` for "reference".
         progress: called with (lanes done, lanes in all), in calls of the model where the fitness is a function.
-        options: with "reference": solver, guidance, first (fields of `ReferenceLane`), problems, samples (arguments
-            of `reference.reference`). With "spf": relax (reduce a spacing that does not fit instead of raising), p,
+        options: with "reference": solver, guidance, first (fields of `ReferenceLane`), problems, samples,
+            model_error, detail, power (arguments of `reference.reference`). With "spf": relax (reduce a spacing that does not fit instead of raising), p,
             spacing, spacing_as, gamma, box (fields of `Lane`). The objective "reference" with the fitness "spf", HSO's
             schedule refined on the error, takes both, and refine_effort, a `ReferenceEffort`. With a function:
             budget (required), calls of the model that its judgements may take for each N, never exceeded: each takes
@@ -156,7 +158,7 @@ def search(
     if layout not in LAYOUTS:
         raise ValueError(f"layout is {layout!r}; use one of {', '.join(LAYOUTS)}")
     kinds = _taken(options, "solver", "guidance", "first")
-    data = _taken(options, "problems", "samples", "compare")
+    data = _taken(options, *DATA, "compare")
     refining = _taken(options, "refine_effort")
     measuring = _taken(options, "budget", "starts", "checkpoint")
     found: list[Schedule]
@@ -196,7 +198,7 @@ def _refined(
     starts = np.full((len(wanted), 1, max(lane.nodes for lane in wanted)), np.nan)
     # Refuses bad data; the solutions of the default problems are kept, and would be needed next anyway.
     names = [lane.solver for lane in wanted]
-    pack(wanted, names, starts, (effort or ReferenceEffort()).chunk, **_taken({**data}, "problems", "samples"))
+    pack(wanted, names, starts, (effort or ReferenceEffort()).chunk, **_taken({**data}, *DATA))
     for row, schedule in zip(starts, run(), strict=True):
         row[:, : len(schedule.lams)] = s_of_lam(schedule.lams)
         row[:, len(schedule.lams) :] = s_of_lam(schedule.lams[-1])

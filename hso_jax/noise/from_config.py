@@ -73,9 +73,12 @@ def from_config(
         raise ValueError(f"the config has no `_class_name` (its keys: {', '.join(map(str, config)) or 'none'})")
     name = name or cls
     try:
-        return _build(cls, config, image_seq_len, name)
+        noise = _build(cls, config, image_seq_len, name)
     except TypeError as error:
         raise ValueError(f"{cls}: a value in the config has the wrong type ({error})") from error
+    # Flow and EDM networks predict what their class says; the discrete ones name it, "epsilon" by default.
+    named = config.get("prediction_type") if cls in VP_CLASSES and noise.kind == "vp" else None
+    return noise if named is None else noise.with_prediction(named)
 
 
 def _build(cls: str, config: Mapping[str, Any], image_seq_len: int, name: str) -> NoiseSchedule:

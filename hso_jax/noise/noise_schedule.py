@@ -22,6 +22,9 @@ import numpy as np
 Array = Any
 """A NumPy or a JAX array. NumPy in, NumPy (float64) out; JAX in, JAX out."""
 
+PREDICTIONS = ("epsilon", "v_prediction", "flow_prediction", "edm", "sample")
+"""What a network may predict: diffusers' `prediction_type`, and "edm" for x_0 by EDM's preconditioning."""
+
 
 def namespace(*arrays: Array) -> Any:
     """`jax.numpy` if any argument (or a pytree's leaf) is a JAX array or tracer, else `numpy`."""
@@ -91,6 +94,7 @@ class NoiseSchedule:
         num_train_timesteps: T of the model's own time scale.
         timestep_rule: "index" (T t - 1), "sigma" (T sigma) or "log_ksigma" (log(sigma)/4): what the network is told.
         name: for messages and files.
+        predicts: what the network predicts, as an index into `PREDICTIONS`: a number, so that it compiles nothing again.
     """
 
     coefficients: Array
@@ -107,6 +111,7 @@ class NoiseSchedule:
     num_train_timesteps: int = dataclasses.field(default=1000, metadata={"static": True})
     timestep_rule: str = dataclasses.field(default="index", metadata={"static": True})
     name: str = dataclasses.field(default="custom", metadata={"static": True})
+    predicts: Array = dataclasses.field(default_factory=lambda: np.zeros(()))
 
     def lam(self, t: Array) -> Array:
         """Half log-SNR `log(alpha/sigma)` at t (any shape). -inf at t = 1 for a model of zero terminal SNR."""
@@ -201,6 +206,21 @@ class NoiseSchedule:
     def zero_terminal_snr(self) -> bool:
         """Whether lam = -inf at t = 1; `t_max` is then the last level before it. Needs concrete leaves."""
         return bool(self.log_1mt > 0 or self.tail > 0)
+
+    @property
+    def prediction(self) -> str:
+        """What the network predicts, one of `PREDICTIONS`. Needs concrete leaves."""
+        return PREDICTIONS[int(self.predicts)]
+
+    def with_prediction(self, prediction: str) -> NoiseSchedule:
+        """The same noise levels of a network that predicts something else.
+
+        Raises:
+            ValueError: for a name that is not in `PREDICTIONS`.
+        """
+        if prediction not in PREDICTIONS:
+            raise ValueError(f"prediction is {prediction!r}; use one of {', '.join(PREDICTIONS)}")
+        return dataclasses.replace(self, predicts=np.asarray(float(PREDICTIONS.index(prediction))))
 
     def fingerprint(self) -> str:
         """16 hexadecimal digits that identify the noise levels (rounded to 5 digits), not the name."""

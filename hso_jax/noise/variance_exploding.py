@@ -40,6 +40,6 @@ def edm(sigma_min: float = 0.002, sigma_max: float = 80.0, rho: float = 7.0, *, 
         raise ValueError(f"rho is {rho}; need a positive number")
     t = np.linspace(0.0, 1.0, _KNOTS)
     low, high = sigma_min ** (1 / rho), sigma_max ** (1 / rho)
-    return from_knots(
-        -rho * np.log(low + t * (high - low)), 0.0, t[1], kind="ve", timestep_rule="log_ksigma", name=name
-    )
+    levels = -rho * np.log(low + t * (high - low))
+    noise = from_knots(levels, 0.0, t[1], kind="ve", timestep_rule="log_ksigma", name=name)
+    return noise.with_prediction("edm")

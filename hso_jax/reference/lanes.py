@@ -14,13 +14,18 @@ from jax import Array
 from hso_jax import solvers
 from hso_jax.lanes import check_nfe, check_seed
 from hso_jax.noise import NoiseSchedule
-from hso_jax.reference.data import SAMPLES, Chunks, in_chunks, reference
+from hso_jax.problems.model_error import ModelError
+from hso_jax.reference.data import SAMPLES, Chunks, Reference, in_chunks, reference
 from hso_jax.schedule import LAYOUTS
 
 PROPOSALS = ("mep", "dm-nonuni")
 FIRST = ("end", "free")
 SPACING = 1e-3
 """Least distance of neighbouring nodes in s = sigma/(alpha + sigma): about one training level of T = 1000."""
+
+
+OF_A_REFERENCE = ("truth", "error", "guidance")
+"""Fields of `Chunks` that differ between the references of a bank."""
 
 
 class ReferenceLane(NamedTuple):
@@ -130,6 +135,15 @@ def lam_of_s(s: Any) -> np.ndarray:
         return np.log1p(-s) - np.log(s)
 
 
+def reference_of(lane: ReferenceLane, **options: Any) -> Reference:
+    """The reference data of a lane's noise end, guidance and prediction type; options as `reference`.
+
+    Raises:
+        ValueError: as `reference`.
+    """
+    return reference(lane.noise_end, lane.guidance, prediction=lane.noise.prediction, **options)
+
+
 def pack(
     lanes: Sequence[ReferenceLane],
     names: Sequence[str],
@@ -139,7 +153,7 @@ def pack(
 ) -> tuple[LaneArrays, Chunks, np.ndarray]:
     """Checked lanes as arrays, the bank of their references, and [L] the inaccuracy of each lane's exact solution.
 
-    The distinct references of a bank share problems and noise; truth and guidance have a leading axis.
+    The distinct references of a bank share all but `OF_A_REFERENCE`, which have a leading axis.
 
     Raises:
         ValueError: unless `chunk` divides the samples, and as `reference`.
@@ -148,13 +162,14 @@ def pack(
     if samples % chunk:
         raise ValueError(f"samples is {samples!r}; need a multiple of {chunk}, the chunk of the effort")
     dtype = np.dtype(jax.dtypes.canonicalize_dtype(float))
-    ends = [(lane.noise_end, lane.guidance) for lane in lanes]
-    distinct = list(dict.fromkeys(ends))
-    data = [reference(*end, **options) for end in distinct]
+    error = options.get("model_error") or ModelError()
+    ends = [(lane.noise_end, lane.guidance, error.numbers(lane.noise.prediction)) for lane in lanes]
+    distinct = dict(zip(ends, lanes, strict=True))
+    data = [reference_of(lane, **options) for lane in distinct.values()]
     cut = [in_chunks(d, chunk) for d in data]
-    bank = cut[0]._replace(truth=jnp.stack([c.truth for c in cut]), guidance=jnp.stack([c.guidance for c in cut]))
+    bank = cut[0]._replace(**{name: jnp.stack([getattr(c, name) for c in cut]) for name in OF_A_REFERENCE})
     columns = {
-        "reference": np.array([distinct.index(end) for end in ends], np.int32),
+        "reference": np.array([list(distinct).index(end) for end in ends], np.int32),
         "solver": np.array([list(names).index(lane.solver) for lane in lanes], np.int32),
         "nfe": np.array([lane.nfe for lane in lanes], np.int32),
         "nodes": np.array([lane.nodes for lane in lanes], np.int32),

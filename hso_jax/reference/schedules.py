@@ -13,10 +13,10 @@ import numpy as np
 from hso_jax import solvers, trust_region
 from hso_jax.batch import Progress, compiler_options
 from hso_jax.noise import NoiseSchedule
-from hso_jax.problems import Problem
+from hso_jax.problems.bank import Problems
 from hso_jax.reference import search
-from hso_jax.reference.data import Chunks, in_chunks, reference, squared_errors
-from hso_jax.reference.lanes import ReferenceLane, check, lam_of_s
+from hso_jax.reference.data import Chunks, in_chunks, mean_error, squared_errors
+from hso_jax.reference.lanes import ReferenceLane, check, lam_of_s, reference_of
 from hso_jax.reference.search import ReferenceEffort
 from hso_jax.schedule import Schedule, versions
 
@@ -41,7 +41,7 @@ def reference_schedules(
         starts: [L, S, K] nodes in s to refine instead of the upper level's proposals.
         compare: also measure the solvers `COMPARED` on the nodes found (`Schedule.others`).
         progress: called with (lanes done, lanes in all).
-        options: of `reference`: problems, samples, seed, steps.
+        options: of `reference`: problems, samples, model_error, detail, power, seed, steps.
 
     Raises:
         ValueError: as `reference.lanes.check`, before any work.
@@ -72,7 +72,7 @@ def reference_error(
     *,
     solver: str | None = None,
     guidance: float | None = None,
-    problems: Problem | None = None,
+    problems: Problems | None = None,
     **options: Any,
 ) -> float:
     """Root-mean-square error of a solver's samples on the reference problems, with any schedule.
@@ -84,8 +84,8 @@ def reference_error(
         noise: the noise schedule it is for: its noise end is where the exact solution starts.
         solver: a key of `SOLVERS`; by default the schedule's own.
         guidance: w; by default the schedule's own, or 1.
-        problems: stacked; the family that schedules are optimised on by default.
-        options: further arguments of `reference`: samples, seed, steps.
+        problems: as `reference`; the family that schedules are optimised on by default.
+        options: further arguments of `reference`: samples, model_error, detail, power, seed, steps.
 
     Raises:
         ValueError: for an unknown solver, a schedule of another noise schedule, or as `reference`.
@@ -97,8 +97,7 @@ def reference_error(
         raise ValueError("the schedule was made for any solver; say solver='ddim', 'dpmpp-2m', 'unipc-3', ...")
     name = solvers.canonical(name)
     weight = guidance if guidance is not None else (schedule.guidance if schedule.guidance is not None else 1.0)
-    start = ReferenceLane(noise, schedule.nfe).noise_end
-    data = reference(start, weight, problems=problems, **options)
+    data = reference_of(ReferenceLane(noise, schedule.nfe, guidance=weight), problems=problems, **options)
     return _error(schedule, name, in_chunks(data, data.noise.shape[1]))
 
 
@@ -116,7 +115,8 @@ def _error(schedule: Schedule, solver: str, data: Chunks) -> float:
 def _measured(solver: str, platform: str) -> Any:
     def measure(data: Chunks, lams: jax.Array, end: jax.Array, nfe: jax.Array) -> jax.Array:
         weights = solvers.weights(solver, lams, end=end, nfe=nfe)
-        return jnp.sqrt(jnp.mean(squared_errors(data, weights, data.problem.shape[0])))
+        chunks = data.problem.shape[0]
+        return jnp.sqrt(mean_error(data, squared_errors(data, weights, chunks), chunks))
 
     return jax.jit(measure, compiler_options=compiler_options(platform))
 
@@ -129,7 +129,7 @@ def _compared(schedule: Schedule, lane: ReferenceLane, **options: Any) -> Schedu
     """With `others`: each solver's error on these nodes, which is at least what its own would be."""
     if solvers.SOLVERS[lane.solver].calls != 1:
         return schedule
-    data = reference(lane.noise_end, lane.guidance, **options)
+    data = reference_of(lane, **options)
     chunks = in_chunks(data, data.noise.shape[1])
     errors = {name: _error(schedule, name, chunks) for name in COMPARED if name != lane.solver}
     return Schedule(**{**vars(schedule), "others": {name: e for name, e in errors.items() if np.isfinite(e)}})

@@ -25,9 +25,9 @@ from hso_jax.dm_nonuni import bound
 from hso_jax.evolution import evolve
 from hso_jax.noise import NoiseSchedule, flow
 from hso_jax.objectives import mep_interval_derivatives
-from hso_jax.reference.data import Chunks, error_gradient, squared_errors
+from hso_jax.reference.data import Chunks, error_gradient, mean_error, squared_errors
 from hso_jax.reference.descent import descend
-from hso_jax.reference.lanes import SPACING, LaneArrays, ReferenceLane, pack
+from hso_jax.reference.lanes import OF_A_REFERENCE, SPACING, LaneArrays, ReferenceLane, pack
 
 P_RANGE = (0.5, 4.0)
 
@@ -140,9 +140,8 @@ def log_error(
 
     def function(y: Array) -> tuple[Array, Array]:
         lams, pull = jax.vjp(lambda y: lams_of(lane, nodes_of(lane, y)), y)
-        terms = error_gradient(data, functools.partial(weigh, names, lane), lams, chunks)
-        value, gradient = terms if axis is None else jax.lax.pmean(terms, axis)
-        return jnp.log(value), pull(gradient / value)[0]
+        value, gradient = error_gradient(data, functools.partial(weigh, names, lane), lams, chunks, axis)
+        return value, pull(gradient)[0]
 
     return function
 
@@ -193,7 +192,7 @@ def propose(
     def fitness(psi: Array, before: Array) -> tuple[Array, Array]:
         nodes = proposal(lane, psi, before, count, objective=objective, steps=5)
         lams = lams_of(lane, nodes)
-        return _mean(squared_errors(data, weigh(names, lane, lams), few), few, axis), nodes
+        return mean_error(data, squared_errors(data, weigh(names, lane, lams), few), few, axis), nodes
 
     def island(row: tuple[Array, Array]) -> tuple[Array, Array]:
         (low, high), key = row
@@ -227,7 +226,7 @@ def search_lane(
     axis: str | None = None,
 ) -> FoundReference:
     """Both levels for one lane. Pure; map it over lanes."""
-    data = bank._replace(truth=bank.truth[lane.reference], guidance=bank.guidance[lane.reference])
+    data = bank._replace(**{name: getattr(bank, name)[lane.reference] for name in OF_A_REFERENCE})
     count, whole = lane.starts.shape[-1], data.problem.shape[0]
     few = jnp.minimum(effort.few, whole)
     if lane.starts.shape[0]:
@@ -238,7 +237,7 @@ def search_lane(
 
     def error(nodes: Array) -> Array:
         lams = lams_of(lane, nodes)
-        value = _mean(squared_errors(data, weigh(names, lane, lams), whole), whole, axis)
+        value = mean_error(data, squared_errors(data, weigh(names, lane, lams), whole), whole, axis)
         return jnp.where(jnp.isfinite(value), value, jnp.inf)
 
     if objective != "reference":
@@ -274,11 +273,6 @@ def search_lane(
     return FoundReference(found, reached, jnp.sqrt(value), result, steps, stationarity)
 
 
-def _mean(values: Array, chunks: Array | int, axis: str | None) -> Array:
-    mean = jnp.sum(values) / chunks
-    return mean if axis is None else jax.lax.pmean(mean, axis)
-
-
 @functools.cache
 def _coordinate(dtype: np.dtype) -> NoiseSchedule:
     # Of the traced dtype: JAX may reuse in float64 what it once made in float32 of a closed-over float64 array.
@@ -296,7 +290,11 @@ def program(
     """
     mesh = Mesh(np.array(devices), ("samples",))
     whole = PartitionSpec()
-    split = Chunks(whole, whole, PartitionSpec(None, "samples"), PartitionSpec(None, None, "samples"), whole)  # type: ignore[arg-type]
+    split = Chunks(*[whole] * len(Chunks._fields))._replace(  # type: ignore[arg-type]
+        noise=PartitionSpec(None, "samples"),
+        truth=PartitionSpec(None, None, "samples"),
+        coefficients=PartitionSpec(None, None, None, "samples"),
+    )
     axis = "samples" if len(devices) > 1 else None
 
     def every(lanes: LaneArrays, bank: Chunks) -> FoundReference:
@@ -324,7 +322,7 @@ def run(
         starts: [L, S, K] nodes in s to refine instead of the upper level's proposals.
         progress: called with (lanes done, lanes in all) after each chunk.
         chunk: lanes a call: how often progress is reported.
-        options: of `reference`: problems, samples, seed, steps.
+        options: of `reference`: problems, samples, model_error, detail, power, seed, steps.
     """
     names = tuple(dict.fromkeys(lane.solver for lane in lanes))
     count = max(lane.nodes for lane in lanes)

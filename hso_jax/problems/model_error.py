@@ -1,0 +1,162 @@
+"""The error of a trained network: a smooth random function of the noise level, added to the exact denoiser.
+
+What a network predicts is off by about the same everywhere; what that means for x_0 depends on what it predicts:
+
+    D(x, lam) + eta c(lam) xi(lam),    c = sigma/sqrt(a alpha^2 + b sigma^2)
+
+| prediction | x_0 from it | c | a, b |
+|---|---|---|---|
+| epsilon | (x - sigma eps)/alpha | sigma/alpha | 1, 0 |
+| v_prediction | alpha x - sigma v | sigma | 1, 1 |
+| edm, flow_prediction | c_out of unit-variance data; at most .3 less than sigma for a flow's s | sigma | 1, 1 |
+| sample | x_0 | 1 | 0, 1 |
+
+The paper's Theorem 1 (arXiv 2511.11688) carries the same term as the bound eta sigma^p/alpha.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from statistics import NormalDist
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+
+from hso_jax.noise import alpha_sigma
+
+ETA: Mapping[str, float] = {
+    "epsilon": 0.0,
+    "v_prediction": 0.0,
+    "flow_prediction": 0.0,
+    "edm": 0.0,
+    "sample": 0.0,
+}
+"""Default size of the error by prediction type, in units of what the network predicts."""
+
+CAP: Mapping[str, float] = {
+    "epsilon": math.inf,
+    "v_prediction": 1.0,
+    "flow_prediction": 1.0,
+    "edm": 1.0,
+    "sample": 1.0,
+}
+"""Largest c by prediction type, the one at lam = -inf: b = cap^-2."""
+
+SATURATION = 7.0
+"""xi stops to vary beyond this |lam|: sigma and alpha are then 1e-3, and pure noise is a level like its neighbours."""
+
+
+class ModelError(NamedTuple):
+    """What the error is like; plain numbers, of which None means the prediction type's default.
+
+    Attributes:
+        eta: its size.
+        cap: largest c, inf for epsilon.
+        terms: K, number of waves.
+        length: correlation length of xi in lam.
+        tilt: r: along a coordinate of standard deviation s_j the error is proportional to s_j^r, with the total kept:
+            1 is an error like the data, 0 the same in every direction.
+        alike: correlation of the errors of the two branches of guidance.
+        seed: of the draws.
+    """
+
+    eta: float | None = None
+    cap: float | None = None
+    terms: int = 6
+    length: float = 1.0
+    tilt: float = 1.0
+    alike: float = 0.0
+    seed: int = 0
+
+    def numbers(self, prediction: str) -> tuple[float, float, float]:
+        """Eta, a and b for a prediction type; (0, 1, 1) without error.
+
+        Raises:
+            ValueError: for an unknown type, or values out of range.
+        """
+        if prediction not in ETA:
+            raise ValueError(f"prediction is {prediction!r}; use one of {', '.join(ETA)}")
+        eta = ETA[prediction] if self.eta is None else self.eta
+        cap = CAP[prediction] if self.cap is None else self.cap
+        if not 0.0 <= eta < math.inf or not cap > 0.0:
+            raise ValueError(f"eta is {eta}, cap {cap}; need a finite number of at least 0, and a positive one")
+        if not (self.terms >= 1 and 0.0 < self.length < math.inf and math.isfinite(self.tilt) and abs(self.alike) <= 1):
+            raise ValueError(f"{self}: need terms >= 1, a positive length, a finite tilt and alike in -1..1")
+        return (float(eta), 0.0 if prediction == "sample" else 1.0, float(cap) ** -2.0) if eta > 0 else (0.0, 1.0, 1.0)
+
+
+class Waves(NamedTuple):
+    """One draw of xi for B samples. A pytree.
+
+    Attributes:
+        frequencies: [K].
+        coefficients: [2 K, B, D] of the cosines and the sines.
+        numbers: [3] eta, a, b.
+    """
+
+    frequencies: Array
+    coefficients: Array
+    numbers: Array
+
+
+def draw(error: ModelError, variances: np.ndarray, counts: np.ndarray, samples: int) -> tuple[np.ndarray, np.ndarray]:
+    """Frequencies [P, K] and coefficients [P, 2, 2 K, B, D] of both branches, eta aside, for P problems; NumPy.
+
+    xi is Gaussian with covariance exp(-(lam - lam')^2/(2 length^2)) in the mean over problems: the frequencies are
+    normal, one from each K-th part of the distribution of their size. They are shared by a problem's samples and
+    coordinates, whose amplitudes and phases are independent; so K cosines serve them all.
+
+    Args:
+        error: what it is like.
+        variances: [P, D] of the data along each coordinate.
+        counts: [P, D] directions that a coordinate stands for, 0 for padding.
+        samples: B.
+    """
+    (problems, dimension), terms = variances.shape, error.terms
+    key = jax.random.key(error.seed)
+    # Drawn in float32 whatever the default: the same seed is the same error.
+    shift = np.asarray(jax.random.uniform(jax.random.fold_in(key, 0), (problems, terms), jnp.float32), np.float64)
+    quantiles = (np.arange(terms) + np.clip(shift, 0.0, 0.999)) / terms
+    frequencies = np.vectorize(NormalDist().inv_cdf)(0.5 + 0.5 * quantiles) / error.length
+    shape = (problems, 2, 2 * terms, samples, dimension)
+    draws = np.array(jax.random.normal(jax.random.fold_in(key, 1), shape, jnp.float32))
+    draws[:, 1] = error.alike * draws[:, 0] + math.sqrt(1.0 - error.alike**2) * draws[:, 1]
+    sizes = np.where(variances > 0, variances, 1.0) ** error.tilt
+    sizes *= ((counts * variances).sum(1) / (counts * sizes).sum(1))[:, None]
+    return frequencies, draws * np.sqrt(sizes / terms)[:, None, None, None].astype(np.float32)
+
+
+def guided(numbers: Array, frequencies: Array, coefficients: Array, guidance: Array) -> Waves:
+    """The error of `D_u + w (D_c - D_u)` from both branches' coefficients [2, 2 K, B, D]: `(1 - w) e_u + w e_c`."""
+    return Waves(frequencies, (1.0 - guidance) * coefficients[0] + guidance * coefficients[1], numbers)
+
+
+def over_sigma(waves: Waves, alpha: Array, sigma: Array) -> Array:
+    """[B, D] the error divided by sigma, which is finite at clean data (but for "sample")."""
+    eta, a, b = waves.numbers
+    return eta / jnp.sqrt(a * alpha * alpha + b * sigma * sigma) * _xi(waves, alpha, sigma)
+
+
+def error(waves: Waves, alpha: Array, sigma: Array) -> Array:
+    """[B, D] what is added to the exact denoiser."""
+    eta, a, b = waves.numbers
+    square = a * alpha * alpha + b * sigma * sigma
+    # At clean data "sample" is 0/0, whose limit is 1.
+    c = jnp.where(a > 0, sigma / jnp.sqrt(jnp.where(a > 0, square, 1.0)), jax.lax.rsqrt(b + (a > 0)))
+    return eta * c * _xi(waves, alpha, sigma)
+
+
+def _xi(waves: Waves, alpha: Array, sigma: Array) -> Array:
+    small = math.exp(-SATURATION)
+    level = jnp.log(alpha + small * sigma) - jnp.log(sigma + small * alpha)
+    angles = waves.frequencies * level
+    return jnp.tensordot(jnp.concatenate([jnp.cos(angles), jnp.sin(angles)]), waves.coefficients, axes=1)
+
+
+def at(waves: Waves, lam: Array) -> Array:
+    """`error` at a half log-SNR; -inf and inf are allowed where c is finite."""
+    return error(waves, *alpha_sigma(lam, "vp"))
