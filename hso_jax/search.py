@@ -134,15 +134,15 @@ def search(
         seed: of the upper level.
         effort: how hard to search: an `Effort` for the fitness "spf", a `ReferenceEffort` for "reference".
         progress: called with (lanes done, lanes in all), in calls of the model where the fitness is a function.
-        options: with "reference": solver, guidance, first (fields of `ReferenceLane`), problems, samples,
-            model_error, detail, power (arguments of `reference.reference`). With "spf": relax (reduce a spacing that does not fit instead of raising), p,
-            spacing, spacing_as, gamma, box (fields of `Lane`). The objective "reference" with the fitness "spf", HSO's
-            schedule refined on the error, takes both, and refine_effort, a `ReferenceEffort`. With a function:
-            budget (required), calls of the model that its judgements may take for each N, never exceeded: each takes
-            `fitness.calls(nfe)` of them if there is such a method, else 1; starts, schedules that are judged too and
-            are the result (as they are, but for `Schedule.fitness`) if nothing better is found; checkpoint, a file
-            that each judgement is written to and that the same call resumes from, to the same bytes; the budget may
-            then be another, and N may be added.
+        options: with "reference": solver, guidance, first (fields of `ReferenceLane`), problems, samples, model_error,
+            detail, power (arguments of `reference.reference`). With "spf": relax (reduce a spacing that does not fit
+            instead of raising), p, spacing, spacing_as, gamma, box (fields of `Lane`). The objective "reference" with
+            the fitness "spf", HSO's schedule refined on the error, takes both, and refine_effort, a `ReferenceEffort`.
+            With a function: budget (required), calls of the model that its judgements may take for each N, never
+            exceeded: each takes `fitness.calls(nfe)` of them if there is such a method, else 1; starts, schedules that
+            are judged too and are the result (as they are, but for `Schedule.fitness`) if nothing better is found;
+            checkpoint, a file that each judgement is written to and that the same call resumes from, to the same
+            bytes; the budget may then be another, and N may be added.
 
     Returns:
         One `Schedule` for an int, a list in the order of `nfe` otherwise.

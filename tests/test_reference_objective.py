@@ -15,10 +15,10 @@ from reference_cells import SAMPLES, SD, SD3, deviations, small_family
 from hso_jax import solvers
 from hso_jax.batch import compiler_options
 from hso_jax.curvature import Expansion, face_step
-from hso_jax.problems import denoiser, exact
+from hso_jax.problems import denoiser, exact, pick
 from hso_jax.reference import ReferenceLane
 from hso_jax.reference.data import Chunks, squared_errors
-from hso_jax.reference.lanes import SPACING, LaneArrays, lam_of_s, pack, s_of_lam
+from hso_jax.reference.lanes import OF_A_REFERENCE, SPACING, LaneArrays, lam_of_s, pack, s_of_lam
 from hso_jax.reference.search import lams_of, log_error, logits_of, nodes_of, weigh
 
 NAMES = ("ddim", "dpmpp-2m", "unipc-3")
@@ -55,7 +55,7 @@ def cells() -> list[Cell]:
         made = []
         for i, lane in enumerate(lanes):
             one = jax.tree.map(lambda x, i=i: x[i], arrays)
-            data = bank._replace(truth=bank.truth[one.reference], guidance=bank.guidance[one.reference])
+            data = bank._replace(**{name: getattr(bank, name)[one.reference] for name in OF_A_REFERENCE})
             nodes = np.full(COUNT, 0.5)
             nodes[:4] = NODES
             if lane.first == "end":
@@ -79,7 +79,7 @@ def plain(data: Chunks, lams: jax.Array, end: jax.Array, solver: str) -> jax.Arr
     scale = jnp.asarray(deviations())[data.problem, None, None]
 
     def one(i: jax.Array) -> jax.Array:
-        problem = jax.tree.map(lambda leaf: leaf[data.problem[i]], data.problems)
+        problem = pick(data.problems, data.problem[i])
         return solvers.sample(denoiser(problem, data.guidance), lams, data.noise[i], solver=solver, end=end)
 
     return ((jax.lax.map(one, jnp.arange(data.problem.shape[0])) - data.truth) / scale).reshape(-1)

@@ -17,7 +17,7 @@ from scipy import optimize
 
 from benchmarks import scipy_reference as oracle
 from hso_jax import Effort, ReferenceEffort, Schedule, baseline, preset, reference_error, search
-from hso_jax.problems import denoiser, family, generic
+from hso_jax.problems import denoiser, family, generic, pick
 from hso_jax.reference import ReferenceLane, reference_schedules
 from hso_jax.reference import reference as reference_data
 from hso_jax.reference.data import Chunks, in_chunks
@@ -87,7 +87,7 @@ def test_the_error_is_that_of_sampling(found: Any) -> None:
             continue
         data, squares = chunks(lane.noise_end, lane.guidance), []
         for problem, noise, truth in zip(data.problem, data.noise, data.truth, strict=True):
-            mixture = jax.tree.map(lambda leaf, p=problem: leaf[p], data.problems)
+            mixture = pick(data.problems, int(problem))
             end = np.inf if s.end == "clean" else s.lams[-1]
             rest = (np.float32(lane.guidance), np.float32(end), s.solver)
             error = of_one(mixture, s.lams[:4].astype(np.float32), noise, *rest) - truth
@@ -184,7 +184,7 @@ def polished(s: Schedule) -> tuple[np.ndarray, Any]:
             lams = jnp.concatenate([s.lams[:1], jnp.log1p(-nodes) - jnp.log(nodes)])
             return sample(denoiser(problem, data.guidance), lams, noise, solver=s.solver)
 
-        error = jax.vmap(one)(data.problems, data.noise) - data.truth
+        error = jax.vmap(one)(data.problems.mixtures, data.noise) - data.truth
         return jnp.mean((error / deviations()[:, None, None]) ** 2)
 
     def value(nodes: np.ndarray) -> float:

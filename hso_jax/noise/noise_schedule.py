@@ -94,7 +94,7 @@ class NoiseSchedule:
         num_train_timesteps: T of the model's own time scale.
         timestep_rule: "index" (T t - 1), "sigma" (T sigma) or "log_ksigma" (log(sigma)/4): what the network is told.
         name: for messages and files.
-        predicts: what the network predicts, as an index into `PREDICTIONS`: a number, so that it compiles nothing again.
+        predicts: what the network predicts, an index into `PREDICTIONS`: a number, so that no program depends on it.
     """
 
     coefficients: Array

@@ -3,6 +3,7 @@
 from hso_jax.problems.bank import Bank as Bank
 from hso_jax.problems.bank import collect as collect
 from hso_jax.problems.bank import pick as pick
+from hso_jax.problems.bank import spread as spread
 from hso_jax.problems.exact import Exact as Exact
 from hso_jax.problems.exact import exact as exact
 from hso_jax.problems.family import KINDS as KINDS

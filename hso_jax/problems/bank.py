@@ -10,9 +10,12 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from hso_jax.problems import mixture, product
 from hso_jax.problems.mixture import Problem
+from hso_jax.problems.mixture import denoise as denoise_mixture
+from hso_jax.problems.mixture import predict as predict_mixture
 from hso_jax.problems.product import Product
+from hso_jax.problems.product import denoise as denoise_product
+from hso_jax.problems.product import predict as predict_product
 
 
 class Bank(NamedTuple):
@@ -128,16 +131,32 @@ def predict(
 ) -> tuple[Array, Array]:
     """The guided denoiser at x [..., D] in VP-equivalent scaling and the negative score, of either kind."""
     if isinstance(problem, Problem):
-        return mixture.predict(problem, x, alpha, sigma, guidance)
+        return predict_mixture(problem, x, alpha, sigma, guidance)
     if isinstance(problem, Product):
-        return product.predict(problem, x, alpha, sigma, guidance)
+        return predict_product(problem, x, alpha, sigma, guidance)
     one, other = problem.mixture, problem.product
     assert one is not None and other is not None
     return jax.lax.cond(
         problem.is_product,
-        lambda x, alpha, sigma, guidance: product.predict(other, x, alpha, sigma, guidance),
-        lambda x, alpha, sigma, guidance: mixture.predict(one, x, alpha, sigma, guidance),
+        lambda x, alpha, sigma, guidance: predict_product(other, x, alpha, sigma, guidance),
+        lambda x, alpha, sigma, guidance: predict_mixture(one, x, alpha, sigma, guidance),
         x, alpha, sigma, guidance,
+    )  # fmt: skip
+
+
+def denoise(problem: Problem | Product | Either, x: Array, lam: Array, guidance: Array | float = 1.0) -> Array:
+    """The first part of `predict` at half log-SNR lam, differentiable in x and lam."""
+    if isinstance(problem, Problem):
+        return denoise_mixture(problem, x, lam, guidance)
+    if isinstance(problem, Product):
+        return denoise_product(problem, x, lam, guidance)
+    one, other = problem.mixture, problem.product
+    assert one is not None and other is not None
+    return jax.lax.cond(
+        problem.is_product,
+        lambda x, lam, guidance: denoise_product(other, x, lam, guidance),
+        lambda x, lam, guidance: denoise_mixture(one, x, lam, guidance),
+        x, lam, guidance,
     )  # fmt: skip
 
 

@@ -23,7 +23,7 @@ SHARE = 0.1
 """Steps for a unit of lam at the noise end, where those for a unit of sqrt(u) at the clean end are 1."""
 
 CLEAN = 1e-4
-"""Where u stops if the model's error does not vanish at clean data; one last step leads there, of relative error u^2."""
+"""Where u stops if the model's error does not vanish at clean data; one last step leads there, off by u^2."""
 
 
 class Exact(NamedTuple):

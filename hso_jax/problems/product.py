@@ -6,12 +6,16 @@ data do along their principal components. A coordinate stands for many direction
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Iterable
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
+
+from hso_jax.noise import alpha_sigma
 
 
 class Product(NamedTuple):
@@ -72,35 +76,89 @@ def predict(
     problem: Product, x: Array, alpha: Array, sigma: Array, guidance: Array | float = 1.0
 ) -> tuple[Array, Array]:
     """The guided denoiser at x [..., D] and the negative score, as `mixture.predict`."""
-    total = alpha * alpha * problem.variances + sigma * sigma
-    # The components are unrolled: three arrays of x's shape stay in registers, an axis of three would not.
-    each = range(problem.means.shape[0])
-    residuals = [(x - alpha * problem.means[c]) / total[c] for c in each]
-    logits = [-0.5 * (residuals[c] * residuals[c] * total[c] + jnp.log(total[c])) for c in each]
-    whole = _softmax([logits[c] + problem.log_weights[c] for c in each])
-    part = _softmax([logits[c] + problem.class_log_weights[c] for c in each])
+    residuals, (whole, part) = _posterior(problem, x, alpha, sigma)
     share = [u + guidance * (p - u) for u, p in zip(whole, part, strict=True)]
-    residual = sum(share[c] * residuals[c] for c in each)
-    data = sum(share[c] * (problem.means[c] + alpha * problem.variances[c] * residuals[c]) for c in each)
-    return data, residual
+    inner = [mu + alpha * v * r for mu, v, r in zip(problem.means, problem.variances, residuals, strict=True)]
+    return _mean(share, inner), _mean(share, residuals)
 
 
-def _softmax(logits: list[Array]) -> list[Array]:
-    # The peak is a shift that cancels: no gradient flows through it, which spares the ties of its derivative.
-    peak = logits[0]
-    for other in logits[1:]:
-        peak = jnp.maximum(peak, other)
-    peak = jax.lax.stop_gradient(peak)
-    powers = [jnp.exp(x - peak) for x in logits]
-    inverse = 1.0 / sum(powers)
-    return [p * inverse for p in powers]
+@jax.custom_vjp
+def denoise(problem: Product, x: Array, lam: Array, guidance: Array | float = 1.0) -> Array:
+    """The guided denoiser at x [..., D] and half log-SNR lam, for searches.
+
+    Its derivatives in x and lam are closed forms that are taken along with the value: an elementwise function needs no
+    second pass, and a loop over steps keeps two arrays of it. The problem and the weight count as constants.
+    """
+    return predict(problem, x, *alpha_sigma(lam, "vp"), guidance)[0]
 
 
-def variances(problem: Product) -> Array:
-    """[D] variance of the data along each coordinate."""
-    weights = jnp.exp(problem.log_weights)
-    mean = (weights * problem.means).sum(0)
-    return (weights * ((problem.means - mean) ** 2 + problem.variances)).sum(0)
+def _denoise_forward(
+    problem: Product, x: Array, lam: Array, guidance: Array | float
+) -> tuple[Array, tuple[Array, Array, Any]]:
+    """The posterior mean of `m = mu + alpha v r`, r = (x - alpha mu)/t, and its slopes by covariances over components.
+
+    `dD/dx = E[dm/dx] - Cov(m, r)` and `dD/dlam = E[dm/dlam] + Cov(m, dl/dlam)`, l the log of a component's share,
+    with `dalpha/dlam = alpha sigma^2, dsigma/dlam = -sigma alpha^2`.
+    """
+    alpha, sigma = alpha_sigma(lam, "vp")
+    mu, v = problem.means, problem.variances
+    total = alpha * alpha * v + sigma * sigma
+    rise = 2.0 * alpha * alpha * sigma * sigma * (v - 1.0)  # of total with lam
+    step = alpha * sigma * sigma  # of alpha with lam
+    r, shares = _posterior(problem, x, alpha, sigma)
+    each = range(len(r))
+    m = [mu[c] + alpha * v[c] * r[c] for c in each]
+    m_x = alpha * v / total
+    m_lam = [v[c] * (step * r[c] - alpha / total[c] * (step * mu[c] + rise[c] * r[c])) for c in each]
+    l_lam = [r[c] * (step * mu[c] + 0.5 * rise[c] * r[c]) - 0.5 * rise[c] / total[c] for c in each]
+    branches = []
+    for share in shares:
+        centre = _mean(share, m)
+        slope_x = _mean(share, [m_x[c] - m[c] * r[c] for c in each]) + centre * _mean(share, r)
+        slope_lam = _mean(share, [m_lam[c] + m[c] * l_lam[c] for c in each]) - centre * _mean(share, l_lam)
+        branches.append((centre, slope_x, slope_lam))
+    value, slope_x, slope_lam = (u + guidance * (p - u) for u, p in zip(*branches, strict=True))
+    return value, (slope_x, slope_lam, (problem, guidance))
+
+
+def _denoise_backward(kept: tuple[Array, Array, Any], change: Array) -> tuple[Any, Array, Array, Any]:
+    slope_x, slope_lam, (problem, guidance) = kept
+    nothing = jax.tree.map(jnp.zeros_like, (problem, guidance))
+    return nothing[0], change * slope_x, (change * slope_lam).sum(), nothing[1]
+
+
+denoise.defvjp(_denoise_forward, _denoise_backward)
+
+
+def _posterior(problem: Product, x: Array, alpha: Array, sigma: Array) -> tuple[list[Array], list[list[Array]]]:
+    """`(x - alpha mu)/t` of each component, and the components' shares given x: of the whole, and of the class.
+
+    Components are unrolled, not an axis: XLA makes one loop of it all, where it would compute a reduction's operands
+    again for each of its results. The exponentials are one array, so that they are computed once.
+    """
+    mu, v = problem.means, problem.variances
+    total = alpha * alpha * v + sigma * sigma
+    inverse, logs = 1.0 / total, -0.5 * jnp.log(total)
+    each = range(mu.shape[0])
+    residuals = [(x - alpha * mu[c]) * inverse[c] for c in each]
+    normal = [-0.5 * residuals[c] * (x - alpha * mu[c]) for c in each]
+    logits = []
+    for prior in (problem.log_weights, problem.class_log_weights):
+        own = [normal[c] + (logs[c] + prior[c]) for c in each]
+        # The peak is a shift that cancels: no gradient flows through it, which spares the ties of its derivative.
+        peak = jax.lax.stop_gradient(functools.reduce(jnp.maximum, own))
+        logits += [row - peak for row in own]
+    powers = jnp.exp(jnp.stack(logits))
+    shares = []
+    for begin in (0, len(each)):
+        own = [powers[begin + c] for c in each]
+        scale = 1.0 / sum(own)
+        shares.append([power * scale for power in own])
+    return residuals, shares
+
+
+def _mean(shares: Iterable[Array], values: Iterable[Array]) -> Array:
+    return functools.reduce(jnp.add, [s * v for s, v in zip(shares, values, strict=True)])
 
 
 def log_density(problem: Product, x: Array, alpha: Array, sigma: Array, *, of_class: bool = False) -> Array:

@@ -14,7 +14,7 @@ from jax import Array
 
 from hso_jax import solvers
 from hso_jax.noise import alpha_sigma
-from hso_jax.problems.bank import Bank, Problems, collect, pick, predict, spread
+from hso_jax.problems.bank import Bank, Problems, collect, denoise, pick, spread
 from hso_jax.problems.exact import Exact, exact
 from hso_jax.problems.family import family
 from hso_jax.problems.model_error import ModelError, draw, error, guided
@@ -232,18 +232,24 @@ def error_gradient(
 
     Memory B D K, work chunks x B N; over all devices along `axis`.
     """
+    # The weights are a short but intricate function of the nodes: its derivative is taken once, not for every chunk.
+    real = weigh(lams).real
+    weights, pull = jax.vjp(lambda lams: weigh(lams)._replace(real=None), lams)
 
-    def add(i: Array, sums: tuple[Array, Array]) -> tuple[Array, Array]:
-        value, gradient = jax.value_and_grad(lambda lams: _squared_error(data, weigh(lams), i))(lams)
-        return sums[0].at[i].set(value), sums[1].at[data.problem[i]].add(gradient)
+    def add(i: Array, sums: tuple[Array, solvers.Weights]) -> tuple[Array, solvers.Weights]:
+        value, slopes = jax.value_and_grad(lambda w: _squared_error(data, w._replace(real=real), i))(weights)
+        p = data.problem[i]
+        return sums[0].at[i].set(value), jax.tree.map(lambda total, slope: total.at[p].add(slope), sums[1], slopes)
 
-    zero = jnp.zeros(data.problem.shape, lams.dtype), jnp.zeros((data.importance.shape[0], *lams.shape), lams.dtype)
-    errors, gradients = jax.lax.fori_loop(0, chunks, add, zero)
+    many = data.importance.shape[0]
+    zero = jax.tree.map(lambda w: jnp.zeros((many, *w.shape), w.dtype), weights)
+    errors, gradients = jax.lax.fori_loop(0, chunks, add, (jnp.zeros(data.problem.shape, lams.dtype), zero))
     if axis is not None:
         errors, gradients = jax.lax.pmean((errors, gradients), axis)
     of_problem, count = _by_problem(data, errors, chunks)
     value, slopes = jax.value_and_grad(log_power_mean)(of_problem, count > 0, data.power)
-    return value, (slopes / jnp.maximum(count, 1.0)) @ gradients
+    shares = slopes / jnp.maximum(count, 1.0)
+    return value, pull(jax.tree.map(lambda each: jnp.tensordot(shares, each, axes=1), gradients))[0]
 
 
 def mean_error(data: Chunks, errors: Array, chunks: Array | int, axis: str | None = None) -> Array:
@@ -280,8 +286,7 @@ def denoiser(data: Chunks, i: Array) -> solvers.Denoiser:
     waves = guided(data.error, data.frequencies[p], data.coefficients[i], data.guidance)
 
     def model(x: Array, lam: Array) -> Array:
-        alpha, sigma = alpha_sigma(lam, "vp")
-        return predict(problem, x, alpha, sigma, data.guidance)[0] + error(waves, alpha, sigma)
+        return denoise(problem, x, lam, data.guidance) + error(waves, *alpha_sigma(lam, "vp"))
 
     return model
 
