@@ -72,9 +72,9 @@ def test_score_density_and_guidance(lam: float) -> None:
 
 
 def test_derivatives_of_the_search_s_denoiser_are_autodiff_s() -> None:
-    made = problems.spectral(jax.random.key(0), problems.power_law(4096, 1.0), dimension=8)
     rng = np.random.default_rng(0)
     with jax.enable_x64(True):
+        made = problems.spectral(jax.random.key(0), problems.power_law(4096, 1.0), dimension=8)
         change = jnp.asarray(rng.normal(size=(5, 8)))
         for lam in (-3.0, -0.5, 0.3, 2.0):
             x = jnp.asarray(2.0 * rng.normal(size=(5, 8)))
@@ -87,9 +87,9 @@ def test_derivatives_of_the_search_s_denoiser_are_autodiff_s() -> None:
             np.testing.assert_allclose(got, wanted, rtol=1e-12, atol=1e-13)
             for a, b in zip(fast(change), pull(change), strict=True):
                 np.testing.assert_allclose(a, b, rtol=1e-10, atol=1e-12)
-    for lam in (-np.inf, np.inf):
-        slopes = jax.grad(lambda x, lam: denoise(made, x, lam, 3.0).sum(), (0, 1))(np.ones((1, 8), np.float32), lam)
-        assert all(np.isfinite(slope).all() for slope in slopes)
+        for lam in (-np.inf, np.inf):
+            slopes = jax.grad(lambda x, lam: denoise(made, x, lam, 3.0).sum(), (0, 1))(np.ones((1, 8)), lam)
+            assert all(np.isfinite(slope).all() for slope in slopes)
 
 
 def test_gradients_are_finite_at_both_ends_and_far_out() -> None:

@@ -50,7 +50,7 @@ def test_it_reaches_scipy_s_minimiser_in_as_many_evaluations_within_a_factor() -
 def run(function: Callable[[jax.Array], jax.Array], start: np.ndarray, steps: int) -> list[State]:
     both = with_gradient(function)
     advance = jax.jit(lambda state: step(both, state))
-    states = [jax.jit(lambda y: init(both, y))(jnp.asarray(start))]
+    states = [advance(init(jnp.asarray(start)))]
     for _ in range(steps):
         states.append(advance(states[-1]))
     return states

@@ -13,7 +13,7 @@ from jax import Array
 from hso_jax.noise import alpha_sigma
 from hso_jax.problems.bank import Either, predict
 from hso_jax.problems.mixture import Problem
-from hso_jax.problems.model_error import SATURATION, Waves, error, over_sigma
+from hso_jax.problems.model_error import SATURATION, Waves, over_sigma
 from hso_jax.problems.product import Product
 
 ROUNDING = 16.0
@@ -21,9 +21,6 @@ ROUNDING = 16.0
 
 SHARE = 0.1
 """Steps for a unit of lam at the noise end, where those for a unit of sqrt(u) at the clean end are 1."""
-
-CLEAN = 1e-4
-"""Where u stops if the model's error does not vanish at clean data; one last step leads there, off by u^2."""
 
 
 class Exact(NamedTuple):
@@ -135,13 +132,5 @@ def _integrate(
         k4 = slope(x + h * k3, then)
         return x + h / 6.0 * (k1 + 2.0 * (k2 + k3) + k4), None
 
-    stop = last if waves is None else jnp.where(waves.numbers[1] > 0, last, jnp.maximum(last, CLEAN))
-    mesh = _mesh(first, stop, steps)
-    x = jax.lax.scan(step, x, (mesh[:-1], mesh[1:]))[0]
-    if waves is None:
-        return x
-    alpha, sigma = jnp.cos(stop), jnp.maximum(jnp.sin(stop), 1e-30)
-    data = predict(problem, x, alpha, sigma, guidance)[0] + error(waves, alpha, sigma)
-    # DDIM over what is left: sin(last)/sin(stop) of the sample, the rest from the prediction.
-    left = jnp.sin(last) / sigma
-    return jnp.where(last < stop, left * x + (jnp.cos(last) - left * alpha) * data, x)
+    mesh = _mesh(first, last, steps)
+    return jax.lax.scan(step, x, (mesh[:-1], mesh[1:]))[0]

@@ -2,14 +2,18 @@
 
 What a network predicts is off by about the same everywhere; what that means for x_0 depends on what it predicts:
 
-    D(x, lam) + eta c(lam) xi(lam),    c = sigma/sqrt(a alpha^2 + b sigma^2)
+    D(x, lam) + eta c(lam) xi(lam),    c = sigma/sqrt(alpha^2 + (sigma/cap)^2)
 
-| prediction | x_0 from it | c | a, b |
+| prediction | x_0 from it | c | cap |
 |---|---|---|---|
-| epsilon | (x - sigma eps)/alpha | sigma/alpha | 1, 0 |
-| v_prediction | alpha x - sigma v | sigma | 1, 1 |
-| edm, flow_prediction | c_out of unit-variance data; at most .3 less than sigma for a flow's s | sigma | 1, 1 |
-| sample | x_0 | 1 | 0, 1 |
+| epsilon | (x - sigma eps)/alpha | sigma/alpha | inf |
+| v_prediction | alpha x - sigma v | sigma | 1 |
+| edm | c_skip x + c_out F, c_out = sigma for data of unit variance | sigma | 1 |
+| flow_prediction | x - s v in a flow's scaling; s is between sigma/sqrt(2) and sigma | sigma | 1 |
+| sample | x_0 | sigma | 1 |
+
+A network that predicts x_0 itself is off by less than what is left to predict, which vanishes with sigma; an error that
+stayed constant there would have no converged solution: the sample would drift by it for every unit of lam.
 
 The paper's Theorem 1 (arXiv 2511.11688) carries the same term as the bound eta sigma^p/alpha.
 """
@@ -25,8 +29,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
-
-from hso_jax.noise import alpha_sigma
 
 ETA: Mapping[str, float] = {
     "epsilon": 0.0,
@@ -44,7 +46,7 @@ CAP: Mapping[str, float] = {
     "edm": 1.0,
     "sample": 1.0,
 }
-"""Largest c by prediction type, the one at lam = -inf: b = cap^-2."""
+"""Largest c by prediction type, the one at lam = -inf."""
 
 SATURATION = 7.0
 """xi stops to vary beyond this |lam|: sigma and alpha are then 1e-3, and pure noise is a level like its neighbours."""
@@ -72,8 +74,8 @@ class ModelError(NamedTuple):
     alike: float = 0.0
     seed: int = 0
 
-    def numbers(self, prediction: str) -> tuple[float, float, float]:
-        """Eta, a and b for a prediction type; (0, 1, 1) without error.
+    def numbers(self, prediction: str) -> tuple[float, float]:
+        """Eta and cap^-2 for a prediction type; (0, 1) without error.
 
         Raises:
             ValueError: for an unknown type, or values out of range.
@@ -86,7 +88,7 @@ class ModelError(NamedTuple):
             raise ValueError(f"eta is {eta}, cap {cap}; need a finite number of at least 0, and a positive one")
         if not (self.terms >= 1 and 0.0 < self.length < math.inf and math.isfinite(self.tilt) and abs(self.alike) <= 1):
             raise ValueError(f"{self}: need terms >= 1, a positive length, a finite tilt and alike in -1..1")
-        return (float(eta), 0.0 if prediction == "sample" else 1.0, float(cap) ** -2.0) if eta > 0 else (0.0, 1.0, 1.0)
+        return (float(eta), float(cap) ** -2.0) if eta > 0 else (0.0, 1.0)
 
 
 class Waves(NamedTuple):
@@ -95,7 +97,7 @@ class Waves(NamedTuple):
     Attributes:
         frequencies: [K].
         coefficients: [2 K, B, D] of the cosines and the sines.
-        numbers: [3] eta, a, b.
+        numbers: [2] eta and cap^-2.
     """
 
     frequencies: Array
@@ -136,18 +138,14 @@ def guided(numbers: Array, frequencies: Array, coefficients: Array, guidance: Ar
 
 
 def over_sigma(waves: Waves, alpha: Array, sigma: Array) -> Array:
-    """[B, D] the error divided by sigma, which is finite at clean data (but for "sample")."""
-    eta, a, b = waves.numbers
-    return eta / jnp.sqrt(a * alpha * alpha + b * sigma * sigma) * _xi(waves, alpha, sigma)
+    """[B, D] the error divided by sigma, which is finite at clean data."""
+    eta, capped = waves.numbers
+    return eta / jnp.sqrt(alpha * alpha + capped * sigma * sigma) * _xi(waves, alpha, sigma)
 
 
 def error(waves: Waves, alpha: Array, sigma: Array) -> Array:
     """[B, D] what is added to the exact denoiser."""
-    eta, a, b = waves.numbers
-    square = a * alpha * alpha + b * sigma * sigma
-    # At clean data "sample" is 0/0, whose limit is 1.
-    c = jnp.where(a > 0, sigma / jnp.sqrt(jnp.where(a > 0, square, 1.0)), jax.lax.rsqrt(b + (a > 0)))
-    return eta * c * _xi(waves, alpha, sigma)
+    return sigma * over_sigma(waves, alpha, sigma)
 
 
 def _xi(waves: Waves, alpha: Array, sigma: Array) -> Array:
@@ -155,8 +153,3 @@ def _xi(waves: Waves, alpha: Array, sigma: Array) -> Array:
     level = jnp.log(alpha + small * sigma) - jnp.log(sigma + small * alpha)
     angles = waves.frequencies * level
     return jnp.tensordot(jnp.concatenate([jnp.cos(angles), jnp.sin(angles)]), waves.coefficients, axes=1)
-
-
-def at(waves: Waves, lam: Array) -> Array:
-    """`error` at a half log-SNR; -inf and inf are allowed where c is finite."""
-    return error(waves, *alpha_sigma(lam, "vp"))

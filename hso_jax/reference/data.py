@@ -43,7 +43,7 @@ class Reference(NamedTuple):
         importance: [P, D] what a squared error along each coordinate weighs; the data's own variance weighs 1 in all.
         frequencies: [P, K] of the model's error, see `model_error.draw`.
         coefficients: [P, 2, 2 K, B, D] of its two branches.
-        error: [3] its size and shape, see `ModelError.numbers`.
+        error: [2] its size and shape, see `ModelError.numbers`.
         guidance: scalar, w of classifier-free guidance.
         power: scalar, the exponent of the mean over problems, see `mean_over_problems`.
         inaccuracy: scalar, estimated error of `truth`, in the same units as a schedule's error.
@@ -109,7 +109,7 @@ def reference(
         raise ValueError(f"detail is {detail}, power {power}; need finite numbers")
     kind = model_error or ModelError()
     numbers = kind.numbers(prediction)
-    if start == -math.inf and numbers[2] == 0.0:
+    if start == -math.inf and numbers[1] == 0.0:
         raise ValueError(
             f"prediction is {prediction!r} and the noise end pure noise (lam = -inf), where its error in x0 is "
             "infinite; need a model of another prediction type, a noise end before lam = -inf, or eta = 0"
@@ -131,7 +131,7 @@ def _solve(
     start: float,
     guidance: float,
     model_error: ModelError,
-    numbers: tuple[float, float, float],
+    numbers: tuple[float, float],
     detail: float,
     power: float,
     samples: int,
@@ -232,9 +232,13 @@ def error_gradient(
 
     Memory B D K, work chunks x B N; over all devices along `axis`.
     """
+
     # The weights are a short but intricate function of the nodes: its derivative is taken once, not for every chunk.
-    real = weigh(lams).real
-    weights, pull = jax.vjp(lambda lams: weigh(lams)._replace(real=None), lams)
+    def split(lams: Array) -> tuple[solvers.Weights, Array]:
+        made = weigh(lams)
+        return made._replace(real=None), made.real
+
+    weights, pull, real = jax.vjp(split, lams, has_aux=True)
 
     def add(i: Array, sums: tuple[Array, solvers.Weights]) -> tuple[Array, solvers.Weights]:
         value, slopes = jax.value_and_grad(lambda w: _squared_error(data, w._replace(real=real), i))(weights)

@@ -39,7 +39,7 @@ class State(NamedTuple):
         move: [M] the next step, the model's minimiser within the radius.
         promised: what the model says the value falls by then.
         radius: of the trust region, in the Euclidean norm of y.
-        steps: evaluations after the first.
+        steps: evaluations after the first; -1 before it.
     """
 
     y: Array
@@ -52,11 +52,11 @@ class State(NamedTuple):
     steps: Array
 
 
-def init(function: Function, y: Array) -> State:
-    """The state at y [M]."""
-    value, gradient = function(y)
+def init(y: Array) -> State:
+    """The state before the first evaluation, which is a step that stays at y [M]: the function is compiled once."""
+    zero, nothing = jnp.zeros_like(y), jnp.zeros((), y.dtype)
     hessian, radius = jnp.eye(y.shape[0], dtype=y.dtype), jnp.asarray(FIRST_RADIUS, y.dtype)
-    return State(y, value, gradient, hessian, *_subproblem(gradient, hessian, radius), radius, jnp.asarray(0))
+    return State(y, nothing + jnp.inf, zero, hessian, zero, nothing, radius, jnp.asarray(-1))
 
 
 def step(function: Function, state: State) -> State:
@@ -81,7 +81,7 @@ def step(function: Function, state: State) -> State:
 def settled(state: State) -> Array:
     """Whether the model promises next to nothing although the trust region does not hold it back."""
     inside = jnp.linalg.norm(state.move) <= 0.99 * state.radius
-    return (inside & (state.promised <= TOLERANCE)) | (state.radius < SMALLEST_RADIUS)
+    return (state.steps >= 0) & ((inside & (state.promised <= TOLERANCE)) | (state.radius < SMALLEST_RADIUS))
 
 
 def descend(function: Function, y: Array, max_steps: Array | int) -> tuple[State, Array]:
@@ -89,7 +89,7 @@ def descend(function: Function, y: Array, max_steps: Array | int) -> tuple[State
     last = jax.lax.while_loop(
         lambda state: (state.steps < max_steps) & ~settled(state),
         lambda state: step(function, state),
-        init(function, y),
+        init(y),
     )
     return last, settled(last)
 
