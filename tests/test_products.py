@@ -170,6 +170,17 @@ def test_from_components_goes_on_to_the_total() -> None:
     np.testing.assert_array_equal(whole.deviations, head)
 
 
+def test_named_spectra_are_what_the_table_says() -> None:
+    for name, entry in problems.SPECTRA.items():
+        found = problems.named(name)
+        assert found.dimension == entry.dimension
+        assert found.total == pytest.approx(entry.dimension * entry.deviation**2)
+        leading = found.deviations[0] / (entry.deviation * entry.dimension**0.5)
+        assert 0.1 < leading < 0.45, name
+    with pytest.raises(ValueError, match="spectrum 'audio' is not known; use one of latents-4"):
+        problems.named("audio")
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

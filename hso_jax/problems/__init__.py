@@ -24,8 +24,10 @@ from hso_jax.problems.model_error import ETA as ETA
 from hso_jax.problems.model_error import ModelError as ModelError
 from hso_jax.problems.product import Product as Product
 from hso_jax.problems.product import product as product
+from hso_jax.problems.spectrum import SPECTRA as SPECTRA
 from hso_jax.problems.spectrum import Spectrum as Spectrum
 from hso_jax.problems.spectrum import from_components as from_components
+from hso_jax.problems.spectrum import named as named
 from hso_jax.problems.spectrum import power_law as power_law
 from hso_jax.problems.spectrum import spectral as spectral
 from hso_jax.problems.spectrum import spectrum as spectrum

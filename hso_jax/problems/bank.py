@@ -169,17 +169,23 @@ def spread(bank: Bank) -> tuple[np.ndarray, np.ndarray]:
         if bank.is_product[p]:
             assert bank.products is not None
             one = jax.tree.map(lambda leaf: np.asarray(leaf[row], np.float64), bank.products)  # noqa: B023
-            weights = np.exp(one.log_weights)
+            weights = _normal(one.log_weights)
             mean = (weights * one.means).sum(0)
             variances[p, :d] = (weights * ((one.means - mean) ** 2 + one.variances)).sum(0)[:d]
             counts[p, :d] = one.counts[:d]
         else:
             assert bank.mixtures is not None
             one = jax.tree.map(lambda leaf: np.asarray(leaf[row], np.float64), bank.mixtures)  # noqa: B023
-            w = np.exp(one.log_weights)
+            w = _normal(one.log_weights)
             variances[p, :d] = (w @ (one.means - w @ one.means) ** 2 + one.variances)[:d]
             counts[p, :d] = 1.0
     return variances, counts
+
+
+def _normal(log_weights: np.ndarray) -> np.ndarray:
+    """Weights that sum to 1 along the components, also where their logarithms are float32."""
+    weights = np.exp(log_weights)
+    return weights / weights.sum(0)
 
 
 def _width(bank: Bank) -> int:

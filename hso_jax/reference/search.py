@@ -19,7 +19,7 @@ from jax import Array
 from jax.sharding import Mesh, PartitionSpec
 
 from hso_jax import solvers, trust_region
-from hso_jax.batch import Progress, compiler_options
+from hso_jax.batch import Progress, quick_options
 from hso_jax.curvature import dense_objective, interval_objective
 from hso_jax.dm_nonuni import bound
 from hso_jax.evolution import evolve
@@ -302,7 +302,7 @@ def program(
         return jax.lax.map(one, lanes, batch_size=effort.lanes if effort.lanes > 1 else None)
 
     sharded = jax.shard_map(every, mesh=mesh, in_specs=(whole, split), out_specs=whole, check_vma=False)
-    return jax.jit(sharded, compiler_options=compiler_options(devices[0].platform))
+    return jax.jit(sharded, compiler_options=quick_options(devices[0].platform))
 
 
 def run(
