@@ -37,7 +37,7 @@ def waves(numbers: tuple[float, float], coefficients: Any = None) -> Waves:
     """One wave of frequency 0 with xi = 1, or the given ones."""
     values = np.array([1.0, 0.0])[:, None, None] if coefficients is None else np.asarray(coefficients)
     frequencies = np.zeros(1) if coefficients is None else np.array([0.4, 1.3, 2.1])[: len(values) // 2]
-    return Waves(jnp.asarray(frequencies), jnp.asarray(values), jnp.asarray(numbers))
+    return Waves(jnp.asarray(frequencies), jnp.asarray(numbers[0] * values), jnp.asarray(numbers[1]))
 
 
 def test_size_follows_from_what_is_predicted() -> None:
@@ -55,8 +55,10 @@ def test_size_follows_from_what_is_predicted() -> None:
             np.testing.assert_allclose(found, 0.1 * wanted, rtol=1e-12)
             scaled = np.array([over_sigma(row, *alpha_sigma(lam, "vp"))[0, 0] for lam in jnp.asarray(LAMS)])
             np.testing.assert_allclose(scaled * sigma, found, rtol=1e-12)
-            ends = [float(error(row, *alpha_sigma(jnp.asarray(lam), "vp"))[0, 0]) for lam in (-np.inf, np.inf)]
-            np.testing.assert_allclose(ends, [0.1 * CAP[name], 0.0], atol=1e-15)
+            assert float(error(row, *alpha_sigma(jnp.asarray(np.inf), "vp"))[0, 0]) == 0.0
+            if np.isfinite(CAP[name]):
+                noisiest = float(error(row, *alpha_sigma(jnp.asarray(-np.inf), "vp"))[0, 0])
+                assert noisiest == pytest.approx(0.1 * CAP[name], rel=1e-12)
     # A flow's velocity is off by s in flow scaling; sigma is at most sqrt 2 times that.
     s = 1.0 / (1.0 + np.exp(LAMS))
     assert np.all((sigma >= s) & (sigma <= 1.4143 * s))
@@ -97,10 +99,10 @@ def test_tilt_keeps_the_total_and_padding_counts_for_nothing() -> None:
 def test_branches_are_as_alike_as_asked() -> None:
     one = np.ones((1, 2))
     for alike in (0.0, 0.6, 1.0):
-        frequencies, c = draw(ModelError(alike=alike), one, one, 5000)
+        _, c = draw(ModelError(alike=alike), one, one, 5000)
         assert np.mean(c[:, 0] * c[:, 1]) / np.mean(c[:, 0] ** 2) == pytest.approx(alike, abs=0.02)
         assert np.mean(c[:, 1] ** 2) == pytest.approx(np.mean(c[:, 0] ** 2), rel=0.03)
-        both = [guided(np.ones(2), frequencies[0], c[0], np.float32(w)).coefficients for w in (0.0, 1.0, 4.0)]
+        both = [guided(1.0, c, w) for w in (0.0, 1.0, 4.0)]
         np.testing.assert_allclose(both[2], both[0] + 4.0 * (both[1] - both[0]), atol=1e-5)
 
 
@@ -165,13 +167,13 @@ def test_squared_errors_are_those_of_sampling() -> None:
         variances, counts = spread(collect(problems()))
         by_hand = []
         for p in range(4):
-            mixed = (1.0 - guidance) * made.coefficients[p, 0] + guidance * made.coefficients[p, 1]
+            mixed = made.coefficients[p]
 
             def model(x: jax.Array, lam: jax.Array, p: int = p, mixed: jax.Array = mixed) -> jax.Array:
                 alpha, sigma = alpha_sigma(lam, "vp")
                 angles = made.frequencies[p] * jnp.log((alpha + np.exp(-7) * sigma) / (sigma + np.exp(-7) * alpha))
                 xi = jnp.einsum("k,kbd->bd", jnp.concatenate([jnp.cos(angles), jnp.sin(angles)]), mixed)
-                return predict(pick(made.problems, p), x, alpha, sigma, guidance)[0] + 0.05 * sigma * xi
+                return predict(pick(made.problems, p), x, alpha, sigma, guidance)[0] + sigma * xi
 
             x = solvers.sample(model, lams, made.noise[p], solver="dpmpp-2m")
             square = np.mean((np.asarray(x) - np.asarray(made.truth[p])) ** 2, axis=0)
@@ -258,7 +260,7 @@ def test_lanes_have_the_error_of_their_model() -> None:
     options: dict[str, Any] = {"problems": problems(), "samples": 4, "model_error": ModelError(eta=0.02)}
     arrays, bank, inaccuracy = pack(lanes, ["dpmpp-2m"], np.zeros((3, 0, 3)), 2, **options)
     assert arrays.reference.tolist() == [0, 1, 0] and bank.truth.shape[0] == 2
-    np.testing.assert_allclose(bank.error, [[0.02, 0.0], [0.02, 1.0]])
+    np.testing.assert_allclose(bank.capped, [0.0, 1.0])
     alone = reference_of(lanes[1], **options)
     np.testing.assert_array_equal(bank.truth[1], in_chunks(alone, 2).truth)
     assert inaccuracy[1] == float(alone.inaccuracy)

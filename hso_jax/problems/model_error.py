@@ -96,13 +96,13 @@ class Waves(NamedTuple):
 
     Attributes:
         frequencies: [K].
-        coefficients: [2 K, B, D] of the cosines and the sines.
-        numbers: [2] eta and cap^-2.
+        coefficients: [2 K, B, D] of the cosines and the sines, eta included.
+        capped: cap^-2.
     """
 
     frequencies: Array
     coefficients: Array
-    numbers: Array
+    capped: Array
 
 
 def draw(error: ModelError, variances: np.ndarray, counts: np.ndarray, samples: int) -> tuple[np.ndarray, np.ndarray]:
@@ -132,24 +132,22 @@ def draw(error: ModelError, variances: np.ndarray, counts: np.ndarray, samples: 
     return frequencies, draws * np.sqrt(sizes / terms)[:, None, None, None].astype(np.float32)
 
 
-def guided(numbers: Array, frequencies: Array, coefficients: Array, guidance: Array) -> Waves:
-    """The error of `D_u + w (D_c - D_u)` from both branches' coefficients [2, 2 K, B, D]: `(1 - w) e_u + w e_c`."""
-    return Waves(frequencies, (1.0 - guidance) * coefficients[0] + guidance * coefficients[1], numbers)
+def guided(eta: float, coefficients: np.ndarray, guidance: float) -> np.ndarray:
+    """[P, 2 K, B, D] of the error of `D_u + w (D_c - D_u)`: `eta ((1 - w) e_u + w e_c)`, from what `draw` gives."""
+    of_whole, of_class = eta * (1.0 - guidance), eta * guidance
+    return of_whole * coefficients[:, 0] + of_class * coefficients[:, 1]
 
 
 def over_sigma(waves: Waves, alpha: Array, sigma: Array) -> Array:
     """[B, D] the error divided by sigma, which is finite at clean data."""
-    eta, capped = waves.numbers
-    return eta / jnp.sqrt(alpha * alpha + capped * sigma * sigma) * _xi(waves, alpha, sigma)
+    small = math.exp(-SATURATION)
+    level = jnp.log(alpha + small * sigma) - jnp.log(sigma + small * alpha)
+    angles = waves.frequencies * level
+    basis = jnp.concatenate([jnp.cos(angles), jnp.sin(angles)]) / jnp.sqrt(alpha * alpha + waves.capped * sigma * sigma)
+    terms, *shape = waves.coefficients.shape
+    return (basis[None] @ waves.coefficients.reshape(terms, -1)).reshape(shape)  # one product of a row and a matrix
 
 
 def error(waves: Waves, alpha: Array, sigma: Array) -> Array:
     """[B, D] what is added to the exact denoiser."""
     return sigma * over_sigma(waves, alpha, sigma)
-
-
-def _xi(waves: Waves, alpha: Array, sigma: Array) -> Array:
-    small = math.exp(-SATURATION)
-    level = jnp.log(alpha + small * sigma) - jnp.log(sigma + small * alpha)
-    angles = waves.frequencies * level
-    return jnp.tensordot(jnp.concatenate([jnp.cos(angles), jnp.sin(angles)]), waves.coefficients, axes=1)

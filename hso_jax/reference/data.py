@@ -11,13 +11,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
+from jax.flatten_util import ravel_pytree
 
 from hso_jax import solvers
 from hso_jax.noise import alpha_sigma
 from hso_jax.problems.bank import Bank, Problems, collect, denoise, pick, spread
 from hso_jax.problems.exact import Exact, exact
 from hso_jax.problems.family import family
-from hso_jax.problems.model_error import ModelError, draw, error, guided
+from hso_jax.problems.model_error import ModelError, Waves, draw, error, guided
 
 SAMPLES = 128
 """Noise samples a problem: 36 x 128 in all (benchmarks/reference_study.py says what fewer cost)."""
@@ -42,8 +43,8 @@ class Reference(NamedTuple):
         truth: [P, B, D] the exact solution at clean data of the flow that starts at the model's noise end.
         importance: [P, D] what a squared error along each coordinate weighs; the data's own variance weighs 1 in all.
         frequencies: [P, K] of the model's error, see `model_error.draw`.
-        coefficients: [P, 2, 2 K, B, D] of its two branches.
-        error: [2] its size and shape, see `ModelError.numbers`.
+        coefficients: [P, 2 K, B, D] of the same under guidance, its size included.
+        capped: scalar, see `Waves`.
         guidance: scalar, w of classifier-free guidance.
         power: scalar, the exponent of the mean over problems, see `mean_over_problems`.
         inaccuracy: scalar, estimated error of `truth`, in the same units as a schedule's error.
@@ -55,7 +56,7 @@ class Reference(NamedTuple):
     importance: Array
     frequencies: Array
     coefficients: Array
-    error: Array
+    capped: Array
     guidance: Array
     power: Array
     inaccuracy: Array
@@ -140,14 +141,15 @@ def _solve(
 ) -> Reference:
     dtype = jax.dtypes.canonicalize_dtype(float)
     variances, counts = spread(problems)
-    frequencies, coefficients = draw(model_error, variances, counts, samples)
+    frequencies, draws = draw(model_error, variances, counts, samples)
+    coefficients = guided(numbers[0], draws, guidance)
     problems = jax.tree.map(lambda leaf: jnp.asarray(leaf, dtype if leaf.dtype.kind == "f" else None), problems)
     count, dimension = variances.shape
     # Drawn in float32 whatever the default: the same seed is the same noise.
     noise = jax.random.normal(jax.random.key(seed), (count, samples, dimension), jnp.float32).astype(dtype)
     importance = counts * np.where(counts > 0, variances, 1.0) ** -detail
     importance /= (importance * variances).sum(1, keepdims=True)
-    arrays = [jnp.asarray(x, dtype) for x in (importance, frequencies, coefficients, numbers, guidance, power)]
+    arrays = [jnp.asarray(x, dtype) for x in (importance, frequencies, coefficients, numbers[1], guidance, power)]
     truth = _exact(problems, noise, *arrays[1:4], jnp.asarray(start, dtype), arrays[4], steps)
     inaccuracy = jnp.sqrt(jnp.mean(jnp.sum(importance * truth.errors**2, axis=1)))
     return Reference(problems, noise, truth.value, *arrays, inaccuracy)
@@ -159,13 +161,13 @@ def _exact(
     noise: Array,
     frequencies: Array,
     coefficients: Array,
-    size: Array,
+    capped: Array,
     start: Array,
     guidance: Array,
     steps: int,
 ) -> Exact:
     def one(p: Array) -> Exact:
-        waves = guided(size, frequencies[p], coefficients[p], guidance)
+        waves = Waves(frequencies[p], coefficients[p], capped)
         return exact(pick(problems, p), noise[p], waves=waves, start=start, guidance=guidance, steps=steps)
 
     return jax.lax.map(one, jnp.arange(noise.shape[0]))
@@ -180,9 +182,9 @@ class Chunks(NamedTuple):
         problems: P of them.
         problem: [Q] which one a chunk belongs to.
         noise, truth: [Q, B, D].
-        coefficients: [Q, 2, 2 K, B, D].
+        coefficients: [Q, 2 K, B, D].
         importance, frequencies: [P, D] and [P, K].
-        error, guidance, power: as in `Reference`.
+        capped, guidance, power: as in `Reference`.
     """
 
     problems: Bank
@@ -192,7 +194,7 @@ class Chunks(NamedTuple):
     coefficients: Array
     importance: Array
     frequencies: Array
-    error: Array
+    capped: Array
     guidance: Array
     power: Array
 
@@ -209,7 +211,7 @@ def in_chunks(data: Reference, size: int) -> Chunks:
 
     problem = jnp.tile(jnp.arange(count), pieces)
     arrays = (cut(data.noise), cut(data.truth), cut(data.coefficients), data.importance, data.frequencies)
-    return Chunks(data.problems, problem, *arrays, data.error, data.guidance, data.power)
+    return Chunks(data.problems, problem, *arrays, data.capped, data.guidance, data.power)
 
 
 Weigh = Callable[[Array], solvers.Weights]
@@ -239,21 +241,20 @@ def error_gradient(
         return made._replace(real=None), made.real
 
     weights, pull, real = jax.vjp(split, lams, has_aux=True)
+    flat, whole = ravel_pytree(weights)
 
-    def add(i: Array, sums: tuple[Array, solvers.Weights]) -> tuple[Array, solvers.Weights]:
+    def add(i: Array, sums: tuple[Array, Array]) -> tuple[Array, Array]:
         value, slopes = jax.value_and_grad(lambda w: _squared_error(data, w._replace(real=real), i))(weights)
-        p = data.problem[i]
-        return sums[0].at[i].set(value), jax.tree.map(lambda total, slope: total.at[p].add(slope), sums[1], slopes)
+        return sums[0].at[i].set(value), sums[1].at[data.problem[i]].add(ravel_pytree(slopes)[0])
 
-    many = data.importance.shape[0]
-    zero = jax.tree.map(lambda w: jnp.zeros((many, *w.shape), w.dtype), weights)
-    errors, gradients = jax.lax.fori_loop(0, chunks, add, (jnp.zeros(data.problem.shape, lams.dtype), zero))
+    zero = jnp.zeros(data.problem.shape, lams.dtype), jnp.zeros((data.importance.shape[0], *flat.shape), flat.dtype)
+    errors, gradients = jax.lax.fori_loop(0, chunks, add, zero)
     if axis is not None:
         errors, gradients = jax.lax.pmean((errors, gradients), axis)
     of_problem, count = _by_problem(data, errors, chunks)
     value, slopes = jax.value_and_grad(log_power_mean)(of_problem, count > 0, data.power)
     shares = slopes / jnp.maximum(count, 1.0)
-    return value, pull(jax.tree.map(lambda each: jnp.tensordot(shares, each, axes=1), gradients))[0]
+    return value, pull(whole(shares @ gradients))[0]
 
 
 def mean_error(data: Chunks, errors: Array, chunks: Array | int, axis: str | None = None) -> Array:
@@ -287,7 +288,7 @@ def denoiser(data: Chunks, i: Array) -> solvers.Denoiser:
     """The guided, perturbed denoiser that chunk i is sampled with."""
     p = data.problem[i]
     problem = pick(data.problems, p)
-    waves = guided(data.error, data.frequencies[p], data.coefficients[i], data.guidance)
+    waves = Waves(data.frequencies[p], data.coefficients[i], data.capped)
 
     def model(x: Array, lam: Array) -> Array:
         return denoise(problem, x, lam, data.guidance) + error(waves, *alpha_sigma(lam, "vp"))

@@ -24,7 +24,7 @@ SPACING = 1e-3
 """Least distance of neighbouring nodes in s = sigma/(alpha + sigma): about one training level of T = 1000."""
 
 
-OF_A_REFERENCE = ("truth", "error", "guidance")
+OF_A_REFERENCE = ("truth", "coefficients", "capped", "guidance")
 """Fields of `Chunks` that differ between the references of a bank."""
 
 
