@@ -101,14 +101,14 @@ def _widened(problem: Kind, dimension: int) -> Kind:
     wide = ((0, 0), (0, more))
     if isinstance(problem, Problem):
         means, variances = np.pad(problem.means, wide), np.pad(problem.variances, (0, more), constant_values=1.0)
-        return problem._replace(means=means, variances=variances)
+        return problem._replace(means=means, variances=variances)  # type: ignore[arg-type]
     logs = np.full((problem.means.shape[0], more), -np.log(problem.means.shape[0]))
     return Product(
-        np.concatenate([problem.log_weights, logs], -1),
-        np.concatenate([problem.class_log_weights, logs], -1),
-        np.pad(problem.means, wide),
-        np.pad(problem.variances, wide, constant_values=1.0),
-        np.pad(problem.counts, (0, more)),
+        np.concatenate([problem.log_weights, logs], -1),  # type: ignore[arg-type]
+        np.concatenate([problem.class_log_weights, logs], -1),  # type: ignore[arg-type]
+        np.pad(problem.means, wide),  # type: ignore[arg-type]
+        np.pad(problem.variances, wide, constant_values=1.0),  # type: ignore[arg-type]
+        np.pad(problem.counts, (0, more)),  # type: ignore[arg-type]
     )
 
 

@@ -152,7 +152,7 @@ def _solve(
     arrays = [jnp.asarray(x, dtype) for x in (importance, frequencies, coefficients, numbers[1], guidance, power)]
     truth = _exact(problems, noise, *arrays[1:4], jnp.asarray(start, dtype), arrays[4], steps)
     inaccuracy = jnp.sqrt(jnp.mean(jnp.sum(importance * truth.errors**2, axis=1)))
-    return Reference(problems, noise, truth.value, *arrays, inaccuracy)
+    return Reference(problems, noise, truth.value, *arrays, inaccuracy)  # type: ignore[call-arg]
 
 
 @functools.partial(jax.jit, static_argnames="steps")
@@ -238,7 +238,7 @@ def error_gradient(
     # The weights are a short but intricate function of the nodes: its derivative is taken once, not for every chunk.
     def split(lams: Array) -> tuple[solvers.Weights, Array]:
         made = weigh(lams)
-        return made._replace(real=None), made.real
+        return made._replace(real=None), made.real  # type: ignore[arg-type]
 
     weights, pull, real = jax.vjp(split, lams, has_aux=True)
     flat, whole = ravel_pytree(weights)

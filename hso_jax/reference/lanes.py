@@ -167,7 +167,7 @@ def pack(
     distinct = dict(zip(ends, lanes, strict=True))
     data = [reference_of(lane, **options) for lane in distinct.values()]
     cut = [in_chunks(d, chunk) for d in data]
-    bank = cut[0]._replace(**{name: jnp.stack([getattr(c, name) for c in cut]) for name in OF_A_REFERENCE})
+    bank = cut[0]._replace(**{name: jnp.stack([getattr(c, name) for c in cut]) for name in OF_A_REFERENCE})  # type: ignore[arg-type]
     columns = {
         "reference": np.array([list(distinct).index(end) for end in ends], np.int32),
         "solver": np.array([list(names).index(lane.solver) for lane in lanes], np.int32),

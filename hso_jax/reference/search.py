@@ -291,9 +291,9 @@ def program(
     mesh = Mesh(np.array(devices), ("samples",))
     whole = PartitionSpec()
     split = Chunks(*[whole] * len(Chunks._fields))._replace(  # type: ignore[arg-type]
-        noise=PartitionSpec(None, "samples"),
-        truth=PartitionSpec(None, None, "samples"),
-        coefficients=PartitionSpec(None, None, None, "samples"),
+        noise=PartitionSpec(None, "samples"),  # type: ignore[arg-type]
+        truth=PartitionSpec(None, None, "samples"),  # type: ignore[arg-type]
+        coefficients=PartitionSpec(None, None, None, "samples"),  # type: ignore[arg-type]
     )
     axis = "samples" if len(devices) > 1 else None
 
