@@ -54,8 +54,9 @@ def exact(
     to and including both ends: at u = pi/2 (lam = -inf) the prediction is the mean, at u = 0 (lam = inf)
     `E[eps|x] = -sigma score` vanishes. Pure noise and clean data are ordinary points and nothing is truncated.
     A model's error e adds `-e/sigma`. The method is the classical Runge-Kutta of order 4, extrapolated (Richardson)
-    from n and 2n steps, on a mesh that is graded towards both ends: in `sqrt(u)` at the clean one, in lam at the noise
-    end, where a model's error varies, and data of many standard deviations.
+    from n and 2n steps, on a mesh that is graded towards the clean end, even in `sqrt(u)`, and except for a mixture
+    without error towards the noise end as well, in lam: there a model's error varies, and data of many standard
+    deviations.
 
     On the generic problem, float64, 256 steps leave an error of 2e-10 at guidance 1 and 6e-8 at 7.5; float32
     leaves 1e-6.
@@ -132,5 +133,8 @@ def _integrate(
         k4 = slope(x + h * k3, then)
         return x + h / 6.0 * (k1 + 2.0 * (k2 + k3) + k4), None
 
-    mesh = _mesh(first, last, steps)
+    if waves is None and isinstance(problem, Problem):
+        mesh = last + (first - last) * (1.0 - jnp.arange(steps + 1, dtype=x.dtype) / steps) ** 2
+    else:
+        mesh = _mesh(first, last, steps)
     return jax.lax.scan(step, x, (mesh[:-1], mesh[1:]))[0]
