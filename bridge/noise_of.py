@@ -108,15 +108,17 @@ def _cached(class_name: str, entries: tuple[Any, ...], table: bytes, image_seq_l
             raise ValueError(unsupported(class_name)) from None
         if own.size == 0 or config.get("prediction_type") == "flow_prediction":
             raise
-        return _from_table(own, name)
+        return _from_table(own, config, name)
     if found.kind == "vp" and own.size and not _agrees(found, own):
-        return _from_table(own, name)
+        return _from_table(own, config, name)
     return found
 
 
-def _from_table(own: np.ndarray[Any, Any], name: str) -> NoiseSchedule:
+def _from_table(own: np.ndarray[Any, Any], config: Mapping[str, Any], name: str) -> NoiseSchedule:
     ends_at_noise = own[-1] <= 2.0**-24  # what diffusers writes in place of 0
-    return noises.discrete(np.append(own[:-1], 0.0) if ends_at_noise else own, name=name)
+    found = noises.discrete(np.append(own[:-1], 0.0) if ends_at_noise else own, name=name)
+    prediction = config.get("prediction_type")
+    return found.with_prediction(prediction) if prediction in noises.PREDICTIONS else found
 
 
 def _agrees(found: NoiseSchedule, own: np.ndarray[Any, Any]) -> bool:

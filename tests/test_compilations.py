@@ -15,8 +15,9 @@ import pytest
 from solver_error_cells import EFFORT as SMALL
 from solver_error_cells import method
 
-from hso_jax import Effort, Hso, Lane, Refinement, baseline, preset, refine, search, search_many
+from hso_jax import Effort, Hso, Lane, Refinement, SolverError, baseline, preset, refine, search, search_many
 from hso_jax.noise import discrete
+from hso_jax.problems import ModelError, family
 
 EFFORT = Effort(population=4, generations=1)
 
@@ -37,11 +38,12 @@ def compilations() -> Iterator[list[str]]:
 
 
 def test_the_second_model_compiles_nothing() -> None:
-    """Another name, another table, another length and kind of table."""
+    """Another name, another prediction, another table, another length and kind of table."""
     with compilations() as first:
         search(preset("sd15"), 5, effort=EFFORT)
     assert first  # the counter counts
-    others = [preset("sdxl"), preset("flux-dev"), discrete(alphas_cumprod=np.linspace(0.99, 0.01, 40), name="mine")]
+    others = [preset("sdxl"), preset("sd15").with_prediction("v_prediction"), preset("flux-dev")]
+    others.append(discrete(alphas_cumprod=np.linspace(0.99, 0.01, 40), name="mine"))
     with compilations() as more:
         for noise in others:
             search(noise, 5, effort=EFFORT)
@@ -87,3 +89,14 @@ def test_an_objective_is_traced_for_the_first_model_only() -> None:
     before = len(traces)
     search_many([Lane(preset("sdxl"), 5, method=hso)], effort=EFFORT)
     assert before > 0 and len(traces) == before
+
+
+def test_models_that_predict_different_things_share_the_solver_error_s_program() -> None:
+    """What a network predicts, and so how its error grows with the noise, is a number in the program."""
+    problems = family(range(2), dimension=4, components=4, members=2)
+    how = SolverError("ddim", problems=problems, samples=4, chunk=2, compare=(), model_error=ModelError(eta=0.02))
+    noise = preset("sd15")
+    search(noise, 3, method=how, effort=EFFORT)
+    with compilations() as more:
+        found = search(noise.with_prediction("v_prediction"), 3, method=how, effort=EFFORT)
+    assert not more and np.isfinite(found.error)

@@ -30,7 +30,7 @@ from hso_jax import zoo as from_zoo
 from hso_jax.checks import brief, check_nfe, check_seed, flag, json_object, number, numbers, whole
 from hso_jax.noise import beta_table, ve
 from hso_jax.objectives.solver_error import error_data
-from hso_jax.problems import fit, generic, mixture, stack_problems
+from hso_jax.problems import ModelError, fit, generic, mixture, stack_problems
 
 NO_NUMBERS: list[Any] = [
     "2",
@@ -73,9 +73,14 @@ USUAL: dict[str, tuple[Callable[..., Any], dict[str, Any]]] = {
     "paper_d_min": (paper_d_min, {"nfe": 4}),
     "error_data": (
         error_data,
-        {"start": -3.0, "guidance": 1.0, "samples": 1, "seed": 0, "steps": 2, "problems": PROBLEM},
+        {"start": -3.0, "guidance": 1.0, "samples": 1, "seed": 0, "steps": 2, "problems": PROBLEM, "detail": 0.0}
+        | {"power": 1.0, "prediction": "epsilon", "model_error": ModelError()},
     ),
     "solver_error": (solver_error, {"schedule": NODES, "noise": SD, "solver": "ddim"}),
+    "ModelError": (
+        lambda **options: lanes([SD], [4], method=SolverError(model_error=ModelError(**options))),
+        {"eta": 0.1, "cap": 1.0, "terms": 6, "length": 1.0, "tilt": 1.0, "alike": 0.0, "seed": 0},
+    ),
     "lanes": (lanes, {"noises": [SD], "nfes": [4], "layouts": ["node"], "seeds": [0], "method": "hso"}),
     "hso": (
         lambda **options: lanes([SD], [4], method=Hso(**options)),
@@ -84,7 +89,8 @@ USUAL: dict[str, tuple[Callable[..., Any], dict[str, Any]]] = {
     ),
     "solver-error": (
         lambda **options: lanes([SD], [4], method=SolverError(**options)),
-        {"solver": "ddim", "guidance": 1.0, "first": "end", "family": "mep", "few": 2},
+        {"solver": "ddim", "guidance": 1.0, "first": "end", "family": "mep", "few": 2, "problems": PROBLEM}
+        | {"detail": 0.0, "power": 1.0, "model_error": ModelError()},
     ),
     "search": (
         find,
@@ -107,6 +113,7 @@ RIGHT: dict[tuple[str, str], list[Any]] = {  # what of `NO_NUMBERS` an argument 
     ("lanes", "layouts"): [{}],
     ("lanes", "seeds"): [{}],
     ("error_data", "start"): [-math.inf],
+    ("ModelError", "cap"): [math.inf],
     ("mixture", "weights"): [[1.0, 2.0]],
     ("mixture", "variances"): [[1.0, 2.0]],
 }

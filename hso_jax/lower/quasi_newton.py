@@ -42,7 +42,7 @@ class State(NamedTuple):
         move: [M] the next step, the model's minimiser within the radius.
         promised: what the model says the value falls by then.
         radius: of the trust region, in the Euclidean norm of y.
-        steps: evaluations after the first.
+        steps: evaluations after the first; -1 before it.
     """
 
     y: Array
@@ -81,20 +81,20 @@ class Solution(NamedTuple):
     stationarity: Array
 
 
-def init(function: Function, y: Array) -> State:
-    """The state at y [M]."""
+def init(y: Array) -> State:
+    """The state before the first evaluation, which is a step that stays at y [M]: the function is compiled once."""
     chex.assert_rank(y, 1)
-    value, gradient = function(y)
-    chex.assert_rank(value, 0)
-    chex.assert_equal_shape([gradient, y])
+    zero, nothing = jnp.zeros_like(y), jnp.zeros((), y.dtype)
     hessian, radius = jnp.eye(y.shape[0], dtype=y.dtype), jnp.asarray(FIRST_RADIUS, y.dtype)
-    return State(y, value, gradient, hessian, *_subproblem(gradient, hessian, radius), radius, jnp.asarray(0))
+    return State(y, nothing + jnp.inf, zero, hessian, zero, nothing, radius, jnp.asarray(-1))
 
 
 def step(function: Function, state: State) -> tuple[State, Info]:
     """One evaluation; the step is kept if the value falls, and the model learns from it either way. NaN is a rise."""
     move = state.move
     value, gradient = function(state.y + move)
+    chex.assert_rank(value, 0)
+    chex.assert_equal_shape([gradient, move])
     finite = jnp.isfinite(value) & jnp.all(jnp.isfinite(gradient))
     gained = jnp.where(finite, state.value - value, -jnp.inf)
     length = jnp.linalg.norm(move)
@@ -115,7 +115,7 @@ def step(function: Function, state: State) -> tuple[State, Info]:
 def settled(state: State) -> Array:
     """Whether the model promises next to nothing although the trust region does not hold it back."""
     inside = jnp.linalg.norm(state.move) <= 0.99 * state.radius
-    return (inside & (state.promised <= TOLERANCE)) | (state.radius < SMALLEST_RADIUS)
+    return (state.steps >= 0) & ((inside & (state.promised <= TOLERANCE)) | (state.radius < SMALLEST_RADIUS))
 
 
 def solve(function: Function, y: Array, max_steps: Array | int) -> Solution:
@@ -123,7 +123,7 @@ def solve(function: Function, y: Array, max_steps: Array | int) -> Solution:
     last = jax.lax.while_loop(
         lambda state: (state.steps < max_steps) & ~settled(state),
         lambda state: step(function, state)[0],
-        init(function, y),
+        init(y),
     )
     result = jnp.where(settled(last), CONVERGED, MAX_STEPS)
     result = jnp.where(jnp.isfinite(last.value), result, NOT_FINITE)

@@ -1,6 +1,7 @@
 """Noise schedules of diffusion and flow models."""
 
 from hso_jax.noise.from_config import from_config as from_config
+from hso_jax.noise.noise_schedule import PREDICTIONS as PREDICTIONS
 from hso_jax.noise.noise_schedule import NoiseSchedule as NoiseSchedule
 from hso_jax.noise.noise_schedule import alpha_sigma as alpha_sigma
 from hso_jax.noise.presets import PRESETS as PRESETS

@@ -83,7 +83,10 @@ def from_config(
         keys = brief(", ".join(map(str, config)) or "none").strip("'")
         raise ValueError(f"the config has no `_class_name` (its keys: {keys})")
     try:
-        return _build(cls, config, whole("image_seq_len", image_seq_len, 1), name or cls)
+        noise = _build(cls, config, whole("image_seq_len", image_seq_len, 1), name or cls)
+        # Flow and EDM networks predict what their class says; the discrete ones name it, "epsilon" by default.
+        named = config.get("prediction_type") if cls in VP_CLASSES and noise.kind == "vp" else None
+        return noise if named is None else noise.with_prediction(named)
     except ValueError as error:
         raise error if cls not in KNOWN_CLASSES else ValueError(f"{cls}: {error}") from error
 
@@ -128,7 +131,7 @@ def _stable_audio(config: Mapping[str, Any], name: str) -> NoiseSchedule:
         noise = variance_exploding.edm(low, high, rho, name=name)
     else:
         noise = variance_exploding.ve(low, high, name=name)
-    return dataclasses.replace(noise, timestep_rule="arctan_ksigma")
+    return dataclasses.replace(noise, timestep_rule="arctan_ksigma").with_prediction("edm")
 
 
 def _is_flow(config: Mapping[str, Any]) -> bool:

@@ -19,7 +19,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from hso_jax.checks import brief, text
+from hso_jax.checks import brief, choice, text
 from hso_jax.shown import shown
 
 Array = Any
@@ -34,6 +34,9 @@ SMALLEST_FALL = 1e-3
 
 INVERSE_TOLERANCE = 1e-6
 """In lam: Newton's method in `t_of_lam` does not get through a table whose slope falls by many orders."""
+
+PREDICTIONS = ("epsilon", "v_prediction", "flow_prediction", "edm", "sample")
+"""What a network may predict: diffusers' `prediction_type`, and "edm" for x_0 by EDM's preconditioning."""
 
 
 def namespace(*arrays: Array) -> Any:
@@ -105,6 +108,7 @@ class NoiseSchedule:
         timestep_rule: what the network is told: "index" (T t - 1), "time" (t), "sigma" (T sigma), "log_ksigma"
             (log(ksigma)/4) or "arctan_ksigma" (2/pi arctan(ksigma)).
         name: for messages and files.
+        predicts: what the network predicts, an index into `PREDICTIONS`: a number, so that no program depends on it.
     """
 
     coefficients: Array
@@ -121,6 +125,7 @@ class NoiseSchedule:
     num_train_timesteps: int = dataclasses.field(default=1000, metadata={"static": True})
     timestep_rule: str = dataclasses.field(default="index", metadata={"static": True})
     name: str = dataclasses.field(default="custom", metadata={"static": True})
+    predicts: Array = dataclasses.field(default_factory=lambda: np.zeros(()))
 
     def lam(self, t: Array) -> Array:
         """Half log-SNR `log(alpha/sigma)` at t (any shape). -inf at t = 1 for a model of zero terminal SNR."""
@@ -241,6 +246,20 @@ class NoiseSchedule:
         except (TypeError, ValueError):  # inside jit or vmap, or several in one
             ends = "of several, or traced"
         return f"<NoiseSchedule {shown(self.name)}: {self.kind}, T = {self.num_train_timesteps}, {ends}>"
+
+    @property
+    def prediction(self) -> str:
+        """What the network predicts, one of `PREDICTIONS`. Needs concrete leaves."""
+        return PREDICTIONS[int(self.predicts)]
+
+    def with_prediction(self, prediction: str) -> NoiseSchedule:
+        """The same noise levels of a network that predicts something else.
+
+        Raises:
+            ValueError: for a name that is not in `PREDICTIONS`.
+        """
+        index = PREDICTIONS.index(choice("prediction", prediction, PREDICTIONS))
+        return dataclasses.replace(self, predicts=np.asarray(float(index)))
 
     def fingerprint(self) -> str:
         """16 hexadecimal digits that identify the noise levels (rounded to 5 digits), not the name."""

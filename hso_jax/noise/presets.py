@@ -117,4 +117,5 @@ def preset(name: str, *, image_seq_len: int = 4096) -> NoiseSchedule:
     """
     if not isinstance(name, str) or name not in PRESETS:
         raise ValueError(f"model {brief(name)} is not a preset; presets: {', '.join(PRESETS)}")
-    return from_config(PRESETS[name].config, image_seq_len=image_seq_len, name=name)
+    found = PRESETS[name]
+    return from_config(found.config, image_seq_len=image_seq_len, name=name).with_prediction(found.prediction)

@@ -37,7 +37,7 @@ def flow(shift: Array = 1.0, *, num_train_timesteps: int = 1000, name: str = "fl
     return from_knots(
         values, 0.0, 1.0, log_t=1.0, log_1mt=1.0, t_min=grain, t_max=1.0 - grain, kind="flow",
         num_train_timesteps=num_train_timesteps, timestep_rule="sigma", name=name,
-    )  # fmt: skip
+    ).with_prediction("flow_prediction")  # fmt: skip
 
 
 def dynamic_shift(

@@ -47,4 +47,5 @@ def edm(sigma_min: float = 0.002, sigma_max: float = 80.0, rho: float = 7.0, *, 
     t = np.linspace(0.0, 1.0, _KNOTS)
     # log(a + t (b - a)) = log a + log1p(t (b/a - 1)): at large rho a and b are both 1 but for rounding.
     lam = -(low + rho * np.log1p(t * np.expm1((high - low) / rho)))
-    return from_knots(lam, 0.0, t[1], kind="ve", timestep_rule="log_ksigma", name=name)
+    noise = from_knots(lam, 0.0, t[1], kind="ve", timestep_rule="log_ksigma", name=name)
+    return noise.with_prediction("edm")

@@ -5,15 +5,21 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import Array
+from jax.flatten_util import ravel_pytree
 
 from hso_jax import solvers
-from hso_jax.checks import brief, check_guidance, number, whole
-from hso_jax.problems import Exact, Problem, denoiser, exact, family, variance
+from hso_jax.checks import check_guidance, number, whole
+from hso_jax.noise import alpha_sigma
+from hso_jax.problems.bank import Bank, Problems, collect, denoise, pick, spread
+from hso_jax.problems.exact import Exact, exact
+from hso_jax.problems.family import family
+from hso_jax.problems.model_error import ModelError, Waves, check_model_error, draw, error, guided
 
 SAMPLES = 128
 """Noise samples a problem: 36 x 128 in all (benchmarks/reference_study.py says what fewer cost)."""
@@ -22,93 +28,152 @@ EXACT_STEPS = 64
 """Of the exact solution: leaves 2e-6 at guidance 1 and 2e-5 at 7.5, a hundredth and less of any solver's error here."""
 
 
+DETAIL = 0.0
+"""Default exponent of the weight `variance^-detail` of a direction's squared error."""
+
+POWER = 1.0
+"""Default exponent of the mean over problems: 1 is the mean of squared errors, 0 that of their logarithms."""
+
+
 class ErrorData(NamedTuple):
     """What a schedule's error is measured on: P problems with B samples each. A pytree of arrays.
 
     Attributes:
-        problems: stacked on a leading axis [P].
+        problems: of either kind.
         noise: [P, B, D] standard normal: the sample at the first node, wherever that is.
         truth: [P, B, D] the exact solution at clean data of the flow that starts at the model's noise end.
+        importance: [P, D] what a squared error along each coordinate weighs; the data's own variance weighs 1 in all.
+        frequencies: [P, K] of the model's error, see `model_error.draw`; K = 0 without error.
+        coefficients: [P, 2 K, B, D] of the same under guidance, its size included.
+        capped: scalar, see `Waves`.
         guidance: scalar, w of classifier-free guidance.
-        inaccuracy: scalar, estimated root-mean-square error of `truth`.
+        power: scalar, the exponent of the mean over problems, see `log_power_mean`.
+        inaccuracy: scalar, estimated error of `truth`, in the same units as a schedule's error.
     """
 
-    problems: Problem
+    problems: Bank
     noise: Array
     truth: Array
+    importance: Array
+    frequencies: Array
+    coefficients: Array
+    capped: Array
     guidance: Array
+    power: Array
     inaccuracy: Array
 
 
 @functools.lru_cache(maxsize=8)
-def default_family() -> Problem:
+def default_family() -> Bank:
     """The 36 problems that schedules are optimised on, in float64 always. Held-out ones have other seeds."""
     with jax.enable_x64(True), jax.ensure_compile_time_eval():
-        return family()
+        return collect(family())
 
 
 def error_data(
     start: float,
     guidance: float = 1.0,
     *,
-    problems: Problem | None = None,
+    prediction: str = "epsilon",
+    model_error: ModelError | None = None,
+    problems: Problems | None = None,
+    detail: float = DETAIL,
+    power: float = POWER,
     samples: int = SAMPLES,
     seed: int = 0,
     steps: int = EXACT_STEPS,
 ) -> ErrorData:
-    """Draw the noise and solve exactly. About half a second; the default problems' are kept.
+    """Draw noise and model error and solve exactly. About half a second; the default problems' are kept.
 
     Args:
         start: lam of the model's noise end; -inf for pure noise.
         guidance: w; 1 is the class itself, without guidance.
-        problems: stacked on a leading axis; the default family if None.
+        prediction: what the network predicts: a key of `problems.ETA`.
+        model_error: what its error is like; by default what `ETA` has for the prediction type.
+        problems: stacked on a leading axis, or a sequence of problems of either kind; the default family if None.
+        detail: a direction's squared error weighs its `variance^-detail`: 0 is the plain error, 1 all details alike.
+        power: of the mean over problems: 1 is the mean of their squared errors, 0 that of their logarithms.
         samples: B.
         seed: of the noise.
         steps: of the exact solution, see `problems.exact`.
 
     Raises:
-        ValueError: for a guidance outside [0, 1e6), fewer than 1 sample or step, a bad seed, start = inf or NaN, or
-            problems without a leading axis.
+        ValueError: for a guidance outside [0, 1e6), fewer than 1 sample or step, a bad seed, start = inf or NaN, an
+            unknown prediction, an error that is infinite at the start, problems without a leading axis, or a detail or
+            power out of range.
     """
     guidance = check_guidance(guidance)
     samples, steps = whole("samples", samples, 1, 10**6), whole("steps", steps, 1, 10**6)
     seed = whole("seed", seed, 0, 2**31 - 1)
     if not (isinstance(start, float) and start == -math.inf):
         start = number("start", start, low=-1e3, high=1e3, need="the half log-SNR of a noise end (-inf for pure noise)")
-    dtype = jax.dtypes.canonicalize_dtype(float)
+    weights = check_weights(detail, power)
+    kind = check_model_error(model_error, prediction, start)
+    numbers = kind.numbers(prediction)
+    rest = (start, guidance, kind, numbers, *weights, samples, seed, steps)
     if problems is None:
-        return _default(start, guidance, samples, seed, steps, jnp.dtype(dtype).name)
-    if not isinstance(problems, Problem):
-        raise ValueError(f"problems is {brief(problems)}; need a stacked Problem: problems.stack_problems([...])")
-    if problems.means.ndim != 3:
-        raise ValueError(
-            f"problems have means of shape {problems.means.shape}; need a leading axis: problems.stack_problems([...])"
-        )
-    return _solve(problems, start, guidance, samples, seed, steps)
+        return _default(*rest, jnp.dtype(jax.dtypes.canonicalize_dtype(float)).name)
+    return _solve(collect(problems), *rest)
+
+
+def check_weights(detail: object, power: object) -> tuple[float, float]:
+    """Both exponents. Raises ValueError outside (-10, 10), where one direction or problem has long been all of E."""
+    return number("detail", detail, low=-10.0, high=10.0), number("power", power, low=-10.0, high=10.0)
 
 
 @functools.lru_cache(maxsize=32)
-def _default(start: float, guidance: float, samples: int, seed: int, steps: int, dtype: str) -> ErrorData:
-    return _solve(default_family(), start, guidance, samples, seed, steps)
+def _default(*arguments: Any) -> ErrorData:
+    return _solve(default_family(), *arguments[:-1])
 
 
-def _solve(problems: Problem, start: float, guidance: float, samples: int, seed: int, steps: int) -> ErrorData:
+def _solve(
+    problems: Bank,
+    start: float,
+    guidance: float,
+    model_error: ModelError,
+    numbers: tuple[float, float],
+    detail: float,
+    power: float,
+    samples: int,
+    seed: int,
+    steps: int,
+) -> ErrorData:
     dtype = jax.dtypes.canonicalize_dtype(float)
-    problems = jax.tree.map(lambda leaf: jnp.asarray(leaf, dtype), problems)
-    count, _, dimension = problems.means.shape
+    variances, counts = spread(problems)
+    if numbers[0] > 0:
+        frequencies, draws = draw(model_error, variances, counts, samples)
+        coefficients = guided(numbers[0], draws, guidance)
+    else:  # no waves at all: their product would be a third of the work of a default search
+        frequencies = np.zeros((len(counts), 0))
+        coefficients = np.zeros((len(counts), 0, samples, counts.shape[1]))
+    problems = jax.tree.map(lambda leaf: jnp.asarray(leaf, dtype if leaf.dtype.kind == "f" else None), problems)
+    count, dimension = variances.shape
     # Drawn in float32 whatever the default: the same seed is the same noise.
     noise = jax.random.normal(jax.random.key(seed), (count, samples, dimension), jnp.float32).astype(dtype)
-    truth = _exact(problems, noise, jnp.asarray(start, dtype), jnp.asarray(guidance, dtype), steps)
-    inaccuracy = jnp.sqrt(jnp.mean(truth.error**2))
-    return ErrorData(problems, noise, truth.value, jnp.asarray(guidance, dtype), inaccuracy)
+    importance = counts * np.where(counts > 0, variances, 1.0) ** -detail
+    importance /= (importance * variances).sum(1, keepdims=True)
+    arrays = [jnp.asarray(x, dtype) for x in (importance, frequencies, coefficients, numbers[1], guidance, power)]
+    truth = _exact(problems, noise, *arrays[1:4], jnp.asarray(start, dtype), arrays[4], steps)
+    inaccuracy = jnp.sqrt(jnp.mean(jnp.sum(importance * truth.errors**2, axis=1)))
+    return ErrorData(problems, noise, truth.value, *arrays, inaccuracy)  # type: ignore[call-arg]
 
 
 @functools.partial(jax.jit, static_argnames="steps")
-def _exact(problems: Problem, noise: Array, start: Array, guidance: Array, steps: int) -> Exact:
-    def one(row: tuple[Problem, Array]) -> Exact:
-        return exact(*row, start=start, guidance=guidance, steps=steps)
+def _exact(
+    problems: Bank,
+    noise: Array,
+    frequencies: Array,
+    coefficients: Array,
+    capped: Array,
+    start: Array,
+    guidance: Array,
+    steps: int,
+) -> Exact:
+    def one(p: Array) -> Exact:
+        waves = Waves(frequencies[p], coefficients[p], capped) if frequencies.shape[1] else None
+        return exact(pick(problems, p), noise[p], waves=waves, start=start, guidance=guidance, steps=steps)
 
-    return jax.lax.map(one, (problems, noise))
+    return jax.lax.map(one, jnp.arange(noise.shape[0]))
 
 
 class Chunks(NamedTuple):
@@ -117,29 +182,43 @@ class Chunks(NamedTuple):
     However many of them a loop takes, its body is the same: one compilation serves a quick look and the whole.
 
     Attributes:
-        problems: stacked [P].
+        problems: P of them.
         problem: [Q] which one a chunk belongs to.
         noise, truth: [Q, B, D].
-        guidance: scalar.
+        coefficients: [Q, 2 K, B, D].
+        importance, frequencies: [P, D] and [P, K].
+        capped, guidance, power: as in `ErrorData`.
     """
 
-    problems: Problem
+    problems: Bank
     problem: Array
     noise: Array
     truth: Array
+    coefficients: Array
+    importance: Array
+    frequencies: Array
+    capped: Array
     guidance: Array
+    power: Array
+
+
+OF_A_MODEL = ("truth", "coefficients", "capped", "guidance")
+"""Fields of `Chunks` that differ between the lanes of a bank; the others are shared."""
 
 
 def in_chunks(data: ErrorData, size: int) -> Chunks:
     """`data` in chunks of `size` samples, which must divide the number of samples a problem."""
-    count, samples, dimension = data.noise.shape
+    count, samples, _ = data.noise.shape
     pieces = samples // size
 
     def cut(values: Array) -> Array:
-        return values.reshape(count, pieces, size, dimension).swapaxes(0, 1).reshape(-1, size, dimension)
+        *inner, dimension = values.shape[1:]
+        split = values.reshape(count, *inner[:-1], pieces, size, dimension)
+        return jnp.moveaxis(split, -3, 0).reshape(pieces * count, *inner[:-1], size, dimension)
 
     problem = jnp.tile(jnp.arange(count), pieces)
-    return Chunks(data.problems, problem, cut(data.noise), cut(data.truth), data.guidance)
+    arrays = (cut(data.noise), cut(data.truth), cut(data.coefficients), data.importance, data.frequencies)
+    return Chunks(data.problems, problem, *arrays, data.capped, data.guidance, data.power)
 
 
 Weigh = Callable[[Array], solvers.Weights]
@@ -155,20 +234,78 @@ def squared_errors(data: Chunks, weights: solvers.Weights, chunks: Array | int) 
     return jax.lax.fori_loop(0, chunks, one, jnp.zeros(data.problem.shape[0], data.noise.dtype))
 
 
-def error_gradient(data: Chunks, weigh: Weigh, lams: Array, chunks: Array | int) -> tuple[Array, Array]:
-    """Relative mean squared error of the first chunks and its gradient [K] in lams. Memory B D K, work chunks x B N."""
+def error_gradient(
+    data: Chunks, weigh: Weigh, lams: Array, chunks: Array | int, axis: str | None = None
+) -> tuple[Array, Array]:
+    """Log of the mean squared error of the first chunks, and its gradient [K] in lams.
+
+    Memory B D K, work chunks x B N; over all devices along `axis`.
+    """
+
+    # The weights are a short but intricate function of the nodes: its derivative is taken once, not for every chunk.
+    def split(lams: Array) -> tuple[solvers.Weights, Array]:
+        made = weigh(lams)
+        return made._replace(real=None), made.real  # type: ignore[arg-type]
+
+    weights, pull, real = jax.vjp(split, lams, has_aux=True)
+    flat, whole = ravel_pytree(weights)
 
     def add(i: Array, sums: tuple[Array, Array]) -> tuple[Array, Array]:
-        found = jax.value_and_grad(lambda lams: _squared_error(data, weigh(lams), i))(lams)
-        return jax.tree.map(jnp.add, sums, found)
+        value, slopes = jax.value_and_grad(lambda w: _squared_error(data, w._replace(real=real), i))(weights)
+        return sums[0].at[i].set(value), sums[1].at[data.problem[i]].add(ravel_pytree(slopes)[0])
 
-    zero = (jnp.zeros((), lams.dtype), jnp.zeros_like(lams))
-    value, gradient = jax.lax.fori_loop(0, chunks, add, zero)
-    return value / chunks, gradient / chunks
+    zero = jnp.zeros(data.problem.shape, lams.dtype), jnp.zeros((data.importance.shape[0], *flat.shape), flat.dtype)
+    errors, gradients = jax.lax.fori_loop(0, chunks, add, zero)
+    if axis is not None:
+        errors, gradients = jax.lax.pmean((errors, gradients), axis)
+    of_problem, count = _by_problem(data, errors, chunks)
+    value, slopes = jax.value_and_grad(log_power_mean)(of_problem, count > 0, data.power)
+    shares = slopes / jnp.maximum(count, 1.0)
+    return value, pull(whole(shares @ gradients))[0]
+
+
+def mean_error(data: Chunks, errors: Array, chunks: Array | int, axis: str | None = None) -> Array:
+    """The power mean over problems of squared errors [Q] of the first chunks; over all devices along `axis`."""
+    errors = errors if axis is None else jax.lax.pmean(errors, axis)
+    of_problem, count = _by_problem(data, errors, chunks)
+    return jnp.exp(log_power_mean(of_problem, count > 0, data.power))
+
+
+def log_power_mean(values: Array, present: Array, power: Array) -> Array:
+    """`log((mean of values^power)^(1/power))` of the values [P] that are present; at power 0 the mean of their logs."""
+    count = jnp.sum(present)
+    logs = jnp.log(jnp.where(present, jnp.maximum(values, jnp.finfo(values.dtype).tiny), 1.0))
+    exponent = jnp.where(power == 0, 1.0, power)
+    scaled = exponent * logs
+    peak = jax.lax.stop_gradient(jnp.max(jnp.where(present, scaled, -jnp.inf)))
+    terms = jnp.where(present, jnp.exp(scaled - peak), 0.0)
+    mean = (peak + jnp.log(jnp.sum(terms) / count)) / exponent
+    return jnp.where(power == 0, jnp.sum(logs) / count, mean)
+
+
+def _by_problem(data: Chunks, errors: Array, chunks: Array | int) -> tuple[Array, Array]:
+    """[P] mean of each problem's errors [Q] over the first chunks, and how many of them are the problem's."""
+    zero = jnp.zeros(data.importance.shape[0], errors.dtype)
+    taken = (jnp.arange(errors.shape[0]) < chunks).astype(errors.dtype)
+    count = zero.at[data.problem].add(taken)
+    return zero.at[data.problem].add(errors * taken) / jnp.maximum(count, 1.0), count
+
+
+def denoiser(data: Chunks, i: Array) -> solvers.Denoiser:
+    """The guided, perturbed denoiser that chunk i is sampled with."""
+    p = data.problem[i]
+    problem = pick(data.problems, p)
+    if not data.frequencies.shape[1]:
+        return lambda x, lam: denoise(problem, x, lam, data.guidance)
+    waves = Waves(data.frequencies[p], data.coefficients[i], data.capped)
+
+    def model(x: Array, lam: Array) -> Array:
+        return denoise(problem, x, lam, data.guidance) + error(waves, *alpha_sigma(lam, "vp"))
+
+    return model
 
 
 def _squared_error(data: Chunks, weights: solvers.Weights, i: Array) -> Array:
     """Of chunk i, relative to the variance of its problem's data: large data do not drown small ones."""
-    problem = jax.tree.map(lambda leaf: leaf[data.problem[i]], data.problems)
-    x = solvers.run(denoiser(problem, data.guidance), weights, data.noise[i])
-    return jnp.mean((x - data.truth[i]) ** 2) / variance(problem)
+    x = solvers.run(denoiser(data, i), weights, data.noise[i])
+    return jnp.mean((x - data.truth[i]) ** 2, axis=0) @ data.importance[data.problem[i]]

@@ -1,5 +1,9 @@
 """Reference problems: distributions whose exact denoiser, score and probability-flow solution are known."""
 
+from hso_jax.problems.bank import Bank as Bank
+from hso_jax.problems.bank import collect as collect
+from hso_jax.problems.bank import pick as pick
+from hso_jax.problems.bank import spread as spread
 from hso_jax.problems.exact import Exact as Exact
 from hso_jax.problems.exact import exact as exact
 from hso_jax.problems.family import KINDS as KINDS
@@ -16,3 +20,14 @@ from hso_jax.problems.mixture import mixture as mixture
 from hso_jax.problems.mixture import score as score
 from hso_jax.problems.mixture import variance as variance
 from hso_jax.problems.mixture import with_class as with_class
+from hso_jax.problems.model_error import ETA as ETA
+from hso_jax.problems.model_error import ModelError as ModelError
+from hso_jax.problems.product import Product as Product
+from hso_jax.problems.product import product as product
+from hso_jax.problems.spectrum import SPECTRA as SPECTRA
+from hso_jax.problems.spectrum import Spectrum as Spectrum
+from hso_jax.problems.spectrum import from_components as from_components
+from hso_jax.problems.spectrum import named as named
+from hso_jax.problems.spectrum import power_law as power_law
+from hso_jax.problems.spectrum import spectral as spectral
+from hso_jax.problems.spectrum import spectrum as spectrum

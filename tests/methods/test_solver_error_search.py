@@ -25,7 +25,7 @@ from hso_jax.methods.solver_error.schedules import measure
 from hso_jax.methods.solver_error.search import search_lane
 from hso_jax.noise.ends import s_of_lam
 from hso_jax.objectives.solver_error import Chunks, error_data, in_chunks
-from hso_jax.problems import denoiser, family, generic
+from hso_jax.problems import denoiser, family, generic, pick
 from hso_jax.searches import checked
 from hso_jax.solvers import sample
 
@@ -91,7 +91,7 @@ def test_the_error_is_that_of_sampling(found: Any) -> None:
             continue
         data, squares = chunks(lane.noise.noise_end, lane.method.guidance), []
         for problem, noise, truth in zip(data.problem, data.noise, data.truth, strict=True):
-            mixture = jax.tree.map(lambda leaf, p=problem: leaf[p], data.problems)
+            mixture = pick(data.problems, int(problem))
             end = np.inf if s.end == "clean" else s.lams[-1]
             rest = (np.float32(lane.method.guidance), np.float32(end), s.solver)
             error = of_one(mixture, s.lams[:4].astype(np.float32), noise, *rest) - truth
@@ -197,7 +197,7 @@ def polished(s: Schedule) -> tuple[np.ndarray, Any]:
             lams = jnp.concatenate([s.lams[:1], jnp.log1p(-nodes) - jnp.log(nodes)])
             return sample(denoiser(problem, data.guidance), lams, noise, solver=s.solver)
 
-        error = jax.vmap(one)(data.problems, data.noise) - data.truth
+        error = jax.vmap(one)(data.problems.mixtures, data.noise) - data.truth
         return jnp.mean((error / deviations()[:, None, None]) ** 2)
 
     def value(nodes: np.ndarray) -> float:

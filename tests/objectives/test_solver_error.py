@@ -21,8 +21,8 @@ from hso_jax.lower.newton import Expansion, face_step
 from hso_jax.methods.solver_error.lanes import LaneArrays, pack
 from hso_jax.methods.solver_error.search import Levels, data_of, log_error, weigh
 from hso_jax.noise.ends import lam_of_s, s_of_lam
-from hso_jax.objectives.solver_error import Chunks, squared_errors
-from hso_jax.problems import denoiser, exact
+from hso_jax.objectives.solver_error import OF_A_MODEL, Chunks, squared_errors
+from hso_jax.problems import denoiser, exact, pick
 
 NAMES = ("ddim", "dpmpp-2m", "unipc-3")
 NFE, COUNT = 3, 6  # real nodes are 3 or 4, the rest is padding
@@ -72,7 +72,7 @@ QUICK = compiler_options(jax.default_backend())  # the compilation is most of th
 
 @functools.partial(jax.jit, compiler_options=QUICK)
 def slope(lane: LaneArrays, data: Chunks, y: jax.Array) -> tuple[jax.Array, jax.Array]:
-    bank = data._replace(truth=data.truth[None], guidance=data.guidance[None])
+    bank = data._replace(**{name: getattr(data, name)[None] for name in OF_A_MODEL})
     levels = Levels(NAMES, "mep", 5, 2, None, None, bank)
     return log_error(levels, lane._replace(data=0), jnp.asarray(data.problem.shape[0]))(y)
 
@@ -83,7 +83,7 @@ def plain(data: Chunks, lams: jax.Array, end: jax.Array, solver: str) -> jax.Arr
     scale = jnp.asarray(deviations())[data.problem, None, None]
 
     def one(i: jax.Array) -> jax.Array:
-        problem = jax.tree.map(lambda leaf: leaf[data.problem[i]], data.problems)
+        problem = pick(data.problems, data.problem[i])
         return solvers.sample(denoiser(problem, data.guidance), lams, data.noise[i], solver=solver, end=end)
 
     return ((jax.lax.map(one, jnp.arange(data.problem.shape[0])) - data.truth) / scale).reshape(-1)

@@ -16,7 +16,8 @@ from hso_jax.checks import check_guidance, choice, whole
 from hso_jax.lane import Lane, check_lane
 from hso_jax.lower.gaps import SPACING, Range
 from hso_jax.noise.ends import s_of_lam
-from hso_jax.objectives.solver_error import Chunks, error_data, in_chunks
+from hso_jax.objectives.solver_error import OF_A_MODEL, Chunks, ErrorData, error_data, in_chunks
+from hso_jax.problems.model_error import ModelError
 
 FIRST = ("end", "free")
 
@@ -78,10 +79,30 @@ def check_room(lane: Lane) -> None:
         )
 
 
+def data_of_lane(lane: Lane) -> ErrorData:
+    """What a checked lane's schedules are measured on: its noise end, what its model predicts and its method's options.
+
+    Raises:
+        ValueError: as `error_data`.
+    """
+    method: Any = lane.method
+    return error_data(
+        lane.noise.noise_end,
+        method.guidance,
+        prediction=lane.noise.prediction,
+        model_error=method.model_error,
+        problems=method.problems,
+        detail=method.detail,
+        power=method.power,
+        samples=method.samples,
+        seed=method.noise_seed,
+    )
+
+
 def pack(lanes: Sequence[Lane], names: Sequence[str]) -> tuple[LaneArrays, Chunks, np.ndarray]:
     """Checked lanes as arrays without starts, their bank of exact solutions, and [L] the inaccuracy of each lane's.
 
-    The distinct solutions of a bank share problems and noise; truth and guidance have a leading axis.
+    The distinct solutions of a bank share all but `OF_A_MODEL`, which have a leading axis.
 
     Raises:
         ValueError: unless the method's `chunk` divides its samples, and as `error_data`.
@@ -92,13 +113,15 @@ def pack(lanes: Sequence[Lane], names: Sequence[str]) -> tuple[LaneArrays, Chunk
         raise ValueError(f"samples is {first.samples!r}; need a multiple of {first.chunk}, the method's chunk")
     dtype = np.dtype(jax.dtypes.canonicalize_dtype(float))
     noisy = [lane.noise.noise_end for lane in lanes]
-    ends = [(end, m.guidance) for end, m in zip(noisy, methods, strict=True)]
-    distinct = list(dict.fromkeys(ends))
-    data = [error_data(*end, problems=first.problems, samples=first.samples, seed=first.noise_seed) for end in distinct]
+    error = first.model_error or ModelError()
+    sizes = [error.numbers(lane.noise.prediction) for lane in lanes]
+    keys = [(end, m.guidance, size) for end, m, size in zip(noisy, methods, sizes, strict=True)]
+    distinct = dict(zip(keys, lanes, strict=True))
+    data = [data_of_lane(lane) for lane in distinct.values()]
     cut = [in_chunks(d, first.chunk) for d in data]
-    bank = cut[0]._replace(truth=jnp.stack([c.truth for c in cut]), guidance=jnp.stack([c.guidance for c in cut]))
+    bank = cut[0]._replace(**{name: jnp.stack([getattr(c, name) for c in cut]) for name in OF_A_MODEL})  # type: ignore[arg-type]
     columns = {
-        "data": np.array([distinct.index(end) for end in ends], np.int32),
+        "data": np.array([list(distinct).index(key) for key in keys], np.int32),
         "solver": np.array([list(names).index(m.solver) for m in methods], np.int32),
         "nfe": np.array([lane.nfe for lane in lanes], np.int32),
         "nodes": np.array([lane.nodes for lane in lanes], np.int32),

@@ -18,8 +18,9 @@ from hso_jax.methods.solver_error.schedules import compared, schedule_of
 from hso_jax.methods.solver_error.search import Refinement, search_lane
 from hso_jax.noise.ends import s_of_lam
 from hso_jax.objectives.expansion import NodeObjective, check_objective
-from hso_jax.objectives.solver_error import SAMPLES, Chunks
-from hso_jax.problems import Problem
+from hso_jax.objectives.solver_error import DETAIL, POWER, SAMPLES, Chunks, check_weights
+from hso_jax.problems.bank import Problems, collect
+from hso_jax.problems.model_error import ModelError, check_model_error
 from hso_jax.schedule import Schedule
 from hso_jax.upper.checkpoint import Records
 
@@ -46,7 +47,11 @@ class SolverError:
         refinement: how hard the starts are refined on the error; None takes the best of the family as it is.
         start: a schedule, or a method whose schedule is refined, instead of the starts of the family.
         compare: names of solvers whose error on the nodes is told in `Schedule.others`.
-        problems: stacked; the family of 36 by default.
+        problems: a stacked Problem or Product, or a sequence of problems of both kinds; the family of 36 by default.
+        model_error: what a network adds to the exact denoiser; by default `problems.ETA` of what the model predicts,
+            which is no error.
+        detail: a direction's squared error weighs its `variance^-detail`: 0 is the plain error, 1 all details alike.
+        power: of the mean over problems: 1 is the mean of their squared errors, 0 that of their logarithms.
         samples: noise samples a problem.
         noise_seed: of these samples.
         chunk: samples taken through the solver at once; divides `samples`.
@@ -60,7 +65,10 @@ class SolverError:
     refinement: Refinement | None = REFINEMENT
     start: Method | Schedule | None = None
     compare: tuple[str, ...] = COMPARED
-    problems: Problem | None = None
+    problems: Problems | None = None
+    model_error: ModelError | None = None
+    detail: float = DETAIL
+    power: float = POWER
     samples: int = SAMPLES
     noise_seed: int = 0
     chunk: int = 32
@@ -74,7 +82,12 @@ class SolverError:
         for name, value in (self.refinement or REFINEMENT)._asdict().items():
             whole(f"refinement.{name}", value, 0 if name == "final_steps" else 1, 10**6)
         compare = tuple(solvers.canonical(name) for name in self.compare)
+        detail, power = check_weights(self.detail, self.power)
+        model_error = check_model_error(self.model_error, lane.noise.prediction, lane.noise.noise_end)
+        if self.problems is not None:
+            collect(self.problems)
         method = dataclasses.replace(self, solver=solver, guidance=guidance, compare=compare)
+        method = dataclasses.replace(method, model_error=model_error, detail=detail, power=power)
         if self.start is not None and self.refinement is None:
             raise ValueError("refinement is None, with a start there would be nothing to do; give a Refinement(...)")
         if isinstance(self.start, Schedule):
@@ -86,11 +99,13 @@ class SolverError:
 
     def group(self, lane: Lane) -> Hashable:
         """Solvers of one and of two evaluations a step have programs of their own, and so has each family."""
-        data = id(self.problems), self.samples, self.noise_seed, self.chunk, self.few
+        data = id(self.problems), self.samples, self.noise_seed, self.chunk, self.few, self.detail, self.power
+        error = self.model_error or ModelError()
+        waves = error.numbers(lane.noise.prediction)[0] > 0  # a model without error is spared its waves
         start: Hashable = None
         if self.start is not None:
             start = "schedule" if isinstance(self.start, Schedule) else self.start.group(lane)
-        return SolverError, solvers.SOLVERS[self.solver].calls, self.family, self.refinement, data, start
+        return SolverError, solvers.SOLVERS[self.solver].calls, self.family, self.refinement, data, error, waves, start
 
     def search(
         self,
@@ -124,8 +139,11 @@ class SolverError:
         return found
 
 
-_WHOLE, _NOISE = PartitionSpec(), PartitionSpec(None, batch.DEVICES)
-_SAMPLES_SPLIT = Chunks(_WHOLE, _WHOLE, _NOISE, PartitionSpec(None, None, batch.DEVICES), _WHOLE)  # type: ignore[arg-type]
+_SAMPLES_SPLIT = Chunks(*[PartitionSpec()] * len(Chunks._fields))._replace(  # type: ignore[arg-type]
+    noise=PartitionSpec(None, batch.DEVICES),  # type: ignore[arg-type]
+    truth=PartitionSpec(None, None, batch.DEVICES),  # type: ignore[arg-type]
+    coefficients=PartitionSpec(None, None, None, batch.DEVICES),  # type: ignore[arg-type]
+)
 
 
 def _starts(lanes: Sequence[Lane], start: Method | Schedule, arrays: LaneArrays) -> np.ndarray:

@@ -15,14 +15,15 @@ from hso_jax.checks import brief
 from hso_jax.lane import Lane
 from hso_jax.lower.gaps import SPACING
 from hso_jax.lower.results import NOT_FINITE, RESULTS
+from hso_jax.methods.solver_error.lanes import data_of_lane
 from hso_jax.methods.solver_error.search import Found
 from hso_jax.noise import NoiseSchedule
 from hso_jax.noise.ends import lam_of_s, s_of_lam
 from hso_jax.noise.noise_schedule import check_noise
 from hso_jax.objectives.expansion import objective_name
-from hso_jax.objectives.solver_error import Chunks, error_data, in_chunks, squared_errors
+from hso_jax.objectives.solver_error import Chunks, error_data, in_chunks, mean_error, squared_errors
 from hso_jax.origin import Origin, Scores
-from hso_jax.problems import Problem
+from hso_jax.problems.bank import Problems
 from hso_jax.schedule import Schedule, versions
 
 
@@ -74,13 +75,7 @@ def compared(schedule: Schedule, lane: Lane) -> Schedule:
     names = [name for name in method.compare if name != method.solver]
     if not names or solvers.SOLVERS[method.solver].calls != 1:
         return schedule
-    data = error_data(
-        lane.noise.noise_end,
-        method.guidance,
-        problems=method.problems,
-        samples=method.samples,
-        seed=method.noise_seed,
-    )
+    data = data_of_lane(lane)
     chunks = in_chunks(data, data.noise.shape[1])
     errors = {name: measure(schedule, name, chunks) for name in names}
     return schedule.with_scores(others={name: e for name, e in errors.items() if np.isfinite(e)})
@@ -92,7 +87,7 @@ def solver_error(
     *,
     solver: str | None = None,
     guidance: float | None = None,
-    problems: Problem | None = None,
+    problems: Problems | None = None,
     **options: Any,
 ) -> float:
     """Root-mean-square error of a solver's samples on problems with a known solution, with any schedule.
@@ -104,8 +99,9 @@ def solver_error(
         noise: the noise schedule it is for: its noise end is where the exact solution starts.
         solver: a key of `SOLVERS`; by default the schedule's own.
         guidance: w; by default the schedule's own, or 1.
-        problems: stacked; the family that schedules are optimised on by default.
-        options: further arguments of `objectives.solver_error.error_data`: samples, seed, steps.
+        problems: of either kind, stacked or a sequence; the family that schedules are optimised on by default.
+        options: further arguments of `objectives.solver_error.error_data`: model_error, detail, power, samples, seed,
+            steps.
 
     Raises:
         ValueError: for an unknown solver, a schedule of another noise schedule, or as `error_data`.
@@ -119,7 +115,7 @@ def solver_error(
         raise ValueError("the schedule was made for any solver; say solver='ddim', 'dpmpp-2m', 'unipc-3', ...")
     weight = guidance if guidance is not None else (schedule.guidance if schedule.guidance is not None else 1.0)
     name = solvers.canonical(name)
-    data = error_data(noise.noise_end, weight, problems=problems, **options)
+    data = error_data(noise.noise_end, weight, prediction=noise.prediction, problems=problems, **options)
     return measure(schedule, name, in_chunks(data, data.noise.shape[1]))
 
 
@@ -139,6 +135,7 @@ def measure(schedule: Schedule, solver: str, data: Chunks) -> float:
 def _program(solver: str, platform: str) -> Any:
     def error(data: Chunks, lams: jax.Array, end: jax.Array, nfe: jax.Array) -> jax.Array:
         weights = solvers.weights(solver, lams, end=end, nfe=nfe)
-        return jnp.sqrt(jnp.mean(squared_errors(data, weights, data.problem.shape[0])))
+        chunks = data.problem.shape[0]
+        return jnp.sqrt(mean_error(data, squared_errors(data, weights, chunks), chunks))
 
     return jax.jit(error, compiler_options=compiler_options(platform))

@@ -19,7 +19,7 @@ from hso_jax.lower.trust_region import Solution
 from hso_jax.methods.family import FIRST_HIGH, ISLANDS, LAST_LOW, P_RANGE, member
 from hso_jax.methods.solver_error.lanes import LaneArrays
 from hso_jax.objectives.expansion import NodeObjective
-from hso_jax.objectives.solver_error import Chunks, error_gradient, squared_errors
+from hso_jax.objectives.solver_error import OF_A_MODEL, Chunks, error_gradient, mean_error, squared_errors
 from hso_jax.upper.evolution import Evolution
 
 
@@ -103,7 +103,7 @@ class Levels(NamedTuple):
         return found._replace(t=pinned(lane, found.t))
 
     def fitness(self, lane: LaneArrays, found: Solution) -> Array:
-        """Mean squared error of the solver on the first few chunks."""
+        """The (power) mean of the solver's squared errors on the first few chunks."""
         return self.error(lane, found.t, jnp.minimum(self.few, self.chunks))
 
     def refine(self, lane: LaneArrays, starts: Evolution) -> Found:
@@ -119,10 +119,10 @@ class Levels(NamedTuple):
         return self.bank.problem.shape[0]
 
     def error(self, lane: LaneArrays, nodes: Array, chunks: Array | int) -> Array:
-        """Mean squared error on so many chunks; +inf where it is not finite."""
+        """The (power) mean of squared errors on so many chunks; +inf where it is not finite."""
         weights = weigh(self.names, lane, lams_of(lane.range, nodes))
-        value = jnp.sum(squared_errors(data_of(self.bank, lane), weights, chunks)) / chunks
-        value = value if self.axis is None else jax.lax.pmean(value, self.axis)
+        data = data_of(self.bank, lane)
+        value = mean_error(data, squared_errors(data, weights, chunks), chunks, self.axis)
         return jnp.where(jnp.isfinite(value), value, jnp.inf)
 
     def best(self, lane: LaneArrays, psi: Array, found: Solution) -> Found:
@@ -163,7 +163,7 @@ class Levels(NamedTuple):
 
 def data_of(bank: Chunks, lane: LaneArrays) -> Chunks:
     """The lane's samples."""
-    return bank._replace(truth=bank.truth[lane.data], guidance=bank.guidance[lane.data])
+    return bank._replace(**{name: getattr(bank, name)[lane.data] for name in OF_A_MODEL})
 
 
 def pinned(lane: LaneArrays, nodes: Array) -> Array:
@@ -200,9 +200,9 @@ def log_error(levels: Levels, lane: LaneArrays, chunks: Array) -> Callable[[Arra
 
     def function(y: Array) -> tuple[Array, Array]:
         lams, pull = jax.vjp(lambda y: lams_of(lane.range, nodes_of(lane.range, y)), y)
-        terms = error_gradient(data, functools.partial(weigh, levels.names, lane), lams, chunks)
-        value, gradient = terms if levels.axis is None else jax.lax.pmean(terms, levels.axis)
-        return jnp.log(value), pull(gradient / value)[0]
+        weights = functools.partial(weigh, levels.names, lane)
+        value, gradient = error_gradient(data, weights, lams, chunks, levels.axis)
+        return value, pull(gradient)[0]
 
     return function
 

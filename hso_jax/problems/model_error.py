@@ -1,0 +1,183 @@
+"""The error of a trained network: a smooth random function of the noise level, added to the exact denoiser.
+
+What a network predicts is off by about the same everywhere; what that means for x_0 depends on what it predicts:
+
+    D(x, lam) + eta c(lam) xi(lam),    c = sigma/sqrt(alpha^2 + (sigma/cap)^2)
+
+| prediction | x_0 from it | c | cap |
+|---|---|---|---|
+| epsilon | (x - sigma eps)/alpha | sigma/alpha | inf |
+| v_prediction | alpha x - sigma v | sigma | 1 |
+| edm | c_skip x + c_out F, c_out = sigma for data of unit variance | sigma | 1 |
+| flow_prediction | x - s v in a flow's scaling; s is between sigma/sqrt(2) and sigma | sigma | 1 |
+| sample | x_0 | sigma | 1 |
+
+A network that predicts x_0 itself is off by less than what is left to predict, which vanishes with sigma; an error that
+stayed constant there would have no converged solution: the sample would drift by it for every unit of lam.
+
+The paper's Theorem 1 (arXiv 2511.11688) carries the same term as the bound eta sigma^p/alpha.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from statistics import NormalDist
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+
+from hso_jax.checks import brief, choice, number, whole
+
+ETA: Mapping[str, float] = {
+    "epsilon": 0.0,
+    "v_prediction": 0.0,
+    "flow_prediction": 0.0,
+    "edm": 0.0,
+    "sample": 0.0,
+}
+"""Default size of the error by prediction type, in units of what the network predicts."""
+
+CAP: Mapping[str, float] = {
+    "epsilon": math.inf,
+    "v_prediction": 1.0,
+    "flow_prediction": 1.0,
+    "edm": 1.0,
+    "sample": 1.0,
+}
+"""Largest c by prediction type, the one at lam = -inf."""
+
+SATURATION = 7.0
+"""xi stops to vary beyond this |lam|: sigma and alpha are then 1e-3, and pure noise is a level like its neighbours."""
+
+
+class ModelError(NamedTuple):
+    """What the error is like; plain numbers, of which None means the prediction type's default.
+
+    Attributes:
+        eta: its size.
+        cap: largest c, inf for epsilon.
+        terms: K, number of waves.
+        length: correlation length of xi in lam.
+        tilt: r: along a coordinate of standard deviation s_j the error is proportional to s_j^r, with the total kept:
+            1 is an error like the data, 0 the same in every direction.
+        alike: correlation of the errors of the two branches of guidance.
+        seed: of the draws.
+    """
+
+    eta: float | None = None
+    cap: float | None = None
+    terms: int = 6
+    length: float = 1.0
+    tilt: float = 1.0
+    alike: float = 0.0
+    seed: int = 0
+
+    def numbers(self, prediction: str) -> tuple[float, float]:
+        """Eta and cap^-2 for a prediction type; (0, 1) without error.
+
+        Raises:
+            ValueError: for an unknown type, or a size or cap out of range.
+        """
+        choice("prediction", prediction, ETA)
+        eta = ETA[prediction] if self.eta is None else self.eta
+        cap = CAP[prediction] if self.cap is None else self.cap
+        eta = number("eta", eta, low=0.0, high=1e3, closed=True)
+        cap = cap if isinstance(cap, float) and cap == math.inf else number("cap", cap, low=1e-3, closed=True)
+        return (eta, cap**-2.0) if eta > 0 else (0.0, 1.0)
+
+
+def check_model_error(error: object, prediction: str, start: float) -> ModelError:
+    """The error, its numbers plain, or for None that without options.
+
+    Args:
+        error: from outside.
+        prediction: what the model predicts.
+        start: lam of its noise end.
+
+    Raises:
+        ValueError: for anything else, values out of range, or an error that is infinite at the start.
+    """
+    error = ModelError() if error is None else error
+    if not isinstance(error, ModelError):
+        raise ValueError(f"model_error is {brief(error)}; need a ModelError(eta=...)")
+    eta, capped = error.numbers(prediction)
+    if start == -math.inf and capped == 0.0:
+        raise ValueError(
+            f"prediction is {prediction!r} and the noise end pure noise (lam = -inf), where its error in x0 is "
+            "infinite; need a model of another prediction type, a noise end before lam = -inf, or eta = 0"
+        )
+    return ModelError(
+        eta=None if error.eta is None else eta,
+        cap=None if error.cap is None else float(error.cap),
+        terms=whole("terms", error.terms, 1, 1000),
+        length=number("length", error.length, low=1e-3, high=1e3, closed=True),
+        tilt=number("tilt", error.tilt, low=-10.0, high=10.0),
+        alike=number("alike", error.alike, low=-1.0, high=1.0 + 1e-12, closed=True, need="a number from -1 to 1"),
+        seed=whole("seed", error.seed, 0, 2**31 - 1),
+    )
+
+
+class Waves(NamedTuple):
+    """One draw of xi for B samples. A pytree.
+
+    Attributes:
+        frequencies: [K].
+        coefficients: [2 K, B, D] of the cosines and the sines, eta included.
+        capped: cap^-2.
+    """
+
+    frequencies: Array
+    coefficients: Array
+    capped: Array
+
+
+def draw(error: ModelError, variances: np.ndarray, counts: np.ndarray, samples: int) -> tuple[np.ndarray, np.ndarray]:
+    """Frequencies [P, K] and coefficients [P, 2, 2 K, B, D] of both branches, eta aside, for P problems; NumPy.
+
+    xi is Gaussian with covariance exp(-(lam - lam')^2/(2 length^2)) in the mean over problems: the frequencies are
+    normal, one from each K-th part of the distribution of their size. They are shared by a problem's samples and
+    coordinates, whose amplitudes and phases are independent; so K cosines serve them all.
+
+    Args:
+        error: what it is like.
+        variances: [P, D] of the data along each coordinate.
+        counts: [P, D] directions that a coordinate stands for, 0 for padding.
+        samples: B.
+    """
+    (problems, dimension), terms = variances.shape, error.terms
+    key = jax.random.key(error.seed)
+    # Drawn in float32 whatever the default: the same seed is the same error.
+    shift = np.asarray(jax.random.uniform(jax.random.fold_in(key, 0), (problems, terms), jnp.float32), np.float64)
+    quantiles = (np.arange(terms) + np.clip(shift, 0.0, 0.999)) / terms
+    frequencies = np.vectorize(NormalDist().inv_cdf)(0.5 + 0.5 * quantiles) / error.length
+    shape = (problems, 2, 2 * terms, samples, dimension)
+    draws = np.array(jax.random.normal(jax.random.fold_in(key, 1), shape, jnp.float32))
+    draws[:, 1] = error.alike * draws[:, 0] + math.sqrt(1.0 - error.alike**2) * draws[:, 1]
+    sizes = np.where(variances > 0, variances, 1.0) ** error.tilt
+    sizes *= ((counts * variances).sum(1) / (counts * sizes).sum(1))[:, None]
+    return frequencies, draws * np.sqrt(sizes / terms)[:, None, None, None].astype(np.float32)
+
+
+def guided(eta: float, coefficients: np.ndarray, guidance: float) -> np.ndarray:
+    """[P, 2 K, B, D] of the error of `D_u + w (D_c - D_u)`: `eta ((1 - w) e_u + w e_c)`, from what `draw` gives."""
+    of_whole, of_class = eta * (1.0 - guidance), eta * guidance
+    return of_whole * coefficients[:, 0] + of_class * coefficients[:, 1]
+
+
+def over_sigma(waves: Waves, alpha: Array, sigma: Array) -> Array:
+    """[B, D] the error divided by sigma, which is finite at clean data."""
+    small = math.exp(-SATURATION)
+    level = jnp.log(alpha + small * sigma) - jnp.log(sigma + small * alpha)
+    angles = waves.frequencies * level
+    basis = jnp.concatenate([jnp.cos(angles), jnp.sin(angles)]) / jnp.sqrt(alpha * alpha + waves.capped * sigma * sigma)
+    terms, *shape = waves.coefficients.shape
+    return (basis[None] @ waves.coefficients.reshape(terms, -1)).reshape(shape)  # one product of a row and a matrix
+
+
+def error(waves: Waves, alpha: Array, sigma: Array) -> Array:
+    """[B, D] what is added to the exact denoiser."""
+    return sigma * over_sigma(waves, alpha, sigma)
