@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import torch
 
@@ -135,7 +136,7 @@ class Outside:
         Raises:
             RuntimeError: if the network was not called exactly N times.
         """
-        weights = jax.tree.map(lambda w: np.asarray(w, np.float64), solvers.weights(solver, schedule.lams))
+        weights = jax.tree.map(lambda w: np.asarray(w, np.float64), solvers.weights(solver, jnp.asarray(schedule.lams)))
         parts = []
         chosen = self.start[:count]
         batch = BATCH if math.prod(self.start.shape[1:]) >= SMALL else len(chosen)

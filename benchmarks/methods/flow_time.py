@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from hso_jax import NoiseSchedule, Schedule
-from hso_jax.noise.ends import lam_of_s, noise_end, s_of_lam, times
+from hso_jax import NoiseSchedule, Origin, Schedule
+from hso_jax.noise.ends import lam_of_s, s_of_lam
 
 SHIFTS = {"flow-2": 2.0, "flow-3": 3.0}
 """Name of the rule to its shift."""
@@ -22,7 +22,7 @@ def flow_time(name: str, noise: NoiseSchedule, nfe: int) -> Schedule:
         nfe: N.
     """
     shift, u = SHIFTS[name], 1.0 - np.arange(nfe) / nfe
-    s = float(s_of_lam(noise_end(noise))) * shift * u / (1.0 + (shift - 1.0) * u)
-    t = times(noise, lam_of_s(s))
-    t[0] = 1.0 if noise.zero_terminal_snr else float(noise.t_max)
-    return Schedule.from_t(noise, t, method=name)
+    s = float(s_of_lam(noise.noise_end)) * shift * u / (1.0 + (shift - 1.0) * u)
+    lams = lam_of_s(s)
+    lams[0] = noise.noise_end
+    return Schedule.from_lams(noise, lams, origin=Origin(method=name))
