@@ -114,6 +114,7 @@ def test_close_timesteps_are_neither_truncated_nor_repeated() -> None:
     ],
     ids=str,
 )
+@pytest.mark.filterwarnings("ignore:sigmas .* differ from those of the installed schedule:UserWarning")  # as it should
 def test_shift_is_not_applied_twice(name: str, config: dict[str, Any]) -> None:
     schedule = random_schedule(FLOW_NOISE, 5, "t_eps", 2)
     scheduler = with_schedule(getattr(diffusers, name)(**config), schedule)
