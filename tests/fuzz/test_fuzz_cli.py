@@ -107,7 +107,7 @@ def run(
     def found(many: list, progress: object = None) -> list:
         return [hso_jax.zoo("sd15", 4)]  # no search: what is fuzzed is what is around it
 
-    monkeypatch.setattr(searches, "_found", found)
+    monkeypatch.setattr(searches, "search_many", found)
     monkeypatch.setattr(searches, "search_many", found)
     monkeypatch.setattr(searches, "baseline", lambda *a, **k: hso_jax.zoo("sd15", 4))
     monkeypatch.setattr(searches, "prepare_jax", lambda: None)
