@@ -132,7 +132,7 @@ def _starts(lanes: Sequence[Lane], start: Method | Schedule, arrays: LaneArrays)
     """[L, 1, K] the nodes in s of each lane's own start, padded with the last."""
     own = [lane.method.start for lane in lanes]  # type: ignore[union-attr]
     if not isinstance(start, Schedule):
-        own = start.search([lane._replace(method=m) for lane, m in zip(lanes, own, strict=True)], None, None)
+        own = start.search([lane._replace(method=m) for lane, m in zip(lanes, own, strict=True)], None, None, None)
     count = arrays.starts.shape[-1]
     rows = [np.pad(s_of_lam(s.lams), (0, count - len(s.lams)), mode="edge") for s in own]
     return np.stack(rows)[:, None].astype(arrays.top.dtype)
