@@ -21,7 +21,7 @@ class Effort(NamedTuple):
     """How hard each lane is searched; all static (a change compiles again). None is the method's own value.
 
     Attributes:
-        population: of the upper level.
+        population: of the upper level, at least 4.
         generations: of the upper level.
         steps: of the lower level at each psi.
         polish: rounds of as many steps more for the winner.

@@ -236,7 +236,7 @@ def _check_effort(effort: object) -> None:
         raise ValueError(f"effort is {brief(effort)}; need an Effort(...)")
     for field, value in effort._asdict().items() if effort is not None else ():
         if value is not None:
-            whole(f"effort.{field}", value, 1 if field in ("population", "lanes") else 0, 10**6)
+            whole(f"effort.{field}", value, {"population": 4, "lanes": 1}.get(field, 0), 10**6)
 
 
 def _shifted(progress: Progress, before: int, total: int, lanes: int, done: int, of: int) -> None:

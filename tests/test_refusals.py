@@ -149,6 +149,11 @@ def test_p_of_any_real_number_that_has_a_score() -> None:
         baseline("uniform-lam", ve(1e-30, 1e30), 20, p=-99)
 
 
+def test_a_population_has_at_least_the_four_that_differential_evolution_needs() -> None:
+    with pytest.raises(ValueError, match=r"effort\.population is 3; need a whole number from 4"):
+        find(SD, 4, effort=Effort(population=3))
+
+
 @pytest.mark.parametrize("field", Effort._fields)
 def test_efforts_are_whole_numbers(field: str) -> None:
     for value in (-1, 1.5, "2", True):

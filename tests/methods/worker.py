@@ -22,7 +22,7 @@ from hso_jax.schedule_file import to_json
 COUNT = 100
 BANK = Effort(population=8, generations=4, lanes=10)
 """Small; with eight devices the lanes make two chunks, the second filled up."""
-TINY = Effort(population=2, generations=1, steps=3, polish=1, lanes=50)
+TINY = Effort(population=4, generations=1, steps=3, polish=1, lanes=50)
 """Fifty lanes at once: eight devices that wait for each other at each sum are slow on few cores."""
 
 
