@@ -16,7 +16,20 @@ from scipy import optimize
 from solver_error_cells import EFFORT, NAMES, SAMPLES, SD, SD3, WEIGHTS, deviations, find, grid, small_family
 
 from benchmarks.speed import scipy_search as oracle
-from hso_jax import Hso, Lane, Schedule, SolverError, baseline, batch, preset, search, search_many, solver_error
+from hso_jax import (
+    Hso,
+    Lane,
+    Origin,
+    Schedule,
+    Scores,
+    SolverError,
+    baseline,
+    batch,
+    preset,
+    search,
+    search_many,
+    solver_error,
+)
 from hso_jax.lower.gaps import SPACING
 from hso_jax.methods.solver_error import lanes as lanes_module
 from hso_jax.methods.solver_error import method as method_module
@@ -217,10 +230,12 @@ def test_other_solvers_are_told_and_advised(found: Any) -> None:
 
 
 def test_advice_needs_one_percent() -> None:
-    make = functools.partial(Schedule.from_t, SD, [0.9, 0.2], solver="ddim")
-    assert make(error=1.0, others={"a": 0.98, "b": 0.9, "c": 2.0}).better_solver == "b"
-    assert make(error=1.0, others={"a": 0.995, "c": 2.0}).better_solver is None
-    assert make(error=1.0).better_solver is None and make(others={"a": 0.1}).better_solver is None
+    def better(**scores: Any) -> str | None:
+        return Schedule.from_t(SD, [0.9, 0.2], origin=Origin(solver="ddim"), scores=Scores(**scores)).better_solver
+
+    assert better(error=1.0, others={"a": 0.98, "b": 0.9, "c": 2.0}) == "b"
+    assert better(error=1.0, others={"a": 0.995, "c": 2.0}) is None
+    assert better(error=1.0) is None and better(others={"a": 0.1}) is None
 
 
 def test_the_error_is_refused_where_it_means_nothing() -> None:
