@@ -131,5 +131,5 @@ def test_pipelines_installed_schedulers_and_other_things() -> None:
     assert noise_schedule_of(plain, name="mine").name == "mine"
     with pytest.raises(ValueError, match="need a diffusers scheduler"):
         noise_schedule_of(3)
-    with pytest.raises(ValueError, match="IPNDMScheduler is not supported: .*; use PNDMScheduler or"):
+    with pytest.raises(ValueError, match=r"IPNDMScheduler is not supported: .*; use PNDMScheduler or"):
         noise_schedule_of(diffusers.IPNDMScheduler())
