@@ -49,8 +49,7 @@ def own_loop(subject: Subject, schedule: hso_jax.Schedule, solver: str) -> torch
             return (x - level.sigma * out) / level.alpha
         return level.alpha * x - level.sigma * out if kind == "v_prediction" else x - level.sigma * out
 
-    name, _, order = solver.partition("-") if solver.startswith("unipc") else (solver, "", "3")
-    return bridge.sample(denoiser, schedule, subject.start, name, order=int(order))
+    return bridge.sample(denoiser, schedule, subject.start, solver)
 
 
 @pytest.mark.parametrize("solver", SOLVERS)
