@@ -217,3 +217,12 @@ def test_a_file_too_large_to_be_one(tmp_path: Any) -> None:
         handle.truncate(10**9)
     with pytest.raises(ValueError, match="1000000000 bytes"):
         json_object(file, "a checkpoint")
+
+
+def test_a_closed_bound_is_the_last_value_allowed() -> None:
+    assert number("x", 0.0, low=0.0, closed=True) == 0.0
+    for value in (-1e-9, -1.0):
+        with pytest.raises(ValueError, match=r"x is -1.*; need a finite number at least 0"):
+            number("x", value, low=0.0, closed=True)
+    with pytest.raises(ValueError, match="x is 2"):
+        number("x", 2.0, low=0.0, high=2.0, closed=True)
