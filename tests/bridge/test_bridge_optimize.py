@@ -116,6 +116,10 @@ class Called(SimpleNamespace):
     def __call__(self, prompt: str, guidance_scale: float = 9.0) -> None: ...
 
 
+class Turbo(SimpleNamespace):
+    def __call__(self, prompt: str, guidance_scale: float = 0.0) -> None: ...
+
+
 class Silent(SimpleNamespace):
     def __call__(self, labels: list[int]) -> None: ...
 
@@ -159,3 +163,8 @@ def test_with_the_real_search() -> None:
     pipe.scheduler.set_timesteps(4)
     assert pipe.scheduler.timesteps.tolist() == np.float32(schedule.timesteps).tolist()
     assert schedule.method == "hso"
+
+
+def test_a_weight_below_1_is_no_guidance_at_all() -> None:
+    """Turbo pipelines say 0 for it; the weight of the class itself is 1."""
+    assert usual_guidance(Turbo()) == (1.0, "the pipeline's default guidance_scale")
