@@ -46,3 +46,10 @@ def test_a_table_set_by_hand_that_ends_at_diffusers_stand_in_for_pure_noise_is_o
     scheduler.alphas_cumprod = torch.cat([table[:-1], torch.tensor([2.0**-24])])
     noise = noise_schedule_of(scheduler)
     assert noise.zero_terminal_snr and noise.noise_end == -np.inf
+
+
+def test_a_clean_end_is_alpha_1_and_sigma_0() -> None:
+    scheduler = diffusers.DDIMScheduler(**SD)
+    installed = with_schedule(scheduler, Schedule.from_t(noise_schedule_of(scheduler), [0.9, 0.5]))
+    installed.set_timesteps(2)
+    assert (installed._levels.alphas[-1], installed._levels.sigmas[-1]) == (1.0, 0.0)
