@@ -113,7 +113,7 @@ def _build(cls: str, config: Mapping[str, Any], image_seq_len: int, name: str) -
     alphas_cumprod = np.cumprod(1.0 - _betas(cls, config))
     # CogVideoX scales the SNR of its training table.
     scale = config.get("snr_shift_scale", 1.0 if not cls.startswith("CogVideoX") else 3.0)
-    scale = number("snr_shift_scale", scale, low=0.0)
+    scale = number("snr_shift_scale", scale, low=0.0, high=1e6)
     alphas_cumprod = alphas_cumprod / (scale + (1.0 - scale) * alphas_cumprod)
     zero_snr = flag("rescale_betas_zero_snr", config.get("rescale_betas_zero_snr", False))
     return variance_preserving.discrete(alphas_cumprod, rescale_betas_zero_snr=zero_snr, name=name)

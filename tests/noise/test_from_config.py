@@ -136,7 +136,7 @@ def test_file_scheduler_folder_and_model_folder(tmp_path: Path) -> None:
         ),
         *(({**SD, "rescale_betas_zero_snr": x}, "rescale_betas_zero_snr is .*; need true") for x in ("false", 0, None)),
         *(({**SD, "use_flow_sigmas": x}, "use_flow_sigmas is .*; need true or false") for x in ("false", 1, None)),
-        *(({**SD, "snr_shift_scale": x}, "snr_shift_scale is .*; need") for x in (0, -1.0, "3", True, 1e400)),
+        *(({**SD, "snr_shift_scale": x}, "snr_shift_scale is .*; need") for x in (0, -1.0, "3", True, 1e17, 1e400)),
         *(({**FLOW, "shift": x}, "FlowMatch.*: shift is .*; need a positive") for x in (0, "3", True, 1e400, None, [])),
         ({**FLOW, "use_dynamic_shifting": "false"}, "use_dynamic_shifting is 'false'; need true or false"),
         ({**FLOW, "use_dynamic_shifting": True, "base_shift": "x"}, "base_shift is 'x'"),
