@@ -13,6 +13,7 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
+from benchmarks import arguments
 from benchmarks.arguments import budgets, exit_code, names
 from benchmarks.solvers import COMPARED
 from hso_jax.files import write_whole
@@ -63,13 +64,7 @@ def _run(args: argparse.Namespace) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    summary, _, examples = (__doc__ or "").partition("\n\n")
-    parser = argparse.ArgumentParser(
-        prog="python -m benchmarks",
-        description=summary,
-        epilog=examples,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = arguments.parser("python -m benchmarks", __doc__)
     add = parser.add_argument
     add("--quick", action="store_true", help="other defaults for all options below: few cells and images")
     add("--models", type=names, help="comma-separated; default all three")

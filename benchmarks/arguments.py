@@ -9,6 +9,14 @@ from collections.abc import Callable
 from hso_jax.cli.arguments import parse_nfe
 
 
+def parser(prog: str, doc: str | None) -> argparse.ArgumentParser:
+    """A parser that describes itself by a module's docstring: its first line, and the rest below the options."""
+    summary, _, examples = (doc or "").partition("\n\n")
+    return argparse.ArgumentParser(
+        prog=prog, description=summary, epilog=examples, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+
+
 def names(text: str) -> tuple[str, ...]:
     """Of a comma-separated list."""
     return tuple(part.strip() for part in text.split(","))

@@ -11,6 +11,7 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
+from benchmarks import arguments
 from benchmarks.arguments import budgets, exit_code, names
 from benchmarks.solvers import COMPARED
 from hso_jax.files import write_whole
@@ -40,13 +41,7 @@ def _run(args: argparse.Namespace) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    summary, _, examples = (__doc__ or "").partition("\n\n")
-    parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.heldout",
-        description=summary,
-        epilog=examples,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = arguments.parser("python -m benchmarks.heldout", __doc__)
     add = parser.add_argument
     add("--networks", type=Path, metavar="PATH", help="folder with networks.py, which says what there is and loads it")
     add("--nfe", type=budgets, help="such as 4,6,8 or 4-8; default 4,6,8")

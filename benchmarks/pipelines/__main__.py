@@ -19,6 +19,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from benchmarks import arguments
 from benchmarks.arguments import budgets, exit_code, names
 from benchmarks.pipelines import settings
 from benchmarks.pipelines.prompts import read_prompts
@@ -239,13 +240,7 @@ def _judge(
 
 
 def _parser() -> argparse.ArgumentParser:
-    summary, _, examples = (__doc__ or "").partition("\n\n")
-    parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.pipelines",
-        description=summary,
-        epilog=examples,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = arguments.parser("python -m benchmarks.pipelines", __doc__)
     add = parser.add_argument
     add("--pipeline", type=Path, required=True, metavar="PATH", help="local folder that save_pretrained wrote")
     add(
