@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import time
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -109,17 +109,10 @@ def run(
             other files, before any work.
         RuntimeError: if a solver calls a network more or less often than N times.
     """
-    for what, chosen, known in (("solver", solvers, SOLVERS), ("method", methods, METHODS)):
-        if unknown := [x for x in chosen if x not in known]:
-            raise ValueError(f"{what} {unknown[0]!r} is not one of {', '.join(known)}")
-    if count < 2:
-        raise ValueError(f"count is {count}; a spread needs 2 or more")
+    _check_choices(solvers, methods, count)
     module, kept = find(folder), records.read(path)
     origins = {name: provenance(folder, name) for name in module.NAMES}
-    for old in kept.setups:
-        new = origins.get(old.get("network", ""))
-        if new is not None and new["sha256"] != old.get("sha256"):
-            raise ValueError(f"{path} has records of {new['network']} from other files; choose another --records")
+    _check_files(kept, origins, path)
     setup, measured = records.this_setup(torch.get_num_threads()), 0
     finished = {record.cell for record in kept.cells}
     every = [
@@ -144,3 +137,19 @@ def run(
                     measured += 1
                 bar.advance(task)
     return measured
+
+
+def _check_choices(solvers: Collection[str], methods: Collection[str], count: int) -> None:
+    for what, chosen, known in (("solver", solvers, SOLVERS), ("method", methods, METHODS)):
+        if unknown := [x for x in chosen if x not in known]:
+            raise ValueError(f"{what} {unknown[0]!r} is not one of {', '.join(known)}")
+    if count < 2:
+        raise ValueError(f"count is {count}; a spread needs 2 or more")
+
+
+def _check_files(kept: records.Records, origins: Mapping[str, Mapping[str, str]], path: Path) -> None:
+    """Raises ValueError if a network's records were made with other files than those that it is loaded from now."""
+    for old in kept.setups:
+        new = origins.get(old.get("network", ""))
+        if new is not None and new["sha256"] != old.get("sha256"):
+            raise ValueError(f"{path} has records of {new['network']} from other files; choose another --records")
