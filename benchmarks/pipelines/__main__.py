@@ -87,11 +87,15 @@ def _run(args: argparse.Namespace) -> int:
     state.wait_for_everyone()
     jobs = [generate.Job(s, batch) for s, count in counts.items() for batch in store.missing(s, count)]
     state.wait_for_everyone()  # nobody makes an image before all have seen what is missing
-    diffusers.logging.set_verbosity_error()  # a warning for every prompt that is longer than the text encoder takes
     if main_process:
         _announce(jobs, store, sampler)
     own = generate.share(jobs, state.process_index, state.num_processes)
-    generate.generate(store, own, sampler, progress=main_process)
+    verbosity = diffusers.logging.get_verbosity()
+    diffusers.logging.set_verbosity_error()  # a warning for every prompt that is longer than the text encoder takes
+    try:
+        generate.generate(store, own, sampler, progress=main_process)
+    finally:
+        diffusers.logging.set_verbosity(verbosity)
     state.wait_for_everyone()
     if main_process:
         _judge(args, store, wanted, counts, sampler, facts, extraction, reference)
