@@ -11,18 +11,20 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from hso_jax.checks import MOST_LEVELS, brief, choice, count, numbers, text
+from hso_jax.checks import MOST_LEVELS, brief, choice, count, numbers
 from hso_jax.diffusers_sigmas import diffusers_sigmas
 from hso_jax.noise import NoiseSchedule, alpha_sigma
 from hso_jax.noise.noise_schedule import check_noise
 from hso_jax.origin import Origin, Scores
+from hso_jax.schedule_checks import ENDS as ENDS
+from hso_jax.schedule_checks import LAYOUTS as LAYOUTS
+from hso_jax.schedule_checks import check_schedule, frozen
 from hso_jax.shown import shown
+from hso_jax.solvers.nonstationary import check_coefficients
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-LAYOUTS = ("node", "interval")
-ENDS = ("clean", "t_eps")
 _ARRAYS = ("t", "lams", "sigmas", "timesteps")
 _CUSTOM, _UNSCORED = Origin(), Scores()
 
@@ -49,6 +51,8 @@ class Schedule:
         noise: fingerprint of the noise schedule.
         origin: how the nodes were found; its method, solver, guidance, psi, seed and result are properties here.
         scores: what was measured of them; its mep, spf, error, others and fitness are properties here.
+        coefficients: [N, H - 1] of the non-stationary solver that the nodes were found with, see
+            `solvers.nonstationary`; None for every other solver.
     """
 
     model: str
@@ -64,15 +68,20 @@ class Schedule:
     noise: str
     origin: Origin = _CUSTOM
     scores: Scores = _UNSCORED
+    coefficients: np.ndarray | None = None
 
     def __post_init__(self) -> None:
         """Check the counts and the order of everything, whoever made it."""
         for name in _ARRAYS:
-            object.__setattr__(self, name, _frozen(name, getattr(self, name)))
+            object.__setattr__(self, name, frozen(name, getattr(self, name)))
         object.__setattr__(self, "nfe", count("nfe", self.nfe, 1))
         levels = count("num_train_timesteps", self.num_train_timesteps, 1, MOST_LEVELS)
         object.__setattr__(self, "num_train_timesteps", levels)
-        _check(self)
+        if self.coefficients is not None:
+            object.__setattr__(
+                self, "coefficients", frozen("coefficients", check_coefficients(self.coefficients, self.nfe))
+            )
+        check_schedule(self)
 
     @classmethod
     def from_t(
@@ -84,6 +93,7 @@ class Schedule:
         end: str | None = None,
         origin: Origin = _CUSTOM,
         scores: Scores = _UNSCORED,
+        coefficients: Any = None,
     ) -> Schedule:
         """A schedule from its nodes' times (falling, in the noise schedule's range); the rest is derived.
 
@@ -119,6 +129,7 @@ class Schedule:
             noise=noise.fingerprint(),
             origin=origin,
             scores=scores,
+            coefficients=coefficients,
         )
 
     @classmethod
@@ -139,7 +150,7 @@ class Schedule:
         """A schedule from a list of ksigma (k-diffusion's convention); a final 0 is taken as the clean end.
 
         With `end="clean"` every value is evaluated; with "t_eps" the last is where sampling stops. `options` are
-        `origin` and `scores`.
+        `origin`, `scores` and `coefficients`.
 
         Raises:
             ValueError: as `from_t`, or for a value that the noise schedule does not reach.
@@ -343,49 +354,3 @@ class Schedule:
 def versions() -> dict[str, str]:
     """Versions of the packages a result depends on."""
     return {name: importlib.metadata.version(name) for name in ("hso-jax", "jax", "jaxlib", "evosax", "numpy")}
-
-
-def _frozen(name: str, values: Any) -> np.ndarray:
-    array = numbers(name, values).copy()
-    array.setflags(write=False)
-    return array
-
-
-def _check(s: Schedule) -> None:
-    choice("layout", s.layout, LAYOUTS)
-    choice("end", s.end, ENDS)
-    choice("kind", s.kind, ("vp", "ve", "flow"))
-    text("model", s.model)
-    text("noise", s.noise)
-    for name, kind in (("origin", Origin), ("scores", Scores)):
-        if not isinstance(getattr(s, name), kind):
-            raise ValueError(f"{name} is {brief(getattr(s, name))}; need a {kind.__name__}")
-    if s.layout == "node" and s.end == "t_eps":
-        raise ValueError("end 't_eps' needs layout 'interval': layout 'node' has no node to stop at")
-    nodes = s.nfe + (s.layout == "interval")
-    for name, size in {"t": nodes, "lams": nodes, "sigmas": nodes, "timesteps": s.nfe}.items():
-        array = getattr(s, name)
-        if array.shape != (size,):
-            raise ValueError(f"{name} has shape {array.shape}; layout {s.layout!r} at nfe {s.nfe} needs ({size},)")
-        pure_noise = name in ("lams", "sigmas") and np.isinf(array[:1]).all()
-        finite = np.isfinite(array)
-        if not finite[1 if pure_noise else 0 :].all():
-            i = int(np.flatnonzero(~finite)[-1])
-            raise ValueError(f"{name}[{i}] is {array[i]}; every entry must be finite")
-        steps = np.diff(array) * (1 if name == "lams" else -1)
-        if not (steps > 0).all():
-            i = int(np.flatnonzero(~(steps > 0))[0])
-            order = "rise" if name == "lams" else "fall"
-            raise ValueError(
-                f"{name} must {order} strictly, but entry {i} is {array[i]:.9g} and entry {i + 1} {array[i + 1]:.9g}"
-            )
-    if not (s.t[-1] >= 0 and s.t[0] <= 1 and s.sigmas[-1] > 0):
-        raise ValueError(
-            f"t must lie in [0, 1] and sigmas above 0; got t {s.t[-1]:.6g}..{s.t[0]:.6g}, last sigma {s.sigmas[-1]:.6g}"
-        )
-    if np.isinf(s.lams[0]) != np.isinf(s.sigmas[0]):
-        raise ValueError(f"lams and sigmas disagree: lams[0] is {s.lams[0]}, sigmas[0] {s.sigmas[0]}")
-    with np.errstate(over="ignore"):
-        off = np.abs(np.log(s.sigmas[np.isfinite(s.lams)]) + s.lams[np.isfinite(s.lams)])
-    if off.size and off.max() > 1e-6:
-        raise ValueError(f"sigmas and lams disagree: sigma must be exp(-lam), off by {off.max():.3g} in the logarithm")

@@ -1,5 +1,9 @@
 """Samplers of the probability-flow ODE as pure functions of (nodes, denoiser, noise)."""
 
+from hso_jax.solvers.nonstationary import NONSTATIONARY as NONSTATIONARY
+from hso_jax.solvers.nonstationary import amplification as amplification
+from hso_jax.solvers.nonstationary import coefficients_of as coefficients_of
+from hso_jax.solvers.nonstationary import nonstationary as nonstationary
 from hso_jax.solvers.sampling import ALIASES as ALIASES
 from hso_jax.solvers.sampling import SOLVERS as SOLVERS
 from hso_jax.solvers.sampling import Denoiser as Denoiser
