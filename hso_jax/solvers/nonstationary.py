@@ -93,7 +93,7 @@ def check_coefficients(coefficients: Any, nfe: int) -> np.ndarray:
     bad = ~(np.abs(values) <= LARGEST)
     if bad.any():
         i, j = (int(x) for x in np.argwhere(bad)[0])
-        raise ValueError(f"coefficients[{i}][{j}] is {brief(values[i, j])}; need finite numbers within +-{LARGEST:g}")
+        raise ValueError(f"coefficients[{i}][{j}] is {values[i, j]}; need finite numbers within +-{LARGEST:g}")
     early = ~known(*values.shape) & (values != 0)
     if early.any():
         i, j = (int(x) for x in np.argwhere(early)[0])
