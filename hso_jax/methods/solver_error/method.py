@@ -11,16 +11,18 @@ from jax.sharding import PartitionSpec
 
 from hso_jax import batch, solvers
 from hso_jax.bilevel import Effort
-from hso_jax.checks import choice, whole
+from hso_jax.checks import brief, choice, whole
 from hso_jax.lane import Lane, Method
 from hso_jax.methods.solver_error.lanes import LaneArrays, check, pack
 from hso_jax.methods.solver_error.schedules import compared, schedule_of
 from hso_jax.methods.solver_error.search import Refinement, search_lane
+from hso_jax.noise import NoiseSchedule
 from hso_jax.noise.ends import s_of_lam
 from hso_jax.objectives.expansion import NodeObjective, check_objective
 from hso_jax.objectives.solver_error import DETAIL, POWER, SAMPLES, Chunks, check_weights
 from hso_jax.problems.bank import Problems, collect
 from hso_jax.problems.model_error import ModelError, check_model_error
+from hso_jax.profile import Profile
 from hso_jax.schedule import Schedule
 from hso_jax.upper.checkpoint import Records
 
@@ -48,6 +50,8 @@ class SolverError:
         start: a schedule, or a method whose schedule is refined, instead of the starts of the family.
         compare: names of solvers whose error on the nodes is told in `Schedule.others`.
         problems: a stacked Problem or Product, or a sequence of problems of both kinds; the family of 36 by default.
+        profile: what was measured of the model (`bridge.profile`, `profile_of`): its problems in place of the default
+            family, and its network's error unless `model_error` says otherwise.
         model_error: what a network adds to the exact denoiser; by default `problems.ETA` of what the model predicts,
             which is no error.
         detail: a direction's squared error weighs its `variance^-detail`: 0 is the plain error, 1 all details alike.
@@ -66,6 +70,7 @@ class SolverError:
     start: Method | Schedule | None = None
     compare: tuple[str, ...] = COMPARED
     problems: Problems | None = None
+    profile: Profile | None = None
     model_error: ModelError | None = None
     detail: float = DETAIL
     power: float = POWER
@@ -83,10 +88,11 @@ class SolverError:
             whole(f"refinement.{name}", value, 0 if name == "final_steps" else 1, 10**6)
         compare = tuple(solvers.canonical(name) for name in self.compare)
         detail, power = check_weights(self.detail, self.power)
-        model_error = check_model_error(self.model_error, lane.noise.prediction, lane.noise.noise_end)
-        if self.problems is not None:
-            collect(self.problems)
-        method = dataclasses.replace(self, solver=solver, guidance=guidance, compare=compare)
+        problems, model_error = _of_profile(self, lane.noise)
+        model_error = check_model_error(model_error, lane.noise.prediction, lane.noise.noise_end)
+        if problems is not None:
+            collect(problems)
+        method = dataclasses.replace(self, solver=solver, guidance=guidance, compare=compare, problems=problems)
         method = dataclasses.replace(method, model_error=model_error, detail=detail, power=power)
         if self.start is not None and self.refinement is None:
             raise ValueError("refinement is None, with a start there would be nothing to do; give a Refinement(...)")
@@ -154,6 +160,20 @@ def _starts(lanes: Sequence[Lane], start: Method | Schedule, arrays: LaneArrays)
     count = arrays.starts.shape[-1]
     rows = [np.pad(s_of_lam(s.lams), (0, count - len(s.lams)), mode="edge") for s in own]
     return np.stack(rows)[:, None].astype(arrays.top.dtype)
+
+
+def _of_profile(method: SolverError, noise: NoiseSchedule) -> tuple[Problems | None, ModelError | None]:
+    """The problems and the error that a method's profile stands for; those of the method without one."""
+    profile = method.profile
+    if profile is None:
+        return method.problems, method.model_error
+    if not isinstance(profile, Profile):
+        raise ValueError(f"profile is {brief(profile)}; need a Profile: profile_of(latents), Profile.load(path)")
+    profile.check_noise(noise)
+    problems = profile.problems()  # the same object for an equal profile: lanes are grouped by it
+    if method.problems is not None and method.problems is not problems:
+        raise ValueError("problems and profile are both given; a profile has problems of its own: leave one out")
+    return problems, profile.model_error() if method.model_error is None else method.model_error
 
 
 def _check_start(lane: Lane, start: Schedule) -> None:
