@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+import re
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +13,8 @@ import jax
 import numpy as np
 import pytest
 
+import hso_jax
 from hso_jax import Profile, SolverError, lanes, preset, profile_of
-from hso_jax.objectives.solver_error import error_data
 from hso_jax.problems import power_law, spectral, spread
 
 SD = preset("sd15")
@@ -198,11 +199,15 @@ def test_a_profile_of_another_model_is_refused_with_both_values() -> None:
         lanes([SD], [4], method=SolverError(profile="p.json"))  # type: ignore[arg-type]
 
 
-def test_the_error_of_the_data_is_the_one_that_was_measured() -> None:
-    data = error_data(
-        SD.noise_end, prediction="epsilon", model_error=PROFILE.model_error(), problems=PROFILE.problems(), samples=4
-    )
-    squares = np.asarray(data.coefficients**2).mean((1, 2))  # over waves and samples: eta^2 s_j^2/6
-    variances, counts = spread(PROFILE.problems())
-    found = np.sqrt(6.0 * (counts * squares).sum(1) / (counts * variances).sum(1))
-    np.testing.assert_allclose(found, 0.02, rtol=0.3)
+def test_the_page_s_code_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    text = (Path(hso_jax.__file__).parent.parent / "docs" / "profile.md").read_text(encoding="utf-8")
+    names: dict[str, Any] = {}
+    for block in re.findall(r"```python\n(.*?)```", text, re.S):
+        exec(compile(block, "docs/profile.md", "exec"), names)
+    schedule = names["schedule"]
+    assert schedule.result == "converged" and schedule.nfe == 4 and schedule.solver == "ddim"
+    rule = hso_jax.baseline("trailing", names["noise"], 4)
+    on = {"problems": names["profile"].problems(), "model_error": names["profile"].model_error(), "solver": "ddim"}
+    theirs, mine = (hso_jax.solver_error(s, names["noise"], **on) for s in (rule, schedule))
+    assert mine == pytest.approx(schedule.error, rel=1e-4) and mine < theirs
