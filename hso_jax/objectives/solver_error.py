@@ -31,7 +31,7 @@ EXACT_STEPS = 64
 DETAIL = 0.0
 """Default exponent of the weight `variance^-detail` of a direction's squared error."""
 
-POWER = 1.0
+POWER = 0.0
 """Default exponent of the mean over problems: 1 is the mean of squared errors, 0 that of their logarithms."""
 
 

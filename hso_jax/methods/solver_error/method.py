@@ -94,9 +94,10 @@ class SolverError:
         method = dataclasses.replace(self, solver=solver, guidance=guidance, compare=compare)
         method = dataclasses.replace(method, model_error=model_error, detail=detail, power=power)
         if solver == solvers.NONSTATIONARY:
-            if self.start is not None or self.refinement is None:
+            if self.refinement is None or not (self.start is None or isinstance(self.start, Schedule)):
                 raise ValueError(
-                    "solver 'nonstationary' starts from known solvers' own searches; leave start and refinement out"
+                    "solver 'nonstationary' starts from known solvers' own searches, or from a Schedule as start; "
+                    "leave start and refinement out"
                 )
             options = check_coefficients_options(self.coefficients, lane.nfe, guidance)
             for name in options.known:
@@ -170,51 +171,63 @@ _SAMPLES_SPLIT = Chunks(*[PartitionSpec()] * len(Chunks._fields))._replace(  # t
 def _search_free(
     lanes: Sequence[Lane], effort: Effort | None, progress: batch.Progress | None, records: Records | None
 ) -> list[Schedule]:
-    """Each known solver's own search, in one program for all; then nodes and coefficients from the best of them."""
+    """The known solvers' own searches first, unless a start is given; then nodes and coefficients from there."""
     methods: list[SolverError] = [lane.method for lane in lanes]  # type: ignore[misc]
     options = methods[0].coefficients
     assert options is not None
-    known = [
-        lane._replace(method=dataclasses.replace(lane.method, solver=name, coefficients=None, compare=()))  # type: ignore[type-var]
-        for name in options.known
-        for lane in lanes
-    ]
-    total = len(known) + len(lanes)
+    total = len(lanes) * (1 if methods[0].start else 1 + len(options.known))
 
     def told(before: int) -> batch.Progress | None:
         if progress is None:
             return None
         return lambda done, _: progress((before + done) * len(lanes) // total, len(lanes))
 
-    first = None if records is None else records.search("known", {}, resuming_fault)
-    found = known[0].method.search(known, effort, told(0), first)  # type: ignore[union-attr]
-    rows = [found[i :: len(lanes)] for i in range(len(lanes))]
-    best = [min(row, key=lambda s: s.error if s.error is not None else float("inf")) for row in rows]
-    started = [row[options.known.index(options.start)] for row in rows]
+    if methods[0].start is None:
+        first = None if records is None else records.search("known", {}, resuming_fault)
+        starts, best = _known(lanes, options, effort, told(0), first)
+    else:
+        starts = best = [m.start for m in methods]  # type: ignore[assignment,misc]
     again = [
         lane._replace(method=dataclasses.replace(lane.method, solver=options.start))  # type: ignore[type-var]
         for lane in lanes
     ]
     arrays, bank, inaccuracy = pack(again, (options.start,))
-    arrays = arrays._replace(
-        starts=_padded(started, arrays),  # type: ignore[arg-type]
-        penalty=np.array([m.coefficients.penalty for m in methods], arrays.top.dtype),  # type: ignore[arg-type,union-attr]
-        growth=np.array([m.coefficients.growth for m in methods], arrays.top.dtype),  # type: ignore[arg-type,union-attr]
+    penalty, growth = (
+        np.array([getattr(m.coefficients, name) for m in methods], arrays.top.dtype) for name in ("penalty", "growth")
     )
     results = batch.run(
         search_free(options.start, options.history, options.steps, batch.DEVICES),
-        arrays,
+        arrays._replace(starts=_padded(starts, arrays), penalty=penalty, growth=growth),  # type: ignore[arg-type]
         bank,
         chunk=_CHUNK,
         at_once=1,
         split=batch.Split(_SAMPLES_SPLIT, methods[0].chunk),
-        progress=told(len(known)),
+        progress=told(total - len(lanes)),
         records=None if records is None else records.search("coefficients", {}, resuming_fault),
     )
     return [
         free_schedule_of(lane, jax.tree.map(lambda x: x[i], results), best[i], float(inaccuracy[i]))  # noqa: B023
         for i, lane in enumerate(lanes)
     ]
+
+
+def _known(
+    lanes: Sequence[Lane],
+    options: Coefficients,
+    effort: Effort | None,
+    progress: batch.Progress | None,
+    records: Records | None,
+) -> tuple[list[Schedule], list[Schedule]]:
+    """For each lane the schedule to start from, and that of the best known solver; all searched in one program."""
+    known = [
+        lane._replace(method=dataclasses.replace(lane.method, solver=name, coefficients=None, compare=()))  # type: ignore[type-var]
+        for name in options.known
+        for lane in lanes
+    ]
+    found = known[0].method.search(known, effort, progress, records)  # type: ignore[union-attr]
+    rows = [found[i :: len(lanes)] for i in range(len(lanes))]
+    best = [min(row, key=lambda s: s.error if s.error is not None else float("inf")) for row in rows]
+    return [row[options.known.index(options.start)] for row in rows], best
 
 
 def _starts(lanes: Sequence[Lane], start: Method | Schedule, arrays: LaneArrays) -> np.ndarray:
