@@ -73,6 +73,7 @@ class Scores:
         error: root-mean-square error of the solver's samples on the reference problems.
         others: the same for other solvers: at most what they would reach with a schedule of their own.
         fitness: what the callable that a search was given said of it.
+        amplification: of errors in the predictions by a non-stationary solver, see `solvers.amplification`.
     """
 
     mep: float | None = None
@@ -80,10 +81,11 @@ class Scores:
     error: float | None = None
     others: Mapping[str, float] = dataclasses.field(default_factory=dict)
     fitness: float | None = None
+    amplification: float | None = None
 
     def __post_init__(self) -> None:
         """Check every value. Raises ValueError."""
-        for name in ("mep", "spf", "error", "fitness"):
+        for name in ("mep", "spf", "error", "fitness", "amplification"):
             _check_number(self, name)
         _check_mapping(self, "others")
 

@@ -26,9 +26,21 @@ _FIELDS = (
     *("model", "nfe", "layout", "end", "method", "solver", "t", "lams", "sigmas", "timesteps", "kind"),
     *("num_train_timesteps", "noise", "psi", "p", "d_min", "mep", "spf", "min_spacing", "result", "iterations"),
     *("stationarity", "seed", "guidance", "error", "others", "fitness", "versions"),
+    "amplification",
 )
 """In the file's order. `min_spacing` follows from t: it is written for readers, and not read."""
-_OPTIONAL = ("iterations", "stationarity", "versions", "p", "d_min", "guidance", "error", "others", "fitness")
+_OPTIONAL = (
+    "iterations",
+    "stationarity",
+    "versions",
+    "p",
+    "d_min",
+    "guidance",
+    "error",
+    "others",
+    "fitness",
+    "amplification",
+)
 
 _RENAMED = {
     "reference": "solver-error",

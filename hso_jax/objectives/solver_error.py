@@ -31,7 +31,7 @@ EXACT_STEPS = 64
 DETAIL = 0.0
 """Default exponent of the weight `variance^-detail` of a direction's squared error."""
 
-POWER = 1.0
+POWER = 0.0
 """Default exponent of the mean over problems: 1 is the mean of squared errors, 0 that of their logarithms."""
 
 
@@ -222,7 +222,7 @@ def in_chunks(data: ErrorData, size: int) -> Chunks:
 
 
 Weigh = Callable[[Array], solvers.Weights]
-"""lams [K] -> a solver's weights on them."""
+"""place [M] -> a solver's weights there: on nodes lams, or on nodes and coefficients."""
 
 
 def squared_errors(data: Chunks, weights: solvers.Weights, chunks: Array | int) -> Array:
@@ -235,26 +235,26 @@ def squared_errors(data: Chunks, weights: solvers.Weights, chunks: Array | int) 
 
 
 def error_gradient(
-    data: Chunks, weigh: Weigh, lams: Array, chunks: Array | int, axis: str | None = None
+    data: Chunks, weigh: Weigh, place: Array, chunks: Array | int, axis: str | None = None
 ) -> tuple[Array, Array]:
-    """Log of the mean squared error of the first chunks, and its gradient [K] in lams.
+    """Log of the mean squared error of the first chunks, and its gradient [M] in the place.
 
     Memory B D K, work chunks x B N; over all devices along `axis`.
     """
 
-    # The weights are a short but intricate function of the nodes: its derivative is taken once, not for every chunk.
-    def split(lams: Array) -> tuple[solvers.Weights, Array]:
-        made = weigh(lams)
+    # The weights are a short but intricate function of the place: its derivative is taken once, not for every chunk.
+    def split(place: Array) -> tuple[solvers.Weights, Array]:
+        made = weigh(place)
         return made._replace(real=None), made.real  # type: ignore[arg-type]
 
-    weights, pull, real = jax.vjp(split, lams, has_aux=True)
+    weights, pull, real = jax.vjp(split, place, has_aux=True)
     flat, whole = ravel_pytree(weights)
 
     def add(i: Array, sums: tuple[Array, Array]) -> tuple[Array, Array]:
         value, slopes = jax.value_and_grad(lambda w: _squared_error(data, w._replace(real=real), i))(weights)
         return sums[0].at[i].set(value), sums[1].at[data.problem[i]].add(ravel_pytree(slopes)[0])
 
-    zero = jnp.zeros(data.problem.shape, lams.dtype), jnp.zeros((data.importance.shape[0], *flat.shape), flat.dtype)
+    zero = jnp.zeros(data.problem.shape, place.dtype), jnp.zeros((data.importance.shape[0], *flat.shape), flat.dtype)
     errors, gradients = jax.lax.fori_loop(0, chunks, add, zero)
     if axis is not None:
         errors, gradients = jax.lax.pmean((errors, gradients), axis)

@@ -33,13 +33,14 @@ from jax import Array
 from hso_jax.checks import brief, choice, number, whole
 
 ETA: Mapping[str, float] = {
-    "epsilon": 0.0,
-    "v_prediction": 0.0,
-    "flow_prediction": 0.0,
-    "edm": 0.0,
-    "sample": 0.0,
+    "epsilon": 0.04,
+    "v_prediction": 0.04,
+    "flow_prediction": 0.04,
+    "edm": 0.04,
+    "sample": 0.04,
 }
-"""Default size of the error by prediction type, in units of what the network predicts."""
+"""Default size of the error by prediction type, in units of what the network predicts (docs/reference.md says what it
+was chosen on). It matters where c is large: at the noise end of an epsilon model; elsewhere it hardly does."""
 
 CAP: Mapping[str, float] = {
     "epsilon": math.inf,
@@ -101,7 +102,13 @@ def check_model_error(error: object, prediction: str, start: float) -> ModelErro
     Raises:
         ValueError: for anything else, values out of range, or an error that is infinite at the start.
     """
-    error = ModelError() if error is None else error
+    if error is None:
+        # An epsilon network says nothing about x_0 at pure noise: what starts there has a bounded error.
+        error = (
+            ModelError(cap=1.0)
+            if start == -math.inf and choice("prediction", prediction, ETA) == "epsilon"
+            else ModelError()
+        )
     if not isinstance(error, ModelError):
         raise ValueError(f"model_error is {brief(error)}; need a ModelError(eta=...)")
     eta, capped = error.numbers(prediction)

@@ -6,6 +6,7 @@ The search knows a model by the two ends of its noise only, so the presets share
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import hashlib
 import json
 import os
@@ -18,14 +19,16 @@ import jax
 import numpy as np
 from rich.progress import Progress
 
+from hso_jax import solvers
 from hso_jax.files import write_whole
 from hso_jax.lane import Lane
 from hso_jax.methods import Refinement, SolverError
+from hso_jax.methods.solver_error.coefficients import Coefficients
 from hso_jax.noise import PRESETS, preset
 from hso_jax.noise.ends import lam_of_s, s_of_lam
 from hso_jax.schedule import Schedule, versions
 from hso_jax.searches import search_many
-from hso_jax.shelf.shipped import FILE, FORMAT, MAX_NFE, SOLVERS, VERSION, ends_key
+from hso_jax.shelf.shipped import FILE, FORMAT, FREE_NFE, MAX_NFE, SOLVERS, VERSION, shelf_key
 
 BUDGETS = (range(1, 6), range(6, 11), range(11, 16), range(16, MAX_NFE + 1))
 """N of one compiled program each: padding to the largest costs work."""
@@ -37,11 +40,11 @@ MENDED = 2
 """Rounds of `mend` at most."""
 
 
-def shelves() -> dict[tuple[float | None, float], list[tuple[str, float]]]:
-    """For each pair of ends, the presets' (name, guidance) that have it; guidance 1 first."""
-    found: dict[tuple[float | None, float], list[tuple[str, float]]] = {}
+def shelves() -> dict[tuple[float | None, float, bool], list[tuple[str, float]]]:
+    """For each shelf's key, the presets' (name, guidance) that have it; guidance 1 first."""
+    found: dict[tuple[float | None, float, bool], list[tuple[str, float]]] = {}
     for name, entry in PRESETS.items():
-        shelf = found.setdefault(ends_key(preset(name)), [(name, 1.0)])
+        shelf = found.setdefault(shelf_key(preset(name)), [(name, 1.0)])
         if entry.guidance not in [weight for _, weight in shelf]:
             shelf.append((name, entry.guidance))
     return found
@@ -66,6 +69,24 @@ def parts() -> Iterator[tuple[str, float, range]]:
 def search_part(name: str, guidance: float, budgets: range) -> list[dict[str, Any]]:
     """Records of one part."""
     return [_record(schedule) for schedule in search_many(lanes(name, guidance, budgets))]
+
+
+def search_free(name: str, guidance: float, known: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Records of the non-stationary solver, started from those of `START`; none where a known solver is as good."""
+    noise = preset(name)
+    of = {(r["solver"], r["nfe"]): r for r in known}
+    gain = Coefficients().gain
+    how = SolverError(solvers.NONSTATIONARY, guidance, coefficients=Coefficients(gain=0.0))
+    start = [Schedule.from_lams(noise, [noise.noise_end, *of[Coefficients().start, n]["lams"]]) for n in FREE_NFE]
+    many = [Lane(noise, s.nfe, method=dataclasses.replace(how, start=s)) for s in start]
+    found = []
+    for schedule in search_many(many):
+        best = min(of[s, schedule.nfe]["error"] for s in SOLVERS)
+        if schedule.coefficients is not None and (schedule.error or best) <= (1.0 - gain) * best:
+            coefficients = [[round(float(x), 5) for x in row] for row in schedule.coefficients]
+            more = {"coefficients": coefficients, "amplification": round(schedule.scores.amplification or 0.0, 4)}
+            found.append(_record(schedule) | more)
+    return found
 
 
 def mend(records: dict[tuple[str, float], list[dict[str, Any]]]) -> int:
@@ -111,15 +132,15 @@ def _record(schedule: Schedule) -> dict[str, Any]:
 def assemble(records: dict[tuple[str, float], list[dict[str, Any]]]) -> str:
     """The file's text."""
     rows = []
-    for ends, shelf in shelves().items():
+    for (*ends, unbounded), shelf in shelves().items():
         weights: dict[str, Any] = {}
         for name, guidance in shelf:
-            of = {(r["solver"], r["nfe"]): r for r in records[name, guidance]}
-            weights[f"{guidance:g}"] = {
-                s: [{k: of[s, n][k] for k in ("lams", "error", "result")} for n in range(1, MAX_NFE + 1)]
-                for s in SOLVERS
-            }
-        rows.append({"ends": list(ends), "guidance": weights})
+            entries: dict[str, Any] = {s: {} for s in (*SOLVERS, solvers.NONSTATIONARY)}
+            for record in sorted(records[name, guidance], key=lambda r: r["nfe"]):
+                kept = {k: v for k, v in record.items() if k not in ("solver", "nfe")}
+                entries[record["solver"]][str(record["nfe"])] = kept
+            weights[f"{guidance:g}"] = entries
+        rows.append({"ends": ends, "unbounded": unbounded, "guidance": weights})
     document = {"format": FORMAT, "version": VERSION, "versions": versions(), "shelves": rows}
     return json.dumps(document, separators=(",", ":")).replace('{"lams"', '\n{"lams"') + "\n"
 
@@ -149,6 +170,13 @@ def main() -> None:
     for _ in range(MENDED):
         if not mend(records):
             break
+    for (name, guidance), known in records.items():
+        path = options.work / f"{name}-{guidance:g}-{solvers.NONSTATIONARY}.json"
+        if not path.exists():
+            begin = time.perf_counter()
+            write_whole(path, json.dumps(search_free(name, guidance, known)).encode())
+            print(f"{path.stem}: {time.perf_counter() - begin:.1f} s", flush=True)
+        known.extend(json.loads(path.read_text()))
     content = assemble(records)
     write_whole(options.output, content.encode())
     checksum = hashlib.sha256(content.encode()).hexdigest()

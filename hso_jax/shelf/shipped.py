@@ -16,19 +16,24 @@ from hso_jax.noise.noise_schedule import check_noise
 from hso_jax.origin import Origin, Scores
 from hso_jax.schedule import Schedule
 
-FORMAT, VERSION = "hso-jax/zoo", 1
+FORMAT, VERSION = "hso-jax/zoo", 2
 FILE = "zoo.json"
 SOLVERS = ("ddim", "dpmpp-2m", "unipc-2", "unipc-3")
 MAX_NFE = 20
+FREE_NFE = range(2, 13)
+"""N of the non-stationary solver."""
 
 
-def zoo(model: str | NoiseSchedule, nfe: int, solver: str = "dpmpp-2m", *, guidance: float | None = None) -> Schedule:
+def zoo(model: str | NoiseSchedule, nfe: int, solver: str | None = None, *, guidance: float | None = None) -> Schedule:
     """The shipped schedule, what `search(noise, nfe, method=SolverError(solver=..., guidance=...))` finds; node layout.
 
     Args:
-        model: a preset's name, or a noise schedule with the same two ends as some preset's.
+        model: a preset's name, or a noise schedule with the same two ends as some preset's, whose model predicts the
+            same.
         nfe: N in 1..20.
-        solver: "ddim", "dpmpp-2m", "unipc-2" (also "unipc") or "unipc-3".
+        solver: "ddim", "dpmpp-2m", "unipc-2" (also "unipc"), "unipc-3", or "nonstationary", which has coefficients of
+            its own (N in 2..12; where it gains nothing the known solver that is as good). By default the one with the
+            smallest error: `Schedule.solver` says which.
         guidance: w; by default the model's usual one for a preset (`PRESETS[name].guidance`), else 1. What is shipped
             is 1 and the usual weights of the presets with these ends.
 
@@ -44,36 +49,59 @@ def zoo(model: str | NoiseSchedule, nfe: int, solver: str = "dpmpp-2m", *, guida
     if weight is None:
         weight = PRESETS[model].guidance if isinstance(model, str) else 1.0
     weight = number("guidance", weight, low=0.0, closed=True)
-    name = solvers.canonical(solver)
-    if name not in SOLVERS:
-        raise ValueError(f"solver {solver!r} is not in the zoo ({', '.join(SOLVERS)}); {_instead(solver, weight)}")
+    name = None if solver is None else solver if solver == solvers.NONSTATIONARY else solvers.canonical(solver)
+    if name not in (None, solvers.NONSTATIONARY, *SOLVERS):
+        have = ", ".join((*SOLVERS, solvers.NONSTATIONARY))
+        raise ValueError(f"solver {solver!r} is not in the zoo ({have}); {_instead(solver, weight)}")
     if check_nfe(nfe) > MAX_NFE:
         raise ValueError(f"nfe is {nfe}; the zoo has 1..{MAX_NFE}; {_instead(solver, weight)}")
-    shelf = _shelves().get(ends_key(noise))
+    if name == solvers.NONSTATIONARY and nfe not in FREE_NFE:
+        have = f"{FREE_NFE[0]}..{FREE_NFE[-1]}"
+        raise ValueError(f"nfe is {nfe}; the zoo has {have} of {name!r}; {_instead(solver, weight)}")
+    shelf = _shelves().get(shelf_key(noise))
     if shelf is None:
-        raise ValueError(f"no preset has the noise range of {noise.name}; {_instead(solver, weight)}")
+        raise ValueError(
+            f"no preset has the noise range and prediction type of {noise.name}; {_instead(solver, weight)}"
+        )
     if weight not in shelf:
         have = ", ".join(f"{w:g}" for w in sorted(shelf))
         raise ValueError(f"guidance {weight:g} is not in the zoo for {noise.name} ({have}); {_instead(solver, weight)}")
-    entries = {s: shelf[weight][s][nfe - 1] for s in SOLVERS}
+    entries = {s: found for s, rows in shelf[weight].items() if (found := rows.get(nfe)) is not None}
+    best = min(entries, key=lambda s: entries[s]["error"])
+    name = best if name not in entries else name
     found = entries.pop(name)
     return Schedule.from_lams(
         noise,
         [noise.noise_end, *found["lams"]],
-        origin=Origin(method="solver-error", solver=name, guidance=weight, versions=_document()["versions"]),
-        scores=Scores(error=found["error"], others={s: e["error"] for s, e in entries.items()}),
+        origin=Origin(
+            method="solver-error",
+            solver=name,
+            guidance=weight,
+            versions=_document()["versions"],
+        ),
+        scores=Scores(
+            error=found["error"],
+            others={s: e["error"] for s, e in entries.items()},
+            amplification=found.get("amplification"),
+        ),
+        coefficients=found.get("coefficients"),
     )
 
 
 def shipped_guidance(noise: NoiseSchedule) -> tuple[float, ...]:
     """The weights for which the zoo has schedules of this model, rising; none if no preset has its ends."""
-    return tuple(sorted(_shelves().get(ends_key(noise), ())))
+    return tuple(sorted(_shelves().get(shelf_key(noise), ())))
 
 
-def ends_key(noise: NoiseSchedule) -> tuple[float | None, float]:
-    """What a search on the solver's error knows of a noise schedule: its ends in lam, rounded; None is -inf."""
+def shelf_key(noise: NoiseSchedule) -> tuple[float | None, float, bool]:
+    """What a search on the solver's error knows of a noise schedule and its model.
+
+    The ends in lam, rounded (None is -inf), and whether the model's error in x_0 grows without bound towards the noise
+    end, as with epsilon, or not, as with every other prediction type.
+    """
     noisy = noise.noise_end
-    return (None if np.isneginf(noisy) else round(noisy, 3), round(noise.data_end, 3))
+    pure = bool(np.isneginf(noisy))
+    return None if pure else round(noisy, 3), round(noise.data_end, 3), noise.prediction == "epsilon" and not pure
 
 
 def text() -> str:
@@ -87,12 +115,17 @@ def _document() -> dict[str, Any]:
 
 
 @functools.cache
-def _shelves() -> dict[tuple[float | None, float], dict[float, dict[str, list[dict[str, Any]]]]]:
+def _shelves() -> dict[tuple[float | None, float, bool], dict[float, dict[str, dict[int, dict[str, Any]]]]]:
+    """By what a search knows of a model, by guidance, by solver and by N."""
     return {
-        tuple(shelf["ends"]): {float(weight): entries for weight, entries in shelf["guidance"].items()}
+        (*shelf["ends"], shelf["unbounded"]): {
+            float(weight): {s: {int(n): e for n, e in rows.items()} for s, rows in entries.items()}
+            for weight, entries in shelf["guidance"].items()
+        }
         for shelf in _document()["shelves"]
     }
 
 
-def _instead(solver: str, weight: float) -> str:
-    return f"use search(noise, nfe, method=SolverError(solver={solver!r}, guidance={weight:g}))"
+def _instead(solver: str | None, weight: float) -> str:
+    wanted = f"solver={solver!r}, " if solver is not None else ""
+    return f"use search(noise, nfe, method=SolverError({wanted}guidance={weight:g}))"

@@ -30,6 +30,7 @@ class LaneArrays(NamedTuple):
         clean, free: [L] bool: whether the last step goes to clean data; whether the first node is free.
         top, floor: [L] largest and smallest s of a node.
         starts: [L, S, K] nodes in s to start from; S = 0 lets the upper level propose them.
+        penalty, growth: [L] see `coefficients.Coefficients`; of the non-stationary solver's lanes alone.
     """
 
     data: Array
@@ -42,6 +43,8 @@ class LaneArrays(NamedTuple):
     top: Array
     floor: Array
     starts: Array
+    penalty: Array
+    growth: Array
 
     @property
     def range(self) -> Range:
@@ -58,7 +61,7 @@ def check(lane: Lane) -> tuple[Lane, str, float]:
     lane = check_lane(lane)
     method: Any = lane.method
     choice("first", method.first, FIRST)
-    solver = solvers.canonical(method.solver)
+    solver = method.solver if method.solver == solvers.NONSTATIONARY else solvers.canonical(method.solver)
     guidance = check_guidance(method.guidance)
     if method.first == "end" and lane.noise.noise_end == -math.inf and (solver.endswith("bh1") or solver == "heun"):
         raise ValueError(
@@ -132,6 +135,8 @@ def pack(lanes: Sequence[Lane], names: Sequence[str]) -> tuple[LaneArrays, Chunk
         "floor": np.array([s_of_lam(lane.noise.data_end) for lane in lanes], dtype),
         # Two nodes at least: a schedule of one has no gap, and arrays of length 0 have no largest entry.
         "starts": np.zeros((len(lanes), 0, max(2, *(lane.nodes for lane in lanes))), dtype),
+        "penalty": np.zeros(len(lanes), dtype),
+        "growth": np.ones(len(lanes), dtype),
     }
     inaccuracy = np.array([float(d.inaccuracy) for d in data])[columns["data"]]
     return LaneArrays(**columns), jax.tree.map(np.asarray, bank), inaccuracy  # type: ignore[arg-type]

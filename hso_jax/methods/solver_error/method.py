@@ -13,8 +13,9 @@ from hso_jax import batch, solvers
 from hso_jax.bilevel import Effort
 from hso_jax.checks import brief, choice, whole
 from hso_jax.lane import Lane, Method
+from hso_jax.methods.solver_error.coefficients import Coefficients, check_coefficients_options, search_free
 from hso_jax.methods.solver_error.lanes import LaneArrays, check, pack
-from hso_jax.methods.solver_error.schedules import compared, schedule_of
+from hso_jax.methods.solver_error.schedules import compared, free_schedule_of, schedule_of
 from hso_jax.methods.solver_error.search import Refinement, search_lane
 from hso_jax.noise import NoiseSchedule
 from hso_jax.noise.ends import s_of_lam
@@ -23,6 +24,7 @@ from hso_jax.objectives.solver_error import DETAIL, POWER, SAMPLES, Chunks, chec
 from hso_jax.problems.bank import Problems, collect
 from hso_jax.problems.model_error import ModelError, check_model_error
 from hso_jax.profile import Profile
+from hso_jax.resuming import fault as resuming_fault
 from hso_jax.schedule import Schedule
 from hso_jax.upper.checkpoint import Records
 
@@ -42,13 +44,15 @@ class SolverError:
     """The schedule with the least error of one solver, on problems whose exact solution is known.
 
     Attributes:
-        solver: a name that `hso_jax.solvers.canonical` knows: "ddim", "dpmpp-2m", "unipc-2", "unipc-3", "heun", ...
+        solver: a name that `hso_jax.solvers.canonical` knows: "ddim", "dpmpp-2m", "unipc-2", "unipc-3", "heun", ...;
+            or "nonstationary", whose coefficients are searched with the nodes (see `Coefficients`).
         guidance: w of classifier-free guidance; 1 is without.
         first: "end" (the first node is the model's noise end) or "free" (it is placed like the others).
         family: bound whose minimisers are the starts: "mep", "dm-nonuni" or a function, as `Hso.objective`.
         refinement: how hard the starts are refined on the error; None takes the best of the family as it is.
         start: a schedule, or a method whose schedule is refined, instead of the starts of the family.
         compare: names of solvers whose error on the nodes is told in `Schedule.others`.
+        coefficients: how the coefficients of "nonstationary" are searched; the defaults if None.
         problems: a stacked Problem or Product, or a sequence of problems of both kinds; the family of 36 by default.
         profile: what was measured of the model (`bridge.profile`, `profile_of`): its problems in place of the default
             family, and its network's error unless `model_error` says otherwise.
@@ -69,6 +73,7 @@ class SolverError:
     refinement: Refinement | None = REFINEMENT
     start: Method | Schedule | None = None
     compare: tuple[str, ...] = COMPARED
+    coefficients: Coefficients | None = None
     problems: Problems | None = None
     profile: Profile | None = None
     model_error: ModelError | None = None
@@ -94,6 +99,18 @@ class SolverError:
             collect(problems)
         method = dataclasses.replace(self, solver=solver, guidance=guidance, compare=compare, problems=problems)
         method = dataclasses.replace(method, model_error=model_error, detail=detail, power=power)
+        if solver == solvers.NONSTATIONARY:
+            if self.refinement is None or not (self.start is None or isinstance(self.start, Schedule)):
+                raise ValueError(
+                    "solver 'nonstationary' starts from known solvers' own searches, or from a Schedule as start; "
+                    "leave start and refinement out"
+                )
+            options = check_coefficients_options(self.coefficients, lane.nfe, guidance)
+            for name in options.known:
+                check(lane._replace(method=dataclasses.replace(method, solver=name)))
+            method = dataclasses.replace(method, coefficients=options)
+        elif self.coefficients is not None:
+            raise ValueError(f"coefficients are given for solver {solver!r}; only 'nonstationary' has them free")
         if self.start is not None and self.refinement is None:
             raise ValueError("refinement is None, with a start there would be nothing to do; give a Refinement(...)")
         if isinstance(self.start, Schedule):
@@ -111,7 +128,10 @@ class SolverError:
         start: Hashable = None
         if self.start is not None:
             start = "schedule" if isinstance(self.start, Schedule) else self.start.group(lane)
-        return SolverError, solvers.SOLVERS[self.solver].calls, self.family, self.refinement, data, error, waves, start
+        calls: Hashable = 0 if self.solver == solvers.NONSTATIONARY else solvers.SOLVERS[self.solver].calls
+        if self.coefficients is not None:  # what differs from lane to lane is in the lanes
+            calls = self.coefficients._replace(penalty=None, growth=0.0, gain=0.0)
+        return SolverError, calls, self.family, self.refinement, data, error, waves, start
 
     def search(
         self,
@@ -121,6 +141,8 @@ class SolverError:
         records: Records | None = None,
     ) -> list[Schedule]:
         """Search checked lanes of one group, each for its own solver and guidance."""
+        if self.solver == solvers.NONSTATIONARY:
+            return _search_free(lanes, effort, progress, records)
         methods: list[SolverError] = [lane.method for lane in lanes]  # type: ignore[misc]
         names = tuple(dict.fromkeys(method.solver for method in methods))
         arrays, bank, inaccuracy = pack(lanes, names)
@@ -152,13 +174,80 @@ _SAMPLES_SPLIT = Chunks(*[PartitionSpec()] * len(Chunks._fields))._replace(  # t
 )
 
 
+def _search_free(
+    lanes: Sequence[Lane], effort: Effort | None, progress: batch.Progress | None, records: Records | None
+) -> list[Schedule]:
+    """The known solvers' own searches first, unless a start is given; then nodes and coefficients from there."""
+    methods: list[SolverError] = [lane.method for lane in lanes]  # type: ignore[misc]
+    options = methods[0].coefficients
+    assert options is not None
+    total = len(lanes) * (1 if methods[0].start else 1 + len(options.known))
+
+    def told(before: int) -> batch.Progress | None:
+        if progress is None:
+            return None
+        return lambda done, _: progress((before + done) * len(lanes) // total, len(lanes))
+
+    if methods[0].start is None:
+        first = None if records is None else records.search("known", {}, resuming_fault)
+        starts, best = _known(lanes, options, effort, told(0), first)
+    else:
+        starts = best = [m.start for m in methods]  # type: ignore[assignment,misc]
+    again = [
+        lane._replace(method=dataclasses.replace(lane.method, solver=options.start))  # type: ignore[type-var]
+        for lane in lanes
+    ]
+    arrays, bank, inaccuracy = pack(again, (options.start,))
+    penalty, growth = (
+        np.array([getattr(m.coefficients, name) for m in methods], arrays.top.dtype) for name in ("penalty", "growth")
+    )
+    results = batch.run(
+        search_free(options.start, options.history, options.steps, batch.DEVICES),
+        arrays._replace(starts=_padded(starts, arrays), penalty=penalty, growth=growth),  # type: ignore[arg-type]
+        bank,
+        chunk=_CHUNK,
+        at_once=1,
+        split=batch.Split(_SAMPLES_SPLIT, methods[0].chunk),
+        progress=told(total - len(lanes)),
+        records=None if records is None else records.search("coefficients", {}, resuming_fault),
+    )
+    return [
+        free_schedule_of(lane, jax.tree.map(lambda x: x[i], results), best[i], float(inaccuracy[i]))  # noqa: B023
+        for i, lane in enumerate(lanes)
+    ]
+
+
+def _known(
+    lanes: Sequence[Lane],
+    options: Coefficients,
+    effort: Effort | None,
+    progress: batch.Progress | None,
+    records: Records | None,
+) -> tuple[list[Schedule], list[Schedule]]:
+    """For each lane the schedule to start from, and that of the best known solver; all searched in one program."""
+    known = [
+        lane._replace(method=dataclasses.replace(lane.method, solver=name, coefficients=None, compare=()))  # type: ignore[type-var]
+        for name in options.known
+        for lane in lanes
+    ]
+    found = known[0].method.search(known, effort, progress, records)  # type: ignore[union-attr]
+    rows = [found[i :: len(lanes)] for i in range(len(lanes))]
+    best = [min(row, key=lambda s: s.error if s.error is not None else float("inf")) for row in rows]
+    return [row[options.known.index(options.start)] for row in rows], best
+
+
 def _starts(lanes: Sequence[Lane], start: Method | Schedule, arrays: LaneArrays) -> np.ndarray:
     """[L, 1, K] the nodes in s of each lane's own start, padded with the last."""
     own = [lane.method.start for lane in lanes]  # type: ignore[union-attr]
     if not isinstance(start, Schedule):
         own = start.search([lane._replace(method=m) for lane, m in zip(lanes, own, strict=True)], None, None, None)
+    return _padded(own, arrays)
+
+
+def _padded(starts: Sequence[Schedule], arrays: LaneArrays) -> np.ndarray:
+    """[L, 1, K] their nodes in s, padded with the last."""
     count = arrays.starts.shape[-1]
-    rows = [np.pad(s_of_lam(s.lams), (0, count - len(s.lams)), mode="edge") for s in own]
+    rows = [np.pad(s_of_lam(s.lams), (0, count - len(s.lams)), mode="edge") for s in starts]
     return np.stack(rows)[:, None].astype(arrays.top.dtype)
 
 

@@ -15,6 +15,7 @@ from hso_jax.checks import brief
 from hso_jax.lane import Lane
 from hso_jax.lower.gaps import SPACING
 from hso_jax.lower.results import NOT_FINITE, RESULTS
+from hso_jax.methods.solver_error.coefficients import FreeFound
 from hso_jax.methods.solver_error.lanes import data_of_lane
 from hso_jax.methods.solver_error.search import Found
 from hso_jax.noise import NoiseSchedule
@@ -69,6 +70,40 @@ def schedule_of(lane: Lane, found: Found, inaccuracy: float) -> Schedule:
     return Schedule.from_lams(lane.noise, lams, layout=lane.layout, origin=origin, scores=scores)
 
 
+def free_schedule_of(lane: Lane, found: FreeFound, known: Schedule, inaccuracy: float) -> Schedule:
+    """The non-stationary solver's result, or the known solver's where that is about as good.
+
+    Args:
+        lane: checked.
+        found: its row of the program's results.
+        known: what it was started from: the best known solver on its own best nodes.
+        inaccuracy: as in `schedule_of`.
+    """
+    method: Any = lane.method
+    error = max(float(found.error), inaccuracy)
+    reached = known.error if known.error is not None else float("inf")
+    if not error <= (1.0 - method.coefficients.gain) * reached:
+        return known
+    lams = lam_of_s(np.asarray(found.nodes[: lane.nodes], np.float64))
+    if method.first == "end":
+        lams[0] = lane.noise.noise_end
+    coefficients = np.asarray(found.coefficients[: lane.nfe], np.float64)
+    origin = Origin(
+        method="solver-error",
+        solver=solvers.NONSTATIONARY,
+        guidance=method.guidance,
+        result=RESULTS[int(found.result)],
+        iterations=int(found.steps),
+        stationarity=float(found.stationarity),
+        seed=int(lane.seed),
+        versions=versions(),
+    )
+    scores = Scores(error=error, others={known.solver: reached}, amplification=float(found.amplification))
+    return Schedule.from_lams(
+        lane.noise, lams, layout=lane.layout, origin=origin, scores=scores, coefficients=coefficients
+    )
+
+
 def compared(schedule: Schedule, lane: Lane) -> Schedule:
     """With `others`: each other solver's error on these nodes, which is at least what its own would be."""
     method: Any = lane.method
@@ -111,10 +146,12 @@ def solver_error(
     if schedule.noise != check_noise(noise).fingerprint():
         raise ValueError(f"the schedule was made for {schedule.model}, whose noise differs from {noise.name}'s")
     name = schedule.solver if solver is None else solver
+    if name == solvers.NONSTATIONARY and schedule.coefficients is None:
+        raise ValueError("solver is 'nonstationary'; the schedule has no coefficients: it was made for a known solver")
     if name == "any":
         raise ValueError("the schedule was made for any solver; say solver='ddim', 'dpmpp-2m', 'unipc-3', ...")
     weight = guidance if guidance is not None else (schedule.guidance if schedule.guidance is not None else 1.0)
-    name = solvers.canonical(name)
+    name = name if name == solvers.NONSTATIONARY else solvers.canonical(name)
     data = error_data(noise.noise_end, weight, prediction=noise.prediction, problems=problems, **options)
     return measure(schedule, name, in_chunks(data, data.noise.shape[1]))
 
@@ -127,14 +164,23 @@ def measure(schedule: Schedule, solver: str, data: Chunks) -> float:
     lams = np.pad(evaluated, (0, -len(evaluated) % 10), mode="edge")
     end = np.inf if schedule.end == "clean" else schedule.lams[-1]
     program = _program(solver, jax.default_backend())
-    value = float(program(data, jnp.asarray(lams), jnp.asarray(end, dtype), jnp.asarray(schedule.nfe)))
+    coefficients = None
+    if solver == solvers.NONSTATIONARY:
+        assert schedule.coefficients is not None
+        coefficients = jnp.asarray(np.pad(schedule.coefficients, ((0, len(lams) - schedule.nfe), (0, 0))), dtype)
+    value = float(program(data, jnp.asarray(lams), jnp.asarray(end, dtype), jnp.asarray(schedule.nfe), coefficients))
     return value if np.isfinite(value) else float("inf")
 
 
 @functools.cache
 def _program(solver: str, platform: str) -> Any:
-    def error(data: Chunks, lams: jax.Array, end: jax.Array, nfe: jax.Array) -> jax.Array:
-        weights = solvers.weights(solver, lams, end=end, nfe=nfe)
+    def error(
+        data: Chunks, lams: jax.Array, end: jax.Array, nfe: jax.Array, coefficients: jax.Array | None
+    ) -> jax.Array:
+        if coefficients is None:
+            weights = solvers.weights(solver, lams, end=end, nfe=nfe)
+        else:
+            weights = solvers.nonstationary(lams, coefficients, end=end, nfe=nfe)
         chunks = data.problem.shape[0]
         return jnp.sqrt(mean_error(data, squared_errors(data, weights, chunks), chunks))
 

@@ -183,8 +183,7 @@ def shifted(lane: LaneArrays) -> Array:
 
 def weigh(names: Sequence[str], lane: LaneArrays, lams: Array) -> solvers.Weights:
     """The weights of the lane's solver on nodes lams [K], one of `names`; of one shape for all of them."""
-    count = lams.shape[0]
-    end = jnp.where(lane.clean, jnp.inf, lams[jnp.minimum(lane.nfe, count - 1)])
+    end = end_of(lane, lams)
 
     def of(name: str) -> Callable[[], solvers.Weights]:
         return lambda: solvers.weights(name, lams, end=end, nfe=lane.nfe)
@@ -192,6 +191,11 @@ def weigh(names: Sequence[str], lane: LaneArrays, lams: Array) -> solvers.Weight
     if len(names) == 1:
         return of(names[0])()
     return jax.lax.switch(lane.solver, solvers.alike([of(name) for name in names]))
+
+
+def end_of(lane: LaneArrays, lams: Array) -> Array:
+    """Where sampling stops: clean data, or the node after the evaluated ones."""
+    return jnp.where(lane.clean, jnp.inf, lams[jnp.minimum(lane.nfe, lams.shape[0] - 1)])
 
 
 def log_error(levels: Levels, lane: LaneArrays, chunks: Array) -> Callable[[Array], tuple[Array, Array]]:
