@@ -185,13 +185,13 @@ class Watch:
             )
         deviations, total, dimension = spectrum_of(ends)
         own = ends.copy()
-        several = list(dict.fromkeys(self._prompts))
-        for prompt in several:
+        distinct = list(dict.fromkeys(self._prompts))
+        for prompt in distinct:
             rows = [i for i, other in enumerate(self._prompts) if other == prompt]
             own[rows] -= own[rows].mean(0)
-        own *= np.sqrt((len(own) - 1) / (len(own) - len(several)))  # each mean takes a degree of freedom
+        own *= np.sqrt((len(own) - 1) / (len(own) - len(distinct)))  # each mean takes a degree of freedom
         noise, prediction = self._noise, self._noise.prediction
-        variances = self._squares / np.maximum(self._freedom, 1)
+        variances = (self._squares / np.maximum(self._freedom, 1)).tolist()
         eta = measure_eta(
             self.schedule.lams.tolist(), variances, from_components(*spectrum_of(own)), total, prediction, guidance
         )

@@ -72,7 +72,7 @@ class Profile:
 
     def __post_init__(self) -> None:
         """Check every value."""
-        own = {"deviations": _row("deviations", self.deviations, need="positive")}
+        own: dict[str, Any] = {"deviations": _row("deviations", self.deviations, need="positive")}
         own |= {"lams": _row("lams", self.lams), "etas": _row("etas", self.etas, need="not negative")}
         own |= {"dimension": whole("dimension", self.dimension, 1, MOST), "total": number("total", self.total, low=0.0)}
         own |= {"guidance": check_guidance(self.guidance), "ends": _ends(self.ends)}

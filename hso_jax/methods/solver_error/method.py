@@ -192,7 +192,7 @@ def _search_free(
         first = None if records is None else records.search("known", {}, resuming_fault)
         starts, best = _known(lanes, options, effort, told(0), first)
     else:
-        starts = best = [m.start for m in methods]  # type: ignore[assignment,misc]
+        starts = best = [m.start for m in methods]  # type: ignore[misc]
     again = [
         lane._replace(method=dataclasses.replace(lane.method, solver=options.start))  # type: ignore[type-var]
         for lane in lanes
