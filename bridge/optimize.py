@@ -13,7 +13,8 @@ from hso_jax.schedule import Schedule
 from hso_jax.searches import search
 from hso_jax.shelf.shipped import zoo
 
-_OF_A_SOLVER = ("solver-error", "zoo")
+_OF_A_SOLVER = {"solver-error": ("solver", "guidance", "profile"), "zoo": ("solver", "guidance")}
+"""Options that are the method's own."""
 
 
 def optimize_pipeline(
@@ -34,7 +35,7 @@ def optimize_pipeline(
         mu: likewise.
         **options: for `hso_jax.search` (`layout`, `method`, `seed`, ...); with the methods "solver-error" and "zoo"
             also `solver`, the scheduler's own unless given, and `guidance`, the pipeline's (with "zoo" the nearest
-            shipped).
+            shipped); and with "solver-error" `profile`, as `bridge.profile` measures it.
 
     Returns:
         The schedule, to save or to look at.
@@ -47,8 +48,9 @@ def optimize_pipeline(
         options.setdefault("layout", "interval")
     noise = noise_schedule_of(pipe, image_seq_len=image_seq_len, mu=mu)
     method = options.get("method")
-    kind = {name: options.pop(name) for name in ("solver", "guidance") if method in _OF_A_SOLVER and name in options}
-    if method in _OF_A_SOLVER:
+    own = _OF_A_SOLVER.get(method, ()) if isinstance(method, str) else ()
+    kind = {name: options.pop(name) for name in own if name in options}
+    if own:
         kind["solver"] = kind.get("solver") or solver_of(pipe.scheduler)
         if kind.get("guidance") is None:
             weight = usual_guidance(pipe)

@@ -17,6 +17,7 @@ from bridge import optimize_pipeline, schedule_of
 from bridge.guidance import usual_guidance
 from hso_jax.bilevel import Effort
 from hso_jax.noise import NoiseSchedule
+from hso_jax.profile import Profile
 from hso_jax.schedule import Schedule
 from hso_jax.schedule_file import to_json
 
@@ -110,6 +111,9 @@ def test_the_search_on_the_solver_s_error_too(asked: list[dict[str, Any]], capsy
     optimize_pipeline(pipe, 4)
     assert "method" not in asked[1]
     assert "N = 4, any solver, any guidance" in capsys.readouterr().err
+    profile = Profile((1.0,), 2.0, 4)
+    optimize_pipeline(pipe, 4, method="solver-error", profile=profile)
+    assert asked[2]["method"].profile is profile and asked[2]["method"].guidance == 7.5
 
 
 class Called(SimpleNamespace):
