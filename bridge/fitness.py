@@ -114,12 +114,12 @@ class SamplingFitness:
         Raises:
             ValueError: for bad arguments, or a scheduler that `with_schedule` refuses; naming what to do instead.
         """
-        jobs = [(prompt, int(seed)) for prompt in _several(prompts, "prompts") for seed in _several(seeds, "seeds")]
+        jobs = [(prompt, int(seed)) for prompt in several(prompts, "prompts") for seed in several(seeds, "seeds")]
         if isinstance(batch, bool) or not isinstance(batch, int) or batch < 1:
             raise ValueError(f"batch is {batch!r}; need a whole number of at least 1")
-        given = _given(pipe, call)
+        given = given_as(pipe, call)
         noise = noise_schedule_of(pipe)
-        draw = _PipelineDraw(copy.copy(pipe), jobs, batch, given, {"output_type": "latent", **call})
+        draw = PipelineDraw(copy.copy(pipe), jobs, batch, given, {"output_type": "latent", **call})
         settings = {
             "pipeline": type(pipe).__name__,
             "solver": type(pipe.scheduler).__name__,
@@ -181,8 +181,18 @@ def converged(noise: NoiseSchedule, nfe: int) -> Schedule:
 
 
 @dataclasses.dataclass(frozen=True)
-class _PipelineDraw:
-    """Samples of a pipeline, for each of some (prompt, seed)."""
+class PipelineDraw:
+    """Samples of a pipeline, for each of some (prompt, seed).
+
+    Attributes:
+        pipe: copied for each set of samples.
+        jobs: what to sample.
+        batch: how many at once.
+        given: what the pipeline calls its prompt.
+        call: its further arguments.
+        quiet: without its progress bar.
+        watch: called with the scheduler that the schedule was installed in.
+    """
 
     pipe: Any
     jobs: Sequence[tuple[Any, int]]
@@ -190,12 +200,16 @@ class _PipelineDraw:
     given: str
     call: Mapping[str, Any]
     quiet: bool = False
+    watch: Callable[[Any], None] | None = None
 
     def __call__(self, schedule: Schedule) -> torch.Tensor:
+        """The samples [n, ...] on the CPU. Raises ValueError for what is no tensor, and as `install`."""
         pipe = copy.copy(self.pipe)
         for name, part in inner_pipelines(pipe).items():
             setattr(pipe, name, copy.copy(part))
         install(pipe, schedule)
+        if self.watch is not None:
+            self.watch(pipe.scheduler)
         if self.quiet:
             pipe.set_progress_bar_config(disable=True)
         return torch.cat([self._part(pipe, schedule.nfe, i) for i in range(0, len(self.jobs), self.batch)])
@@ -217,14 +231,15 @@ def _evaluations(layout: str, nfe: int) -> int:
     return 2 * nfe if layout in _TWICE else nfe + (layout == "plms" and nfe > 1)
 
 
-def _several(values: Iterable[Any], name: str) -> list[Any]:
+def several(values: Iterable[Any], name: str) -> list[Any]:
+    """The values. Raises ValueError for none, or for a text."""
     many = [] if isinstance(values, str) else list(values)
     if not many:
         raise ValueError(f"{name} is {values!r}; need a list with at least one")
     return many
 
 
-def _given(pipe: Any, call: Mapping[str, Any]) -> str:
+def given_as(pipe: Any, call: Mapping[str, Any]) -> str:
     """What the pipeline calls its prompt. Raises ValueError if it takes none, or not these arguments."""
     name = type(pipe).__name__
     known = inspect.signature(pipe.__call__).parameters

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+from collections.abc import Mapping
 from typing import Any
 
 from hso_jax.noise import NoiseSchedule
@@ -28,6 +29,29 @@ def usual_guidance(pipe: Any) -> tuple[float, str]:
         weight = float(default) + type(pipe).__name__.startswith(ADDING)
         return max(weight, 1.0), f"the pipeline's default {name}"
     return 1.0, "the pipeline names no weight"
+
+
+def guidance_call(pipe: Any, weight: float, call: Mapping[str, Any]) -> dict[str, float]:
+    """The argument by which a pipeline runs at a weight w.
+
+    Args:
+        pipe: a pipeline.
+        weight: w; 1 is without guidance.
+        call: its further arguments, which must not have that one.
+
+    Raises:
+        ValueError: if it has, or the pipeline guides by no second evaluation.
+    """
+    known = inspect.signature(type(pipe).__call__).parameters if callable(pipe) else {}
+    for name in ("true_cfg_scale", "guidance_scale"):
+        if name not in known or (name == "guidance_scale" and _takes_guidance(pipe)):
+            continue
+        if name in call:
+            raise ValueError(f"{name} is {call[name]!r} and guidance {weight!r}; leave one out")
+        return {name: weight - type(pipe).__name__.startswith(ADDING)}
+    if weight != 1.0:
+        raise ValueError(f"guidance is {weight!r}; {type(pipe).__name__} has no classifier-free guidance: leave it out")
+    return {}
 
 
 def shipped(noise: NoiseSchedule, weight: float, why: str) -> tuple[float, str]:

@@ -22,6 +22,8 @@ from .objectives import paper_d_min as paper_d_min
 from .objectives import spf as spf
 from .origin import Origin as Origin
 from .origin import Scores as Scores
+from .profile import Profile as Profile
+from .profile import profile_of as profile_of
 from .schedule import Schedule as Schedule
 from .schedule_file import load as load
 from .schedule_file import save as save

@@ -17,6 +17,8 @@ from typing import Any
 
 FORMAT = "hso-jax/schedules"
 """The format field of a schedule file."""
+PROFILE_FORMAT = "hso-jax/profile"
+"""The format field of a model's profile."""
 MARK = "hso-jax"
 """Who made a picture: PNG's text chunk "Software", the creator in an SVG's or PDF's metadata."""
 
@@ -86,13 +88,13 @@ def check_writable(path: Path, kind: str, force: bool, apart_from: Sequence[Path
 
     Args:
         path: as the user named it.
-        kind: "schedules" or "picture": what will be written.
+        kind: "schedules", "profile" or "picture": what will be written.
         force: replace any regular file.
         apart_from: what else is read or written, and must be other files.
 
     Raises:
-        ValueError: if the folder is missing or not writable, it is no regular file, or a file would be lost that has
-            no schedules (no picture) of hso-jax.
+        ValueError: if the folder is missing or not writable, it is no regular file, or a file would be lost that is
+            none of this kind of hso-jax.
         OSError: if the name is unusable.
     """
     if is_stream(path):
@@ -115,12 +117,12 @@ def check_writable(path: Path, kind: str, force: bool, apart_from: Sequence[Path
     if any(other is not None and os.path.realpath(other) == str(target) for other in apart_from):
         raise ValueError(f"cannot write {path}: the same file is read or written besides; choose another name")
     if found is not None and not force and kind_of(target) not in (kind, "empty"):
-        what = "schedule file" if kind == "schedules" else "picture"
+        what = "schedule file" if kind == "schedules" else kind
         raise ValueError(f"{path} exists and is no {what} of hso-jax; choose another name, or --force to replace it")
 
 
 def kind_of(path: Path) -> str | None:
-    """What a regular file is: "schedules" or "picture" of hso-jax, "empty", or None for anything else."""
+    """What a regular file is: "schedules", "profile" or "picture" of hso-jax, "empty", or None for anything else."""
     size = path.stat().st_size
     if size == 0:
         return "empty"
@@ -137,7 +139,8 @@ def kind_of(path: Path) -> str | None:
         document = json.loads(content)
     except (ValueError, RecursionError):
         return None
-    return "schedules" if isinstance(document, dict) and document.get("format") == FORMAT else None
+    found = document.get("format") if isinstance(document, dict) else None
+    return {FORMAT: "schedules", PROFILE_FORMAT: "profile"}.get(found) if isinstance(found, str) else None
 
 
 def write_whole(path: str | os.PathLike[str], content: bytes) -> None:

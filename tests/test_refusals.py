@@ -16,6 +16,7 @@ from hso_jax import (
     Effort,
     Hso,
     Origin,
+    Profile,
     Refinement,
     Schedule,
     Scores,
@@ -23,6 +24,7 @@ from hso_jax import (
     baseline,
     lanes,
     paper_d_min,
+    profile_of,
     solver_error,
 )
 from hso_jax import search as find
@@ -30,7 +32,7 @@ from hso_jax import zoo as from_zoo
 from hso_jax.checks import brief, check_nfe, check_seed, flag, json_object, number, numbers, whole
 from hso_jax.noise import beta_table, ve
 from hso_jax.objectives.solver_error import error_data
-from hso_jax.problems import ModelError, fit, generic, mixture, stack_problems
+from hso_jax.problems import ModelError, generic, mixture, stack_problems
 
 NO_NUMBERS: list[Any] = [
     "2",
@@ -69,7 +71,12 @@ USUAL: dict[str, tuple[Callable[..., Any], dict[str, Any]]] = {
         lambda **options: generic(jax.random.key(0), **options),
         {"dimension": 2, "components": 2, "spectrum": 1.0, "within": 0.3, "scale": 1.0, "members": 1, "apart": 1.5},
     ),
-    "fit": (fit, {"samples": SAMPLES, "components": 2, "dimension": 2, "members": [0], "seed": 0, "iterations": 3}),
+    "profile_of": (profile_of, {"latents": SAMPLES, "noise": SD}),
+    "Profile": (
+        Profile,
+        {"deviations": [2.0, 1.0], "total": 6.0, "dimension": 3, "eta": 0.1, "lams": [-1.0], "etas": [0.1]}
+        | {"ends": (-1.0, 1.0), "guidance": 1.0, "measured": {}, "prediction": "epsilon"},
+    ),
     "paper_d_min": (paper_d_min, {"nfe": 4}),
     "error_data": (
         error_data,
@@ -91,6 +98,10 @@ USUAL: dict[str, tuple[Callable[..., Any], dict[str, Any]]] = {
         lambda **options: lanes([SD], [4], method=SolverError(**options)),
         {"solver": "ddim", "guidance": 1.0, "first": "end", "family": "mep", "few": 2, "problems": PROBLEM}
         | {"detail": 0.0, "power": 1.0, "model_error": ModelError()},
+    ),
+    "solver-error of a profile": (
+        lambda **options: lanes([SD], [4], method=SolverError(**options)),
+        {"profile": Profile((2.0, 1.0), 6.0, 3)},
     ),
     "search": (
         find,
@@ -114,6 +125,8 @@ RIGHT: dict[tuple[str, str], list[Any]] = {  # what of `NO_NUMBERS` an argument 
     ("lanes", "seeds"): [{}],
     ("error_data", "start"): [-math.inf],
     ("ModelError", "cap"): [math.inf],
+    ("Profile", "measured"): [{}],
+    ("Profile", "ends"): [[1.0, 2.0]],
     ("mixture", "weights"): [[1.0, 2.0]],
     ("mixture", "variances"): [[1.0, 2.0]],
 }
@@ -172,17 +185,6 @@ def test_boxes() -> None:
     for box in ((1.0, 2.0), {"rho": (3, 16)}, Box(rho=3.0), Box(t_eps=(0.01,)), Box(t_max=("0.9", "1"))):
         with pytest.raises(ValueError, match="box "):
             lanes([SD], [4], method=Hso(box=box))
-
-
-def test_samples_that_a_mixture_cannot_be_fitted_to() -> None:
-    for samples, message in (
-        (np.ones((40, 3)), "samples are all the same"),
-        (SAMPLES * 1e200, "scale them to a size near 1"),
-        (np.zeros((0, 3)), r"samples has shape \(0, 3\)"),
-        ([["a", "b"]], "samples is .*; need numbers"),
-    ):
-        with pytest.raises(ValueError, match=message):
-            fit(samples, components=2, dimension=2)
 
 
 def test_checks_take_numpy_and_python_numbers_alike() -> None:

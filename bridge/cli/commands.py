@@ -1,4 +1,4 @@
-"""What `hso-jax apply` and `hso-jax sample` do; their parsers are in `hso_jax.cli.bridge_commands`."""
+"""What `hso-jax apply`, `sample` and `profile` do; their parsers are in `hso_jax.cli.bridge_commands`."""
 
 from __future__ import annotations
 
@@ -15,9 +15,11 @@ from typing import Any
 import diffusers
 
 from bridge.cli import pictures
+from bridge.profiling import profile as measure
 from bridge.schedulers.installing import replace_scheduler, with_schedule
 from bridge.schedulers.scheduled import REPLACED_KEY, SCHEDULE_KEY, scheduled_class
 from hso_jax import files, schedule_file
+from hso_jax.cli import terminal
 from hso_jax.schedule import Schedule
 from hso_jax.shown import shown
 
@@ -32,7 +34,7 @@ def run(args: argparse.Namespace) -> int:
     Raises:
         ValueError, OSError: for bad input; nothing was written then.
     """
-    return {"apply": apply, "sample": sample}[args.command](args)
+    return {"apply": apply, "sample": sample, "profile": profile}[args.command](args)
 
 
 def apply(args: argparse.Namespace) -> int:
@@ -66,6 +68,44 @@ def sample(args: argparse.Namespace) -> int:
     files.write_all([(args.output, picture)], args.written)
     if not files.is_stream(args.output):
         print(f"wrote {shown(args.output)}")
+    return 0
+
+
+def profile(args: argparse.Namespace) -> int:
+    """Measure a pipeline and write its profile; an interrupted one leaves no file."""
+    files.check_writable(args.output, "profile", args.force, [args.prompts])
+    folder = pipeline_folder(args.pipeline)
+    lines = [""] if args.prompts is None else files.read_text(args.prompts).splitlines()
+    prompts: list[Any] = [line.strip() for line in lines if line.strip()] or [""]
+    call = pictures.read_options(args.option, "that is set by --prompts, --steps or --seed")
+    pipe = pictures.load(folder, args.device, args.dtype)
+    replace_scheduler(pipe, plain(pipe.scheduler, args.scheduler))
+    if args.prompts is not None and "class_labels" in inspect.signature(pipe.__call__).parameters:
+        prompts = [int(p) if p.isdecimal() else pipe.get_label_ids([p])[0] for p in prompts]
+    with terminal.progress() as progress:
+        task = progress.add_task("measuring the pipeline", total=None)
+        found = measure(
+            pipe,
+            prompts=prompts,
+            guidance=args.guidance,
+            budget=args.budget,
+            steps=args.steps,
+            seed=args.seed,
+            batch=args.batch,
+            progress=lambda done, total: progress.update(task, completed=done, total=total),
+            **call,
+        )
+    files.write_all([(args.output, found.to_json().encode())], args.written)
+    if not files.is_stream(args.output):
+        error = "not told apart from the data at its noise end" if found.eta is None else f"eta {found.eta:.3g}"
+        leading = ", ".join(f"{s:.3g}" for s in found.deviations[:3])
+        print(
+            f"{found.measured['samples']} samples of {found.dimension} values, {found.measured['evaluations']} "
+            f"evaluations: leading standard deviations {leading}; the network's error: {error}"
+        )
+        print(
+            f"wrote {shown(args.output)}; use it: hso-jax search --method solver-error --profile {shown(args.output)}"
+        )
     return 0
 
 

@@ -61,18 +61,29 @@ def plan(args: argparse.Namespace, schedule: Schedule) -> Plan:
     for name in ("negative_prompt", "height", "width", "guidance_scale"):
         if (value := getattr(args, name)) is not None:
             call[name] = value
-    for option in args.option:
+    call |= read_options(args.option, "that is set by the schedule, --prompt or --seed")
+    seeds = parse_seeds(args.seed or (COMPARED_SEEDS if args.compare else "0"))
+    return Plan(args.prompt, seeds, call, args.compare, args.reference)
+
+
+def read_options(options: Sequence[str], why_not: str) -> dict[str, Any]:
+    """Arguments of a pipeline's call from KEY=VALUE, VALUE in JSON or else a text.
+
+    Raises:
+        ValueError: for one that is written otherwise, or is set by other means, which `why_not` names.
+    """
+    call: dict[str, Any] = {}
+    for option in options:
         key, equals, text = option.partition("=")
         if not equals or not key.isidentifier():
             raise ValueError(f"--option {option!r}: write KEY=VALUE")
         if key in ("num_inference_steps", "timesteps", "sigmas", "generator", "prompt", "output_type", "return_dict"):
-            raise ValueError(f"--option {key}: that is set by the schedule, --prompt or --seed")
+            raise ValueError(f"--option {key}: {why_not}")
         try:
             call[key] = json.loads(text)
         except (ValueError, RecursionError):
             call[key] = text
-    seeds = parse_seeds(args.seed or (COMPARED_SEEDS if args.compare else "0"))
-    return Plan(args.prompt, seeds, call, args.compare, args.reference)
+    return call
 
 
 def parse_seeds(text: str) -> tuple[int, ...]:

@@ -11,6 +11,7 @@ from hso_jax.methods import Box
 from hso_jax.methods.solver_error.lanes import FIRST
 from hso_jax.noise import PRESETS, NoiseSchedule, from_config, preset
 from hso_jax.objectives.mep_spf import Spacing, paper_d_min
+from hso_jax.profile import Profile
 from hso_jax.solvers import ALIASES, SOLVERS
 
 DEFAULT_MODEL = "sd21-base"
@@ -104,24 +105,28 @@ def read_box(args: argparse.Namespace) -> Box:
     return Box(rho=tuple(args.rho), t_eps=tuple(args.t_eps), t_max=tuple(args.t_max))
 
 
-_SOLVER_ERROR = {"solver": "dpmpp-2m", "guidance": 1.0, "first": "end"}
+_SOLVER_ERROR = {"solver": "dpmpp-2m", "guidance": 1.0, "first": "end", "profile": None}
 
 
 def add_solver_error(parser: argparse.ArgumentParser) -> None:
-    """`--solver`, `--guidance` and `--first`."""
+    """`--solver`, `--guidance`, `--first` and `--profile`."""
     group = parser.add_argument_group("for --method solver-error")
     group.add_argument("--solver", help=f"{', '.join((*ALIASES, *SOLVERS))}; default {_SOLVER_ERROR['solver']}")
     group.add_argument("--guidance", type=float, help="weight of classifier-free guidance; default 1, which is none")
     group.add_argument(
         "--first", choices=FIRST, help="the first node is placed like the others (free) or is the model's noise end"
     )
+    group.add_argument("--profile", type=Path, metavar="FILE", help="of the model, from `hso-jax profile`")
 
 
 def read_solver_error(args: argparse.Namespace) -> dict[str, Any]:
-    """Options of `SolverError`."""
-    return {
+    """Options of `SolverError`; the profile is read."""
+    found: dict[str, Any] = {
         name: default if getattr(args, name) is None else getattr(args, name) for name, default in _SOLVER_ERROR.items()
     }
+    if found["profile"] is not None:
+        found["profile"] = Profile.load(found["profile"])
+    return found
 
 
 def refuse_solver_error(args: argparse.Namespace) -> None:

@@ -1,4 +1,4 @@
-"""`apply` and `sample`: their parsers. The work is in the package `bridge`, which needs torch and diffusers."""
+"""`apply`, `sample` and `profile`: their parsers. The work is in `bridge`, which needs torch and diffusers."""
 
 from __future__ import annotations
 
@@ -13,9 +13,10 @@ EXIT_BAD_INPUT = 2
 
 
 def add_parsers(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    """Add both subcommands; `run` imports the bridge only when it is called."""
+    """Add the three subcommands; `run` imports the bridge only when it is called."""
     _add_apply(subparsers)
     _add_sample(subparsers)
+    _add_profile(subparsers)
 
 
 def _add_apply(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -67,10 +68,7 @@ examples:
         metavar="KEY=VALUE",
         help="any other argument of the pipeline's call, VALUE in JSON; repeatable",
     )
-    parser.add_argument("--device", help="cpu, cuda, mps, ...; default: an accelerator if there is one")
-    parser.add_argument(
-        "--dtype", choices=("float32", "float16", "bfloat16"), help="default: float32 on the CPU, else bfloat16"
-    )
+    _add_device(parser)
     grid = parser.add_argument_group("comparison")
     grid.add_argument(
         "--compare",
@@ -83,6 +81,49 @@ examples:
     out = parser.add_argument_group("output")
     out.add_argument("-o", "--output", type=Path, required=True, help="picture (.png), written whole or not at all")
     out.add_argument("--force", action="store_true", help="replace a picture that hso-jax did not write")
+
+
+def _add_profile(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    examples = """\
+examples:
+  hso-jax profile --pipeline ./my-model --prompts prompts.txt -o my-model.profile.json
+  hso-jax search --model ./my-model --method solver-error --nfe 6 --profile my-model.profile.json
+"""
+    text = "measure a local pipeline for searches: its samples' spectrum and its network's error"
+    parser = add_command(subparsers, "profile", _run, text, examples)
+    parser.set_defaults(command="profile")
+    parser.add_argument(
+        "--pipeline", type=Path, required=True, metavar="PATH", help="local folder that save_pretrained wrote"
+    )
+    parser.add_argument(
+        "--prompts", type=Path, metavar="FILE", help="typical prompts (or classes), one a line; default: the empty text"
+    )
+    parser.add_argument("--guidance", type=float, metavar="W", help="weight to sample with; default: the pipeline's")
+    parser.add_argument(
+        "--budget", type=int, default=3000, metavar="N", help="evaluations of the network at most; default %(default)s"
+    )
+    parser.add_argument("--steps", type=int, default=32, metavar="N", help="of a trajectory; default %(default)s")
+    parser.add_argument("--seed", type=int, default=0, help="of the noise; default %(default)s")
+    parser.add_argument("--batch", type=int, default=8, metavar="N", help="samples at once; default %(default)s")
+    parser.add_argument("--scheduler", metavar="CLASS", help="diffusers class; default: the pipeline's")
+    parser.add_argument(
+        "--option",
+        action="append",
+        default=[],
+        metavar="KEY=VALUE",
+        help="any other argument of the pipeline's call, VALUE in JSON; repeatable",
+    )
+    _add_device(parser)
+    out = parser.add_argument_group("output")
+    out.add_argument("-o", "--output", type=Path, required=True, help="profile, written whole or not at all")
+    out.add_argument("--force", action="store_true", help="replace a file that is no profile of hso-jax")
+
+
+def _add_device(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--device", help="cpu, cuda, mps, ...; default: an accelerator if there is one")
+    parser.add_argument(
+        "--dtype", choices=("float32", "float16", "bfloat16"), help="default: float32 on the CPU, else bfloat16"
+    )
 
 
 def _add_choice(parser: argparse.ArgumentParser) -> None:

@@ -94,10 +94,10 @@ def _search(args: argparse.Namespace) -> int:
     if picture is None and output is not None and not (args.no_plot or args.json or is_stream(output)):
         picture = output.with_suffix(".png")
     if output is not None:
-        check_writable(output, "schedules", args.force)
+        check_writable(output, "schedules", args.force, [args.profile])
     if picture is not None:
         figure_kind(picture)
-        check_writable(picture, "picture", args.force, [output])
+        check_writable(picture, "picture", args.force, [output, args.profile])
     many = _lanes(args, noise, p)
     prepare_jax()
     if picture is not None:  # compiling leaves a core idle: let it load matplotlib meanwhile

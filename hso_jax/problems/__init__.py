@@ -10,7 +10,6 @@ from hso_jax.problems.family import KINDS as KINDS
 from hso_jax.problems.family import Kind as Kind
 from hso_jax.problems.family import family as family
 from hso_jax.problems.family import stack_problems as stack_problems
-from hso_jax.problems.fit import fit as fit
 from hso_jax.problems.generic import generic as generic
 from hso_jax.problems.mixture import Problem as Problem
 from hso_jax.problems.mixture import denoise as denoise

@@ -11,17 +11,19 @@ from jax.sharding import PartitionSpec
 
 from hso_jax import batch, solvers
 from hso_jax.bilevel import Effort
-from hso_jax.checks import choice, whole
+from hso_jax.checks import brief, choice, whole
 from hso_jax.lane import Lane, Method
 from hso_jax.methods.solver_error.coefficients import Coefficients, check_coefficients_options, search_free
 from hso_jax.methods.solver_error.lanes import LaneArrays, check, pack
 from hso_jax.methods.solver_error.schedules import compared, free_schedule_of, schedule_of
 from hso_jax.methods.solver_error.search import Refinement, search_lane
+from hso_jax.noise import NoiseSchedule
 from hso_jax.noise.ends import s_of_lam
 from hso_jax.objectives.expansion import NodeObjective, check_objective
 from hso_jax.objectives.solver_error import DETAIL, POWER, SAMPLES, Chunks, check_weights
 from hso_jax.problems.bank import Problems, collect
 from hso_jax.problems.model_error import ModelError, check_model_error
+from hso_jax.profile import Profile
 from hso_jax.resuming import fault as resuming_fault
 from hso_jax.schedule import Schedule
 from hso_jax.upper.checkpoint import Records
@@ -52,6 +54,8 @@ class SolverError:
         compare: names of solvers whose error on the nodes is told in `Schedule.others`.
         coefficients: how the coefficients of "nonstationary" are searched; the defaults if None.
         problems: a stacked Problem or Product, or a sequence of problems of both kinds; the family of 36 by default.
+        profile: what was measured of the model (`bridge.profile`, `profile_of`): its problems in place of the default
+            family, and its network's error unless `model_error` says otherwise.
         model_error: what a network adds to the exact denoiser; by default `problems.ETA` of what the model predicts,
             which is no error.
         detail: a direction's squared error weighs its `variance^-detail`: 0 is the plain error, 1 all details alike.
@@ -71,6 +75,7 @@ class SolverError:
     compare: tuple[str, ...] = COMPARED
     coefficients: Coefficients | None = None
     problems: Problems | None = None
+    profile: Profile | None = None
     model_error: ModelError | None = None
     detail: float = DETAIL
     power: float = POWER
@@ -88,10 +93,11 @@ class SolverError:
             whole(f"refinement.{name}", value, 0 if name == "final_steps" else 1, 10**6)
         compare = tuple(solvers.canonical(name) for name in self.compare)
         detail, power = check_weights(self.detail, self.power)
-        model_error = check_model_error(self.model_error, lane.noise.prediction, lane.noise.noise_end)
-        if self.problems is not None:
-            collect(self.problems)
-        method = dataclasses.replace(self, solver=solver, guidance=guidance, compare=compare)
+        problems, model_error = _of_profile(self, lane.noise)
+        model_error = check_model_error(model_error, lane.noise.prediction, lane.noise.noise_end)
+        if problems is not None:
+            collect(problems)
+        method = dataclasses.replace(self, solver=solver, guidance=guidance, compare=compare, problems=problems)
         method = dataclasses.replace(method, model_error=model_error, detail=detail, power=power)
         if solver == solvers.NONSTATIONARY:
             if self.refinement is None or not (self.start is None or isinstance(self.start, Schedule)):
@@ -186,7 +192,7 @@ def _search_free(
         first = None if records is None else records.search("known", {}, resuming_fault)
         starts, best = _known(lanes, options, effort, told(0), first)
     else:
-        starts = best = [m.start for m in methods]  # type: ignore[assignment,misc]
+        starts = best = [m.start for m in methods]  # type: ignore[misc]
     again = [
         lane._replace(method=dataclasses.replace(lane.method, solver=options.start))  # type: ignore[type-var]
         for lane in lanes
@@ -243,6 +249,20 @@ def _padded(starts: Sequence[Schedule], arrays: LaneArrays) -> np.ndarray:
     count = arrays.starts.shape[-1]
     rows = [np.pad(s_of_lam(s.lams), (0, count - len(s.lams)), mode="edge") for s in starts]
     return np.stack(rows)[:, None].astype(arrays.top.dtype)
+
+
+def _of_profile(method: SolverError, noise: NoiseSchedule) -> tuple[Problems | None, ModelError | None]:
+    """The problems and the error that a method's profile stands for; those of the method without one."""
+    profile = method.profile
+    if profile is None:
+        return method.problems, method.model_error
+    if not isinstance(profile, Profile):
+        raise ValueError(f"profile is {brief(profile)}; need a Profile: profile_of(latents), Profile.load(path)")
+    profile.check_noise(noise)
+    problems = profile.problems()  # the same object for an equal profile: lanes are grouped by it
+    if method.problems is not None and method.problems is not problems:
+        raise ValueError("problems and profile are both given; a profile has problems of its own: leave one out")
+    return problems, profile.model_error() if method.model_error is None else method.model_error
 
 
 def _check_start(lane: Lane, start: Schedule) -> None:
