@@ -1,4 +1,4 @@
-"""Makes the file behind `zoo`: `python -m hso_jax.shelf.build` (resumable; half an hour on one core).
+"""Makes the file behind `zoo`: `python -m hso_jax.shelf.build` (resumable; 40 minutes on one core).
 
 The search knows a model by the two ends of its noise only, so the presets share a few shelves.
 """
@@ -11,7 +11,7 @@ import hashlib
 import json
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -30,11 +30,13 @@ from hso_jax.schedule import Schedule, versions
 from hso_jax.searches import search_many
 from hso_jax.shelf.shipped import FILE, FORMAT, FREE_NFE, MAX_NFE, SOLVERS, VERSION, shelf_key
 
-BUDGETS = (range(1, 6), range(6, 11), range(11, 16), range(16, MAX_NFE + 1))
-"""N of one compiled program each: padding to the largest costs work."""
+BUDGETS = (range(1, 5), range(5, 9))
+"""N that are searched from scratch, of one compiled program each: padding to the largest costs work."""
 
-REFINEMENT = {True: Refinement(), False: Refinement(more=18, steps=12, final_steps=30)}
-"""Up to N = 10 and above, where a step costs more and gains less."""
+EXTENDED = range(BUDGETS[-1].stop, MAX_NFE + 1)
+"""N that start from the schedule of N - 1 with one node more: a step costs more there, and gains less."""
+
+LIGHT = Refinement(more=18, steps=12, final_steps=30)
 
 MENDED = 2
 """Rounds of `mend` at most."""
@@ -52,14 +54,11 @@ def shelves() -> dict[tuple[float | None, float, bool], list[tuple[str, float]]]
 
 def lanes(name: str, guidance: float, budgets: range) -> list[Lane]:
     """The searches of one part: all solvers, these N."""
-    how: dict[str, Any] = {"refinement": REFINEMENT[budgets[0] <= 10], "compare": ()}
-    return [
-        Lane(preset(name), n, method=SolverError(solver=s, guidance=guidance, **how)) for s in SOLVERS for n in budgets
-    ]
+    return [Lane(preset(name), n, method=SolverError(s, guidance, compare=())) for s in SOLVERS for n in budgets]
 
 
 def parts() -> Iterator[tuple[str, float, range]]:
-    """What is searched at once."""
+    """What is searched from scratch at once."""
     for budgets in BUDGETS:
         for shelf in shelves().values():
             for name, guidance in shelf:
@@ -69,6 +68,50 @@ def parts() -> Iterator[tuple[str, float, range]]:
 def search_part(name: str, guidance: float, budgets: range) -> list[dict[str, Any]]:
     """Records of one part."""
     return [_record(schedule) for schedule in search_many(lanes(name, guidance, budgets))]
+
+
+def one_more(name: str, guidance: float, record: dict[str, Any]) -> Lane:
+    """The search from a record's schedule with one node more, in the middle of its widest step in s."""
+    noise = preset(name)
+    s = s_of_lam([noise.noise_end, *record["lams"]])
+    widest = int(np.argmax(s[:-1] - s[1:])) if len(s) > 1 else 0
+    more = 0.5 * (s[widest] + s[widest + 1]) if len(s) > 1 else 0.5 * s[0]
+    start = Schedule.from_lams(noise, lam_of_s(np.insert(s, widest + 1, more)))
+    how = SolverError(record["solver"], guidance, refinement=LIGHT, start=start, compare=())
+    return Lane(noise, start.nfe, method=how)
+
+
+Records = dict[tuple[str, float], list[dict[str, Any]]]
+"""By the preset's name and guidance."""
+
+
+def extend(records: Records, nfe: int) -> list[tuple[str, float, dict[str, Any]]]:
+    """All shelves' schedules of N from those of N - 1, (name, guidance, record)."""
+    places = [(n, w, r) for (n, w), rows in records.items() for r in rows if r["nfe"] == nfe - 1]
+    found = search_many([one_more(*place) for place in places])
+    return [(n, w, _record(schedule)) for (n, w, _), schedule in zip(places, found, strict=True)]
+
+
+def mend(records: Records) -> int:
+    """Search again, from the schedule of N - 1 with one node more, where N is worse than N - 1; how many got better.
+
+    The landscape is rough, and a search from scratch may end in a poor minimum.
+    """
+    todo: list[tuple[dict[str, Any], Lane]] = []
+    for (name, guidance), rows in records.items():
+        of = {(r["solver"], r["nfe"]): r for r in rows}
+        for (solver, nfe), record in of.items():
+            if nfe > 1 and record["error"] > of[solver, nfe - 1]["error"]:
+                todo.append((record, one_more(name, guidance, of[solver, nfe - 1])))
+    if not todo:
+        return 0
+    better = 0
+    for (record, _), schedule in zip(todo, search_many([lane for _, lane in todo]), strict=True):
+        new = _record(schedule)
+        if new["error"] < record["error"]:
+            record.update(new)
+            better += 1
+    return better
 
 
 def search_free(name: str, guidance: float, known: list[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -89,35 +132,6 @@ def search_free(name: str, guidance: float, known: list[dict[str, Any]]) -> list
     return found
 
 
-def mend(records: dict[tuple[str, float], list[dict[str, Any]]]) -> int:
-    """Search again, from the schedule of N - 1 with one node more, where N is worse than N - 1; how many got better.
-
-    Above N = 10 the landscape is rough, and a search from scratch may end in a poor minimum.
-    """
-    todo: list[tuple[dict[str, Any], Lane]] = []
-    for (name, guidance), rows in records.items():
-        of = {(r["solver"], r["nfe"]): r for r in rows}
-        for (solver, nfe), record in of.items():
-            if nfe == 1 or record["error"] <= of[solver, nfe - 1]["error"]:
-                continue
-            noise = preset(name)
-            s = s_of_lam([noise.noise_end, *of[solver, nfe - 1]["lams"]])
-            widest = int(np.argmax(s[:-1] - s[1:])) if nfe > 2 else 0
-            more = 0.5 * (s[widest] + s[widest + 1]) if nfe > 2 else 0.5 * s[0]
-            start = Schedule.from_lams(noise, lam_of_s(np.insert(s, widest + 1, more)))
-            how = SolverError(solver, guidance, refinement=REFINEMENT[False], start=start, compare=())
-            todo.append((record, Lane(noise, nfe, method=how)))
-    if not todo:
-        return 0
-    better = 0
-    for (record, _), schedule in zip(todo, search_many([lane for _, lane in todo]), strict=True):
-        new = _record(schedule)
-        if new["error"] < record["error"]:
-            record.update(new)
-            better += 1
-    return better
-
-
 def _record(schedule: Schedule) -> dict[str, Any]:
     """What the file keeps: lams after the first, which is the model's noise end, to 5 digits."""
     return {
@@ -129,7 +143,7 @@ def _record(schedule: Schedule) -> dict[str, Any]:
     }
 
 
-def assemble(records: dict[tuple[str, float], list[dict[str, Any]]]) -> str:
+def assemble(records: Records) -> str:
     """The file's text."""
     rows = []
     for (*ends, unbounded), shelf in shelves().items():
@@ -154,29 +168,34 @@ def main() -> None:
     if "JAX_NUM_CPU_DEVICES" not in os.environ:
         jax.config.update("jax_num_cpu_devices", min(os.cpu_count() or 1, 8))
     options.work.mkdir(parents=True, exist_ok=True)
-    records: dict[tuple[str, float], list[dict[str, Any]]] = {}
+    records: Records = {}
     todo = list(parts())
     with Progress() as progress:
-        task = progress.add_task("searching", total=len(todo))
-        for name, guidance, budgets in todo:
-            path = options.work / f"{name}-{guidance:g}-{budgets[0]}.json"
+        task = progress.add_task("searching", total=len(todo) + len(EXTENDED) + len({t[:2] for t in todo}))
+
+        def kept(name: str, make: Callable[[], Any]) -> Any:
+            """What a part's file has, made first if it is not there."""
+            path = options.work / f"{name}.json"
             if not path.exists():
                 begin = time.perf_counter()
-                found = search_part(name, guidance, budgets)
-                write_whole(path, json.dumps(found).encode())
+                write_whole(path, json.dumps(make()).encode())
                 print(f"{path.stem}: {time.perf_counter() - begin:.1f} s", flush=True)
-            records.setdefault((name, guidance), []).extend(json.loads(path.read_text()))
             progress.advance(task)
-    for _ in range(MENDED):
-        if not mend(records):
-            break
-    for (name, guidance), known in records.items():
-        path = options.work / f"{name}-{guidance:g}-{solvers.NONSTATIONARY}.json"
-        if not path.exists():
-            begin = time.perf_counter()
-            write_whole(path, json.dumps(search_free(name, guidance, known)).encode())
-            print(f"{path.stem}: {time.perf_counter() - begin:.1f} s", flush=True)
-        known.extend(json.loads(path.read_text()))
+            return json.loads(path.read_text())
+
+        for part in todo:
+            name, guidance, budgets = part
+            found = kept(f"{name}-{guidance:g}-{budgets[0]}", lambda part=part: search_part(*part))  # type: ignore[misc]
+            records.setdefault((name, guidance), []).extend(found)
+        for nfe in EXTENDED:
+            for name, guidance, record in kept(f"all-{nfe}", lambda nfe=nfe: extend(records, nfe)):  # type: ignore[misc]
+                records[name, guidance].append(record)
+        for _ in range(MENDED):
+            if not mend(records):
+                break
+        for (name, guidance), known in records.items():
+            place = name, guidance, known
+            known.extend(kept(f"{name}-{guidance:g}-free", lambda place=place: search_free(*place)))  # type: ignore[misc]
     content = assemble(records)
     write_whole(options.output, content.encode())
     checksum = hashlib.sha256(content.encode()).hexdigest()
