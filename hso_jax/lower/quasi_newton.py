@@ -72,6 +72,7 @@ class Solution(NamedTuple):
         result: code, an index into `results.RESULTS`.
         steps: taken.
         stationarity: largest entry of the gradient.
+        hessian: [M, M] the model of the second derivatives there.
     """
 
     y: Array
@@ -79,13 +80,15 @@ class Solution(NamedTuple):
     result: Array
     steps: Array
     stationarity: Array
+    hessian: Array
 
 
-def init(y: Array) -> State:
+def init(y: Array, hessian: Array | None = None) -> State:
     """The state before the first evaluation, which is a step that stays at y [M]: the function is compiled once."""
     chex.assert_rank(y, 1)
     zero, nothing = jnp.zeros_like(y), jnp.zeros((), y.dtype)
-    hessian, radius = jnp.eye(y.shape[0], dtype=y.dtype), jnp.asarray(FIRST_RADIUS, y.dtype)
+    hessian = jnp.eye(y.shape[0], dtype=y.dtype) if hessian is None else hessian
+    radius = jnp.asarray(FIRST_RADIUS, y.dtype)
     return State(y, nothing + jnp.inf, zero, hessian, zero, nothing, radius, jnp.asarray(-1))
 
 
@@ -118,16 +121,16 @@ def settled(state: State) -> Array:
     return (state.steps >= 0) & ((inside & (state.promised <= TOLERANCE)) | (state.radius < SMALLEST_RADIUS))
 
 
-def solve(function: Function, y: Array, max_steps: Array | int) -> Solution:
-    """From y [M] until it has settled or for `max_steps` steps."""
+def solve(function: Function, y: Array, max_steps: Array | int, hessian: Array | None = None) -> Solution:
+    """From y [M] until it has settled or for `max_steps` steps; with the model [M, M] of a similar function, if any."""
     last = jax.lax.while_loop(
         lambda state: (state.steps < max_steps) & ~settled(state),
         lambda state: step(function, state)[0],
-        init(y),
+        init(y, hessian),
     )
     result = jnp.where(settled(last), CONVERGED, MAX_STEPS)
     result = jnp.where(jnp.isfinite(last.value), result, NOT_FINITE)
-    return Solution(last.y, last.value, result, last.steps, jnp.max(jnp.abs(last.gradient)))
+    return Solution(last.y, last.value, result, last.steps, jnp.max(jnp.abs(last.gradient)), last.hessian)
 
 
 def _learn(hessian: Array, move: Array, change: Array) -> Array:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -41,7 +41,9 @@ class Coefficients(NamedTuple):
         start: the known solver that it starts from and is drawn to.
         known: solvers that it is to beat, each with its own best nodes; `start` is one of them anyway.
         gain: where the error is not this share below the best known solver's, that one is returned instead.
-        steps: at most, of the search.
+        steps: at most, of the search on a part of the samples.
+        final_steps: at most, of the last one on all samples.
+        part: the chunks of that part, as `Refinement.more`.
     """
 
     history: int = 3
@@ -50,7 +52,9 @@ class Coefficients(NamedTuple):
     start: str = "dpmpp-2m"
     known: tuple[str, ...] = ("dpmpp-2m", "unipc-3")
     gain: float = 0.03
-    steps: int = 80
+    steps: int = 60
+    final_steps: int = 30
+    part: int = 36
 
 
 def penalty_of(nfe: int, guidance: float) -> float:
@@ -81,8 +85,11 @@ def check_coefficients_options(options: object, nfe: int, guidance: float) -> Co
     known = tuple(dict.fromkeys((start, *(solvers.canonical(name) for name in options.known))))
     for name in known:
         older_of(name)
-    steps = whole("coefficients.steps", options.steps, 1, 10**6)
-    return Coefficients(history, penalty, growth, start, known, gain, steps)
+    counts = {
+        name: whole(f"coefficients.{name}", getattr(options, name), 1, 10**6)
+        for name in ("steps", "final_steps", "part")
+    }
+    return Coefficients(history, penalty, growth, start, known, gain, **counts)
 
 
 def older_of(name: str) -> int:
@@ -114,8 +121,9 @@ class FreeFound(NamedTuple):
 
 
 @functools.lru_cache(maxsize=64)
-def search_free(start: str, history: int, steps: int, axis: str | None) -> Callable[[LaneArrays, Chunks], FreeFound]:
-    """The search of one lane, which has the nodes that the known solver `start` has found. Pure; map it over lanes."""
+def search_free(options: Coefficients, axis: str | None) -> Callable[[LaneArrays, Chunks], FreeFound]:
+    """The search of one lane, which has the nodes that the known solver has found. Pure; map it over lanes."""
+    start, history, part = options.start, options.history, options.part
 
     def search(lane: LaneArrays, bank: Chunks) -> FreeFound:
         data = data_of(bank, lane)
@@ -132,12 +140,22 @@ def search_free(start: str, history: int, steps: int, axis: str | None) -> Calla
             excess = jnp.maximum(jnp.log(amplification(made(z))) - limit, 0.0)
             return 2.0 * (lane.penalty * jnp.sum(z[count + 1 :] ** 2) + _STIFF * excess**2)
 
-        def function(z: Array) -> tuple[Array, Array]:
-            value, gradient = error_gradient(data, made, z, bank.problem.shape[0], axis)
-            more, slope = jax.value_and_grad(penalty)(z)
-            return value + more, gradient + slope
+        every = bank.problem.shape[0]
 
-        found = quasi_newton.solve(function, begin, steps)
+        def stage(carry: tuple[Array, Array], row: tuple[Array, Array]) -> tuple[tuple[Array, Array], Any]:
+            chunks, most = row
+
+            def function(z: Array) -> tuple[Array, Array]:
+                value, gradient = error_gradient(data, made, z, chunks, axis)
+                more, slope = jax.value_and_grad(penalty)(z)
+                return value + more, gradient + slope
+
+            found = quasi_newton.solve(function, carry[0], most, carry[1])
+            return (found.y, found.hessian), found
+
+        rows = jnp.array([min(part, every), every]), jnp.array([options.steps, options.final_steps])
+        _, stages = jax.lax.scan(stage, (begin, jnp.eye(len(begin), dtype=begin.dtype)), rows)
+        found = jax.tree.map(lambda x: x[-1], stages)
         nodes = nodes_of(lane.range, found.y[: count + 1])
         weights = made(found.y)
         lams = lams_of(lane.range, nodes)
@@ -145,7 +163,7 @@ def search_free(start: str, history: int, steps: int, axis: str | None) -> Calla
         error = jnp.exp(0.5 * (found.value - penalty(found.y)))
         result = jnp.where(jnp.isfinite(error), found.result, NOT_FINITE)
         grown = amplification(weights)
-        return FreeFound(nodes, coefficients, error, grown, result, found.steps, found.stationarity)
+        return FreeFound(nodes, coefficients, error, grown, result, stages.steps.sum(), found.stationarity)
 
     return search
 

@@ -202,7 +202,7 @@ def _search_free(
         np.array([getattr(m.coefficients, name) for m in methods], arrays.top.dtype) for name in ("penalty", "growth")
     )
     results = batch.run(
-        search_free(options.start, options.history, options.steps, batch.DEVICES),
+        search_free(options._replace(penalty=None, growth=0.0, gain=0.0, known=()), batch.DEVICES),
         arrays._replace(starts=_padded(starts, arrays), penalty=penalty, growth=growth),  # type: ignore[arg-type]
         bank,
         chunk=_CHUNK,
