@@ -9,13 +9,14 @@ import os
 from collections.abc import Iterable
 from typing import Any
 
-from hso_jax.checks import is_number
+from hso_jax.checks import brief, is_number
 from hso_jax.files import FORMAT, parse_json, read_text, write_whole
 from hso_jax.origin import Origin, Scores
 from hso_jax.schedule import Schedule
 from hso_jax.solvers import ALIASES
 
-VERSION = 1
+VERSION = 2
+"""Of what is written; 1 had no `coefficients`."""
 
 _ARRAYS = ("t", "lams", "sigmas", "timesteps")
 _ORIGIN, _SCORES, _OWN = (
@@ -25,10 +26,21 @@ _ORIGIN, _SCORES, _OWN = (
 _FIELDS = (
     *("model", "nfe", "layout", "end", "method", "solver", "t", "lams", "sigmas", "timesteps", "kind"),
     *("num_train_timesteps", "noise", "psi", "p", "d_min", "mep", "spf", "min_spacing", "result", "iterations"),
-    *("stationarity", "seed", "guidance", "error", "others", "fitness", "versions"),
+    *("stationarity", "seed", "guidance", "error", "others", "fitness", "coefficients", "versions"),
 )
 """In the file's order. `min_spacing` follows from t: it is written for readers, and not read."""
-_OPTIONAL = ("iterations", "stationarity", "versions", "p", "d_min", "guidance", "error", "others", "fitness")
+_OPTIONAL = (
+    "iterations",
+    "stationarity",
+    "versions",
+    "p",
+    "d_min",
+    "guidance",
+    "error",
+    "others",
+    "fitness",
+    "coefficients",
+)
 
 _RENAMED = {
     "reference": "solver-error",
@@ -183,6 +195,8 @@ def _record(schedule: Schedule) -> dict[str, Any]:
     record = {name: getattr(schedule, name) for name in (*_OWN, "min_spacing")}
     for name in _ARRAYS:  # JSON has no infinity: null is pure noise, only ever in the first place
         record[name] = [x if math.isfinite(x) else None for x in record[name].tolist()]
+    if schedule.coefficients is not None:
+        record["coefficients"] = schedule.coefficients.tolist()
     record |= dataclasses.asdict(schedule.origin) | dataclasses.asdict(schedule.scores)
     return {name: record[name] for name in _FIELDS}
 
@@ -195,6 +209,7 @@ def _schedule(record: Any) -> Schedule:
     values = {name: record[name] for name in _FIELDS if name in record}
     for name in _ARRAYS:
         values[name] = _array(name, values[name])
+    values["coefficients"] = _rows("coefficients", values.get("coefficients"))
     if isinstance(values["method"], str):
         values["method"] = _RENAMED.get(values["method"], values["method"])
     origin, scores, own = ({k: values[k] for k in names if k in values} for names in (_ORIGIN, _SCORES, _OWN))
@@ -211,3 +226,15 @@ def _array(name: str, value: Any) -> list[float]:
         if not is_number(x) and not (i == 0 and isinstance(x, float) and x == infinite.get(name)):
             raise ValueError(f"{name}[{i}] is {x!r}; need a finite number")
     return [float(x) for x in value]
+
+
+def _rows(name: str, value: Any) -> list[list[float]] | None:
+    if value is None:
+        return None
+    if not isinstance(value, list) or not all(isinstance(row, list) for row in value):
+        raise ValueError(f"{name} is {brief(value)}; need null, or a list of N lists of numbers")
+    for i, row in enumerate(value):
+        for j, x in enumerate(row):
+            if not is_number(x):
+                raise ValueError(f"{name}[{i}][{j}] is {brief(x)}; need a finite number")
+    return value

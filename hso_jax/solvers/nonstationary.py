@@ -20,7 +20,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from hso_jax.checks import brief, numbers
+from hso_jax.checks import numbers
 from hso_jax.solvers.weights import Grid, Weights, grid
 
 NONSTATIONARY = "nonstationary"
