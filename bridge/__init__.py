@@ -18,7 +18,8 @@ from bridge.schedulers.adapters import ROWS as _ROWS
 from bridge.schedulers.installing import install as install
 from bridge.schedulers.installing import load_scheduler as load_scheduler
 from bridge.schedulers.installing import with_schedule as with_schedule
-from bridge.schedulers.installing import without_schedule as without_schedule
+from bridge.schedulers.nonstationary import NonstationaryScheduler as NonstationaryScheduler
+from bridge.schedulers.plain import without_schedule as without_schedule
 from bridge.schedulers.scheduled import schedule_of as schedule_of
 from bridge.schedulers.scheduled import scheduled_class as _scheduled_class
 
