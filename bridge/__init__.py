@@ -8,6 +8,7 @@ try:
 except ImportError as error:
     raise ImportError(f'bridge needs torch and diffusers ({error}): pip install "hso-jax[torch]"') from error
 
+from bridge.comfyui.sampler import sample_nonstationary as sample_nonstationary
 from bridge.fitness import SamplingFitness as SamplingFitness
 from bridge.noise_of import noise_schedule_of as noise_schedule_of
 from bridge.noise_of import solver_of as solver_of
