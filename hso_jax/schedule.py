@@ -363,12 +363,12 @@ class Schedule:
 
     def _repr_html_(self) -> str:
         """A table of the nodes, for notebooks."""
-        older = 0 if self.coefficients is None else self.coefficients.shape[1]
-        rows = [["step", "t", "lam", "sigma/alpha", "timestep", *(f"c{j}" for j in range(1, older + 1))]]
+        c = np.zeros((self.nfe, 0)) if self.coefficients is None else self.coefficients
+        rows = [["step", "t", "lam", "sigma/alpha", "timestep", *(f"c{j + 1}" for j in range(c.shape[1]))]]
         for i, (t, lam, sigma) in enumerate(zip(self.t, self.lams, self.sigmas, strict=True)):
-            told = [] if i >= self.nfe else [self.timesteps[i], *(self.coefficients[i] if older else ())]
+            told = [] if i >= self.nfe else [self.timesteps[i], *c[i]]
             cells = [f"{x:.6g}" for x in (t, lam, sigma, *told)]
-            rows.append([str(i), *cells, *[""] * (1 + older - len(told))])
+            rows.append([str(i), *cells, *[""] * (1 + c.shape[1] - len(told))])
         body = "".join("<tr>" + "".join(f"<td>{cell}</td>" for cell in row) + "</tr>" for row in rows)
         return f"<table><caption>{html.escape(repr(self))}</caption>{body}</table>"
 

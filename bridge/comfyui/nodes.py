@@ -103,7 +103,7 @@ class HsoScheduler:
     """A schedule for a model, a solver and a number of steps, shipped or searched; the same again takes no time."""
 
     CATEGORY = "sampling/custom_sampling/schedulers"
-    RETURN_TYPES = ("SIGMAS",)
+    RETURN_TYPES: tuple[str, ...] = ("SIGMAS",)
     FUNCTION = "get_sigmas"
     DESCRIPTION = "Sigmas for a few steps. Leave method at zoo, and say which solver and which cfg you sample with."
 
@@ -184,7 +184,7 @@ class HsoScheduleFile:
     """Reads a schedule file that `hso-jax search` wrote; for models that are no preset, and for reproducible graphs."""
 
     CATEGORY = HsoScheduler.CATEGORY
-    RETURN_TYPES = ("SIGMAS",)
+    RETURN_TYPES: tuple[str, ...] = ("SIGMAS",)
     FUNCTION = "get_sigmas"
     DESCRIPTION = "Sigmas from a file that `hso-jax search -o FILE` or `hso-jax zoo -o FILE` wrote."
 

@@ -61,11 +61,16 @@ class _Stepper(SchedulerMixin, ConfigMixin):
 
     order = 1
     _compatibles: ClassVar = list(ROWS)
+    _step_index: int | None  # the next step's
+    _begin_index: int | None
+    _past: tuple[torch.Tensor, ...]  # predictions, newest first
+    _state: tuple[torch.Tensor, torch.Tensor, int | None] | None  # the sample, as handed out, and its `_edits`
 
     def set_timesteps(self, num_inference_steps: int, device: Any = None) -> None:
         """Forget the steps so far."""
         self.num_inference_steps = num_inference_steps
-        self._step_index, self._begin_index, self._past, self._state = None, None, (), None
+        self._step_index = self._begin_index = self._state = None
+        self._past = ()
 
 
 class NonstationaryScheduler(Installed, _Stepper):
@@ -186,7 +191,7 @@ class NonstationaryScheduler(Installed, _Stepper):
             return sample
         return sample * self._steps[self._place(timestep)].scale
 
-    def step(
+    def step(  # type: ignore[override]
         self,
         model_output: torch.Tensor,
         timestep: Any,
@@ -234,7 +239,7 @@ class NonstationaryScheduler(Installed, _Stepper):
 
     def add_noise(self, original_samples: torch.Tensor, noise: torch.Tensor, timesteps: torch.Tensor) -> torch.Tensor:
         """`alpha x_0 + sigma noise` [B, ...] at nodes of the schedule; timesteps [B] or one for all."""
-        return levels.add_noise(self, original_samples, noise, timesteps)  # type: ignore[no-any-return]
+        return levels.add_noise(self, original_samples, noise, timesteps)
 
     def scale_noise(self, sample: torch.Tensor, timestep: Any, noise: torch.Tensor) -> torch.Tensor:
         """As `add_noise`, in the order that pipelines of flow models use."""
@@ -257,7 +262,7 @@ class NonstationaryScheduler(Installed, _Stepper):
             return sample.to(wide)
         kept, rounded, edits = self._state
         if sample is rounded and edits is not None and edits == _edits(sample):
-            return kept  # type: ignore[no-any-return]
+            return kept
         return torch.where(kept.to(sample.dtype) == sample, kept, sample)
 
     def _clean_data(self, output: torch.Tensor, x: torch.Tensor, here: _Step) -> torch.Tensor:
@@ -267,7 +272,7 @@ class NonstationaryScheduler(Installed, _Stepper):
         if here.skip:
             clean.add_(x, alpha=here.skip)
         if self._clips == "thresholding":
-            return diffusers.DDIMScheduler._threshold_sample(self, clean)  # type: ignore[no-any-return]
+            return diffusers.DDIMScheduler._threshold_sample(self, clean)
         if self._clips:
             reach = self.config.get("clip_sample_range", 1.0)
             return clean.clamp(-reach, reach)
