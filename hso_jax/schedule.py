@@ -275,8 +275,11 @@ class Schedule:
 
         Raises:
             ValueError: for a scheduler that would not follow them exactly, an end or a kind of noise that it does not
-                have, or a dynamic shift without mu or image_seq_len; the message says what to use instead.
+                have, a dynamic shift without mu or image_seq_len, or a schedule with coefficients; the message says
+                what to use instead.
         """
+        if self.coefficients is not None:
+            raise ValueError("the sigmas belong to its own coefficients; use bridge.with_schedule(scheduler, schedule)")
         return diffusers_sigmas(self.sampler_sigmas(), self.kind, scheduler, mu=mu, image_seq_len=image_seq_len)
 
     def integer_timesteps(self) -> np.ndarray:

@@ -25,7 +25,6 @@ from bridge.schedulers.plain import (
 )
 from bridge.schedulers.scheduled import REPLACED_KEY, SCHEDULE_KEY, Installed, Record
 from hso_jax import schedule_file
-from hso_jax.checks import brief
 from hso_jax.noise import NoiseSchedule, alpha_sigma
 from hso_jax.noise.from_config import FLOW_CLASSES
 from hso_jax.schedule import Schedule
@@ -98,14 +97,12 @@ class NonstationaryScheduler(Installed, _Stepper):
         Raises:
             ValueError: without a schedule, or with one that does not fit the noise in the config.
         """
-        if hso_schedule is None or hso_replaced is None:
+        if hso_schedule is None or not isinstance(hso_replaced, Mapping) or "_class_name" not in hso_replaced:
             raise ValueError(
-                f"bridge.{NONSTATIONARY_CLASS} needs a schedule in its config; use "
+                f"bridge.{NONSTATIONARY_CLASS} needs a schedule and the scheduler it stands for in its config; use "
                 f"{NONSTATIONARY_CLASS}.from_schedule(scheduler, schedule)"
             )
-        if not isinstance(hso_replaced, Mapping):
-            raise ValueError(f"hso_replaced is {brief(hso_replaced)}; need the config of a scheduler")
-        name = check_supported(hso_replaced.get("_class_name"))
+        name = check_supported(hso_replaced["_class_name"])
         given = _public(hso_replaced)
         if prediction_type is not None and name not in FLOW_CLASSES:
             given["prediction_type"] = prediction_type

@@ -102,8 +102,9 @@ def sampled(kind: Kind, scheduler: NonstationaryScheduler, x: torch.Tensor) -> t
     return x, model
 
 
-def in_jax(schedule: Schedule, noise: torch.Tensor) -> np.ndarray:
-    """The same through `hso_jax.solvers.run`, in the model's own scaling at its end."""
+@jax.jit
+def _loop(lams: jax.Array, coefficients: jax.Array, end: jax.Array, x: jax.Array) -> jax.Array:
+    """`solvers.run` with the mixture's denoiser, compiled once a shape."""
     means, variances = jnp.asarray(MEANS.numpy()), jnp.asarray(VARIANCES.numpy())
 
     def denoiser(x: jax.Array, lam: jax.Array) -> jax.Array:
@@ -113,15 +114,20 @@ def in_jax(schedule: Schedule, noise: torch.Tensor) -> np.ndarray:
         weight = jax.nn.softmax(-(offset**2).sum(-1) / (2 * variance) - jnp.log(variance), axis=-1)
         return (weight[..., None] * (means + (alpha * variances / variance)[:, None] * offset)).sum(1)
 
+    return solvers.run(denoiser, solvers.nonstationary(lams, coefficients, end=end), x)
+
+
+def in_jax(schedule: Schedule, noise: torch.Tensor) -> np.ndarray:
+    """The same through `hso_jax.solvers.run`, in the model's own scaling at its end."""
     last = np.inf if schedule.end == "clean" else float(schedule.lams[-1])
     start = noise.numpy()
     if schedule.kind == "ve":
         start = start * np.hypot(1.0, schedule.sigmas[0])
     alphas, sigmas = alpha_sigma(schedule.lams, schedule.kind)
     scale = np.hypot(alphas, sigmas)
-    weights = solvers.nonstationary(schedule.lams[: schedule.nfe], schedule.coefficients, end=last)
-    got = np.asarray(solvers.run(denoiser, weights, jnp.asarray(start / scale[0])))
-    return got if schedule.end == "clean" else got * scale[-1]
+    with jax.enable_x64(True):
+        found = _loop(schedule.lams[: schedule.nfe], schedule.coefficients, np.float64(last), start / scale[0])
+    return np.asarray(found) if schedule.end == "clean" else np.asarray(found) * scale[-1]
 
 
 def by_hand(schedule: Schedule, x: torch.Tensor, first: int = 0) -> torch.Tensor:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-import jax
 import numpy as np
 import pytest
 import torch
@@ -42,8 +41,7 @@ def test_sample_agrees_with_the_jax_loop(model: str, end: str) -> None:
         x = sample(counted, schedule, start())
         assert [level.timestep for level in seen] == schedule.timesteps.tolist()
         assert [level.lam for level in seen] == schedule.lams[:6].tolist()
-        with jax.enable_x64(True):
-            np.testing.assert_allclose(x.numpy(), in_jax(schedule, start()), rtol=1e-10, atol=1e-11)
+        np.testing.assert_allclose(x.numpy(), in_jax(schedule, start()), rtol=1e-10, atol=1e-11)
         assert torch.equal(x, sample(mixture, schedule, start(), solver="nonstationary"))
         assert not torch.allclose(x, sample(mixture, schedule, start(), solver="unipc"))
 

@@ -23,12 +23,6 @@ EPS = KINDS[0]
 VP = noise_schedule_of(EPS.build())
 
 
-@pytest.fixture(autouse=True)
-def _float64() -> Any:
-    with jax.enable_x64(True):
-        yield
-
-
 @pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.name)
 @pytest.mark.parametrize("end", ["clean", "t_eps"])
 def test_it_agrees_with_the_jax_loop(kind: Kind, end: str) -> None:
@@ -48,9 +42,10 @@ def test_it_agrees_with_the_jax_loop(kind: Kind, end: str) -> None:
 def known(name: str, schedule: Schedule, history: int) -> Schedule:
     """The same nodes with the coefficients of a known solver."""
     end = np.inf if schedule.end == "clean" else schedule.lams[-1]
-    lams = schedule.lams[: schedule.nfe]
-    steps = grid(jax.numpy.asarray(lams), jax.numpy.asarray(end), jax.numpy.asarray(len(lams)))
-    c = solvers.coefficients_of(solvers.weights(name, lams, end=end), steps, history)
+    with jax.enable_x64(True):
+        lams = jax.numpy.asarray(schedule.lams[: schedule.nfe])
+        steps = grid(lams, jax.numpy.asarray(end), jax.numpy.asarray(len(lams)))
+        c = np.asarray(solvers.coefficients_of(solvers.weights(name, lams, end=end), steps, history))
     return Schedule.from_t(VP, schedule.t, layout=schedule.layout, end=schedule.end, origin=FREE, coefficients=c)
 
 

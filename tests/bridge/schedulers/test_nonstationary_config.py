@@ -159,10 +159,19 @@ def test_sigmas_and_coefficients_are_checked() -> None:
         NonstationaryScheduler.from_schedule(plain, sigmas)
     with pytest.raises(ValueError, match="coefficients go with a list of sigmas"):
         NonstationaryScheduler.from_schedule(plain, free_schedule(NOISE, 3), coefficients=[[0.0]] * 3)
-    with pytest.raises(ValueError, match=r"in its config; use NonstationaryScheduler\.from_schedule"):
-        NonstationaryScheduler()
-    with pytest.raises(ValueError, match="needs a schedule in its config"):
-        NonstationaryScheduler.from_config(plain.config)
+    for config in (plain.config, with_schedule(plain, random_schedule(NOISE, 4, "clean", 1)).config):
+        with pytest.raises(ValueError, match=r"needs a schedule and .* use NonstationaryScheduler\.from_schedule"):
+            NonstationaryScheduler.from_config(config)
+
+
+def test_no_other_class_takes_its_schedule() -> None:
+    """Its nodes alone, in another solver, are another schedule."""
+    config = of(KINDS[0], 4).config
+    for name in ("DDIMScheduler", "UniPCMultistepScheduler", "DPMSolverMultistepScheduler"):
+        with pytest.raises(ValueError, match=f"{name} has a formula of its own, .* use with_schedule"):
+            getattr(bridge, name).from_config(config)
+    with pytest.raises(ValueError, match="belong to its own coefficients"):
+        free_schedule(NOISE, 4).diffusers_sigmas(diffusers.EulerDiscreteScheduler(**SD))
 
 
 ODD: list[Any] = [None, True, "x", [], {}, [1], float("nan"), float("inf"), -1, 0, 1e9, 10**400, "AmusedScheduler"]
