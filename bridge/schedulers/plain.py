@@ -25,7 +25,12 @@ def without_schedule(scheduler: Any) -> Any:
     What the schedule had replaced in it, the rules that space levels (`use_karras_sigmas`, ...) included, is back, and
     so is the class where `NonstationaryScheduler` stands for another.
     """
-    return plain_of(scheduler.config, type(scheduler).__name__) if isinstance(scheduler, Installed) else scheduler
+    if not isinstance(scheduler, Installed):
+        return scheduler
+    plain = plain_of(scheduler.config, type(scheduler).__name__)
+    if "alphas_cumprod" in vars(scheduler):  # someone may have set it to what no config says
+        plain.alphas_cumprod = scheduler.alphas_cumprod  # type: ignore[attr-defined]
+    return plain
 
 
 def plain_of(config: Any, class_name: str) -> Any:

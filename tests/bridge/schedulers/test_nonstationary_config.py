@@ -114,6 +114,9 @@ def test_a_table_that_only_the_scheduler_knows_is_its_noise() -> None:
     own = noise_schedule_of(plain)
     scheduler = NonstationaryScheduler.from_schedule(plain, free_schedule(own, 4))
     assert noise_schedule_of(scheduler).fingerprint() == own.fingerprint()
+    for other in (free_schedule(own, 5), random_schedule(own, 5, "clean", 1)):
+        again = with_schedule(scheduler, other)
+        assert noise_schedule_of(without_schedule(again)).fingerprint() == own.fingerprint()
     with pytest.raises(ValueError, match="other noise levels"):
         NonstationaryScheduler.from_schedule(diffusers.DDIMScheduler(**SD), scheduler.schedule)
 
