@@ -26,21 +26,10 @@ _ORIGIN, _SCORES, _OWN = (
 _FIELDS = (
     *("model", "nfe", "layout", "end", "method", "solver", "t", "lams", "sigmas", "timesteps", "kind"),
     *("num_train_timesteps", "noise", "psi", "p", "d_min", "mep", "spf", "min_spacing", "result", "iterations"),
-    *("stationarity", "seed", "guidance", "error", "others", "fitness", "coefficients", "versions"),
+    *("stationarity", "seed", "guidance", "error", "others", "fitness", "versions"),
 )
 """In the file's order. `min_spacing` follows from t: it is written for readers, and not read."""
-_OPTIONAL = (
-    "iterations",
-    "stationarity",
-    "versions",
-    "p",
-    "d_min",
-    "guidance",
-    "error",
-    "others",
-    "fitness",
-    "coefficients",
-)
+_OPTIONAL = ("iterations", "stationarity", "versions", "p", "d_min", "guidance", "error", "others", "fitness")
 
 _RENAMED = {
     "reference": "solver-error",
@@ -195,10 +184,9 @@ def _record(schedule: Schedule) -> dict[str, Any]:
     record = {name: getattr(schedule, name) for name in (*_OWN, "min_spacing")}
     for name in _ARRAYS:  # JSON has no infinity: null is pure noise, only ever in the first place
         record[name] = [x if math.isfinite(x) else None for x in record[name].tolist()]
-    if schedule.coefficients is not None:
-        record["coefficients"] = schedule.coefficients.tolist()
     record |= dataclasses.asdict(schedule.origin) | dataclasses.asdict(schedule.scores)
-    return {name: record[name] for name in _FIELDS}
+    rows = None if schedule.coefficients is None else schedule.coefficients.tolist()
+    return {**{name: record[name] for name in _FIELDS}, "coefficients": rows}
 
 
 def _schedule(record: Any) -> Schedule:
@@ -209,7 +197,7 @@ def _schedule(record: Any) -> Schedule:
     values = {name: record[name] for name in _FIELDS if name in record}
     for name in _ARRAYS:
         values[name] = _array(name, values[name])
-    values["coefficients"] = _rows("coefficients", values.get("coefficients"))
+    values["coefficients"] = _rows("coefficients", record.get("coefficients"))
     if isinstance(values["method"], str):
         values["method"] = _RENAMED.get(values["method"], values["method"])
     origin, scores, own = ({k: values[k] for k in names if k in values} for names in (_ORIGIN, _SCORES, _OWN))

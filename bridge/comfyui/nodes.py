@@ -262,6 +262,13 @@ class HsoSampler(HsoScheduler):
     FUNCTION = "get_sampler"
     DESCRIPTION = "Sampler and sigmas for a few steps: connect both. Say which solver and which cfg you sample with."
 
+    @classmethod
+    def INPUT_TYPES(cls) -> dict[str, Any]:
+        """HsoScheduler's, and one more solver."""
+        inputs = super().INPUT_TYPES()
+        inputs["optional"]["solver"] = (list(FILE_SOLVERS[1:]), inputs["optional"]["solver"][1])
+        return inputs
+
     def get_sampler(self, steps: int, **choices: Any) -> tuple[Any, torch.Tensor]:
         """Both; sigmas are empty at denoise 0. Raises ValueError as `chosen`, or for a method made for no solver."""
         return sampler_and_sigmas(self.chosen(steps=steps, **choices), steps)

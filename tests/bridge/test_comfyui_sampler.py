@@ -119,6 +119,20 @@ def test_known_solvers_are_the_package_s(nodes: ModuleType, model: str, solver: 
     np.testing.assert_allclose(got, want, atol=2e-3)
 
 
+def test_a_schedule_found_with_its_coefficients(nodes: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By name as from a file; the node without a sampler has no such solver."""
+    inside = sys.modules[nodes.NODE_CLASS_MAPPINGS["HsoSampler"].__module__]
+    monkeypatch.setattr(inside, "zoo", lambda noise, nfe, solver, guidance: {"nonstationary": FREE}[solver])
+    monkeypatch.setattr(inside, "_FOUND", {})
+    sampler, sigmas = both(nodes, "HsoSampler", model="sdxl", steps=6, solver="nonstationary")
+    assert sampler.options["coefficients"] == FREE.coefficients.tolist()
+    np.testing.assert_array_equal(sigmas, FREE.sampler_sigmas().astype(np.float32))
+    menus = [
+        nodes.NODE_CLASS_MAPPINGS[n].INPUT_TYPES()["optional"]["solver"][0] for n in ("HsoScheduler", "HsoSampler")
+    ]
+    assert "nonstationary" in menus[1] and menus[1][: len(menus[0])] == menus[0]
+
+
 def test_what_is_made_for_no_solver_or_for_two_evaluations_has_no_sampler(nodes: ModuleType, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"\(trailing\) is made for solver 'any', which has no coefficients; take its"):
         both(nodes, "HsoSampler", method="trailing")
