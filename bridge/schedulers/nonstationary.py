@@ -109,7 +109,11 @@ class NonstationaryScheduler(Installed, _Stepper):
         schedules = schedule_file.from_document(hso_schedule)
         if len(schedules) != 1:
             raise ValueError(f"hso_schedule holds {len(schedules)} schedules; need one")
-        self._stand_in(getattr(diffusers, name).from_config(given), schedules[0], None)
+        try:
+            plain = getattr(diffusers, name).from_config(given)
+        except Exception as error:  # diffusers checks no values: whatever its arithmetic meets
+            raise ValueError(f"hso_replaced is no config of {name}: {error}") from error
+        self._stand_in(plain, schedules[0], None)
 
     @classmethod
     def from_schedule(

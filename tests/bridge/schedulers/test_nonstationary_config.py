@@ -206,9 +206,8 @@ def test_a_damaged_config_never_installs(tmp_path: Path) -> None:
         file.write_text(json.dumps(document))
         try:
             found = load_scheduler(tmp_path)
-        except (ValueError, TypeError) as error:
+        except ValueError:
             refused += 1
-            assert not isinstance(error, TypeError) or "beta" in str((where, key))  # diffusers' own
         else:
             assert np.isfinite(found.schedule.weights_table()).all() and found.schedule.coefficients.shape == (3, 2)
     assert refused > 100
