@@ -8,6 +8,7 @@ try:
 except ImportError as error:
     raise ImportError(f'bridge needs torch and diffusers ({error}): pip install "hso-jax[torch]"') from error
 
+from bridge.comfyui.sampler import sample_nonstationary as sample_nonstationary
 from bridge.fitness import SamplingFitness as SamplingFitness
 from bridge.noise_of import noise_schedule_of as noise_schedule_of
 from bridge.noise_of import solver_of as solver_of
@@ -19,7 +20,8 @@ from bridge.schedulers.adapters import ROWS as _ROWS
 from bridge.schedulers.installing import install as install
 from bridge.schedulers.installing import load_scheduler as load_scheduler
 from bridge.schedulers.installing import with_schedule as with_schedule
-from bridge.schedulers.installing import without_schedule as without_schedule
+from bridge.schedulers.nonstationary import NonstationaryScheduler as NonstationaryScheduler
+from bridge.schedulers.plain import without_schedule as without_schedule
 from bridge.schedulers.scheduled import schedule_of as schedule_of
 from bridge.schedulers.scheduled import scheduled_class as _scheduled_class
 

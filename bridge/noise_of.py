@@ -12,7 +12,7 @@ import numpy as np
 from bridge.schedulers.refusals import INSTEAD, unsupported
 from hso_jax import noise as noises
 from hso_jax.noise import NoiseSchedule
-from hso_jax.solvers import SOLVERS
+from hso_jax.solvers import NONSTATIONARY, SOLVERS
 
 # float32 cumulative products of a thousand factors differ from float64 by about this in lam.
 _TABLE_TOLERANCE = 1e-3
@@ -40,7 +40,7 @@ def noise_schedule_of(
     scheduler = getattr(scheduler_or_pipeline, "scheduler", scheduler_or_pipeline)
     if not hasattr(scheduler, "config"):
         raise ValueError(f"need a diffusers scheduler or pipeline, got {type(scheduler_or_pipeline).__name__}")
-    class_name = type(scheduler).__name__
+    class_name = (scheduler.config.get("hso_replaced") or {}).get("_class_name", type(scheduler).__name__)
     table = getattr(scheduler, "alphas_cumprod", None)
     key = b"" if table is None else np.asarray(table.detach().cpu(), np.float64).tobytes()
     entries = tuple(sorted((k, _hashable(v)) for k, v in scheduler.config.items() if not k.startswith(("_", "hso_"))))
@@ -56,13 +56,15 @@ def noise_schedule_of(
 
 
 def solver_of(scheduler: Any) -> str:
-    """The key of `hso_jax.solvers.SOLVERS` whose steps this scheduler takes.
+    """The key of `hso_jax.solvers.SOLVERS` whose steps this scheduler takes, or "nonstationary".
 
     Raises:
         ValueError: for one that none of them is (stochastic ones, DEIS, LMS, PNDM, singlestep ones); the message
             names it and what to pass instead.
     """
     names = {cls.__name__ for cls in type(scheduler).__mro__}
+    if "NonstationaryScheduler" in names:
+        return NONSTATIONARY
     config = scheduler.config
     if names & set(FIRST_ORDER):
         return "ddim"

@@ -1,4 +1,4 @@
-"""A plain PyTorch sampler for models outside diffusers, with any solver of `hso_jax.solvers`.
+"""A plain PyTorch sampler for models outside diffusers, with any solver of `hso_jax.solvers` or a schedule's own.
 
 Those solvers are linear in the sample and in the predictions, with weights that depend on the schedule alone: the
 weights are computed once, in float64, and one loop carries them out.
@@ -52,7 +52,7 @@ def levels(schedule: Schedule) -> list[Level]:
     return [Level(*map(float, row)) for row in zip(told, alphas, sigmas, lams, strict=True)]
 
 
-def sample(denoiser: Denoiser, schedule: Schedule, noise: torch.Tensor, solver: str = "unipc") -> torch.Tensor:
+def sample(denoiser: Denoiser, schedule: Schedule, noise: torch.Tensor, solver: str | None = None) -> torch.Tensor:
     """Sample with a call of the denoiser at each of the schedule's levels, or as often as the solver needs it.
 
     Args:
@@ -63,24 +63,37 @@ def sample(denoiser: Denoiser, schedule: Schedule, noise: torch.Tensor, solver: 
         noise: [...] standard normal. VP and flow models start at it, as diffusers' pipelines do; VE models at
             `sqrt(1 + sigma^2)` times it.
         solver: a key of `hso_jax.solvers.SOLVERS`, or "unipc": diffusers' default, "unipc-2" (in 0.1.0 it meant
-            "unipc-3"). N calls of the denoiser; Heun's solvers take 2N, one less to a clean end.
+            "unipc-3"). N calls of the denoiser; Heun's solvers take 2N, one less to a clean end. "nonstationary" is
+            the schedule's own coefficients. None: those, if it has any, else "unipc".
 
     Returns:
         The sample at the schedule's end, of noise's shape and dtype.
 
     Raises:
-        ValueError: for an unknown solver.
+        ValueError: for an unknown solver, or "nonstationary" without coefficients.
     """
-    name, grid = solvers.canonical(solver), levels(schedule)
+    if solver is None:
+        solver = solvers.NONSTATIONARY if schedule.coefficients is not None else "unipc"
+    grid = levels(schedule)
     start = noise * math.sqrt(1.0 + grid[0].sigma ** 2) if schedule.kind == "ve" else noise
-    return run(denoiser, name, grid, start)
+    if solver == solvers.NONSTATIONARY:
+        table = schedule.weights_table().tolist()
+        if np.isinf(schedule.lams[0]):  # no logarithm of the level is taken here: pure noise is that
+            grid[0] = grid[0]._replace(alpha=0.0, sigma=1.0, lam=-math.inf)
+        return _run(denoiser, 1, [(1.0, [], row[0], row[1:]) for row in table], grid, start)
+    name = solvers.canonical(solver)
+    return _run(denoiser, solvers.SOLVERS[name].calls, _weights(name, grid), grid, start)
 
 
-def run(denoiser: Denoiser, solver: str, grid: list[Level], x: torch.Tensor) -> torch.Tensor:
+Row = tuple[float, list[float], float, list[float]]
+"""Of an evaluation: keep, correct, carry, predict."""
+
+
+def _run(denoiser: Denoiser, calls: int, rows: list[Row], grid: list[Level], x: torch.Tensor) -> torch.Tensor:
     """The sample at the last level of a grid, from x at its first; the loop of `hso_jax.solvers.Weights`."""
-    calls, base = solvers.SOLVERS[solver].calls, x
+    base = x
     past: list[torch.Tensor] = []
-    for k, (keep, correct, carry, predict) in enumerate(_weights(solver, grid)):
+    for k, (keep, correct, carry, predict) in enumerate(rows):
         past = [denoiser(x, grid[(k + calls - 1) // calls]), *past][: max(len(correct), len(predict))]
         base = _combined(keep, base, correct, past) if len(correct) else x
         x = _combined(carry, base, predict, past)
@@ -96,8 +109,8 @@ def _combined(weight: float, x: torch.Tensor, others: list[float], past: list[to
     return x
 
 
-def _weights(solver: str, grid: list[Level]) -> list[tuple[float, list[float], float, list[float]]]:
-    """Of each evaluation (keep, correct, carry, predict), for samples in the model's own scaling.
+def _weights(solver: str, grid: list[Level]) -> list[Row]:
+    """The weights of each evaluation, for samples in the model's own scaling.
 
     `hso_jax.solvers` has VP-equivalent ones, alpha^2 + sigma^2 = 1; the model's are `scale` times those.
     """

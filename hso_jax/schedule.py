@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from hso_jax import exports
 from hso_jax.checks import MOST_LEVELS, brief, choice, count, numbers
 from hso_jax.diffusers_sigmas import diffusers_sigmas
 from hso_jax.noise import NoiseSchedule, alpha_sigma
@@ -274,8 +275,11 @@ class Schedule:
 
         Raises:
             ValueError: for a scheduler that would not follow them exactly, an end or a kind of noise that it does not
-                have, or a dynamic shift without mu or image_seq_len; the message says what to use instead.
+                have, a dynamic shift without mu or image_seq_len, or a schedule with coefficients; the message says
+                what to use instead.
         """
+        if self.coefficients is not None:
+            raise ValueError("the sigmas belong to its own coefficients; use bridge.with_schedule(scheduler, schedule)")
         return diffusers_sigmas(self.sampler_sigmas(), self.kind, scheduler, mu=mu, image_seq_len=image_seq_len)
 
     def integer_timesteps(self) -> np.ndarray:
@@ -303,6 +307,26 @@ class Schedule:
         for i in range(self.nfe - 1, -1, -1):  # what was pushed below the last level comes back up
             steps[i] = max(steps[i], top - levels + 1 + (self.nfe - 1 - i))
         return steps
+
+    def weights_table(self) -> np.ndarray:
+        """[N, 1 + H] the arithmetic of a non-stationary solver's steps, for a loop in any language.
+
+        Column 0 weighs the sample, the others the predictions of clean data, the newest first. They are for samples
+        in the model's own scaling: alpha^2 + sigma^2 = 1 ("vp"), alpha = 1 ("ve") or alpha + sigma = 1 ("flow"). A
+        prediction that does not exist yet has weight 0.
+
+        Raises:
+            ValueError: without coefficients.
+        """
+        return exports.weights_table(self)
+
+    def python_literal(self) -> str:
+        """Python's text of `sigmas` (those of `sampler_sigmas`), `timesteps` and, where there are any, `coefficients`.
+
+        Every digit is kept: `with_schedule(scheduler, sigmas)` and `NonstationaryScheduler.from_schedule(scheduler,
+        sigmas, coefficients=coefficients)` of the bridge sample at them again.
+        """
+        return exports.python_literal(self)
 
     def with_end(self, end: str) -> Schedule:
         """The same nodes with the other end; "clean" on an interval layout replaces its last node by sigma = 0.
@@ -342,10 +366,12 @@ class Schedule:
 
     def _repr_html_(self) -> str:
         """A table of the nodes, for notebooks."""
-        rows = [("step", "t", "lam", "sigma/alpha", "timestep")]
-        told = [f"{x:.6g}" for x in self.timesteps] + [""] * (len(self.t) - self.nfe)
+        c = np.zeros((self.nfe, 0)) if self.coefficients is None else self.coefficients
+        rows = [["step", "t", "lam", "sigma/alpha", "timestep", *(f"c{j + 1}" for j in range(c.shape[1]))]]
         for i, (t, lam, sigma) in enumerate(zip(self.t, self.lams, self.sigmas, strict=True)):
-            rows.append((str(i), f"{t:.6g}", f"{lam:.6g}", f"{sigma:.6g}", told[i]))
+            told = [] if i >= self.nfe else [self.timesteps[i], *c[i]]
+            cells = [f"{x:.6g}" for x in (t, lam, sigma, *told)]
+            rows.append([str(i), *cells, *[""] * (1 + c.shape[1] - len(told))])
         body = "".join("<tr>" + "".join(f"<td>{cell}</td>" for cell in row) + "</tr>" for row in rows)
         return f"<table><caption>{html.escape(repr(self))}</caption>{body}</table>"
 

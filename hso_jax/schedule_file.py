@@ -9,13 +9,14 @@ import os
 from collections.abc import Iterable
 from typing import Any
 
-from hso_jax.checks import is_number
+from hso_jax.checks import brief, is_number
 from hso_jax.files import FORMAT, parse_json, read_text, write_whole
 from hso_jax.origin import Origin, Scores
 from hso_jax.schedule import Schedule
 from hso_jax.solvers import ALIASES
 
-VERSION = 1
+VERSION = 2
+"""Of what is written; 1 had no `coefficients`."""
 
 _ARRAYS = ("t", "lams", "sigmas", "timesteps")
 _ORIGIN, _SCORES, _OWN = (
@@ -196,7 +197,8 @@ def _record(schedule: Schedule) -> dict[str, Any]:
     for name in _ARRAYS:  # JSON has no infinity: null is pure noise, only ever in the first place
         record[name] = [x if math.isfinite(x) else None for x in record[name].tolist()]
     record |= dataclasses.asdict(schedule.origin) | dataclasses.asdict(schedule.scores)
-    return {name: record[name] for name in _FIELDS}
+    rows = None if schedule.coefficients is None else schedule.coefficients.tolist()
+    return {**{name: record[name] for name in _FIELDS}, "coefficients": rows}
 
 
 def _schedule(record: Any) -> Schedule:
@@ -207,6 +209,7 @@ def _schedule(record: Any) -> Schedule:
     values = {name: record[name] for name in _FIELDS if name in record}
     for name in _ARRAYS:
         values[name] = _array(name, values[name])
+    values["coefficients"] = _rows("coefficients", record.get("coefficients"))
     if isinstance(values["method"], str):
         values["method"] = _RENAMED.get(values["method"], values["method"])
     origin, scores, own = ({k: values[k] for k in names if k in values} for names in (_ORIGIN, _SCORES, _OWN))
@@ -223,3 +226,15 @@ def _array(name: str, value: Any) -> list[float]:
         if not is_number(x) and not (i == 0 and isinstance(x, float) and x == infinite.get(name)):
             raise ValueError(f"{name}[{i}] is {x!r}; need a finite number")
     return [float(x) for x in value]
+
+
+def _rows(name: str, value: Any) -> list[list[float]] | None:
+    if value is None:
+        return None
+    if not isinstance(value, list) or not all(isinstance(row, list) for row in value):
+        raise ValueError(f"{name} is {brief(value)}; need null, or a list of N lists of numbers")
+    for i, row in enumerate(value):
+        for j, x in enumerate(row):
+            if not is_number(x):
+                raise ValueError(f"{name}[{i}][{j}] is {brief(x)}; need a finite number")
+    return value

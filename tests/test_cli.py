@@ -53,7 +53,7 @@ def test_json_on_stdout_is_the_file_and_nothing_else(capsys: pytest.CaptureFixtu
     printed = capsys.readouterr().out
     assert printed == Path("out.json").read_text()
     document = json.loads(printed)
-    assert document["format"] == "hso-jax/schedules" and document["version"] == 1
+    assert document["format"] == "hso-jax/schedules" and document["version"] == 2
     assert all(set(s) >= REQUIRED for s in document["schedules"])
     assert [len(s["timesteps"]) for s in document["schedules"]] == [4, 6]
     assert sorted(p.name for p in Path().iterdir() if p.name != "cache") == ["out.json"]

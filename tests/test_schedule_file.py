@@ -61,7 +61,7 @@ def test_round_trip_is_exact(tmp_path: Path) -> None:
 
 def test_the_document_is_what_the_issue_says() -> None:
     document = json.loads(to_json(MANY), parse_constant=lambda text: pytest.fail(f"{text} is not JSON"))
-    assert document["format"] == "hso-jax/schedules" and document["version"] == 1
+    assert document["format"] == "hso-jax/schedules" and document["version"] == 2
     wanted = "model nfe layout end method solver t lams sigmas timesteps psi mep spf min_spacing result seed"
     assert all(set(wanted.split()) <= set(record) for record in document["schedules"])
     full, single, noise, _ = document["schedules"]
@@ -85,7 +85,7 @@ BAD_TEXTS = {
     "a list": ("[]", "not a schedule file"),
     "foreign": ('{"format": "gltf", "version": 1}', 'must be an object with "format": "hso-jax/schedules"'),
     "scheduler config": ('{"_class_name": "DDIMScheduler"}', "not a schedule file"),
-    "newer": ('{"format": "hso-jax/schedules", "version": 2, "schedules": []}', "version 2 is newer .* update"),
+    "newer": ('{"format": "hso-jax/schedules", "version": 3, "schedules": []}', "version 3 is newer .* update"),
     "no version": ('{"format": "hso-jax/schedules", "schedules": []}', "version is None"),
     "text version": ('{"format": "hso-jax/schedules", "version": "1", "schedules": []}', "version is '1'"),
     "true version": ('{"format": "hso-jax/schedules", "version": true, "schedules": []}', "version is True"),

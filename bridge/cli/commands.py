@@ -17,7 +17,8 @@ import diffusers
 from bridge.cli import pictures
 from bridge.profiling import profile as measure
 from bridge.schedulers.installing import replace_scheduler, with_schedule
-from bridge.schedulers.scheduled import REPLACED_KEY, SCHEDULE_KEY, scheduled_class
+from bridge.schedulers.plain import NONSTATIONARY_CLASS, check_supported, plain_config, without_schedule
+from bridge.schedulers.scheduled import SCHEDULE_KEY
 from hso_jax import files, schedule_file
 from hso_jax.cli import terminal
 from hso_jax.schedule import Schedule
@@ -119,8 +120,9 @@ def choose(args: argparse.Namespace, every: Sequence[Schedule]) -> Schedule:
 
 
 def describe(schedule: Schedule) -> str:
-    """Method, N, layout and end in a few words."""
-    return f"{schedule.nfe}-step {schedule.method} ({schedule.layout}, end {schedule.end})"
+    """Method, N, layout, end, and whether it is a solver too, in a few words."""
+    solver = f", {NONSTATIONARY_CLASS}" if schedule.coefficients is not None else ""
+    return f"{schedule.nfe}-step {schedule.method} ({schedule.layout}, end {schedule.end}{solver})"
 
 
 def pipeline_folder(path: Path) -> Path:
@@ -140,12 +142,12 @@ def pipeline_folder(path: Path) -> Path:
 def read_scheduler(folder: Path, class_name: str | None = None) -> Any:
     """The plain diffusers scheduler of a pipeline folder, without a schedule that was installed before."""
     config = _read(folder / "scheduler" / _CONFIG)
-    return _build(config, class_name or str(config.get("_class_name")))
+    return _build(config, class_name or str(plain_config(config).get("_class_name")))
 
 
 def plain(scheduler: Any, class_name: str | None = None) -> Any:
     """The diffusers scheduler that a (scheduled or plain) one was before, or another class with its config."""
-    return _build(scheduler.config, class_name or type(scheduler).__name__)
+    return _build(scheduler.config, class_name or type(without_schedule(scheduler)).__name__)
 
 
 def install(scheduler: Any, folder: Path) -> None:
@@ -229,11 +231,9 @@ def _read(file: Path) -> dict[str, Any]:
 
 
 def _build(config: Any, class_name: str) -> Any:
-    scheduled_class(class_name)  # says which classes there are
-    kept = {**config, **(config.get(REPLACED_KEY) or {})}
-    for key in (SCHEDULE_KEY, REPLACED_KEY):
-        kept.pop(key, None)
+    check_supported(class_name)
+    kept = plain_config(config)
     cls = getattr(diffusers, class_name)
-    if "clip_sample" in inspect.signature(cls.__init__).parameters and config.get("_class_name") != class_name:
+    if "clip_sample" in inspect.signature(cls.__init__).parameters and kept.get("_class_name") != class_name:
         kept.setdefault("clip_sample", False)  # DDIM's own default clips; a class that does not mention it does not
     return cls.from_config(kept)

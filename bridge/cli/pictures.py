@@ -245,7 +245,8 @@ def draw(pipe: Any, call: Mapping[str, Any], steps: int, seed: int) -> Image.Ima
 def _entry(base: Any, schedule: Schedule) -> Entry:
     stop = "to clean" if schedule.end == "clean" else f"stops at t = {schedule.t[-1]:.3g}"
     name = "HSO" if schedule.method == "hso" else schedule.method
-    return Entry(name, f"{schedule.layout}, {stop}", with_schedule(base, schedule), schedule.nfe)
+    own = ", its own solver" if schedule.coefficients is not None else ""
+    return Entry(name, f"{schedule.layout}, {stop}{own}", with_schedule(base, schedule), schedule.nfe)
 
 
 def _list(values: Sequence[float]) -> str:

@@ -1,4 +1,4 @@
-"""Two nodes with a `SIGMAS` output, for ComfyUI's SamplerCustom: a schedule by its name, or from a file."""
+"""Nodes for ComfyUI's SamplerCustom: a schedule by its name or from a file, as `SIGMAS`, or with its `SAMPLER`."""
 
 from __future__ import annotations
 
@@ -17,13 +17,16 @@ from hso_jax.noise import PRESETS, NoiseSchedule, preset
 from hso_jax.schedule import LAYOUTS, Schedule
 from hso_jax.searches import METHODS, search
 from hso_jax.shelf.shipped import SOLVERS, zoo
+from hso_jax.solvers import NONSTATIONARY
 
 from .connected import Levels, levels_of_noise, noise_of, refuse_misfit
+from .sampler import sample_own_nodes, sampler_options
 
 FROM_MODEL = "from MODEL"
 MODELS = (*PRESETS, FROM_MODEL)
 DEFAULT_MODEL = "sdxl"
 SCHEDULERS = ("zoo", *METHODS, *BASELINES)
+FILE_SOLVERS = tuple(dict.fromkeys(("any", *SOLVERS, NONSTATIONARY)))
 _MOST_STEPS = 998  # a table of 1000 levels, its two ends aside
 _STEPS = {"default": 6, "min": 1, "max": 100, "tooltip": "model evaluations, as in BasicScheduler"}
 _DENOISE = {
@@ -62,16 +65,45 @@ def slice_for(denoise: float, steps: int) -> int | None:
     return total
 
 
-def to_sigmas(schedule: Schedule, steps: int) -> torch.Tensor:
-    """[steps + 1] the schedule's last sigmas, float32; 0 at the end of a clean one."""
+def to_sigmas(schedule: Schedule | None, steps: int) -> torch.Tensor:
+    """[steps + 1] the schedule's last sigmas, float32; 0 at the end of a clean one. Empty without a schedule."""
+    if schedule is None:
+        return torch.FloatTensor([])
     return torch.tensor(schedule.sampler_sigmas()[-(steps + 1) :], dtype=torch.float32)
+
+
+def sigmas_alone(schedule: Schedule | None, steps: int) -> tuple[torch.Tensor]:
+    """`to_sigmas` for a node without a SAMPLER.
+
+    Raises:
+        ValueError: for a schedule whose sigmas mean nothing without its coefficients.
+    """
+    if schedule is not None and schedule.coefficients is not None:
+        raise ValueError(
+            f"the schedule ({schedule.method}) is a solver too, and its sigmas belong to its own coefficients; use HSO "
+            "Sampler or HSO Sampler File, and connect both outputs"
+        )
+    return (to_sigmas(schedule, steps),)
+
+
+def sampler_and_sigmas(schedule: Schedule | None, steps: int) -> tuple[Any, torch.Tensor]:
+    """A ComfyUI SAMPLER that takes the schedule's last steps, and their sigmas.
+
+    Raises:
+        ValueError: as `sampler_options`.
+    """
+    import comfy.samplers
+
+    if schedule is None:  # ComfyUI returns the latent as it is, whatever the sampler
+        return comfy.samplers.KSAMPLER(sample_own_nodes, {"nodes": [], "coefficients": []}), to_sigmas(None, steps)
+    return comfy.samplers.KSAMPLER(sample_own_nodes, sampler_options(schedule, steps)), to_sigmas(schedule, steps)
 
 
 class HsoScheduler:
     """A schedule for a model, a solver and a number of steps, shipped or searched; the same again takes no time."""
 
     CATEGORY = "sampling/custom_sampling/schedulers"
-    RETURN_TYPES = ("SIGMAS",)
+    RETURN_TYPES: tuple[str, ...] = ("SIGMAS",)
     FUNCTION = "get_sigmas"
     DESCRIPTION = "Sigmas for a few steps. Leave method at zoo, and say which solver and which cfg you sample with."
 
@@ -98,7 +130,11 @@ class HsoScheduler:
             },
         }  # fmt: skip
 
-    def get_sigmas(
+    def get_sigmas(self, steps: int, **choices: Any) -> tuple[torch.Tensor]:
+        """The sigmas; an empty tensor at denoise 0, as BasicScheduler has it. Raises ValueError as `chosen` does."""
+        return sigmas_alone(self.chosen(steps=steps, **choices), steps)
+
+    def chosen(
         self,
         model: str,
         steps: int,
@@ -110,8 +146,8 @@ class HsoScheduler:
         solver: str = "dpmpp-2m",
         guidance: float = 0.0,
         diffusion_model: Any = None,
-    ) -> tuple[torch.Tensor]:
-        """The sigmas; an empty tensor at denoise 0, as BasicScheduler has it.
+    ) -> Schedule | None:
+        """The schedule of `int(steps / denoise)` steps; None at denoise 0.
 
         Raises:
             ValueError: for an unknown choice, more steps than fit the model's levels, or sigmas that do not fit the
@@ -130,7 +166,7 @@ class HsoScheduler:
             if diffusion_model is not None:
                 refuse_misfit(levels_of_noise(noise), diffusion_model)
         if total is None:
-            return (torch.FloatTensor([]),)
+            return None
         if weight is None and method in ("zoo", "solver-error"):
             raise ValueError(
                 f"guidance is 0 (the model's usual), which is known for a family only, not {FROM_MODEL!r}; "
@@ -141,14 +177,14 @@ class HsoScheduler:
         if key not in _FOUND:
             _FOUND[key] = found(noise, *asked)
         schedule = _FOUND[key]
-        return (to_sigmas(schedule.with_end("clean") if end == "clean" else schedule, steps),)
+        return schedule.with_end("clean") if end == "clean" else schedule
 
 
 class HsoScheduleFile:
     """Reads a schedule file that `hso-jax search` wrote; for models that are no preset, and for reproducible graphs."""
 
     CATEGORY = HsoScheduler.CATEGORY
-    RETURN_TYPES = ("SIGMAS",)
+    RETURN_TYPES: tuple[str, ...] = ("SIGMAS",)
     FUNCTION = "get_sigmas"
     DESCRIPTION = "Sigmas from a file that `hso-jax search -o FILE` or `hso-jax zoo -o FILE` wrote."
 
@@ -164,7 +200,7 @@ class HsoScheduleFile:
             "optional": {
                 "layout": (["any", *LAYOUTS], {"tooltip": "any: node where the file has both"}),
                 "method": ("STRING", {"default": "any", "tooltip": "needed where the file has several: hso, ..."}),
-                "solver": (["any", *SOLVERS], {"tooltip": "needed where the file has schedules for several"}),
+                "solver": (list(FILE_SOLVERS), {"tooltip": "needed where the file has schedules for several"}),
                 "guidance": (
                     "FLOAT",
                     {"default": 0.0, "min": 0.0, "max": 100.0, "step": 0.1, "tooltip": "0: any; else as the file's"},
@@ -178,7 +214,11 @@ class HsoScheduleFile:
         """The file's age, so that a file written anew is read anew; NaN, which is never equal, if there is none."""
         return os.path.getmtime(path) if path and os.path.isfile(path) else float("nan")
 
-    def get_sigmas(
+    def get_sigmas(self, nfe: int, **choices: Any) -> tuple[torch.Tensor]:
+        """The sigmas; an empty tensor at denoise 0. Raises ValueError and OSError as `chosen` does."""
+        return sigmas_alone(self.chosen(nfe=nfe, **choices), nfe)
+
+    def chosen(
         self,
         path: str,
         nfe: int,
@@ -188,8 +228,8 @@ class HsoScheduleFile:
         solver: str = "any",
         guidance: float = 0.0,
         diffusion_model: Any = None,
-    ) -> tuple[torch.Tensor]:
-        """The last `nfe + 1` sigmas of the file's schedule for `int(nfe / denoise)` evaluations.
+    ) -> Schedule | None:
+        """The file's schedule for `int(nfe / denoise)` evaluations; None at denoise 0.
 
         Raises:
             ValueError: if the file is none of ours, has no such schedule or several; the message lists them. If the
@@ -200,7 +240,7 @@ class HsoScheduleFile:
         if not path.strip():
             raise ValueError("path is empty; give the schedule file that `hso-jax search -o FILE` wrote")
         if total is None:
-            return (torch.FloatTensor([]),)
+            return None
         every = schedule_file.load(Path(path))
         options = {"layout": layout, "method": method.strip() or "any", "solver": solver}
         asked: dict[str, Any] = {name: None if value == "any" else value for name, value in options.items()}
@@ -211,11 +251,54 @@ class HsoScheduleFile:
             raise ValueError(f"{path}{part}: {error}") from error
         if diffusion_model is not None:
             refuse_misfit(_levels_of_schedule(found), diffusion_model, whole=False)
-        return (to_sigmas(found, nfe),)
+        return found
 
 
-NODE_CLASS_MAPPINGS = {"HsoScheduler": HsoScheduler, "HsoScheduleFile": HsoScheduleFile}
-NODE_DISPLAY_NAME_MAPPINGS = {"HsoScheduler": "HSO Scheduler", "HsoScheduleFile": "HSO Schedule File"}
+class HsoSampler(HsoScheduler):
+    """As HsoScheduler, with the SAMPLER that the schedule is made for."""
+
+    CATEGORY = "sampling/custom_sampling/samplers"
+    RETURN_TYPES = ("SAMPLER", "SIGMAS")
+    FUNCTION = "get_sampler"
+    DESCRIPTION = "Sampler and sigmas for a few steps: connect both. Say which solver and which cfg you sample with."
+
+    @classmethod
+    def INPUT_TYPES(cls) -> dict[str, Any]:
+        """HsoScheduler's, and one more solver."""
+        inputs = super().INPUT_TYPES()
+        inputs["optional"]["solver"] = (list(FILE_SOLVERS[1:]), inputs["optional"]["solver"][1])
+        return inputs
+
+    def get_sampler(self, steps: int, **choices: Any) -> tuple[Any, torch.Tensor]:
+        """Both; sigmas are empty at denoise 0. Raises ValueError as `chosen`, or for a method made for no solver."""
+        return sampler_and_sigmas(self.chosen(steps=steps, **choices), steps)
+
+
+class HsoSamplerFile(HsoScheduleFile):
+    """As HsoScheduleFile, with the SAMPLER that the schedule is made for: its own coefficients, if it has any."""
+
+    CATEGORY = HsoSampler.CATEGORY
+    RETURN_TYPES = HsoSampler.RETURN_TYPES
+    FUNCTION = "get_sampler"
+    DESCRIPTION = "Sampler and sigmas from a file that hso-jax wrote: connect both."
+
+    def get_sampler(self, nfe: int, **choices: Any) -> tuple[Any, torch.Tensor]:
+        """Both; sigmas are empty at denoise 0. Raises ValueError and OSError as `chosen`."""
+        return sampler_and_sigmas(self.chosen(nfe=nfe, **choices), nfe)
+
+
+NODE_CLASS_MAPPINGS = {
+    "HsoScheduler": HsoScheduler,
+    "HsoScheduleFile": HsoScheduleFile,
+    "HsoSampler": HsoSampler,
+    "HsoSamplerFile": HsoSamplerFile,
+}
+NODE_DISPLAY_NAME_MAPPINGS = {
+    "HsoScheduler": "HSO Scheduler",
+    "HsoScheduleFile": "HSO Schedule File",
+    "HsoSampler": "HSO Sampler",
+    "HsoSamplerFile": "HSO Sampler File",
+}
 _FOUND: dict[tuple[Any, ...], Schedule] = {}  # a search takes seconds, and a graph asks again when its model is patched
 _MODEL = f"the family: fine-tunes share its noise schedule. {FROM_MODEL!r} reads it from diffusion_model"
 _METHOD = (

@@ -9,14 +9,13 @@ import warnings
 from pathlib import Path
 from typing import Any
 
-import diffusers
-import numpy as np
 import torch
 from diffusers import SchedulerMixin
 
 from bridge.noise_of import noise_schedule_of
-from bridge.schedulers.adapters import ROWS
-from bridge.schedulers.scheduled import REPLACED_KEY, SCHEDULE_KEY, Installed, scheduled_class
+from bridge.schedulers.nonstationary import NonstationaryScheduler
+from bridge.schedulers.plain import NONSTATIONARY_CLASS, schedule_from_list, supported_name, without_schedule
+from bridge.schedulers.scheduled import REPLACED_KEY, Installed, scheduled_class
 from hso_jax.noise import NoiseSchedule
 from hso_jax.schedule import Schedule
 
@@ -27,7 +26,8 @@ def with_schedule(scheduler: Any, schedule: Schedule | Any, *, noise: NoiseSched
     Use it as `pipe.scheduler = with_schedule(pipe.scheduler, schedule)`, then call the pipeline with
     `num_inference_steps=schedule.nfe`. The result is an instance of the scheduler's class, and it is saved, copied
     and rebuilt (`from_config` of its own class) with the schedule. A saved pipeline loads again once `bridge` has
-    been imported.
+    been imported. A schedule with coefficients is a solver too: the result is then a `NonstationaryScheduler`, and a
+    warning says so.
 
     Args:
         scheduler: an unmodified diffusers scheduler of a supported class (`docs/bridge.md`), or a result of this.
@@ -39,7 +39,20 @@ def with_schedule(scheduler: Any, schedule: Schedule | Any, *, noise: NoiseSched
         ValueError: for an unsupported class or setting, or a schedule that is not for this model; the message says
             what to do instead.
     """
-    cls = scheduled_class(_supported_name(scheduler))
+    name = supported_name(scheduler)
+    if isinstance(schedule, Schedule) and schedule.coefficients is not None:
+        result = NonstationaryScheduler.from_schedule(scheduler, schedule, noise=noise)
+        if name != NONSTATIONARY_CLASS:
+            warnings.warn(
+                f"the schedule has coefficients of its own: {NONSTATIONARY_CLASS} samples by them in place of {name}; "
+                "bridge.without_schedule(scheduler) goes back",
+                stacklevel=2,
+            )
+        return result
+    if name == NONSTATIONARY_CLASS:
+        scheduler = without_schedule(scheduler)
+        name = type(scheduler).__name__
+    cls = scheduled_class(name)
     noise = noise_schedule_of(scheduler) if noise is None else noise
     if not isinstance(schedule, Schedule):
         schedule = schedule_from_list(noise, schedule)
@@ -50,18 +63,6 @@ def with_schedule(scheduler: Any, schedule: Schedule | Any, *, noise: NoiseSched
         result.register_to_config(**{REPLACED_KEY: {}})
     result._adopt(schedule, noise)
     return result
-
-
-def without_schedule(scheduler: Any) -> Any:
-    """A plain diffusers scheduler of the same class, with the config from before a schedule was installed.
-
-    What the schedule had replaced in it, the rules that space levels (`use_karras_sigmas`, ...) included, is back.
-    """
-    if not isinstance(scheduler, Installed):
-        return scheduler
-    config = {**scheduler.config, **(scheduler.config.get(REPLACED_KEY) or {})}
-    kept = {key: value for key, value in config.items() if key not in (SCHEDULE_KEY, REPLACED_KEY)}
-    return getattr(diffusers, type(scheduler).__name__).from_config(kept)
 
 
 def install(pipe: Any, schedule: Schedule | Any, *, noise: NoiseSchedule | None = None) -> None:
@@ -116,27 +117,6 @@ def inner_pipelines(pipe: Any) -> dict[str, Any]:
     }
 
 
-def schedule_from_list(noise: NoiseSchedule, sigmas: Any) -> Schedule:
-    """A schedule from N + 1 sigmas in diffusers' convention for such noise; see `with_schedule`.
-
-    Raises:
-        ValueError: for a list that is too short, not falling, not finite or outside the model's range.
-    """
-    values = np.asarray(sigmas, np.float64)
-    if values.ndim != 1 or values.size < 2:
-        raise ValueError(
-            f"sigmas has shape {values.shape}; need N + 1 values, the last of them the end (0, or where to stop)"
-        )
-    if np.isnan(values).any() or not np.all(np.diff(values) < 0) or values[-1] < 0:
-        raise ValueError(f"sigmas must be numbers that fall to an end of 0 or more, got {values.tolist()}")
-    if noise.kind == "flow":
-        if values[0] > 1:
-            raise ValueError(f"sigma {values[0]:.9g} is above 1; a flow model's sigmas lie in (0, 1]")
-        with np.errstate(divide="ignore"):
-            values = values / (1.0 - values)
-    return Schedule.from_sigmas(noise, values, end="clean" if values[-1] == 0.0 else "t_eps")
-
-
 def load_scheduler(folder: str | os.PathLike[str]) -> Any:
     """A scheduler from a folder it was saved to (or a pipeline's folder), with its schedule; never from the network.
 
@@ -147,21 +127,7 @@ def load_scheduler(folder: str | os.PathLike[str]) -> Any:
     for file in (base / "scheduler_config.json", base / "scheduler" / "scheduler_config.json"):
         if file.is_file():
             config = json.loads(file.read_text())
-            return scheduled_class(str(config.get("_class_name"))).from_config(config)  # type: ignore[attr-defined]
+            name = str(config.get("_class_name"))
+            cls: Any = NonstationaryScheduler if name == NONSTATIONARY_CLASS else scheduled_class(name)
+            return cls.from_config(config)
     raise ValueError(f"{base} has no scheduler_config.json; pass a folder that save_pretrained wrote")
-
-
-def _supported_name(scheduler: Any) -> str:
-    cls = type(scheduler)
-    if isinstance(getattr(scheduler, "scheduler", None), SchedulerMixin):
-        raise ValueError(
-            f"{cls.__name__} is a pipeline: pass pipe.scheduler, as in pipe.scheduler = with_schedule(pipe.scheduler, "
-            "schedule); or use install(pipe, schedule)"
-        )
-    if issubclass(cls, Installed) or getattr(diffusers, cls.__name__, None) is cls:
-        return cls.__name__
-    parent = next((base.__name__ for base in cls.__mro__ if base.__name__ in ROWS), None)
-    nearest = f"; the nearest that is supported: {parent}.from_config(scheduler.config)" if parent else ""
-    raise ValueError(
-        f"{cls.__module__}.{cls.__name__} is not a scheduler class of diffusers, and its step may differ{nearest}"
-    )

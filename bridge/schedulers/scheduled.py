@@ -53,6 +53,11 @@ class Installed:
 
     def _adopt(self, schedule: Schedule, noise: NoiseSchedule) -> None:
         """Check that the schedule fits the model's noise; write it, and what its end needs, into the config."""
+        if schedule.coefficients is not None:
+            raise ValueError(
+                f"{type(self).__name__} has a formula of its own, and the schedule has coefficients that belong to its "
+                "nodes: use with_schedule or NonstationaryScheduler"
+            )
         before = self.config.get(REPLACED_KEY) or {}
         self.register_to_config(**before)  # type: ignore[attr-defined]
         check_fits(self, schedule, self._row, noise)

@@ -12,6 +12,7 @@ from hso_jax.schedule import Schedule
 from hso_jax.shown import shown
 
 _LEAST_STEPS = 19  # characters of the column of levels; it wraps
+_COEFFICIENTS = "coefficients"
 _LEAST_MODELS = 70  # characters for the table of presets
 
 
@@ -29,21 +30,29 @@ def levels(schedule: Schedule) -> str:
     return " ".join(str(x) for x in schedule.integer_timesteps())
 
 
+def coefficients(schedule: Schedule) -> str:
+    """Of a non-stationary solver: each step's, but for those of predictions that do not exist yet; else a dash."""
+    if schedule.coefficients is None:
+        return "-"
+    return " | ".join(" ".join(f"{x:.3g}" for x in row[:i]) for i, row in enumerate(schedule.coefficients) if i) or "0"
+
+
 def print_schedules(schedules: Sequence[Schedule], title: str) -> None:
     """One row a schedule; columns that say the same in every row are left out.
 
     Where the terminal is too narrow for the table, one line a value.
     """
     rows, stepped = _columns(schedules)
+    wrapped = [name for name in (stepped, _COEFFICIENTS) if name in rows]
     count = len(schedules)
-    fixed = sum(max(map(len, (name, *texts))) for name, texts in rows.items() if name != stepped)
-    if fixed + _LEAST_STEPS + 3 * len(rows) + 1 > terminal.width():
+    fixed = sum(max(map(len, (name, *texts))) for name, texts in rows.items() if name not in wrapped)
+    if fixed + _LEAST_STEPS * len(wrapped) + 3 * len(rows) + 1 > terminal.width():
         blocks = ["\n".join(f"{name}: {texts[i]}" for name, texts in rows.items()) for i in range(count)]
         terminal.say(shown(title), *(f"\n{block}" for block in blocks))
         return
     table = Table(row_styles=["", "dim"])
     for name in rows:
-        text = name == stepped
+        text = name in wrapped
         left = text or name in ("model", "method", "layout")
         table.add_column(name, justify="left" if left else "right", no_wrap=not text)
     for row in zip(*rows.values(), strict=True):
@@ -63,6 +72,7 @@ def _columns(schedules: Sequence[Schedule]) -> tuple[dict[str, list[str]], str]:
         "solver": lambda s: s.solver,
         "guidance": lambda s: number(s.guidance),
         stepped: levels,
+        _COEFFICIENTS: coefficients,
         "stop": lambda s: "0" if s.end == "clean" else f"t={s.t[-1]:.2g}",
         "error": lambda s: number(s.error, 3),
         "MEP": lambda s: number(s.mep, 4),
@@ -72,6 +82,8 @@ def _columns(schedules: Sequence[Schedule]) -> tuple[dict[str, list[str]], str]:
         "result": lambda s: s.result,
     }
     always = {"N", stepped, "gap", "error" if all(s.mep is None for s in schedules) else "MEP"}
+    if any(s.coefficients is not None for s in schedules):
+        always.add(_COEFFICIENTS)
     rows = {name: [shown(text(s)) for s in schedules] for name, text in columns.items()}
     if rows["SPF"] == rows["MEP"]:
         del rows["SPF"]

@@ -5,6 +5,8 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+import numpy as np
+
 from hso_jax import schedule_file
 from hso_jax.cli import arguments, tables, terminal
 from hso_jax.cli.compiling import prepare_jax
@@ -40,9 +42,11 @@ def _add_show(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -
     parser.add_argument(
         "--as",
         dest="form",
-        choices=("table", "sigmas", "timesteps", "json"),
+        choices=("table", "sigmas", "timesteps", "python", "weights", "json"),
         default="table",
-        help="sigmas: N + 1 values, as samplers take them; timesteps: N integers; default %(default)s",
+        help="sigmas: N + 1 values, as samplers take them; timesteps: N integers; python: both and the coefficients, "
+        "to paste; weights: of a nonstationary solver's steps, a line each: of the sample, then of the predictions, "
+        "newest first; default %(default)s",
     )
 
 
@@ -52,11 +56,19 @@ def _show(args: argparse.Namespace) -> int:
         tables.print_schedules(schedules, str(args.file))
     elif args.form == "json":
         terminal.write(schedule_file.to_json(schedules))
+    elif args.form == "python":
+        terminal.write("\n".join(s.python_literal() for s in schedules))
+    elif args.form == "weights":
+        terminal.write("\n".join(_lines(s.weights_table()) for s in schedules))
     else:
         for s in schedules:
             values = s.sampler_sigmas().astype("float32") if args.form == "sigmas" else s.integer_timesteps()
             terminal.say(", ".join(str(x) for x in values))
     return 0
+
+
+def _lines(table: np.ndarray) -> str:
+    return "".join(" ".join(map(repr, row)) + "\n" for row in table.tolist())
 
 
 def _add_plot(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:

@@ -1,4 +1,4 @@
-"""Run every choice of both ComfyUI nodes' menus in a real ComfyUI on the CPU, through its HTTP API.
+"""Run every choice of the ComfyUI nodes' menus in a real ComfyUI on the CPU, through its HTTP API.
 
     python -m tests.bridge.comfyui_real --comfyui PATH [--python PYTHON] [--only CHECK ...]
 
@@ -10,18 +10,12 @@ that ComfyUI itself gives to SD 1.5, SDXL, PixArt, SVD, SD3 and FLUX; they recor
 from __future__ import annotations
 
 import argparse
-import contextlib
+import dataclasses
 import itertools
-import json
-import os
-import socket
-import subprocess
 import sys
 import tempfile
 import time
-import urllib.error
-import urllib.request
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -32,142 +26,12 @@ from hso_jax.baselines import inapplicable
 from hso_jax.noise import PRESETS
 from hso_jax.schedule import Schedule
 from hso_jax.shelf.shipped import SOLVERS
+from hso_jax.solvers import NONSTATIONARY
+from tests.bridge.comfyui_server import Refused, Server, Sigmas, serving
 
-REPO = Path(__file__).parents[2]
 FAMILIES = {"SD15": "sd15", "SDXL": "sdxl", "PixArtAlpha": "pixart-alpha", "SD3": "sd3-medium", "Flux": "flux-dev"}
-CHECKS = ("sampling", "files", "inputs", "models", "rules", "searches")
+CHECKS = ("sampling", "samplers", "files", "inputs", "models", "rules", "searches")
 SAMPLERS = ("euler", "ddim", "dpmpp_2m", "uni_pc_bh2")
-_START_SECONDS, _PROMPT_SECONDS = 240, 600
-Sigmas = np.ndarray
-
-
-class Refused(Exception):
-    """ComfyUI refused a graph, or a node of it raised; the message is ComfyUI's."""
-
-
-class Server:
-    """A ComfyUI that runs."""
-
-    def __init__(self, port: int) -> None:
-        self.address = f"http://127.0.0.1:{port}"
-        self.seeds = itertools.count()
-
-    def get(self, path: str) -> Any:
-        with urllib.request.urlopen(self.address + path, timeout=30) as answer:
-            return json.load(answer)
-
-    def run(self, graph: dict[str, Any]) -> dict[str, Any]:
-        """What each output node of a graph showed. Raises Refused."""
-        body = json.dumps({"prompt": graph}).encode()
-        request = urllib.request.Request(self.address + "/prompt", body, {"Content-Type": "application/json"})
-        try:
-            with urllib.request.urlopen(request, timeout=30) as answer:
-                name = json.load(answer)["prompt_id"]
-        except urllib.error.HTTPError as error:
-            raise Refused(error.read().decode()) from error
-        end = time.monotonic() + _PROMPT_SECONDS
-        while time.monotonic() < end:
-            if entry := self.get(f"/history/{name}").get(name):
-                if entry["status"]["status_str"] == "success":
-                    return dict(entry["outputs"])
-                raise Refused(
-                    next(m["exception_message"] for k, m in entry["status"]["messages"] if k.endswith("error"))
-                )
-            time.sleep(0.02)
-        raise TimeoutError(f"no result in {_PROMPT_SECONDS} s for {graph}")
-
-    def sigmas(self, node: str, config: str | None = None, patch: Any = None, **inputs: Any) -> Sigmas:
-        """A node's sigmas, with a model connected to it where `config` names one."""
-        graph = self._graph(node, inputs, config, patch)
-        graph["record"] = {"class_type": "HsoTestRecord", "inputs": {"sigmas": ["node", 0]}}
-        shown = self.run(graph)["record"]
-        assert shown["dtype"] == ["torch.float32"]
-        return np.array(shown["sigmas"], np.float32)
-
-    def sample(self, node: str, config: str, sampler: str, **inputs: Any) -> tuple[Sigmas, Sigmas]:
-        """A node's sigmas, and those at which the model was evaluated when it was sampled with them."""
-        graph = self._graph(node, inputs, config, None)
-        values = {
-            "model": ["model", 0], "add_noise": True, "noise_seed": next(self.seeds), "cfg": 1.0,
-            "positive": ["model", 1], "negative": ["model", 1], "sampler": ["sampler", 0], "sigmas": ["node", 0],
-            "latent_image": ["latent", 0],
-        }  # fmt: skip
-        graph |= {
-            "latent": {"class_type": "EmptyLatentImage", "inputs": {"width": 64, "height": 64, "batch_size": 1}},
-            "sampler": {"class_type": "KSamplerSelect", "inputs": {"sampler_name": sampler}},
-            "sample": {"class_type": "SamplerCustom", "inputs": values},
-            "record": {"class_type": "HsoTestRecord", "inputs": {"sigmas": ["node", 0], "latent": ["sample", 0]}},
-        }
-        shown = self.run(graph)["record"]
-        assert shown["finite"] == [True], f"{sampler} on {config}: the result is not finite"
-        return np.array(shown["sigmas"], np.float32), np.array(shown["seen"], np.float32)
-
-    def refusal(self, node: str, config: str | None = None, patch: Any = None, **inputs: Any) -> str:
-        """The message with which a node refuses its inputs."""
-        try:
-            sigmas = self.sigmas(node, config, patch, **inputs)
-        except Refused as error:
-            return str(error)
-        raise AssertionError(f"{node} took {inputs} for {config}: {sigmas}")
-
-    def _graph(self, node: str, inputs: dict[str, Any], config: str | None, patch: Any) -> dict[str, Any]:
-        graph: dict[str, Any] = {}
-        if config is not None:
-            graph["model"] = {"class_type": "HsoTestModel", "inputs": {"config": config}}
-            inputs = {**inputs, "diffusion_model": ["model", 0]}
-        if patch is not None:
-            graph["patch"] = {"class_type": patch[0], "inputs": {"model": ["model", 0], **patch[1]}}
-            inputs = {**inputs, "diffusion_model": ["patch", 0]}
-        graph["node"] = {"class_type": node, "inputs": {**self.defaults(node), **inputs}}
-        return graph
-
-    def defaults(self, node: str) -> dict[str, Any]:
-        """The required widgets' defaults: what a graph that was saved before the other inputs existed sends."""
-        declared = self.get(f"/object_info/{node}")[node]["input"]["required"]
-        return {name: options.get("default", kind[0]) for name, (kind, options) in declared.items()}
-
-    def menu(self, node: str, name: str) -> list[str]:
-        """The choices of a node's menu."""
-        inputs = self.get(f"/object_info/{node}")[node]["input"]
-        return list((inputs["required"] | inputs["optional"])[name][0])
-
-
-@contextlib.contextmanager
-def serving(comfyui: Path, python: str, folder: Path) -> Iterator[Server]:
-    """A ComfyUI whose only custom nodes are ours and the test's, with all its files in `folder`."""
-    nodes = folder / "custom_nodes"
-    nodes.mkdir(parents=True)
-    (nodes / "hso-jax").symlink_to(REPO / "bridge" / "comfyui", target_is_directory=True)
-    (nodes / "hso_test_nodes.py").symlink_to(Path(__file__).with_name("comfyui_test_nodes.py"))
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    command = [
-        python, "main.py", "--cpu", "--listen", "127.0.0.1", "--port", str(port), "--base-directory", str(folder),
-        "--database-url", f"sqlite:///{folder}/comfyui.db", "--disable-api-nodes", "--disable-auto-launch",
-    ]  # fmt: skip
-    environment = {**os.environ, "PYTHONPATH": str(REPO), "PYTHONDONTWRITEBYTECODE": "1"}
-    log = folder / "server.log"
-    with log.open("w") as output:
-        process = subprocess.Popen(command, cwd=comfyui, env=environment, stdout=output, stderr=subprocess.STDOUT)
-        try:
-            server = Server(port)
-            _wait(server, process, log)
-            yield server
-        finally:
-            process.terminate()
-            process.wait(30)
-
-
-def _wait(server: Server, process: subprocess.Popen[bytes], log: Path) -> None:
-    end = time.monotonic() + _START_SECONDS
-    while time.monotonic() < end and process.poll() is None:
-        try:
-            server.get("/system_stats")
-            return
-        except OSError:
-            time.sleep(0.2)
-    raise RuntimeError(f"ComfyUI does not answer:\n{log.read_text()[-4000:]}")
 
 
 def expected(schedule: Schedule, steps: int | None = None) -> Sigmas:
@@ -281,7 +145,9 @@ def check_files(server: Server, folder: Path) -> int:
         count += 2
     for solver, weight in itertools.product(server.menu(node, "solver"), (0.0, 1.0, 5.0)):
         inputs = {"path": path, "method": "solver-error", "solver": solver, "guidance": weight}
-        if solver == "any" or weight == 0:
+        if solver == NONSTATIONARY:
+            assert "no such schedule" in server.refusal(node, **inputs)
+        elif solver == "any" or weight == 0:
             assert "differ in" in server.refusal(node, **inputs)
         else:
             np.testing.assert_array_equal(
@@ -322,6 +188,60 @@ def check_sampling(server: Server, folder: Path) -> int:
     return count
 
 
+def check_samplers(server: Server, folder: Path) -> int:
+    """SAMPLER and SIGMAS together, from the zoo and from files: ComfyUI's own latents where it has the solver."""
+    count = 0
+    for config, family in FAMILIES.items():
+        flow = preset(family).kind == "flow"
+        for solver, theirs in (("ddim", "euler"), ("dpmpp-2m", "dpmpp_2m")):
+            inputs = {"model": family, "solver": solver}
+            sigmas, seen, latent = server.sampled("HsoSampler", config, None, seed=7, **inputs)
+            np.testing.assert_array_equal(sigmas, expected(zoo(family, 6, solver)))
+            np.testing.assert_array_equal(seen, sigmas[:-1])
+            if solver == "ddim" or not flow:  # ComfyUI's dpmpp_2m takes another variable than lam for flow models
+                _, _, wanted = server.sampled("HsoScheduler", config, theirs, seed=7, **inputs)
+                np.testing.assert_allclose(
+                    latent, wanted, atol=2e-4 * np.abs(wanted).max(), err_msg=f"{config} {solver}"
+                )
+            count += 2
+        base, path = zoo(family, 6), str(folder / f"free-{family}.json")
+        c = np.tril(np.random.default_rng(0).normal(scale=0.3, size=(6, 2)), -1)
+        free = dataclasses.replace(base, origin=dataclasses.replace(base.origin, solver=NONSTATIONARY), coefficients=c)
+        save(
+            [
+                free,
+                dataclasses.replace(free, coefficients=0 * c, origin=dataclasses.replace(free.origin, guidance=9.0)),
+            ],
+            path,
+        )
+        own, still = ({"path": path, "solver": NONSTATIONARY, "guidance": w} for w in (base.guidance, 9.0))
+        sigmas, seen, latent = server.sampled("HsoSamplerFile", config, None, seed=7, **own)
+        np.testing.assert_array_equal(sigmas, expected(free))
+        np.testing.assert_array_equal(seen, sigmas[:-1])
+        _, _, plain = server.sampled("HsoSamplerFile", config, None, seed=7, **still)
+        _, _, euler = server.sampled("HsoScheduler", config, "euler", seed=7, model=family)
+        np.testing.assert_allclose(plain, euler, atol=2e-4 * np.abs(euler).max())
+        assert np.abs(latent - plain).max() > 1e-3 * np.abs(plain).max(), (latent[:4], plain[:4])
+        part, seen, _ = server.sampled("HsoSamplerFile", config, None, nfe=3, denoise=0.5, **own)
+        np.testing.assert_array_equal(part, sigmas[3:])
+        np.testing.assert_array_equal(seen, part[:-1])
+        assert len(server.sampled("HsoSamplerFile", config, None, denoise=0.0, **own)[0]) == 0
+        assert "HSO Sampler File" in server.refusal("HsoScheduleFile", **own)
+        count += 6
+    assert "which has no coefficients" in _refused(
+        lambda: server.sampled("HsoSampler", "SDXL", None, method="trailing")
+    )
+    return count + 1
+
+
+def _refused(work: Any) -> str:
+    try:
+        work()
+    except Refused as error:
+        return str(error)
+    raise AssertionError("nothing was refused")
+
+
 def check_all(comfyui: Path, python: str, names: Sequence[str] = CHECKS) -> None:
     """Start the server and run these checks.
 
@@ -334,9 +254,12 @@ def check_all(comfyui: Path, python: str, names: Sequence[str] = CHECKS) -> None
         folder = Path(name)
         with serving(comfyui, python, folder / "base") as server:
             nodes = server.get("/object_info")
-            assert {"HsoScheduler", "HsoScheduleFile"} <= set(nodes), "ComfyUI did not load the nodes"
+            assert {"HsoScheduler", "HsoScheduleFile", "HsoSampler", "HsoSamplerFile"} <= set(nodes), (
+                "ComfyUI did not load the nodes"
+            )
             checks = {
                 "sampling": lambda: check_sampling(server, folder),
+                "samplers": lambda: check_samplers(server, folder),
                 "files": lambda: check_files(server, folder),
                 "inputs": lambda: check_inputs(server),
                 "models": lambda: check_models(server),

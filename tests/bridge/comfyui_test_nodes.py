@@ -27,7 +27,7 @@ class Tiny(torch.nn.Module):
         self.layer = torch.nn.Conv2d(channels, channels, 1)
 
     def forward(self, x: torch.Tensor, timesteps: torch.Tensor, **_: Any) -> torch.Tensor:
-        return 0.1 * self.layer(x)
+        return torch.tanh(2 * self.layer(x))
 
 
 class Recorded(comfy.model_base.BaseModel):
@@ -74,9 +74,9 @@ class TestRecord:
     def record(self, sigmas: torch.Tensor, latent: dict[str, torch.Tensor] | None = None) -> dict[str, Any]:
         seen = list(_SEEN)
         _SEEN.clear()
-        finite = latent is None or bool(torch.isfinite(latent["samples"]).all())
-        values = [float(x) for x in sigmas]
-        return {"ui": {"sigmas": values, "dtype": [str(sigmas.dtype)], "seen": seen, "finite": [finite]}}
+        samples = torch.zeros(0) if latent is None else latent["samples"].flatten()
+        shown = {"finite": [bool(torch.isfinite(samples).all())], "latent": samples[:64].tolist()}
+        return {"ui": {"sigmas": [float(x) for x in sigmas], "dtype": [str(sigmas.dtype)], "seen": seen, **shown}}
 
 
 NODE_CLASS_MAPPINGS = {"HsoTestModel": TestModel, "HsoTestRecord": TestRecord}

@@ -28,7 +28,7 @@ import torch
 
 from bridge import noise_schedule_of
 from bridge.schedulers.adapters import ROWS, SPACING_FLAGS
-from bridge.schedulers.installing import schedule_from_list
+from bridge.schedulers.plain import schedule_from_list
 from bridge.schedulers.scheduled import Installed, scheduled_class
 from hso_jax.schedule import Schedule
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import diffusers
+import torch
 from pipelines import (
     _TEXT_WIDTH,
     Family,
@@ -49,6 +50,25 @@ def latent_consistency() -> dict[str, Any]:
     parts["unet"] = unet(cross_attention_dim=_TEXT_WIDTH, attention_head_dim=2, time_cond_proj_dim=32)
     parts["scheduler"] = diffusers.LCMScheduler(original_inference_steps=50)
     return parts
+
+
+def qwen_image() -> dict[str, Any]:
+    """Components of Qwen-Image, without its text encoder: the call brings embeddings."""
+    transformer = diffusers.QwenImageTransformer2DModel(
+        patch_size=2, in_channels=16, out_channels=4, num_layers=1, attention_head_dim=16, num_attention_heads=2,
+        joint_attention_dim=16, axes_dims_rope=(8, 4, 4),
+    )  # fmt: skip
+    autoencoder = diffusers.AutoencoderKLQwenImage(
+        base_dim=8, z_dim=4, dim_mult=[1, 1, 1, 1], num_res_blocks=1, latents_mean=[0.0] * 4, latents_std=[1.0] * 4
+    )
+    shift = {"use_dynamic_shifting": True, "base_shift": 0.5, "max_shift": 0.9, "shift_terminal": 0.02}
+    return {
+        "transformer": transformer,
+        "vae": autoencoder,
+        "text_encoder": None,
+        "tokenizer": None,
+        "scheduler": diffusers.FlowMatchEulerDiscreteScheduler(**shift),
+    }
 
 
 def visual_cloze() -> dict[str, Any]:
@@ -103,3 +123,9 @@ VISUAL_CLOZE = Family(
     },
     told=1000.0,
 )
+
+_EMBEDDED = {
+    "prompt_embeds": torch.randn(1, 7, 16, generator=torch.Generator().manual_seed(0)),
+    "prompt_embeds_mask": torch.ones(1, 7, dtype=torch.long),
+}
+QWEN_IMAGE = Family("QwenImagePipeline", qwen_image, {**_EMBEDDED, **SIZE}, told=1000.0)

@@ -21,7 +21,7 @@ def examples(page: str) -> list[tuple[str, str]]:
     return EXAMPLE.findall((ROOT / page).read_text(encoding="utf-8"))
 
 
-@pytest.mark.parametrize("page", ["README.md", "docs/bridge-pipelines.md", "docs/tuning.md"])
+@pytest.mark.parametrize("page", ["README.md", "docs/bridge-pipelines.md", "docs/tuning.md", "docs/nonstationary.md"])
 def test_examples_run(page: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     found = examples(page)
     assert [language for language, _ in found].count("python") >= 1, f"{page} has no marked Python example"

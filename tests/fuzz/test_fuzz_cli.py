@@ -40,8 +40,9 @@ NUMBERS = [
     "1001",
     "3",
 ]
+FORMS = ["table", "sigmas", "timesteps", "python", "weights", "json"]
 OPTIONS = {
-    "show": {"--nfe": NUMBERS, "--layout": ["node", "interval", "x"], "--as": ["table", "sigmas", "timesteps", "json"]},
+    "show": {"--nfe": NUMBERS, "--layout": ["node", "interval", "x"], "--as": FORMS},
     "plot": {"--nfe": NUMBERS, "--layout": ["node", "interval"], "-o": NAMES, "--force": None},
     "zoo": {
         "--model": NAMES, "--nfe": NUMBERS, "--solver": ["ddim", "unipc", "heun", "[b]"], "--guidance": NUMBERS,

@@ -20,9 +20,13 @@ DOCUMENT = json.loads(
             hso_jax.baseline("trailing", NOISE, 4),
             hso_jax.baseline("karras", hso_jax.preset("edm-cifar10"), 3, layout="interval"),
             hso_jax.zoo("flux-dev", 2),
+            hso_jax.Schedule.from_t(
+                NOISE, [1.0, 0.6, 0.2], origin=hso_jax.Origin(solver="nonstationary"),
+                coefficients=[[0.0, 0.0], [0.5, 0.0], [-0.3, 0.1]],
+            ),
         ]
     )
-)
+)  # fmt: skip
 ODD: list[Any] = [
     None, True, False, 0, 1, -1, 2, 1e-300, 1e308, 10**400, float("nan"), float("inf"), -float("inf"), 0.5, "", "x",
     "1", [], [1], {}, {"a": 1}, [[]], "\ud800", "\x1b[31m", "[bold]", "\0", "node", "clean", "vp", "ve", "flow", 1000,
@@ -85,6 +89,8 @@ def check_schedule_file(rng: random.Random, folder: Path) -> None:
         for s in schedules:
             assert s.nfe >= 1 and len(s.t) == s.nfe + (s.layout == "interval")
             assert (s.t[:-1] > s.t[1:]).all() and (s.lams[:-1] < s.lams[1:]).all() and (s.sigmas > 0).all()
+            assert (s.coefficients is not None) == (s.solver == "nonstationary")
+            assert s.coefficients is None or abs(s.coefficients).max() <= 1e3
             assert all(isinstance(x, str) for x in (s.model, s.method, s.solver, s.noise, s.result))
         schedule_file.save(schedules, folder / "again.json")
         again = schedule_file.load(folder / "again.json")

@@ -12,11 +12,19 @@ from typing import Any
 import diffusers
 import numpy as np
 import pytest
+from free import free_schedule
 from mixture import random_schedule
 from PIL import Image
 from test_pipelines_schedule import family_of, generate
 
-from bridge import load_scheduler, noise_schedule_of, schedule_of, with_schedule
+from bridge import (
+    NonstationaryScheduler,
+    load_scheduler,
+    noise_schedule_of,
+    schedule_of,
+    with_schedule,
+    without_schedule,
+)
 from bridge.cli import image_grid, pictures
 from hso_jax import Origin, Schedule, baseline, preset, save, zoo
 from hso_jax.cli import main
@@ -303,3 +311,21 @@ def test_help_says_what_there_is(capsys: pytest.CaptureFixture[str]) -> None:
 def test_the_index_names_the_package_that_loads_the_scheduler(pipe: Any) -> None:
     assert main(["apply", "schedules.json", "--pipeline", "model", "--nfe", "6", "--method", "hso"]) == 0
     assert json.loads(Path("model/model_index.json").read_text())["scheduler"] == ["bridge", "DDIMScheduler"]
+
+
+@pytest.mark.filterwarnings("ignore:the schedule has coefficients of its own")
+def test_apply_and_sample_a_schedule_that_is_a_solver_too(pipe: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    """In the folder it is a NonstationaryScheduler; another schedule then has the former class again."""
+    schedule = free_schedule(noise_schedule_of(pipe), 5)
+    save(schedule, "free.json")
+    assert main(["apply", "free.json", "--pipeline", "model"]) == 0
+    assert "(node, end clean, NonstationaryScheduler)" in capsys.readouterr().out
+    loaded = diffusers.DiffusionPipeline.from_pretrained("model", local_files_only=True)
+    assert type(loaded.scheduler) is NonstationaryScheduler and schedule_of(loaded) == schedule
+    pipe.scheduler = with_schedule(pipe.scheduler, schedule)
+    np.testing.assert_allclose(output(loaded, 5), output(pipe, 5), atol=1e-5)
+    assert main(["sample", "free.json", "--pipeline", "model", *PROMPT, "--compare", "-o", "rows.png"]) == 0
+    assert "its own solver" in opened("rows.png").text["schedule"]
+    assert main(["apply", "schedules.json", "--pipeline", "model", "--nfe", "6", "--method", "hso"]) == 0
+    again = load_scheduler("model")
+    assert type(again).__name__ == type(without_schedule(pipe.scheduler)).__name__ and again.schedule.nfe == 6

@@ -1,0 +1,236 @@
+"""`NonstationaryScheduler` steps by the schedule's coefficients exactly, for every prediction and kind of noise."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import diffusers
+import jax
+import numpy as np
+import pytest
+import torch
+from cases import SD
+from free import FREE, KINDS, Kind, by_hand, exact_levels, free_schedule, in_jax, of, sampled
+from mixture import denoise, start
+
+import bridge
+from bridge import NonstationaryScheduler, noise_schedule_of, with_schedule
+from hso_jax import Schedule, solvers
+from hso_jax.solvers.weights import grid
+
+EPS = KINDS[0]
+VP = noise_schedule_of(EPS.build())
+
+
+@pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.name)
+@pytest.mark.parametrize("end", ["clean", "t_eps"])
+def test_it_agrees_with_the_jax_loop(kind: Kind, end: str) -> None:
+    """Every prediction, both ends, lam = -inf; N evaluations at the schedule's timesteps."""
+    for history, seed in ((2, 0), (3, 1), (4, 2)):
+        scheduler = of(kind, 6, end, history, seed)
+        schedule = scheduler.schedule
+        assert np.isinf(schedule.lams[0]) == kind.pure
+        x, model = sampled(kind, scheduler, start())
+        assert x.dtype == torch.float64 and len(model.told) == 6
+        if not scheduler.config.get("invert_sigmas"):
+            np.testing.assert_allclose(model.told, schedule.timesteps, rtol=1e-6)
+        want = in_jax(schedule, start())
+        np.testing.assert_allclose(x.numpy(), want, rtol=1e-10, atol=1e-10 * max(1.0, np.abs(want).max()))
+
+
+def known(name: str, schedule: Schedule, history: int) -> Schedule:
+    """The same nodes with the coefficients of a known solver."""
+    end = np.inf if schedule.end == "clean" else schedule.lams[-1]
+    with jax.enable_x64(True):
+        lams = jax.numpy.asarray(schedule.lams[: schedule.nfe])
+        steps = grid(lams, jax.numpy.asarray(end), jax.numpy.asarray(len(lams)))
+        c = np.asarray(solvers.coefficients_of(solvers.weights(name, lams, end=end), steps, history))
+    return Schedule.from_t(VP, schedule.t, layout=schedule.layout, end=schedule.end, origin=FREE, coefficients=c)
+
+
+@pytest.mark.parametrize("end", ["clean", "t_eps"])
+@pytest.mark.parametrize(
+    ("solver", "history", "cls", "config"),
+    [
+        ("ddim", 2, "DDIMScheduler", {"clip_sample": False}),
+        ("dpmpp-2m", 2, "DPMSolverMultistepScheduler", {}),
+        ("dpmpp-3m", 3, "DPMSolverMultistepScheduler", {"solver_order": 3}),
+        ("unipc-2", 3, "UniPCMultistepScheduler", {}),
+    ],
+)
+def test_the_known_solvers_are_points_of_it(
+    end: str, solver: str, history: int, cls: str, config: dict[str, Any]
+) -> None:
+    """Diffusers' own class with the same nodes installed gives the same sample."""
+    plain = getattr(diffusers, cls)(**SD, **config)
+    nodes = free_schedule(VP, 6, end)
+    theirs = with_schedule(plain, Schedule.from_t(VP, nodes.t, layout=nodes.layout, end=end))
+    ours = NonstationaryScheduler.from_schedule(plain, known(solver, nodes, history))
+    samples = []
+    for scheduler in (theirs, ours):
+        scheduler.set_timesteps(6)
+        x = start()
+        for t, level in zip(scheduler.timesteps, exact_levels(nodes), strict=False):
+            noise = (x - level.alpha * denoise(x, level.alpha, level.sigma)) / level.sigma
+            x = scheduler.step(noise, t, x, return_dict=False)[0]
+        samples.append(x)
+    assert (samples[0] - samples[1]).abs().max() < 1e-6  # diffusers' UniPC and DPM++ hold some numbers in float32
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.name)
+def test_a_constant_prediction_is_exact(kind: Kind, dtype: torch.dtype) -> None:
+    """To rounding, whatever the coefficients and nodes: also from a start in the middle."""
+    constant = start(seed=7)
+    for seed, first in ((0, 0), (1, 0), (2, 3)):
+        scheduler = of(kind, 7, "clean", 2 + seed, seed)
+        schedule, sign = scheduler.schedule, -1.0 if scheduler.config.get("invert_sigmas") else 1.0
+        scheduler.set_timesteps(7)
+        scheduler.set_begin_index(first)
+        now = exact_levels(schedule)[first]
+        x = (now.alpha * constant + now.sigma * start()).to(dtype)
+        for i in range(first, 7):
+            level, wide = exact_levels(schedule)[i], x.double()
+            noise = (wide - level.alpha * constant) / level.sigma
+            output = {"epsilon": noise, "sample": constant, "flow_prediction": sign * (noise - constant)}.get(
+                kind.prediction, level.alpha * noise - level.sigma * constant
+            )
+            if kind.sigma_data is not None:
+                total = (level.sigma**2 + kind.sigma_data**2) ** 0.5
+                out = level.sigma * kind.sigma_data / total * (1.0 if kind.prediction == "epsilon" else -1.0)
+                output = (constant - (kind.sigma_data / total) ** 2 * wide) / out
+            x = scheduler.step(output.to(dtype), scheduler.timesteps[i], x).prev_sample
+        rounding = (
+            torch.finfo(dtype).eps
+            * 200
+            * max(1.0, float(schedule.evaluated_sigmas[np.isfinite(schedule.evaluated_sigmas)].max()))
+        )
+        assert (x.double() - constant).abs().max() < rounding
+
+
+@pytest.mark.parametrize("begin", ["index", "timestep"])
+@pytest.mark.parametrize("first", [1, 3, 5])
+def test_img2img_folds_missing_history_into_the_newest(first: int, begin: str) -> None:
+    scheduler = of(EPS, 6, "t_eps", 4)
+    schedule = scheduler.schedule
+    scheduler.set_timesteps(6)
+    if begin == "index":
+        scheduler.set_begin_index(first)
+    image, noise = start(seed=3), start(seed=4)
+    x = scheduler.add_noise(image, noise, scheduler.timesteps[first : first + 1])
+    level = exact_levels(schedule)[first]
+    assert torch.allclose(x, level.alpha * image + level.sigma * noise, rtol=1e-12)
+    want = by_hand(schedule, x, first)
+    for t, level in zip(scheduler.timesteps[first:], exact_levels(schedule)[first:], strict=False):
+        assert scheduler.scale_model_input(x, t) is x
+        x = scheduler.step((x - level.alpha * denoise(x, level.alpha, level.sigma)) / level.sigma, t, x).prev_sample
+    assert (x - want).abs().max() < 1e-12
+    assert scheduler.step_index == 6 and scheduler.begin_index == (first if begin == "index" else None)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_precision_is_the_networks_alone(dtype: torch.dtype) -> None:
+    """Samples and predictions stay float32: as with float32 latents that only the network sees rounded."""
+    scheduler = of(KINDS[6], 6)
+
+    def run(low: bool, spoil: int = -1, how: str = "") -> torch.Tensor:
+        scheduler.set_timesteps(6)
+        x = start(64).to(dtype if low else torch.float32)
+        x = x if low else x.to(dtype).float()
+        for i, t in enumerate(scheduler.timesteps):
+            output = torch.tanh(3 * x.to(dtype)).to(dtype)
+            x = x.clone() if how == "copy" else x
+            if i == spoil:
+                x[0] = 0.25
+            x = scheduler.step(output, t, x).prev_sample
+            assert x.dtype == (dtype if low else torch.float32)
+        return x
+
+    for how in ("", "copy"):
+        assert torch.equal(run(True, how=how), run(False).to(dtype))
+        # What a pipeline puts into the sample (an inpainting's known part) is taken as it is.
+        assert torch.equal(run(True, 3, how), run(False, 3, how).to(dtype))
+    with torch.inference_mode():
+        assert torch.equal(run(True, 3), run(False, 3).to(dtype))
+    assert scheduler._past == () and scheduler._state is None  # nothing is held when the image is done
+
+
+def test_gradients_pass_and_nothing_given_is_written_into() -> None:
+    scheduler = of(EPS, 4)
+    scheduler.set_timesteps(4)
+    first = start().requires_grad_()
+    x = first
+    for t in scheduler.timesteps:
+        output = torch.tanh(x)
+        before = x.detach().clone(), output.detach().clone()
+        then = scheduler.step(output, t, x).prev_sample
+        assert torch.equal(x, before[0]) and torch.equal(output, before[1])
+        x = then
+    (slope,) = torch.autograd.grad(x.sum(), first)
+    assert torch.isfinite(slope).all() and slope.abs().max() > 0
+
+
+@pytest.mark.parametrize("option", ["thresholding", "clip_sample"])
+def test_pixel_models_are_clipped_as_their_scheduler_did(option: str) -> None:
+    plain = diffusers.DDIMScheduler(**SD, **{"clip_sample": False, option: True})
+    scheduler = NonstationaryScheduler.from_schedule(plain, free_schedule(VP, 4))
+    scheduler.set_timesteps(4)
+    x = 3 * torch.randn(2, 3, 4, 4, generator=torch.Generator().manual_seed(0))
+    got = scheduler.step(torch.zeros_like(x), scheduler.timesteps[0], x).pred_original_sample
+    alpha = exact_levels(scheduler.schedule)[0].alpha
+    want = plain._threshold_sample(x / alpha) if option == "thresholding" else (x / alpha).clamp(-1, 1)
+    assert torch.allclose(got, want, rtol=1e-5) and got.abs().max() <= 1
+    copied = NonstationaryScheduler.from_config(scheduler.config)
+    copied.set_timesteps(4)
+    assert torch.equal(copied.step(torch.zeros_like(x), copied.timesteps[0], x).pred_original_sample, got)
+
+
+def test_a_learned_variance_is_left_out() -> None:
+    plain = diffusers.DDPMScheduler(**SD, clip_sample=False, variance_type="learned_range")
+    scheduler = NonstationaryScheduler.from_schedule(plain, free_schedule(VP, 3))
+    x = torch.randn(2, 3, 4, 4, generator=torch.Generator().manual_seed(0))
+    both = torch.randn(2, 6, 4, 4, generator=torch.Generator().manual_seed(1))
+    got = scheduler.step(both, scheduler.timesteps[0], x).prev_sample
+    assert got.shape == x.shape
+    scheduler.set_timesteps(3)
+    assert torch.equal(got, scheduler.step(both[:, :3], scheduler.timesteps[0], x).prev_sample)
+
+
+def test_steps_beyond_the_last_and_unknown_timesteps_are_refused() -> None:
+    scheduler = of(EPS, 2)
+    x = start()
+    with pytest.raises(ValueError, match="timestep 3 is not in the installed schedule"):
+        scheduler.step(x, 3, x)
+    for t in scheduler.timesteps:
+        x = scheduler.step(torch.tanh(x), t, x)[0]
+    with pytest.raises(ValueError, match="all 2 steps are taken; call set_timesteps"):
+        scheduler.step(x, t, x)
+    with pytest.raises(ValueError, match="num_inference_steps is 3, but the installed schedule has 2"):
+        scheduler.set_timesteps(3)
+    with pytest.raises(ValueError, match=r"timesteps .* differ from those of the installed"):
+        scheduler.set_timesteps(timesteps=[900, 30])
+
+
+def test_a_copy_goes_on_in_the_middle() -> None:
+    scheduler = of(EPS, 5)
+    x = start()
+    for t in scheduler.timesteps[:3]:
+        x = scheduler.step(torch.tanh(x), t, x)[0]
+    other = copy.deepcopy(scheduler)
+    for s in (scheduler, other):
+        y = x
+        for t in s.timesteps[3:]:
+            y = s.step(torch.tanh(y), t, y)[0]
+        s.result = y
+    assert torch.equal(scheduler.result, other.result)
+
+
+def test_its_timesteps_follow_the_device() -> None:
+    scheduler = of(EPS, 4)
+    scheduler.set_timesteps(4, device="meta")
+    assert scheduler.timesteps.device.type == "meta" and scheduler.sigmas.device.type == "cpu"
+    scheduler.set_timesteps(4, device="cpu")
+    assert scheduler.timesteps.tolist() == np.float32(scheduler.schedule.timesteps).tolist()
+    np.testing.assert_allclose(scheduler.sigmas, scheduler.schedule.sampler_sigmas(), rtol=1e-15)
+    assert bridge.schedule_of(scheduler) == scheduler.schedule
