@@ -19,7 +19,10 @@ from hso_jax.noise import alpha_sigma
 from hso_jax.problems.bank import Bank, Problems, collect, denoise, pick, spread
 from hso_jax.problems.exact import Exact, exact
 from hso_jax.problems.family import family
+from hso_jax.problems.mixture import Problem
 from hso_jax.problems.model_error import ModelError, Waves, check_model_error, draw, error, guided
+from hso_jax.problems.product import Product
+from hso_jax.problems.spectrum import spectral, spectrum
 
 SAMPLES = 128
 """Noise samples a problem: 36 x 128 in all (benchmarks/reference_study.py says what fewer cost)."""
@@ -63,11 +66,26 @@ class ErrorData(NamedTuple):
     inaccuracy: Array
 
 
+LEADING, REACH = (2.0, 4.0, 8.0), 8.0
+"""Of the default family's products: largest standard deviations, and how many times the smallest one each is."""
+
+
 @functools.lru_cache(maxsize=8)
-def default_family() -> Bank:
-    """The 36 problems that schedules are optimised on, in float64 always. Held-out ones have other seeds."""
+def default_family(seed: int = 0) -> Bank:
+    """The 36 problems that schedules are optimised on, in float64 always: 24 clusters, and 12 products among them.
+
+    Clusters decide at one scale, products at many (`spectral`): theirs are `REACH` apart, evenly in their logarithm.
+    Held-out problems have other seeds.
+    """
     with jax.enable_x64(True), jax.ensure_compile_time_eval():
-        return collect(family())
+        clusters = family(range(seed, seed + 24))
+        problems: list[Problem | Product] = []
+        for i in range(24):
+            problems.append(jax.tree.map(lambda leaf: leaf[i], clusters))  # noqa: B023
+            if i % 2:
+                own = spectrum(np.geomspace(LEADING[i // 2 % 3], LEADING[i // 2 % 3] / REACH, 32))
+                problems.append(spectral(jax.random.key(1000 + seed + i), own))
+        return collect(problems)
 
 
 def error_data(

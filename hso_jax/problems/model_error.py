@@ -55,9 +55,6 @@ SATURATION = 7.0
 """xi stops to vary beyond this |lam|: sigma and alpha are then 1e-3, and pure noise is a level like its neighbours."""
 
 
-_GOLDEN = 0.5 * (math.sqrt(5.0) - 1.0)
-
-
 class ModelError(NamedTuple):
     """What the error is like; plain numbers, of which None means the prediction type's default.
 
@@ -69,8 +66,6 @@ class ModelError(NamedTuple):
         tilt: r: along a coordinate of standard deviation s_j the error is proportional to s_j^r, with the total kept:
             1 is an error like the data, 0 the same in every direction.
         alike: correlation of the errors of the two branches of guidance.
-        spread: the problems' own sizes lie between eta / spread and eta * spread, evenly in their logarithm: what holds
-            for all of them does not hang on one size.
         seed: of the draws.
     """
 
@@ -80,7 +75,6 @@ class ModelError(NamedTuple):
     length: float = 1.0
     tilt: float = 1.0
     alike: float = 0.0
-    spread: float = 1.0
     seed: int = 0
 
     def numbers(self, prediction: str) -> tuple[float, float]:
@@ -130,7 +124,6 @@ def check_model_error(error: object, prediction: str, start: float) -> ModelErro
         length=number("length", error.length, low=1e-3, high=1e3, closed=True),
         tilt=number("tilt", error.tilt, low=-10.0, high=10.0),
         alike=number("alike", error.alike, low=-1.0, high=1.0 + 1e-12, closed=True, need="a number from -1 to 1"),
-        spread=number("spread", error.spread, low=1.0, high=1e3, closed=True),
         seed=whole("seed", error.seed, 0, 2**31 - 1),
     )
 
@@ -173,8 +166,6 @@ def draw(error: ModelError, variances: np.ndarray, counts: np.ndarray, samples: 
     draws[:, 1] = error.alike * draws[:, 0] + math.sqrt(1.0 - error.alike**2) * draws[:, 1]
     sizes = np.where(variances > 0, variances, 1.0) ** error.tilt
     sizes *= ((counts * variances).sum(1) / (counts * sizes).sum(1))[:, None]
-    places = (np.arange(problems) * _GOLDEN) % 1.0  # any few neighbours have sizes from all over the range
-    sizes *= error.spread ** (4.0 * places - 2.0)[:, None]
     return frequencies, draws * np.sqrt(sizes / terms)[:, None, None, None].astype(np.float32)
 
 
