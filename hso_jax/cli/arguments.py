@@ -12,7 +12,7 @@ from hso_jax.methods.solver_error.lanes import FIRST
 from hso_jax.noise import PRESETS, NoiseSchedule, from_config, preset
 from hso_jax.objectives.mep_spf import Spacing, paper_d_min
 from hso_jax.profile import Profile
-from hso_jax.solvers import ALIASES, SOLVERS
+from hso_jax.solvers import ALIASES, NONSTATIONARY, SOLVERS
 
 DEFAULT_MODEL = "sd21-base"
 
@@ -111,7 +111,9 @@ _SOLVER_ERROR = {"solver": "dpmpp-2m", "guidance": 1.0, "first": "end", "profile
 def add_solver_error(parser: argparse.ArgumentParser) -> None:
     """`--solver`, `--guidance`, `--first` and `--profile`."""
     group = parser.add_argument_group("for --method solver-error")
-    group.add_argument("--solver", help=f"{', '.join((*ALIASES, *SOLVERS))}; default {_SOLVER_ERROR['solver']}")
+    group.add_argument(
+        "--solver", help=f"{', '.join((*ALIASES, *SOLVERS, NONSTATIONARY))}; default {_SOLVER_ERROR['solver']}"
+    )
     group.add_argument("--guidance", type=float, help="weight of classifier-free guidance; default 1, which is none")
     group.add_argument(
         "--first", choices=FIRST, help="the first node is placed like the others (free) or is the model's noise end"

@@ -22,6 +22,7 @@ from hso_jax.searches import METHODS, lanes, search_many
 from hso_jax.shelf.shipped import SOLVERS as ZOO_SOLVERS
 from hso_jax.shelf.shipped import zoo
 from hso_jax.shown import shown
+from hso_jax.solvers import NONSTATIONARY
 
 EXIT_NOT_CONVERGED = 1
 
@@ -163,7 +164,8 @@ examples:
     parser = arguments.add_command(subparsers, "zoo", _zoo, text, examples)
     parser.add_argument("--model", default=arguments.DEFAULT_MODEL, help="a preset; default %(default)s")
     parser.add_argument("--nfe", default="4-10", help="numbers of model evaluations, 1..20; default %(default)s")
-    parser.add_argument("--solver", default="dpmpp-2m", help=f"{', '.join(ZOO_SOLVERS)}; default %(default)s")
+    solvers = ", ".join((*ZOO_SOLVERS, NONSTATIONARY))
+    parser.add_argument("--solver", help=f"{solvers}; by default for each N the one with the least error")
     parser.add_argument("--guidance", type=float, help="1 or the model's usual weight, which is the default")
     parser.add_argument("-o", "--output", type=Path, help="write a schedule file; - is stdout")
     parser.add_argument("--json", action="store_true", help="print the schedule file on stdout")
@@ -183,7 +185,8 @@ def _zoo(args: argparse.Namespace) -> int:
         terminal.write(document)
     else:
         first = schedules[0]
-        tables.print_schedules(schedules, f"{first.model}: {first.solver}, guidance {first.guidance:g}")
+        solvers = ", ".join(dict.fromkeys(s.solver for s in schedules))
+        tables.print_schedules(schedules, f"{first.model}: {solvers}, guidance {first.guidance:g}")
         tables.print_advice(schedules)
     for path in args.written:
         (terminal.warn if args.json else terminal.say)(f"wrote {shown(path)}")

@@ -90,6 +90,15 @@ class ModelError(NamedTuple):
         cap = cap if isinstance(cap, float) and cap == math.inf else number("cap", cap, low=1e-3, closed=True)
         return (eta, cap**-2.0) if eta > 0 else (0.0, 1.0)
 
+    def size(self, prediction: str, lam: float, guidance: float = 1.0) -> float:
+        """Of the guided prediction's error in x_0 at lam, in standard deviations of the data. Raises ValueError."""
+        eta, capped = self.numbers(prediction)
+        sigma = 1.0 if lam == -math.inf else 1.0 / math.sqrt(1.0 + math.exp(2.0 * lam))
+        alpha = math.sqrt(1.0 - sigma * sigma)
+        of_whole, of_class = 1.0 - guidance, guidance
+        branches = of_whole**2 + of_class**2 + 2.0 * self.alike * of_whole * of_class
+        return eta * sigma / math.sqrt(alpha**2 + capped * sigma**2) * math.sqrt(max(branches, 0.0))
+
 
 def check_model_error(error: object, prediction: str, start: float) -> ModelError:
     """The error, its numbers plain, or for None that without options.

@@ -51,7 +51,9 @@ def check_rules(server: Server) -> int:
             assert reason in server.refusal("HsoScheduler", **inputs)
             continue
         p = PRESETS[family].p
-        wanted = zoo(family, 5) if method == "zoo" else baseline(method, preset(family), 5, layout=layout, p=p)
+        wanted = (
+            zoo(family, 5, "dpmpp-2m") if method == "zoo" else baseline(method, preset(family), 5, layout=layout, p=p)
+        )
         np.testing.assert_array_equal(server.sigmas("HsoScheduler", **inputs), expected(wanted), str(inputs))
     return count
 
@@ -89,7 +91,7 @@ def check_searches(server: Server) -> int:
         sigmas = server.sigmas(node, model=family, method=method, layout=layout)
         assert len(sigmas) == 7 and (np.diff(sigmas) < 0).all() and (sigmas[-1] == 0) == (layout == "node")
     found = server.sigmas(node, method="solver-error")
-    np.testing.assert_allclose(found, expected(zoo("sdxl", 6)), rtol=0.05)
+    np.testing.assert_allclose(found, expected(zoo("sdxl", 6, "dpmpp-2m")), rtol=0.05)
     odd = server.sigmas(node, method="zoo", guidance=6.3)  # not shipped: searched
     assert len(odd) == 7 and (np.diff(odd) < 0).all() and not np.array_equal(odd, found)
     interval = server.sigmas(node, model="flux-dev", method="zoo", layout="interval")
@@ -111,7 +113,7 @@ def check_models(server: Server) -> int:
             assert f"made for {family} " in message and f"MODEL {config} " in message, message
     for config, family in FAMILIES.items():
         sigmas = server.sigmas(node, config, model="from MODEL", guidance=1.0)
-        np.testing.assert_allclose(sigmas, expected(zoo(family, 6, guidance=1.0)), rtol=2e-3)
+        np.testing.assert_allclose(sigmas, expected(zoo(family, 6, "dpmpp-2m", guidance=1.0)), rtol=2e-3)
         count += 1
     shifted = server.sigmas(node, "SD3", ("ModelSamplingSD3", {"shift": 5.0}), model="from MODEL", method="sgm-uniform")
     t = 1 - np.arange(6) / 6 * 0.999
@@ -135,7 +137,7 @@ def check_files(server: Server, folder: Path) -> int:
     path, single, flow = (str(folder / name) for name in ("many.json", "one.json", "flow.json"))
     save(many, path)
     save(sd[:2], single)
-    save(zoo("flux-dev", 6), flow)
+    save(zoo("flux-dev", 6, "dpmpp-2m"), flow)
     count = 0
     for layout in server.menu(node, "layout"):
         wanted = sd[1] if layout == "interval" else sd[0]
@@ -163,7 +165,7 @@ def check_files(server: Server, folder: Path) -> int:
     message = server.refusal(node, "Flux", path=single)
     assert "sdxl, karras" in message and "MODEL Flux" in message, message
     assert "MODEL SDXL" in server.refusal(node, "SDXL", path=flow)
-    np.testing.assert_array_equal(server.sigmas(node, "Flux", path=flow), expected(zoo("flux-dev", 6)))
+    np.testing.assert_array_equal(server.sigmas(node, "Flux", path=flow), expected(zoo("flux-dev", 6, "dpmpp-2m")))
     return count + 8
 
 
@@ -172,10 +174,10 @@ def check_sampling(server: Server, folder: Path) -> int:
     count = 0
     for (config, family), sampler in itertools.product(FAMILIES.items(), SAMPLERS):
         path = str(folder / f"{family}.json")
-        save(zoo(family, 6), path)
+        save(zoo(family, 6, "dpmpp-2m"), path)
         for node, inputs in (("HsoScheduler", {"model": family}), ("HsoScheduleFile", {"path": path})):
             sigmas, seen = server.sample(node, config, sampler, **inputs)
-            wanted = expected(zoo(family, 6))[:-1]  # uni_pc writes 0.001 over the last one, where it stands
+            wanted = expected(zoo(family, 6, "dpmpp-2m"))[:-1]  # uni_pc writes 0.001 over the last one, where it stands
             np.testing.assert_array_equal(sigmas[:-1], wanted)
             np.testing.assert_array_equal(seen, wanted, f"{node} {config} {sampler}")
             count += 1
@@ -204,7 +206,7 @@ def check_samplers(server: Server, folder: Path) -> int:
                     latent, wanted, atol=2e-4 * np.abs(wanted).max(), err_msg=f"{config} {solver}"
                 )
             count += 2
-        base, path = zoo(family, 6), str(folder / f"free-{family}.json")
+        base, path = zoo(family, 6, "dpmpp-2m"), str(folder / f"free-{family}.json")
         c = np.tril(np.random.default_rng(0).normal(scale=0.3, size=(6, 2)), -1)
         free = dataclasses.replace(base, origin=dataclasses.replace(base.origin, solver=NONSTATIONARY), coefficients=c)
         save(

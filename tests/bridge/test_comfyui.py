@@ -95,7 +95,7 @@ def test_the_search_is_the_package_s_own(nodes: ModuleType) -> None:
 def test_the_default_is_what_the_zoo_ships_for_the_family_s_usual_guidance(nodes: ModuleType) -> None:
     for model in ("sd15", "sdxl", "flux-dev", "edm-cifar10"):
         sigmas = call(nodes, "HsoScheduler", model=model)
-        np.testing.assert_array_equal(sigmas, zoo(model, 6).sampler_sigmas().astype(np.float32))
+        np.testing.assert_array_equal(sigmas, zoo(model, 6, "dpmpp-2m").sampler_sigmas().astype(np.float32))
     for solver, guidance in (("ddim", 1.0), ("unipc-3", 7.5)):
         sigmas = call(nodes, "HsoScheduler", model="sd15", solver=solver, guidance=guidance)
         np.testing.assert_array_equal(
@@ -214,7 +214,7 @@ def test_the_noise_is_read_from_the_model(nodes: ModuleType) -> None:
     ):
         inputs = {"model": "from MODEL", "diffusion_model": model}
         sigmas = call(nodes, "HsoScheduler", guidance=1.0, **inputs)
-        np.testing.assert_allclose(sigmas, zoo(family, 6, guidance=1.0).sampler_sigmas(), rtol=1e-3)
+        np.testing.assert_allclose(sigmas, zoo(family, 6, "dpmpp-2m", guidance=1.0).sampler_sigmas(), rtol=1e-3)
         rule = call(nodes, "HsoScheduler", method="sgm-uniform", **inputs)
         np.testing.assert_allclose(rule, baseline("sgm-uniform", preset(family), 6).sampler_sigmas(), rtol=1e-3)
         with pytest.raises(ValueError, match="guidance is 0"):

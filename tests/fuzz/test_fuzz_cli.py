@@ -76,7 +76,7 @@ def arguments(rng: random.Random) -> list[str]:
 
 def fill(rng: random.Random, folder: Path, home: Path) -> None:
     """A folder with files of ours and of others, links, and a pipe that nobody writes to."""
-    (folder / "s.json").write_bytes(hso_jax.schedule_file.to_json(hso_jax.zoo("sd15", 4)).encode())
+    (folder / "s.json").write_bytes(hso_jax.schedule_file.to_json(hso_jax.zoo("sd15", 4, "dpmpp-2m")).encode())
     if rng.random() < 0.5:
         (folder / "s.json").write_bytes(text_of(rng, DOCUMENT))
     (folder / "notes.json").write_text('{"mine": "hso-jax/schedules"}')
@@ -106,11 +106,11 @@ def run(
     seed: int, count: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     def found(many: list, progress: object = None) -> list:
-        return [hso_jax.zoo("sd15", 4)]  # no search: what is fuzzed is what is around it
+        return [hso_jax.zoo("sd15", 4, "dpmpp-2m")]  # no search: what is fuzzed is what is around it
 
     monkeypatch.setattr(searches, "search_many", found)
     monkeypatch.setattr(searches, "search_many", found)
-    monkeypatch.setattr(searches, "baseline", lambda *a, **k: hso_jax.zoo("sd15", 4))
+    monkeypatch.setattr(searches, "baseline", lambda *a, **k: hso_jax.zoo("sd15", 4, "dpmpp-2m"))
     monkeypatch.setattr(searches, "prepare_jax", lambda: None)
     rng, home = random.Random(seed), tmp_path / "home"
     home.mkdir()

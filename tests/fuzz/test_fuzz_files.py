@@ -19,7 +19,7 @@ DOCUMENT = json.loads(
         [
             hso_jax.baseline("trailing", NOISE, 4),
             hso_jax.baseline("karras", hso_jax.preset("edm-cifar10"), 3, layout="interval"),
-            hso_jax.zoo("flux-dev", 2),
+            hso_jax.zoo("flux-dev", 2, "dpmpp-2m"),
             hso_jax.Schedule.from_t(
                 NOISE, [1.0, 0.6, 0.2], origin=hso_jax.Origin(solver="nonstationary"),
                 coefficients=[[0.0, 0.0], [0.5, 0.0], [-0.3, 0.1]],

@@ -132,10 +132,10 @@ def test_look_up(small: dict[str, Any]) -> None:
 
 
 def test_defaults_and_other_names(small: dict[str, Any]) -> None:
-    assert zoo("sd15", 4).guidance == 7.5 and zoo("sd15", 4).solver == "dpmpp-2m"
-    assert zoo(preset("sd15"), 4).guidance == 1.0  # a noise schedule alone says nothing of guidance
+    assert zoo("sd15", 4, "dpmpp-2m").guidance == 7.5 and zoo("sd15", 4, "dpmpp-2m").solver == "dpmpp-2m"
+    assert zoo(preset("sd15"), 4, "dpmpp-2m").guidance == 1.0  # a noise schedule alone says nothing of guidance
     assert zoo("sdxl", 4, "unipc").solver == "unipc-2" and zoo("sdxl", 4, "unipc-2").guidance == 5.0
-    assert zoo("sdxl", 4, guidance=7.5).error == zoo("sd15", 4).error  # one noise, one shelf
+    assert zoo("sdxl", 4, "dpmpp-2m", guidance=7.5).error == zoo("sd15", 4, "dpmpp-2m").error  # one noise, one shelf
     other = zoo(flow(2.2, name="mine"), 5, "ddim", guidance=7)
     assert other.model == "mine" and other.error == zoo("sd3-medium", 5, "ddim").error
     np.testing.assert_allclose(other.lams, zoo("sd3-medium", 5, "ddim").lams, atol=1e-9)
@@ -160,9 +160,9 @@ def test_what_is_not_shipped(call: tuple[Any, ...], message: str, small: dict[st
 
 def test_a_weight_that_is_not_shipped_names_those_that_are(small: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match=r"guidance 3 is not in the zoo for sd15 \(1, 5, 7\.5\); use search.*=3\)"):
-        zoo("sd15", 4, guidance=3.0)
+        zoo("sd15", 4, "dpmpp-2m", guidance=3.0)
     with pytest.raises(ValueError, match=r"guidance 7 is not in the zoo for edm-cifar10 \(1\)"):
-        zoo("edm-cifar10", 4, guidance=7.0)
+        zoo("edm-cifar10", 4, "dpmpp-2m", guidance=7.0)
 
 
 def test_parts_cover_every_cell_once() -> None:

@@ -35,7 +35,7 @@ class Coefficients(NamedTuple):
     Attributes:
         history: H, predictions that a step combines, its own included.
         penalty: on the sum of squared deviations from the known solver's coefficients, in the logarithm of the error.
-            By default `penalty_of` N and guidance.
+            By default `penalty_of` the model's error.
         growth: how often the known solver's amplification of errors in the predictions (see `solvers.amplification`)
             the new one's may be; what exceeds it is penalised.
         start: the known solver that it starts from and is drawn to.
@@ -46,10 +46,10 @@ class Coefficients(NamedTuple):
         part: the chunks of that part, as `Refinement.more`.
     """
 
-    history: int = 3
+    history: int = 4
     penalty: float | None = None
     growth: float = 2.0
-    start: str = "dpmpp-2m"
+    start: str = "unipc-3"
     known: tuple[str, ...] = ("dpmpp-2m", "unipc-3")
     gain: float = 0.03
     steps: int = 60
@@ -57,13 +57,20 @@ class Coefficients(NamedTuple):
     part: int = 36
 
 
-def penalty_of(nfe: int, guidance: float) -> float:
-    """The default penalty: few steps and strong guidance leave little that holds from model to model."""
-    return 0.1
+PENALTY, PENALTY_OF_ERROR = 0.1, 0.075
+"""Of the default penalty: without an error of the model, and for each unit of that error's variance."""
 
 
-def check_coefficients_options(options: object, nfe: int, guidance: float) -> Coefficients:
-    """The options with their numbers plain, and the penalty filled in.
+def penalty_of(size: float) -> float:
+    """The default penalty for a model whose predicted x_0 is off by `size` standard deviations at the noise end.
+
+    A model's own error is not what the problems' is; coefficients fitted to a large one do not carry over.
+    """
+    return PENALTY + PENALTY_OF_ERROR * size * size
+
+
+def check_coefficients_options(options: object, size: float) -> Coefficients:
+    """The options with their numbers plain, and the penalty filled in; `size` as in `penalty_of`.
 
     Raises:
         ValueError: naming the value that is wrong and what would be right.
@@ -72,7 +79,7 @@ def check_coefficients_options(options: object, nfe: int, guidance: float) -> Co
     if not isinstance(options, Coefficients):
         raise ValueError(f"coefficients is {options!r}; need a Coefficients(...)")
     history = whole("coefficients.history", options.history, 2, MOST)
-    penalty = penalty_of(nfe, guidance) if options.penalty is None else options.penalty
+    penalty = penalty_of(size) if options.penalty is None else options.penalty
     penalty = number("coefficients.penalty", penalty, low=0.0, high=1e6, closed=True)
     growth = number("coefficients.growth", options.growth, low=1.0, high=1e6, closed=True)
     gain = number("coefficients.gain", options.gain, low=0.0, high=1.0, closed=True)

@@ -105,7 +105,8 @@ class SolverError:
                     "solver 'nonstationary' starts from known solvers' own searches, or from a Schedule as start; "
                     "leave start and refinement out"
                 )
-            options = check_coefficients_options(self.coefficients, lane.nfe, guidance)
+            size = model_error.size(lane.noise.prediction, lane.noise.noise_end, guidance)
+            options = check_coefficients_options(self.coefficients, size)
             for name in options.known:
                 check(lane._replace(method=dataclasses.replace(method, solver=name)))
             method = dataclasses.replace(method, coefficients=options)
