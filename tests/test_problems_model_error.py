@@ -288,7 +288,8 @@ def test_a_search_takes_the_options_and_tells_the_error_that_they_mean() -> None
 
 
 def test_without_error_there_are_no_waves() -> None:
-    assert data(1.0).coefficients.size == data(1.0, model_error=ModelError(eta=0.0)).frequencies.size == 0
+    without = data(1.0, model_error=ModelError(eta=0.0))
+    assert without.coefficients.size == without.frequencies.size == 0
 
 
 def test_what_networks_predict() -> None:

@@ -23,7 +23,7 @@ from hso_jax import solvers
 from hso_jax.files import write_whole
 from hso_jax.lane import Lane
 from hso_jax.methods import Refinement, SolverError
-from hso_jax.methods.solver_error.coefficients import Coefficients
+from hso_jax.methods.solver_error.coefficients import Coefficients, start_of
 from hso_jax.noise import PRESETS, preset
 from hso_jax.noise.ends import lam_of_s, s_of_lam
 from hso_jax.schedule import Schedule, versions
@@ -115,12 +115,12 @@ def mend(records: Records) -> int:
 
 
 def search_free(name: str, guidance: float, known: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Records of the non-stationary solver, started from those of `START`; none where a known solver is as good."""
+    """Records of the non-stationary solver, started from a known solver's; none where a known solver is as good."""
     noise = preset(name)
     of = {(r["solver"], r["nfe"]): r for r in known}
     gain = Coefficients().gain
     how = SolverError(solvers.NONSTATIONARY, guidance, coefficients=Coefficients(gain=0.0))
-    start = [Schedule.from_lams(noise, [noise.noise_end, *of[Coefficients().start, n]["lams"]]) for n in FREE_NFE]
+    start = [Schedule.from_lams(noise, [noise.noise_end, *of[start_of(guidance), n]["lams"]]) for n in FREE_NFE]
     many = [Lane(noise, s.nfe, method=dataclasses.replace(how, start=s)) for s in start]
     found = []
     for schedule in search_many(many):

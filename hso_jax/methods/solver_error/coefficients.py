@@ -38,7 +38,8 @@ class Coefficients(NamedTuple):
             By default `penalty_of` the model's error.
         growth: how often the known solver's amplification of errors in the predictions (see `solvers.amplification`)
             the new one's may be; what exceeds it is penalised.
-        start: the known solver that it starts from and is drawn to.
+        start: the known solver that it starts from and is drawn to. By default "unipc-3"; under guidance, where third
+            order turns unstable, "dpmpp-2m".
         known: solvers that it is to beat, each with its own best nodes; `start` is one of them anyway.
         gain: where the error is not this share below the best known solver's, that one is returned instead.
         steps: at most, of the search on a part of the samples.
@@ -49,7 +50,7 @@ class Coefficients(NamedTuple):
     history: int = 4
     penalty: float | None = None
     growth: float = 2.0
-    start: str = "unipc-3"
+    start: str | None = None
     known: tuple[str, ...] = ("dpmpp-2m", "unipc-3")
     gain: float = 0.03
     steps: int = 60
@@ -69,8 +70,13 @@ def penalty_of(size: float) -> float:
     return PENALTY + PENALTY_OF_ERROR * size * size
 
 
-def check_coefficients_options(options: object, size: float) -> Coefficients:
-    """The options with their numbers plain, and the penalty filled in; `size` as in `penalty_of`.
+def start_of(guidance: float) -> str:
+    """The default known solver to start from."""
+    return "unipc-3" if guidance == 1.0 else "dpmpp-2m"
+
+
+def check_coefficients_options(options: object, size: float, guidance: float) -> Coefficients:
+    """The options with their numbers plain, penalty and start filled in; `size` as in `penalty_of`.
 
     Raises:
         ValueError: naming the value that is wrong and what would be right.
@@ -83,7 +89,7 @@ def check_coefficients_options(options: object, size: float) -> Coefficients:
     penalty = number("coefficients.penalty", penalty, low=0.0, high=1e6, closed=True)
     growth = number("coefficients.growth", options.growth, low=1.0, high=1e6, closed=True)
     gain = number("coefficients.gain", options.gain, low=0.0, high=1.0, closed=True)
-    start = solvers.canonical(options.start)
+    start = solvers.canonical(start_of(guidance) if options.start is None else options.start)
     if older_of(start) >= history:
         raise ValueError(
             f"coefficients.start is {start!r}, which combines {older_of(start) + 1} predictions; "
@@ -130,6 +136,7 @@ class FreeFound(NamedTuple):
 @functools.lru_cache(maxsize=64)
 def search_free(options: Coefficients, axis: str | None) -> Callable[[LaneArrays, Chunks], FreeFound]:
     """The search of one lane, which has the nodes that the known solver has found. Pure; map it over lanes."""
+    assert options.start is not None
     start, history, part = options.start, options.history, options.part
 
     def search(lane: LaneArrays, bank: Chunks) -> FreeFound:

@@ -106,7 +106,7 @@ class SolverError:
                     "leave start and refinement out"
                 )
             size = model_error.size(lane.noise.prediction, lane.noise.noise_end, guidance)
-            options = check_coefficients_options(self.coefficients, size)
+            options = check_coefficients_options(self.coefficients, size, guidance)
             for name in options.known:
                 check(lane._replace(method=dataclasses.replace(method, solver=name)))
             method = dataclasses.replace(method, coefficients=options)
@@ -181,7 +181,7 @@ def _search_free(
     """The known solvers' own searches first, unless a start is given; then nodes and coefficients from there."""
     methods: list[SolverError] = [lane.method for lane in lanes]  # type: ignore[misc]
     options = methods[0].coefficients
-    assert options is not None
+    assert options is not None and options.start is not None
     total = len(lanes) * (1 if methods[0].start else 1 + len(options.known))
 
     def told(before: int) -> batch.Progress | None:
@@ -234,7 +234,7 @@ def _known(
     found = known[0].method.search(known, effort, progress, records)  # type: ignore[union-attr]
     rows = [found[i :: len(lanes)] for i in range(len(lanes))]
     best = [min(row, key=lambda s: s.error if s.error is not None else float("inf")) for row in rows]
-    return [row[options.known.index(options.start)] for row in rows], best
+    return [row[options.known.index(options.start)] for row in rows], best  # type: ignore[arg-type]
 
 
 def _starts(lanes: Sequence[Lane], start: Method | Schedule, arrays: LaneArrays) -> np.ndarray:
