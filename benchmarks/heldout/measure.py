@@ -21,7 +21,10 @@ from hso_jax.baselines import inapplicable
 
 RULES = (*BASELINES, *SHIFTS)
 SEARCHED = ("hso", "solver-error")
-METHODS = (*RULES, *SEARCHED)
+FREE = "nonstationary"
+"""Nodes and coefficients searched together: a method whose solver is its own."""
+
+METHODS = (*RULES, *SEARCHED, FREE)
 BUDGETS = (4, 6, 8)
 COUNT = 64
 
@@ -36,6 +39,8 @@ def schedules(method: str, solver: str, nfes: Sequence[int], noise: NoiseSchedul
         return search(noise, nfes, method=Hso(relax=True), seed=seed)
     if method == "solver-error":
         return search(noise, nfes, method=SolverError(solver, compare=()), seed=seed)
+    if method == FREE:
+        return search(noise, nfes, method=SolverError(FREE), seed=seed)
     if method in SHIFTS:
         return [flow_time(method, noise, nfe) for nfe in nfes]
     return [baseline(method, noise, nfe) for nfe in nfes]
@@ -60,7 +65,7 @@ class _Target:
 
     def measure(self, cell: Cell) -> Record:
         """The record of a cell."""
-        every, seconds = self.found(cell.method, cell.solver if cell.method == "solver-error" else "any")
+        every, seconds = self.found(cell.method, cell.solver if cell.method in ("solver-error", FREE) else "any")
         schedule = every[cell.nfe]
         samples, counted = self.one.sample(schedule, cell.solver)
         estimates = {}
@@ -119,7 +124,7 @@ def run(
         Cell(name, 1.0, solver, nfe, method, seed, count, "float32")
         for name in module.NAMES
         for method in methods
-        for solver in solvers
+        for solver in ((FREE,) if method == FREE else solvers)
         for nfe in nfes
     ]
     columns = (BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())

@@ -133,10 +133,17 @@ class Outside:
     def sample(self, schedule: Schedule, solver: str, count: int | None = None) -> tuple[torch.Tensor, int]:
         """The samples [count, *shape] of a schedule with a last step to clean data, and the network's calls for each.
 
+        For "nonstationary" by the schedule's own coefficients, or the known solver that its search returned.
+
         Raises:
             RuntimeError: if the network was not called exactly N times.
         """
-        weights = jax.tree.map(lambda w: np.asarray(w, np.float64), solvers.weights(solver, jnp.asarray(schedule.lams)))
+        lams = jnp.asarray(schedule.lams)
+        if schedule.coefficients is not None:
+            made = solvers.nonstationary(lams, jnp.asarray(schedule.coefficients))
+        else:
+            made = solvers.weights(schedule.solver if solver == solvers.NONSTATIONARY else solver, lams)
+        weights = jax.tree.map(lambda w: np.asarray(w, np.float64), made)
         parts = []
         chosen = self.start[:count]
         batch = BATCH if math.prod(self.start.shape[1:]) >= SMALL else len(chosen)

@@ -7,7 +7,7 @@ import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from benchmarks.heldout.measure import RULES, SEARCHED
+from benchmarks.heldout.measure import FREE, RULES, SEARCHED
 from benchmarks.networks.records import Record, Records
 from benchmarks.networks.report import main_group
 from benchmarks.networks.tables import columns, markdown, number
@@ -105,6 +105,35 @@ def cells(found: Sequence[Record]) -> str:
     return markdown([*head, *(x for m in SEARCHED for x in (f"`{m}`", "ratio"))], rows, left=2)
 
 
+FREE_HOW = """\
+Nodes and coefficients searched together (`SolverError("nonstationary")`), against the best of *all* known solvers here
+with all schedules: rules, `hso` and `solver-error`. Ratio: the RMSE divided by that best one's.
+"""
+
+
+def free(found: Sequence[Record]) -> str:
+    """A row a network and N, and the geometric mean of the ratios for each N; empty without such cells."""
+    rows, ratios = [], dict[int, list[float]]()
+    for own in (r for r in found if r.method == FREE):
+        rest = [
+            r for r in found if (r.model, r.nfe) == (own.model, own.nfe) and r.method != FREE and r.rmse is not None
+        ]
+        if not rest:
+            continue
+        best = min(rest, key=lambda r: r.rmse or 0.0)
+        ratio = math.inf if own.rmse is None else own.rmse / (best.rmse or math.nan)
+        ratios.setdefault(own.nfe, []).append(ratio)
+        with_solver = f"{SOLVERS[best.solver]}, `{best.method}`"
+        rows.append([own.model, str(own.nfe), with_solver, number(best.rmse), number(own.rmse), f"{ratio:.2f}"])
+    for nfe, own_ratios in sorted(ratios.items()):
+        mean = math.exp(math.fsum(map(math.log, own_ratios)) / len(own_ratios))
+        rows.append(["all", str(nfe), "", "", "geometric mean", f"{mean:.2f}"])
+    if not rows:
+        return ""
+    head = ["network", "N", "best known", "its RMSE", "RMSE", "ratio"]
+    return f"## Coefficients of its own\n\n{FREE_HOW}\n{markdown(head, rows, left=1)}"
+
+
 def networks(found: Records) -> str:
     """Where the networks are from, and how well their converged samples are known."""
     rows = []
@@ -136,5 +165,5 @@ def report(found: Records, name: str) -> str:
     names = dict.fromkeys(r.model for r in found.cells)
     found = Records([r for n in names for r in main_group([r for r in found.cells if r.model == n])], found.setups)
     parts = [HOW.format(records=name), "## Against the best of all rules\n", SUMMARY, summary(found.cells)]
-    parts += ["## Every cell\n", cells(found.cells), "## The networks\n", networks(found)]
-    return "\n".join(parts)
+    parts += [free(found.cells), "## Every cell\n", cells(found.cells), "## The networks\n", networks(found)]
+    return "\n".join(part for part in parts if part)

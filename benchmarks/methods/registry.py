@@ -21,6 +21,7 @@ from benchmarks.solvers import SOLVERS
 from hso_jax import BASELINES, Hso, NoiseSchedule, Schedule, SolverError, baseline, search
 from hso_jax.baselines import inapplicable
 from hso_jax.origin import Origin
+from hso_jax.solvers import NONSTATIONARY
 
 
 class Inapplicable(Exception):
@@ -118,6 +119,19 @@ def solver_error(request: Request) -> Made:
     return Made(search(subject.noise, request.nfe, method=how, seed=request.seed))
 
 
+def nonstationary(request: Request) -> Made:
+    """Nodes and coefficients together (docs/nonstationary.md): a solver of its own, or a known one if that is as good."""
+    subject = request.subject
+    key = subject.noise.fingerprint(), request.nfe, subject.guidance, request.seed
+    if key not in _FREE:  # the columns of all solvers share it
+        how = SolverError(NONSTATIONARY, subject.guidance)
+        _FREE[key] = search(subject.noise, request.nfe, method=how, seed=request.seed)
+    return Made(_FREE[key])
+
+
+_FREE: dict[tuple[str, int, float, int], Schedule] = {}
+
+
 def by_gits(request: Request) -> Made:
     """GITS; its costs serve every N and solver, and their time counts each time."""
     found = gits.search(request.subject, request.nfe, seed=request.seed)
@@ -144,6 +158,7 @@ METHODS: Mapping[str, Method] = {
     "hso": Method(hso, "HSO (arXiv 2511.11688), the paper's box"),
     "hso-dm-nonuni": Method(hso_dm_nonuni, "both levels of HSO on DM-NonUni's bound, without a spacing"),
     "solver-error": Method(solver_error, "error of the solver on reference problems"),
+    NONSTATIONARY: Method(nonstationary, "nodes and coefficients on reference problems; whatever the column's solver"),
     "gits": Method(by_gits, "GITS (arXiv 2405.11326), on the model's trajectories"),
     "autodiffusion": Method(
         by_autodiffusion, "AutoDiffusion (arXiv 2309.10438), by the Frechet distance to real images"

@@ -26,6 +26,7 @@ from benchmarks.converged import UNIFORM_T, fine_schedule
 from benchmarks.models.load import features, load
 from benchmarks.solvers import SOLVERS, scheduler_class, scheduler_config
 from hso_jax import NoiseSchedule, Schedule
+from hso_jax.solvers import NONSTATIONARY
 
 CACHE = Path("build/benchmarks")
 DTYPES = ("float32", "bfloat16")
@@ -116,9 +117,12 @@ class Subject:
     def scheduler(self, solver: str) -> Any:
         """A diffusers scheduler of the model that takes the steps of the solver of `hso_jax.solvers` with this name.
 
+        For "nonstationary" any: what is installed in it is a scheduler of its own.
+
         Raises:
             ValueError: for a solver that is not in `SOLVERS`.
         """
+        solver = "dpmpp-2m" if solver == NONSTATIONARY else solver
         if solver not in SOLVERS:
             raise ValueError(f"solver is {solver!r}; use one of {', '.join(SOLVERS)}")
         flow = self.noise.kind == "flow"

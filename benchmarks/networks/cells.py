@@ -25,12 +25,13 @@ from benchmarks.networks import ablations, records
 from benchmarks.networks.ablations import ABLATIONS
 from benchmarks.networks.records import Cell, Record
 from benchmarks.solvers import COMPARED
+from hso_jax.solvers import NONSTATIONARY
 
 BUDGETS = (6, 4, 8, 10, 5, 7)  # in the order of work
 COSTLY = ("gits", "direct", "autodiffusion")  # run the network to find a schedule
 ALL_METHODS = (*METHODS, *ABLATIONS)
 GUIDANCE = (1.0, 2.0, 4.0)
-GUIDED = ("solver-error", "hso", "trailing", "karras", "ays", "beta-t", "uniform-lam")
+GUIDED = ("solver-error", "nonstationary", "hso", "trailing", "karras", "ays", "beta-t", "uniform-lam")
 TRAINING_IMAGES = 2000  # as training draws them; with as many, their own share of a Frechet distance is small
 
 
@@ -181,7 +182,8 @@ class _Target:
         """The record of a cell of this subject. Raises Inapplicable where the method has no schedule."""
         prepared = prepare(cell.method, self.subject, cell.solver, cell.nfe, seed=cell.seed, real=self.training)
         nodes = records.nodes_of(prepared.schedule)
-        images, counted = self.subject.sample(prepared.schedule, cell.solver)
+        solver = prepared.schedule.solver if cell.method == NONSTATIONARY else cell.solver
+        images, counted = self.subject.sample(prepared.schedule, solver)
         estimates: dict[str, Estimate] = {}
         if bool(images.isfinite().all()):
             squares = metrics.mean_squares(images, self.teacher.images)

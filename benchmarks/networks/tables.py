@@ -14,7 +14,17 @@ METRICS = {"rmse": "RMSE", "feature": "feature distance", "fid": "FID", "fid_dat
 NETWORK = ("gits", "autodiffusion", "direct")  # look at the network that they are judged on
 JUDGED = ("rmse", "fid", "fid_data")
 LIMIT = "direct"  # optimised for what is measured: shown, and not ranked
-FIRST = ("solver-error", "hso", "hso-dm-nonuni", "dm-nonuni", "trailing", "karras", "ays", "uniform-lam")
+FIRST = (
+    "nonstationary",
+    "solver-error",
+    "hso",
+    "hso-dm-nonuni",
+    "dm-nonuni",
+    "trailing",
+    "karras",
+    "ays",
+    "uniform-lam",
+)
 
 Column = tuple[str, float, str, int]  # model, guidance, solver, N
 
