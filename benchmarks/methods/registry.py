@@ -120,7 +120,7 @@ def solver_error(request: Request) -> Made:
 
 
 def nonstationary(request: Request) -> Made:
-    """Nodes and coefficients together (docs/nonstationary.md): a solver of its own, or a known one if that is as good."""
+    """Nodes and coefficients together (docs/nonstationary.md), or the known solver that is as good."""
     subject = request.subject
     key = subject.noise.fingerprint(), request.nfe, subject.guidance, request.seed
     if key not in _FREE:  # the columns of all solvers share it

@@ -1,4 +1,6 @@
-"""Schedules that only the paper's studies compare: without a spacing, one level alone, another model's schedule."""
+"""Schedules that only studies compare: the paper's (without a spacing, one level alone, another model's schedule), and
+those behind two defaults of the solver-error method, the weight of fine detail and the first node.
+"""
 
 from __future__ import annotations
 
@@ -67,6 +69,16 @@ def of_other(method: str) -> Callable[[Any, str, int, int], Schedule]:
     return take
 
 
+def with_option(**options: Any) -> Callable[[Any, str, int, int], Schedule]:
+    """The solver-error method with other options than its defaults."""
+
+    def take(subject: Any, solver: str, nfe: int, seed: int) -> Schedule:
+        how = SolverError(solver, subject.guidance, compare=(), **options)
+        return search(subject.noise, nfe, method=how, seed=seed)
+
+    return take
+
+
 def at_times(noise: NoiseSchedule, schedule: Schedule) -> Schedule:
     """The timesteps of another model's schedule, as someone copies them."""
     return Schedule.from_t(
@@ -74,10 +86,17 @@ def at_times(noise: NoiseSchedule, schedule: Schedule) -> Schedule:
     )
 
 
+DETAILS = (0.25, 0.5, 1.0)
+"""Exponents that are compared with the default, 0."""
+
+FREE_FIRST = "solver-error-free"
+
 ABLATIONS: Mapping[str, Callable[[Any, str, int, int], Schedule]] = {
     "hso-no-spacing": no_spacing,
     "hso-penalty": penalty,
     "mep-only": mep_only,
     "hso-other": of_other("hso"),
     "solver-error-other": of_other("solver-error"),
+    FREE_FIRST: with_option(first="free"),
+    **{f"detail-{x:g}": with_option(detail=x) for x in DETAILS},
 }

@@ -31,7 +31,17 @@ BUDGETS = (6, 4, 8, 10, 5, 7)  # in the order of work
 COSTLY = ("gits", "direct", "autodiffusion")  # run the network to find a schedule
 ALL_METHODS = (*METHODS, *ABLATIONS)
 GUIDANCE = (1.0, 2.0, 4.0)
-GUIDED = ("solver-error", "nonstationary", "hso", "trailing", "karras", "ays", "beta-t", "uniform-lam")
+GUIDED = (
+    "solver-error",
+    ablations.FREE_FIRST,
+    "nonstationary",
+    "hso",
+    "trailing",
+    "karras",
+    "ays",
+    "beta-t",
+    "uniform-lam",
+)
 TRAINING_IMAGES = 2000  # as training draws them; with as many, their own share of a Frechet distance is small
 
 
