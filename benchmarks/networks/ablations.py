@@ -1,5 +1,7 @@
-"""Schedules that only studies compare: the paper's (without a spacing, one level alone, another model's schedule), and
-those behind two defaults of the solver-error method, the weight of fine detail and the first node.
+"""Schedules that only studies compare: the paper's, and those behind two defaults of the solver-error method.
+
+The paper's are without a spacing, of one level alone, and another model's; the two defaults are the weight of fine
+detail and the place of the first node.
 """
 
 from __future__ import annotations

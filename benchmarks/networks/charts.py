@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, NullFormatter
 
+from benchmarks.networks.ablations import DETAILS
 from benchmarks.networks.records import Record
 from benchmarks.networks.tables import METRICS, columns
 from benchmarks.solvers import SOLVERS
@@ -23,6 +24,7 @@ LINES = {
     "uniform-lam": ("#8b5a2b", "<", "-"),
     "gits": ("#009e73", "D", "-"),
     "hso": ("#0072b2", "p", "-"),
+    "nonstationary": ("#f0e442", "*", "-"),
     "solver-error": ("#d55e00", "o", "-"),
     "direct": ("#000000", "x", "--"),
 }
@@ -68,7 +70,24 @@ def error_figure(records: Sequence[Record], metric: str) -> Figure:
     for panel in panels[-1]:
         panel.set_xlabel("N, model evaluations")
     ordered = [name for name in reversed(LINES) if name in handles]
-    figure.legend([handles[name] for name in ordered], ordered, loc="outside lower center", ncols=9, frameon=False)
+    figure.legend([handles[name] for name in ordered], ordered, loc="outside lower center", ncols=10, frameon=False)
+    return figure
+
+
+def detail_figure(ratios: Mapping[tuple[str, str], Sequence[float]]) -> Figure:
+    """What `studies.detail_ratios` has: RMSE solid, FID dashed, a colour a model."""
+    figure = Figure(figsize=(6.4, 4.0), layout="constrained")
+    panel = figure.subplots()
+    colours = dict(zip(dict.fromkeys(model for model, _ in ratios), ("#0072b2", "#d55e00", "#009e73"), strict=False))
+    for (model, metric), values in ratios.items():
+        style, marker = {"rmse": ("-", "o"), "fid": ("--", "s")}[metric]
+        panel.plot(
+            (0.0, *DETAILS), values, style, marker=marker, color=colours[model], label=f"{model}, {METRICS[metric]}"
+        )
+    panel.axhline(1.0, color="#7f7f7f", linewidth=0.8)
+    panel.set(xlabel="detail", ylabel="relative to detail 0")
+    panel.grid(alpha=0.25)
+    panel.legend(frameon=False, fontsize=9)
     return figure
 
 

@@ -56,10 +56,13 @@ def report(found: Records, folder: Path) -> str:
         ("Model adaptivity", report_text.ADAPTIVITY, studies.adaptivity),
         ("Robustness: the spacing", report_text.ROBUSTNESS, studies.robustness),
         ("Ablation", report_text.ABLATION, studies.ablation),
+        ("The weight of fine detail", report_text.DETAIL, studies.detail),
     ):
         parts += [f"### {title}\n", text, study(records)]
+    if studies.detail_ratios(records):
+        parts += ["![RMSE and FID against detail](benchmarks-detail.png)\n"]
     parts += ["### Cost\n", report_text.COST, tables.cost(plain)]
-    parts += ["## Guidance\n", report_text.GUIDANCE, guided(ranked, ("rmse", "fid"))]
+    parts += ["## Guidance\n", report_text.GUIDANCE, guided(records, ("rmse", "fid"))]
     parts += ["## Distance to the limit\n", report_text.LIMIT, tables.limit(plain)]
     parts += ["## Where the solver-error method does not help\n", report_text.LOST]
     for metric in ("rmse", "fid"):
@@ -177,4 +180,7 @@ def write(found: Records, folder: Path) -> list[Path]:
     for metric in PLOTTED if plotted(plain) else ():
         files.append(folder / f"benchmarks-{metric}.png")
         charts.save(charts.error_figure(plain, metric), files[-1])
+    if ratios := studies.detail_ratios(main_group(found.cells)):
+        files.append(folder / "benchmarks-detail.png")
+        charts.save(charts.detail_figure(ratios), files[-1])
     return files

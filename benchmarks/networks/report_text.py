@@ -77,3 +77,8 @@ those where the error of `solver-error` lies beyond it come first.
 GRIDS = """\
 Rows are schedules, columns are seeds; the last row is where all of them would end with many steps.
 """
+
+DETAIL = """\
+`solver-error` with a direction's squared error weighed by its variance^-detail (not the paper's): RMSE looks at what is
+large, the Fréchet distance at fine detail as well. Geometric means over solvers and N, relative to detail 0.
+"""

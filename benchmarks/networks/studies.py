@@ -6,11 +6,13 @@ DDIM and third-order UniPC; here DPM++ 2M is shown too, and all end with a step 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
 
+from benchmarks.networks.ablations import DETAILS
 from benchmarks.networks.records import Record, schedule_of
 from benchmarks.networks.tables import Column, columns, markdown, number
 from benchmarks.solvers import SOLVERS
@@ -95,6 +97,27 @@ def ablation(records: Sequence[Record]) -> str:
         rows.append(row)
     names = [f"{name}, {metric}" for metric in ("FID", "RMSE") for name in ABLATION.values()]
     return _table(["model", "solver", "N", *names], rows)
+
+
+def detail_ratios(records: Sequence[Record]) -> dict[tuple[str, str], list[float]]:
+    """(model, metric) to the geometric mean, for each of 0 and `DETAILS`, of the metric relative to detail 0."""
+    methods = ("solver-error", *(f"detail-{x:g}" for x in DETAILS))
+    logs: dict[tuple[str, str], list[list[float]]] = {}
+    for (model, _, _, _), cells in _with(records, methods):
+        for metric in ("rmse", "fid"):
+            values = [getattr(cells[m], metric) for m in methods]
+            if all(values):
+                logs.setdefault((model, metric), []).append([math.log(x / values[0]) for x in values])
+    return {key: np.exp(np.mean(rows, axis=0)).tolist() for key, rows in logs.items()}
+
+
+def detail(records: Sequence[Record]) -> str:
+    """`detail_ratios` as a table."""
+    rows = [
+        [model, {"rmse": "RMSE", "fid": "FID"}[metric], *(f"{x:.3f}" for x in ratios)]
+        for (model, metric), ratios in detail_ratios(records).items()
+    ]
+    return _table(["model", "", *(f"detail {x:g}" for x in (0.0, *DETAILS))], rows)
 
 
 def _with(records: Sequence[Record], methods: Sequence[str]) -> Iterator[tuple[Column, dict[str, Record]]]:
