@@ -234,7 +234,7 @@ def _known(
     found = known[0].method.search(known, effort, progress, records)  # type: ignore[union-attr]
     rows = [found[i :: len(lanes)] for i in range(len(lanes))]
     best = [min(row, key=lambda s: s.error if s.error is not None else float("inf")) for row in rows]
-    return [row[options.known.index(options.start)] for row in rows], best  # type: ignore[arg-type]
+    return [row[options.known.index(options.start)] for row in rows], best
 
 
 def _starts(lanes: Sequence[Lane], start: Method | Schedule, arrays: LaneArrays) -> np.ndarray:
