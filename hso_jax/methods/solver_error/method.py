@@ -56,8 +56,8 @@ class SolverError:
         problems: a stacked Problem or Product, or a sequence of problems of both kinds; the family of 36 by default.
         profile: what was measured of the model (`bridge.profile`, `profile_of`): its problems in place of the default
             family, and its network's error unless `model_error` says otherwise.
-        model_error: what a network adds to the exact denoiser; by default `problems.ETA` of what the model predicts,
-            which is no error.
+        model_error: what a network adds to the exact denoiser; by default of size `problems.ETA` for what the model
+            predicts.
         detail: a direction's squared error weighs its `variance^-detail`: 0 is the plain error, 1 all details alike.
         power: of the mean over problems: 1 is the mean of their squared errors, 0 that of their logarithms.
         samples: noise samples a problem.
@@ -234,7 +234,7 @@ def _known(
     found = known[0].method.search(known, effort, progress, records)  # type: ignore[union-attr]
     rows = [found[i :: len(lanes)] for i in range(len(lanes))]
     best = [min(row, key=lambda s: s.error if s.error is not None else float("inf")) for row in rows]
-    return [row[options.known.index(options.start)] for row in rows], best  # type: ignore[arg-type]
+    return [row[options.known.index(options.start)] for row in rows], best
 
 
 def _starts(lanes: Sequence[Lane], start: Method | Schedule, arrays: LaneArrays) -> np.ndarray:
