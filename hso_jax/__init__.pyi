@@ -9,6 +9,7 @@ from .baselines import baseline as baseline
 from .bilevel import Effort as Effort
 from .lane import Lane as Lane
 from .methods import Box as Box
+from .methods import Coefficients as Coefficients
 from .methods import Hso as Hso
 from .methods import Measured as Measured
 from .methods import Refinement as Refinement

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import itertools
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import jax
@@ -60,3 +61,19 @@ def find(lanes: Sequence[Lane]) -> list[Schedule]:
     filled = [*whole, *lanes]
     filled += [whole[0]] * (-len(filled) % BATCH)
     return search_many(filled, effort=EFFORT)[len(whole) : len(whole) + len(lanes)]
+
+
+@contextlib.contextmanager
+def compilations() -> Iterator[list[str]]:
+    """The programs that are compiled meanwhile, by JAX's own count."""
+    found: list[str] = []
+
+    def count(event: str, seconds: float, **_: object) -> None:
+        if "backend_compile" in event:
+            found.append(event)
+
+    jax.monitoring.register_event_duration_secs_listener(count)
+    try:
+        yield found
+    finally:
+        jax.monitoring.unregister_event_duration_listener(count)

@@ -6,35 +6,17 @@ it, before it is jitted, and would see neither the packing of lanes nor a progra
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Iterator
-
 import jax
 import numpy as np
 import pytest
 from solver_error_cells import EFFORT as SMALL
-from solver_error_cells import method
+from solver_error_cells import compilations, method
 
 from hso_jax import Effort, Hso, Lane, Refinement, SolverError, baseline, preset, refine, search, search_many
 from hso_jax.noise import discrete
 from hso_jax.problems import ModelError, family
 
 EFFORT = Effort(population=4, generations=1)
-
-
-@contextlib.contextmanager
-def compilations() -> Iterator[list[str]]:
-    found: list[str] = []
-
-    def count(event: str, seconds: float, **_: object) -> None:
-        if "backend_compile" in event:
-            found.append(event)
-
-    jax.monitoring.register_event_duration_secs_listener(count)
-    try:
-        yield found
-    finally:
-        jax.monitoring.unregister_event_duration_listener(count)
 
 
 def test_the_second_model_compiles_nothing() -> None:

@@ -15,7 +15,7 @@ What a network predicts is off by about the same everywhere; what that means for
 A network that predicts x_0 itself is off by less than what is left to predict, which vanishes with sigma; an error that
 stayed constant there would have no converged solution: the sample would drift by it for every unit of lam.
 
-The paper's Theorem 1 (arXiv 2511.11688) carries the same term as the bound eta sigma^p/alpha.
+The paper's Theorem 1 (arXiv 2511.11688) carries the same term as the bound eta sigma^p/alpha; p = 1 is epsilon's c.
 """
 
 from __future__ import annotations
@@ -39,8 +39,8 @@ ETA: Mapping[str, float] = {
     "edm": 0.04,
     "sample": 0.04,
 }
-"""Default size of the error by prediction type, in units of what the network predicts (docs/reference.md says what it
-was chosen on). It matters where c is large: at the noise end of an epsilon model; elsewhere it hardly does."""
+"""Default size of the error by prediction type, in units of what the network predicts (docs/solver-error.md says what
+it was chosen on). It matters where c is large: at the noise end of an epsilon model; elsewhere it hardly does."""
 
 CAP: Mapping[str, float] = {
     "epsilon": math.inf,

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from hso_jax import solvers
-from hso_jax.checks import number, whole
+from hso_jax.checks import brief, number, whole
 from hso_jax.lower import quasi_newton
 from hso_jax.lower.gaps import lams_of, logits_of, nodes_of
 from hso_jax.lower.results import NOT_FINITE
@@ -83,7 +83,7 @@ def check_coefficients_options(options: object, size: float, guidance: float) ->
     """
     options = Coefficients() if options is None else options
     if not isinstance(options, Coefficients):
-        raise ValueError(f"coefficients is {options!r}; need a Coefficients(...)")
+        raise ValueError(f"coefficients is {brief(options)}; need a Coefficients(...)")
     history = whole("coefficients.history", options.history, 2, MOST)
     penalty = penalty_of(size) if options.penalty is None else options.penalty
     penalty = number("coefficients.penalty", penalty, low=0.0, high=1e6, closed=True)
@@ -94,6 +94,10 @@ def check_coefficients_options(options: object, size: float, guidance: float) ->
         raise ValueError(
             f"coefficients.start is {start!r}, which combines {older_of(start) + 1} predictions; "
             f"coefficients.history is {history}"
+        )
+    if not isinstance(options.known, (tuple, list)):
+        raise ValueError(
+            f"coefficients.known is {brief(options.known)}; need names in a tuple: ('dpmpp-2m', 'unipc-3')"
         )
     known = tuple(dict.fromkeys((start, *(solvers.canonical(name) for name in options.known))))
     for name in known:

@@ -15,7 +15,7 @@ from hso_jax.checks import brief, choice, whole
 from hso_jax.lane import Lane, Method
 from hso_jax.methods.solver_error.coefficients import Coefficients, check_coefficients_options, search_free
 from hso_jax.methods.solver_error.lanes import LaneArrays, check, pack
-from hso_jax.methods.solver_error.schedules import compared, free_schedule_of, schedule_of
+from hso_jax.methods.solver_error.schedules import compared, free_schedule_of, on_start, schedule_of
 from hso_jax.methods.solver_error.search import Refinement, search_lane
 from hso_jax.noise import NoiseSchedule
 from hso_jax.noise.ends import s_of_lam
@@ -56,8 +56,8 @@ class SolverError:
         problems: a stacked Problem or Product, or a sequence of problems of both kinds; the family of 36 by default.
         profile: what was measured of the model (`bridge.profile`, `profile_of`): its problems in place of the default
             family, and its network's error unless `model_error` says otherwise.
-        model_error: what a network adds to the exact denoiser; by default `problems.ETA` of what the model predicts,
-            which is no error.
+        model_error: what a network adds to the exact denoiser; by default of size `problems.ETA` for what the model
+            predicts.
         detail: a direction's squared error weighs its `variance^-detail`: 0 is the plain error, 1 all details alike.
         power: of the mean over problems: 1 is the mean of their squared errors, 0 that of their logarithms.
         samples: noise samples a problem.
@@ -193,7 +193,7 @@ def _search_free(
         first = None if records is None else records.search("known", {}, resuming_fault)
         starts, best = _known(lanes, options, effort, told(0), first)
     else:
-        starts = best = [m.start for m in methods]  # type: ignore[misc]
+        starts = best = [on_start(lane, m.start, options.start) for lane, m in zip(lanes, methods, strict=True)]  # type: ignore[arg-type]
     again = [
         lane._replace(method=dataclasses.replace(lane.method, solver=options.start))  # type: ignore[type-var]
         for lane in lanes

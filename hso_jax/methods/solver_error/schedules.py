@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 from typing import Any
 
@@ -76,13 +77,13 @@ def free_schedule_of(lane: Lane, found: FreeFound, known: Schedule, inaccuracy: 
     Args:
         lane: checked.
         found: its row of the program's results.
-        known: what it was started from: the best known solver on its own best nodes.
+        known: the best known solver on its own best nodes, or what `on_start` says of a start that was given.
         inaccuracy: as in `schedule_of`.
     """
     method: Any = lane.method
     error = max(float(found.error), inaccuracy)
     reached = known.error if known.error is not None else float("inf")
-    if not error <= (1.0 - method.coefficients.gain) * reached:
+    if not np.isfinite(error) or error > (1.0 - method.coefficients.gain) * reached:
         return known
     lams = lam_of_s(np.asarray(found.nodes[: lane.nodes], np.float64))
     if method.first == "end":
@@ -98,10 +99,24 @@ def free_schedule_of(lane: Lane, found: FreeFound, known: Schedule, inaccuracy: 
         seed=int(lane.seed),
         versions=versions(),
     )
-    scores = Scores(error=error, others={known.solver: reached}, amplification=float(found.amplification))
+    others = {known.solver: reached} if np.isfinite(reached) else {}
+    scores = Scores(error=error, others=others, amplification=float(found.amplification))
     return Schedule.from_lams(
         lane.noise, lams, layout=lane.layout, origin=origin, scores=scores, coefficients=coefficients
     )
+
+
+def on_start(lane: Lane, start: Schedule, solver: str) -> Schedule:
+    """The nodes of a start that was given, for a known solver and with its error on the lane's problems.
+
+    What the start says of itself is of another solver, or of other problems.
+    """
+    method: Any = lane.method
+    data = data_of_lane(lane)
+    error = measure(start, solver, in_chunks(data, data.noise.shape[1]))
+    origin = dataclasses.replace(start.origin, solver=solver, guidance=method.guidance)
+    scores = Scores(error=max(error, float(data.inaccuracy)) if np.isfinite(error) else None)
+    return Schedule.from_t(lane.noise, start.t, layout=start.layout, end=start.end, origin=origin, scores=scores)
 
 
 def compared(schedule: Schedule, lane: Lane) -> Schedule:
