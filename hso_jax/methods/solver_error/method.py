@@ -56,8 +56,7 @@ class SolverError:
         problems: a stacked Problem or Product, or a sequence of problems of both kinds; the family of 36 by default.
         profile: what was measured of the model (`bridge.profile`, `profile_of`): its problems in place of the default
             family, and its network's error unless `model_error` says otherwise.
-        model_error: what a network adds to the exact denoiser; by default `problems.ETA` of what the model predicts,
-            which is no error.
+        model_error: what a network adds to the exact denoiser; by default `problems.ETA` of what the model predicts.
         detail: a direction's squared error weighs its `variance^-detail`: 0 is the plain error, 1 all details alike.
         power: of the mean over problems: 1 is the mean of their squared errors, 0 that of their logarithms.
         samples: noise samples a problem.
