@@ -8,6 +8,7 @@ from typing import Any
 
 import jax
 import pytest
+from jax.experimental.compilation_cache import compilation_cache
 from problems import EFFORT, SD, filled
 
 from hso_jax import Hso, Lane, Schedule, search_many
@@ -18,9 +19,15 @@ Key = tuple[int, str, str]
 
 @pytest.fixture(scope="session", autouse=True)
 def cache_of_its_own(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """Commands keep compiled programs between runs: those of the tests neither come from the user's nor go there."""
+    """Compiled programs are kept from module to module, as commands keep theirs: not with the user's, and not longer.
+
+    What a module drops, see `programs_dropped`, another one that needs it reads in a tenth of a second.
+    """
+    folder = tmp_path_factory.mktemp("cache")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
+        patch.setenv("XDG_CACHE_HOME", str(folder))
+        jax.config.update("jax_compilation_cache_dir", str(folder / "hso-jax" / "xla"))  # the commands' own
+        compilation_cache.reset_cache()  # else one program compiled before, as tests were collected, leaves it off
         yield
 
 

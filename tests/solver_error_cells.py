@@ -21,6 +21,8 @@ SMALL: dict[str, Any] = {"samples": SAMPLES, "chunk": 8, "few": 2, "refinement":
 NAMES = ("ddim", "unipc-2")
 WEIGHTS = (1.0, 5.0)
 SD, SD3 = preset("sd15"), preset("sd3-medium")
+PLAIN: dict[str, Any] = {"model_error": ModelError(eta=0.0), "power": 1.0}
+"""What the oracles compute: the error without a model's error, and the mean of squares."""
 BATCH = 16  # lanes a call of the compiled program, see `hso_jax.methods.solver_error.method`
 
 
@@ -39,8 +41,7 @@ def deviations() -> np.ndarray:
 
 def method(solver: str = "dpmpp-2m", guidance: float = 1.0, first: str = "end", **options: Any) -> SolverError:
     """The method on the small family; without a model's error and by the mean of squares, as the oracles have it."""
-    plain = {"model_error": ModelError(eta=0.0), "power": 1.0}
-    own = {"problems": small_family(), "compare": (), **plain, **SMALL, **options}
+    own = {"problems": small_family(), "compare": (), **PLAIN, **SMALL, **options}
     return SolverError(solver, guidance, first, **own)
 
 

@@ -124,8 +124,8 @@ def data(guidance: float, **options: Any) -> ErrorData:
 
 
 CASES = {
-    "plain": (1.0, {"model_error": ModelError(eta=0.0)}),
-    "error": (1.0, {"model_error": ModelError(eta=0.05)}),
+    "plain": (1.0, {"model_error": ModelError(eta=0.0), "power": 1.0}),
+    "error": (1.0, {"model_error": ModelError(eta=0.05), "power": 1.0}),
     "guided": (4.0, {"model_error": ModelError(eta=0.05, alike=0.5), "prediction": "v_prediction", "detail": 0.5}),
     "logs": (2.0, {"model_error": ModelError(eta=0.05, tilt=0.0), "power": 0.0, "detail": -0.3}),
     "sample": (1.5, {"model_error": ModelError(eta=0.05), "prediction": "sample", "power": 0.5}),

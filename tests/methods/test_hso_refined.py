@@ -8,13 +8,13 @@ import jax
 import numpy as np
 import pytest
 from problems import Smooth
-from solver_error_cells import EFFORT, SAMPLES, SD, method, small_family
+from solver_error_cells import EFFORT, PLAIN, SAMPLES, SD, method, small_family
 
 from benchmarks.speed import scipy_search as oracle
 from hso_jax import Hso, Lane, Origin, Schedule, SolverError, search, search_many, solver_error
 from hso_jax.problems import generic
 
-DATA: dict[str, Any] = {"problems": small_family(), "samples": SAMPLES}
+DATA: dict[str, Any] = {"problems": small_family(), "samples": SAMPLES, **PLAIN}
 BAD: dict[str, tuple[dict[str, Any], str]] = {
     "one problem": ({"problems": generic(jax.random.key(0))}, r"shape \(32, 32\); need a leading axis"),
     "no samples": ({"samples": 0}, "samples is 0"),

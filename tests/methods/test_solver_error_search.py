@@ -42,7 +42,7 @@ from hso_jax.problems import denoiser, family, generic, pick
 from hso_jax.searches import checked
 from hso_jax.solvers import sample
 
-DATA: dict[str, Any] = {"samples": SAMPLES}
+DATA: dict[str, Any] = {"samples": SAMPLES, **shared.PLAIN}
 
 
 def key(lane: Lane) -> tuple[Any, ...]:

@@ -20,10 +20,12 @@ EXTRA = ["--methods", "trailing", "--nfe", "10"]  # a cell that many steps make 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """What the command leaves, its converged samples solved anew."""
+    """What the command leaves, its converged samples solved anew: these are the work, so there are few."""
     root = tmp_path_factory.mktemp("quick")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(subjects, "CACHE", root / "cache")
+        patch.setattr(subjects, "CHECKED", 2)
+        patch.setitem(QUICK, "samples", 4)
         assert main(["--quick", "--out", str(root / "out")]) == 0
         assert main(["--quick", "--out", str(root / "out"), *EXTRA]) == 0
         yield root / "out"
