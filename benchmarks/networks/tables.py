@@ -9,6 +9,7 @@ from typing import NamedTuple
 
 from benchmarks.networks.records import Record
 from benchmarks.solvers import SOLVERS
+from hso_jax.solvers import NONSTATIONARY
 
 METRICS = {"rmse": "RMSE", "feature": "feature distance", "fid": "FID", "fid_data": "FID to held-out data"}
 NETWORK = ("gits", "autodiffusion", "direct")  # look at the network that they are judged on
@@ -44,7 +45,7 @@ def columns(records: Iterable[Record]) -> dict[Column, dict[str, Record]]:
     for r in records:
         found.setdefault((r.model, r.guidance, r.solver, r.nfe), {})[r.method] = r
     models = list(dict.fromkeys(column[0] for column in found))
-    order = list(SOLVERS)
+    order = [*SOLVERS, NONSTATIONARY]
     return dict(sorted(found.items(), key=lambda i: (models.index(i[0][0]), i[0][1], order.index(i[0][2]), i[0][3])))
 
 

@@ -6,13 +6,14 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+import torch
 
 from benchmarks.heldout import measure, outside, report
 from benchmarks.heldout.__main__ import main
 from benchmarks.methods.flow_time import flow_time
 from benchmarks.networks import records
 from benchmarks.networks.records import Record
-from hso_jax import baseline, noise, preset
+from hso_jax import Origin, Schedule, baseline, noise, preset
 
 NETWORKS = """
 import numpy as np
@@ -83,6 +84,31 @@ def test_the_command_measures_resumes_and_writes_the_page(folder, tmp_path, caps
     page = path.with_suffix(".md").read_text()
     assert "nobody, commit 123 points" in page and str(tmp_path) not in page
     assert main(["--records", str(path)]) == 0 and path.with_suffix(".md").read_text() == page
+
+
+def test_a_solver_of_its_own_is_measured_beside_all_others(folder, tmp_path, monkeypatch):
+    """Once a network and N, by the schedule's own coefficients, against the best of all known solvers."""
+    rows = [[0.0], [-0.4], [-0.5], [0.0]]
+    own = Origin(method="solver-error", solver="nonstationary")
+
+    def found(noise, nfes, **_):
+        return [Schedule.from_t(noise, [1.0, 0.7, 0.4, 0.1], origin=own, coefficients=rows) for _ in nfes]
+
+    monkeypatch.setattr(measure, "search", found)
+    path = tmp_path / "heldout.jsonl"
+    assert main(command(folder, path, "--nfe", "4", "--methods", "trailing,nonstationary")) == 0
+    cells = records.read(path).cells
+    assert [(r.model, r.solver) for r in cells if r.method == "nonstationary"] == [
+        ("gauss-eps", "nonstationary"),
+        ("gauss-flow", "nonstationary"),
+    ]
+    page = path.with_suffix(".md").read_text()
+    assert "## Coefficients of its own" in page and "| all | 4 |" in page
+    one = outside.Outside(outside.find(folder), "gauss-flow", 2)
+    schedule = found(one.noise, [4])[0]
+    free, calls = one.sample(schedule, "nonstationary")
+    ddim, _ = one.sample(Schedule.from_t(one.noise, schedule.t), "ddim")
+    assert calls == 4 and bool(free.isfinite().all()) and not torch.equal(free, ddim)
 
 
 def test_records_of_other_files_are_not_mixed_in(folder, tmp_path, capsys):

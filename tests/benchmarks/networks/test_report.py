@@ -53,6 +53,10 @@ def many() -> list[Record]:
                 found.append(
                     record(method, factor / nfe, 9 * factor / nfe, model=model, solver=solver, nfe=nfe, psi=psi)
                 )
+            for x, (rmse, fid) in {0.25: (1.1, 0.9), 0.5: (1.2, 0.8), 1.0: (1.4, 0.7)}.items():
+                if solver == "ddim":
+                    place = {"model": model, "solver": solver, "nfe": nfe}
+                    found.append(record(f"detail-{x:g}", rmse / nfe, 9 * fid / nfe, **place))
     for method in ("solver-error", "hso", "trailing"):
         found.append(record(method, level[method] / 6, 1.0, guidance=4.0, nfe=6))
     return found
@@ -107,7 +111,7 @@ def test_the_order_of_work_finishes_columns_and_leaves_costly_methods_to_the_end
     guided = [c for c in plan if c.guidance != 1.0]
     assert {c.method for c in guided} == set(cells.GUIDED) and {c.nfe for c in guided} == {4, 5, 6, 7, 8, 10}
     assert len(guided) == 2 * 3 * 3 * 6 * len(cells.GUIDED)
-    studied = [c for c in plan if c.method in cells.ABLATIONS]
+    studied = [c for c in plan if c.method in cells.ABLATIONS and c.guidance == 1.0]
     assert len(studied) == 3 * 3 * 6 * len(cells.ABLATIONS)
 
 
@@ -246,7 +250,13 @@ def test_every_study_has_its_rows():
 def test_the_report_is_written_whole_and_the_same_again(tmp_path):
     found = records.Records([*many(), record(samples=3)], [SETUP])
     files = report.write(found, tmp_path)
-    assert [f.name for f in files] == ["benchmarks.md", "benchmarks.csv", "benchmarks-rmse.png", "benchmarks-fid.png"]
+    assert [f.name for f in files] == [
+        "benchmarks.md",
+        "benchmarks.csv",
+        "benchmarks-rmse.png",
+        "benchmarks-fid.png",
+        "benchmarks-detail.png",
+    ]
     before = {f: f.read_bytes() for f in files}
     report.write(found, tmp_path)
     assert {f: f.read_bytes() for f in files} == before
@@ -331,3 +341,16 @@ def test_held_out_data_is_checked_before_any_work(tmp_path):
     cell = SimpleNamespace()
     with pytest.raises(ValueError, match="does not exist"):
         cells.run([cell], tmp_path / "a", data={"fashion": tmp_path / "none.npz"}, subject=pytest.fail)
+
+
+def test_what_detail_trades_is_relative_to_none():
+    """Means over solvers and N that have every exponent; the picture shows what the table says."""
+    ratios = studies.detail_ratios(many())
+    assert set(ratios) == set(itertools.product(("fashion-eps", "emoji-flow"), ("rmse", "fid")))
+    for (_, metric), found in ratios.items():
+        assert found == pytest.approx([1.0, *({"rmse": (1.1, 1.2, 1.4), "fid": (0.9, 0.8, 0.7)}[metric])])
+    assert "| fashion-eps | RMSE | 1.000 | 1.100 | 1.200 | 1.400 |" in studies.detail(many())
+    (panel,) = charts.detail_figure(ratios).axes
+    lines = [list(line.get_ydata()) for line in panel.get_lines()[:4]]
+    assert lines == [list(x) for x in ratios.values()]
+    assert studies.detail([r for r in many() if r.method != "detail-1"]) == studies.NONE
