@@ -15,6 +15,7 @@ import pytest
 
 from hso_jax import preset, search_many, solver_error
 from hso_jax.noise import PRESETS, edm, flow
+from hso_jax.problems import ModelError
 from hso_jax.shelf import build as zoo_build
 from hso_jax.shelf.shipped import FILE, FREE_NFE, MAX_NFE, SOLVERS, _document, _shelves, shelf_key, text, zoo
 from hso_jax.solvers import NONSTATIONARY
@@ -41,12 +42,14 @@ def test_the_file_is_the_one_that_was_checked() -> None:
 def test_every_preset_solver_and_budget_is_there() -> None:
     for name, solver, weight in every_cell():
         errors = []
+        noise = preset(name)
+        most = 5.0 + ModelError().size(noise.prediction, noise.noise_end, weight)  # one step may keep all of it
         for nfe in range(1, MAX_NFE + 1):
             s = zoo(name, nfe, solver, guidance=weight)
             assert (s.model, s.nfe, s.solver, s.guidance) == (name, nfe, solver, weight)
             assert (s.layout, s.end, s.method) == ("node", "clean", "solver-error")
             assert np.all(np.isfinite(s.lams[1:])) and np.all(np.diff(s.t) < 0) and s.t[-1] > 0 and s.t[0] <= 1
-            assert 0 < s.error < 5 and {*s.others, solver} - {NONSTATIONARY} == set(SOLVERS)
+            assert 0 < s.error < most and {*s.others, solver} - {NONSTATIONARY} == set(SOLVERS)
             assert all(0 < error < math.inf for error in s.others.values())
             errors.append(s.error)
         assert errors[-1] < 0.2 * errors[0], (name, solver, weight)
