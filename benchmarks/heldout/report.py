@@ -21,8 +21,8 @@ HOW = """\
 Made by `python -m benchmarks.heldout --networks PATH` from the records in `{records}`. The networks are others',
 named below. Each cell samples with exactly N evaluations, the last step goes to clean data, and compares with the
 *converged samples* of the same noise (DPM++ 2M, 256 evaluations on a fine mesh); RMSE is over all numbers of a sample,
-without guidance. "Best rule" is the best of all of `hso_jax.BASELINES` that have a schedule for the model and of
-`flow-2` and `flow-3`, equal steps of a flow's time with shift 2 and 3: a choice that no one can make beforehand.
+without guidance. "Best rule" is the best of {rules} (`flow-2` and `flow-3` are equal steps of a flow's time with shift 2
+and 3), of those that have a schedule for the model: a choice that no one can make beforehand.
 """
 
 SUMMARY = """\
@@ -164,6 +164,7 @@ def report(found: Records, name: str) -> str:
         raise ValueError("there are no records to report; give --networks PATH to measure")
     names = dict.fromkeys(r.model for r in found.cells)
     found = Records([r for n in names for r in main_group([r for r in found.cells if r.model == n])], found.setups)
-    parts = [HOW.format(records=name), "## Against the best of all rules\n", SUMMARY, summary(found.cells)]
+    rules = ", ".join(f"`{m}`" for m in RULES if any(r.method == m for r in found.cells))
+    parts = [HOW.format(records=name, rules=rules), "## Against the best of all rules\n", SUMMARY, summary(found.cells)]
     parts += [free(found.cells), "## Every cell\n", cells(found.cells), "## The networks\n", networks(found)]
     return "\n".join(part for part in parts if part)
