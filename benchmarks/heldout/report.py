@@ -21,8 +21,9 @@ HOW = """\
 Made by `python -m benchmarks.heldout --networks PATH` from the records in `{records}`. The networks are others',
 named below. Each cell samples with exactly N evaluations, the last step goes to clean data, and compares with the
 *converged samples* of the same noise (DPM++ 2M, 256 evaluations on a fine mesh); RMSE is over all numbers of a sample,
-without guidance. "Best rule" is the best of {rules} (`flow-2` and `flow-3` are equal steps of a flow's time with shift 2
-and 3), of those that have a schedule for the model: a choice that no one can make beforehand.
+without guidance. "Best rule" is the best, of those that have a schedule for the model, of
+{rules}:
+a choice that no one can make beforehand. `flow-2` and `flow-3` are equal steps of a flow's time with shift 2 and 3.
 """
 
 SUMMARY = """\
