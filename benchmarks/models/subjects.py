@@ -146,7 +146,11 @@ class Subject:
             ValueError: for an unknown solver or a schedule that is not for this model.
             RuntimeError: if the network was not called exactly `schedule.nfe` times.
         """
-        scheduler = bridge.with_schedule(self.scheduler(solver), schedule)
+        plain = self.scheduler(solver)
+        if schedule.coefficients is None:
+            scheduler = bridge.with_schedule(plain, schedule)
+        else:
+            scheduler = bridge.NonstationaryScheduler.from_schedule(plain, schedule)
         chosen = range(self.count)[rows or slice(None)]
         if not chosen:
             raise ValueError(f"{rows} picks no row of {self.count}")

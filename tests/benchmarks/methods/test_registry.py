@@ -13,7 +13,7 @@ from benchmarks.methods import registry
 from benchmarks.methods.registry import METHODS, Inapplicable, prepare, union_length
 from benchmarks.models.denoiser import OWN_SEEDS, denoiser, own_subject
 from bridge.sampling import Level
-from hso_jax import BASELINES, baseline
+from hso_jax import BASELINES, Origin, Schedule, baseline
 from hso_jax.noise import flow
 
 pytestmark = [
@@ -45,7 +45,9 @@ def test_there_is_every_rule_and_every_search():
     assert all(method.description for method in METHODS.values())
 
 
-@pytest.mark.parametrize("method", [name for name in METHODS if name not in ("exponential", "ays-svd")])
+@pytest.mark.parametrize(
+    "method", [name for name in METHODS if name not in ("exponential", "ays-svd", "nonstationary")]
+)
 def test_every_method_has_n_evaluations_and_a_clean_end(method, calls, cheap):
     subject, solver = tiny_subject(), "dpmpp-2m"  # the solver of `--quick`: its test runs the same compiled search
     prepared = prepare(method, subject, solver, 4, real=real())
@@ -55,9 +57,23 @@ def test_every_method_has_n_evaluations_and_a_clean_end(method, calls, cheap):
     assert 0 <= prepared.seconds < 600 and prepared.compile_seconds >= 0
     assert (prepared.calls > 0) == (method in RUN_THE_MODEL) == (calls.images > 0)
     before = calls.images
-    solver = schedule.solver if method == "nonstationary" else solver
     assert subject.sample(schedule, solver).calls == 4  # counted at the network
     assert calls.images - before == 4 * subject.count
+
+
+def test_coefficients_of_its_own_are_searched_once_and_installed(calls, monkeypatch, caplog):
+    """The search itself is tests/methods/test_nonstationary_search.py's: here it is a schedule that is at hand."""
+    subject, asked = tiny_subject(), []
+    own = Origin(method="solver-error", solver="nonstationary")
+    rows = [[0.0], [-0.4], [-0.5], [0.0]]
+    made = Schedule.from_t(subject.noise, [1.0, 0.7, 0.4, 0.1], origin=own, coefficients=rows)
+    monkeypatch.setattr(registry, "search", lambda *args, **options: asked.append((args, options)) or made)
+    monkeypatch.setattr(registry, "_FREE", {})
+    for solver in ("ddim", "dpmpp-2m"):
+        assert prepare("nonstationary", subject, solver, 4).schedule is made
+    assert len(asked) == 1 and asked[0][1]["method"].solver == "nonstationary" and calls.images == 0
+    found = subject.sample(made, "nonstationary")
+    assert found.calls == 4 and bool(found.images.isfinite().all()) and calls.images == 4 * subject.count
 
 
 @pytest.mark.parametrize(
