@@ -17,9 +17,8 @@ from hso_jax.checks import brief, check_guidance, choice, is_number, number, num
 from hso_jax.files import PROFILE_FORMAT, parse_json, read_text, write_whole
 from hso_jax.noise import NoiseSchedule
 from hso_jax.noise.noise_schedule import PREDICTIONS, check_noise
-from hso_jax.objectives.solver_error import default_family
 from hso_jax.problems.bank import Bank, collect
-from hso_jax.problems.mixture import Problem
+from hso_jax.problems.family import family
 from hso_jax.problems.model_error import ModelError
 from hso_jax.problems.spectrum import from_components, spectral
 from hso_jax.schedule import versions
@@ -252,19 +251,7 @@ def _problems(deviations: tuple[float, ...], total: float, dimension: int) -> Ba
     with jax.enable_x64(True), jax.ensure_compile_time_eval():
         of = from_components(deviations, total, dimension)
         products = [spectral(jax.random.key(seed), of) for seed in range(PRODUCTS)]
-        return collect([*_clusters(default_family())[:CLUSTERS], *products])
-
-
-def _clusters(bank: Bank) -> list[Problem]:
-    """The mixtures of a bank, each with its own coordinates alone."""
-    if bank.mixtures is None:
-        return []
-    found = []
-    for p in np.flatnonzero(~np.asarray(bank.is_product)):
-        one = jax.tree.map(lambda leaf: np.asarray(leaf[bank.row[p]]), bank.mixtures)  # noqa: B023
-        own = int(bank.dimension[p])
-        found.append(one._replace(means=one.means[:, :own], variances=one.variances[:own]))
-    return found
+        return collect([family(range(CLUSTERS)), *products])
 
 
 def _row(name: str, values: Any, need: str = "finite") -> tuple[float, ...]:

@@ -50,16 +50,16 @@ def sample_nonstationary(
     Raises:
         ValueError: for sigmas that do not fall, or bad coefficients.
     """
-    levels = _checked(sigmas)
-    rows = check_coefficients(coefficients, len(levels) - 1)
+    falling = _checked(sigmas)
+    rows = check_coefficients(coefficients, len(falling) - 1)
     ones, extra = x.new_ones([x.shape[0]]), dict(extra_args or {})
     past: list[torch.Tensor] = []
-    for i in trange(len(levels) - 1, disable=disable):
+    for i in trange(len(falling) - 1, disable=disable):
         denoised = model(x, sigmas[i] * ones, **extra)
         if callback is not None:
             callback({"x": x, "i": i, "sigma": sigmas[i], "sigma_hat": sigmas[i], "denoised": denoised})
         past = [denoised, *past][: rows.shape[1] + 1]
-        ratio = levels[i + 1] / levels[i]
+        ratio = falling[i + 1] / falling[i]
         then = denoised * ((1.0 - ratio) * (1.0 - rows[i].sum()))
         for weight, before in zip(rows[i].tolist(), past[1:], strict=False):
             then = then + before * ((1.0 - ratio) * weight)

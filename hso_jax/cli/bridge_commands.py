@@ -61,13 +61,7 @@ examples:
     parser.add_argument("--height", type=int, metavar="PIXELS", help="default: the pipeline's")
     parser.add_argument("--width", type=int, metavar="PIXELS", help="default: the pipeline's")
     parser.add_argument("--guidance-scale", type=float, metavar="X", help="default: the pipeline's")
-    parser.add_argument(
-        "--option",
-        action="append",
-        default=[],
-        metavar="KEY=VALUE",
-        help="any other argument of the pipeline's call, VALUE in JSON; repeatable",
-    )
+    _add_option(parser)
     _add_device(parser)
     grid = parser.add_argument_group("comparison")
     grid.add_argument(
@@ -106,6 +100,14 @@ examples:
     parser.add_argument("--seed", type=int, default=0, help="of the noise; default %(default)s")
     parser.add_argument("--batch", type=int, default=8, metavar="N", help="samples at once; default %(default)s")
     parser.add_argument("--scheduler", metavar="CLASS", help="diffusers class; default: the pipeline's")
+    _add_option(parser)
+    _add_device(parser)
+    out = parser.add_argument_group("output")
+    out.add_argument("-o", "--output", type=Path, required=True, help="profile, written whole or not at all")
+    out.add_argument("--force", action="store_true", help="replace a file that is no profile of hso-jax")
+
+
+def _add_option(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--option",
         action="append",
@@ -113,10 +115,6 @@ examples:
         metavar="KEY=VALUE",
         help="any other argument of the pipeline's call, VALUE in JSON; repeatable",
     )
-    _add_device(parser)
-    out = parser.add_argument_group("output")
-    out.add_argument("-o", "--output", type=Path, required=True, help="profile, written whole or not at all")
-    out.add_argument("--force", action="store_true", help="replace a file that is no profile of hso-jax")
 
 
 def _add_device(parser: argparse.ArgumentParser) -> None:

@@ -70,21 +70,21 @@ LEADING, REACH = (2.0, 4.0, 8.0), 8.0
 """Of the default family's products: largest standard deviations, and how many times the smallest one each is."""
 
 
-@functools.lru_cache(maxsize=8)
-def default_family(seed: int = 0) -> Bank:
+@functools.cache
+def default_family() -> Bank:
     """The 36 problems that schedules are optimised on, in float64 always: 24 clusters, and 12 products among them.
 
     Clusters decide at one scale, products at many (`spectral`): theirs are `REACH` apart, evenly in their logarithm.
     Held-out problems have other seeds.
     """
     with jax.enable_x64(True), jax.ensure_compile_time_eval():
-        clusters = family(range(seed, seed + 24))
+        clusters = family(range(24))
         problems: list[Problem | Product] = []
         for i in range(24):
             problems.append(jax.tree.map(lambda leaf: leaf[i], clusters))  # noqa: B023
             if i % 2:
                 own = spectrum(np.geomspace(LEADING[i // 2 % 3], LEADING[i // 2 % 3] / REACH, 32))
-                problems.append(spectral(jax.random.key(1000 + seed + i), own))
+                problems.append(spectral(jax.random.key(1000 + i), own))
         return collect(problems)
 
 

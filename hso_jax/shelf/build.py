@@ -1,6 +1,6 @@
-"""Makes the file behind `zoo`: `python -m hso_jax.shelf.build` (resumable; 40 minutes on one core).
+"""Makes the file behind `zoo`: `python -m hso_jax.shelf.build` (resumable; three quarters of an hour on two busy cores).
 
-The search knows a model by the two ends of its noise only, so the presets share a few shelves.
+The search knows a model by the two ends of its noise and what its error is like: the presets share a few shelves.
 """
 
 from __future__ import annotations
