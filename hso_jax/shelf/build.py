@@ -1,4 +1,4 @@
-"""Makes the file behind `zoo`: `python -m hso_jax.shelf.build` (resumable; three quarters of an hour on two busy cores).
+"""Makes the file behind `zoo`: `python -m hso_jax.shelf.build` (resumable; 45 minutes on two busy cores).
 
 The search knows a model by the two ends of its noise and what its error is like: the presets share a few shelves.
 """
