@@ -12,9 +12,8 @@ import numpy as np
 import torch
 from tqdm.auto import trange
 
-from bridge.sampling import levels
 from hso_jax.schedule import Schedule
-from hso_jax.solvers import SOLVERS, coefficients_of, weights
+from hso_jax.solvers import PURE_NOISE, SOLVERS, coefficients_of, weights
 from hso_jax.solvers.nonstationary import MOST, check_coefficients, known
 from hso_jax.solvers.weights import grid
 
@@ -126,8 +125,11 @@ def _known_solvers(schedule: Schedule) -> np.ndarray:
             "its SIGMAS from HSO Scheduler or HSO Schedule File, and a sampler of your choice"
         )
     last = math.inf if schedule.end == "clean" else float(schedule.lams[-1])
-    with jax.enable_x64(True):  # pure noise has the finite lam that `bridge.sample` takes there
-        lams = jax.numpy.asarray([level.lam for level in levels(schedule)[:-1]])
+    evaluated = schedule.lams[: schedule.nfe].copy()
+    if np.isinf(evaluated[0]):  # pure noise has the finite lam that `bridge.sample` takes there
+        evaluated[0] = PURE_NOISE[schedule.kind]
+    with jax.enable_x64(True):
+        lams = jax.numpy.asarray(evaluated)
         steps = grid(lams, jax.numpy.asarray(last), jax.numpy.asarray(schedule.nfe))
         found = np.array(coefficients_of(weights(schedule.solver, lams, end=last), steps, MOST))
     return found

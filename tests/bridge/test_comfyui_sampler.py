@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import sys
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
@@ -105,7 +106,7 @@ def test_other_sigmas_are_refused(nodes: ModuleType, tmp_path: Path) -> None:
             sampler.run(network, start(), wrong)
 
 
-@pytest.mark.parametrize("model", ["sdxl", "flux-dev"])
+@pytest.mark.parametrize("model", ["sdxl", "flux-dev", "edm-cifar10"])
 @pytest.mark.parametrize("solver", ["ddim", "dpmpp-2m", "unipc-2", "unipc-3"])
 def test_known_solvers_are_the_package_s(nodes: ModuleType, model: str, solver: str) -> None:
     """By their formula in lam, for flow models too, whose samplers in ComfyUI work in another variable."""
@@ -114,7 +115,8 @@ def test_known_solvers_are_the_package_s(nodes: ModuleType, model: str, solver: 
     np.testing.assert_array_equal(sigmas, schedule.sampler_sigmas().astype(np.float32))
     flow = schedule.kind == "flow"
     level = exact_levels(schedule)[0]
-    got = sampler.run(flow_network if flow else network, start() / (1.0 if flow else level.alpha), sigmas)
+    scale = 1.0 if flow else math.hypot(level.alpha, level.sigma) / level.alpha  # samples are x0 + sigma eps
+    got = sampler.run(flow_network if flow else network, scale * start(), sigmas)
     want = sample(lambda x, level: denoise(x, level.alpha, level.sigma), schedule, start(), solver=solver)
     np.testing.assert_allclose(got, want, atol=2e-3)
 
