@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import math
 from typing import Any
 
 import jax
@@ -28,7 +29,7 @@ from hso_jax.objectives.solver_error import (
 )
 from hso_jax.problems import ETA, ModelError, collect, family, mixture, power_law, product, spectral
 from hso_jax.problems.bank import pick, predict, spread
-from hso_jax.problems.model_error import CAP, SATURATION, Waves, draw, error, guided, over_sigma
+from hso_jax.problems.model_error import CAP, SATURATION, Waves, check_model_error, draw, error, guided, over_sigma
 from hso_jax.searches import checked
 
 SD, FLOW, EDM = preset("sd15"), preset("sd3-medium"), preset("edm-cifar10")
@@ -340,3 +341,11 @@ def test_bad_input_is_named(case: str) -> None:
     method = SolverError(samples=32, **{k: v for k, v in options.items() if k != "start"})
     with pytest.raises(ValueError, match=message):
         checked([Lane(SD, 3, method=method)])
+
+
+def test_the_default_error_of_an_epsilon_model_is_bounded_at_pure_noise() -> None:
+    """Such a network says nothing about x_0 there: what starts there is taken as bounded; a stated error is refused."""
+    assert check_model_error(None, "epsilon", -math.inf).numbers("epsilon") == (ETA["epsilon"], 1.0)
+    assert check_model_error(None, "epsilon", -5.0).numbers("epsilon") == (ETA["epsilon"], 0.0)
+    with pytest.raises(ValueError, match="lam = -inf"):
+        check_model_error(ModelError(eta=0.02), "epsilon", -math.inf)
