@@ -177,6 +177,19 @@ sys.exit(hso_jax.cli.main())
         assert process.returncode == 130 and len(err.splitlines()) == 1 and err.startswith("interrupted")
 
 
+def test_ctrl_c_after_the_work_changes_nothing() -> None:
+    script = """
+import atexit, os, signal, sys
+signal.signal(signal.SIGINT, signal.default_int_handler)
+import hso_jax.cli
+atexit.register(os.kill, os.getpid(), signal.SIGINT)
+sys.argv = ["hso-jax", "models"]
+sys.exit(hso_jax.cli.main())
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, "") and "sdxl" in done.stdout
+
+
 def test_the_entry_point_is_cheap_and_is_the_installed_one() -> None:
     script = "import sys, hso_jax.cli; assert not {'jax', 'numpy', 'rich', 'importlib.metadata'} & set(sys.modules)"
     subprocess.run([sys.executable, "-c", script], check=True)

@@ -13,8 +13,9 @@ _EXIT_INTERRUPTED = 130
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line.
 
-    Without `argv` it is the whole process. While the packages are imported, and after the work is done, Ctrl-C then
-    ends it at once: compiled modules may swallow the exception that it otherwise is.
+    Without `argv` it is the whole process. While the packages are imported Ctrl-C then ends it at once: compiled
+    modules may swallow the exception that it otherwise is. When the work is done Ctrl-C changes nothing any more: the
+    exit code says how the work ended.
 
     Args:
         argv: the arguments, by default the process's own.
@@ -37,8 +38,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             raise
         _stop()
     finally:
-        if heard:
-            signal.signal(signal.SIGINT, _stop)
+        if heard:  # while the interpreter ends it would kill the process, were it not ignored
+            signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 def _stop(*_: Any) -> NoReturn:
