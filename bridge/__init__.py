@@ -24,6 +24,9 @@ from bridge.schedulers.nonstationary import NonstationaryScheduler as Nonstation
 from bridge.schedulers.plain import without_schedule as without_schedule
 from bridge.schedulers.scheduled import schedule_of as schedule_of
 from bridge.schedulers.scheduled import scheduled_class as _scheduled_class
+from bridge.tuning import Tuned as Tuned
+from bridge.tuning import tune as tune
+from bridge.tuning import tune_denoiser as tune_denoiser
 
 
 def __getattr__(name: str) -> Any:

@@ -218,8 +218,7 @@ class PipelineDraw:
         jobs = self.jobs[first : first + self.batch]
         # The noise comes from the CPU, so that every device has the same.
         generators = [torch.Generator("cpu").manual_seed(seed) for _, seed in jobs]
-        texts = {k: [v] * len(jobs) for k, v in self.call.items() if k in _ONE_EACH and isinstance(v, str)}
-        call = {**self.call, **texts, self.given: [prompt for prompt, _ in jobs]}
+        call = {**self.call, **texts_for(self.call, len(jobs)), self.given: [prompt for prompt, _ in jobs]}
         result = pipe(**call, num_inference_steps=nfe, generator=generators, return_dict=False)[0]
         if not isinstance(result, (torch.Tensor, np.ndarray)):
             raise ValueError(f"{type(pipe).__name__} returned a {type(result).__name__}; try output_type='pt'")
@@ -229,6 +228,11 @@ class PipelineDraw:
 def _evaluations(layout: str, nfe: int) -> int:
     """Of a scheduler whose row has this layout, at N; the larger of the two ends' for those that evaluate twice."""
     return 2 * nfe if layout in _TWICE else nfe + (layout == "plms" and nfe > 1)
+
+
+def texts_for(call: Mapping[str, Any], samples: int) -> dict[str, list[str]]:
+    """Those texts of a call that a pipeline takes one of for each sample."""
+    return {k: [v] * samples for k, v in call.items() if k in _ONE_EACH and isinstance(v, str)}
 
 
 def several(values: Iterable[Any], name: str) -> list[Any]:

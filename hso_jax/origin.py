@@ -29,6 +29,7 @@ class Origin:
         iterations: steps the lower level took.
         stationarity: largest entry of the projected gradient at the nodes, in t.
         versions: of the packages that made it.
+        tuned: what a schedule was tuned on and how (`bridge.tune`), numbers and texts by name; None for others.
     """
 
     method: str = "custom"
@@ -42,6 +43,7 @@ class Origin:
     iterations: int = 0
     stationarity: float | None = None
     versions: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    tuned: Mapping[str, Any] | None = None
 
     def __post_init__(self) -> None:
         """Check every value. Raises ValueError."""
@@ -61,6 +63,8 @@ class Origin:
         ):
             raise ValueError(f"versions is {brief(self.versions)}; need texts by name")
         object.__setattr__(self, "versions", dict(self.versions))
+        if self.tuned is not None:
+            object.__setattr__(self, "tuned", _told("tuned", self.tuned))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -88,6 +92,16 @@ class Scores:
         for name in ("mep", "spf", "error", "fitness", "amplification"):
             _check_number(self, name)
         _check_mapping(self, "others")
+
+
+def _told(name: str, value: object) -> dict[str, Any]:
+    """Texts, finite numbers or None by name. Raises ValueError for anything else."""
+    if not isinstance(value, Mapping) or not all(isinstance(key, str) for key in value):
+        raise ValueError(f"{name} is {brief(value)}; need numbers and texts by name")
+    for key, x in value.items():
+        if x is not None and not isinstance(x, str):
+            number(f"{name}[{key!r}]", x)
+    return {key: _plain(x) for key, x in value.items()}
 
 
 def _check_number(group: Any, name: str, optional: bool = True) -> None:

@@ -27,7 +27,7 @@ _FIELDS = (
     *("model", "nfe", "layout", "end", "method", "solver", "t", "lams", "sigmas", "timesteps", "kind"),
     *("num_train_timesteps", "noise", "psi", "p", "d_min", "mep", "spf", "min_spacing", "result", "iterations"),
     *("stationarity", "seed", "guidance", "error", "others", "fitness", "versions"),
-    "amplification",
+    *("amplification", "tuned"),
 )
 """In the file's order. `min_spacing` follows from t: it is written for readers, and not read."""
 _OPTIONAL = (
@@ -41,6 +41,7 @@ _OPTIONAL = (
     "others",
     "fitness",
     "amplification",
+    "tuned",
 )
 
 _RENAMED = {

@@ -76,13 +76,10 @@ def profile(args: argparse.Namespace) -> int:
     """Measure a pipeline and write its profile; an interrupted one leaves no file."""
     files.check_writable(args.output, "profile", args.force, [args.prompts])
     folder = pipeline_folder(args.pipeline)
-    lines = [""] if args.prompts is None else files.read_text(args.prompts).splitlines()
-    prompts: list[Any] = [line.strip() for line in lines if line.strip()] or [""]
     call = pictures.read_options(args.option, "that is set by --prompts, --steps or --seed")
     pipe = pictures.load(folder, args.device, args.dtype)
     replace_scheduler(pipe, plain(pipe.scheduler, args.scheduler))
-    if args.prompts is not None and "class_labels" in inspect.signature(pipe.__call__).parameters:
-        prompts = [int(p) if p.isdecimal() else pipe.get_label_ids([p])[0] for p in prompts]
+    prompts = read_prompts(args.prompts, pipe)
     with terminal.progress() as progress:
         task = progress.add_task("measuring the pipeline", total=None)
         found = measure(
@@ -108,6 +105,15 @@ def profile(args: argparse.Namespace) -> int:
             f"wrote {shown(args.output)}; use it: hso-jax search --method solver-error --profile {shown(args.output)}"
         )
     return 0
+
+
+def read_prompts(path: Path | None, pipe: Any) -> list[Any]:
+    """The lines of a file, for a pipeline that takes classes their numbers; the empty text without a file."""
+    lines = [""] if path is None else files.read_text(path).splitlines()
+    prompts: list[Any] = [line.strip() for line in lines if line.strip()] or [""]
+    if path is not None and "class_labels" in inspect.signature(pipe.__call__).parameters:
+        prompts = [int(p) if p.isdecimal() else pipe.get_label_ids([p])[0] for p in prompts]
+    return prompts
 
 
 def choose(args: argparse.Namespace, every: Sequence[Schedule]) -> Schedule:

@@ -272,6 +272,9 @@ class NonstationaryScheduler(Installed, _Stepper):
         clean = output * here.out if output.dtype == x.dtype else output.to(x.dtype).mul_(here.out)
         if here.skip:
             clean.add_(x, alpha=here.skip)
+        return self._clipped(clean)
+
+    def _clipped(self, clean: torch.Tensor) -> torch.Tensor:
         if self._clips == "thresholding":
             return diffusers.DDIMScheduler._threshold_sample(self, clean)
         if self._clips:
@@ -285,22 +288,34 @@ NonstationaryScheduler.__module__ = "bridge"  # where diffusers and pickle look 
 
 def _steps(schedule: Schedule, config: Mapping[str, Any]) -> list[_Step]:
     alphas, sigmas = alpha_sigma(schedule.lams[: schedule.nfe], schedule.kind)
-    prediction, scale = config["prediction_type"], np.ones_like(sigmas)
-    if schedule.kind == "ve":
-        data = float(config.get("sigma_data", 1.0))
-        scale = 1.0 / np.hypot(sigmas, data)
-        skip, out = (data * scale) ** 2, sigmas * data * scale * (1.0 if prediction == "epsilon" else -1.0)
-    elif prediction == "epsilon":
-        skip, out = 1.0 / alphas, -sigmas / alphas
-    elif prediction == "sample":
-        skip, out = np.zeros_like(alphas), np.ones_like(alphas)
-    elif prediction == "v_prediction":
-        skip, out = alphas, -sigmas
-    else:  # d x / d s, or against s where time runs from 0 at noise to 1 at data
-        skip, out = np.ones_like(alphas), -sigmas * (-1.0 if config.get("invert_sigmas") else 1.0)
+    scale, skip, out = (np.broadcast_to(x, alphas.shape) for x in conversion(alphas, sigmas, schedule.kind, config))
     columns = (x.tolist() for x in (scale, skip, out))
     rows = ((row[0], row[1:]) for row in schedule.weights_table().tolist())
     return [_Step(*numbers, *row) for *numbers, row in zip(*columns, rows, strict=True)]
+
+
+def conversion(alpha: Any, sigma: Any, kind: str, config: Mapping[str, Any]) -> tuple[Any, Any, Any]:
+    """(scale, skip, out) at a level: the network's input is `scale` x, and x0 = `skip` x + `out` output.
+
+    Args:
+        alpha: number, array or tensor; x = alpha x_0 + sigma eps.
+        sigma: likewise.
+        kind: of the noise schedule.
+        config: of the scheduler; its `prediction_type`, `sigma_data` and `invert_sigmas` are looked at.
+    """
+    prediction = config["prediction_type"]
+    if kind == "ve":
+        data = float(config.get("sigma_data", 1.0))
+        scale = 1.0 / (sigma**2 + data**2) ** 0.5
+        return scale, (data * scale) ** 2, sigma * data * scale * (1.0 if prediction == "epsilon" else -1.0)
+    if prediction == "epsilon":
+        return 1.0, 1.0 / alpha, -sigma / alpha
+    if prediction == "sample":
+        return 1.0, 0.0, 1.0
+    if prediction == "v_prediction":
+        return 1.0, alpha, -sigma
+    # d x / d s, or against s where time runs from 0 at noise to 1 at data
+    return 1.0, 1.0, -sigma * (-1.0 if config.get("invert_sigmas") else 1.0)
 
 
 def _edits(tensor: torch.Tensor) -> int | None:

@@ -1,4 +1,4 @@
-"""`apply`, `sample` and `profile`: their parsers. The work is in `bridge`, which needs torch and diffusers."""
+"""`apply`, `sample`, `profile` and `tune`: their parsers. The work is in `bridge`, which needs torch and diffusers."""
 
 from __future__ import annotations
 
@@ -13,10 +13,11 @@ EXIT_BAD_INPUT = 2
 
 
 def add_parsers(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    """Add the three subcommands; `run` imports the bridge only when it is called."""
+    """Add the subcommands; `run` imports the bridge only when it is called."""
     _add_apply(subparsers)
     _add_sample(subparsers)
     _add_profile(subparsers)
+    _add_tune(subparsers)
 
 
 def _add_apply(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -107,6 +108,50 @@ examples:
     out.add_argument("--force", action="store_true", help="replace a file that is no profile of hso-jax")
 
 
+def _add_tune(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    examples = """\
+examples:
+  hso-jax tune --pipeline ./my-model --nfe 6 --prompts prompts.txt -o tuned.json
+  hso-jax tune --pipeline ./my-model --nfe 6 --solver unipc-3 --guidance 5 --budget 10000 -o tuned.json
+  hso-jax apply tuned.json --pipeline ./my-model --nfe 6
+
+The output holds the best schedule so far from the first one on, also after Ctrl-C; the same command goes on from
+OUTPUT.checkpoint.
+"""
+    text = "tune nodes and coefficients on a local pipeline's own samples"
+    parser = add_command(subparsers, "tune", _run, text, examples)
+    parser.set_defaults(command="tune")
+    parser.add_argument(
+        "--pipeline", type=Path, required=True, metavar="PATH", help="local folder that save_pretrained wrote"
+    )
+    parser.add_argument("--nfe", "--steps", type=int, required=True, metavar="N", help="evaluations of the network")
+    parser.add_argument(
+        "--prompts", type=Path, metavar="FILE", help="typical prompts (or classes), one a line; default: the empty text"
+    )
+    parser.add_argument("--guidance", type=float, metavar="W", help="weight to sample with; default: the pipeline's")
+    parser.add_argument(
+        "--solver", default="nonstationary", help="or a known one, to tune its nodes alone; default %(default)s"
+    )
+    parser.add_argument(
+        "--budget", type=int, default=5000, metavar="N", help="evaluations of the network at most; default %(default)s"
+    )
+    parser.add_argument(
+        "--teacher-steps", type=int, default=48, metavar="N", help="of the converged samples; default %(default)s"
+    )
+    parser.add_argument("--samples", type=int, metavar="N", help="to tune on; default: as the budget allows")
+    parser.add_argument("--batch", type=int, default=8, metavar="N", help="samples at once; default %(default)s")
+    parser.add_argument("--by", default="auto", help="auto, differences, gradients or comparisons; default %(default)s")
+    parser.add_argument("--detail", type=float, default=0.0, metavar="X", help="weight of fine detail; default 0")
+    parser.add_argument("--profile", type=Path, metavar="FILE", help="of the model, from `hso-jax profile`")
+    parser.add_argument("--seed", type=int, default=0, help="of the noise; default %(default)s")
+    _add_option(parser)
+    _add_device(parser)
+    out = parser.add_argument_group("output")
+    out.add_argument("-o", "--output", type=Path, required=True, help="schedule file; written whole at each better one")
+    out.add_argument("--checkpoint", type=Path, metavar="FILE", help="default: OUTPUT.checkpoint")
+    out.add_argument("--force", action="store_true", help="replace a file that is no schedule file of hso-jax")
+
+
 def _add_option(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--option",
@@ -143,6 +188,10 @@ def _add_choice(parser: argparse.ArgumentParser) -> None:
 
 def _run(args: argparse.Namespace) -> int:
     try:
+        if args.command == "tune":
+            from bridge.cli import tuning
+
+            return tuning.run(args)
         from bridge.cli import commands
 
         return commands.run(args)

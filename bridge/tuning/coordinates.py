@@ -1,0 +1,223 @@
+"""What tuning moves: the nodes and, for the non-stationary solver, its coefficients, as numbers without constraints.
+
+A point z holds the logarithms of the gaps between the nodes (`hso_jax.lower.gaps`, the first node at the model's noise
+end, the last gap's logarithm taken as 0), then the coefficients' deviations from those of a known solver on the same
+nodes. A step of 0.1 changes a gap by a tenth or a weight by a tenth, wherever it is. All solvers of one evaluation a
+step are linear in the predictions, so that one loop with one table of weights runs them all.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import math
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+
+from hso_jax import solvers
+from hso_jax.lower.gaps import Range, lams_of, logits_of, nodes_of
+from hso_jax.methods.solver_error.coefficients import older_of
+from hso_jax.noise import NoiseSchedule, alpha_sigma
+from hso_jax.noise.ends import s_of_lam
+from hso_jax.origin import Origin
+from hso_jax.schedule import Schedule
+from hso_jax.solvers.nonstationary import MOST, coefficients_of, known, weights_of
+from hso_jax.solvers.weights import grid
+
+
+class Table(NamedTuple):
+    """A schedule as a sampler's loop and the network meet it, in the model's own scaling of x.
+
+    Attributes:
+        timestep: [N] what the network is told.
+        alpha, sigma: [N] x = alpha x_0 + sigma eps.
+        carry: [N] weight of the sample in each step.
+        predict: [N, 4] weights of the predictions of clean data, the newest first.
+    """
+
+    timestep: Any
+    alpha: Any
+    sigma: Any
+    carry: Any
+    predict: Any
+
+
+@dataclasses.dataclass(frozen=True)
+class Coordinates:
+    """The points of one model, N and solver.
+
+    Attributes:
+        noise: the model's.
+        nfe: N.
+        solver: what samples: "nonstationary", or a solver of one evaluation a step.
+        base: the known solver that the coefficients deviate from; `solver` itself where that is known.
+    """
+
+    noise: NoiseSchedule
+    nfe: int
+    solver: str
+    base: str
+
+    @classmethod
+    def of(cls, noise: NoiseSchedule, nfe: int, solver: str, base: str) -> Coordinates:
+        """For a solver by any of its names.
+
+        Raises:
+            ValueError: for a solver of two evaluations a step, or one that cannot start at the model's noise end.
+        """
+        free = solver == solvers.NONSTATIONARY
+        base = solvers.canonical(base if free else solver)
+        older_of(base)
+        if noise.noise_end == -math.inf and base.endswith("bh1"):
+            raise ValueError(f"solver {base!r} cannot start at lam = -inf; use {base.removesuffix('-bh1')!r}")
+        return cls(noise, nfe, solvers.NONSTATIONARY if free else base, base)
+
+    @property
+    def places(self) -> np.ndarray:
+        """[N, 3] bool, the coefficients that are free."""
+        some = self.solver == solvers.NONSTATIONARY
+        return known(self.nfe, MOST - 1) & some
+
+    @property
+    def size(self) -> int:
+        """Entries of a point."""
+        return self.nfe - 1 + int(self.places.sum())
+
+    def point(self, schedule: Schedule) -> np.ndarray:
+        """[size] of a schedule to clean data: its nodes and, for free coefficients, those that it or its solver has.
+
+        A solver that the form does not have counts as the base.
+        """
+        with jax.enable_x64(True):
+            lams = np.asarray(schedule.lams)[: self.nfe]
+            logits = np.asarray(logits_of(self._range(), jnp.asarray(s_of_lam(lams))))[: self.nfe]
+            z = logits[:-1] - logits[-1]
+            if not self.places.any():
+                return z
+            nodes = jnp.asarray(self.lams(z))
+            wanted = schedule.coefficients
+            if wanted is None:
+                wanted = np.asarray(_known(nodes, self._as_known(schedule.solver)))
+            found = np.zeros((self.nfe, MOST - 1))
+            found[:, : wanted.shape[1]] = wanted
+            return np.concatenate([z, (found - np.asarray(_known(nodes, self.base)))[self.places]])
+
+    def lams(self, z: np.ndarray) -> np.ndarray:
+        """[N] half log-SNR of a point's nodes; the first is the model's noise end, -inf for pure noise."""
+        with jax.enable_x64(True):
+            found = np.array(_lams(jnp.asarray(z[: self.nfe - 1]), self._range()))
+        found[0] = self.noise.noise_end
+        return found
+
+    def table(self, z: np.ndarray) -> Table:
+        """A point's table, float64."""
+        with jax.enable_x64(True):
+            return Table(*map(np.array, _table(jnp.asarray(z), *self._rest())))
+
+    def pull(self, z: np.ndarray, slopes: Table) -> np.ndarray:
+        """[size] the gradient in z of what has these slopes in the entries of its table."""
+        with jax.enable_x64(True):
+            return np.asarray(_pull(jnp.asarray(z), Table(*map(jnp.asarray, slopes)), *self._rest()))
+
+    def weights(self, z: Array) -> solvers.Weights:
+        """The solver's weights at a point, for samples with alpha^2 + sigma^2 = 1; traceable."""
+        return _weights(z, *self._rest()[1:])
+
+    def schedule(self, z: np.ndarray, origin: Origin) -> Schedule:
+        """The schedule of a point."""
+        coefficients = None
+        lams = self.lams(z)
+        if self.places.any():
+            coefficients = np.zeros((self.nfe, MOST - 1))
+            coefficients[self.places] = z[self.nfe - 1 :]
+            with jax.enable_x64(True):
+                coefficients += np.asarray(_known(jnp.asarray(lams), self.base))
+        return Schedule.from_lams(self.noise, lams, origin=origin, coefficients=coefficients)
+
+    def _range(self) -> Range:
+        top, floor = (float(s_of_lam(x)) for x in (self.noise.noise_end, self.noise.data_end))
+        return Range(jnp.asarray(top), jnp.asarray(floor), jnp.asarray(False), jnp.asarray(self.nfe))
+
+    def _rest(self) -> tuple[Any, ...]:
+        noise = dataclasses.replace(self.noise, name="")  # names would compile anew
+        return noise, self._range(), self.nfe, self.base, bool(self.places.any())
+
+    def _as_known(self, name: str) -> str:
+        try:
+            older_of(name)
+        except ValueError:
+            return self.base
+        return solvers.canonical(name)
+
+
+_STATIC = ("nfe", "base", "free")
+
+
+@jax.jit
+def _lams(logits: Array, range_: Range) -> Array:
+    nodes = logits.shape[0] + 1
+    y = jnp.concatenate([logits, jnp.zeros(2, logits.dtype)])[: nodes + 1]
+    return lams_of(range_, nodes_of(range_, y))
+
+
+@functools.partial(jax.jit, static_argnames="name")
+def _known(lams: Array, name: str) -> Array:
+    """[N, 3] a known solver's coefficients in the non-stationary form."""
+    end, nfe = jnp.asarray(jnp.inf, lams.dtype), jnp.asarray(lams.shape[0])
+    return coefficients_of(solvers.weights(name, lams), grid(lams, end, nfe), MOST)
+
+
+def _weights(z: Array, range_: Range, nfe: int, base: str, free: bool) -> solvers.Weights:
+    lams = _lams(z[: nfe - 1], range_)
+    coefficients = _known(lams, base)
+    if free:
+        rows, columns = np.nonzero(known(nfe, MOST - 1))
+        coefficients = coefficients.at[rows, columns].add(z[nfe - 1 :])
+    return weights_of(grid(lams, jnp.asarray(jnp.inf, lams.dtype), jnp.asarray(nfe)), coefficients)
+
+
+def _entries(weights: solvers.Weights, noise: NoiseSchedule) -> Table:
+    """The table of a solver without corrector; the first node is the model's noise end, or fixed anyway."""
+    first = jnp.arange(weights.lams.shape[0]) == 0
+    pure = jnp.isneginf(weights.lams[0])
+    # No derivative is defined at -inf, where nothing moves: the first entries come from a place that has one.
+    begin = jnp.where(pure, 0.0, weights.lams[0])
+    inner = jnp.where(first, begin, weights.lams)
+    ends = (jnp.where(pure, end, x) for end, x in zip((0.0, 1.0), alpha_sigma(begin, noise.kind), strict=True))
+    alpha, sigma = (jnp.where(first, e, x) for e, x in zip(ends, alpha_sigma(inner, noise.kind), strict=True))
+    told = noise.timestep(noise.t_of_lam(inner))
+    timestep = jnp.where(first & pure, noise.timestep(jnp.ones(())), told)
+    # Weights are for alpha^2 + sigma^2 = 1: a step from that scaling to itself becomes one between the model's own.
+    scale = jnp.sqrt(alpha**2 + sigma**2)
+    then = jnp.append(scale[1:], 1.0)
+    return Table(timestep, alpha, sigma, weights.carry * then / scale, weights.predict * then[:, None])
+
+
+def table_of(z: Array, noise: NoiseSchedule, range_: Range, nfe: int, base: str, free: bool) -> Table:
+    """The table of a point; traceable."""
+    return _entries(_weights(z, range_, nfe, base, free), noise)
+
+
+def table_at(noise: NoiseSchedule, schedule: Schedule, solver: str) -> Table:
+    """The table of a schedule to clean data, with its own coefficients or those of a known solver, float64."""
+    with jax.enable_x64(True):
+        lams = jnp.asarray(schedule.lams[: schedule.nfe])
+        if schedule.coefficients is None:
+            coefficients = _known(lams, solvers.canonical(solver))
+        else:
+            own = np.asarray(schedule.coefficients)
+            coefficients = jnp.asarray(np.pad(own, ((0, 0), (0, MOST - 1 - own.shape[1]))))
+        steps = grid(lams, jnp.asarray(jnp.inf, lams.dtype), jnp.asarray(schedule.nfe))
+        return Table(*map(np.array, _entries(weights_of(steps, coefficients), noise)))
+
+
+_table = jax.jit(table_of, static_argnames=_STATIC)
+
+
+@functools.partial(jax.jit, static_argnames=_STATIC)
+def _pull(z: Array, slopes: Table, noise: NoiseSchedule, range_: Range, nfe: int, base: str, free: bool) -> Array:
+    return jax.vjp(lambda z: table_of(z, noise, range_, nfe, base, free), z)[1](slopes)[0]

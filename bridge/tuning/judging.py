@@ -1,0 +1,264 @@
+"""How far a point's samples are from the converged ones: value, gradient and residuals, within a budget."""
+
+from __future__ import annotations
+
+import base64
+import functools
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+
+from bridge.tuning.coordinates import Coordinates, Table
+from bridge.tuning.models import Model
+from hso_jax.upper.checkpoint import Records, damaged
+
+GRADIENT = 3
+"""Evaluations that one with its gradient counts as: a pass back costs what two forward do."""
+
+SKETCH = 256
+"""Numbers that the residual of one sample is summed to, with random signs: steps need its products alone."""
+
+Error = Callable[[torch.Tensor, torch.Tensor], Any]
+"""(samples, converged samples) [n, ...] -> a number, the smaller the better."""
+
+
+class SpentError(Exception):
+    """The budget does not cover another judgement."""
+
+
+class Residuals(NamedTuple):
+    """Of some samples at a point.
+
+    Attributes:
+        value: logarithm of their root-mean-square error.
+        rows: [n, S] sketches of their residuals; the mean of squares is about the sum of all squares.
+    """
+
+    value: float
+    rows: np.ndarray
+
+
+class Judge:
+    """The error of a model's samples at points; what was found out is recorded, and not asked of the network again.
+
+    Attributes:
+        evaluations: of the network so far, each of a single sample; guidance does not double them.
+        notes: what had to be done otherwise than asked, in words.
+    """
+
+    def __init__(
+        self,
+        model: Model,
+        coordinates: Coordinates,
+        targets: torch.Tensor,
+        *,
+        error: Error | None,
+        detail: float,
+        batch: int,
+        budget: int,
+        evaluations: int,
+        records: Records,
+    ) -> None:
+        """Targets [count, ...] are the converged samples; `evaluations` were spent on them."""
+        self._model, self._coordinates, self._targets = model, coordinates, targets
+        self._error, self._batch, self._budget = error, batch, budget
+        self._filter = None if error is not None or detail == 0.0 else detail_filter(targets, detail)
+        self._records, self._done = records, 0
+        self._recompute = False
+        self.evaluations, self.notes = evaluations, list[str]()
+
+    @property
+    def squares(self) -> bool:
+        """Whether the error is a sum of squares, with residuals."""
+        return self._error is None
+
+    def value(self, place: np.ndarray | Table, rows: Sequence[int]) -> float:
+        """Logarithm of the root-mean-square error of these samples at a point or table, or the caller's error of them.
+
+        Raises:
+            SpentError: before any evaluation.
+        """
+
+        def make() -> dict[str, Any]:
+            table = place if isinstance(place, Table) else self._coordinates.table(place)
+            return {"value": self._sum(table, rows, None)}
+
+        return float(self._ask("value", len(rows), make)["value"])
+
+    def residuals(self, z: np.ndarray, rows: Sequence[int]) -> Residuals:
+        """The value with the samples' residuals; see `value`."""
+
+        def make() -> dict[str, Any]:
+            sketches: list[np.ndarray] = []
+            value = self._sum(self._coordinates.table(z), rows, sketches)
+            return {"value": value, "rows": _packed(np.concatenate(sketches))}
+
+        found = self._ask("residuals", len(rows), make)
+        return Residuals(float(found["value"]), _unpacked(found["rows"], len(rows)) / np.sqrt(len(rows)))
+
+    def gradient(self, z: np.ndarray, rows: Sequence[int]) -> tuple[float, np.ndarray]:
+        """The value and its gradient in z; see `value`.
+
+        Raises:
+            MemoryError: where there is not enough for one sample's gradient, nothing of the network kept.
+            ValueError: if the samples do not depend on the nodes by autograd.
+        """
+
+        def make() -> dict[str, Any]:
+            value, slope = self._slope(z, rows)
+            return {"value": value, "rows": _packed(slope[None])}
+
+        found = self._ask("gradient", GRADIENT * len(rows), make)
+        return float(found["value"]), _unpacked(found["rows"], 1)[0]
+
+    def _ask(self, kind: str, cost: int, make: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+        cost *= self._coordinates.nfe
+        if self.evaluations + cost > self._budget:
+            raise SpentError
+        known = self._done < len(self._records.done)
+        record = self._records.done[self._done] if known else {"kind": kind, "cost": cost, **make()}
+        if known and (record["kind"], record["cost"]) != (kind, cost):
+            raise damaged(self._records.checkpoint.path, f"records[{self._done}] is of another judgement")
+        if not known:
+            self._records.add(record)
+        self._done += 1
+        self.evaluations += cost
+        return record
+
+    @torch.no_grad()
+    def _sum(self, table: Table, rows: Sequence[int], sketches: list[np.ndarray] | None) -> float:
+        """The value; sketches are appended to the list, if there is one."""
+        plain, total, place = Table(*(x.tolist() for x in table)), 0.0, 0
+        while place < len(rows):
+            part = rows[place : place + self._batch]
+            try:
+                found, target = self._pair(plain, part)
+            except (RuntimeError, MemoryError) as trouble:
+                self._smaller(trouble)
+                continue
+            if self._error is not None:
+                total += float(self._error(found, target)) * len(part)
+            else:
+                flat = self._residual(found, target).double()
+                total += float(flat.square().sum()) / flat.shape[1]
+                if sketches is not None:
+                    sketches.append(_sketched(flat.cpu(), part))
+            place += len(part)
+        return self._scaled(total / len(rows))
+
+    def _slope(self, z: np.ndarray, rows: Sequence[int]) -> tuple[float, np.ndarray]:
+        arrays = self._coordinates.table(z)
+        total, slopes, place = 0.0, Table(*(np.zeros_like(x) for x in arrays)), 0
+        while place < len(rows):
+            part = rows[place : place + self._batch]
+            table = Table(*(torch.from_numpy(x.copy()).requires_grad_(True) for x in arrays))
+            try:
+                with self._model.differentiable(self._recompute):
+                    found, target = self._pair(table, part)
+                    error = self._error(found, target) if self._error else self._residual(found, target).square().mean()
+                    if not (isinstance(error, torch.Tensor) and error.requires_grad):
+                        raise ValueError("the error does not depend on the samples by autograd; use by='differences'")
+                    (error * (len(part) / len(rows))).backward()
+            except (RuntimeError, MemoryError) as trouble:
+                self._smaller(trouble, gradients=True)
+                continue
+            moved = (table.timestep, table.alpha, table.sigma)
+            if self._coordinates.nfe > 1 and all(x.grad is None or not x.grad[1:].any() for x in moved):
+                raise ValueError("the network's output does not depend on the noise level by autograd")
+            total += float(error.detach()) * (len(part) / len(rows))
+            for sum_, x in zip(slopes, table, strict=True):
+                sum_ += 0.0 if x.grad is None else x.grad.numpy()
+            place += len(part)
+        slope = self._coordinates.pull(z, slopes)
+        return self._scaled(total), slope if self._error else 0.5 * slope / total
+
+    def _pair(self, table: Table, rows: Sequence[int]) -> tuple[torch.Tensor, torch.Tensor]:
+        found = self._model.run(table, rows)
+        target = self._targets[list(rows)].to(found.device)
+        if found.shape != target.shape:
+            raise ValueError(f"the model made samples {tuple(found.shape)} now, {tuple(target.shape)} before")
+        return found, target
+
+    def _residual(self, found: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+        """[n, D] weighted so that the mean of squares is the error's."""
+        difference = found - target
+        if self._filter is not None:
+            waves = torch.fft.fft2(difference) * self._filter.to(difference.device)
+            difference = torch.fft.ifft2(waves).real
+        return difference.flatten(1)
+
+    def _scaled(self, mean: float) -> float:
+        if self._error is not None:
+            return mean
+        return 0.5 * float(np.log(mean)) if mean > 0 else float("nan")
+
+    def _smaller(self, trouble: BaseException, gradients: bool = False) -> None:
+        """After the memory ran out: keep less. Raises what is no such trouble, or MemoryError where nothing is left."""
+        if not is_memory(trouble):
+            raise trouble
+        if gradients and not self._recompute:
+            self._recompute, note = True, "activations of the network are computed again for gradients"
+        elif self._batch > 1:
+            self._batch, note = 1, "one sample at a time"
+        else:
+            raise MemoryError("not enough memory for a single sample") from trouble
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+        self.notes.append(f"out of memory: {note}")
+
+
+def is_memory(trouble: BaseException) -> bool:
+    """Whether an exception says that memory ran out."""
+    return isinstance(trouble, (MemoryError, torch.OutOfMemoryError)) or "out of memory" in str(trouble).lower()
+
+
+def detail_filter(targets: torch.Tensor, detail: float) -> torch.Tensor:
+    """[height, width] what each spatial frequency's error is multiplied by: its variance^(-detail/2) in the targets.
+
+    Scaled so that the targets' own variance weighs what it does without. Frequencies are binned by their length.
+
+    Raises:
+        ValueError: for samples without two last axes in space.
+    """
+    if targets.dim() < 4 or min(targets.shape[-2:]) < 4:
+        raise ValueError(
+            f"detail is {detail}, and the samples have shape {tuple(targets.shape[1:])}: frequencies need height and "
+            "width as the last two axes; use detail=0, or a function of the samples as error"
+        )
+    spectrum = torch.fft.fft2(targets.double() - targets.double().mean(0)).abs().square()
+    spectrum = spectrum.flatten(0, -3).mean(0)
+    rows, columns = (torch.fft.fftfreq(n, dtype=torch.float64) for n in targets.shape[-2:])
+    bins = torch.round((rows[:, None] ** 2 + columns[None] ** 2).sqrt() * min(targets.shape[-2:])).long()
+    count = torch.bincount(bins.flatten()).clamp_min(1)
+    variance = (torch.bincount(bins.flatten(), spectrum.flatten()) / count)[bins]
+    weight = variance.clamp_min(1e-6 * float(variance.max())) ** -detail
+    weight *= variance.sum() / (weight * variance).sum()
+    return weight.sqrt().float()
+
+
+@functools.lru_cache(maxsize=4)
+def _places(size: int) -> tuple[torch.Tensor, torch.Tensor]:
+    generator = torch.Generator().manual_seed(size)
+    signs = torch.randint(0, 2, (size,), generator=generator, dtype=torch.int8) * 2 - 1
+    return signs, torch.randint(0, SKETCH, (size,), generator=generator)
+
+
+def _sketched(flat: torch.Tensor, rows: Sequence[int]) -> np.ndarray:
+    """[n, S] float32 sums of the entries of residuals [n, D] with random signs, as they are where D is small."""
+    flat = flat / flat.shape[1] ** 0.5
+    if flat.shape[1] <= SKETCH:
+        return flat.float().numpy()
+    signs, places = _places(flat.shape[1])
+    sums = torch.zeros(len(rows), SKETCH, dtype=torch.float64)
+    return sums.index_add_(1, places, flat * signs).float().numpy()
+
+
+def _packed(rows: np.ndarray) -> str:
+    kind = "f8" if rows.dtype == np.float64 else "f4"
+    return kind + base64.b64encode(rows.astype(f"<{kind}").tobytes()).decode()
+
+
+def _unpacked(text: str, rows: int) -> np.ndarray:
+    return np.frombuffer(base64.b64decode(text[2:]), f"<{text[:2]}").astype(np.float64).reshape(rows, -1)
