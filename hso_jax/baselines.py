@@ -6,18 +6,14 @@ import functools
 from collections.abc import Callable
 from typing import Any
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 
-from hso_jax.batch import compiler_options
 from hso_jax.checks import check_nfe, choice, number
-from hso_jax.lower import trust_region
 from hso_jax.noise import NoiseSchedule
 from hso_jax.noise.noise_schedule import check_noise
 from hso_jax.noise.stacking import anonymous
-from hso_jax.objectives import dm_nonuni
 from hso_jax.objectives.mep_spf import PAPER_GAMMA, paper_d_min, resolve_spacing, score
+from hso_jax.optional_jax import jax
 from hso_jax.origin import Origin
 from hso_jax.schedule import LAYOUTS, Schedule, versions
 
@@ -256,9 +252,14 @@ def _of_lam(noise: NoiseSchedule, lams: np.ndarray) -> np.ndarray:
 
 
 @functools.cache
-def _minimiser() -> Callable[..., trust_region.Solution]:
-    def minimise(noise: NoiseSchedule, start: jax.Array, intervals: jax.Array, p: jax.Array) -> trust_region.Solution:
-        feasible = trust_region.Feasible(start[0], start[-1], jnp.zeros_like(start[0]), intervals)
+def _minimiser() -> Callable[..., Any]:
+    # Here, and not above: no other rule needs JAX.
+    from hso_jax.batch import compiler_options
+    from hso_jax.lower.trust_region import Feasible, Solution
+    from hso_jax.objectives import dm_nonuni
+
+    def minimise(noise: NoiseSchedule, start: jax.Array, intervals: jax.Array, p: jax.Array) -> Solution:
+        feasible = Feasible(start[0], start[-1], 0.0 * start[0], intervals)
         return dm_nonuni.minimise(noise, start, feasible, p)
 
     return jax.jit(minimise, compiler_options=compiler_options(jax.default_backend()))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
 import html
@@ -378,5 +379,9 @@ class Schedule:
 
 @functools.cache
 def versions() -> dict[str, str]:
-    """Versions of the packages a result depends on."""
-    return {name: importlib.metadata.version(name) for name in ("hso-jax", "jax", "jaxlib", "evosax", "numpy")}
+    """Versions of the packages a result depends on, those that are installed."""
+    found = {}
+    for name in ("hso-jax", "jax", "jaxlib", "evosax", "numpy"):
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            found[name] = importlib.metadata.version(name)
+    return found

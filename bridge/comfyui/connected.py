@@ -6,7 +6,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from hso_jax.noise import NoiseSchedule, discrete, edm, flow
+from hso_jax.noise import NoiseSchedule, discrete, edm, flow, preset
+
+FROM_MODEL = "from MODEL"
+"""What the nodes' menus call the noise of the connected MODEL."""
 
 _OWN_GRID = {
     "ModelSamplingDiscreteDistilled": "distilled (LCM) onto a grid of its own",
@@ -68,10 +71,28 @@ def noise_of(model: Any) -> NoiseSchedule:
     if levels.is_flow:
         half = float(sampling.percent_to_sigma(0.5))  # shift / (1 + shift) of SD3's shift as of FLUX's
         return flow(half / (1.0 - half), name=name)
-    if any(cls.__name__ == "ModelSamplingDiscrete" for cls in type(sampling).__mro__):
+    kinds = {cls.__name__ for cls in type(sampling).__mro__}
+    if "ModelSamplingDiscrete" in kinds:
         table = np.asarray(sampling.sigmas.cpu(), np.float64)
-        return discrete(1.0 / (1.0 + table**2), name=name)
+        found = discrete(1.0 / (1.0 + table**2), name=name)
+        return found.with_prediction("v_prediction") if "V_PREDICTION" in kinds else found
     return edm(levels.low, levels.high, name=name)
+
+
+def chosen_noise(model: str, diffusion_model: Any, image_seq_len: int = 4096) -> NoiseSchedule:
+    """The noise schedule that a node's `model` names, checked against the connected MODEL, if there is one.
+
+    Raises:
+        ValueError: for an unknown name, `FROM_MODEL` without a MODEL, or a MODEL of other noise.
+    """
+    if model == FROM_MODEL:
+        if diffusion_model is None:
+            raise ValueError(f"model is {FROM_MODEL!r} and nothing is connected to diffusion_model; connect MODEL")
+        return noise_of(diffusion_model)
+    noise = preset(model, image_seq_len=image_seq_len)
+    if diffusion_model is not None:
+        refuse_misfit(levels_of_noise(noise), diffusion_model)
+    return noise
 
 
 def levels_of_noise(noise: NoiseSchedule) -> Levels:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import math
 import os
 from pathlib import Path
 from typing import Any
@@ -12,91 +11,20 @@ import torch
 
 from hso_jax import schedule_file
 from hso_jax.baselines import BASELINES, baseline
-from hso_jax.methods import Hso, SolverError
-from hso_jax.noise import PRESETS, NoiseSchedule, preset
+from hso_jax.noise import PRESETS, NoiseSchedule
 from hso_jax.schedule import LAYOUTS, Schedule
-from hso_jax.searches import METHODS, search
 from hso_jax.shelf.shipped import SOLVERS, zoo
 from hso_jax.solvers import NONSTATIONARY
 
-from .connected import Levels, levels_of_noise, noise_of, refuse_misfit
-from .sampler import sample_own_nodes, sampler_options
+from .connected import FROM_MODEL, Levels, chosen_noise, refuse_misfit
+from .outputs import CHECK, DENOISE, STEPS, sampler_and_sigmas, sigmas_alone, slice_for
+from .recommend import HsoRecommend
 
-FROM_MODEL = "from MODEL"
 MODELS = (*PRESETS, FROM_MODEL)
 DEFAULT_MODEL = "sdxl"
-SCHEDULERS = ("zoo", *METHODS, *BASELINES)
+SEARCHED = ("hso", "hso-dm-nonuni", "solver-error")  # hso_jax.METHODS, which needs JAX to be imported
+SCHEDULERS = ("zoo", *SEARCHED, *BASELINES)
 FILE_SOLVERS = tuple(dict.fromkeys(("any", *SOLVERS, NONSTATIONARY)))
-_MOST_STEPS = 998  # a table of 1000 levels, its two ends aside
-_STEPS = {"default": 6, "min": 1, "max": 100, "tooltip": "model evaluations, as in BasicScheduler"}
-_DENOISE = {
-    "default": 1.0,
-    "min": 0.0,
-    "max": 1.0,
-    "step": 0.01,
-    "tooltip": "as in BasicScheduler: the last steps of a schedule of int(steps / denoise) steps",
-}
-_CHECK = "optional: the sigmas are refused if they were not made for this model's noise"
-
-
-def slice_for(denoise: float, steps: int) -> int | None:
-    """Steps to make a schedule for, so that its last `steps` begin at `denoise`; None for no sampling at all.
-
-    The rule of ComfyUI's BasicScheduler: `int(steps / denoise)` in all, the last `steps + 1` sigmas kept.
-
-    Raises:
-        ValueError: for a denoise outside [0, 1], fewer than one step, or more in all than models have levels.
-    """
-    if not 0.0 <= denoise <= 1.0:
-        raise ValueError(f"denoise is {denoise}; need 0 to 1")
-    if steps < 1:
-        raise ValueError(f"steps is {steps}; need 1 or more")
-    if denoise == 0.0:
-        return None
-    total = int(steps / denoise)
-    if total > _MOST_STEPS:
-        fixes = [f"at most {fewer} steps"] if (fewer := int(_MOST_STEPS * denoise)) else []
-        if steps <= _MOST_STEPS:
-            fixes.append(f"a denoise of {math.ceil(100 * steps / _MOST_STEPS) / 100:g} or more")
-        raise ValueError(
-            f"{steps} steps at denoise {denoise:g} are the end of a schedule of {total} steps, and models have "
-            f"{_MOST_STEPS} levels for them; use {', or '.join(fixes)}"
-        )
-    return total
-
-
-def to_sigmas(schedule: Schedule | None, steps: int) -> torch.Tensor:
-    """[steps + 1] the schedule's last sigmas, float32; 0 at the end of a clean one. Empty without a schedule."""
-    if schedule is None:
-        return torch.FloatTensor([])
-    return torch.tensor(schedule.sampler_sigmas()[-(steps + 1) :], dtype=torch.float32)
-
-
-def sigmas_alone(schedule: Schedule | None, steps: int) -> tuple[torch.Tensor]:
-    """`to_sigmas` for a node without a SAMPLER.
-
-    Raises:
-        ValueError: for a schedule whose sigmas mean nothing without its coefficients.
-    """
-    if schedule is not None and schedule.coefficients is not None:
-        raise ValueError(
-            f"the schedule ({schedule.method}) is a solver too, and its sigmas belong to its own coefficients; use HSO "
-            "Sampler or HSO Sampler File, and connect both outputs"
-        )
-    return (to_sigmas(schedule, steps),)
-
-
-def sampler_and_sigmas(schedule: Schedule | None, steps: int) -> tuple[Any, torch.Tensor]:
-    """A ComfyUI SAMPLER that takes the schedule's last steps, and their sigmas.
-
-    Raises:
-        ValueError: as `sampler_options`.
-    """
-    import comfy.samplers
-
-    if schedule is None:  # ComfyUI returns the latent as it is, whatever the sampler
-        return comfy.samplers.KSAMPLER(sample_own_nodes, {"nodes": [], "coefficients": []}), to_sigmas(None, steps)
-    return comfy.samplers.KSAMPLER(sample_own_nodes, sampler_options(schedule, steps)), to_sigmas(schedule, steps)
 
 
 class HsoScheduler:
@@ -113,9 +41,9 @@ class HsoScheduler:
         return {
             "required": {
                 "model": (list(MODELS), {"default": DEFAULT_MODEL, "tooltip": _MODEL}),
-                "steps": ("INT", _STEPS),
+                "steps": ("INT", STEPS),
                 "layout": (list(LAYOUTS), {"tooltip": "node: ends at 0; interval: stops at one node more"}),
-                "denoise": ("FLOAT", _DENOISE),
+                "denoise": ("FLOAT", DENOISE),
                 "method": (list(SCHEDULERS), {"default": "zoo", "tooltip": _METHOD}),
             },
             "optional": {
@@ -126,7 +54,7 @@ class HsoScheduler:
                 ),
                 "solver": (list(SOLVERS), {"default": "dpmpp-2m", "tooltip": _SOLVER}),
                 "guidance": ("FLOAT", {"default": 0.0, "min": 0.0, "max": 100.0, "step": 0.1, "tooltip": _GUIDANCE}),
-                "diffusion_model": ("MODEL", {"tooltip": _CHECK}),
+                "diffusion_model": ("MODEL", {"tooltip": CHECK}),
             },
         }  # fmt: skip
 
@@ -156,15 +84,9 @@ class HsoScheduler:
         total = slice_for(denoise, steps)
         if end not in ("as layout", "clean"):
             raise ValueError(f"end is {end!r}; use 'as layout' or 'clean'")
-        if model == FROM_MODEL:
-            if diffusion_model is None:
-                raise ValueError(f"model is {FROM_MODEL!r} and nothing is connected to diffusion_model; connect MODEL")
-            noise, weight, p = noise_of(diffusion_model), guidance or None, 2.0  # p of latent models
-        else:
-            noise = preset(model, image_seq_len=image_seq_len)
-            weight, p = guidance or PRESETS[model].guidance, PRESETS[model].p
-            if diffusion_model is not None:
-                refuse_misfit(levels_of_noise(noise), diffusion_model)
+        noise = chosen_noise(model, diffusion_model, image_seq_len)
+        usual = PRESETS.get(model)
+        weight, p = guidance or (usual.guidance if usual else None), usual.p if usual else 2.0  # p of latent models
         if total is None:
             return None
         if weight is None and method in ("zoo", "solver-error"):
@@ -194,8 +116,8 @@ class HsoScheduleFile:
         return {
             "required": {
                 "path": ("STRING", {"default": "schedules.json", "tooltip": "a schedule file on the server"}),
-                "nfe": ("INT", _STEPS),
-                "denoise": ("FLOAT", _DENOISE),
+                "nfe": ("INT", STEPS),
+                "denoise": ("FLOAT", DENOISE),
             },
             "optional": {
                 "layout": (["any", *LAYOUTS], {"tooltip": "any: node where the file has both"}),
@@ -205,7 +127,7 @@ class HsoScheduleFile:
                     "FLOAT",
                     {"default": 0.0, "min": 0.0, "max": 100.0, "step": 0.1, "tooltip": "0: any; else as the file's"},
                 ),
-                "diffusion_model": ("MODEL", {"tooltip": _CHECK}),
+                "diffusion_model": ("MODEL", {"tooltip": CHECK}),
             },
         }  # fmt: skip
 
@@ -288,12 +210,14 @@ class HsoSamplerFile(HsoScheduleFile):
 
 
 NODE_CLASS_MAPPINGS = {
+    "HsoRecommend": HsoRecommend,
     "HsoScheduler": HsoScheduler,
     "HsoScheduleFile": HsoScheduleFile,
     "HsoSampler": HsoSampler,
     "HsoSamplerFile": HsoSamplerFile,
 }
 NODE_DISPLAY_NAME_MAPPINGS = {
+    "HsoRecommend": "HSO Recommend",
     "HsoScheduler": "HSO Scheduler",
     "HsoScheduleFile": "HSO Schedule File",
     "HsoSampler": "HSO Sampler",
@@ -321,6 +245,14 @@ def found(noise: NoiseSchedule, nfe: int, layout: str, method: str, solver: str,
         return baseline(method, noise, nfe, layout=layout, p=p)
     if method == "zoo" and layout == "node" and (shipped := _shipped(noise, nfe, solver, guidance)):
         return shipped
+    try:
+        from hso_jax.methods import Hso, SolverError
+        from hso_jax.searches import METHODS, search
+    except ImportError as error:
+        raise ValueError(
+            f"{method} for {nfe} steps, layout {layout} and guidance {guidance:g} is not shipped, and a search needs "
+            f"JAX, which this Python has not ({error}): pip install jax, or use HSO Recommend"
+        ) from error
     if method in ("zoo", "solver-error"):
         return search(noise, nfe, layout=layout, method=SolverError(solver, guidance))
     how = METHODS[method]

@@ -7,13 +7,12 @@ import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
-import jax
 import numpy as np
 import torch
 from tqdm.auto import trange
 
 from hso_jax.schedule import Schedule
-from hso_jax.solvers import PURE_NOISE, SOLVERS, coefficients_of, weights
+from hso_jax.solvers import PURE_NOISE, SOLVERS, coefficients_of
 from hso_jax.solvers.nonstationary import MOST, check_coefficients, known
 from hso_jax.solvers.weights import grid
 
@@ -128,11 +127,9 @@ def _known_solvers(schedule: Schedule) -> np.ndarray:
     evaluated = schedule.lams[: schedule.nfe].copy()
     if np.isinf(evaluated[0]):  # pure noise has the finite lam that `bridge.sample` takes there
         evaluated[0] = PURE_NOISE[schedule.kind]
-    with jax.enable_x64(True):
-        lams = jax.numpy.asarray(evaluated)
-        steps = grid(lams, jax.numpy.asarray(last), jax.numpy.asarray(schedule.nfe))
-        found = np.array(coefficients_of(weights(schedule.solver, lams, end=last), steps, MOST))
-    return found
+    with np.errstate(all="ignore"):  # infinite ends are computed, and then not used
+        steps = grid(evaluated, np.asarray(last), np.asarray(schedule.nfe))
+        return np.asarray(coefficients_of(solver.weights(steps), steps, MOST))
 
 
 def _checked(sigmas: torch.Tensor) -> list[float]:

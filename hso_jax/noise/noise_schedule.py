@@ -15,11 +15,10 @@ import dataclasses
 import hashlib
 from typing import Any
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 
 from hso_jax.checks import brief, choice, text
+from hso_jax.optional_jax import is_array, is_traced, jax, jnp, leaves, register_dataclass
 from hso_jax.shown import shown
 
 Array = Any
@@ -41,7 +40,7 @@ PREDICTIONS = ("epsilon", "v_prediction", "flow_prediction", "edm", "sample")
 
 def namespace(*arrays: Array) -> Any:
     """`jax.numpy` if any argument (or a pytree's leaf) is a JAX array or tracer, else `numpy`."""
-    return jnp if any(isinstance(leaf, jax.Array) for leaf in jax.tree.leaves(arrays)) else np
+    return jnp if any(is_array(leaf) for leaf in leaves(arrays)) else np
 
 
 def cubic_coefficients(values: Array) -> Array:
@@ -87,7 +86,7 @@ def _second(v: Array) -> Array:
     return (-2.0 * v[0] - 3.0 * v[1] + 6.0 * v[2] - v[3]) / 6.0
 
 
-@jax.tree_util.register_dataclass
+@register_dataclass
 @dataclasses.dataclass(frozen=True, repr=False)
 class NoiseSchedule:
     """`x_t = alpha_t x_0 + sigma_t eps` for t in [t_min, t_max], as a pytree.
@@ -340,9 +339,15 @@ def from_knots(
     fields = [len(coefficients), first, spacing, log_t, offset, log_1mt, first if t_min is None else t_min, t_max, tail]
     leaves = [xp.asarray(x, dtype=coefficients.dtype) for x in fields]
     noise = NoiseSchedule(coefficients, *leaves, kind, num_train_timesteps, timestep_rule, name)  # type: ignore[call-arg]
-    if not any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(noise)):
-        _check_usable(jax.tree.map(lambda leaf: np.asarray(leaf, np.float64), noise))
+    if not is_traced(noise):
+        _check_usable(_in_float64(noise))
     return noise
+
+
+def _in_float64(noise: NoiseSchedule) -> NoiseSchedule:
+    names = [field.name for field in dataclasses.fields(noise) if not field.metadata.get("static")]
+    values: dict[str, Any] = {name: np.asarray(getattr(noise, name), np.float64) for name in names}
+    return dataclasses.replace(noise, **values)
 
 
 def _check_usable(noise: NoiseSchedule) -> None:

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import math
 
-import jax
 import numpy as np
 
 from hso_jax.checks import MOST_LEVELS, choice, number, whole
 from hso_jax.noise.noise_schedule import CONTINUOUS_LEVELS, Array, NoiseSchedule, from_knots, namespace
+from hso_jax.optional_jax import is_traced
 
 _MOST_TOKENS = 10**9  # of an image: its length is computed with as a float
+_MOST_FLUX2_TOKENS = 10**5  # where the shift is e^17: far beyond any picture, and still a float
+_MOST_FLUX2_STEPS = 1000
 
 
 def flow(shift: Array = 1.0, *, num_train_timesteps: int = 1000, name: str = "flow") -> NoiseSchedule:
@@ -26,7 +28,7 @@ def flow(shift: Array = 1.0, *, num_train_timesteps: int = 1000, name: str = "fl
             ends); and as `from_knots`. (A traced shift is not checked.)
     """
     xp = namespace(shift)
-    if not isinstance(shift, jax.core.Tracer):
+    if not is_traced(shift):
         checked = number("shift", shift, low=0.0, need="a positive number")
         shift = np.float64(checked) if xp is np else shift
     num_train_timesteps = whole("num_train_timesteps", num_train_timesteps, 1, MOST_LEVELS)
@@ -72,3 +74,21 @@ def dynamic_shift(
             "image_seq_len"
         )
     return math.exp(mu) if time_shift_type == "exponential" else mu
+
+
+def flux2_shift(image_seq_len: int, nfe: int = 50) -> float:
+    """The shift that FLUX.2's pipeline applies to `image_seq_len` tokens and N steps: exp(mu).
+
+    mu is its authors' fit: two straight lines in the length, for 10 and for 200 steps, and linear in N between them and
+    beyond; past 4300 tokens the latter line alone. A token is 16 x 16 pixels. Source: diffusers' Flux2Pipeline.
+
+    Raises:
+        ValueError: for a length or an N below 1.
+    """
+    length = whole("image_seq_len", image_seq_len, 1, _MOST_FLUX2_TOKENS)
+    steps = whole("nfe", nfe, 1, _MOST_FLUX2_STEPS)
+    at_200 = 0.00016927 * length + 0.45666666
+    if length > 4300:
+        return math.exp(at_200)
+    at_10 = 8.73809524e-05 * length + 1.89833333
+    return math.exp(at_200 + (at_200 - at_10) / 190.0 * (steps - 200))

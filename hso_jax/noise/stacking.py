@@ -5,10 +5,10 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Iterable
 
-import jax
 import numpy as np
 
 from hso_jax.noise.noise_schedule import NoiseSchedule, namespace
+from hso_jax.optional_jax import jax
 
 CELLS = 1024
 """Rows of a padded table: enough for a thousand training levels; longer tables take the next power of two."""

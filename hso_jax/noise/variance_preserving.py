@@ -5,11 +5,11 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
-import jax
 import numpy as np
 
 from hso_jax.checks import MOST_LEVELS, choice, flag, number, numbers, whole
 from hso_jax.noise.noise_schedule import Array, NoiseSchedule, from_knots, namespace
+from hso_jax.optional_jax import is_traced
 
 BETA_RULES = ("linear", "scaled_linear", "squaredcos_cap_v2")
 _CLOSED_FORM_KNOTS = 4001
@@ -73,7 +73,7 @@ def discrete(
     table: Any = betas if alphas_cumprod is None else alphas_cumprod
     rescale_betas_zero_snr = flag("rescale_betas_zero_snr", rescale_betas_zero_snr)
     xp = namespace(table)
-    concrete = not isinstance(table, jax.core.Tracer)
+    concrete = not is_traced(table)
     table = numbers(what, table) if xp is np else table
     if table.ndim != 1 or not 2 <= table.shape[0] <= MOST_LEVELS:
         raise ValueError(f"{what} has shape {table.shape}; need one axis with 2 to {MOST_LEVELS} entries")

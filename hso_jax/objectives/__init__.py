@@ -1,9 +1,6 @@
 """What a schedule costs: bounds that need the nodes alone, and the solver's error, which is measured on problems."""
 
-from hso_jax.objectives.expansion import OBJECTIVES as OBJECTIVES
-from hso_jax.objectives.expansion import NodeObjective as NodeObjective
-from hso_jax.objectives.expansion import Terms as Terms
-from hso_jax.objectives.expansion import expansion as expansion
-from hso_jax.objectives.mep_spf import mep as mep
-from hso_jax.objectives.mep_spf import paper_d_min as paper_d_min
-from hso_jax.objectives.mep_spf import spf as spf
+import lazy_loader
+
+# `__init__.pyi` lists the names and where they are: MEP and SPF are needed where the others' JAX is not.
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

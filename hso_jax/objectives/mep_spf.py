@@ -11,7 +11,6 @@ import numbers
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-import chex
 import numpy as np
 
 from hso_jax.checks import brief, whole
@@ -68,7 +67,7 @@ def mep(lams: Array, p: Array | float = 2.0) -> Array:
     Returns:
         A scalar, dimensionless. For p = 1 uniform steps in lam minimise it.
     """
-    chex.assert_rank(lams, 1)
+    _check_axes(lams=lams)
     return mep_interval(lams[:-1], lams[1:], p).sum()
 
 
@@ -84,7 +83,7 @@ def paper_d_min(nfe: int) -> float:
 
 def spacing_penalty(t: Array, d_min: Array | float, intervals: Array | int | None = None) -> Array:
     """`sum_i max(0, d_min - |t_{i+1} - t_i|)^2` over the first `intervals` gaps of t [K] (default: all K - 1)."""
-    chex.assert_rank(t, 1)
+    _check_axes(t=t)
     xp = namespace(t, d_min)
     short = xp.maximum(0.0, d_min - xp.abs(t[1:] - t[:-1]))
     if intervals is not None:
@@ -111,8 +110,16 @@ def spf(
         gamma: weight of the penalty, 1e9 in the paper.
         intervals: number of real intervals when the nodes are padded.
     """
-    chex.assert_equal_shape([lams, t])
+    _check_axes(lams=lams, t=t)
     return mep(lams, p) + gamma * spacing_penalty(t, d_min, intervals)
+
+
+def _check_axes(**arrays: Array) -> None:
+    """Raises ValueError unless each has one axis, all of one length."""
+    shapes = {name: tuple(array.shape) for name, array in arrays.items()}
+    if any(len(shape) != 1 for shape in shapes.values()) or len(set(shapes.values())) > 1:
+        told = ", ".join(f"{name} has shape {shape}" for name, shape in shapes.items())
+        raise ValueError(f"{told}; need one axis of the same length (use vmap for more)")
 
 
 Spacing = float | Callable[[int], float]

@@ -263,7 +263,7 @@ def error_gradient(
     # The weights are a short but intricate function of the place: its derivative is taken once, not for every chunk.
     def split(place: Array) -> tuple[solvers.Weights, Array]:
         made = weigh(place)
-        return made._replace(real=None), made.real  # type: ignore[arg-type]
+        return made._replace(real=None), made.real
 
     weights, pull, real = jax.vjp(split, place, has_aux=True)
     flat, whole = ravel_pytree(weights)

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import jax.numpy as jnp
-from jax import Array
-
 from hso_jax.noise import alpha_sigma
+from hso_jax.optional_jax import Array, jnp
 from hso_jax.solvers.weights import Grid, Weights
 
 

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import jax.numpy as jnp
-from jax import Array
-
+from hso_jax.noise.noise_schedule import Array, namespace
 from hso_jax.solvers.weights import Grid, Weights, before, phi
 
 _LOWERED_BELOW = 15
@@ -23,25 +21,27 @@ def dpmpp(grid: Grid, order: int) -> Weights:
     3M converges with order 2 only: its last term is half of what the quadratic through three predictions asks for
     (`phi_3` belongs with the second derivative, which is twice the divided difference used). Kept as it is in use.
     """
-    used = jnp.minimum(order, jnp.arange(grid.gap.shape[0]) + 1)
+    xp = namespace(grid.gap)
+    used = xp.minimum(order, xp.arange(grid.gap.shape[0]) + 1)
     ends_clean = grid.clean[-1]  # padding repeats the last step
-    used = jnp.where(ends_clean & (grid.left == 2) & (grid.nfe < _LOWERED_BELOW), jnp.minimum(used, 2), used)
-    used = jnp.where(grid.clean, 1, used)
+    used = xp.where(ends_clean & (grid.left == 2) & (grid.nfe < _LOWERED_BELOW), xp.minimum(used, 2), used)
+    used = xp.where(grid.clean, 1, used)
     h = grid.gap
     # In inverse gaps, so that an infinite one (a first node at lam = -inf) is a plain 0.
     near = _over(h, before(h), before(grid.pure))
-    newer = jnp.where(used == 2, 0.5 * grid.gain * near, 0.0)
+    newer = xp.where(used == 2, 0.5 * grid.gain * near, 0.0)
     if order == 2:
-        return Weights(grid.lams, grid.real, grid.decay, jnp.stack([grid.gain + newer, -newer], axis=-1))
+        return Weights(grid.lams, grid.real, grid.decay, xp.stack([grid.gain + newer, -newer], axis=-1))
     h0, h1, endless = before(h), before(h, 2), before(grid.pure, 2)
     far, both, share = _over(h, h1, endless), _over(h, h0 + h1, endless), _over(h0, h0 + h1, endless)
     phi1, phi2, phi3, _ = phi(-h)
     scale = grid.gain / phi1
     third = used == 3
-    newer = jnp.where(third, scale * near * ((1.0 + share) * phi2 + both * phi3), newer)
-    older = jnp.where(third, -scale * far * (share * phi2 + both * phi3), 0.0)
-    return Weights(grid.lams, grid.real, grid.decay, jnp.stack([grid.gain + newer, older - newer, -older], axis=-1))
+    newer = xp.where(third, scale * near * ((1.0 + share) * phi2 + both * phi3), newer)
+    older = xp.where(third, -scale * far * (share * phi2 + both * phi3), 0.0)
+    return Weights(grid.lams, grid.real, grid.decay, xp.stack([grid.gain + newer, older - newer, -older], axis=-1))
 
 
 def _over(a: Array, b: Array, endless: Array) -> Array:
-    return jnp.where(endless, 0.0, a / b)
+    xp = namespace(a, b, endless)
+    return xp.where(endless, 0.0, a / b)

@@ -15,12 +15,11 @@ from __future__ import annotations
 import math
 from typing import Any
 
-import jax
-import jax.numpy as jnp
 import numpy as np
-from jax import Array
 
 from hso_jax.checks import numbers
+from hso_jax.noise.noise_schedule import namespace
+from hso_jax.optional_jax import Array, jax, jnp
 from hso_jax.solvers.weights import Grid, Weights, grid
 
 NONSTATIONARY = "nonstationary"
@@ -65,17 +64,18 @@ def coefficients_of(weights: Weights, steps: Grid, history: int) -> Array:
     A corrector revises the sample by predictions that the next step knows as well, so its part joins that step's.
     Coefficients beyond `history` are left out: DPM-Solver++ of order p has p - 1, UniPC of order p has p.
     """
+    xp = namespace(steps.gain)
     width = max(history, weights.predict.shape[-1])
-    total = jnp.pad(weights.predict, ((0, 0), (0, width - weights.predict.shape[-1])))
+    total = xp.pad(weights.predict, ((0, 0), (0, width - weights.predict.shape[-1])))
     if weights.correct is not None:
         reach = max(weights.correct.shape[-1], weights.predict.shape[-1] + 1, width)
-        before = jnp.concatenate([jnp.zeros_like(weights.predict[:1]), weights.predict[:-1]])
-        before = jnp.pad(before, ((0, 0), (1, reach - 1 - before.shape[-1])))
-        revised = jnp.pad(weights.correct, ((0, 0), (0, reach - weights.correct.shape[-1]))) - before
-        revised = jnp.where(jnp.arange(revised.shape[0])[:, None] > 0, revised, 0.0)
-        total = jnp.pad(total, ((0, 0), (0, reach - width))) + weights.carry[:, None] * revised
+        before = xp.concatenate([xp.zeros_like(weights.predict[:1]), weights.predict[:-1]])
+        before = xp.pad(before, ((0, 0), (1, reach - 1 - before.shape[-1])))
+        revised = xp.pad(weights.correct, ((0, 0), (0, reach - weights.correct.shape[-1]))) - before
+        revised = xp.where(xp.arange(revised.shape[0])[:, None] > 0, revised, 0.0)
+        total = xp.pad(total, ((0, 0), (0, reach - width))) + weights.carry[:, None] * revised
     older = total[:, 1:history] / steps.gain[:, None]
-    return jnp.where(known(*older.shape), older, 0.0)
+    return xp.where(known(*older.shape), older, 0.0)
 
 
 def check_coefficients(coefficients: Any, nfe: int) -> np.ndarray:

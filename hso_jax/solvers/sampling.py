@@ -7,11 +7,8 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
-import jax
-import jax.numpy as jnp
-from jax import Array
-
 from hso_jax.checks import brief
+from hso_jax.optional_jax import Array, jax, jnp
 from hso_jax.solvers.heun import heun
 from hso_jax.solvers.multistep import ddim, dpmpp
 from hso_jax.solvers.unipc import unipc

@@ -14,10 +14,8 @@ from __future__ import annotations
 import math
 from typing import NamedTuple
 
-import jax.numpy as jnp
-from jax import Array
-
 from hso_jax.noise import alpha_sigma
+from hso_jax.noise.noise_schedule import Array, namespace
 
 PURE_NOISE = {"vp": -0.5 * math.log(2.0**24 - 1.0), "flow": math.log(1e-6 / (1.0 - 1e-6))}
 """What diffusers puts in place of lam = -inf, by the noise schedule's kind.
@@ -84,19 +82,20 @@ class Weights(NamedTuple):
 
 def grid(lams: Array, end: Array, nfe: Array) -> Grid:
     """The steps between the first `nfe` of `lams` [K] and from there to `end` (inf: clean data)."""
-    index = jnp.arange(lams.shape[0])
+    xp = namespace(lams, end, nfe)
+    index = xp.arange(lams.shape[0])
     real = index < nfe
-    lams = jnp.where(real, lams, lams[nfe - 1])
-    then = jnp.where(index + 1 < nfe, jnp.roll(lams, -1), end)
-    pure, clean = jnp.isneginf(lams), jnp.isposinf(then)
+    lams = xp.where(real, lams, lams[nfe - 1])
+    then = xp.where(index + 1 < nfe, xp.roll(lams, -1), end)
+    pure, clean = xp.isneginf(lams), xp.isposinf(then)
     # Infinite ends are replaced before and their weights set after: no gradient then meets inf - inf or 0 inf.
-    start, stop = jnp.where(pure, 0.0, lams), jnp.where(clean, 0.0, then)
-    gap = jnp.where(pure | clean, 1.0, stop - start)
-    sigma = jnp.where(pure, 1.0, alpha_sigma(start, "vp")[1])
+    start, stop = xp.where(pure, 0.0, lams), xp.where(clean, 0.0, then)
+    gap = xp.where(pure | clean, 1.0, stop - start)
+    sigma = xp.where(pure, 1.0, alpha_sigma(start, "vp")[1])
     alpha_stop, sigma_stop = alpha_sigma(stop, "vp")
-    decay = jnp.where(clean, 0.0, sigma_stop / sigma)
-    gain = jnp.where(clean, 1.0, alpha_stop * jnp.where(pure, 1.0, -jnp.expm1(-gap)))
-    return Grid(lams, jnp.where(clean, lams, then), real, pure, clean, nfe - index, nfe, gap, decay, gain)
+    decay = xp.where(clean, 0.0, sigma_stop / sigma)
+    gain = xp.where(clean, 1.0, alpha_stop * xp.where(pure, 1.0, -xp.expm1(-gap)))
+    return Grid(lams, xp.where(clean, lams, then), real, pure, clean, nfe - index, nfe, gap, decay, gain)
 
 
 def phi(x: Array) -> tuple[Array, Array, Array, Array]:
@@ -105,21 +104,23 @@ def phi(x: Array) -> tuple[Array, Array, Array, Array]:
     The upward recursion loses digits near 0, where it divides differences of nearly equal numbers by x; there
     the series of phi_4 and the downward recursion take its place. Relative error below 10 eps for x <= 0.
     """
-    near = jnp.abs(x) < 2.0
-    small, large = jnp.where(near, x, 1.0), jnp.where(near, 1.0, x)
-    fourth = jnp.zeros_like(x)
+    xp = namespace(x)
+    near = xp.abs(x) < 2.0
+    small, large = xp.where(near, x, 1.0), xp.where(near, 1.0, x)
+    fourth = xp.zeros_like(x)
     for n in range(26, 3, -1):
         fourth = fourth * small + 1.0 / math.factorial(n)
     third = small * fourth + 1.0 / 6.0
     second = small * third + 0.5
     series = (small * second + 1.0, second, third, fourth)
-    first = jnp.expm1(large) / large
+    first = xp.expm1(large) / large
     second = (first - 1.0) / large
     third = (second - 0.5) / large
     direct = (first, second, third, (third - 1.0 / 6.0) / large)
-    return tuple(jnp.where(near, a, b) for a, b in zip(series, direct, strict=True))  # type: ignore[return-value]
+    return tuple(xp.where(near, a, b) for a, b in zip(series, direct, strict=True))
 
 
 def before(values: Array, steps: int = 1) -> Array:
     """Values of the step `steps` earlier. The first ones wrap around: finite, and never used."""
-    return jnp.roll(values, steps, axis=0)
+    xp = namespace(values)
+    return xp.roll(values, steps, axis=0)

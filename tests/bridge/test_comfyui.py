@@ -125,7 +125,7 @@ def test_what_is_searched(
         return baseline("trailing", noise, nfe, layout=given["layout"])
 
     nodes_module = sys.modules[nodes.__name__ + ".nodes"]
-    monkeypatch.setattr(nodes_module, "search", search)
+    monkeypatch.setattr("hso_jax.searches.search", search)
     monkeypatch.setattr(nodes_module, "_FOUND", {})
     sigmas = call(nodes, "HsoScheduler", **inputs)
     wanted = {"nfe": 6, "layout": "node", **options}
@@ -291,16 +291,37 @@ def test_bad_input(nodes: ModuleType) -> None:
             call(nodes, "HsoScheduler", **inputs)
 
 
-def test_the_nodes_need_no_diffusers() -> None:
-    """ComfyUI has none; importing by path must not load the rest of the bridge."""
+def test_the_nodes_need_neither_diffusers_nor_jax(tmp_path: Path) -> None:
+    """ComfyUI has none, nor JAX; importing by path must not load the rest of the bridge."""
     code = (
         "import sys, importlib.util as u\n"
-        "sys.modules['diffusers'] = None\n"
+        "from pathlib import Path\n"
+        "for name in ('diffusers', 'jax', 'jaxlib', 'chex', 'optax', 'evosax', 'rich', 'matplotlib'):\n"
+        "    sys.modules[name] = None\n"
         f"spec = u.spec_from_file_location('custom_node', {str(FOLDER / '__init__.py')!r})\n"
         "m = u.module_from_spec(spec); sys.modules['custom_node'] = m; spec.loader.exec_module(m)\n"
         "assert m.NODE_CLASS_MAPPINGS and 'bridge' not in sys.modules\n"
+        "n = m.NODE_CLASS_MAPPINGS['HsoScheduler']()\n"
+        "for method in ('zoo', 'trailing', 'ays'):\n"
+        "    s, = n.get_sigmas(model='sdxl', steps=6, layout='node', denoise=1.0, method=method)\n"
+        "    assert len(s) == 7 and s[-1] == 0\n"
+        "import hso_jax\n"
+        "from custom_node.sampler import sampler_options\n"
+        "for family in ('sd15', 'flux-dev', 'cogvideox-5b'):\n"
+        "    for solver in ('ddim', 'dpmpp-2m', 'unipc-3', 'nonstationary'):\n"
+        "        schedule = hso_jax.zoo(family, 6, solver)\n"
+        "        assert len(sampler_options(schedule, 6)['coefficients']) == 6\n"
+        "    hso_jax.save(schedule, sys.argv[1])\n"
+        "    assert hso_jax.load(sys.argv[1]) == [schedule]\n"
+        "    Path(sys.argv[1]).unlink()\n"
+        "try:\n"
+        "    n.get_sigmas(model='sdxl', steps=6, layout='node', denoise=1.0, method='hso')\n"
+        "except ValueError as error:\n"
+        "    assert 'a search needs JAX' in str(error)\n"
+        "else:\n"
+        "    raise AssertionError('it searched')\n"
     )
-    subprocess.run([sys.executable, "-c", code], check=True, timeout=120)
+    subprocess.run([sys.executable, "-c", code, str(tmp_path / "file.json")], check=True, timeout=120)
 
 
 @pytest.mark.skipif("HSO_COMFYUI" not in os.environ, reason="HSO_COMFYUI does not name the folder of a ComfyUI")

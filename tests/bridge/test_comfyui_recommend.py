@@ -1,0 +1,80 @@
+"""HSO Recommend without ComfyUI: what it takes from the zoo, and what it refuses."""
+
+from __future__ import annotations
+
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from test_comfyui import discrete
+from test_comfyui import nodes as nodes  # the fixture
+from test_comfyui_sampler import Ksampler
+from test_comfyui_sampler import _comfy as _comfy  # the fixture
+
+from hso_jax import zoo
+from hso_jax.noise import PRESETS
+
+
+def recommend(nodes: ModuleType, **inputs: Any) -> tuple[Ksampler, torch.Tensor, str]:
+    """Run the node as ComfyUI does."""
+    node = nodes.NODE_CLASS_MAPPINGS["HsoRecommend"]
+    declared = node.INPUT_TYPES()["required"]
+    values = {name: options[0]["default"] for name, (_, *options) in declared.items()}
+    found = getattr(node(), node.FUNCTION)(**{**values, **inputs})
+    assert len(found) == len(node.RETURN_TYPES) == len(node.RETURN_NAMES) == 3
+    return found
+
+
+@pytest.mark.parametrize("model", ["sdxl", "sd35-large", "qwen-image", "flux-dev", "cogvideox-5b", "edm-cifar10"])
+def test_it_is_the_zoo_s_best_at_the_usual_guidance(nodes: ModuleType, model: str) -> None:
+    sampler, sigmas, why = recommend(nodes, model=model)
+    wanted = zoo(model, 6)
+    np.testing.assert_array_equal(sigmas, wanted.sampler_sigmas().astype(np.float32))
+    assert sigmas.dtype == torch.float32 and sampler.options["nodes"] == wanted.sampler_sigmas().tolist()
+    if wanted.coefficients is not None:
+        assert sampler.options["coefficients"] == wanted.coefficients.tolist()
+    assert why.startswith(f"N = 6 at guidance {PRESETS[model].guidance:g}: {wanted.solver}, predicted error")
+    assert all(name in why for name in wanted.others)
+
+
+@pytest.mark.parametrize(("guidance", "shipped"), [(1.2, 1.0), (6.0, 5.0), (6.5, 7.5), (30.0, 7.5), (5.0, 5.0)])
+def test_the_nearest_guidance_that_is_shipped_is_named(nodes: ModuleType, guidance: float, shipped: float) -> None:
+    _, sigmas, why = recommend(nodes, guidance=guidance, steps=4)
+    np.testing.assert_array_equal(sigmas, zoo("sdxl", 4, guidance=shipped).sampler_sigmas().astype(np.float32))
+    assert ("nearest shipped to" in why) == (guidance != shipped) and f"at guidance {shipped:g}" in why
+
+
+def test_a_model_says_its_noise(nodes: ModuleType) -> None:
+    for kinds, family in ((("EPS",), "sd15"), (("V_PREDICTION", "EPS"), "sd21")):
+        model = discrete("SD15", family, *kinds)
+        _, sigmas, _ = recommend(nodes, model="from MODEL", guidance=7.5, diffusion_model=model)
+        np.testing.assert_allclose(sigmas, zoo(family, 6).sampler_sigmas(), rtol=1e-4)
+    assert not np.allclose(zoo("sd15", 6).sampler_sigmas(), zoo("sd21", 6).sampler_sigmas(), rtol=1e-2)
+    model = discrete("SD15", "sd15")
+    with pytest.raises(ValueError, match="MODEL"):
+        recommend(nodes, model="flux-dev", diffusion_model=model)
+    with pytest.raises(ValueError, match=r"guidance is 0 .* set it to the cfg"):
+        recommend(nodes, model="from MODEL", diffusion_model=model)
+
+
+def test_denoise_keeps_the_last_steps(nodes: ModuleType) -> None:
+    sampler, sigmas, _ = recommend(nodes, steps=3, denoise=0.5)
+    np.testing.assert_array_equal(sigmas, zoo("sdxl", 6).sampler_sigmas()[-4:].astype(np.float32))
+    assert len(sampler.options["coefficients"]) == 3
+    assert len(recommend(nodes, denoise=0.0)[1]) == 0
+
+
+@pytest.mark.parametrize(
+    ("inputs", "message"),
+    [
+        ({"model": "sd9"}, "'sd9' is not a preset"),
+        ({"steps": 11, "denoise": 0.5}, "a schedule of 22 steps, and 20 are shipped"),
+        ({"model": "from MODEL"}, "connect MODEL"),
+        ({"denoise": 1.5}, "denoise is 1.5"),
+    ],
+)
+def test_what_is_refused(nodes: ModuleType, inputs: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        recommend(nodes, **inputs)
