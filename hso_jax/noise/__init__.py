@@ -9,6 +9,7 @@ from hso_jax.noise.presets import Preset as Preset
 from hso_jax.noise.presets import preset as preset
 from hso_jax.noise.rectified_flow import dynamic_shift as dynamic_shift
 from hso_jax.noise.rectified_flow import flow as flow
+from hso_jax.noise.rectified_flow import flux2_shift as flux2_shift
 from hso_jax.noise.variance_exploding import edm as edm
 from hso_jax.noise.variance_exploding import ve as ve
 from hso_jax.noise.variance_preserving import beta_table as beta_table

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 from hso_jax.checks import brief
 from hso_jax.noise.from_config import from_config
 from hso_jax.noise.noise_schedule import NoiseSchedule
+from hso_jax.noise.rectified_flow import flux2_shift
 
 
 class Preset(NamedTuple):
@@ -19,8 +20,12 @@ class Preset(NamedTuple):
         config: the values as a diffusers scheduler config.
         prediction: "epsilon", "v_prediction", "flow_prediction" or "edm" (preconditioned x0).
         p: exponent of the model-error bound: 2 for latent, 1 for pixel models (arXiv 2511.11688, section 3).
-        guidance: usual weight of classifier-free guidance (the default of the model's diffusers pipeline); 1 for
-            unconditional models and for those that guidance was distilled into.
+        guidance: usual weight of classifier-free guidance (the default of the model's diffusers pipeline, or what its
+            authors sample with); 1 for unconditional models and for those that guidance was distilled into.
+        resolution: how the shift follows the size of the picture or the video, in words; empty where there is no shift.
+        boundary: where a model of two experts changes from the one to the other: s at which the high-noise expert
+            still works, the low-noise one everywhere below. None for models of one network.
+        shift_of: the shift of a picture of so many tokens, where the pipeline computes it and the config is silent.
     """
 
     description: str
@@ -29,6 +34,9 @@ class Preset(NamedTuple):
     prediction: str = "epsilon"
     p: float = 2.0
     guidance: float = 1.0
+    resolution: str = ""
+    boundary: float | None = None
+    shift_of: Callable[[int], float] | None = None
 
 
 def _vp(rule: str, start: float, end: float) -> dict[str, Any]:
@@ -38,14 +46,30 @@ def _vp(rule: str, start: float, end: float) -> dict[str, Any]:
 
 _SD = _vp("scaled_linear", 0.00085, 0.012)
 _LINEAR = _vp("linear", 0.0001, 0.02)
+
+
+def _flow(shift: float) -> dict[str, Any]:
+    return {**_FLUX, "shift": shift}
+
+
+def _dynamic(base: float, most: float, base_tokens: int, most_tokens: int) -> dict[str, Any]:
+    lengths = {"base_image_seq_len": base_tokens, "max_image_seq_len": most_tokens}
+    return {**_FLUX, "use_dynamic_shifting": True, "base_shift": base, "max_shift": most, **lengths}
+
+
+def _unipc_flow(shift: float) -> dict[str, Any]:
+    values = {"prediction_type": "flow_prediction", "use_flow_sigmas": True, "flow_shift": shift}
+    return {"_class_name": "UniPCMultistepScheduler", **values, "num_train_timesteps": 1000}
+
+
+def _cogvideox(snr_shift_scale: float) -> dict[str, Any]:
+    values = {"prediction_type": "v_prediction", "rescale_betas_zero_snr": True, "snr_shift_scale": snr_shift_scale}
+    return {**_SD, "_class_name": "CogVideoXDDIMScheduler", **values}
+
+
 _FLUX = {"_class_name": "FlowMatchEulerDiscreteScheduler", "num_train_timesteps": 1000}
-_DYNAMIC = {
-    "use_dynamic_shifting": True,
-    "base_shift": 0.5,
-    "max_shift": 1.15,
-    "base_image_seq_len": 256,
-    "max_image_seq_len": 4096,
-}
+_FIXED = "the same at every size"
+_FLUX_SIZES = "exp(.5) at 256 tokens to exp(1.15) at 4096; a token is 16 x 16 pixels"
 
 PRESETS: Mapping[str, Preset] = {
     "sd15": Preset(
@@ -74,31 +98,172 @@ PRESETS: Mapping[str, Preset] = {
     "sd3-medium": Preset(
         "Stable Diffusion 3 medium",
         "arXiv 2403.03206; stable-diffusion-3-medium scheduler config",
-        {**_FLUX, "shift": 3.0},
+        _flow(3.0),
         "flow_prediction",
         guidance=7.0,
+        resolution=_FIXED,
+    ),
+    "sd35-medium": Preset(
+        "Stable Diffusion 3.5 medium",
+        "stable-diffusion-3.5-medium scheduler config; guidance of its model card",
+        _flow(3.0),
+        "flow_prediction",
+        guidance=4.5,
+        resolution=_FIXED,
+    ),
+    "sd35-large": Preset(
+        "Stable Diffusion 3.5 large",
+        "stable-diffusion-3.5-large scheduler config; guidance of its model card",
+        _flow(3.0),
+        "flow_prediction",
+        guidance=3.5,
+        resolution=_FIXED,
     ),
     "flux-dev": Preset(
         "FLUX.1-dev (shift follows the image's size; 1024 x 1024 here)",
         "FLUX.1-dev scheduler config",
-        {**_FLUX, **_DYNAMIC},
+        _dynamic(0.5, 1.15, 256, 4096),
         "flow_prediction",
+        resolution=_FLUX_SIZES,
     ),
     "flux-schnell": Preset(
-        "FLUX.1-schnell", "FLUX.1-schnell scheduler config", {**_FLUX, "shift": 1.0}, "flow_prediction"
+        "FLUX.1-schnell", "FLUX.1-schnell scheduler config", _flow(1.0), "flow_prediction", resolution=_FIXED
+    ),
+    "flux-krea": Preset(
+        "FLUX.1-Krea-dev (guidance is embedded)",
+        "FLUX.1-Krea-dev scheduler config, that of FLUX.1-dev",
+        _dynamic(0.5, 1.15, 256, 4096),
+        "flow_prediction",
+        resolution=_FLUX_SIZES,
+    ),
+    "flux-kontext": Preset(
+        "FLUX.1-Kontext-dev (guidance is embedded)",
+        "FLUX.1-Kontext-dev scheduler config, that of FLUX.1-dev",
+        _dynamic(0.5, 1.15, 256, 4096),
+        "flow_prediction",
+        resolution=_FLUX_SIZES + " of the output",
+    ),
+    "flux2-dev": Preset(
+        "FLUX.2-dev (guidance is embedded)",
+        "diffusers' Flux2Pipeline: its own rule for mu, not the scheduler config's",
+        _flow(1.0),
+        "flow_prediction",
+        resolution="flux2_shift(tokens, N): it follows N as well up to 4300 tokens, here that of N = 50; "
+        "a token is 16 x 16 pixels",
+        shift_of=flux2_shift,
+    ),
+    "qwen-image": Preset(
+        "Qwen-Image",
+        "Qwen-Image scheduler config; diffusers' QwenImagePipeline",
+        # shift_terminal .02 stretches the pipeline's own grid; schedules here choose their last node.
+        _dynamic(0.5, 0.9, 256, 8192),
+        "flow_prediction",
+        guidance=4.0,
+        resolution="exp(.5) at 256 tokens to exp(.9) at 8192; a token is 16 x 16 pixels",
+    ),
+    "z-image": Preset(
+        "Z-Image (Turbo has shift 3 and no guidance)",
+        "Z-Image scheduler config; guidance of its model card (3 to 5)",
+        _flow(6.0),
+        "flow_prediction",
+        guidance=4.0,
+        resolution=_FIXED,
+    ),
+    "chroma": Preset(
+        "Chroma1-HD",
+        "Chroma1-HD scheduler config; guidance of diffusers' page",
+        _flow(3.0),
+        "flow_prediction",
+        guidance=3.0,
+        resolution=_FIXED,
+    ),
+    "sana": Preset(
+        "Sana 1.6B (shift 3; 4096 pixels use 6)",
+        "arXiv 2410.10629; diffusers' conversion of Sana and its SanaPipeline",
+        {**_unipc_flow(3.0), "_class_name": "DPMSolverMultistepScheduler"},
+        "flow_prediction",
+        guidance=4.5,
+        resolution="3; 6 for 4096 x 4096 pixels",
+    ),
+    "auraflow": Preset(
+        "AuraFlow",
+        "AuraFlow scheduler config, ComfyUI's AuraFlow; diffusers' AuraFlowPipeline",
+        _flow(1.73),
+        "flow_prediction",
+        guidance=3.5,
+        resolution=_FIXED,
+    ),
+    "lumina2": Preset(
+        "Lumina-Image 2.0",
+        "Lumina-Image-2.0 scheduler config, ComfyUI's Lumina2; diffusers' Lumina2Pipeline",
+        _flow(6.0),
+        "flow_prediction",
+        guidance=4.0,
+        resolution=_FIXED,
+    ),
+    "ltx-video": Preset(
+        "LTX-Video 0.9.1",
+        "diffusers' conversion of LTX-Video and its LTXPipeline",
+        # shift_terminal .1: as with Qwen-Image.
+        _dynamic(0.95, 2.05, 1024, 4096),
+        "flow_prediction",
+        guidance=3.0,
+        resolution="exp(.95) at 1024 tokens, exp(2.05) at 4096, and on; a token is 32 x 32 pixels of 8 frames",
+    ),
+    "hunyuan-video": Preset(
+        "HunyuanVideo (guidance is embedded)",
+        "diffusers' conversion of HunyuanVideo, ComfyUI's HunyuanVideo",
+        _flow(7.0),
+        "flow_prediction",
+        resolution=_FIXED,
     ),
     "wan21": Preset(
         "Wan 2.1 text-to-video (shift 3, for 480p; 720p uses 5)",
         "arXiv 2503.20314; Wan2.1-T2V scheduler config",
-        {
-            "_class_name": "UniPCMultistepScheduler",
-            "prediction_type": "flow_prediction",
-            "use_flow_sigmas": True,
-            "flow_shift": 3.0,
-            "num_train_timesteps": 1000,
-        },
+        _unipc_flow(3.0),
         "flow_prediction",
         guidance=5.0,
+        resolution="3 for 480p, 5 for 720p",
+    ),
+    "wan22-t2v": Preset(
+        "Wan 2.2 A14B text-to-video, two experts",
+        "diffusers' conversion of Wan 2.2; boundary and guidance (4, low noise 3) of Wan2.2's configs",
+        _unipc_flow(3.0),
+        "flow_prediction",
+        guidance=4.0,
+        resolution="3 as converted for diffusers; Wan's own program samples with 12",
+        boundary=0.875,
+    ),
+    "wan22-i2v": Preset(
+        "Wan 2.2 A14B image-to-video, two experts",
+        "diffusers' conversion of Wan 2.2; boundary and guidance (3.5 for both) of Wan2.2's configs",
+        _unipc_flow(3.0),
+        "flow_prediction",
+        guidance=3.5,
+        resolution="3 as converted for diffusers; Wan's own program samples with 5",
+        boundary=0.9,
+    ),
+    "wan22-5b": Preset(
+        "Wan 2.2 TI2V 5B",
+        "diffusers' conversion of Wan 2.2; guidance of Wan2.2's configs",
+        _unipc_flow(5.0),
+        "flow_prediction",
+        guidance=5.0,
+        resolution=_FIXED,
+    ),
+    "cogvideox-2b": Preset(
+        "CogVideoX 2B (zero terminal SNR)",
+        "arXiv 2408.06072; diffusers' conversion of CogVideoX",
+        _cogvideox(3.0),
+        "v_prediction",
+        guidance=6.0,
+    ),
+    "cogvideox-5b": Preset(
+        "CogVideoX 5B (zero terminal SNR)",
+        "arXiv 2408.06072; diffusers' conversion of CogVideoX",
+        _cogvideox(1.0),
+        "v_prediction",
+        guidance=6.0,
     ),
 }
 
@@ -109,8 +274,12 @@ def preset(name: str, *, image_seq_len: int = 4096) -> NoiseSchedule:
     - `sd15`, `sd21-base`, `sd21`, `sdxl`: scaled_linear 0.00085..0.012, T = 1000 (arXiv 2112.10752).
     - `pixart-alpha`, `pixart-sigma`, `dit-xl-2`, `ddpm-cifar10`: linear 0.0001..0.02, T = 1000 (arXiv 2006.11239).
     - `edm-cifar10`: sigma 0.002..80, rho 7 (arXiv 2206.00364).
-    - `sd3-medium`: rectified flow, shift 3 (arXiv 2403.03206); `wan21`: the same (480p).
-    - `flux-dev`: rectified flow, shift exp(0.5..1.15) by `image_seq_len`; `flux-schnell`: shift 1.
+    - `sd3-medium`, `sd35-medium`, `sd35-large`: rectified flow, shift 3 (arXiv 2403.03206).
+    - `flux-dev`, `flux-krea`, `flux-kontext`: rectified flow, shift exp(0.5..1.15) by `image_seq_len`; `flux2-dev`: by
+      `flux2_shift`; `flux-schnell`: shift 1; `qwen-image`: exp(0.5..0.9).
+    - `z-image` and `lumina2`: shift 6; `chroma` and `sana`: 3; `auraflow`: 1.73.
+    - `wan21`, `wan22-t2v`, `wan22-i2v`: shift 3; `wan22-5b`: 5; `hunyuan-video`: 7; `ltx-video`: exp(0.95..2.05).
+    - `cogvideox-2b`, `cogvideox-5b`: scaled_linear 0.00085..0.012 with zero terminal SNR, the SNR divided by 3 and 1.
 
     Raises:
         ValueError: for an unknown name; the message lists the known ones.
@@ -118,4 +287,7 @@ def preset(name: str, *, image_seq_len: int = 4096) -> NoiseSchedule:
     if not isinstance(name, str) or name not in PRESETS:
         raise ValueError(f"model {brief(name)} is not a preset; presets: {', '.join(PRESETS)}")
     found = PRESETS[name]
-    return from_config(found.config, image_seq_len=image_seq_len, name=name).with_prediction(found.prediction)
+    config = found.config
+    if found.shift_of is not None:
+        config = {**config, "shift": found.shift_of(image_seq_len)}
+    return from_config(config, image_seq_len=image_seq_len, name=name).with_prediction(found.prediction)

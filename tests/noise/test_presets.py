@@ -8,7 +8,7 @@ import numpy as np
 import problems
 import pytest
 
-from hso_jax.noise import PRESETS, preset
+from hso_jax.noise import PRESETS, flux2_shift, preset
 
 T = np.arange(1, 1000) / 1000
 SD = problems.lam_of_bar(problems.SD_TABLE)[:-1]
@@ -18,6 +18,14 @@ EDM = problems.CLOSED_FORMS["edm"].lam(T)
 
 def flow(shift: float) -> np.ndarray:
     return np.log((1.0 - T) / T) - math.log(shift)
+
+
+def cogvideox(scale: float) -> np.ndarray:
+    """SD's table with its SNR divided by `scale`, then brought to zero SNR (arXiv 2305.08891, algorithm 1)."""
+    snr = problems.SD_TABLE / (1.0 - problems.SD_TABLE) / scale
+    root = np.sqrt(snr / (1.0 + snr))
+    root = (root - root[-1]) * root[0] / (root[0] - root[-1])
+    return problems.lam_of_bar(root[:-1] ** 2)
 
 
 EXPECTED = {
@@ -31,14 +39,33 @@ EXPECTED = {
     "ddpm-cifar10": (LINEAR, "vp", 1.0),
     "edm-cifar10": (EDM, "ve", 1.0),
     "sd3-medium": (flow(3.0), "flow", 2.0),
+    "sd35-medium": (flow(3.0), "flow", 2.0),
+    "sd35-large": (flow(3.0), "flow", 2.0),
     "flux-dev": (flow(math.exp(1.15)), "flow", 2.0),
     "flux-schnell": (flow(1.0), "flow", 2.0),
+    "flux-krea": (flow(math.exp(1.15)), "flow", 2.0),
+    "flux-kontext": (flow(math.exp(1.15)), "flow", 2.0),
+    # mu of 50 steps at 4096 tokens, by hand: 1.14999658 at 200 steps, 2.256245711 at 10, 2.0233511576 between.
+    "flux2-dev": (flow(math.exp(2.0233511576)), "flow", 2.0),
+    "qwen-image": (flow(math.exp(0.5 + 0.4 * 3840 / 7936)), "flow", 2.0),
+    "z-image": (flow(6.0), "flow", 2.0),
+    "chroma": (flow(3.0), "flow", 2.0),
+    "sana": (flow(3.0), "flow", 2.0),
+    "auraflow": (flow(1.73), "flow", 2.0),
+    "lumina2": (flow(6.0), "flow", 2.0),
+    "ltx-video": (flow(math.exp(2.05)), "flow", 2.0),
+    "hunyuan-video": (flow(7.0), "flow", 2.0),
     "wan21": (flow(3.0), "flow", 2.0),
+    "wan22-t2v": (flow(3.0), "flow", 2.0),
+    "wan22-i2v": (flow(3.0), "flow", 2.0),
+    "wan22-5b": (flow(5.0), "flow", 2.0),
+    "cogvideox-2b": (cogvideox(3.0), "vp", 2.0),
+    "cogvideox-5b": (cogvideox(1.0), "vp", 2.0),
 }
 
 
-def test_the_issue_s_presets_are_all_there() -> None:
-    assert set(EXPECTED) <= set(PRESETS)
+def test_every_preset_is_checked() -> None:
+    assert set(EXPECTED) == set(PRESETS)
 
 
 @pytest.mark.parametrize("name", EXPECTED)
@@ -49,15 +76,41 @@ def test_preset(name: str) -> None:
     assert (noise.kind, noise.name, PRESETS[name].p) == (kind, name, p)
     assert PRESETS[name].source and PRESETS[name].description
     assert name in preset.__doc__
-    assert PRESETS[name].prediction == {"sd21": "v_prediction"}.get(
-        name, {"vp": "epsilon", "ve": "edm", "flow": "flow_prediction"}[kind]
-    )
+    v = dict.fromkeys(("sd21", "cogvideox-2b", "cogvideox-5b"), "v_prediction")
+    assert PRESETS[name].prediction == v.get(name, {"vp": "epsilon", "ve": "edm", "flow": "flow_prediction"}[kind])
+    assert bool(PRESETS[name].resolution) == (kind == "flow")
 
 
 def test_flux_follows_the_image_s_size() -> None:
     np.testing.assert_allclose(preset("flux-dev", image_seq_len=256).lam(T), flow(math.exp(0.5)), atol=1e-9)
 
 
+@pytest.mark.parametrize(
+    ("tokens", "steps", "mu"),
+    [
+        (4096, 10, 8.73809524e-05 * 4096 + 1.89833333),
+        (4096, 200, 0.00016927 * 4096 + 0.45666666),
+        (1024, 105, ((8.73809524e-05 + 0.00016927) * 1024 + 1.89833333 + 0.45666666) / 2),
+        (8192, 4, 0.00016927 * 8192 + 0.45666666),
+    ],
+)
+def test_flux2_s_shift(tokens: int, steps: int, mu: float) -> None:
+    assert flux2_shift(tokens, steps) == pytest.approx(math.exp(mu), rel=1e-9)
+
+
+def test_flux2_follows_the_image_s_size() -> None:
+    np.testing.assert_allclose(preset("flux2-dev", image_seq_len=1024).lam(T), flow(flux2_shift(1024)), atol=1e-9)
+    with pytest.raises(ValueError, match="image_seq_len is 0"):
+        flux2_shift(0)
+    with pytest.raises(ValueError, match="nfe is 0"):
+        flux2_shift(4096, 0)
+
+
+def test_only_wan_22_has_two_experts() -> None:
+    boundaries = {name: entry.boundary for name, entry in PRESETS.items() if entry.boundary is not None}
+    assert boundaries == {"wan22-t2v": 0.875, "wan22-i2v": 0.9}
+
+
 def test_an_unknown_name_lists_the_known_ones() -> None:
-    with pytest.raises(ValueError, match=r"'sd14' is not a preset; presets: .*sd21-base.*wan21"):
+    with pytest.raises(ValueError, match=r"'sd14' is not a preset; presets: .*sd21-base.*cogvideox-5b"):
         preset("sd14")

@@ -25,9 +25,10 @@ needs_file = pytest.mark.skipif(not SHIPPED, reason=f"{FILE} has not been built"
 
 
 def every_cell() -> Iterator[tuple[str, str, float]]:
-    for name, entry in PRESETS.items():
-        for solver in SOLVERS:
-            for weight in dict.fromkeys((1.0, entry.guidance)):
+    """One preset for each shelf and weight: the others read the same entries."""
+    for shelf in zoo_build.shelves().values():
+        for name, weight in shelf:
+            for solver in SOLVERS:
                 yield name, solver, weight
 
 
@@ -53,6 +54,16 @@ def test_every_preset_solver_and_budget_is_there() -> None:
             assert all(0 < error < math.inf for error in s.others.values())
             errors.append(s.error)
         assert errors[-1] < 0.2 * errors[0], (name, solver, weight)
+
+
+@needs_file
+def test_presets_of_one_shelf_share_their_schedules() -> None:
+    firsts = {key: shelf[0][0] for key, shelf in zoo_build.shelves().items()}
+    for name, entry in PRESETS.items():
+        first = firsts[shelf_key(preset(name))]
+        mine, its = zoo(name, 6), zoo(first, 6, guidance=entry.guidance)
+        assert (mine.model, mine.guidance, mine.solver, mine.error) == (name, entry.guidance, its.solver, its.error)
+        np.testing.assert_allclose(mine.lams, its.lams, rtol=0, atol=5e-4)
 
 
 @needs_file
@@ -206,8 +217,20 @@ def test_parts_cover_every_cell_once() -> None:
     weights = {ends: [w for _, w in shelf] for ends, shelf in zoo_build.shelves().items()}
     scratch = MAX_NFE - len(zoo_build.EXTENDED)
     assert len(cells) == sum(map(len, weights.values())) * len(SOLVERS) * scratch
-    for name, _, weight in every_cell():
-        assert weight in weights[shelf_key(preset(name))]
+    for name, entry in PRESETS.items():
+        assert {1.0, entry.guidance} <= set(weights[shelf_key(preset(name))])
+
+
+def test_what_the_file_has_is_kept_as_it_is(small: dict[str, Any]) -> None:
+    """A new shelf or weight is searched alone, and the text of the others does not change."""
+    content = importlib.import_module("hso_jax.shelf.shipped").text()
+    records = zoo_build.found_in(content)
+    assert zoo_build.assemble(records) == content and not list(zoo_build.parts(records))
+    for shelf in small["shelves"]:
+        shelf["guidance"].pop("6", None)
+    shorter = zoo_build.found_in(json.dumps(small))
+    assert {part[:2] for part in zoo_build.parts(shorter)} == {("cogvideox-2b", 6.0), ("cogvideox-5b", 6.0)}
+    assert all(records[place] == rows for place, rows in shorter.items())
 
 
 def _lanes(part: tuple[str, float, range]) -> list[Any]:
