@@ -1,9 +1,10 @@
 """What tuning moves: the nodes and, for the non-stationary solver, its coefficients, as numbers without constraints.
 
-A point z holds the logarithms of the gaps between the nodes (`hso_jax.lower.gaps`, the first node at the model's noise
-end, the last gap's logarithm taken as 0), then the coefficients' deviations from those of a known solver on the same
-nodes. A step of 0.1 changes a gap by a tenth or a weight by a tenth, wherever it is. All solvers of one evaluation a
-step are linear in the predictions, so that one loop with one table of weights runs them all.
+A point z holds the logarithms of the gaps between the nodes (`hso_jax.lower.gaps`, the last gap's logarithm taken as
+0; the first node is the model's noise end, or placed like the others), then the coefficients' deviations from those of
+a known solver on the same nodes. A step of 0.1 changes a gap by a tenth or a weight by a tenth, wherever it is. All
+solvers of one evaluation a step are linear in the predictions, so that one loop with one table of weights runs them
+all.
 """
 
 from __future__ import annotations
@@ -55,26 +56,28 @@ class Coordinates:
         nfe: N.
         solver: what samples: "nonstationary", or a solver of one evaluation a step.
         base: the known solver that the coefficients deviate from; `solver` itself where that is known.
+        free: whether the first node moves too; else it is the model's noise end.
     """
 
     noise: NoiseSchedule
     nfe: int
     solver: str
     base: str
+    free: bool = False
 
     @classmethod
-    def of(cls, noise: NoiseSchedule, nfe: int, solver: str, base: str) -> Coordinates:
+    def of(cls, noise: NoiseSchedule, nfe: int, solver: str, base: str, free: bool = False) -> Coordinates:
         """For a solver by any of its names.
 
         Raises:
             ValueError: for a solver of two evaluations a step, or one that cannot start at the model's noise end.
         """
-        free = solver == solvers.NONSTATIONARY
-        base = solvers.canonical(base if free else solver)
+        searched = solver == solvers.NONSTATIONARY
+        base = solvers.canonical(base if searched else solver)
         older_of(base)
         if noise.noise_end == -math.inf and base.endswith("bh1"):
             raise ValueError(f"solver {base!r} cannot start at lam = -inf; use {base.removesuffix('-bh1')!r}")
-        return cls(noise, nfe, solvers.NONSTATIONARY if free else base, base)
+        return cls(noise, nfe, solvers.NONSTATIONARY if searched else base, base, free)
 
     @property
     def places(self) -> np.ndarray:
@@ -85,7 +88,12 @@ class Coordinates:
     @property
     def size(self) -> int:
         """Entries of a point."""
-        return self.nfe - 1 + int(self.places.sum())
+        return self.gaps + int(self.places.sum())
+
+    @property
+    def gaps(self) -> int:
+        """Entries of a point that place nodes."""
+        return self.nfe - 1 + self.free
 
     def point(self, schedule: Schedule) -> np.ndarray:
         """[size] of a schedule to clean data: its nodes and, for free coefficients, those that it or its solver has.
@@ -94,7 +102,7 @@ class Coordinates:
         """
         with jax.enable_x64(True):
             lams = np.asarray(schedule.lams)[: self.nfe]
-            logits = np.asarray(logits_of(self._range(), jnp.asarray(s_of_lam(lams))))[: self.nfe]
+            logits = np.asarray(logits_of(self._range(), jnp.asarray(s_of_lam(lams))))[: self.gaps + 1]
             z = logits[:-1] - logits[-1]
             if not self.places.any():
                 return z
@@ -107,10 +115,11 @@ class Coordinates:
             return np.concatenate([z, (found - np.asarray(_known(nodes, self.base)))[self.places]])
 
     def lams(self, z: np.ndarray) -> np.ndarray:
-        """[N] half log-SNR of a point's nodes; the first is the model's noise end, -inf for pure noise."""
+        """[N] half log-SNR of a point's nodes; -inf for pure noise."""
         with jax.enable_x64(True):
-            found = np.array(_lams(jnp.asarray(z[: self.nfe - 1]), self._range()))
-        found[0] = self.noise.noise_end
+            found = np.array(_lams(jnp.asarray(z[: self.gaps]), self._range(), self.nfe))
+        if not self.free:
+            found[0] = self.noise.noise_end
         return found
 
     def table(self, z: np.ndarray) -> Table:
@@ -133,14 +142,14 @@ class Coordinates:
         lams = self.lams(z)
         if self.places.any():
             coefficients = np.zeros((self.nfe, MOST - 1))
-            coefficients[self.places] = z[self.nfe - 1 :]
+            coefficients[self.places] = z[self.gaps :]
             with jax.enable_x64(True):
                 coefficients += np.asarray(_known(jnp.asarray(lams), self.base))
         return Schedule.from_lams(self.noise, lams, origin=origin, coefficients=coefficients)
 
     def _range(self) -> Range:
         top, floor = (float(s_of_lam(x)) for x in (self.noise.noise_end, self.noise.data_end))
-        return Range(jnp.asarray(top), jnp.asarray(floor), jnp.asarray(False), jnp.asarray(self.nfe))
+        return Range(jnp.asarray(top), jnp.asarray(floor), jnp.asarray(self.free), jnp.asarray(self.nfe))
 
     def _rest(self) -> tuple[Any, ...]:
         noise = dataclasses.replace(self.noise, name="")  # names would compile anew
@@ -154,13 +163,12 @@ class Coordinates:
         return solvers.canonical(name)
 
 
-_STATIC = ("nfe", "base", "free")
+_STATIC = ("nfe", "base", "searched")
 
 
-@jax.jit
-def _lams(logits: Array, range_: Range) -> Array:
-    nodes = logits.shape[0] + 1
-    y = jnp.concatenate([logits, jnp.zeros(2, logits.dtype)])[: nodes + 1]
+@functools.partial(jax.jit, static_argnames="nfe")
+def _lams(logits: Array, range_: Range, nfe: int) -> Array:
+    y = jnp.concatenate([logits, jnp.zeros(2, logits.dtype)])[: nfe + 1]
     return lams_of(range_, nodes_of(range_, y))
 
 
@@ -171,17 +179,18 @@ def _known(lams: Array, name: str) -> Array:
     return coefficients_of(solvers.weights(name, lams), grid(lams, end, nfe), MOST)
 
 
-def _weights(z: Array, range_: Range, nfe: int, base: str, free: bool) -> solvers.Weights:
-    lams = _lams(z[: nfe - 1], range_)
+def _weights(z: Array, range_: Range, nfe: int, base: str, searched: bool) -> solvers.Weights:
+    rows, columns = np.nonzero(known(nfe, MOST - 1))
+    gaps = z.shape[0] - (len(rows) if searched else 0)
+    lams = _lams(z[:gaps], range_, nfe)
     coefficients = _known(lams, base)
-    if free:
-        rows, columns = np.nonzero(known(nfe, MOST - 1))
-        coefficients = coefficients.at[rows, columns].add(z[nfe - 1 :])
+    if searched:
+        coefficients = coefficients.at[rows, columns].add(z[gaps:])
     return weights_of(grid(lams, jnp.asarray(jnp.inf, lams.dtype), jnp.asarray(nfe)), coefficients)
 
 
 def _entries(weights: solvers.Weights, noise: NoiseSchedule) -> Table:
-    """The table of a solver without corrector; the first node is the model's noise end, or fixed anyway."""
+    """The table of a solver without corrector."""
     first = jnp.arange(weights.lams.shape[0]) == 0
     pure = jnp.isneginf(weights.lams[0])
     # No derivative is defined at -inf, where nothing moves: the first entries come from a place that has one.
@@ -197,9 +206,9 @@ def _entries(weights: solvers.Weights, noise: NoiseSchedule) -> Table:
     return Table(timestep, alpha, sigma, weights.carry * then / scale, weights.predict * then[:, None])
 
 
-def table_of(z: Array, noise: NoiseSchedule, range_: Range, nfe: int, base: str, free: bool) -> Table:
+def table_of(z: Array, noise: NoiseSchedule, range_: Range, nfe: int, base: str, searched: bool) -> Table:
     """The table of a point; traceable."""
-    return _entries(_weights(z, range_, nfe, base, free), noise)
+    return _entries(_weights(z, range_, nfe, base, searched), noise)
 
 
 def table_at(noise: NoiseSchedule, schedule: Schedule, solver: str) -> Table:
@@ -219,5 +228,5 @@ _table = jax.jit(table_of, static_argnames=_STATIC)
 
 
 @functools.partial(jax.jit, static_argnames=_STATIC)
-def _pull(z: Array, slopes: Table, noise: NoiseSchedule, range_: Range, nfe: int, base: str, free: bool) -> Array:
-    return jax.vjp(lambda z: table_of(z, noise, range_, nfe, base, free), z)[1](slopes)[0]
+def _pull(z: Array, slopes: Table, noise: NoiseSchedule, range_: Range, nfe: int, base: str, searched: bool) -> Array:
+    return jax.vjp(lambda z: table_of(z, noise, range_, nfe, base, searched), z)[1](slopes)[0]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import base64
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -46,12 +46,15 @@ class Judge:
     Attributes:
         evaluations: of the network so far, each of a single sample; guidance does not double them.
         notes: what had to be done otherwise than asked, in words.
+        coordinates: of the points that are asked for; set before the first of them.
     """
+
+    coordinates: Coordinates
 
     def __init__(
         self,
         model: Model,
-        coordinates: Coordinates,
+        nfe: int,
         targets: torch.Tensor,
         *,
         error: Error | None,
@@ -62,7 +65,7 @@ class Judge:
         records: Records,
     ) -> None:
         """Targets [count, ...] are the converged samples; `evaluations` were spent on them."""
-        self._model, self._coordinates, self._targets = model, coordinates, targets
+        self._model, self._nfe, self._targets = model, nfe, targets
         self._error, self._batch, self._budget = error, batch, budget
         self._filter = None if error is not None or detail == 0.0 else detail_filter(targets, detail)
         self._records, self._done = records, 0
@@ -74,6 +77,10 @@ class Judge:
         """Whether the error is a sum of squares, with residuals."""
         return self._error is None
 
+    def affordable(self, rows: Sequence[int]) -> int:
+        """Judgements of these samples that the rest of the budget covers."""
+        return (self._budget - self.evaluations) // (self._nfe * len(rows))
+
     def value(self, place: np.ndarray | Table, rows: Sequence[int]) -> float:
         """Logarithm of the root-mean-square error of these samples at a point or table, or the caller's error of them.
 
@@ -82,21 +89,21 @@ class Judge:
         """
 
         def make() -> dict[str, Any]:
-            table = place if isinstance(place, Table) else self._coordinates.table(place)
+            table = place if isinstance(place, Table) else self.coordinates.table(place)
             return {"value": self._sum(table, rows, None)}
 
-        return float(self._ask("value", len(rows), make)["value"])
+        return _value(self._ask("value", len(rows), make))
 
     def residuals(self, z: np.ndarray, rows: Sequence[int]) -> Residuals:
         """The value with the samples' residuals; see `value`."""
 
         def make() -> dict[str, Any]:
             sketches: list[np.ndarray] = []
-            value = self._sum(self._coordinates.table(z), rows, sketches)
+            value = self._sum(self.coordinates.table(z), rows, sketches)
             return {"value": value, "rows": _packed(np.concatenate(sketches))}
 
         found = self._ask("residuals", len(rows), make)
-        return Residuals(float(found["value"]), _unpacked(found["rows"], len(rows)) / np.sqrt(len(rows)))
+        return Residuals(_value(found), _unpacked(found["rows"], len(rows)) / np.sqrt(len(rows)))
 
     def gradient(self, z: np.ndarray, rows: Sequence[int]) -> tuple[float, np.ndarray]:
         """The value and its gradient in z; see `value`.
@@ -111,14 +118,16 @@ class Judge:
             return {"value": value, "rows": _packed(slope[None])}
 
         found = self._ask("gradient", GRADIENT * len(rows), make)
-        return float(found["value"]), _unpacked(found["rows"], 1)[0]
+        return _value(found), _unpacked(found["rows"], 1)[0]
 
     def _ask(self, kind: str, cost: int, make: Callable[[], dict[str, Any]]) -> dict[str, Any]:
-        cost *= self._coordinates.nfe
+        cost *= self._nfe
         if self.evaluations + cost > self._budget:
             raise SpentError
         known = self._done < len(self._records.done)
         record = self._records.done[self._done] if known else {"kind": kind, "cost": cost, **make()}
+        if not known and not np.isfinite(record["value"]):
+            record["value"] = None  # as files have it
         if known and (record["kind"], record["cost"]) != (kind, cost):
             raise damaged(self._records.checkpoint.path, f"records[{self._done}] is of another judgement")
         if not known:
@@ -149,7 +158,7 @@ class Judge:
         return self._scaled(total / len(rows))
 
     def _slope(self, z: np.ndarray, rows: Sequence[int]) -> tuple[float, np.ndarray]:
-        arrays = self._coordinates.table(z)
+        arrays = self.coordinates.table(z)
         total, slopes, place = 0.0, Table(*(np.zeros_like(x) for x in arrays)), 0
         while place < len(rows):
             part = rows[place : place + self._batch]
@@ -165,13 +174,13 @@ class Judge:
                 self._smaller(trouble, gradients=True)
                 continue
             moved = (table.timestep, table.alpha, table.sigma)
-            if self._coordinates.nfe > 1 and all(x.grad is None or not x.grad[1:].any() for x in moved):
+            if self._nfe > 1 and all(x.grad is None or not x.grad[1:].any() for x in moved):
                 raise ValueError("the network's output does not depend on the noise level by autograd")
             total += float(error.detach()) * (len(part) / len(rows))
             for sum_, x in zip(slopes, table, strict=True):
                 sum_ += 0.0 if x.grad is None else x.grad.numpy()
             place += len(part)
-        slope = self._coordinates.pull(z, slopes)
+        slope = self.coordinates.pull(z, slopes)
         return self._scaled(total), slope if self._error else 0.5 * slope / total
 
     def _pair(self, table: Table, rows: Sequence[int]) -> tuple[torch.Tensor, torch.Tensor]:
@@ -253,6 +262,10 @@ def _sketched(flat: torch.Tensor, rows: Sequence[int]) -> np.ndarray:
     signs, places = _places(flat.shape[1])
     sums = torch.zeros(len(rows), SKETCH, dtype=torch.float64)
     return sums.index_add_(1, places, flat * signs).float().numpy()
+
+
+def _value(record: Mapping[str, Any]) -> float:
+    return float("nan") if record["value"] is None else float(record["value"])
 
 
 def _packed(rows: np.ndarray) -> str:

@@ -29,6 +29,8 @@ from hso_jax.origin import Origin
 NETWORKS = ("unet", "transformer", "transformer_2", "prior", "denoiser")
 """Components of pipelines that are called in every step."""
 
+Seen = Callable[[torch.Tensor, torch.Tensor], None]
+
 
 class Model(Protocol):
     """What is tuned for.
@@ -45,12 +47,13 @@ class Model(Protocol):
     count: int
     told: Mapping[str, Any]
 
-    def run(self, table: Table, rows: Sequence[int]) -> torch.Tensor:
+    def run(self, table: Table, rows: Sequence[int], seen: Seen | None = None) -> torch.Tensor:
         """[len(rows), ...] samples of these noises by N evaluations each.
 
         Args:
             table: of N rows; lists of numbers, or within `differentiable` tensors, whose gradients are taken.
             rows: indices of noises.
+            seen: called with the sample and the prediction of clean data at each evaluation.
         """
         ...
 
@@ -68,27 +71,31 @@ class DenoiserModel:
 
     def __init__(
         self,
-        denoiser: Callable[[torch.Tensor, Level], torch.Tensor],
+        denoiser: Callable[..., torch.Tensor],
         noise: NoiseSchedule,
         start: torch.Tensor,
         guidance: float = 1.0,
+        condition: torch.Tensor | None = None,
     ) -> None:
-        """`start` [n, ...] is standard normal, and is scaled as `bridge.sample` scales it."""
-        self._denoiser, self.noise, self._start = denoiser, noise, start
+        """`start` [n, ...] is standard normal, and is scaled as `bridge.sample` scales it; `condition` [n, ...]."""
+        self._denoiser, self.noise, self._start, self._condition = denoiser, noise, start, condition
         self.guidance, self.count, self._recompute = guidance, len(start), False
         name = getattr(denoiser, "__qualname__", type(denoiser).__qualname__)
         self.told: Mapping[str, Any] = {"model": noise.name, "denoiser": name}
 
-    def run(self, table: Table, rows: Sequence[int]) -> torch.Tensor:
+    def run(self, table: Table, rows: Sequence[int], seen: Seen | None = None) -> torch.Tensor:
         """See `Model`."""
         x = self._start[list(rows)]
         if self.noise.kind == "ve":
             x = x * (1.0 + table.sigma[0] ** 2) ** 0.5
+        given = () if self._condition is None else (self._condition[list(rows)],)
         past: list[torch.Tensor] = []
         for i in range(len(table.carry)):
             level = Level(table.timestep[i], table.alpha[i], table.sigma[i], _lam(table.alpha[i], table.sigma[i]))
             denoise = _recomputing(self._denoiser) if self._recompute else self._denoiser
-            found = denoise(x, level)
+            found = denoise(x, level, *given)
+            if seen is not None:
+                seen(x, found)
             past = [found, *past][: len(table.predict[i])]
             x = step(table, i, x, past)
         return x
@@ -144,11 +151,11 @@ class PipelineModel:
         stand_in = dataclasses.replace(levels, origin=origin, coefficients=np.zeros((nfe, 1)))
         return TableScheduler.from_schedule(self._pipe.scheduler, stand_in, noise=self.noise)
 
-    def run(self, table: Table, rows: Sequence[int]) -> torch.Tensor:
+    def run(self, table: Table, rows: Sequence[int], seen: Seen | None = None) -> torch.Tensor:
         """See `Model`."""
         pipe = copy.copy(self._pipe)
         pipe.scheduler = self._scheduler(len(table.carry))
-        pipe.scheduler.table = table
+        pipe.scheduler.table, pipe.scheduler.seen = table, seen
         for name, part in inner_pipelines(pipe).items():
             inner = copy.copy(part)
             inner.scheduler = pipe.scheduler

@@ -29,6 +29,9 @@ WIDTH = 0.1
 LEAST_GAIN = 0.01
 """Of the logarithm of the error: a round of steps that gains less is the last."""
 
+SHARE = 2 / 3
+"""Of the rest of the budget that goes into a round's differences at most: along as many axes, the most curved."""
+
 FAILURES = 3
 """Steps in a row that gain nothing and end a round."""
 
@@ -52,12 +55,13 @@ def differences(judge: Judge, z: np.ndarray, curvature: np.ndarray, rows: Sequen
     while True:
         before = here.value
         values, vectors = floored(curvature)
-        axes = vectors / np.sqrt(values)
+        some = max(int(SHARE * judge.affordable(rows)), 1)
+        axes = (vectors / np.sqrt(values))[:, ::-1][:, :some]  # the largest values come last
         slopes = _slopes(judge, z, axes, rows, here)
         z, here, slopes, ended = _steps(judge, z, axes, slopes, rows, here, seen)
         if ended or before - here.value < LEAST_GAIN:
             return
-        inverse = np.linalg.inv(axes)
+        inverse = np.linalg.pinv(axes)
         curvature = inverse.T @ (slopes.T @ slopes) @ inverse / np.exp(2 * here.value)
 
 

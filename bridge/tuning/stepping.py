@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -26,9 +26,11 @@ class TableScheduler(NonstationaryScheduler):
 
     Attributes:
         table: of as many rows as the schedule, with the same first node; set before sampling.
+        seen: called with the sample and the prediction of clean data in each step.
     """
 
     table: Table
+    seen: Callable[[torch.Tensor, torch.Tensor], None] | None = None
 
     def set_timesteps(
         self,
@@ -64,6 +66,8 @@ class TableScheduler(NonstationaryScheduler):
         output = model_output if model_output.shape == x.shape else model_output[:, : x.shape[1]]
         _, skip, out = self._converts(index)
         clean = self._clipped(x * skip + output.to(x.dtype) * out)
+        if self.seen is not None:
+            self.seen(x, clean)
         self._past = (clean, *self._past)[: len(self.table.predict[index])]
         then = step(self.table, index, x, self._past)
         self._step_index = index + 1

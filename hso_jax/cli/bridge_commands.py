@@ -140,7 +140,9 @@ OUTPUT.checkpoint.
     )
     parser.add_argument("--samples", type=int, metavar="N", help="to tune on; default: as the budget allows")
     parser.add_argument("--batch", type=int, default=8, metavar="N", help="samples at once; default %(default)s")
-    parser.add_argument("--by", default="auto", help="auto, differences, gradients or comparisons; default %(default)s")
+    parser.add_argument(
+        "--by", default="auto", help="auto, differences, gradients, comparisons or gits; default %(default)s"
+    )
     parser.add_argument("--detail", type=float, default=0.0, metavar="X", help="weight of fine detail; default 0")
     parser.add_argument("--profile", type=Path, metavar="FILE", help="of the model, from `hso-jax profile`")
     parser.add_argument("--seed", type=int, default=0, help="of the noise; default %(default)s")

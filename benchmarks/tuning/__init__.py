@@ -1,0 +1,1 @@
+"""What tuning on a model buys: every way to look at a model, at equal evaluations."""

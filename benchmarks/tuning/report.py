@@ -1,0 +1,133 @@
+"""The page and the picture of what tuning buys, from the records alone."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from matplotlib.figure import Figure
+
+from benchmarks.models.load import MODELS
+from benchmarks.networks.charts import save
+from benchmarks.networks.tables import markdown, number
+from benchmarks.tuning.measure import EVALUATIONS, METHODS, PLAIN, WAYS, Key
+from benchmarks.tuning.targets import FINE, JUDGED
+from hso_jax.files import write_whole
+
+Records = Mapping[Key, Mapping[str, Any]]
+
+
+def write(records: Records, path: Path) -> list[Path]:
+    """The page beside the records, and its picture; returns their paths."""
+    if not records:
+        raise ValueError(f"{path} has no records; measure some with --measure")
+    page, picture = path.with_suffix(".md"), path.with_suffix(".png")
+    save(figure(records), picture)
+    write_whole(page, text(records, picture.name).encode())
+    return [page, picture]
+
+
+def text(records: Records, picture: str) -> str:
+    """The page."""
+    methods = [name for name in METHODS if any(key[2] == name for key in records)]
+    ways = "\n".join(f"- `{name}`: {way.description}." for name, way in WAYS.items() if name in methods)
+    return f"""# What tuning on the model buys
+
+Made by `python -m benchmarks.tuning`. Networks: the project's own ({", ".join(MODELS)}), and networks by other people
+that nothing here was trained on. Guidance 1. Errors are root mean squares of {JUDGED} samples (16 times as many where
+samples are points) to converged ones of {FINE} evaluations, on noise that no method saw. Each method may spend
+{EVALUATIONS} evaluations of the network on a schedule, its converged samples and gradients (3 each) included.
+
+- `rule`: the best of all rules, each with the best of DDIM, DPM++ 2M and UniPC-3, chosen on the very noise it is judged
+  on: better than anyone could choose.
+- `zoo`: `SolverError("nonstationary")`, as shipped for models that are in the zoo: no evaluation of the network.
+{ways}
+
+## Error
+
+{_errors(records, methods, "rmse")}
+
+Geometric means of the ratio to the best rule and to the zoo's schedule, over the cells that both have:
+
+{_ratios(records, methods)}
+
+![Error against evaluations]({picture})
+
+## Fréchet distance to the converged samples
+
+Of the features of the project's own classifiers, on its own networks alone; {JUDGED} samples are few for it.
+
+{_errors(records, methods, "fid")}
+
+## Not better than its start
+
+{_worse(records)}
+"""
+
+
+def _cells(records: Records) -> list[tuple[str, int]]:
+    names = dict.fromkeys([*MODELS, *(key[0] for key in records)])
+    found = {key[:2] for key in records}
+    return [(name, nfe) for name in names for nfe in sorted({n for _, n in found}) if (name, nfe) in found]
+
+
+def _errors(records: Records, methods: Sequence[str], field: str) -> str:
+    rows = []
+    for name, nfe in _cells(records):
+        found = [records.get((name, nfe, method), {}).get(field) for method in methods]
+        if any(x is not None for x in found):
+            rows.append([name, str(nfe), *map(number, found)])
+    return markdown(["network", "N", *methods], rows, left=1)
+
+
+def ratio(records: Records, method: str, other: str) -> tuple[float, float, int]:
+    """Geometric mean and largest of the ratios of a method's error to another's, and the number of cells."""
+    logs = []
+    for name, nfe in _cells(records):
+        mine, theirs = (records.get((name, nfe, m), {}).get("rmse") for m in (method, other))
+        if mine and theirs:
+            logs.append(math.log(mine / theirs))
+    return (math.exp(sum(logs) / len(logs)), math.exp(max(logs)), len(logs)) if logs else (math.nan, math.nan, 0)
+
+
+def _ratios(records: Records, methods: Sequence[str]) -> str:
+    rows = []
+    for method in methods:
+        figures = []
+        for other in PLAIN:
+            mean, most, cells = ratio(records, method, other)
+            figures += [f"{mean:.3f}", f"{most:.2f}", str(cells)] if cells and method != other else ["", "", ""]
+        rows.append([method, *figures])
+    return markdown(["method", "to rule", "largest", "cells", "to zoo", "largest", "cells"], rows, left=1)
+
+
+def _worse(records: Records) -> str:
+    worse = [
+        f"- {r['network']}, N = {r['nfe']}, {r['method']}: no better point, its start ({r['start']}) is returned"
+        for r in records.values()
+        if r["method"] in WAYS and r["error"] == r["start_error"]
+    ]
+    return "\n".join(worse) or "None: on the samples kept apart every one is better than its start."
+
+
+def figure(records: Records) -> Figure:
+    """Error on the samples kept apart, as a share of the start's, against evaluations; a line a cell of `tune`."""
+    shown = Figure(figsize=(7, 4), layout="constrained")
+    axes = shown.subplots()
+    colours = {nfe: f"C{i}" for i, nfe in enumerate(sorted({key[1] for key in records}))}
+    for (_, nfe, method), record in records.items():
+        if method == "tune" and record["history"]:
+            spent = [0, *(point[0] for point in record["history"])]
+            least = np.minimum.accumulate([1.0, *(point[2] / record["start_error"] for point in record["history"])])
+            axes.step(spent, least, where="post", color=colours[nfe], alpha=0.7, linewidth=1.2)
+    for nfe, colour in colours.items():
+        axes.plot([], [], color=colour, label=f"N = {nfe}")
+    axes.set(
+        xlabel="evaluations of the network", ylabel="error as a share of the start's", ylim=(0, 1.05), xlim=(0, None)
+    )
+    axes.legend(frameon=False)
+    axes.grid(alpha=0.3)
+    return shown

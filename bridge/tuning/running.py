@@ -1,0 +1,303 @@
+"""One call of `tune`: from the choice of a start to the report."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import hashlib
+import json
+import math
+import os
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+
+from bridge.tuning import gits, searching, teacher
+from bridge.tuning.coordinates import Coordinates, Table, table_at
+from bridge.tuning.curvature import reference_curvature
+from bridge.tuning.judging import Judge, SpentError
+from bridge.tuning.models import Model
+from bridge.tuning.options import FIRST, RULES, Options
+from bridge.tuning.report import Progress, Tuned
+from hso_jax import solvers
+from hso_jax.baselines import BASELINES, baseline, inapplicable
+from hso_jax.lane import Lane
+from hso_jax.methods import SolverError
+from hso_jax.methods.solver_error.coefficients import start_of
+from hso_jax.methods.solver_error.lanes import check_room
+from hso_jax.noise import NoiseSchedule
+from hso_jax.origin import Origin
+from hso_jax.schedule import Schedule, versions
+from hso_jax.searches import search
+from hso_jax.shelf.shipped import shipped_guidance, zoo
+from hso_jax.upper.checkpoint import Checkpoint
+
+RULE_SOLVERS = ("dpmpp-2m", "unipc-3", "ddim")
+"""Rules are judged with the first where the coefficients are free, the best of them with all."""
+
+PATIENCE = 4
+"""Better points in a row that are not better on the samples kept apart, before the search ends."""
+
+
+def run_tuning(
+    model: Model,
+    nfe: int,
+    options: Options,
+    told: Mapping[str, Any],
+    checkpoint: str | os.PathLike[str] | None,
+    progress: Progress | None,
+    improved: Callable[[Schedule], None] | None,
+) -> Tuned:
+    """Tune on a model; `told` goes into the result's file, the rest as for `tune`. Raises as that."""
+    noise = model.noise
+    check_room(Lane(noise, nfe))
+    base = _base(options, model.guidance)
+    Coordinates.of(noise, nfe, options.solver, base)  # refuses what cannot be
+    if options.start is not None and options.start.noise != noise.fingerprint():
+        raise ValueError(f"start is for {options.start.model}, the model's noise is {noise.name}'s")
+    if options.profile is not None:
+        options.profile.check_noise(noise)
+    arguments = _arguments(options, model, nfe, told)
+    with Checkpoint(checkpoint, arguments) as file:
+        made = teacher.targets(model, options, file, progress)
+        records = file.search("judgements", {}, teacher.fault)
+        judge = Judge(
+            model,
+            nfe,
+            made.samples,
+            error=options.error,
+            detail=options.detail,
+            batch=options.batch,
+            budget=options.budget,
+            evaluations=len(made.samples) * options.teacher_steps,
+            records=records,
+        )
+        return _Tuning(judge, nfe, base, model, options, made.costs, told, progress, improved).run()
+
+
+def _base(options: Options, guidance: float) -> str:
+    start = options.start
+    if start is not None and start.coefficients is None and start.solver in solvers.SOLVERS:
+        return start.solver
+    return start_of(guidance)
+
+
+class _Tuning:
+    """One call's search."""
+
+    def __init__(
+        self,
+        judge: Judge,
+        nfe: int,
+        base: str,
+        model: Model,
+        options: Options,
+        costs: np.ndarray | None,
+        told: Mapping[str, Any],
+        progress: Progress | None,
+        improved: Callable[[Schedule], None] | None,
+    ) -> None:
+        self._judge, self._nfe, self._base, self._model, self._options = judge, nfe, base, model, options
+        self._costs, self._told, self._progress, self._improved = costs, told, progress, improved
+        self._rows = range(options.samples)
+        self._apart = range(options.samples, options.samples + options.kept_apart)
+        self._history: list[tuple[int, float, float]] = []
+        self._best: tuple[Schedule, float]
+        self._behind = 0
+
+    def run(self) -> Tuned:
+        """From the start's choice to the report."""
+        (start, begin), (rule, table) = self._start()
+        start_error = self._judge.value(self._table(begin), self._apart)
+        rule_error = self._judge.value(table, self._apart)
+        self._take(begin, start_error)
+        by = self._options.by
+        if by == "auto":
+            by = "differences" if self._judge.squares else "gradients"
+        with contextlib.suppress(SpentError):
+            if by == "gits":
+                self._gits()
+            else:
+                by = self._search(by, self._place(begin))
+        self._tell()
+        best, error = self._best
+        figures = {"error": error, "start_error": start_error, "rule_error": rule_error}
+        shown = {name: self._shown(value) for name, value in figures.items()}
+        schedule = self._schedule(best, error, by=by, start=start, rule=rule, **shown)
+        spent, history, notes = self._judge.evaluations, tuple(self._history), tuple(self._judge.notes)
+        return Tuned(schedule, start=start, rule=rule, evaluations=spent, by=by, history=history, notes=notes, **shown)
+
+    def _start(self) -> tuple[tuple[str, Schedule], tuple[str, Table]]:
+        """What the search begins with, and the best rule; with their names."""
+        some, options = self._rows[:FIRST], self._options
+        named, value_of_rule = self._best_rule(some)
+        rule = f"{named.method} with {named.solver}"
+        given = ("given", options.start) if options.start is not None else self._shipped()
+        if options.start is None and not self._judge.value(self._table(given[1]), some) <= value_of_rule:
+            given = rule, named
+        return given, (rule, self._table(named))
+
+    def _best_rule(self, some: Sequence[int]) -> tuple[Schedule, float]:
+        """Of the rules with the solver, or with the known ones where the coefficients are free; and its value."""
+        noise, options = self._model.noise, self._options
+        known = RULE_SOLVERS if options.solver == solvers.NONSTATIONARY else (solvers.canonical(options.solver),)
+        fitting = [name for name in RULES if name in BASELINES and not inapplicable(name, noise)]
+        found: list[tuple[float, Schedule]] = []
+
+        def judge(name: str, solver: str) -> None:
+            origin = Origin(method=name, solver=solver)
+            schedule = dataclasses.replace(baseline(name, noise, self._nfe), origin=origin)
+            value = self._judge.value(self._table(schedule), some)
+            found.append((value if np.isfinite(value) else math.inf, schedule))
+
+        for name in fitting:
+            judge(name, known[0])
+        best = min(found, key=lambda pair: pair[0])[1].method
+        for solver in known[1:]:
+            judge(best, solver)
+        value, schedule = min(found, key=lambda pair: pair[0])
+        return schedule, value
+
+    def _shipped(self) -> tuple[str, Schedule]:
+        """The zoo's schedule for the nearest weight, or a search's where the noise is not shipped."""
+        noise, guidance, solver = self._model.noise, self._model.guidance, self._options.solver
+        if self._options.profile is None:
+            try:
+                return "zoo", zoo(noise, self._nfe, solver, guidance=_nearest_guidance(noise, guidance))
+            except ValueError:  # not shipped
+                pass
+        how = SolverError(solver, guidance, compare=(), profile=self._options.profile)
+        return "search", search(noise, self._nfe, method=how)
+
+    def _table(self, schedule: Schedule) -> Table:
+        """Of a schedule with its coefficients, or else of the known solver it names or that is asked for."""
+        asked = self._options.solver
+        known = schedule.solver if asked == solvers.NONSTATIONARY else asked
+        return table_at(self._model.noise, schedule, known if known in solvers.SOLVERS else self._base)
+
+    def _place(self, schedule: Schedule) -> np.ndarray:
+        """The schedule as a point, in coordinates whose first node is free if the schedule's is not the noise end."""
+        noise = self._model.noise
+        free = float(schedule.lams[0]) > noise.noise_end + 1e-6
+        self._judge.coordinates = Coordinates.of(noise, self._nfe, self._options.solver, self._base, free)
+        return self._judge.coordinates.point(schedule)
+
+    def _search(self, by: str, z: np.ndarray) -> str:
+        """How it was searched at last: gradients give way to what needs none where they cannot be had."""
+        judge = self._judge
+        if not len(z):
+            return by
+        curvature = reference_curvature(judge.coordinates, z, self._model.guidance, self._options.profile)
+        if by == "gradients":
+            try:
+                searching.gradients(judge, z, curvature, self._rows, self._seen)
+                return by
+            except (MemoryError, ValueError) as trouble:
+                if self._options.by == "gradients" and not isinstance(trouble, MemoryError):
+                    raise
+                by = "differences" if judge.squares else "comparisons"
+                judge.notes.append(f"no gradients ({trouble}): by {by}")
+                z = judge.coordinates.point(self._best[0])
+        search_by = searching.differences if by == "differences" else searching.comparisons
+        with contextlib.suppress(SpentError):
+            search_by(judge, z, curvature, self._rows, self._seen)
+        return by
+
+    def _gits(self) -> None:
+        """The nodes by dynamic programming; the solver is the one that the coefficients deviate from."""
+        assert self._costs is not None
+        grid = teacher.grid(self._model.noise, self._options.teacher_steps)
+        chosen = grid.t[gits.best_path(self._costs, self._nfe, gits.COEFFICIENT)]
+        known = self._base if self._options.solver == solvers.NONSTATIONARY else self._options.solver
+        origin = Origin(method="gits", solver=solvers.canonical(known))
+        z = self._place(Schedule.from_t(self._model.noise, chosen, origin=origin))
+        self._seen(z, self._judge.value(z, self._rows))
+
+    def _seen(self, z: np.ndarray, value: float) -> bool:
+        """Judge a better point by the samples kept apart."""
+        apart = self._judge.value(z, self._apart)
+        self._history.append((self._judge.evaluations, self._shown(value), self._shown(apart)))
+        if apart < self._best[1] or not np.isfinite(self._best[1]):
+            origin = Origin(method="tuned", solver=self._judge.coordinates.solver)
+            self._take(self._judge.coordinates.schedule(z, origin), apart)
+            self._behind = 0
+        else:
+            self._behind += 1
+        self._tell()
+        return self._behind >= PATIENCE
+
+    def _take(self, schedule: Schedule, value: float) -> None:
+        self._best = schedule, value
+        if self._improved is not None:
+            self._improved(self._schedule(schedule, value, error=self._shown(value)))
+
+    def _tell(self) -> None:
+        if self._progress is not None:
+            best = self._best[1]
+            self._progress(
+                self._judge.evaluations, self._options.budget, self._shown(best) if best < math.inf else None
+            )
+
+    def _shown(self, value: float) -> float:
+        """An error as people read it."""
+        return math.exp(value) if self._judge.squares else value
+
+    def _schedule(self, schedule: Schedule, value: float, **found: str | float) -> Schedule:
+        """With what it was tuned on, and what was found."""
+        options = self._options
+        told = {
+            **{
+                k: v if isinstance(v, (str, int, float)) else json.dumps(v, sort_keys=True)
+                for k, v in self._told.items()
+            },
+            "budget": options.budget,
+            "teacher_steps": options.teacher_steps,
+            "samples": options.samples,
+            "evaluations": self._judge.evaluations,
+            **{k: v if isinstance(v, str) else float(f"{v:.6g}") for k, v in found.items() if _says(v)},
+        }
+        solver = solvers.NONSTATIONARY if schedule.coefficients is not None else schedule.solver
+        if options.solver != solvers.NONSTATIONARY:
+            solver = solvers.canonical(options.solver)
+        origin = Origin(
+            method="tuned",
+            solver=solver,
+            guidance=self._model.guidance,
+            seed=options.seed,
+            versions=versions(),
+            tuned=told,
+        )
+        return dataclasses.replace(schedule, origin=origin).with_scores(fitness=self._shown(value))
+
+
+def _says(value: str | float) -> bool:
+    return bool(value) if isinstance(value, str) else math.isfinite(value)
+
+
+def _nearest_guidance(noise: NoiseSchedule, guidance: float) -> float:
+    """Of the weights that the zoo has for a model the nearest; the weight itself where it has none."""
+    return min(shipped_guidance(noise), key=lambda w: abs(w - guidance), default=guidance)
+
+
+def _arguments(options: Options, model: Model, nfe: int, told: Mapping[str, Any]) -> dict[str, Any]:
+    """What a checkpoint is compared by: all but the budget, where the number of samples does not follow from it."""
+    start, profile, error = options.start, options.profile, options.error
+    own = options._replace(budget=0, start=None, profile=None, error=None)._asdict()
+    return {
+        **own,
+        "nfe": nfe,
+        "noise": model.noise.fingerprint(),
+        "guidance": model.guidance,
+        "start": None if start is None else sha([start.t.tobytes().hex(), repr(start.coefficients)]),
+        "profile": None if profile is None else sha([profile.to_json()]),
+        "error": None if error is None else getattr(error, "__qualname__", type(error).__qualname__),
+        "torch": torch.__version__,
+        **told,
+    }
+
+
+def sha(texts: Sequence[str]) -> str:
+    """A short digest of texts."""
+    return hashlib.sha256(json.dumps(list(texts)).encode()).hexdigest()[:16]
