@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from diffusers import SchedulerMixin
 
+from bridge.fingerprint import warn_of_other_weights
 from bridge.noise_of import noise_schedule_of
 from bridge.schedulers.nonstationary import NonstationaryScheduler
 from bridge.schedulers.plain import NONSTATIONARY_CLASS, schedule_from_list, supported_name, without_schedule
@@ -78,8 +79,12 @@ def install(pipe: Any, schedule: Schedule | Any, *, noise: NoiseSchedule | None 
 
     Raises:
         ValueError: as `with_schedule` and `replace_scheduler` do; the pipeline is then as it was.
+
+    Warns of a schedule that was tuned (`bridge.tune`) on other weights.
     """
     replace_scheduler(pipe, with_schedule(pipe.scheduler, schedule, noise=noise))
+    if isinstance(schedule, Schedule):
+        warn_of_other_weights(pipe, schedule)
 
 
 def replace_scheduler(pipe: Any, scheduler: Any) -> None:

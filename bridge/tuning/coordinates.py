@@ -125,16 +125,12 @@ class Coordinates:
     def table(self, z: np.ndarray) -> Table:
         """A point's table, float64."""
         with jax.enable_x64(True):
-            return Table(*map(np.array, _table(jnp.asarray(z), *self._rest())))
+            return Table(*map(np.array, _table(jnp.asarray(z), *self.rest())))
 
     def pull(self, z: np.ndarray, slopes: Table) -> np.ndarray:
         """[size] the gradient in z of what has these slopes in the entries of its table."""
         with jax.enable_x64(True):
-            return np.asarray(_pull(jnp.asarray(z), Table(*map(jnp.asarray, slopes)), *self._rest()))
-
-    def weights(self, z: Array) -> solvers.Weights:
-        """The solver's weights at a point, for samples with alpha^2 + sigma^2 = 1; traceable."""
-        return _weights(z, *self._rest()[1:])
+            return np.asarray(_pull(jnp.asarray(z), Table(*map(jnp.asarray, slopes)), *self.rest()))
 
     def schedule(self, z: np.ndarray, origin: Origin) -> Schedule:
         """The schedule of a point."""
@@ -151,7 +147,8 @@ class Coordinates:
         top, floor = (float(s_of_lam(x)) for x in (self.noise.noise_end, self.noise.data_end))
         return Range(jnp.asarray(top), jnp.asarray(floor), jnp.asarray(self.free), jnp.asarray(self.nfe))
 
-    def _rest(self) -> tuple[Any, ...]:
+    def rest(self) -> tuple[Any, ...]:
+        """What the traced functions take beside a point: noise, range, and the arguments in `STATIC`."""
         noise = dataclasses.replace(self.noise, name="")  # names would compile anew
         return noise, self._range(), self.nfe, self.base, bool(self.places.any())
 
@@ -163,7 +160,7 @@ class Coordinates:
         return solvers.canonical(name)
 
 
-_STATIC = ("nfe", "base", "searched")
+STATIC = ("nfe", "base", "searched")
 
 
 @functools.partial(jax.jit, static_argnames="nfe")
@@ -179,7 +176,8 @@ def _known(lams: Array, name: str) -> Array:
     return coefficients_of(solvers.weights(name, lams), grid(lams, end, nfe), MOST)
 
 
-def _weights(z: Array, range_: Range, nfe: int, base: str, searched: bool) -> solvers.Weights:
+def weights_at(z: Array, range_: Range, nfe: int, base: str, searched: bool) -> solvers.Weights:
+    """The solver's weights at a point, for samples with alpha^2 + sigma^2 = 1; traceable."""
     rows, columns = np.nonzero(known(nfe, MOST - 1))
     gaps = z.shape[0] - (len(rows) if searched else 0)
     lams = _lams(z[:gaps], range_, nfe)
@@ -208,7 +206,7 @@ def _entries(weights: solvers.Weights, noise: NoiseSchedule) -> Table:
 
 def table_of(z: Array, noise: NoiseSchedule, range_: Range, nfe: int, base: str, searched: bool) -> Table:
     """The table of a point; traceable."""
-    return _entries(_weights(z, range_, nfe, base, searched), noise)
+    return _entries(weights_at(z, range_, nfe, base, searched), noise)
 
 
 def table_at(noise: NoiseSchedule, schedule: Schedule, solver: str) -> Table:
@@ -224,9 +222,9 @@ def table_at(noise: NoiseSchedule, schedule: Schedule, solver: str) -> Table:
         return Table(*map(np.array, _entries(weights_of(steps, coefficients), noise)))
 
 
-_table = jax.jit(table_of, static_argnames=_STATIC)
+_table = jax.jit(table_of, static_argnames=STATIC)
 
 
-@functools.partial(jax.jit, static_argnames=_STATIC)
+@functools.partial(jax.jit, static_argnames=STATIC)
 def _pull(z: Array, slopes: Table, noise: NoiseSchedule, range_: Range, nfe: int, base: str, searched: bool) -> Array:
     return jax.vjp(lambda z: table_of(z, noise, range_, nfe, base, searched), z)[1](slopes)[0]

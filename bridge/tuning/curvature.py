@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from bridge.tuning.coordinates import Coordinates
+from bridge.tuning.coordinates import STATIC, Coordinates, weights_at
 from hso_jax import solvers
-from hso_jax.objectives.solver_error import denoiser, error_data, in_chunks
+from hso_jax.lower.gaps import Range
+from hso_jax.noise import NoiseSchedule
+from hso_jax.objectives.solver_error import Chunks, denoiser, error_data, in_chunks
 from hso_jax.profile import Profile
 
 CHUNKS, SIZE = 24, 32
@@ -33,23 +37,26 @@ def reference_curvature(
         error_data(noise.noise_end, guidance, prediction=noise.prediction, problems=problems, model_error=error), SIZE
     )
 
-    @jax.jit
-    def residuals(z: Array) -> Array:
-        weights = coordinates.weights(z)
-
-        def one(i: Array) -> Array:
-            x = solvers.run(denoiser(data, i), weights, data.noise[i])
-            return ((x - data.truth[i]) * jnp.sqrt(data.importance[data.problem[i]])).ravel()
-
-        return jax.lax.map(one, jnp.arange(min(CHUNKS, data.problem.shape[0])))
-
     def at(point: np.ndarray) -> np.ndarray:
-        return np.asarray(residuals(jnp.asarray(point)), np.float64)
+        return np.asarray(_residuals(jnp.asarray(point), data, *coordinates.rest()), np.float64)
 
     here = at(z)
     steps = _STEP * np.eye(len(z))
     slopes = np.stack([(at(z + step) - at(z - step)) / (2 * _STEP) for step in steps], axis=-1)
     return np.einsum("pim,pin,p->mn", slopes, slopes, 1.0 / (here**2).sum(1)) / len(here)
+
+
+@functools.partial(jax.jit, static_argnames=STATIC)
+def _residuals(
+    z: Array, data: Chunks, noise: NoiseSchedule, range_: Range, nfe: int, base: str, searched: bool
+) -> Array:
+    weights = weights_at(z, range_, nfe, base, searched)
+
+    def one(i: Array) -> Array:
+        x = solvers.run(denoiser(data, i), weights, data.noise[i])
+        return ((x - data.truth[i]) * jnp.sqrt(data.importance[data.problem[i]])).ravel()
+
+    return jax.lax.map(one, jnp.arange(min(CHUNKS, data.problem.shape[0])))
 
 
 def floored(hessian: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

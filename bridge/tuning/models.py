@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from torch.utils.checkpoint import checkpoint
 
+from bridge.fingerprint import NETWORKS
 from bridge.fitness import converged, given_as, texts_for
 from bridge.guidance import guidance_call, usual_guidance
 from bridge.noise_of import noise_schedule_of
@@ -25,9 +26,6 @@ from hso_jax import solvers
 from hso_jax.checks import check_guidance
 from hso_jax.noise import NoiseSchedule
 from hso_jax.origin import Origin
-
-NETWORKS = ("unet", "transformer", "transformer_2", "prior", "denoiser")
-"""Components of pipelines that are called in every step."""
 
 Seen = Callable[[torch.Tensor, torch.Tensor], None]
 

@@ -8,8 +8,8 @@ from typing import Any
 
 import torch
 
+from bridge.fingerprint import fingerprint
 from bridge.fitness import several
-from bridge.tuning.fingerprint import fingerprint
 from bridge.tuning.judging import Error
 from bridge.tuning.models import DenoiserModel, PipelineModel
 from bridge.tuning.options import BUDGET, TEACHER_STEPS, checked, jobs

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import hashlib
+import warnings
 from typing import Any
 
 import torch
 
-from bridge.tuning.models import NETWORKS
+from hso_jax.schedule import Schedule
+
+NETWORKS = ("unet", "transformer", "transformer_2", "prior", "denoiser")
+"""Components of pipelines that are called in every step."""
 
 _FEW = 8
 
@@ -27,3 +31,14 @@ def fingerprint(pipe: Any) -> str:
             first = value.detach().flatten()[:_FEW].float().cpu().tolist()
             digest.update(f"{name}.{key} {tuple(value.shape)} {[f'{x:.1e}' for x in first]}".encode())
     return digest.hexdigest()[:16]
+
+
+def warn_of_other_weights(pipe: Any, schedule: Schedule) -> None:
+    """Warn of a schedule that was tuned on other weights than a pipeline's."""
+    tuned = schedule.origin.tuned or {}
+    if tuned.get("weights") not in (None, fingerprint(pipe)):
+        warnings.warn(
+            f"this schedule was tuned on other weights ({tuned.get('pipeline')}, {tuned['weights']}) than this "
+            f"{type(pipe).__name__} has; tune on these: bridge.tune(pipe, {schedule.nfe})",
+            stacklevel=3,
+        )
