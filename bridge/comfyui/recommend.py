@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 import torch
 
-from hso_jax.noise import PRESETS, NoiseSchedule
+from hso_jax.noise import PRESETS
 from hso_jax.schedule import Schedule
-from hso_jax.shelf.shipped import MAX_NFE, shipped_guidance, zoo
+from hso_jax.shelf.shipped import MAX_NFE, nearest_guidance, zoo
 
 from .connected import FROM_MODEL, chosen_noise
 from .outputs import CHECK, DENOISE, STEPS, sampler_and_sigmas, slice_for
@@ -64,22 +63,8 @@ class HsoRecommend:
                 f"{steps} steps at denoise {denoise:g} are the end of a schedule of {total} steps, and {MAX_NFE} are "
                 f"shipped at most: use fewer steps, a larger denoise, or HSO Scheduler, which searches"
             )
-        schedule = zoo(noise, total, guidance=nearest_shipped(noise, weight))
+        schedule = zoo(noise, total, guidance=nearest_guidance(noise, weight))
         return *sampler_and_sigmas(schedule, steps), reason(schedule, weight)
-
-
-def nearest_shipped(noise: NoiseSchedule, guidance: float) -> float:
-    """The shipped weight whose ratio to `guidance` is nearest to 1.
-
-    Raises:
-        ValueError: if nothing is shipped for this noise.
-    """
-    shipped = shipped_guidance(noise)
-    if not shipped:
-        raise ValueError(
-            f"no shipped schedule is for the noise of {noise.name}; use HSO Scheduler with solver-error, which searches"
-        )
-    return min(shipped, key=lambda weight: abs(math.log(weight / guidance)))
 
 
 def reason(schedule: Schedule, guidance: float) -> str:

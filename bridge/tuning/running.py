@@ -27,11 +27,10 @@ from hso_jax.lane import Lane
 from hso_jax.methods import SolverError
 from hso_jax.methods.solver_error.coefficients import start_of
 from hso_jax.methods.solver_error.lanes import check_room
-from hso_jax.noise import NoiseSchedule
 from hso_jax.origin import Origin
 from hso_jax.schedule import Schedule, versions
 from hso_jax.searches import search
-from hso_jax.shelf.shipped import shipped_guidance, zoo
+from hso_jax.shelf.shipped import nearest_guidance, zoo
 from hso_jax.upper.checkpoint import Checkpoint
 
 RULE_SOLVERS = ("dpmpp-2m", "unipc-3", "ddim")
@@ -165,7 +164,7 @@ class _Tuning:
         noise, guidance, solver = self._model.noise, self._model.guidance, self._options.solver
         if self._options.profile is None:
             try:
-                return "zoo", zoo(noise, self._nfe, solver, guidance=_nearest_guidance(noise, guidance))
+                return "zoo", zoo(noise, self._nfe, solver, guidance=nearest_guidance(noise, guidance))
             except ValueError:  # not shipped
                 pass
         how = SolverError(solver, guidance, compare=(), profile=self._options.profile)
@@ -274,11 +273,6 @@ class _Tuning:
 
 def _says(value: str | float) -> bool:
     return bool(value) if isinstance(value, str) else math.isfinite(value)
-
-
-def _nearest_guidance(noise: NoiseSchedule, guidance: float) -> float:
-    """Of the weights that the zoo has for a model the nearest; the weight itself where it has none."""
-    return min(shipped_guidance(noise), key=lambda w: abs(w - guidance), default=guidance)
 
 
 def _arguments(options: Options, model: Model, nfe: int, told: Mapping[str, Any]) -> dict[str, Any]:

@@ -93,6 +93,11 @@ def shipped_guidance(noise: NoiseSchedule) -> tuple[float, ...]:
     return tuple(sorted(_shelves().get(shelf_key(noise), ())))
 
 
+def nearest_guidance(noise: NoiseSchedule, guidance: float) -> float:
+    """Of the weights that the zoo has for a model the nearest, of two the larger; itself where it has none."""
+    return min(shipped_guidance(noise), key=lambda weight: (abs(weight - guidance), -weight), default=guidance)
+
+
 def shelf_key(noise: NoiseSchedule) -> tuple[float | None, float, bool]:
     """What a search on the solver's error knows of a noise schedule and its model.
 

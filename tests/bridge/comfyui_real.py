@@ -2,9 +2,10 @@
 
     python -m tests.bridge.comfyui_real --comfyui PATH [--python PYTHON] [--only CHECK ...]
 
-PATH is a ComfyUI checkout, PYTHON an interpreter that has its requirements and hso-jax's. Models, outputs and the
-custom nodes are in a temporary folder; the checkout is only read. The models have a tiny network and the noise levels
-that ComfyUI itself gives to SD 1.5, SDXL, PixArt, SVD, SD3 and FLUX; they record at which sigmas they are evaluated.
+PATH is a ComfyUI checkout, PYTHON an interpreter that has its requirements and lazy-loader, and JAX if searches are to
+run there. Models, outputs and the custom nodes are in a temporary folder; the checkout is only read. The models have a
+tiny network and the noise levels that ComfyUI itself gives to SD 1.5, SDXL, PixArt, SVD, SD3 and FLUX; they record at
+which sigmas they are evaluated.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import itertools
+import subprocess
 import sys
 import tempfile
 import time
@@ -30,7 +32,7 @@ from hso_jax.solvers import NONSTATIONARY
 from tests.bridge.comfyui_server import Refused, Server, Sigmas, serving
 
 FAMILIES = {"SD15": "sd15", "SDXL": "sdxl", "PixArtAlpha": "pixart-alpha", "SD3": "sd3-medium", "Flux": "flux-dev"}
-CHECKS = ("sampling", "samplers", "files", "inputs", "models", "rules", "searches")
+CHECKS = ("sampling", "recommend", "samplers", "files", "inputs", "models", "rules", "searches")
 SAMPLERS = ("euler", "ddim", "dpmpp_2m", "uni_pc_bh2")
 
 
@@ -39,7 +41,7 @@ def expected(schedule: Schedule, steps: int | None = None) -> Sigmas:
     return schedule.sampler_sigmas()[-((steps or schedule.nfe) + 1) :].astype(np.float32)
 
 
-def check_rules(server: Server) -> int:
+def check_rules(server: Server, has_jax: bool) -> int:
     """Every family with every rule and the zoo, both layouts; what a rule refuses must be refused with its reason."""
     count = 0
     for family, method, layout in itertools.product(PRESETS, ("zoo", *BASELINES), ("node", "interval")):
@@ -49,6 +51,9 @@ def check_rules(server: Server) -> int:
         count += 1
         if method != "zoo" and (reason := inapplicable(method, preset(family))):
             assert reason in server.refusal("HsoScheduler", **inputs)
+            continue
+        if method == "dm-nonuni" and not has_jax:
+            assert "needs JAX" in server.refusal("HsoScheduler", **inputs)
             continue
         p = PRESETS[family].p
         wanted = (
@@ -82,9 +87,13 @@ def check_inputs(server: Server) -> int:
     return count + 4
 
 
-def check_searches(server: Server) -> int:
-    """Every method that searches; the zoo's own search comes near what the zoo ships."""
+def check_searches(server: Server, has_jax: bool) -> int:
+    """Every method that searches; the zoo's own search comes near what the zoo ships. Without JAX, all are refused."""
     node = "HsoScheduler"
+    if not has_jax:
+        every = ({"method": "hso"}, {"method": "solver-error"}, {"method": "zoo", "guidance": 6.3})
+        assert all("a search needs JAX" in server.refusal(node, **inputs) for inputs in every)
+        return len(every)
     kinds = (("hso", "sdxl"), ("hso-dm-nonuni", "flux-dev"), ("hso", "flux-dev"), ("hso-dm-nonuni", "sdxl"))
     for i, (method, family) in enumerate(kinds):
         layout = ("node", "interval")[i // 2]
@@ -190,6 +199,30 @@ def check_sampling(server: Server, folder: Path) -> int:
     return count
 
 
+def check_recommend(server: Server) -> int:
+    """The zoo's best of every family; MODELs are evaluated at exactly its sigmas, and say their own noise."""
+    node, count = "HsoRecommend", 0
+    for family, entry in PRESETS.items():
+        for steps, weight in itertools.product((4, 12), (0.0, 1.0)):
+            wanted = expected(zoo(family, steps, guidance=weight or entry.guidance))
+            sigmas = server.sigmas(node, model=family, steps=steps, guidance=weight, slot=1)
+            np.testing.assert_array_equal(sigmas, wanted)
+            count += 1
+    for config, family in FAMILIES.items():
+        for steps, denoise in ((6, 1.0), (3, 0.5)):
+            sigmas, seen, _ = server.sampled(node, config, None, model=family, steps=steps, denoise=denoise)
+            np.testing.assert_array_equal(sigmas, expected(zoo(family, 6), steps))
+            np.testing.assert_array_equal(seen, sigmas[:-1])
+            count += 1
+        weight = PRESETS[family].guidance
+        own = server.sampled(node, config, None, model="from MODEL", guidance=weight)[1]
+        np.testing.assert_allclose(own, expected(zoo(family, 6))[:-1], rtol=2e-3)
+        assert "set it to the cfg" in server.refusal(node, config, model="from MODEL", slot=1)
+        count += 2
+    assert "MODEL Flux" in server.refusal(node, "Flux", model="sdxl", slot=1)
+    return count + 1
+
+
 def check_samplers(server: Server, folder: Path) -> int:
     """SAMPLER and SIGMAS together, from the zoo and from files: ComfyUI's own latents where it has the solver."""
     count = 0
@@ -208,7 +241,9 @@ def check_samplers(server: Server, folder: Path) -> int:
             count += 2
         base, path = zoo(family, 6, "dpmpp-2m"), str(folder / f"free-{family}.json")
         c = np.tril(np.random.default_rng(0).normal(scale=0.3, size=(6, 2)), -1)
-        free = dataclasses.replace(base, origin=dataclasses.replace(base.origin, solver=NONSTATIONARY), coefficients=c)
+        free = dataclasses.replace(
+            base, origin=dataclasses.replace(base.origin, solver=NONSTATIONARY, method="tuned"), coefficients=c
+        )
         save(
             [
                 free,
@@ -252,21 +287,23 @@ def check_all(comfyui: Path, python: str, names: Sequence[str] = CHECKS) -> None
         Refused: for what they refuse and should not.
         RuntimeError: if ComfyUI does not start.
     """
+    has_jax = subprocess.run([python, "-c", "import jax"], capture_output=True).returncode == 0
     with tempfile.TemporaryDirectory(prefix="hso-comfyui-") as name:
         folder = Path(name)
         with serving(comfyui, python, folder / "base") as server:
             nodes = server.get("/object_info")
-            assert {"HsoScheduler", "HsoScheduleFile", "HsoSampler", "HsoSamplerFile"} <= set(nodes), (
+            assert {"HsoRecommend", "HsoScheduler", "HsoScheduleFile", "HsoSampler", "HsoSamplerFile"} <= set(nodes), (
                 "ComfyUI did not load the nodes"
             )
             checks = {
                 "sampling": lambda: check_sampling(server, folder),
+                "recommend": lambda: check_recommend(server),
                 "samplers": lambda: check_samplers(server, folder),
                 "files": lambda: check_files(server, folder),
                 "inputs": lambda: check_inputs(server),
                 "models": lambda: check_models(server),
-                "rules": lambda: check_rules(server),
-                "searches": lambda: check_searches(server),
+                "rules": lambda: check_rules(server, has_jax),
+                "searches": lambda: check_searches(server, has_jax),
             }
             for what in names:
                 began = time.monotonic()

@@ -57,10 +57,10 @@ class Server:
             time.sleep(0.02)
         raise TimeoutError(f"no result in {_PROMPT_SECONDS} s for {graph}")
 
-    def sigmas(self, node: str, config: str | None = None, patch: Any = None, **inputs: Any) -> Sigmas:
-        """A node's sigmas, with a model connected to it where `config` names one."""
+    def sigmas(self, node: str, config: str | None = None, patch: Any = None, slot: int = 0, **inputs: Any) -> Sigmas:
+        """A node's sigmas, which it gives at `slot`, with a model connected to it where `config` names one."""
         graph = self._graph(node, inputs, config, patch)
-        graph["record"] = {"class_type": "HsoTestRecord", "inputs": {"sigmas": ["node", 0]}}
+        graph["record"] = {"class_type": "HsoTestRecord", "inputs": {"sigmas": ["node", slot]}}
         shown = self.run(graph)["record"]
         assert shown["dtype"] == ["torch.float32"]
         return np.array(shown["sigmas"], np.float32)

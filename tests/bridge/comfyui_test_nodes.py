@@ -61,6 +61,29 @@ class TestModel:
         return comfy.model_patcher.ModelPatcher(model, cpu, cpu), [[torch.zeros(1, 1, 8), {}]]
 
 
+class TestWatch:
+    """A MODEL that notes the sigma of each step in which it is evaluated."""
+
+    RETURN_TYPES = ("MODEL",)
+    FUNCTION = "watch"
+    CATEGORY = "testing"
+
+    @classmethod
+    def INPUT_TYPES(cls) -> dict[str, Any]:
+        return {"required": {"model": ("MODEL",)}}
+
+    def watch(self, model: Any) -> tuple[Any]:
+        def evaluate(apply: Any, given: dict[str, Any]) -> torch.Tensor:
+            sigma = float(given["timestep"][0])
+            if not _SEEN or _SEEN[-1] != sigma:  # with and without the prompt, in one batch or in two
+                _SEEN.append(sigma)
+            return apply(given["input"], given["timestep"], **given["c"])
+
+        watched = model.clone()
+        watched.set_model_unet_function_wrapper(evaluate)
+        return (watched,)
+
+
 class TestRecord:
     RETURN_TYPES = ()
     FUNCTION = "record"
@@ -79,4 +102,4 @@ class TestRecord:
         return {"ui": {"sigmas": [float(x) for x in sigmas], "dtype": [str(sigmas.dtype)], "seen": seen, **shown}}
 
 
-NODE_CLASS_MAPPINGS = {"HsoTestModel": TestModel, "HsoTestRecord": TestRecord}
+NODE_CLASS_MAPPINGS = {"HsoTestModel": TestModel, "HsoTestRecord": TestRecord, "HsoTestWatch": TestWatch}

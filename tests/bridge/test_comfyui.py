@@ -330,3 +330,11 @@ def test_in_a_real_comfyui() -> None:
     python = os.environ.get("HSO_COMFYUI_PYTHON", sys.executable)
     module = ["-m", "tests.bridge.comfyui_real", "--comfyui", os.environ["HSO_COMFYUI"], "--python", python]
     subprocess.run([sys.executable, *module], check=True, cwd=Path(bridge.__file__).parents[1], timeout=1800)
+
+
+@pytest.mark.skipif("HSO_COMFYUI" not in os.environ, reason="HSO_COMFYUI does not name the folder of a ComfyUI")
+def test_the_example_workflow_in_a_real_comfyui() -> None:
+    """From a tiny checkpoint to a picture; HSO_COMFYUI_PYTHON as above."""
+    python = os.environ.get("HSO_COMFYUI_PYTHON", sys.executable)
+    module = ["-m", "tests.bridge.comfyui_workflow", "--comfyui", os.environ["HSO_COMFYUI"], "--python", python]
+    subprocess.run([sys.executable, *module], check=True, cwd=Path(bridge.__file__).parents[1], timeout=600)

@@ -39,7 +39,7 @@ def test_it_is_the_zoo_s_best_at_the_usual_guidance(nodes: ModuleType, model: st
     assert all(name in why for name in wanted.others)
 
 
-@pytest.mark.parametrize(("guidance", "shipped"), [(1.2, 1.0), (6.0, 5.0), (6.5, 7.5), (30.0, 7.5), (5.0, 5.0)])
+@pytest.mark.parametrize(("guidance", "shipped"), [(1.2, 1.0), (3.0, 5.0), (6.5, 7.5), (30.0, 7.5), (5.0, 5.0)])
 def test_the_nearest_guidance_that_is_shipped_is_named(nodes: ModuleType, guidance: float, shipped: float) -> None:
     _, sigmas, why = recommend(nodes, guidance=guidance, steps=4)
     np.testing.assert_array_equal(sigmas, zoo("sdxl", 4, guidance=shipped).sampler_sigmas().astype(np.float32))
