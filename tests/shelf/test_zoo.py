@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import importlib
 import json
@@ -13,7 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from hso_jax import preset, search_many, solver_error
+from hso_jax import NoiseSchedule, Schedule, preset, search_many, solver_error
 from hso_jax.noise import PRESETS, edm, flow
 from hso_jax.problems import ModelError
 from hso_jax.shelf import build as zoo_build
@@ -32,6 +33,17 @@ def every_cell() -> Iterator[tuple[str, str, float]]:
                 yield name, solver, weight
 
 
+@functools.cache
+def shipped(name: str, nfe: int, solver: str, weight: float) -> Schedule:
+    """One cell of the file, looked up once for all tests."""
+    return zoo(_noise(name), nfe, solver, guidance=weight)
+
+
+@functools.cache
+def _noise(name: str) -> NoiseSchedule:
+    return preset(name)
+
+
 @needs_file
 def test_the_file_is_the_one_that_was_checked() -> None:
     """`zoo.sha256` says what was measured; a new file needs a new one."""
@@ -43,10 +55,10 @@ def test_the_file_is_the_one_that_was_checked() -> None:
 def test_every_preset_solver_and_budget_is_there() -> None:
     for name, solver, weight in every_cell():
         errors = []
-        noise = preset(name)
+        noise = _noise(name)
         most = 5.0 + ModelError().size(noise.prediction, noise.noise_end, weight)  # one step may keep all of it
         for nfe in range(1, MAX_NFE + 1):
-            s = zoo(name, nfe, solver, guidance=weight)
+            s = shipped(name, nfe, solver, weight)
             assert (s.model, s.nfe, s.solver, s.guidance) == (name, nfe, solver, weight)
             assert (s.layout, s.end, s.method) == ("node", "clean", "solver-error")
             assert np.all(np.isfinite(s.lams[1:])) and np.all(np.diff(s.t) < 0) and s.t[-1] > 0 and s.t[0] <= 1
@@ -71,7 +83,7 @@ def test_more_evaluations_are_not_worse_up_to_ten() -> None:
     """A schedule with a node more can do nearly what the one before does. Beyond ten the landscape is rough."""
     worse = []
     for name, solver, weight in every_cell():
-        errors = np.array([zoo(name, nfe, solver, guidance=weight).error for nfe in range(1, 11)])
+        errors = np.array([shipped(name, nfe, solver, weight).error for nfe in range(1, 11)])
         rise = errors[1:] / np.minimum.accumulate(errors)[:-1]
         worse += [(name, solver, weight, n + 2, round(float(x), 3)) for n, x in enumerate(rise) if x > 1.005]
     assert not worse, worse
@@ -109,7 +121,7 @@ def test_a_small_part_is_found_again() -> None:
 def test_coefficients_are_worth_it_and_measured_again() -> None:
     """Below every known solver by the threshold, and as far off as it says on the problems, computed anew."""
     cells = [(n, w, k) for n, w in dict.fromkeys((n, w) for n, _, w in every_cell()) for k in FREE_NFE]
-    found = {cell: zoo(cell[0], cell[2], NONSTATIONARY, guidance=cell[1]) for cell in cells}
+    found = {cell: shipped(cell[0], cell[2], NONSTATIONARY, cell[1]) for cell in cells}
     free = {cell: s for cell, s in found.items() if s.coefficients is not None}
     assert len(free) > 0.5 * len(cells)
     for s in free.values():
@@ -160,15 +172,16 @@ def test_look_up(small: dict[str, Any]) -> None:
     assert (small["format"], small["version"]) == ("hso-jax/zoo", 2) and "jax" in small["versions"]
     ends = list(zoo_build.shelves())
     for name, solver, weight in every_cell():
+        noise = _noise(name)
         for nfe in (1, 7, 20):
-            s = zoo(name, nfe, solver, guidance=weight)
-            shelf = ends.index(shelf_key(preset(name)))
+            s = zoo(noise, nfe, solver, guidance=weight)
+            shelf = ends.index(shelf_key(noise))
             at = {x: 1.0 / nfe + 0.01 * j + 0.001 * weight + 0.0001 * shelf for j, x in enumerate(SOLVERS)}
             assert s.error == pytest.approx(at.pop(solver), abs=2e-6) and s.others == pytest.approx(at, abs=2e-6)
             assert (s.model, s.nfe, s.solver, s.guidance, s.layout) == (name, nfe, solver, weight, "node")
-            assert s.noise == preset(name).fingerprint()
+            assert s.noise == noise.fingerprint()
             np.testing.assert_allclose(s.lams[1:], np.linspace(-2.5, 2.0, nfe + 2)[2:-1], rtol=0, atol=2e-4)
-            assert s.lams[0] == pytest.approx(preset(name).noise_end, abs=1e-6)
+            assert s.lams[0] == pytest.approx(noise.noise_end, abs=1e-6)
 
 
 def test_defaults_and_other_names(small: dict[str, Any]) -> None:
