@@ -276,9 +276,9 @@ def _says(value: str | float) -> bool:
 
 
 def _arguments(options: Options, model: Model, nfe: int, told: Mapping[str, Any]) -> dict[str, Any]:
-    """What a checkpoint is compared by: all but the budget, where the number of samples does not follow from it."""
+    """What a checkpoint is compared by."""
     start, profile, error = options.start, options.profile, options.error
-    own = options._replace(budget=0, start=None, profile=None, error=None)._asdict()
+    own = options._replace(start=None, profile=None, error=None)._asdict()
     return {
         **own,
         "nfe": nfe,

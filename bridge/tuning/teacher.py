@@ -68,7 +68,7 @@ def targets(model: Model, options: Options, file: Checkpoint, progress: Progress
 
 def _read(file: Path, digest: str) -> Made:
     try:
-        with np.load(file) as found:
+        with np.load(io.BytesIO(file.read_bytes())) as found:
             made = Made(torch.from_numpy(found["samples"]), found.get("costs"))
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
         made = None

@@ -75,8 +75,9 @@ def tune(
             error; called with at most `batch` samples, and its values are averaged. A function of images needs
             `output_type="pt"`.
         seed: sample k starts at the noise of `torch.Generator("cpu").manual_seed(seed + k)`.
-        checkpoint: file that every judgement is written to, and that the same call resumes from, to the same bytes;
-            the budget may then be larger. The converged samples lie beside it, in `CHECKPOINT.samples.npz`.
+        checkpoint: file that every judgement is written to, and that the same call resumes from, to the same bytes. The
+            converged samples lie beside it, in `CHECKPOINT.samples.npz`. To spend more later, give the schedule that
+            was found as `start`.
         progress: see `Progress`.
         improved: called with each schedule that is the best so far, the start first.
         **call: further arguments of the pipeline, such as height, width, negative_prompt.

@@ -1,0 +1,222 @@
+"""`tune_denoiser` on a network in closed form: honest, within its budget, resumable, frugal where memory is short."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from closed_form import Network, latents
+
+from bridge import Tuned, tune_denoiser
+from bridge.tuning.coordinates import Table, table_at
+from bridge.tuning.models import DenoiserModel
+from hso_jax import load, preset, save, zoo
+
+SD, N = preset("sd15"), 4
+SMALL: dict[str, Any] = {"latents": latents(), "teacher_steps": 24, "samples": 4, "budget": 1200}
+
+
+def small(network: Network | None = None, **options: Any) -> Tuned:
+    return tune_denoiser(network or Network(), SD, N, **{**SMALL, **options})
+
+
+def error(network: Network, tuned: Any, start: torch.Tensor, steps: int = 200) -> float:
+    """To converged samples of other noise."""
+    from bridge.fitness import converged
+
+    model = DenoiserModel(network, SD, start)
+    many, few = (
+        model.run(Table(*(x.tolist() for x in table_at(SD, s, "dpmpp-2m"))), range(len(start)))
+        for s in (converged(SD, steps), tuned)
+    )
+    return float((many - few).square().mean().sqrt())
+
+
+@pytest.fixture(scope="module")
+def found() -> Tuned:
+    return small()
+
+
+def test_it_is_better_than_its_start_also_on_other_noise(found: Tuned) -> None:
+    other = torch.randn(64, 1, 8, 8, dtype=torch.float64, generator=torch.Generator().manual_seed(9))
+    assert found.schedule.coefficients is not None
+    assert found.error < 0.8 * found.start_error and found.error < found.rule_error
+    assert error(Network(), found.schedule, other) < 0.9 * error(Network(), zoo("sd15", N, "nonstationary"), other)
+
+
+def test_what_it_found_and_how_stands_in_the_file(found: Tuned, tmp_path: Path) -> None:
+    save(found.schedule, tmp_path / "tuned.json")
+    (read,) = load(tmp_path / "tuned.json")
+    assert read == found.schedule and read.method == "tuned" and read.solver == "nonstationary"
+    told = read.origin.tuned
+    assert told is not None and told["evaluations"] == found.evaluations and told["rule"] == found.rule
+    assert told["error"] == pytest.approx(found.error, rel=1e-5) == pytest.approx(read.fitness, rel=1e-5)
+    assert "less" in str(found) and found.rule in str(found)
+
+
+@pytest.mark.parametrize("by", ["differences", "gradients", "gits"])
+@pytest.mark.parametrize("solver", ["nonstationary", "unipc-3"])
+def test_the_budget_is_never_exceeded_and_all_is_counted(by: str, solver: str) -> None:
+    network = Network()
+    tuned = small(network, by=by, solver=solver, budget=700)
+    assert tuned.evaluations <= 700 and tuned.error <= tuned.start_error and tuned.by == by
+    # A gradient counts as three of what the network sees once.
+    assert network.calls == tuned.evaluations if by != "gradients" else network.calls <= tuned.evaluations
+
+
+def test_gradients_find_it_too(found: Tuned) -> None:
+    assert small(by="gradients").error < 0.85 * found.start_error
+
+
+def test_an_interrupted_one_goes_on_to_the_same_bytes(found: Tuned, tmp_path: Path) -> None:
+    """Interrupted at ten places: among the converged samples, and after any judgement."""
+    whole = tmp_path / "whole.json"
+    calls = Network()
+    assert small(calls, checkpoint=whole) == found
+    rng = np.random.default_rng(3)
+    places = sorted(int(x) for x in rng.integers(1, found.evaluations, 10))
+    file, spent = tmp_path / "resumed.json", Network()
+    for place in places:
+
+        def stop(evaluations: int, budget: int, error: float | None, place: int = place) -> None:
+            if evaluations >= place:
+                raise KeyboardInterrupt
+
+        with pytest.raises(KeyboardInterrupt):
+            small(spent, checkpoint=file, progress=stop)
+    assert small(spent, checkpoint=file) == found
+    assert file.read_bytes() == whole.read_bytes()
+    assert json.loads(file.read_text())["arguments"]["nfe"] == N
+    again = Network()
+    assert small(again, checkpoint=file) == found and again.calls == 0
+
+
+def test_with_a_larger_budget_it_goes_on_from_the_schedule(found: Tuned) -> None:
+    more = small(start=found.schedule)
+    assert more.start == "given" and more.start_error == pytest.approx(found.error) and more.error <= found.error
+
+
+class Other(Network):
+    """Other weights under the same name."""
+
+    def __call__(self, x: torch.Tensor, level: Any) -> torch.Tensor:
+        return 0.9 * super().__call__(x, level)
+
+
+Other.__qualname__ = Network.__qualname__
+
+
+def test_a_checkpoint_of_other_samples_or_another_call_is_refused(tmp_path: Path) -> None:
+    file = tmp_path / "c.json"
+    small(checkpoint=file, budget=700)
+    beside = tmp_path / "c.json.samples.npz"
+    with pytest.raises(ValueError, match="made with other arguments: teacher_steps"):
+        small(checkpoint=file, budget=700, teacher_steps=25)
+    for damage in (b"", beside.read_bytes()[:200]):
+        beside.write_bytes(damage)
+        with pytest.raises(ValueError, match=r"c.json.samples.npz is not what its checkpoint was made with"):
+            small(checkpoint=file, budget=700)
+    beside.unlink()
+    assert small(checkpoint=file, budget=700).evaluations <= 700  # made again
+    beside.unlink()
+    with pytest.raises(ValueError, match="the model has changed"):
+        small(Other(), checkpoint=file, budget=700)
+
+
+def test_out_of_memory_it_samples_one_at_a_time(found: Tuned) -> None:
+    # Only after the converged samples, which are made at the batch that is asked for.
+    tuned = small(Network(most=1), batch=1)
+    assert tuned.error == pytest.approx(found.error, rel=1e-6)
+
+    class Shrinking(Network):
+        def __call__(self, x: torch.Tensor, level: Any) -> torch.Tensor:
+            self.most = 1 if self.calls >= 6 * 24 else self.most
+            return super().__call__(x, level)
+
+    tuned = small(Shrinking(), batch=4)
+    assert tuned.notes == ("out of memory: one sample at a time",)
+    assert tuned.error == pytest.approx(found.error, rel=1e-6)
+
+
+def test_without_memory_for_gradients_it_needs_none(found: Tuned) -> None:
+    tuned = small(Network(gradients=False), by="gradients")
+    assert tuned.by == "differences" and tuned.error == pytest.approx(found.error, rel=0.05)
+    assert [note.split(":")[0] for note in tuned.notes][-1].startswith("no gradients (not enough memory")
+
+
+def test_an_error_of_the_caller_s_own(found: Tuned) -> None:
+    """With a gradient it is followed; one of numbers alone is compared."""
+
+    def largest(samples: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+        return (samples - target).abs().flatten(1).amax(1).mean()
+
+    assert (tuned := small(error=largest)).by == "gradients" and tuned.error < tuned.start_error
+    plain = small(error=lambda a, b: float(largest(a.detach(), b)))
+    assert plain.by == "comparisons" and plain.error <= plain.start_error and "no gradients" in plain.notes[0]
+
+
+def test_detail_weighs_the_fine(found: Tuned) -> None:
+    tuned = small(detail=0.5)
+    assert tuned.error < tuned.start_error and tuned.schedule != found.schedule
+
+
+def test_a_condition_goes_to_the_denoiser() -> None:
+    network, seen = Network(), []
+
+    def conditioned(x: torch.Tensor, level: Any, label: torch.Tensor) -> torch.Tensor:
+        seen.extend(label.tolist())
+        return network(x, level) * (1.0 + 0.1 * label[:, None, None, None])
+
+    small(conditioned, condition=torch.arange(24) % 3, budget=700)
+    assert set(seen) == {0, 1, 2}
+
+
+def test_a_given_start_and_the_best_so_far() -> None:
+    start, shown = zoo("sd15", N, "dpmpp-2m"), []
+    tuned = small(start=start, solver="dpmpp-2m", budget=900, improved=shown.append)
+    assert tuned.start == "given" and tuned.schedule.coefficients is None and tuned.schedule.solver == "dpmpp-2m"
+    np.testing.assert_allclose(shown[0].t, start.t)
+    fitness = [s.fitness for s in shown]
+    assert fitness == sorted(fitness, reverse=True) and shown[-1].t.tolist() == tuned.schedule.t.tolist()
+    assert tuned.schedule.fitness == pytest.approx(tuned.error)
+
+
+def test_a_model_that_is_not_shipped_is_searched_for() -> None:
+    """Its start is a search's; here with a budget that ends at once."""
+    noise = dataclasses.replace(preset("edm-cifar10"), name="own")
+    tuned = tune_denoiser(Network(), noise, 3, **{**SMALL, "budget": 500})
+    assert tuned.start != "zoo" or noise.fingerprint() == preset("edm-cifar10").fingerprint()
+    assert math.isfinite(tuned.error)
+
+
+BAD: list[tuple[dict[str, Any], str]] = [
+    ({"budget": 100}, "budget is 100; 4 samples to tune on and 2 kept apart take"),
+    ({"solver": "heun"}, "heun"),
+    ({"by": "magic"}, "by is 'magic'"),
+    ({"samples": 30, "budget": 5000}, "latents has 24 samples; give 45"),
+    ({"latents": [1.0]}, "latents is"),
+    ({"teacher_steps": 3}, "teacher_steps"),
+    ({"detail": math.nan}, "detail"),
+    ({"error": 3}, "error is 3; need a function"),
+    ({"error": max, "detail": 1.0}, "leave detail out"),
+    ({"error": max, "by": "differences"}, "use 'gradients' or 'comparisons'"),
+    ({"start": zoo("sd15", 5)}, "need a Schedule with N = 4"),
+    ({"start": zoo("sd3-medium", 4)}, "start is for sd3-medium"),
+    ({"profile": 1}, "profile is 1; need a Profile"),
+    ({"guidance": -1.0}, "guidance"),
+    ({"condition": [1]}, "condition is"),
+]
+
+
+@pytest.mark.parametrize(("options", "message"), BAD, ids=[message for _, message in BAD])
+def test_bad_input_is_refused_before_any_evaluation(options: dict[str, Any], message: str) -> None:
+    network = Network()
+    with pytest.raises(ValueError, match=message):
+        small(network, **options)
+    assert network.calls == 0
