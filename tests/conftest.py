@@ -27,6 +27,7 @@ def cache_of_its_own(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("XDG_CACHE_HOME", str(folder))
         jax.config.update("jax_compilation_cache_dir", str(folder / "hso-jax" / "xla"))  # the commands' own
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)  # as they set it
         compilation_cache.reset_cache()  # else one program compiled before, as tests were collected, leaves it off
         yield
 

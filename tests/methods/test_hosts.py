@@ -11,12 +11,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from worker import checkpointed, leaves
+from worker import KINDS, checkpointed, leaves
 
 from hso_jax.schedule_file import from_json
 
 WORKER = Path(__file__).with_name("worker.py")
-KINDS = ("hso", "solver-error")
 
 
 def workers(commands: list[list[str]], **env: str) -> None:
@@ -37,14 +36,24 @@ def workers(commands: list[list[str]], **env: str) -> None:
             process.wait()
 
 
-def two_processes(kind: str, folder: Path) -> list[Path]:
-    """The files that two processes of one search wrote."""
+@pytest.fixture(scope="module")
+def eight_devices(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """What the names of the files begin with that one process with eight devices wrote."""
+    prefix = str(tmp_path_factory.mktemp("devices") / "8")
+    workers([["devices", prefix]], JAX_NUM_CPU_DEVICES="8")
+    return prefix
+
+
+@pytest.fixture(scope="module")
+def two_processes(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
+    """What the names of the files begin with that each of two processes, searching together, wrote."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    names = [folder / f"{i}.npz" for i in range(2)]
-    workers([["hosts", kind, str(name), f"127.0.0.1:{port}", str(i)] for i, name in enumerate(names)])
-    return names
+    folder = tmp_path_factory.mktemp("hosts")
+    prefixes = [str(folder / str(i)) for i in range(2)]
+    workers([["hosts", prefix, f"127.0.0.1:{port}", str(i)] for i, prefix in enumerate(prefixes)])
+    return prefixes
 
 
 @functools.cache
@@ -53,9 +62,9 @@ def single(kind: str) -> list[np.ndarray]:
     return leaves(kind)
 
 
-def compare(path: Path, kind: str) -> None:
+def compare(prefix: str, kind: str) -> None:
     wanted = single(kind)
-    with np.load(path) as got:
+    with np.load(f"{prefix}-{kind}.npz") as got:
         pairs = list(zip([got[f"a{i}"] for i in range(len(wanted))], wanted, strict=True))
     if kind == "solver-error":  # sums over samples round differently; a descent ends where little is promised
         nodes, error = pairs
@@ -71,21 +80,20 @@ def compare(path: Path, kind: str) -> None:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_eight_devices_give_what_one_gives(kind: str, tmp_path: Path) -> None:
-    workers([["devices", kind, str(tmp_path / "8.npz")]], JAX_NUM_CPU_DEVICES="8")
-    compare(tmp_path / "8.npz", kind)
+def test_eight_devices_give_what_one_gives(kind: str, eight_devices: str) -> None:
+    compare(eight_devices, kind)
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_two_processes_give_what_one_gives(kind: str, tmp_path: Path) -> None:
-    for name in two_processes(kind, tmp_path):  # every process gets all results
-        compare(name, kind)
+def test_two_processes_give_what_one_gives(kind: str, two_processes: list[str]) -> None:
+    for prefix in two_processes:  # every process gets all results
+        compare(prefix, kind)
 
 
-def test_one_process_of_two_writes_the_checkpoint(tmp_path: Path) -> None:
-    names = two_processes("checkpoint", tmp_path)
-    texts = {name.read_text() for name in names}
-    assert len(texts) == 1 and not Path(f"{names[1]}.json").exists()
+def test_one_process_of_two_writes_the_checkpoint(two_processes: list[str]) -> None:
+    texts = {Path(f"{prefix}-found.json").read_text() for prefix in two_processes}
+    assert len(texts) == 1
+    assert [Path(f"{prefix}-checkpoint.json").exists() for prefix in two_processes] == [True, False]
     wanted, got = (from_json(text) for text in (checkpointed(None), *texts))
     for a, b in zip(wanted, got, strict=True):
         np.testing.assert_allclose(a.t, b.t, rtol=0, atol=2e-3)

@@ -1,4 +1,4 @@
-"""Run by `test_hosts.py` in processes of its own: searches on eight devices, or on two hosts of one device.
+"""Run by `test_hosts.py` in processes of its own: all searches on eight devices, or on two hosts of one device.
 
 Run by `test_checkpointed_lanes.py` in a process that is killed.
 """
@@ -19,6 +19,7 @@ from hso_jax.methods.hso.lanes import check
 from hso_jax.noise import discrete
 from hso_jax.schedule_file import to_json
 
+KINDS = ("hso", "solver-error")
 COUNT = 100
 BANK = Effort(population=8, generations=4, lanes=10)
 """Small; with eight devices the lanes make two chunks, the second filled up."""
@@ -56,10 +57,10 @@ def leaves(kind: str) -> list[np.ndarray]:
     return [np.concatenate([s.t for s in found]), np.array([s.error for s in found])]
 
 
-def main(mode: str, kind: str, output: str, address: str = "", process: str = "") -> None:
-    """Search and write what was found."""
+def main(mode: str, output: str, address: str = "", process: str = "") -> None:
+    """Search by every method and write what was found: `output` and a name of what it is."""
     if mode == "killed":
-        checkpointed(output, progress=lambda *done: print(*done, flush=True))
+        checkpointed(output, progress=lambda *done: (print(*done, flush=True), sys.stdin.readline()))
         return
     if mode == "hosts":
         jax.config.update("jax_cpu_collectives_implementation", "gloo")
@@ -67,12 +68,12 @@ def main(mode: str, kind: str, output: str, address: str = "", process: str = ""
         assert jax.process_count() == 2 and jax.device_count() == 2 and jax.local_device_count() == 1
     else:
         assert jax.local_device_count() == 8
-    if kind == "checkpoint":
-        first = checkpointed(output + ".json")
-        assert checkpointed(output + ".json") == first
-        Path(output).write_text(first)
-        return
-    np.savez(output, **{f"a{i}": x for i, x in enumerate(leaves(kind))})
+    for kind in KINDS:
+        np.savez(f"{output}-{kind}.npz", **{f"a{i}": x for i, x in enumerate(leaves(kind))})
+    if mode == "hosts":
+        first = checkpointed(f"{output}-checkpoint.json")
+        assert checkpointed(f"{output}-checkpoint.json") == first
+        Path(f"{output}-found.json").write_text(first)
 
 
 if __name__ == "__main__":
