@@ -14,6 +14,7 @@ from bridge.noise_of import noise_schedule_of as noise_schedule_of
 from bridge.noise_of import solver_of as solver_of
 from bridge.optimize import optimize_pipeline as optimize_pipeline
 from bridge.profiling import profile as profile
+from bridge.recommending import recommend as recommend
 from bridge.sampling import Level as Level
 from bridge.sampling import sample as sample
 from bridge.schedulers.adapters import ROWS as _ROWS

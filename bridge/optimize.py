@@ -7,33 +7,48 @@ from typing import Any
 
 from bridge.guidance import shipped, usual_guidance
 from bridge.noise_of import noise_schedule_of, solver_of
-from bridge.schedulers.installing import install
+from bridge.recommending import own_solver, recommend, to_install
+from bridge.schedulers.installing import install, replace_scheduler
+from bridge.schedulers.nonstationary import NonstationaryScheduler
+from hso_jax.checks import brief
 from hso_jax.methods import SolverError
+from hso_jax.noise import NoiseSchedule
+from hso_jax.recommendation import Recommendation
 from hso_jax.schedule import Schedule
 from hso_jax.searches import search
-from hso_jax.shelf.shipped import zoo
+from hso_jax.shelf.shipped import NotShippedError, zoo
+
+RECOMMEND = "recommend"
 
 _OF_A_SOLVER = {"solver-error": ("solver", "guidance", "profile"), "zoo": ("solver", "guidance")}
 """Options that are the method's own."""
+
+_OF_RECOMMEND = ("solver", "guidance", "distilled")
 
 
 def optimize_pipeline(
     pipe: Any, nfe: int, *, end: str | None = None, image_seq_len: int = 4096, mu: float | None = None, **options: Any
 ) -> Schedule:
-    """Find a schedule for a pipeline's own noise levels and install it, as `bridge.install` does.
+    """Install what `bridge.recommend` says in a pipeline, or what a search finds for its own noise levels.
 
-    `method="solver-error"` finds it for the pipeline's solver and guidance weight; `method="zoo"` takes the shipped
-    one, at once; `Measured(SamplingFitness.of_pipeline(pipe, prompts), budget=calls)` tunes it on the pipeline. A line
-    on stderr says what was installed: for which N, solver and guidance.
+    A line on stderr says what was installed: for which N, solver and guidance, its predicted error and what the
+    pipeline had before. Where another solver than the pipeline's is recommended, `NonstationaryScheduler` takes its
+    steps; `bridge.without_schedule(pipe.scheduler)` goes back. The pipeline of a distilled model is left as it is. For
+    a noise range of which nothing is shipped, a search on the error of the pipeline's solver takes its place.
+
+    `method="hso"` searches as the paper does; `method="solver-error"` for the pipeline's solver and guidance weight;
+    `method="zoo"` takes the shipped schedule for the solver; `Measured(SamplingFitness.of_pipeline(pipe, prompts),
+    budget=calls)` tunes it on the pipeline.
 
     Args:
         pipe: a diffusers pipeline (anything with a `scheduler`).
         nfe: number of model evaluations; call the pipeline with `num_inference_steps=nfe` afterwards.
         end: "clean" or "t_eps"; None leaves what the search's layout has. "t_eps" needs the interval layout,
-            which it chooses unless `layout` says otherwise.
+            which it chooses unless `layout` says otherwise, and a search.
         image_seq_len: as in `noise_schedule_of`, for flow models with a dynamic shift.
         mu: likewise.
-        **options: for `hso_jax.search` (`layout`, `method`, `seed`, ...); with the methods "solver-error" and "zoo"
+        **options: `method`, "recommend" by default; with it `solver`, `guidance` and `distilled` of `recommend`; with
+            others those of `hso_jax.search` (`layout`, `seed`, ...); with the methods "solver-error" and "zoo"
             also `solver`, the scheduler's own unless given, and `guidance`, the pipeline's (with "zoo" the nearest
             shipped); and with "solver-error" `profile`, as `bridge.profile` measures it.
 
@@ -41,12 +56,67 @@ def optimize_pipeline(
         The schedule, to save or to look at.
 
     Raises:
-        ValueError: as `noise_schedule_of`, `search` and `install` do; the pipeline is then as it was.
+        ValueError: as `noise_schedule_of`, `recommend`, `search` and `install` do, and for an option that the method
+            does not have; the pipeline is then as it was.
     """
-    why = "as asked"
+    noise = noise_schedule_of(pipe, image_seq_len=image_seq_len, mu=mu)
+    if options.get("method", RECOMMEND) == RECOMMEND:
+        options.pop("method", None)
+        _check_options(end, options)
+        return _recommended(pipe, nfe, noise, options)
     if end == "t_eps":
         options.setdefault("layout", "interval")
-    noise = noise_schedule_of(pipe, image_seq_len=image_seq_len, mu=mu)
+    return _found(pipe, nfe, noise, end, options)
+
+
+def _recommended(pipe: Any, nfe: int, noise: NoiseSchedule, options: dict[str, Any]) -> Schedule:
+    """Install the recommendation, and say so."""
+    try:
+        found = recommend(pipe, nfe, noise=noise, **options)
+    except NotShippedError as error:
+        print(f"{error.why}; a search on the solver's error takes its place", file=sys.stderr)
+        kept = {name: value for name, value in options.items() if name != "distilled"}
+        return _found(pipe, nfe, noise, None, {"method": "solver-error", **kept})
+    if found.distilled is None:
+        found = _installed(pipe, nfe, noise, found, options)
+    done = "left as it is" if found.distilled else f"installed for N = {nfe}, call it with num_inference_steps={nfe}"
+    print(f"{type(pipe).__name__}: {done}. {found.reason}", file=sys.stderr)
+    return found.schedule
+
+
+def _installed(
+    pipe: Any, nfe: int, noise: NoiseSchedule, found: Recommendation, options: dict[str, Any]
+) -> Recommendation:
+    """Install it; where the pipeline cannot change its solver, what is best for that one."""
+    schedule = to_install(pipe, found)
+    if schedule.coefficients is None:
+        install(pipe, schedule, noise=noise)
+        return found
+    try:
+        scheduler = NonstationaryScheduler.from_schedule(pipe.scheduler, schedule, noise=noise)
+    except ValueError:
+        own = own_solver(pipe)
+        if own is None or options.get("solver") is not None:
+            raise
+        options = {**options, "solver": own}
+        return _installed(pipe, nfe, noise, recommend(pipe, nfe, noise=noise, **options), options)
+    replace_scheduler(pipe, scheduler)
+    return found
+
+
+def _check_options(end: str | None, options: dict[str, Any]) -> None:
+    if end not in (None, "clean"):
+        raise ValueError(f"end is {brief(end)}; what is recommended ends clean: use a search, method='hso'")
+    if unknown := [name for name in options if name not in _OF_RECOMMEND]:
+        raise ValueError(
+            f"{', '.join(unknown)}: not of method 'recommend' (its own: {', '.join(_OF_RECOMMEND)}); say which search, "
+            "as in method='hso'"
+        )
+
+
+def _found(pipe: Any, nfe: int, noise: NoiseSchedule, end: str | None, options: dict[str, Any]) -> Schedule:
+    """What a method finds, installed."""
+    why = "as asked"
     method = options.get("method")
     own = _OF_A_SOLVER.get(method, ()) if isinstance(method, str) else ()
     kind = {name: options.pop(name) for name in own if name in options}

@@ -25,6 +25,8 @@ from .origin import Origin as Origin
 from .origin import Scores as Scores
 from .profile import Profile as Profile
 from .profile import profile_of as profile_of
+from .recommendation import Recommendation as Recommendation
+from .recommendation import recommend as recommend
 from .schedule import Schedule as Schedule
 from .schedule_file import load as load
 from .schedule_file import save as save

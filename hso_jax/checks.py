@@ -101,8 +101,17 @@ def choice(name: str, value: Any, known: Iterable[str]) -> str:
     """One of the known texts. Raises ValueError, listing them, for anything else."""
     names = list(known)
     if not isinstance(value, str) or value not in names:
-        raise ValueError(f"{name} is {brief(value)}; use one of {', '.join(names)}")
+        near = nearest(value, names) if isinstance(value, str) else ""
+        raise ValueError(f"{name} is {brief(value)}{near}; use one of {', '.join(names)}")
     return value
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """`; did you mean ...?`, or nothing where no known name is near."""
+    import difflib  # only where something is wrong
+
+    found = difflib.get_close_matches(name[:100], list(known), 1)
+    return f"; did you mean {found[0]}?" if found else ""
 
 
 def numbers(name: str, values: Any) -> np.ndarray:

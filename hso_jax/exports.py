@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from hso_jax.noise import alpha_sigma
-from hso_jax.solvers.nonstationary import NONSTATIONARY
+from hso_jax.solvers import NONSTATIONARY, PURE_NOISE, SOLVERS, coefficients_of
+from hso_jax.solvers.nonstationary import MOST
+from hso_jax.solvers.weights import grid
 
 if TYPE_CHECKING:
     from hso_jax.schedule import Schedule
@@ -47,6 +50,28 @@ def python_literal(schedule: Schedule) -> str:
         rows = "".join(f"    {_list(row)},\n" for row in schedule.coefficients)
         lines.append(f"{_FORM.format(scaling=scaling)}coefficients = [\n{rows}]")
     return "\n".join(lines) + "\n"
+
+
+def known_coefficients(schedule: Schedule) -> np.ndarray:
+    """[N, 3] a known solver's coefficients on the schedule's nodes; that solver has one evaluation a step.
+
+    At pure noise they are those of a finite lam that is as good, as `bridge.sample` takes it.
+    """
+    last = math.inf if schedule.end == "clean" else float(schedule.lams[-1])
+    evaluated = schedule.lams[: schedule.nfe].copy()
+    if np.isinf(evaluated[0]):  # pure noise has the finite lam that `bridge.sample` takes there
+        evaluated[0] = PURE_NOISE[schedule.kind]
+    with np.errstate(all="ignore"):  # infinite ends are computed, and then not used
+        steps = grid(evaluated, np.asarray(last), np.asarray(schedule.nfe))
+        return np.asarray(coefficients_of(SOLVERS[schedule.solver].weights(steps), steps, MOST))
+
+
+def in_coefficients(schedule: Schedule) -> Schedule:
+    """The same steps of the same solver as coefficients of their own; a schedule that has some is returned as it is."""
+    if schedule.coefficients is not None:
+        return schedule
+    origin = dataclasses.replace(schedule.origin, solver=NONSTATIONARY)
+    return dataclasses.replace(schedule, origin=origin, coefficients=known_coefficients(schedule))
 
 
 def _line(name: str, values: np.ndarray) -> str:

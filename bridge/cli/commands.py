@@ -15,6 +15,7 @@ from typing import Any
 import diffusers
 
 from bridge.cli import pictures
+from bridge.cli.recommended import recommended, stand_in
 from bridge.profiling import profile as measure
 from bridge.schedulers.installing import replace_scheduler, with_schedule
 from bridge.schedulers.plain import NONSTATIONARY_CLASS, check_supported, plain_config, without_schedule
@@ -40,9 +41,12 @@ def run(args: argparse.Namespace) -> int:
 
 def apply(args: argparse.Namespace) -> int:
     """Write a schedule into a pipeline folder, or into a second folder that shares its weights."""
-    schedule = choose(args, schedule_file.load(args.schedule))
+    every = None if args.schedule is None else schedule_file.load(args.schedule)
+    named = None if every is None else choose(args, every)
     folder = pipeline_folder(args.pipeline)
-    scheduler = with_schedule(read_scheduler(folder, args.scheduler), schedule)
+    scheduler = read_scheduler(folder, args.scheduler)
+    schedule = recommended(args, stand_in(folder, scheduler)) if named is None else named
+    scheduler = with_schedule(scheduler, schedule)
     target = folder if args.save is None else args.save
     if args.save is None:
         install(scheduler, folder)
@@ -58,12 +62,13 @@ def apply(args: argparse.Namespace) -> int:
 
 def sample(args: argparse.Namespace) -> int:
     """Sample one picture, one for each of several seeds, or a comparison of schedules."""
-    every = schedule_file.load(args.schedule)
-    schedule = choose(args, every)
+    every = [] if args.schedule is None else schedule_file.load(args.schedule)
+    named = None if args.schedule is None else choose(args, every)
     folder = pipeline_folder(args.pipeline)
-    plan = pictures.plan(args, schedule)
+    plan = pictures.plan(args)
     pipe = pictures.load(folder, args.device, args.dtype)
     replace_scheduler(pipe, plain(pipe.scheduler, args.scheduler))
+    schedule = named or recommended(args, pipe, image_seq_len=pictures.tokens(pipe, plan))
     others = [s for s in every if s.nfe == schedule.nfe]
     picture = pictures.render(pipe, schedule, others if args.compare else [], plan)
     files.write_all([(args.output, picture)], args.written)

@@ -46,7 +46,7 @@ class Plan(NamedTuple):
     reference: int | None
 
 
-def plan(args: argparse.Namespace, schedule: Schedule) -> Plan:
+def plan(args: argparse.Namespace) -> Plan:
     """Read the options; every fault that can be found without loading the pipeline is found here.
 
     Raises:

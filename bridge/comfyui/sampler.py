@@ -11,10 +11,10 @@ import numpy as np
 import torch
 from tqdm.auto import trange
 
+from hso_jax.exports import known_coefficients
 from hso_jax.schedule import Schedule
-from hso_jax.solvers import PURE_NOISE, SOLVERS, coefficients_of
-from hso_jax.solvers.nonstationary import MOST, check_coefficients, known
-from hso_jax.solvers.weights import grid
+from hso_jax.solvers import SOLVERS
+from hso_jax.solvers.nonstationary import check_coefficients, known
 
 
 @torch.no_grad()
@@ -123,13 +123,7 @@ def _known_solvers(schedule: Schedule) -> np.ndarray:
             f"the schedule ({schedule.method}) is made for solver {schedule.solver!r}, which has no coefficients; take "
             "its SIGMAS from HSO Scheduler or HSO Schedule File, and a sampler of your choice"
         )
-    last = math.inf if schedule.end == "clean" else float(schedule.lams[-1])
-    evaluated = schedule.lams[: schedule.nfe].copy()
-    if np.isinf(evaluated[0]):  # pure noise has the finite lam that `bridge.sample` takes there
-        evaluated[0] = PURE_NOISE[schedule.kind]
-    with np.errstate(all="ignore"):  # infinite ends are computed, and then not used
-        steps = grid(evaluated, np.asarray(last), np.asarray(schedule.nfe))
-        return np.asarray(coefficients_of(solver.weights(steps), steps, MOST))
+    return known_coefficients(schedule)
 
 
 def _checked(sigmas: torch.Tensor) -> list[float]:

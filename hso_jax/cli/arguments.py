@@ -5,14 +5,9 @@ from __future__ import annotations
 import argparse
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
-from hso_jax.methods import Box
-from hso_jax.methods.solver_error.lanes import FIRST
+from hso_jax.checks import nearest
 from hso_jax.noise import PRESETS, NoiseSchedule, from_config, preset
-from hso_jax.objectives.mep_spf import Spacing, paper_d_min
-from hso_jax.profile import Profile
-from hso_jax.solvers import ALIASES, NONSTATIONARY, SOLVERS
 
 DEFAULT_MODEL = "sd21-base"
 
@@ -40,16 +35,6 @@ def parse_nfe(text: str) -> list[int]:
     return sorted(numbers)
 
 
-def parse_spacing(text: str) -> Spacing:
-    """`paper` or a number in t."""
-    if text == "paper":
-        return paper_d_min
-    try:
-        return float(text)
-    except ValueError:
-        raise ValueError(f"spacing is {text!r}; write paper or a number in t, such as 0.05") from None
-
-
 def add_model(parser: argparse.ArgumentParser) -> None:
     """`--model`, `--image-seq-len` and `--p`."""
     parser.add_argument(
@@ -57,6 +42,24 @@ def add_model(parser: argparse.ArgumentParser) -> None:
         default=DEFAULT_MODEL,
         help="a preset (see `hso-jax models`), a scheduler_config.json, or a model folder; default %(default)s",
     )
+    _add_image_seq_len(parser)
+    parser.add_argument(
+        "--p", type=float, help="exponent of the model-error bound; default 2 (1 for presets that work on pixels)"
+    )
+
+
+def add_models(parser: argparse.ArgumentParser) -> None:
+    """`--model`, several times, and `--image-seq-len`."""
+    parser.add_argument(
+        "--model",
+        action="append",
+        help="a preset (see `hso-jax models`), a scheduler_config.json, or a model folder; again for a further one; "
+        f"default {DEFAULT_MODEL}",
+    )
+    _add_image_seq_len(parser)
+
+
+def _add_image_seq_len(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--image-seq-len",
         type=int,
@@ -64,88 +67,26 @@ def add_model(parser: argparse.ArgumentParser) -> None:
         metavar="TOKENS",
         help="image tokens, for models whose shift follows the size (FLUX); 4096 is 1024x1024",
     )
-    parser.add_argument(
-        "--p", type=float, help="exponent of the model-error bound; default 2 (1 for presets that work on pixels)"
-    )
+
+
+def noise_named(name: str, image_seq_len: int) -> tuple[NoiseSchedule, float]:
+    """The noise schedule and p of a preset, or of a scheduler's config in a file or folder.
+
+    Raises:
+        ValueError: for anything else; the message has the presets' names, the nearest first.
+    """
+    if name in PRESETS:
+        return preset(name, image_seq_len=image_seq_len), PRESETS[name].p
+    if Path(name).exists():
+        return from_config(name, image_seq_len=image_seq_len), 2.0
+    near, names = nearest(name, PRESETS), ", ".join(PRESETS)
+    raise ValueError(f"model {name!r} is neither a preset nor a file or folder{near}; presets: {names}")
 
 
 def read_model(args: argparse.Namespace) -> tuple[NoiseSchedule, float]:
     """The noise schedule and p that the arguments name."""
-    if args.model in PRESETS:
-        noise, p = preset(args.model, image_seq_len=args.image_seq_len), PRESETS[args.model].p
-    elif Path(args.model).exists():
-        noise, p = from_config(args.model, image_seq_len=args.image_seq_len), 2.0
-    else:
-        names = ", ".join(PRESETS)
-        raise ValueError(f"model {args.model!r} is neither a preset nor a file or folder; presets: {names}")
+    noise, p = noise_named(args.model, args.image_seq_len)
     return noise, p if args.p is None else args.p
-
-
-def add_box(parser: argparse.ArgumentParser) -> None:
-    """`--rho`, `--t-eps` and `--t-max`, each a pair; a pair of equal numbers fixes the value."""
-    group = parser.add_argument_group("search box of psi (two numbers each; equal ones fix the value)")
-    texts = {
-        "rho": "exponent of the initial schedule",
-        "t_eps": "time of the last node",
-        "t_max": "time of the first node",
-    }
-    for name, default in Box()._asdict().items():
-        group.add_argument(
-            "--" + name.replace("_", "-"),
-            type=float,
-            nargs=2,
-            default=default,
-            metavar=("LOW", "HIGH"),
-            help=f"{texts[name]}; default {default[0]} {default[1]}",
-        )
-
-
-def read_box(args: argparse.Namespace) -> Box:
-    """The box that the arguments name."""
-    return Box(rho=tuple(args.rho), t_eps=tuple(args.t_eps), t_max=tuple(args.t_max))
-
-
-_SOLVER_ERROR = {"solver": "dpmpp-2m", "guidance": 1.0, "first": "end", "profile": None}
-
-
-def add_solver_error(parser: argparse.ArgumentParser) -> None:
-    """`--solver`, `--guidance`, `--first` and `--profile`."""
-    group = parser.add_argument_group("for --method solver-error")
-    group.add_argument(
-        "--solver", help=f"{', '.join((*ALIASES, *SOLVERS, NONSTATIONARY))}; default {_SOLVER_ERROR['solver']}"
-    )
-    group.add_argument("--guidance", type=float, help="weight of classifier-free guidance; default 1, which is none")
-    group.add_argument(
-        "--first", choices=FIRST, help="the first node is placed like the others (free) or is the model's noise end"
-    )
-    group.add_argument("--profile", type=Path, metavar="FILE", help="of the model, from `hso-jax profile`")
-
-
-def read_solver_error(args: argparse.Namespace) -> dict[str, Any]:
-    """Options of `SolverError`; the profile is read."""
-    found: dict[str, Any] = {
-        name: default if getattr(args, name) is None else getattr(args, name) for name, default in _SOLVER_ERROR.items()
-    }
-    if found["profile"] is not None:
-        found["profile"] = Profile.load(found["profile"])
-    return found
-
-
-def refuse_solver_error(args: argparse.Namespace) -> None:
-    """Raises ValueError if an option of the method "solver-error" was given with another method."""
-    if given := [f"--{name}" for name in _SOLVER_ERROR if getattr(args, name) is not None]:
-        raise ValueError(
-            f"{', '.join(given)}: only with --method solver-error; --method {args.method} does not look at it"
-        )
-
-
-def refuse_hso(args: argparse.Namespace) -> None:
-    """Raises ValueError if an option of HSO's methods was given with the method "solver-error"."""
-    defaults = {"p": None, "spacing": "paper", "spacing_as": "constraint", "relax": False, **Box()._asdict()}
-    values = {name: getattr(args, name) for name in defaults}
-    values |= {name: tuple(values[name]) for name in Box._fields}
-    if given := [f"--{name.replace('_', '-')}" for name, default in defaults.items() if values[name] != default]:
-        raise ValueError(f"{', '.join(given)}: not with --method solver-error, which does not look at it")
 
 
 def add_command(

@@ -23,6 +23,7 @@ def add_parsers(subparsers: argparse._SubParsersAction[argparse.ArgumentParser])
 def _add_apply(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     examples = """\
 examples:
+  hso-jax apply --pipeline ./my-model --nfe 6                     (the recommended one)
   hso-jax apply schedules.json --pipeline ./my-model --nfe 6
   hso-jax apply schedules.json --pipeline ./my-model --nfe 6 --save ./my-model-6-steps
 
@@ -44,6 +45,7 @@ The files that were there are kept beside the new ones, with .before-hso at the 
 def _add_sample(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     examples = """\
 examples:
+  hso-jax sample --pipeline ./my-model --nfe 6 --prompt "a small fox" --compare -o compare.png
   hso-jax sample schedules.json --pipeline ./my-model --nfe 6 --prompt "a small fox" -o fox.png
   hso-jax sample schedules.json --pipeline ./my-model --nfe 6 --prompt "a small fox" --seed 0-3 --compare -o rows.png
   hso-jax sample schedules.json --pipeline ./my-dit --nfe 8 --prompt 207 --option guidance_scale=4 -o dog.png
@@ -172,12 +174,22 @@ def _add_device(parser: argparse.ArgumentParser) -> None:
 
 
 def _add_choice(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("schedule", type=Path, metavar="SCHEDULE", help="schedule file, from `hso-jax search`")
+    parser.add_argument(
+        "schedule",
+        type=Path,
+        nargs="?",
+        metavar="SCHEDULE",
+        help="schedule file, from `hso-jax recommend` or `search`; without one the recommended schedule of N steps",
+    )
     parser.add_argument(
         "--pipeline", type=Path, required=True, metavar="PATH", help="local folder that save_pretrained wrote"
     )
     parser.add_argument(
-        "--nfe", "--steps", type=int, metavar="N", help="which schedule of the file; needed if it has several N"
+        "--nfe",
+        "--steps",
+        type=int,
+        metavar="N",
+        help="number of steps; needed without a file, or if it has several",
     )
     parser.add_argument("--layout", choices=LAYOUTS, help="default: node, where the file has both")
     parser.add_argument("--method", help="needed if the file has several")

@@ -5,7 +5,9 @@ from __future__ import annotations
 import argparse
 import contextlib
 import errno
+import importlib
 import os
+import re
 import sys
 import tempfile
 import traceback
@@ -13,13 +15,24 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
-from hso_jax.cli import bridge_commands, searches, views
+from hso_jax._version import __version__
+from hso_jax.checks import nearest
 from hso_jax.shown import shown
 
+_COMMAND = "COMMAND"
 EXIT_BAD_INPUT, EXIT_UNEXPECTED, EXIT_IO, EXIT_INTERRUPTED = 2, 70, 74, 130
+
+COMMANDS = {
+    "recommend": "recommending",
+    **dict.fromkeys(("search", "zoo", "compare"), "searches"),
+    **dict.fromkeys(("models", "show", "plot"), "views"),
+    **dict.fromkeys(("apply", "sample", "profile", "tune"), "bridge_commands"),
+}
+"""The module of each command: only the one that is called is imported, some bring JAX along."""
 
 _EPILOG = """\
 examples:
+  hso-jax recommend --model sdxl --nfe 6            what to use, at once
   hso-jax search                                    Stable Diffusion 2.1-base, N = 4..20, both layouts
   hso-jax search --model sdxl --nfe 6 --layout node --json
   hso-jax compare --model pixart-alpha --nfe 4,6
@@ -39,11 +52,39 @@ Where a file was written before 70, 74 or 130, the message names it.
 _IO_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EPIPE, errno.EBADF)
 
 
+_CHOICE = re.compile(r"(?:argument (\S+): )?invalid choice: '(.*)' \(choose from (.*)\)", re.DOTALL)
+_VALUE = re.compile(r"argument (\S+): invalid (int|float) value: '(.*)'", re.DOTALL)
+_REQUIRED, _UNKNOWN = "the following arguments are required: ", "unrecognized arguments: "
+
+
 class _Parser(argparse.ArgumentParser):
-    """Shows what the user wrote as it is fit to be shown, and hides no failure to write its help."""
+    """Says what is wrong in one line as it is fit to be shown, and hides no failure to write its help."""
 
     def error(self, message: str) -> NoReturn:
-        super().error(shown(message))
+        self.exit(EXIT_BAD_INPUT, f"error: {shown(self._in_words(message))}; {self.prog} --help says more\n")
+
+    def _in_words(self, message: str) -> str:
+        """What argparse says, in plain words, with the name that was probably meant."""
+        if message.startswith(_REQUIRED):
+            return f"{message.removeprefix(_REQUIRED)} is missing"
+        if found := _CHOICE.fullmatch(message):
+            option, given, known = found.groups()
+            names = [name.strip("'") for name in known.split(", ")]
+            what = "command" if option in (None, _COMMAND) else option
+            return f"{what} is {given!r}{nearest(given, names)}; use one of {', '.join(names)}"
+        if found := _VALUE.fullmatch(message):
+            option, kind, given = found.groups()
+            return f"{option} is {given!r}; need {'a whole number' if kind == 'int' else 'a number'}"
+        if message.startswith(_UNKNOWN):
+            given = message.removeprefix(_UNKNOWN).split(" ")[0]
+            options = [name for parser in self._all() for name in parser._option_string_actions]
+            return f"{given!r} is no {'option' if given.startswith('-') else 'argument'}{nearest(given, options)}"
+        return message
+
+    def _all(self) -> list[argparse.ArgumentParser]:
+        """This parser and those of the commands that are loaded."""
+        inner = [a for a in self._actions if isinstance(a, argparse._SubParsersAction)]
+        return [self, *(parser for action in inner for parser in action.choices.values())]
 
     def _print_message(self, message: str, file: Any = None) -> None:
         (file or sys.stderr).write(message)
@@ -70,29 +111,46 @@ def run(argv: Sequence[str] | None = None) -> int:
         where = "standard output" if error.filename is None else error.filename
         return _say(EXIT_IO, f"cannot write {where}: {error.strerror}", written)
     except ValueError as error:
-        return _say(EXIT_BAD_INPUT, str(error), written)
+        return _say(EXIT_BAD_INPUT, _with_command(error), written)
     except Exception as error:
         what = f"unexpected {type(error).__name__}: {error}"
         return _say(EXIT_UNEXPECTED, f"{what}; please report it with {_log()}", written)
 
 
 def _command(argv: Sequence[str] | None, written: list[Path]) -> int:
-    parser: argparse.ArgumentParser = _Parser(
-        prog="hso-jax",
-        description="Finds the few noise levels at which a diffusion or flow model is best evaluated.",
-        epilog=_EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    subparsers = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
-    searches.add_parsers(subparsers)
-    views.add_parsers(subparsers)
-    bridge_commands.add_parsers(subparsers)
+    parser = parser_for(sys.argv[1:] if argv is None else argv)
     try:
         args = parser.parse_args(argv)
     except SystemExit as end:  # after --help, or with a message about the arguments
         return end.code if isinstance(end.code, int) else 0
     args.written = written
     return int(args.run(args))
+
+
+def parser_for(argv: Sequence[str]) -> argparse.ArgumentParser:
+    """The parser with the command that the arguments name, or with all of them."""
+    parser: argparse.ArgumentParser = _Parser(
+        prog="hso-jax",
+        description="Finds the few noise levels at which a diffusion or flow model is best evaluated.",
+        epilog=_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--version", action="version", version=f"hso-jax {__version__}")
+    subparsers = parser.add_subparsers(title="commands", metavar=_COMMAND, required=True)
+    named = next((COMMANDS[text] for text in argv if text in COMMANDS), None)
+    for module in dict.fromkeys(COMMANDS.values()) if named is None else [named]:
+        importlib.import_module(f"hso_jax.cli.{module}").add_parsers(subparsers)
+    return parser
+
+
+def _with_command(error: ValueError) -> str:
+    """The message; what is to be searched for as a command, not as Python."""
+    why = getattr(error, "why", None)  # of the zoo's NotShippedError, which is not imported for every command
+    if why is None:
+        return str(error)
+    solver = "" if error.solver is None else f" --solver {error.solver}"  # type: ignore[attr-defined]
+    command = f"hso-jax search --method solver-error{solver} --guidance {error.guidance:g}"  # type: ignore[attr-defined]
+    return f"{why}; search for it: {command} --model MODEL --nfe N"
 
 
 def _say(code: int, what: str, written: Sequence[Path]) -> int:

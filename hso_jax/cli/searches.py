@@ -10,7 +10,7 @@ from pathlib import Path
 
 from hso_jax import schedule_file
 from hso_jax.baselines import BASELINES, baseline, inapplicable
-from hso_jax.cli import arguments, tables, terminal
+from hso_jax.cli import arguments, search_arguments, tables, terminal
 from hso_jax.cli.compiling import prepare_jax
 from hso_jax.files import check_writable, figure_kind, is_stdout, is_stream, write_all
 from hso_jax.lane import Lane, Method
@@ -61,7 +61,7 @@ examples:
         default="hso",
         help="hso: the paper's; solver-error: by the error of the solver itself; default %(default)s",
     )
-    arguments.add_solver_error(parser)
+    search_arguments.add_solver_error(parser)
     parser.add_argument("--seed", type=int, default=0, help="of the upper level; default %(default)s")
     parser.add_argument(
         "--spacing", default="paper", help="least distance of neighbouring nodes in t: paper, or a number"
@@ -75,7 +75,7 @@ examples:
     parser.add_argument(
         "--relax", action="store_true", help="reduce a spacing that does not fit instead of refusing it"
     )
-    arguments.add_box(parser)
+    search_arguments.add_box(parser)
     out = parser.add_argument_group("output")
     out.add_argument("-o", "--output", type=Path, help="schedule file; default schedules-MODEL.json; - is stdout")
     out.add_argument("--plot", type=Path, help="picture (.png, .svg, .pdf); default beside the schedule file")
@@ -141,15 +141,15 @@ def _lanes(args: argparse.Namespace, noise: NoiseSchedule, p: float) -> list[Lan
 def _method(args: argparse.Namespace, p: float) -> Method:
     """The method with the options that were given; those of another method are refused."""
     if args.method == "solver-error":
-        arguments.refuse_hso(args)
-        return SolverError(**arguments.read_solver_error(args))
-    arguments.refuse_solver_error(args)
+        search_arguments.refuse_hso(args)
+        return SolverError(**search_arguments.read_solver_error(args))
+    search_arguments.refuse_solver_error(args)
     return Hso(
         objective="mep" if args.method == "hso" else "dm-nonuni",
         p=p,
-        spacing=arguments.parse_spacing(args.spacing),
+        spacing=search_arguments.parse_spacing(args.spacing),
         spacing_as=args.spacing_as,
-        box=arguments.read_box(args),
+        box=search_arguments.read_box(args),
         relax=args.relax,
     )
 

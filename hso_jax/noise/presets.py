@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
-from hso_jax.checks import brief
+from hso_jax.checks import brief, nearest
 from hso_jax.noise.from_config import from_config
 from hso_jax.noise.noise_schedule import NoiseSchedule
 from hso_jax.noise.rectified_flow import flux2_shift
@@ -285,7 +285,8 @@ def preset(name: str, *, image_seq_len: int = 4096) -> NoiseSchedule:
         ValueError: for an unknown name; the message lists the known ones.
     """
     if not isinstance(name, str) or name not in PRESETS:
-        raise ValueError(f"model {brief(name)} is not a preset; presets: {', '.join(PRESETS)}")
+        near = nearest(name, PRESETS) if isinstance(name, str) else ""
+        raise ValueError(f"model {brief(name)} is not a preset{near}; presets: {', '.join(PRESETS)}")
     found = PRESETS[name]
     config = found.config
     if found.shift_of is not None:

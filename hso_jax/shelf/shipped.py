@@ -24,6 +24,21 @@ FREE_NFE = range(2, 13)
 """N of the non-stationary solver."""
 
 
+class NotShippedError(ValueError):
+    """What was asked for is not in the zoo, and a search is what finds it.
+
+    Attributes:
+        why: what is missing and what there is.
+        solver: of that search; None for its default.
+        guidance: of that search.
+    """
+
+    def __init__(self, why: str, solver: str | None, guidance: float) -> None:
+        wanted = f"solver={solver!r}, " if solver is not None else ""
+        super().__init__(f"{why}; use search(noise, nfe, method=SolverError({wanted}guidance={guidance:g}))")
+        self.why, self.solver, self.guidance = why, solver, guidance
+
+
 def zoo(model: str | NoiseSchedule, nfe: int, solver: str | None = None, *, guidance: float | None = None) -> Schedule:
     """The shipped schedule, what `search(noise, nfe, method=SolverError(solver=..., guidance=...))` finds; node layout.
 
@@ -41,8 +56,8 @@ def zoo(model: str | NoiseSchedule, nfe: int, solver: str | None = None, *, guid
         A `Schedule` whose `others` are the errors of the other solvers, each with its own shipped schedule.
 
     Raises:
-        ValueError: for an unknown model, solver or N, or ends or a weight that are not shipped; the message lists
-            what is, and how to search instead.
+        ValueError: for an unknown model, solver or N, or (`NotShippedError`) ends or a weight that are not shipped; the
+            message lists what is, and how to search instead.
     """
     noise = preset(model) if isinstance(model, str) else check_noise(model)
     weight = guidance
@@ -52,20 +67,18 @@ def zoo(model: str | NoiseSchedule, nfe: int, solver: str | None = None, *, guid
     name = None if solver is None else solver if solver == solvers.NONSTATIONARY else solvers.canonical(solver)
     if name not in (None, solvers.NONSTATIONARY, *SOLVERS):
         have = ", ".join((*SOLVERS, solvers.NONSTATIONARY))
-        raise ValueError(f"solver {solver!r} is not in the zoo ({have}); {_instead(solver, weight)}")
+        raise NotShippedError(f"solver {solver!r} is not in the zoo ({have})", solver, weight)
     if check_nfe(nfe) > MAX_NFE:
-        raise ValueError(f"nfe is {nfe}; the zoo has 1..{MAX_NFE}; {_instead(solver, weight)}")
+        raise NotShippedError(f"nfe is {nfe}; the zoo has 1..{MAX_NFE}", solver, weight)
     if name == solvers.NONSTATIONARY and nfe not in FREE_NFE:
         have = f"{FREE_NFE[0]}..{FREE_NFE[-1]}"
-        raise ValueError(f"nfe is {nfe}; the zoo has {have} of {name!r}; {_instead(solver, weight)}")
+        raise NotShippedError(f"nfe is {nfe}; the zoo has {have} of {name!r}", solver, weight)
     shelf = _shelves().get(shelf_key(noise))
     if shelf is None:
-        raise ValueError(
-            f"no preset has the noise range and prediction type of {noise.name}; {_instead(solver, weight)}"
-        )
+        raise NotShippedError(f"no preset has the noise range and prediction type of {noise.name}", solver, weight)
     if weight not in shelf:
         have = ", ".join(f"{w:g}" for w in sorted(shelf))
-        raise ValueError(f"guidance {weight:g} is not in the zoo for {noise.name} ({have}); {_instead(solver, weight)}")
+        raise NotShippedError(f"guidance {weight:g} is not in the zoo for {noise.name} ({have})", solver, weight)
     entries = {s: found for s, rows in shelf[weight].items() if (found := rows.get(nfe)) is not None}
     best = min(entries, key=lambda s: entries[s]["error"])
     name = best if name not in entries else name
@@ -129,8 +142,3 @@ def _shelves() -> dict[tuple[float | None, float, bool], dict[float, dict[str, d
         }
         for shelf in _document()["shelves"]
     }
-
-
-def _instead(solver: str | None, weight: float) -> str:
-    wanted = f"solver={solver!r}, " if solver is not None else ""
-    return f"use search(noise, nfe, method=SolverError({wanted}guidance={weight:g}))"

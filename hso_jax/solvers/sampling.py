@@ -7,7 +7,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
-from hso_jax.checks import brief
+from hso_jax.checks import brief, nearest
 from hso_jax.optional_jax import Array, jax, jnp
 from hso_jax.solvers.heun import heun
 from hso_jax.solvers.multistep import ddim, dpmpp
@@ -56,7 +56,7 @@ def _table() -> dict[str, Solver]:
 SOLVERS: dict[str, Solver] = _table()
 
 
-ALIASES: Mapping[str, str] = {"unipc": "unipc-2"}
+ALIASES: Mapping[str, str] = {"unipc": "unipc-2", "euler": "ddim"}
 
 
 def find(name: str) -> Solver:
@@ -66,12 +66,12 @@ def find(name: str) -> Solver:
         ValueError: for an unknown name; the message lists the known ones.
     """
     if name not in SOLVERS:
-        raise ValueError(f"solver is {name!r}; use one of {', '.join(SOLVERS)}")
+        raise ValueError(f"solver is {name!r}{nearest(name, SOLVERS)}; use one of {', '.join(SOLVERS)}")
     return SOLVERS[name]
 
 
 def canonical(name: str) -> str:
-    """The full name of a solver: "unipc" is diffusers' default, UniPC of order 2 with B(h) = e^h - 1.
+    """The full name of a solver: "unipc" is diffusers' default, UniPC of order 2 with B(h) = e^h - 1; "euler" is DDIM.
 
     Raises:
         ValueError: as `find`.

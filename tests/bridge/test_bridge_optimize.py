@@ -37,7 +37,7 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
 
 def test_searches_for_the_pipelines_noise_and_installs(asked: list[dict[str, Any]]) -> None:
     pipe = SimpleNamespace(scheduler=diffusers.UniPCMultistepScheduler(**SD))
-    schedule = optimize_pipeline(pipe, 5, seed=3)
+    schedule = optimize_pipeline(pipe, 5, method="hso", seed=3)
     assert asked[0]["noise"].fingerprint() == noise_of("sd15").fingerprint()
     assert (asked[0]["nfe"], asked[0]["layout"], asked[0]["seed"]) == (5, "node", 3)
     assert schedule_of(pipe).timesteps.tolist() == schedule.timesteps.tolist()
@@ -61,15 +61,15 @@ def test_reads_the_noise_once(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_the_end_chooses_the_layout(asked: list[dict[str, Any]]) -> None:
     pipe = SimpleNamespace(scheduler=diffusers.DDIMScheduler(**SD))
-    assert optimize_pipeline(pipe, 4, end="t_eps").end == "t_eps"
-    assert optimize_pipeline(pipe, 4, end="clean", layout="interval").end == "clean"
+    assert optimize_pipeline(pipe, 4, method="hso", end="t_eps").end == "t_eps"
+    assert optimize_pipeline(pipe, 4, method="hso", end="clean", layout="interval").end == "clean"
     assert [call["layout"] for call in asked] == ["interval", "interval"]
 
 
 def test_dynamic_shift_reaches_the_search(asked: list[dict[str, Any]]) -> None:
     pipe = SimpleNamespace(scheduler=diffusers.FlowMatchEulerDiscreteScheduler(use_dynamic_shifting=True))
     for sizes in ({"image_seq_len": 4096}, {"image_seq_len": 1024}, {"mu": 0.5}):
-        optimize_pipeline(pipe, 4, **sizes)
+        optimize_pipeline(pipe, 4, method="hso", **sizes)
     assert len({call["noise"].fingerprint() for call in asked}) == 3
 
 
@@ -77,7 +77,7 @@ def test_a_failure_leaves_the_pipeline_as_it_was(asked: list[dict[str, Any]]) ->
     pipe = SimpleNamespace(scheduler=diffusers.EulerAncestralDiscreteScheduler(**SD, prediction_type="sample"))
     before = pipe.scheduler
     with pytest.raises(ValueError, match="prediction_type"):
-        optimize_pipeline(pipe, 4)
+        optimize_pipeline(pipe, 4, method="hso")
     assert pipe.scheduler is before
 
 
@@ -108,8 +108,8 @@ def test_the_search_on_the_solver_s_error_too(asked: list[dict[str, Any]], capsy
     pipe = family_of("StableDiffusionPipeline").build()
     optimize_pipeline(pipe, 4, method="solver-error")
     assert asked[0]["method"].guidance == 7.5
-    optimize_pipeline(pipe, 4)
-    assert "method" not in asked[1]
+    optimize_pipeline(pipe, 4, method="hso")
+    assert asked[1]["method"] == "hso"
     assert "N = 4, any solver, any guidance" in capsys.readouterr().err
     profile = Profile((1.0,), 2.0, 4)
     optimize_pipeline(pipe, 4, method="solver-error", profile=profile)
@@ -163,7 +163,7 @@ def test_a_weight_that_is_not_shipped_becomes_the_nearest(capsys: pytest.Capture
 
 def test_with_the_real_search() -> None:
     pipe = SimpleNamespace(scheduler=diffusers.DPMSolverMultistepScheduler(**SD))
-    schedule = optimize_pipeline(pipe, 4, effort=Effort(population=8, generations=2))
+    schedule = optimize_pipeline(pipe, 4, method="hso", effort=Effort(population=8, generations=2))
     pipe.scheduler.set_timesteps(4)
     assert pipe.scheduler.timesteps.tolist() == np.float32(schedule.timesteps).tolist()
     assert schedule.method == "hso"

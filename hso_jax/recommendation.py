@@ -1,0 +1,250 @@
+"""`recommend`: of everything that is shipped, what to use for a model, a number of steps and a guidance weight."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Mapping
+from typing import NamedTuple
+
+from hso_jax import solvers
+from hso_jax.baselines import baseline
+from hso_jax.checks import check_guidance, check_nfe, choice
+from hso_jax.distilled import DISTILLATIONS, FEW_STEP, MOST_STEPS, named_in, own_grid
+from hso_jax.noise import PRESETS, NoiseSchedule, preset
+from hso_jax.noise.noise_schedule import check_noise
+from hso_jax.schedule import Schedule
+from hso_jax.shelf.predicted import HSO, RULES, hso_schedule, rule_errors
+from hso_jax.shelf.shipped import SOLVERS, NotShippedError, shipped_guidance, zoo
+
+GAIN = 0.1
+"""Share of the best known solver's error that coefficients of their own must save to be recommended. What they save on
+the problems they may lose on a network (docs/nonstationary.md); a known solver loses less. Not fitted to anything."""
+
+SHIPPED = "solver-error"
+"""What a solver's own shipped schedule is called beside the rules."""
+
+OWN = "own"
+"""Solver of a distilled model: the one it is used with."""
+
+_ROUNDING = 1e-3  # of the shipped errors
+
+
+class Before(NamedTuple):
+    """What a pipeline samples with before anything is changed.
+
+    Attributes:
+        solver: as in `Recommendation`; the scheduler's class where it is another one.
+        nodes: a rule's name, the method of an installed schedule, or "its own" for a grid that is no rule's.
+        error: predicted; None where it is not known.
+    """
+
+    solver: str
+    nodes: str
+    error: float | None
+
+
+@dataclasses.dataclass(frozen=True)
+class Recommendation:
+    """What to use, and what it is compared with. Errors are predicted: of samples of the reference problems.
+
+    Attributes:
+        schedule: nodes, and coefficients where the solver is "nonstationary".
+        solver: "ddim" (Euler), "dpmpp-2m", "unipc-2", "unipc-3" or "nonstationary"; "own" for distilled models.
+        guidance: weight that the errors are for: of those shipped the nearest to the one that was asked for.
+        error: predicted; None for distilled models, whose errors nothing here predicts.
+        errors: by solver, then by what the nodes are: "solver-error" (the solver's own shipped ones), "hso" and the
+            usual rules ("trailing", "karras", "ays", "beta", ...).
+        gain: share of `error` that the best solver would save, where the solver was given; 0 where it is the best.
+        distilled: the kind of distillation, or None.
+        reason: all this in words.
+        before: what the pipeline has now; None where there is none.
+    """
+
+    schedule: Schedule
+    solver: str
+    guidance: float
+    error: float | None
+    errors: Mapping[str, Mapping[str, float]]
+    gain: float
+    distilled: str | None
+    reason: str
+    before: Before | None = None
+
+    @property
+    def nfe(self) -> int:
+        """N."""
+        return self.schedule.nfe
+
+    @property
+    def method(self) -> str:
+        """Where the nodes are from: "solver-error", "hso", a rule's name, or "own-..." of a distilled model."""
+        return self.schedule.method
+
+    def __repr__(self) -> str:
+        error = "" if self.error is None else f", predicted error {self.error:.3g}"
+        return f"<Recommendation {self.schedule.model}: N = {self.nfe}, {self.method} with {self.solver}{error}>"
+
+
+def recommend(
+    model: str | NoiseSchedule,
+    nfe: int,
+    *,
+    guidance: float | None = None,
+    solver: str | None = None,
+    distilled: str | bool | None = None,
+    usual: float | None = None,
+) -> Recommendation:
+    """The best of everything shipped by predicted error, at once: nothing is searched or compiled.
+
+    Compared are each known solver with its own schedule (`zoo`), with HSO's and with every usual rule, and coefficients
+    of their own, which are taken where they save a tenth of the best known solver's error or more.
+
+    Args:
+        model: a preset's name or a noise schedule.
+        nfe: N in 1..20.
+        guidance: w of classifier-free guidance; by default the model's usual one for a preset, else 1. Embedded
+            guidance (FLUX) is none: its weight here is 1.
+        solver: "ddim" (Euler), "dpmpp-2m", "unipc-2" or "unipc", "unipc-3", "nonstationary"; by default the best.
+        distilled: a key of `hso_jax.distilled.DISTILLATIONS` ("lightning", "lcm", ...): such a model gets its own grid.
+            False says that it is none. By default the name decides, and N and guidance: at most 8 steps without
+            guidance, asked for at a model that is used with it.
+        usual: the weight that the model is used with, if it is no preset's.
+
+    Raises:
+        ValueError: for an unknown model, solver or distillation, N outside 1..20, or a noise schedule that nothing is
+            shipped for; the message says how to search instead.
+    """
+    noise = preset(model) if isinstance(model, str) else check_noise(model)
+    check_nfe(nfe)
+    if usual is None:
+        usual = PRESETS[model].guidance if isinstance(model, str) else 1.0
+    asked = check_guidance(usual if guidance is None else guidance)
+    if solver is not None and solver != solvers.NONSTATIONARY:
+        solver = solvers.canonical(solver)
+    if (kind := _distillation(noise.name, nfe, asked, usual, distilled)) is not None:
+        return _own(noise, nfe, asked, *kind)
+    weight = nearest_guidance(noise, asked)
+    errors = errors_at(noise, nfe, weight)
+    if solver not in (None, *errors):
+        zoo(noise, nfe, solver, guidance=weight)  # says what is not shipped; else it gains nothing at this N
+    best = _best_solver(errors, None)
+    taken = best if solver is None else _best_solver(errors, solver)
+    nodes, error = _best_nodes(errors[taken])
+    gain = max(0.0, 1.0 - _best_nodes(errors[best])[1] / error)
+    schedule = _schedule(noise, nfe, weight, taken, nodes, error)
+    found = Recommendation(schedule, taken, weight, error, errors, gain, None, "")
+    return dataclasses.replace(found, reason=_reason(found, asked, best))
+
+
+def nearest_guidance(noise: NoiseSchedule, guidance: float) -> float:
+    """Of the weights that are shipped for a noise schedule the one whose ratio to `guidance` is nearest to 1.
+
+    Raises:
+        ValueError: where nothing is shipped.
+    """
+    shipped = shipped_guidance(noise)
+    if not shipped:
+        raise NotShippedError(f"no preset has the noise range and prediction type of {noise.name}", None, guidance)
+    return min(shipped, key=lambda weight: abs(math.log(weight / max(guidance, 1.0))))
+
+
+def errors_at(noise: NoiseSchedule, nfe: int, guidance: float) -> dict[str, dict[str, float]]:
+    """By solver, then by what the nodes are ("solver-error" first), the predicted error.
+
+    Raises:
+        ValueError: as `zoo`: for an N, a noise schedule or a weight that is not shipped.
+    """
+    one = zoo(noise, nfe, SOLVERS[0], guidance=guidance)
+    own = {one.solver: one.error or math.inf, **one.others}
+    return {s: {SHIPPED: own[s], **rule_errors(noise, nfe, guidance, s)} for s in sorted(own, key=_place)}
+
+
+def _place(solver: str) -> int:
+    return (*SOLVERS, solvers.NONSTATIONARY).index(solver)
+
+
+def _best_nodes(rows: Mapping[str, float]) -> tuple[str, float]:
+    """What nodes to take, and their error: the solver's own unless others are better by more than rounding."""
+    name = min(rows, key=rows.__getitem__)
+    name = name if rows[name] < (1.0 - _ROUNDING) * rows[SHIPPED] else SHIPPED
+    return name, rows[name]
+
+
+def _best_solver(errors: Mapping[str, Mapping[str, float]], asked: str | None) -> str:
+    """The solver that was asked for, else the best; coefficients of their own have to gain `GAIN`."""
+    known = min(SOLVERS, key=lambda s: _best_nodes(errors[s])[1])
+    if asked in SOLVERS:
+        return str(asked)
+    if solvers.NONSTATIONARY not in errors:
+        return known
+    free = errors[solvers.NONSTATIONARY][SHIPPED]
+    enough = free <= (1.0 - GAIN) * _best_nodes(errors[known])[1]
+    return solvers.NONSTATIONARY if enough or asked == solvers.NONSTATIONARY else known
+
+
+def _schedule(noise: NoiseSchedule, nfe: int, weight: float, solver: str, nodes: str, error: float) -> Schedule:
+    if nodes == SHIPPED:
+        return zoo(noise, nfe, solver, guidance=weight)
+    found = hso_schedule(noise, nfe) if nodes == HSO else baseline(nodes, noise, nfe)
+    assert found is not None
+    origin = dataclasses.replace(found.origin, solver=solver, guidance=weight)
+    return dataclasses.replace(found, origin=origin, scores=dataclasses.replace(found.scores, error=error))
+
+
+def _distillation(
+    name: str, nfe: int, guidance: float, usual: float, said: str | bool | None
+) -> tuple[str, str] | None:
+    """The distillation's key and how it is known; None for models that are not distilled."""
+    if said is False:
+        return None
+    if said is True:
+        return FEW_STEP, "you say that it is distilled"
+    if said is not None:
+        return choice("distilled", said, DISTILLATIONS), "you say so"
+    if (found := named_in([name])) is not None:
+        return found[0], f"its name is {found[1]}"
+    if guidance <= 1.0 < usual and nfe <= MOST_STEPS:
+        return FEW_STEP, (
+            f"N = {nfe} and guidance {guidance:g} are a distilled model's; for {name} itself, which is used with "
+            f"guidance {usual:g}, say distilled=False"
+        )
+    return None
+
+
+def _own(noise: NoiseSchedule, nfe: int, guidance: float, kind: str, why: str) -> Recommendation:
+    entry = DISTILLATIONS[kind]
+    reason = (
+        f"the grid that {entry.words} models come with, and the solver and guidance that they come with: {why}. A "
+        "distilled network jumps between the levels that it was trained on; those found for the undistilled model are "
+        "not for it."
+    )
+    return Recommendation(own_grid(kind, noise, nfe), OWN, guidance, None, {}, 0.0, kind, reason)
+
+
+def _reason(found: Recommendation, asked: float, best: str) -> str:
+    """What is used, what it gains over what, and what speaks for another solver."""
+    rows = found.errors[found.solver]
+    nodes = "its own shipped schedule" if found.method == SHIPPED else f"the nodes of {found.method}"
+    at = f"N = {found.nfe} and guidance {found.guidance:g}"
+    at += "" if asked == found.guidance else f" (of those shipped the nearest to {asked:g})"
+    lines = [f"{found.solver} with {nodes}: predicted error {found.error:.3g} at {at}."]
+    known = min(SOLVERS, key=lambda s: _best_nodes(found.errors[s])[1])
+    least = _best_nodes(found.errors[known])[1]
+    if found.solver == solvers.NONSTATIONARY:
+        lines.append(f"The best known solver, {known}, has {least:.3g} with its own schedule.")
+        rows = found.errors[known]
+    elif solvers.NONSTATIONARY in found.errors and best == found.solver:
+        free = found.errors[solvers.NONSTATIONARY][SHIPPED]
+        lines.append(f"Coefficients of their own would have {free:.3g}: too little less to be worth their risk.")
+    rules = {name: rows[name] for name in RULES if name in rows}
+    if rules:
+        usual = min(rules, key=rules.__getitem__)
+        shown = [usual, *(name for name in ("trailing", "karras", "ays", "beta-t") if name in rules and name != usual)]
+        told = ", ".join(f"{name} {rules[name]:.3g}" for name in shown)
+        lines.append(f"Usual rules with {known if found.solver == solvers.NONSTATIONARY else found.solver}: {told}.")
+    else:
+        lines.append("What the usual rules have is not known for this noise schedule.")
+    if found.gain > 0.0:
+        lines.append(f"Switching to {best} would save {found.gain:.0%} ({_best_nodes(found.errors[best])[1]:.3g}).")
+    return " ".join(lines)

@@ -1,0 +1,144 @@
+"""What is recommended: never worse by prediction than what it is compared with, and said why."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from hso_jax import Schedule, preset, recommend, zoo
+from hso_jax.noise import PRESETS, discrete, edm, flow
+from hso_jax.recommendation import GAIN, OWN, SHIPPED, nearest_guidance
+from hso_jax.shelf.predicted import HSO, RULES, rule_errors
+from hso_jax.shelf.shipped import MAX_NFE, SOLVERS
+from hso_jax.solvers import NONSTATIONARY
+
+MODELS = [name for name in PRESETS if name != "flux-schnell"]
+
+
+@pytest.mark.parametrize("model", MODELS)
+def test_it_is_never_worse_than_what_there_is(model: str) -> None:
+    """Than any usual rule, HSO, and any known solver's own schedule, at any N."""
+    noise, weight = preset(model), PRESETS[model].guidance
+    for nfe in (1, 2, 4, 6, 9, 12, MAX_NFE):
+        best = recommend(model, nfe)
+        assert best.error is not None and best.gain == 0.0 and best.guidance == weight and best.distilled is None
+        for solver in SOLVERS:
+            rows = {SHIPPED: zoo(model, nfe, solver).error, **rule_errors(noise, nfe, weight, solver)}
+            assert dict(best.errors[solver]) == rows
+            assert best.error <= 1.002 * min(rows.values()), (nfe, solver)
+            kept = recommend(model, nfe, solver=solver)
+            assert kept.solver == solver and kept.error is not None and kept.error <= 1.002 * min(rows.values())
+            assert kept.gain == pytest.approx(max(0.0, 1.0 - best.error / kept.error), abs=0.12)
+
+
+def test_what_it_names_is_what_it_returns() -> None:
+    for nfe in (2, 6, 14):
+        best = recommend("sdxl", nfe)
+        assert isinstance(best.schedule, Schedule) and best.schedule.nfe == best.nfe == nfe
+        assert (best.schedule.solver, best.schedule.guidance, best.schedule.method) == (best.solver, 5.0, best.method)
+        assert best.schedule.error == best.error == best.errors[best.solver][SHIPPED]
+        assert best.schedule == zoo("sdxl", nfe, best.solver)
+        assert best.solver in best.reason and f"N = {nfe} and guidance 5" in best.reason
+        assert best.solver in repr(best) and "sdxl" in repr(best)
+
+
+def test_coefficients_of_their_own_have_to_gain_a_tenth() -> None:
+    free, known = set(), set()
+    for model in MODELS:
+        for nfe in range(2, 13):
+            errors = recommend(model, nfe).errors
+            if NONSTATIONARY in errors:
+                least = min(min(errors[s].values()) for s in SOLVERS)
+                saved = 1.0 - errors[NONSTATIONARY][SHIPPED] / least
+                solver = recommend(model, nfe).solver
+                assert (solver == NONSTATIONARY) == (saved >= GAIN) or abs(saved - GAIN) < 2e-3, (model, nfe)
+                (free if solver == NONSTATIONARY else known).add((model, nfe))
+                assert recommend(model, nfe, solver=NONSTATIONARY).solver == NONSTATIONARY
+    assert free and known
+    model, nfe = min(known)
+    assert "too little less" in recommend(model, nfe).reason
+
+
+def test_a_solver_that_is_kept_is_told_what_it_costs() -> None:
+    kept = recommend("sdxl", 6, solver="euler", guidance=5)
+    best = recommend("sdxl", 6)
+    assert kept.solver == "ddim" and kept.gain == pytest.approx(1.0 - best.error / kept.error)
+    assert f"Switching to {best.solver}" in kept.reason and f"{kept.gain:.0%}" in kept.reason
+    assert all(f"{kept.errors['ddim'][rule]:.3g}" in kept.reason for rule in ("trailing", "karras", "ays", "beta-t"))
+
+
+def test_the_nearest_shipped_weight_is_taken_and_named() -> None:
+    assert nearest_guidance(preset("sdxl"), 6.0) == 5.0 and nearest_guidance(preset("sdxl"), 6.5) == 7.5
+    assert nearest_guidance(preset("sdxl"), 0.0) == 1.0
+    found = recommend("sdxl", 6, guidance=6)
+    assert found.guidance == 5.0 and "the nearest to 6" in found.reason
+    assert recommend(preset("sdxl"), 12).guidance == 1.0
+
+
+def test_another_rule_is_taken_where_it_is_better(monkeypatch: pytest.MonkeyPatch) -> None:
+    from hso_jax import recommendation
+
+    real = recommendation.rule_errors
+    for rule in ("karras", HSO):
+        monkeypatch.setattr(
+            recommendation,
+            "rule_errors",
+            lambda noise, nfe, w, s, rule=rule: {**real(noise, nfe, w, s), **({rule: 1e-3} if s == "unipc-3" else {})},
+        )
+        found = recommend("sdxl", 6)
+        assert (found.solver, found.method, found.error) == ("unipc-3", rule, 1e-3)
+        assert found.schedule.solver == "unipc-3" and found.schedule.error == 1e-3 and found.schedule.guidance == 5.0
+        assert rule in found.reason
+
+
+def test_a_noise_schedule_of_one_s_own_may_have_no_rules() -> None:
+    noise = preset("sdxl")
+    levels = np.exp(2.0 * np.asarray(noise.lam(np.arange(1, 1001) / 1000)))
+    bent = levels.copy()
+    bent[1:-1] *= 1.0 + 0.01 * np.sin(np.arange(998) / 30.0)
+    found = recommend(discrete(bent / (1.0 + bent)), 6, guidance=5.0)
+    assert set(found.errors["ddim"]) == {SHIPPED} and "not known" in found.reason
+    assert found.solver == recommend("sdxl", 6).solver
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda: recommend("sdlx", 6), "did you mean sdxl"),
+        (lambda: recommend("sdxl", 21), "1..20"),
+        (lambda: recommend("sdxl", 0), "nfe"),
+        (lambda: recommend("sdxl", 6, guidance=-1), "guidance"),
+        (lambda: recommend("sdxl", 6, solver="heun"), "heun.*SolverError"),
+        (lambda: recommend("sdxl", 6, solver="dpmpp2m"), "did you mean dpmpp-2m"),
+        (lambda: recommend("sdxl", 6, distilled="lightnig"), "did you mean lightning"),
+        (lambda: recommend(edm(0.01, 11.0), 6), "no preset has the noise range.*SolverError"),
+        (lambda: recommend(6, 6), "noise is 6"),
+        (lambda: recommend("flux-dev", 14, solver="nonstationary"), "2..12"),
+    ],
+)
+def test_what_is_not_there_is_named_with_the_way_to_it(call, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        call()
+
+
+def test_distilled_models_keep_their_grid() -> None:
+    found = recommend("flux-schnell", 4)
+    assert found.distilled == "schnell" and found.solver == OWN and found.error is None and not found.errors
+    np.testing.assert_allclose(found.schedule.t, [0.999, 0.75, 0.5, 0.25])
+    assert "Schnell" in found.reason and "own-schnell" in repr(found)
+    assert recommend("flux-schnell", 4, distilled=False).solver != OWN
+    assert recommend("sdxl", 4, distilled="lightning").schedule.integer_timesteps().tolist() == [999, 749, 499, 249]
+    assert recommend("sdxl", 4, distilled=True).distilled == "few-step"
+
+
+def test_few_steps_without_guidance_are_a_distilled_model_s() -> None:
+    found = recommend("sdxl", 4, guidance=0)
+    assert found.distilled == "few-step" and "distilled=False" in found.reason
+    assert recommend("sdxl", 4, guidance=1, distilled=False).solver != OWN
+    assert recommend("sdxl", 9, guidance=1).solver != OWN  # too many for one
+    assert recommend("flux-dev", 4).solver != OWN and recommend(flow(3.0), 4).solver != OWN  # used without guidance
+    assert recommend(flow(3.0), 4, guidance=1, usual=7.0).distilled == "few-step"
+
+
+def test_every_rule_that_is_compared_is_one_of_the_usual() -> None:
+    assert set(recommend("sdxl", 6).errors["ddim"]) <= {SHIPPED, HSO, *RULES}
