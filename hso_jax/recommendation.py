@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 from collections.abc import Mapping
 from typing import NamedTuple
@@ -28,6 +29,7 @@ OWN = "own"
 """Solver of a distilled model: the one it is used with."""
 
 _ROUNDING = 1e-3  # of the shipped errors
+_AT_END = 1e-3  # in t: a training level
 
 
 class Before(NamedTuple):
@@ -97,8 +99,9 @@ def recommend(
 ) -> Recommendation:
     """The best of everything shipped by predicted error, at once: nothing is searched or compiled.
 
-    Compared are each known solver with its own schedule (`zoo`), with HSO's and with every usual rule, and coefficients
-    of their own, which are taken where they save a tenth of the best known solver's error or more.
+    Compared are each known solver with its own schedule (`zoo`), with HSO's (taken under guidance alone) and with every
+    usual rule (taken if it begins at the model's noise end), and coefficients of their own, which are taken where they
+    save a tenth of the best known solver's error or more.
 
     Args:
         model: a preset's name or a noise schedule.
@@ -128,13 +131,14 @@ def recommend(
     errors = errors_at(noise, nfe, weight)
     if solver not in (None, *errors):
         zoo(noise, nfe, solver, guidance=weight)  # says what is not shipped; else it gains nothing at this N
-    best = _best_solver(errors, None)
-    taken = best if solver is None else _best_solver(errors, solver)
-    nodes, error = _best_nodes(errors[taken])
-    gain = max(0.0, 1.0 - _best_nodes(errors[best])[1] / error)
+    choices = _choices(noise, nfe, weight, errors)
+    best = _best_solver(choices, None)
+    taken = best if solver is None else _best_solver(choices, solver)
+    nodes, error = _least(choices[taken])
+    gain = max(0.0, 1.0 - _least(choices[best])[1] / error)
     schedule = _schedule(noise, nfe, weight, taken, nodes, error)
     found = Recommendation(schedule, taken, weight, error, errors, gain, None, "")
-    return dataclasses.replace(found, reason=_reason(found, asked, best))
+    return dataclasses.replace(found, reason=_reason(found, asked, best, choices))
 
 
 def nearest_guidance(noise: NoiseSchedule, guidance: float) -> float:
@@ -164,22 +168,43 @@ def _place(solver: str) -> int:
     return (*SOLVERS, solvers.NONSTATIONARY).index(solver)
 
 
-def _best_nodes(rows: Mapping[str, float]) -> tuple[str, float]:
-    """What nodes to take, and their error: the solver's own unless others are better by more than rounding."""
+def _choices(
+    noise: NoiseSchedule, nfe: int, weight: float, errors: Mapping[str, Mapping[str, float]]
+) -> dict[str, dict[str, float]]:
+    """For each solver its own nodes, and what has less error and may be taken.
+
+    Nodes that begin below the model's noise end are predicted to be better than they were on networks without guidance,
+    where they cost up to 1.8 times the error (docs/results/solver-error.md): HSO's are taken under guidance alone, and
+    rules that begin there not at all.
+    """
+
+    @functools.cache
+    def allowed(nodes: str) -> bool:
+        return weight > 1.0 if nodes == HSO else baseline(nodes, noise, nfe).t[0] >= float(noise.t_max) - _AT_END
+
+    return {
+        solver: {
+            n: e for n, e in rows.items() if n == SHIPPED or (e < (1.0 - _ROUNDING) * rows[SHIPPED] and allowed(n))
+        }
+        for solver, rows in errors.items()
+    }
+
+
+def _least(rows: Mapping[str, float]) -> tuple[str, float]:
+    """The nodes with the least error, and that error."""
     name = min(rows, key=rows.__getitem__)
-    name = name if rows[name] < (1.0 - _ROUNDING) * rows[SHIPPED] else SHIPPED
     return name, rows[name]
 
 
-def _best_solver(errors: Mapping[str, Mapping[str, float]], asked: str | None) -> str:
+def _best_solver(choices: Mapping[str, Mapping[str, float]], asked: str | None) -> str:
     """The solver that was asked for, else the best; coefficients of their own have to gain `GAIN`."""
-    known = min(SOLVERS, key=lambda s: _best_nodes(errors[s])[1])
+    known = min(SOLVERS, key=lambda s: _least(choices[s])[1])
     if asked in SOLVERS:
         return str(asked)
-    if solvers.NONSTATIONARY not in errors:
+    if solvers.NONSTATIONARY not in choices:
         return known
-    free = errors[solvers.NONSTATIONARY][SHIPPED]
-    enough = free <= (1.0 - GAIN) * _best_nodes(errors[known])[1]
+    free = choices[solvers.NONSTATIONARY][SHIPPED]
+    enough = free <= (1.0 - GAIN) * _least(choices[known])[1]
     return solvers.NONSTATIONARY if enough or asked == solvers.NONSTATIONARY else known
 
 
@@ -222,15 +247,15 @@ def _own(noise: NoiseSchedule, nfe: int, guidance: float, kind: str, why: str) -
     return Recommendation(own_grid(kind, noise, nfe), OWN, guidance, None, {}, 0.0, kind, reason)
 
 
-def _reason(found: Recommendation, asked: float, best: str) -> str:
+def _reason(found: Recommendation, asked: float, best: str, choices: Mapping[str, Mapping[str, float]]) -> str:
     """What is used, what it gains over what, and what speaks for another solver."""
     rows = found.errors[found.solver]
     nodes = "its own shipped schedule" if found.method == SHIPPED else f"the nodes of {found.method}"
     at = f"N = {found.nfe} and guidance {found.guidance:g}"
     at += "" if asked == found.guidance else f" (of those shipped the nearest to {asked:g})"
     lines = [f"{found.solver} with {nodes}: predicted error {found.error:.3g} at {at}."]
-    known = min(SOLVERS, key=lambda s: _best_nodes(found.errors[s])[1])
-    least = _best_nodes(found.errors[known])[1]
+    known = min(SOLVERS, key=lambda s: _least(choices[s])[1])
+    least = _least(choices[known])[1]
     if found.solver == solvers.NONSTATIONARY:
         lines.append(f"The best known solver, {known}, has {least:.3g} with its own schedule.")
         rows = found.errors[known]
@@ -246,5 +271,5 @@ def _reason(found: Recommendation, asked: float, best: str) -> str:
     else:
         lines.append("What the usual rules have is not known for this noise schedule.")
     if found.gain > 0.0:
-        lines.append(f"Switching to {best} would save {found.gain:.0%} ({_best_nodes(found.errors[best])[1]:.3g}).")
+        lines.append(f"Switching to {best} would save {found.gain:.0%} ({_least(choices[best])[1]:.3g}).")
     return " ".join(lines)

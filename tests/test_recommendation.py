@@ -5,29 +5,34 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from hso_jax import Schedule, preset, recommend, zoo
+from hso_jax import Schedule, baseline, preset, recommend, zoo
 from hso_jax.noise import PRESETS, discrete, edm, flow
 from hso_jax.recommendation import GAIN, OWN, SHIPPED, nearest_guidance
 from hso_jax.shelf.predicted import HSO, RULES, rule_errors
 from hso_jax.shelf.shipped import MAX_NFE, SOLVERS
 from hso_jax.solvers import NONSTATIONARY
 
-MODELS = [name for name in PRESETS if name != "flux-schnell"]
+MODELS = ("sd15", "sdxl", "sd21", "pixart-alpha", "edm-cifar10", "sd3-medium", "flux-dev", "qwen-image", "cogvideox-5b")
 
 
 @pytest.mark.parametrize("model", MODELS)
 def test_it_is_never_worse_than_what_there_is(model: str) -> None:
-    """Than any usual rule, HSO, and any known solver's own schedule, at any N."""
+    """Than any usual rule that begins at the noise end, HSO under guidance, and any solver's own schedule, at any N."""
     noise, weight = preset(model), PRESETS[model].guidance
     for nfe in (1, 2, 4, 6, 9, 12, MAX_NFE):
         best = recommend(model, nfe)
         assert best.error is not None and best.gain == 0.0 and best.guidance == weight and best.distilled is None
+        begins = {rule: baseline(rule, noise, nfe).t[0] for rule in best.errors["ddim"] if rule in RULES}
+        late = {rule for rule, t in begins.items() if t < float(noise.t_max) - 1e-3} | ({HSO} if weight == 1 else set())
         for solver in SOLVERS:
             rows = {SHIPPED: zoo(model, nfe, solver).error, **rule_errors(noise, nfe, weight, solver)}
             assert dict(best.errors[solver]) == rows
-            assert best.error <= 1.002 * min(rows.values()), (nfe, solver)
+            least = min(error for name, error in rows.items() if name not in late)
+            known = best.error / (1.0 if best.solver == NONSTATIONARY else 1.002)
+            assert known <= least, (nfe, solver)
             kept = recommend(model, nfe, solver=solver)
-            assert kept.solver == solver and kept.error is not None and kept.error <= 1.002 * min(rows.values())
+            assert kept.solver == solver and kept.error is not None and kept.error <= 1.002 * least
+            assert kept.method not in late
             assert kept.gain == pytest.approx(max(0.0, 1.0 - best.error / kept.error), abs=0.12)
 
 
@@ -44,16 +49,17 @@ def test_what_it_names_is_what_it_returns() -> None:
 
 def test_coefficients_of_their_own_have_to_gain_a_tenth() -> None:
     free, known = set(), set()
-    for model in MODELS:
-        for nfe in range(2, 13):
-            errors = recommend(model, nfe).errors
+    for model in ("sdxl", "sd15", "pixart-alpha", "flux-schnell", "sd3-medium"):
+        for nfe in (2, 3, 4, 6, 8, 12):
+            errors = recommend(model, nfe, distilled=False).errors
             if NONSTATIONARY in errors:
-                least = min(min(errors[s].values()) for s in SOLVERS)
+                least = min(errors[s][SHIPPED] for s in SOLVERS)
                 saved = 1.0 - errors[NONSTATIONARY][SHIPPED] / least
-                solver = recommend(model, nfe).solver
-                assert (solver == NONSTATIONARY) == (saved >= GAIN) or abs(saved - GAIN) < 2e-3, (model, nfe)
+                solver = recommend(model, nfe, distilled=False).solver
+                assert solver != NONSTATIONARY or saved >= GAIN, (model, nfe)
+                assert solver == NONSTATIONARY or saved < GAIN + 0.1, (model, nfe)  # rules may be better than the zoo
                 (free if solver == NONSTATIONARY else known).add((model, nfe))
-                assert recommend(model, nfe, solver=NONSTATIONARY).solver == NONSTATIONARY
+                assert recommend(model, nfe, solver=NONSTATIONARY, distilled=False).solver == NONSTATIONARY
     assert free and known
     model, nfe = min(known)
     assert "too little less" in recommend(model, nfe).reason
@@ -138,6 +144,15 @@ def test_few_steps_without_guidance_are_a_distilled_model_s() -> None:
     assert recommend("sdxl", 9, guidance=1).solver != OWN  # too many for one
     assert recommend("flux-dev", 4).solver != OWN and recommend(flow(3.0), 4).solver != OWN  # used without guidance
     assert recommend(flow(3.0), 4, guidance=1, usual=7.0).distilled == "few-step"
+
+
+def test_nodes_below_the_noise_end_are_not_taken_without_guidance() -> None:
+    """PixArt's first level is far out: a rule that begins later has little error of the model, by prediction."""
+    found = recommend("pixart-alpha", 1)
+    assert found.errors["ddim"]["leading"] < 0.1 * found.error and found.method == SHIPPED
+    assert recommend("sdxl", 6, guidance=1, solver="ddim", distilled=False).method == SHIPPED
+    guided = recommend("sdxl", 6, solver="ddim")
+    assert guided.method == HSO and guided.error == guided.errors["ddim"][HSO] < guided.errors["ddim"][SHIPPED]
 
 
 def test_every_rule_that_is_compared_is_one_of_the_usual() -> None:

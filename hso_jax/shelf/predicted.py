@@ -54,14 +54,14 @@ def rule_errors(noise: NoiseSchedule, nfe: int, guidance: float, solver: str) ->
 
     Nothing is known of a noise schedule that no preset has (other than rectified flow), of a shift outside `SHIFTS`, or
     of a weight, an N or a solver that the zoo does not have. Between two shifts the logarithm of the error is taken to
-    be linear in that of the shift.
+    be linear in that of the shift; HSO's nodes are known for the shifts themselves alone.
     """
     rows = _beside(noise)
     tables = [row["guidance"].get(f"{guidance:g}", {}).get(solver, {}) for row, _ in rows]
     found = {}
     for rule in tables[0] if tables else ():
         values = [table.get(rule, [])[nfe - 1 : nfe] for table in tables]
-        if all(value and value[0] for value in values):
+        if all(value and value[0] for value in values) and not (rule == HSO and len(rows) > 1):
             shares = [share for _, share in rows]
             found[rule] = math.exp(sum(s * math.log(v[0]) for s, v in zip(shares, values, strict=True)))
     return found

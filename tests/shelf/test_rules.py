@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from hso_jax import baseline, preset, search, solver_error, zoo
+from hso_jax import baseline, preset, search, solver_error
 from hso_jax.methods import Hso
 from hso_jax.noise import PRESETS, discrete, flow
 from hso_jax.shelf import rules
@@ -30,7 +30,8 @@ def test_everything_in_the_zoo_has_its_rules() -> None:
             for solver in SOLVERS:
                 for nfe in (1, 6, MAX_NFE):
                     found = rule_errors(noise, nfe, weight, solver)
-                    assert {"trailing", "karras", "beta-t", HSO} <= set(found) <= {*RULES, HSO}, (name, weight, nfe)
+                    assert {"trailing", "karras", "beta-t"} <= set(found) <= {*RULES, HSO}, (name, weight, nfe)
+                    assert (HSO in found) == (hso_schedule(noise, nfe) is not None)  # at a shift that was measured
                     assert all(0 < error < 1e3 for error in found.values())
                     assert ("ays" in found) == (noise.kind == "vp") and ("ays-svd" in found) == (noise.kind == "ve")
 
@@ -73,20 +74,6 @@ def test_hso_s_schedule_is_the_search_s() -> None:
     assert kept is not None and kept.method == "hso" and hso_schedule(flow(3.1), 6) is None
     found = search("sdxl", 6, method=Hso(relax=True))
     np.testing.assert_allclose(kept.lams, found.lams, atol=2e-3)
-
-
-def test_the_zoo_is_no_worse_than_a_rule_but_where_it_says_so() -> None:
-    """A search may end in a poor minimum; `recommend` then takes the rule."""
-    worse = []
-    for name in ("sdxl", "sd21", "pixart-alpha", "flux-schnell", "sd3-medium"):
-        noise = preset(name)
-        for weight in shipped_guidance(noise):
-            for nfe in range(1, MAX_NFE + 1):
-                for solver in SOLVERS:
-                    error = zoo(noise, nfe, solver, guidance=weight).error or 0.0
-                    least = min(rule_errors(noise, nfe, weight, solver).values())
-                    worse += [(name, weight, nfe, solver)] if least < 0.99 * error else []
-    assert len(worse) < 0.03 * 1000, worse
 
 
 def test_a_new_weight_costs_what_is_new(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
