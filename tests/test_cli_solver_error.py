@@ -91,7 +91,7 @@ def test_both_layouts_when_asked_for(asked: list[Any], capsys: pytest.CaptureFix
         ),
         (["search", "--guidance", "1", "--first", "end"], "--guidance, --first: only with --method solver-error"),
         (["search", "--method", "hso-dm-nonuni", "--solver", "ddim"], "--method hso-dm-nonuni does not look at it"),
-        ([*SEARCH, "--solver", "euler"], "solver is 'euler'; use one of ddim"),
+        ([*SEARCH, "--solver", "adams"], "solver is 'adams'; use one of ddim"),
         ([*SEARCH, "--guidance", "-1"], "guidance is -1.0"),
         ([*SEARCH, "--guidance", "nan"], "guidance is nan"),
         ([*SEARCH, "--solver", "heun", "--first", "end"], "cannot start at lam = -inf, where sd3-medium ends"),

@@ -31,7 +31,7 @@ def test_the_levels_that_are_evaluated_are_read_in_either_unit(tmp_path):
     np.testing.assert_allclose(other.lams, [-math.inf, 0.0, math.log(3), math.log(9)], atol=1e-12)
     assert one.noise.fingerprint() == preset("sd15").fingerprint()
     assert (one.guidance, other.guidance, other.noise.kind) == (7.5, None, "flow")
-    assert published.weights(one) == (7.5,) and published.weights(other) == (1.0, 5.0, 7.0)
+    assert published.weights(one) == (7.5,) and published.weights(other) == (1.0, 3.0, 3.5, 4.0, 4.5, 5.0, 7.0)
 
 
 @pytest.mark.parametrize(

@@ -29,7 +29,7 @@ BAD: dict[str, tuple[Callable[[], object], str]] = {
     "nfe bool": (lambda: search(SD, True), "nfe is True"),
     "nfe none": (lambda: search(SD, None), "nfe is None"),
     "layout": (lambda: search(SD, 4, layout="both"), "layout is 'both'"),
-    "method": (lambda: search(SD, 4, method="hsso"), "method is 'hsso'; use one of hso, hso-dm-nonuni"),
+    "method": (lambda: search(SD, 4, method="hsso"), "method is 'hsso'; did you mean hso"),
     "p nan": (lambda: search(SD, 4, method=Hso(p=math.nan)), "p is nan"),
     "p inf": (lambda: search(SD, 4, method=Hso(p=-math.inf)), "p is -inf"),
     "gamma": (lambda: search(SD, 4, method=Hso(gamma=-1.0)), r"gamma is -1\.0"),

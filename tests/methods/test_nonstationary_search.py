@@ -329,7 +329,7 @@ BAD: dict[str, tuple[Callable[[], SolverError], str]] = {
         having(known=("heun",)),
         "coefficients has 'heun', which is no multistep solver; use 'dpmpp-2m'",
     ),
-    "unknown known": (having(known=("euler",)), "solver is 'euler'; use one of ddim"),
+    "unknown known": (having(known=("adams",)), "solver is 'adams'; use one of ddim"),
     "known without a tuple": (having(known="ddim"), r"coefficients\.known is 'ddim'; need names in a tuple"),
     "options of another kind": (bad(coefficients={"history": 3}), r"need a Coefficients\(\.\.\.\)"),
     "another solver": (

@@ -244,8 +244,8 @@ def test_the_error_is_refused_where_it_means_nothing() -> None:
         solver_error(s, SD3, solver="ddim")
     with pytest.raises(ValueError, match="say solver="):
         solver_error(s, SD)
-    with pytest.raises(ValueError, match="solver is 'euler'"):
-        solver_error(s, SD, solver="euler")
+    with pytest.raises(ValueError, match="solver is 'adams'"):
+        solver_error(s, SD, solver="adams")
     with pytest.raises(ValueError, match=r"guidance is -1"):
         solver_error(s, SD, solver="ddim", guidance=-1.0)
     pure = Schedule.from_t(SD3, [1.0, 0.5])
@@ -257,8 +257,8 @@ def bad(**options: Any) -> dict[str, Any]:
 
 
 BAD: dict[str, tuple[dict[str, Any], str]] = {
-    "solver": (bad(solver="euler"), "solver is 'euler'; use one of ddim"),
-    "compared": (bad(compare=("ddim", "euler")), "solver is 'euler'; use one of ddim"),
+    "solver": (bad(solver="adams"), "solver is 'adams'; use one of ddim"),
+    "compared": (bad(compare=("ddim", "adams")), "solver is 'adams'; use one of ddim"),
     "method": ({"method": "best"}, "method is 'best'; use one of hso"),
     "no method": ({"method": None}, "method is None; use one of hso"),
     "family": (bad(family="error"), "family is 'error'; use one of mep"),

@@ -198,7 +198,7 @@ def test_defaults_and_other_names(small: dict[str, Any]) -> None:
     ("call", "message"),
     [
         (("sd9", 4), r"model 'sd9' is not a preset; presets: sd15"),
-        (("sd15", 4, "euler"), "solver is 'euler'; use one of ddim"),
+        (("sd15", 4, "adams"), "solver is 'adams'; use one of ddim"),
         (("sd15", 4, "heun"), r"solver 'heun' is not in the zoo \(.*unipc-3, nonstationary\); use search"),
         (("sd15", 0), "nfe is 0"),
         (("sd15", 21), r"nfe is 21; the zoo has 1\.\.20; use search\(.*SolverError\(guidance=7\.5"),
