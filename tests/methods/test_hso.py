@@ -93,10 +93,11 @@ def zoo() -> list[tuple[Lane, Schedule]]:
     models = {(preset(name).fingerprint(), PRESETS[name].p): name for name in reversed(PRESETS)}
     assert len(models) == 16
     banks = {fingerprint: preset(name) for (fingerprint, _), name in models.items()}
+    budgets = [*range(2, 21), 32, 48, 64]
     every = [
         lane
         for (fingerprint, p), _ in models.items()
-        for lane in lanes([banks[fingerprint]], [*range(2, 21), 32, 48, 64], layouts=("node", "interval"), method=Hso(relax=True, p=p))
+        for lane in lanes([banks[fingerprint]], budgets, layouts=("node", "interval"), method=Hso(relax=True, p=p))
     ]
     return list(zip(every, search_many(every), strict=True))
 
