@@ -98,7 +98,7 @@ def test_both_layouts_when_asked_for(asked: list[Any], capsys: pytest.CaptureFix
         ([*SEARCH, "--nfe", "1000"], "nfe is 1000: 1000 nodes"),
         ([*SEARCH, "--seed", "-1"], "seed is -1"),
         (["zoo", "--nfe", "21"], "nfe is 21; the zoo has 1..20"),
-        (["zoo", "--model", "sd9"], "model 'sd9' is not a preset"),
+        (["zoo", "--model", "sd9"], "model 'sd9' is neither a preset nor a file or folder"),
         (["zoo", "--solver", "heun"], "solver 'heun' is not in the zoo"),
     ],
 )

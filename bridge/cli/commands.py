@@ -53,8 +53,8 @@ def apply(args: argparse.Namespace) -> int:
     else:
         share(folder, args.save, scheduler)
     args.written.append(target)
-    print(f"wrote the {shown(describe(schedule))} schedule into {shown(target)}")
-    print(
+    terminal.say(f"wrote the {shown(describe(schedule))} schedule into {shown(target)}")
+    terminal.say(
         f"use it: import bridge; DiffusionPipeline.from_pretrained({str(target)!r}), num_inference_steps={schedule.nfe}"
     )
     return 0
@@ -73,7 +73,7 @@ def sample(args: argparse.Namespace) -> int:
     picture = pictures.render(pipe, schedule, others if args.compare else [], plan)
     files.write_all([(args.output, picture)], args.written)
     if not files.is_stream(args.output):
-        print(f"wrote {shown(args.output)}")
+        terminal.say(f"wrote {shown(args.output)}")
     return 0
 
 
@@ -102,11 +102,11 @@ def profile(args: argparse.Namespace) -> int:
     if not files.is_stream(args.output):
         error = "not told apart from the data at its noise end" if found.eta is None else f"eta {found.eta:.3g}"
         leading = ", ".join(f"{s:.3g}" for s in found.deviations[:3])
-        print(
+        terminal.say(
             f"{found.measured['samples']} samples of {found.dimension} values, {found.measured['evaluations']} "
             f"evaluations: leading standard deviations {leading}; the network's error: {error}"
         )
-        print(
+        terminal.say(
             f"wrote {shown(args.output)}; use it: hso-jax search --method solver-error --profile {shown(args.output)}"
         )
     return 0

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import sys
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -12,8 +11,8 @@ import diffusers
 
 from bridge.recommending import recommend, to_install
 from hso_jax import files
+from hso_jax.cli import terminal
 from hso_jax.schedule import Schedule
-from hso_jax.shown import shown
 
 _INDEX, _NETWORKS = "model_index.json", ("unet", "transformer")
 
@@ -29,7 +28,7 @@ def recommended(args: argparse.Namespace, pipe: Any, **sizes: Any) -> Schedule:
     if given := [f"--{name}" for name in ("layout", "method") if getattr(args, name) is not None]:
         raise ValueError(f"{', '.join(given)}: chooses from a schedule file, and none is named")
     found = recommend(pipe, args.nfe, guidance=args.guidance, solver=args.solver, **sizes)
-    print(shown(found.reason), file=sys.stderr)
+    terminal.warn(found.reason)
     if found.distilled is not None:
         raise ValueError("a distilled model keeps its own schedule; to change it all the same, name a schedule file")
     return to_install(pipe, found)

@@ -10,6 +10,7 @@ from hso_jax.checks import nearest
 from hso_jax.noise import PRESETS, NoiseSchedule, from_config, preset
 
 DEFAULT_MODEL = "sd21-base"
+QUIET = "print nothing but errors and what was asked for as JSON or on standard output"
 
 
 def parse_nfe(text: str) -> list[int]:
@@ -33,19 +34,6 @@ def parse_nfe(text: str) -> list[int]:
             raise ValueError(f"nfe {text!r}: {high} is more than 1000")
         numbers.update(range(low, high + 1))
     return sorted(numbers)
-
-
-def add_model(parser: argparse.ArgumentParser) -> None:
-    """`--model`, `--image-seq-len` and `--p`."""
-    parser.add_argument(
-        "--model",
-        default=DEFAULT_MODEL,
-        help="a preset (see `hso-jax models`), a scheduler_config.json, or a model folder; default %(default)s",
-    )
-    _add_image_seq_len(parser)
-    parser.add_argument(
-        "--p", type=float, help="exponent of the model-error bound; default 2 (1 for presets that work on pixels)"
-    )
 
 
 def add_models(parser: argparse.ArgumentParser) -> None:
@@ -83,10 +71,10 @@ def noise_named(name: str, image_seq_len: int) -> tuple[NoiseSchedule, float]:
     raise ValueError(f"model {name!r} is neither a preset nor a file or folder{near}; presets: {names}")
 
 
-def read_model(args: argparse.Namespace) -> tuple[NoiseSchedule, float]:
-    """The noise schedule and p that the arguments name."""
-    noise, p = noise_named(args.model, args.image_seq_len)
-    return noise, p if args.p is None else args.p
+def read_models(args: argparse.Namespace) -> list[tuple[NoiseSchedule, float]]:
+    """The noise schedules and their p that the arguments name."""
+    found = [noise_named(name, args.image_seq_len) for name in args.model or [DEFAULT_MODEL]]
+    return [(noise, p if args.p is None else args.p) for noise, p in found]
 
 
 def add_command(
@@ -104,5 +92,6 @@ def add_command(
         epilog=examples,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
+    parser.add_argument("--quiet", action="store_true", default=argparse.SUPPRESS, help=QUIET)
     parser.set_defaults(run=run)
     return parser

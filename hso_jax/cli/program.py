@@ -17,6 +17,8 @@ from typing import Any, NoReturn
 
 from hso_jax._version import __version__
 from hso_jax.checks import nearest
+from hso_jax.cli import terminal
+from hso_jax.cli.arguments import QUIET
 from hso_jax.shown import shown
 
 _COMMAND = "COMMAND"
@@ -24,7 +26,8 @@ EXIT_BAD_INPUT, EXIT_UNEXPECTED, EXIT_IO, EXIT_INTERRUPTED = 2, 70, 74, 130
 
 COMMANDS = {
     "recommend": "recommending",
-    **dict.fromkeys(("search", "zoo", "compare"), "searches"),
+    "compare": "comparing",
+    **dict.fromkeys(("search", "zoo"), "searches"),
     **dict.fromkeys(("models", "show", "plot"), "views"),
     **dict.fromkeys(("apply", "sample", "profile", "tune"), "bridge_commands"),
 }
@@ -90,6 +93,18 @@ class _Parser(argparse.ArgumentParser):
         (file or sys.stderr).write(message)
 
 
+class _Completion(argparse.Action):
+    """Prints a shell's completion and ends."""
+
+    def __call__(self, parser: argparse.ArgumentParser, _: Any, shell: Any, option: str | None = None) -> None:
+        try:
+            import shtab
+        except ImportError:
+            parser.error(f'{option} needs shtab: pip install "hso-jax[completion]"')
+        sys.stdout.write(shtab.complete(parser, shell))
+        parser.exit()
+
+
 def run(argv: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit code and raises nothing."""
     written: list[Path] = []
@@ -124,7 +139,8 @@ def _command(argv: Sequence[str] | None, written: list[Path]) -> int:
     except SystemExit as end:  # after --help, or with a message about the arguments
         return end.code if isinstance(end.code, int) else 0
     args.written = written
-    return int(args.run(args))
+    with terminal.silence(args.quiet):
+        return int(args.run(args))
 
 
 def parser_for(argv: Sequence[str]) -> argparse.ArgumentParser:
@@ -136,6 +152,11 @@ def parser_for(argv: Sequence[str]) -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--version", action="version", version=f"hso-jax {__version__}")
+    parser.add_argument("--quiet", action="store_true", help=QUIET)
+    shells = ("bash", "zsh", "tcsh")
+    parser.add_argument(
+        "--print-completion", choices=shells, action=_Completion, help="completion for a shell; for bash: eval it"
+    )
     subparsers = parser.add_subparsers(title="commands", metavar=_COMMAND, required=True)
     named = next((COMMANDS[text] for text in argv if text in COMMANDS), None)
     for module in dict.fromkeys(COMMANDS.values()) if named is None else [named]:

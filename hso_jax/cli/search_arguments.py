@@ -23,6 +23,13 @@ def parse_spacing(text: str) -> Spacing:
         raise ValueError(f"spacing is {text!r}; write paper or a number in t, such as 0.05") from None
 
 
+def add_p(parser: argparse.ArgumentParser) -> None:
+    """`--p`."""
+    parser.add_argument(
+        "--p", type=float, help="exponent of the model-error bound; default 2 (1 for presets that work on pixels)"
+    )
+
+
 def add_box(parser: argparse.ArgumentParser) -> None:
     """`--rho`, `--t-eps` and `--t-max`, each a pair; a pair of equal numbers fixes the value."""
     group = parser.add_argument_group("search box of psi (two numbers each; equal ones fix the value)")

@@ -1,4 +1,4 @@
-"""`search`, `zoo` and `compare`: the commands that make schedules."""
+"""`search` and `zoo`: the commands that make schedules."""
 
 from __future__ import annotations
 
@@ -9,14 +9,13 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from hso_jax import schedule_file
-from hso_jax.baselines import BASELINES, baseline, inapplicable
 from hso_jax.cli import arguments, search_arguments, tables, terminal
 from hso_jax.cli.compiling import prepare_jax
 from hso_jax.files import check_writable, figure_kind, is_stdout, is_stream, write_all
 from hso_jax.lane import Lane, Method
 from hso_jax.methods import Hso, SolverError
 from hso_jax.methods.hso.lanes import SPACING_AS
-from hso_jax.noise import NoiseSchedule
+from hso_jax.noise import PRESETS, NoiseSchedule
 from hso_jax.schedule import LAYOUTS, Schedule
 from hso_jax.searches import METHODS, lanes, search_many
 from hso_jax.shelf.shipped import SOLVERS as ZOO_SOLVERS
@@ -28,10 +27,9 @@ EXIT_NOT_CONVERGED = 1
 
 
 def add_parsers(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    """Add the three subcommands."""
+    """Add the two subcommands."""
     _add_search(subparsers)
     _add_zoo(subparsers)
-    _add_compare(subparsers)
 
 
 def _add_search(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -45,7 +43,8 @@ examples:
   hso-jax search --model sd3-medium --method solver-error --solver unipc --nfe 4,6,8 --guidance 7.5
 """
     parser = arguments.add_command(subparsers, "search", _search, "find schedules, save them and draw them", examples)
-    arguments.add_model(parser)
+    arguments.add_models(parser)
+    search_arguments.add_p(parser)
     parser.add_argument(
         "--nfe", default="4-20", help="numbers of model evaluations: 4-20 or 4,6,8; default %(default)s"
     )
@@ -87,10 +86,11 @@ examples:
 
 
 def _search(args: argparse.Namespace) -> int:
-    noise, p = arguments.read_model(args)
+    models = arguments.read_models(args)
+    names = "-".join(noise.name for noise, _ in models)
     output: Path | None = _named_output(args)
     if output is None and not args.json:
-        output = Path(f"schedules-{noise.name}.json")
+        output = Path(f"schedules-{names}.json")
     picture: Path | None = args.plot
     if picture is None and output is not None and not (args.no_plot or args.json or is_stream(output)):
         picture = output.with_suffix(".png")
@@ -99,12 +99,12 @@ def _search(args: argparse.Namespace) -> int:
     if picture is not None:
         figure_kind(picture)
         check_writable(picture, "picture", args.force, [output, args.profile])
-    many = _lanes(args, noise, p)
+    many = [lane for noise, p in models for lane in _lanes(args, noise, p)]
     prepare_jax()
     if picture is not None:  # compiling leaves a core idle: let it load matplotlib meanwhile
         threading.Thread(target=importlib.import_module, args=("hso_jax.plots",), daemon=True).start()
     with terminal.progress() as progress:
-        task = progress.add_task(f"searching {len(many)} schedules of {shown(noise.name)}", total=len(many))
+        task = progress.add_task(f"searching {len(many)} schedules of {shown(names)}", total=len(many))
         schedules = search_many(many, progress=lambda done, _: progress.update(task, completed=done))
     document = schedule_file.checked_json(schedules)
     contents = [] if output is None else [(output, document.encode())]
@@ -116,10 +116,14 @@ def _search(args: argparse.Namespace) -> int:
     if args.json:
         terminal.write(document)
     else:
-        tables.print_schedules(schedules, f"{args.method} schedules for {noise.name}")
+        tables.print_schedules(schedules, f"{args.method} schedules for {names}")
         terminal.say(*(f"wrote {shown(path)}" for path in args.written))
     tables.print_advice(schedules)
-    return _exit_code(schedules)
+    if args.method == "hso":
+        terminal.warn(
+            "this is the paper's method, by a bound; hso-jax recommend says what has the least predicted error"
+        )
+    return exit_code(schedules)
 
 
 def _named_output(args: argparse.Namespace) -> Path | None:
@@ -162,11 +166,11 @@ examples:
 """
     text = "print schedules for a solver that are shipped, without a search"
     parser = arguments.add_command(subparsers, "zoo", _zoo, text, examples)
-    parser.add_argument("--model", default=arguments.DEFAULT_MODEL, help="a preset; default %(default)s")
+    arguments.add_models(parser)
     parser.add_argument("--nfe", default="4-10", help="numbers of model evaluations, 1..20; default %(default)s")
     solvers = ", ".join((*ZOO_SOLVERS, NONSTATIONARY))
     parser.add_argument("--solver", help=f"{solvers}; by default for each N the one with the least error")
-    parser.add_argument("--guidance", type=float, help="1 or the model's usual weight, which is the default")
+    parser.add_argument("--guidance", type=float, help="1 or a preset's usual weight, which is its default")
     parser.add_argument("-o", "--output", type=Path, help="write a schedule file; - is stdout")
     parser.add_argument("--json", action="store_true", help="print the schedule file on stdout")
     parser.add_argument("--force", action="store_true", help="replace a file that hso-jax did not write")
@@ -177,73 +181,31 @@ def _zoo(args: argparse.Namespace) -> int:
     if output is not None:
         check_writable(output, "schedules", args.force)
     nfes = arguments.parse_nfe(args.nfe)
-    schedules = [zoo(args.model, n, args.solver, guidance=args.guidance) for n in nfes]
+    schedules = [_shipped(args, name, n) for name in args.model or [arguments.DEFAULT_MODEL] for n in nfes]
     document = schedule_file.checked_json(schedules)
     if output is not None:
         write_all([(output, document.encode())], args.written)
     if args.json:
         terminal.write(document)
     else:
-        first = schedules[0]
-        solvers = ", ".join(dict.fromkeys(s.solver for s in schedules))
-        tables.print_schedules(schedules, f"{first.model}: {solvers}, guidance {first.guidance:g}")
+        models, solvers = (", ".join(dict.fromkeys(getattr(s, n) for s in schedules)) for n in ("model", "solver"))
+        weights = ", ".join(dict.fromkeys(f"{s.guidance:g}" for s in schedules))
+        tables.print_schedules(schedules, f"{models}: {solvers}, guidance {weights}")
         tables.print_advice(schedules)
     for path in args.written:
         (terminal.warn if args.json else terminal.say)(f"wrote {shown(path)}")
     return 0
 
 
-def _add_compare(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    examples = "examples:\n  hso-jax compare\n  hso-jax compare --model sdxl --nfe 4,8 --layout interval\n"
-    text = "score HSO beside every rule-based schedule (Karras, beta, AYS, ...) and DM-NonUni: MEP, SPF and spacing"
-    parser = arguments.add_command(subparsers, "compare", _compare, text, examples)
-    arguments.add_model(parser)
-    parser.add_argument("--nfe", default="6", help="numbers of model evaluations; default %(default)s")
-    parser.add_argument("--layout", choices=LAYOUTS, default="node", help="default %(default)s")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--plot", type=Path, help="also draw them (.png, .svg, .pdf)")
-    parser.add_argument("--json", action="store_true", help="print the schedules as a schedule file on stdout")
-    parser.add_argument("--force", action="store_true", help="replace a picture that hso-jax did not write")
+def _shipped(args: argparse.Namespace, name: str, nfe: int) -> Schedule:
+    """The zoo's schedule of a preset, or of a folder, which does not say how it is used."""
+    noise, _ = arguments.noise_named(name, args.image_seq_len)
+    if name not in PRESETS and args.guidance is None:
+        raise ValueError(f"{name} does not say how it is used; add --guidance W (1 is without guidance)")
+    guidance = PRESETS[name].guidance if args.guidance is None else args.guidance
+    return zoo(noise, nfe, args.solver, guidance=guidance)
 
 
-def _compare(args: argparse.Namespace) -> int:
-    noise, p = arguments.read_model(args)
-    nfes = arguments.parse_nfe(args.nfe)
-    if args.plot is not None:
-        figure_kind(args.plot)
-        check_writable(args.plot, "picture", args.force)
-    many = lanes([noise], nfes, layouts=[args.layout], seeds=[args.seed], method=Hso(relax=True, p=p))
-    prepare_jax()
-    skipped = [reason for name in BASELINES if (reason := inapplicable(name, noise))]
-    rules = [name for name in BASELINES if not inapplicable(name, noise)]
-    total = len(nfes) * (1 + len(rules))
-    with terminal.progress() as progress:
-        task = progress.add_task(f"comparing {1 + len(rules)} methods on {shown(noise.name)}", total=total)
-        found = search_many(many)
-        progress.update(task, completed=len(nfes))
-        schedules = []
-        for schedule in found:
-            schedules.append(schedule)
-            for name in rules:
-                try:
-                    schedules.append(baseline(name, noise, schedule.nfe, layout=args.layout, p=p))
-                except ValueError as error:  # a narrow range of noise may leave a rule's levels no room
-                    skipped.append(f"{name} at N = {schedule.nfe}: {error}")
-                progress.advance(task)
-    document = schedule_file.checked_json(schedules)
-    if args.plot is not None:
-        from hso_jax.plots import encoded, methods_figure
-
-        write_all([(args.plot, encoded(methods_figure(schedules), figure_kind(args.plot)))], args.written)
-    for reason in skipped:
-        terminal.warn(f"skipped: {reason}", style="dim")
-    if args.json:
-        terminal.write(document)
-        return _exit_code(schedules)
-    tables.print_schedules(schedules, f"{noise.name}, layout {args.layout}, p = {p:g}")
-    terminal.say("MEP grows with the covered range of t: compare it between schedules with the same ends.")
-    return _exit_code(schedules)
-
-
-def _exit_code(schedules: Sequence[Schedule]) -> int:
+def exit_code(schedules: Sequence[Schedule]) -> int:
+    """0 where all searches converged."""
     return 0 if all(s.result in ("converged", "fixed") for s in schedules) else EXIT_NOT_CONVERGED

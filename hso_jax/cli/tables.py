@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 from rich.table import Table
 
@@ -104,6 +105,16 @@ def print_advice(schedules: Sequence[Schedule]) -> None:
                 f"{other:.3g} against {s.error:.3g}",
                 style="yellow",
             )
+
+
+def preset_fields(name: str) -> dict[str, Any]:
+    """What is known of a preset, as JSON has it; the largest sigma/alpha is None where it is infinite."""
+    entry, noise = PRESETS[name], preset(name)
+    low, high = (float(noise.ksigma(float(t))) for t in (noise.t_min, noise.t_max))
+    kept = {
+        n: getattr(entry, n) for n in ("description", "source", "prediction", "p", "guidance", "resolution", "boundary")
+    }
+    return {**kept, "kind": noise.kind, "sigma_min": low, "sigma_max": None if noise.zero_terminal_snr else high}
 
 
 def print_models() -> None:

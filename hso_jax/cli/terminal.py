@@ -2,14 +2,29 @@
 
 from __future__ import annotations
 
+import contextlib
+import contextvars
 import os
 import sys
+from collections.abc import Iterator
 from typing import Any, TextIO
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from hso_jax.shown import shown
+
+_silent: contextvars.ContextVar[bool] = contextvars.ContextVar("silent", default=False)
+
+
+@contextlib.contextmanager
+def silence(silent: bool) -> Iterator[None]:
+    """Inside, `say`, `warn` and `progress` show nothing, if `silent`."""
+    token = _silent.set(silent)
+    try:
+        yield
+    finally:
+        _silent.reset(token)
 
 
 def say(*things: Any) -> None:
@@ -42,10 +57,12 @@ def progress() -> Progress:
         TimeElapsedColumn(),
     )
     console = _console(sys.stderr)
-    return Progress(*columns, console=console, transient=True, disable=not console.is_terminal)
+    return Progress(*columns, console=console, transient=True, disable=_silent.get() or not console.is_terminal)
 
 
 def _print(file: TextIO, things: Any, style: str | None = None) -> None:
+    if _silent.get():
+        return
     console = _console(file)
     with console.capture() as captured:
         for thing in things:

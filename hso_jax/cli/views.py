@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import json
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +12,7 @@ from hso_jax import schedule_file
 from hso_jax.cli import arguments, tables, terminal
 from hso_jax.cli.compiling import prepare_jax
 from hso_jax.files import check_writable, figure_kind, is_stream, write_all
+from hso_jax.noise import PRESETS
 from hso_jax.schedule import LAYOUTS, Schedule
 from hso_jax.shown import shown
 
@@ -24,13 +26,18 @@ def add_parsers(subparsers: argparse._SubParsersAction[argparse.ArgumentParser])
 
 def _add_models(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     text = "list the models whose noise schedule is built in"
-    arguments.add_command(
+    parser = arguments.add_command(
         subparsers, "models", _models, text, "A model that is not listed: pass its folder to --model.\n"
     )
+    parser.add_argument("--json", action="store_true", help="print them as JSON on stdout")
 
 
-def _models(_: argparse.Namespace) -> int:
-    tables.print_models()
+def _models(args: argparse.Namespace) -> int:
+    if args.json:
+        rows = [{"name": name, **tables.preset_fields(name)} for name in PRESETS]
+        terminal.write(json.dumps(rows, indent=1, allow_nan=False) + "\n")
+    else:
+        tables.print_models()
     return 0
 
 
