@@ -85,7 +85,9 @@ def _compare(args: argparse.Namespace) -> int:
         return exit_code(rows)
     told = ", ".join(shown(noise.name) for noise, _ in models)
     tables.print_schedules(
-        rows, f"{told}, layout {args.layout}: error of {args.solver}, or of the solver that is named"
+        rows,
+        f"{told}, layout {args.layout}: error of {args.solver}, or of the solver that is named",
+        without=("coefficients", "guidance", "asked"),
     )
     terminal.say("MEP grows with the covered range of t: compare it between schedules with the same ends.")
     return exit_code(rows)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import Any
 
 from rich.table import Table
@@ -38,12 +38,13 @@ def coefficients(schedule: Schedule) -> str:
     return " | ".join(" ".join(f"{x:.3g}" for x in row[:i]) for i, row in enumerate(schedule.coefficients) if i) or "0"
 
 
-def print_schedules(schedules: Sequence[Schedule], title: str) -> None:
-    """One row a schedule; columns that say the same in every row are left out.
+def print_schedules(schedules: Sequence[Schedule], title: str, without: Collection[str] = ()) -> None:
+    """One row a schedule; columns that say the same in every row are left out, and those of `without`.
 
     Where the terminal is too narrow for the table, one line a value.
     """
     rows, stepped = _columns(schedules)
+    rows = {name: texts for name, texts in rows.items() if name not in without}
     wrapped = [name for name in (stepped, _COEFFICIENTS) if name in rows]
     count = len(schedules)
     fixed = sum(max(map(len, (name, *texts))) for name, texts in rows.items() if name not in wrapped)
