@@ -4,7 +4,6 @@ python -m benchmarks                                  everything: hours; stops a
 python -m benchmarks --quick                          a small part in two minutes, into build/benchmarks/quick
 python -m benchmarks --models fashion-eps --nfe 4,6   a part of it
 python -m benchmarks --report-only                    tables and plots from the records alone
-python -m benchmarks --report-only --readme README.md the tables of the README as well
 """
 
 from __future__ import annotations
@@ -16,7 +15,6 @@ from pathlib import Path
 from benchmarks import arguments
 from benchmarks.arguments import budgets, exit_code, names
 from benchmarks.solvers import COMPARED
-from hso_jax.files import write_whole
 
 OUT = Path("docs/results")
 QUICK_OUT = Path("build/benchmarks/quick")
@@ -40,7 +38,6 @@ def _run(args: argparse.Namespace) -> int:
 
     out: Path = args.out or (QUICK_OUT if args.quick else OUT)
     path: Path = args.records or out / "benchmarks.jsonl"
-    readme = args.readme.read_text() if args.readme else None
     if not args.report_only:
         chosen = {"nfes": args.nfe, "models": args.models, "solvers": args.solvers, "methods": args.methods}
         chosen |= {"guidance": args.guidance, "samples": args.samples}
@@ -56,9 +53,6 @@ def _run(args: argparse.Namespace) -> int:
         out.mkdir(parents=True, exist_ok=True)
     drawn = [] if args.report_only else grids.write(report.main_group(found.cells), out, anew=measured > 0)
     files = [*report.write(found, out), *drawn]
-    if readme is not None:
-        write_whole(args.readme, report.rewritten(readme, found).encode())
-        files.append(args.readme)
     print(f"wrote {', '.join(map(str, files))}")
     return 0
 
@@ -82,7 +76,6 @@ def _parser() -> argparse.ArgumentParser:
     add("--records", type=Path, metavar="FILE", help="default benchmarks.jsonl in the output folder")
     add("--out", type=Path, metavar="FOLDER", help=f"default {OUT}, of --quick {QUICK_OUT}")
     add("--report-only", action="store_true", help="from the records; measure nothing and draw no images")
-    add("--readme", type=Path, metavar="FILE", help="also rewrite the results blocks of this Markdown file")
     return parser
 
 

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from hso_jax.noise import NoiseSchedule
-from hso_jax.shelf.shipped import shipped_guidance
+from hso_jax.shelf.shipped import nearest_guidance
 
 # Pipelines that write guidance as cond + scale (cond - uncond): their scale is w - 1.
 ADDING = ("ZImage", "Krea2", "Cosmos2", "CosmosTextToWorld", "CosmosVideoToWorld")
@@ -56,10 +56,8 @@ def guidance_call(pipe: Any, weight: float, call: Mapping[str, Any]) -> dict[str
 
 def shipped(noise: NoiseSchedule, weight: float, why: str) -> tuple[float, str]:
     """Of the weights for which schedules of this model are shipped the nearest; as given where none is."""
-    have = shipped_guidance(noise)
-    if not have or weight in have:
-        return weight, why
-    return min(have, key=lambda w: abs(w - weight)), f"shipped; the nearest to {weight:g}, {why}"
+    nearest = nearest_guidance(noise, weight)
+    return nearest, why if nearest == weight else f"shipped; the nearest to {weight:g}, {why}"
 
 
 def _takes_guidance(pipe: Any) -> bool:

@@ -16,7 +16,7 @@ from hso_jax.noise import PRESETS, NoiseSchedule, preset
 from hso_jax.noise.noise_schedule import check_noise
 from hso_jax.schedule import Schedule
 from hso_jax.shelf.predicted import HSO, RULES, hso_schedule, rule_errors
-from hso_jax.shelf.shipped import SOLVERS, NotShippedError, shipped_guidance, zoo
+from hso_jax.shelf.shipped import SOLVERS, nearest_guidance, zoo
 
 GAIN = 0.1
 """Share of the best known solver's error that coefficients of their own must save to be recommended. What they save on
@@ -139,18 +139,6 @@ def recommend(
     schedule = _schedule(noise, nfe, weight, taken, nodes, error)
     found = Recommendation(schedule, taken, weight, error, errors, gain, None, "")
     return dataclasses.replace(found, reason=_reason(found, asked, best, choices))
-
-
-def nearest_guidance(noise: NoiseSchedule, guidance: float) -> float:
-    """Of the weights that are shipped for a noise schedule the one whose ratio to `guidance` is nearest to 1.
-
-    Raises:
-        ValueError: where nothing is shipped.
-    """
-    shipped = shipped_guidance(noise)
-    if not shipped:
-        raise NotShippedError(f"no preset has the noise range and prediction type of {noise.name}", None, guidance)
-    return min(shipped, key=lambda weight: abs(math.log(weight / max(guidance, 1.0))))
 
 
 def errors_at(noise: NoiseSchedule, nfe: int, guidance: float) -> dict[str, dict[str, float]]:

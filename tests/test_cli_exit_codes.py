@@ -38,7 +38,8 @@ def result(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
         return [dataclasses.replace(FOUND, origin=hso_jax.Origin(result=results[0])) for _ in many]
 
-    monkeypatch.setattr(importlib.import_module("hso_jax.cli.searches"), "search_many", search)
+    for command in ("searches", "comparing"):
+        monkeypatch.setattr(importlib.import_module(f"hso_jax.cli.{command}"), "search_many", search)
     return results
 
 
@@ -249,6 +250,6 @@ def test_dash_and_dev_stdout_are_standard_output(result: list[str], capfdbinary:
 def test_the_codes_are_documented_in_both_places() -> None:
     from hso_jax.cli import program
 
-    readme = (Path(__file__).parent.parent / "README.md").read_text()
+    page = (Path(__file__).parent.parent / "docs" / "command-line.md").read_text()
     for code in (0, 1, 2, 70, 74, 130):
-        assert f"\n  {code} " in program._EPILOG and f"\n| {code} |" in readme
+        assert f"\n  {code} " in program._EPILOG and f"\n| {code} |" in page

@@ -1,36 +1,77 @@
-"""The README's examples run, and its commands are the ones CI runs."""
+"""The README's examples run, its commands are the ones CI runs, its numbers are those shipped and measured."""
 
+from __future__ import annotations
+
+import json
+import math
 import re
 from pathlib import Path
 
 import pytest
 
-README = Path(__file__).parent.parent / "README.md"
+import hso_jax
+
+ROOT = Path(__file__).parent.parent
+README = (ROOT / "README.md").read_text()
 
 
-def _blocks(marker: str, language: str) -> list[str]:
-    return re.findall(rf"<!-- {marker} -->\n```{language}\n(.*?)```", README.read_text(), re.S)
+def _blocks(marker: str, language: str, page: str = "README.md") -> list[str]:
+    return re.findall(rf"<!-- {marker} -->\n```{language}\n(.*?)```", (ROOT / page).read_text(), re.S)
 
 
-def test_python_examples_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
-    blocks = _blocks("example", "python")
-    assert len(blocks) == 4
+def _table(marker: str) -> list[list[str]]:
+    """The cells of each row below the marker, without the head."""
+    (lines,) = re.findall(rf"<!-- {marker} -->\n\n((?:\|.*\n)+)", README)
+    return [[cell.strip() for cell in line.strip("|").split("|")] for line in lines.splitlines()[2:]]
+
+
+@pytest.mark.parametrize("page", ["README.md", "docs/method.md", "docs/recommend.md"])
+def test_python_examples_run(
+    page: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     monkeypatch.chdir(tmp_path)
     names: dict = {}
-    for block in blocks:
-        exec(compile(block, str(README), "exec"), names)
+    for block in (found := _blocks("example", "python", page)):
+        exec(compile(block, page, "exec"), names)
+    assert found
     printed = capsys.readouterr().out
-    assert "[959 822 655 458 238  29]" in printed  # as the README's comment says
-    assert len(names["every"]) == 17 and (tmp_path / "sdxl.json").is_file()
-    assert len(names["schedules"]) == 4 * 3 * 2 * 2
+    if page == "README.md":
+        assert len(names["schedules"]) == 4 * 3 * 2 * 2 and (tmp_path / "schedules.json").is_file()
+    if page == "docs/method.md":
+        assert "[959 822 655 458 238  29]" in printed  # as the comment says
+        assert len(names["every"]) == 17 and (tmp_path / "sdxl.json").is_file()
 
 
-def test_commands_are_there_and_ci_uses_the_second():
+def test_commands_are_there_and_ci_uses_the_second() -> None:
     (main_job,) = _blocks("main job", "bash")
     (tests,) = _blocks("tests", "bash")
-    assert main_job.strip().endswith("hso-jax search") and tests.strip().endswith("pytest")
-    assert "<!-- tests -->" in (README.parent / ".ci" / "run").read_text()
+    assert main_job.strip().endswith("hso-jax search") and "/pytest -n " in tests
+    assert "<!-- tests -->" in (ROOT / ".ci" / "run").read_text()
 
 
-def test_nothing_is_left_to_fill_in():
-    assert not re.search(r"[A-Z]+_TABLE", README.read_text())
+def test_the_numbers_to_paste_are_the_recommended_ones() -> None:
+    rows = _table("numbers")
+    assert len(rows) == 5
+    for name, guidance, sigmas, timesteps in rows:
+        model = name.strip("`")
+        schedule = hso_jax.recommend(model, 6, solver="dpmpp-2m").schedule
+        assert float(guidance) == hso_jax.noise.PRESETS[model].guidance
+        assert sigmas == ", ".join(f"{x:.3f}" for x in schedule.sampler_sigmas()[:-1])
+        assert timesteps in ("", ", ".join(map(str, schedule.integer_timesteps())))
+
+
+def test_the_gains_are_those_of_the_records() -> None:
+    lines = map(json.loads, (ROOT / "docs" / "results" / "tuning.jsonl").read_text().splitlines())
+    error = {(line["network"], line["nfe"], line["method"]): line["rmse"] for line in lines}
+    for nfe, *told in _table("gains"):
+        found = []
+        for method in ("zoo", "tune"):
+            ratios = [x / error[n, k, "rule"] for (n, k, m), x in error.items() if m == method and k == int(nfe)]
+            assert len(ratios) == 8
+            found += [math.exp(sum(map(math.log, ratios)) / len(ratios)), max(ratios)]
+        assert told == [f"{x:.2f}" for x in found]
+
+
+def test_the_counts_are_right() -> None:
+    (count,) = re.findall(r"`hso-jax models` lists (\d+)", README)
+    assert int(count) == len(hso_jax.noise.PRESETS)

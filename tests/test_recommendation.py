@@ -7,9 +7,9 @@ import pytest
 
 from hso_jax import Schedule, baseline, preset, recommend, zoo
 from hso_jax.noise import PRESETS, discrete, edm, flow
-from hso_jax.recommendation import GAIN, OWN, SHIPPED, nearest_guidance
+from hso_jax.recommendation import GAIN, OWN, SHIPPED
 from hso_jax.shelf.predicted import HSO, RULES, rule_errors
-from hso_jax.shelf.shipped import MAX_NFE, SOLVERS
+from hso_jax.shelf.shipped import MAX_NFE, SOLVERS, nearest_guidance
 from hso_jax.solvers import NONSTATIONARY
 
 MODELS = ("sd15", "sdxl", "sd21", "pixart-alpha", "edm-cifar10", "sd3-medium", "flux-dev", "qwen-image", "cogvideox-5b")

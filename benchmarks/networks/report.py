@@ -1,4 +1,4 @@
-"""The report: from the records alone to Markdown, CSV, plots and the tables of the README."""
+"""The report: from the records alone to Markdown, CSV and plots."""
 
 from __future__ import annotations
 
@@ -6,8 +6,7 @@ import collections
 import csv
 import dataclasses
 import io
-import re
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 from benchmarks.networks import charts, grids, report_text, studies, tables
@@ -16,10 +15,7 @@ from benchmarks.networks.cells import GUIDED
 from benchmarks.networks.records import FIELDS, Record, Records
 from hso_jax.files import write_whole
 
-COMPACT = ("solver-error", "hso", "dm-nonuni", "trailing", "karras", "ays", "beta-t", "uniform-lam")
-COMPACT_BUDGETS = (4, 6, 8)
 PLOTTED = ("rmse", "fid")
-BLOCK = re.compile(r"(<!-- results: (\S+) -->\n)(.*?)(<!-- end results -->)", re.S)
 
 
 def main_group(records: Sequence[Record]) -> list[Record]:
@@ -114,43 +110,6 @@ def without_ablations(records: Sequence[Record]) -> list[Record]:
 def plotted(records: Sequence[Record]) -> bool:
     """Whether there are two N to draw a line between."""
     return len({r.nfe for r in records}) > 1
-
-
-def blocks(found: Records) -> dict[str, Callable[[], str]]:
-    """The README's tables by name."""
-    records = without_ablations(main_group(found.cells))
-    plain = [r for r in records if r.guidance == 1.0]
-    return {
-        "tally": lambda: tables.tally(records),
-        "rmse": lambda: tables.compact(plain, "rmse", COMPACT, COMPACT_BUDGETS),
-        "fid": lambda: tables.compact(plain, "fid", COMPACT, COMPACT_BUDGETS),
-        "guidance": lambda: guided(records, ("rmse",)),
-        "limit": lambda: tables.limit(plain),
-        "cost": lambda: tables.cost(plain),
-        "how": lambda: how(found),
-    }
-
-
-def rewritten(text: str, found: Records) -> str:
-    """A Markdown text with what stands between `<!-- results: NAME -->` and `<!-- end results -->` made anew.
-
-    Raises:
-        ValueError: for an unknown NAME, a block that does not end, or no records while there are blocks.
-    """
-    known = blocks(found)
-    if text.count("<!-- results: ") != len(BLOCK.findall(text)):
-        raise ValueError(
-            "a `<!-- results: NAME -->` has no `<!-- end results -->` after it, or stands in another block"
-        )
-
-    def anew(match: re.Match[str]) -> str:
-        if match[2] not in known:
-            raise ValueError(f"results {match[2]!r} are not one of {', '.join(known)}")
-        if not found.cells:
-            raise ValueError(f"results {match[2]!r} are asked for, but there are no records")
-        return f"{match[1]}\n{known[match[2]]()}\n{match[4]}"
-
-    return BLOCK.sub(anew, text)
 
 
 def comma_separated(records: Sequence[Record]) -> str:

@@ -3,6 +3,7 @@
 python -m benchmarks.tuning --measure                      the project's own networks
 python -m benchmarks.tuning --measure --networks PATH      and those that PATH/networks.py names; stops and resumes
 python -m benchmarks.tuning                                the page from the records alone
+python -m benchmarks.tuning --picture docs/images/emoji-flow.png   the README's picture, in two minutes
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from benchmarks import arguments
 from benchmarks.arguments import budgets, exit_code, names
 
 RECORDS = Path("docs/results/tuning.jsonl")
+PICTURED = 4
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -23,8 +25,12 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _run(args: argparse.Namespace) -> int:
-    from benchmarks.tuning import measure, report, targets
+    from benchmarks.tuning import measure, picture, report, targets
 
+    if args.picture is not None:
+        picture.write(PICTURED, args.picture)
+        print(f"wrote {args.picture}")
+        return 0
     path: Path = args.records
     if args.measure:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -46,6 +52,7 @@ def _parser() -> argparse.ArgumentParser:
     add = parser.add_argument
     add("--measure", action="store_true", help="measure what the records do not have")
     add("--networks", type=Path, metavar="PATH", help="folder with networks.py, which says what there is and loads it")
+    add("--picture", type=Path, metavar="FILE", help="draw samples of emoji-flow, and nothing else")
     add("--only", type=names, help="some networks; default all")
     add("--nfe", type=budgets, default=list(BUDGETS), help="such as 4,6,8 or 4-8; default 4,5,6,8")
     add("--methods", type=names, default=METHODS, help=f"of {', '.join(METHODS)}; default all")

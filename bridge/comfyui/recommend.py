@@ -6,16 +6,17 @@ from typing import Any
 
 import torch
 
+from hso_jax.distilled import DISTILLATIONS
 from hso_jax.noise import PRESETS
-from hso_jax.schedule import Schedule
-from hso_jax.shelf.shipped import MAX_NFE, nearest_guidance, zoo
+from hso_jax.recommendation import recommend
+from hso_jax.shelf.shipped import MAX_NFE
 
 from .connected import FROM_MODEL, chosen_noise
-from .outputs import CHECK, DENOISE, STEPS, sampler_and_sigmas, slice_for
+from .outputs import CHECK, DENOISE, STEPS, sampler_and_sigmas, slice_for, to_sigmas
 
 
 class HsoRecommend:
-    """The solver and the steps with the least predicted error, from the shipped schedules alone."""
+    """`hso_jax.recommend`: the solver and the steps, from what is shipped alone."""
 
     CATEGORY = "sampling/custom_sampling/samplers"
     RETURN_TYPES = ("SAMPLER", "SIGMAS", "STRING")
@@ -63,18 +64,18 @@ class HsoRecommend:
                 f"{steps} steps at denoise {denoise:g} are the end of a schedule of {total} steps, and {MAX_NFE} are "
                 f"shipped at most: use fewer steps, a larger denoise, or HSO Scheduler, which searches"
             )
-        schedule = zoo(noise, total, guidance=nearest_guidance(noise, weight))
-        return *sampler_and_sigmas(schedule, steps), reason(schedule, weight)
+        found = recommend(noise, total, guidance=weight, usual=PRESETS[model].guidance if model in PRESETS else None)
+        asked = "" if weight == found.guidance else f" The nearest guidance to {weight:g} that is shipped is taken."
+        if found.distilled is None:
+            return *sampler_and_sigmas(found.schedule, steps), found.reason + asked
+        return own_sampler(found.distilled), to_sigmas(found.schedule, steps), found.reason
 
 
-def reason(schedule: Schedule, guidance: float) -> str:
-    """What is used and what it is better than, in one line."""
-    asked = "" if guidance == schedule.guidance else f" (the nearest shipped to {guidance:g})"
-    others = ", ".join(f"{name} {error:.3g}" for name, error in sorted(schedule.others.items(), key=lambda x: x[1]))
-    return (
-        f"N = {schedule.nfe} at guidance {schedule.guidance:g}{asked}: {schedule.solver}, predicted error "
-        f"{schedule.error:.3g}; others at their best: {others}"
-    )
+def own_sampler(distilled: str) -> Any:
+    """ComfyUI's SAMPLER for a distilled model's own grid: "lcm" for LCM and TCD, Euler for all others."""
+    import comfy.samplers
+
+    return comfy.samplers.sampler_object("lcm" if DISTILLATIONS[distilled].grid == "lcm" else "euler")
 
 
 _MODEL = f"the family: fine-tunes share its noise schedule. {FROM_MODEL!r} reads it from diffusion_model"

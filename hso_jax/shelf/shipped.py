@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import json
+import math
 from importlib import resources
 from typing import Any
 
@@ -107,8 +108,9 @@ def shipped_guidance(noise: NoiseSchedule) -> tuple[float, ...]:
 
 
 def nearest_guidance(noise: NoiseSchedule, guidance: float) -> float:
-    """Of the weights that the zoo has for a model the nearest, of two the larger; itself where it has none."""
-    return min(shipped_guidance(noise), key=lambda weight: (abs(weight - guidance), -weight), default=guidance)
+    """Of the weights that the zoo has for a model the nearest by ratio (below 1: 1); itself where it has none."""
+    wanted = max(guidance, 1.0)
+    return min(shipped_guidance(noise), key=lambda weight: abs(math.log(weight / wanted)), default=guidance)
 
 
 def shelf_key(noise: NoiseSchedule) -> tuple[float | None, float, bool]:

@@ -13,8 +13,8 @@ from test_comfyui import nodes as nodes  # the fixture
 from test_comfyui_sampler import Ksampler
 from test_comfyui_sampler import _comfy as _comfy  # the fixture
 
+import hso_jax
 from hso_jax import zoo
-from hso_jax.noise import PRESETS
 
 
 def recommend(nodes: ModuleType, **inputs: Any) -> tuple[Ksampler, torch.Tensor, str]:
@@ -28,22 +28,32 @@ def recommend(nodes: ModuleType, **inputs: Any) -> tuple[Ksampler, torch.Tensor,
 
 
 @pytest.mark.parametrize("model", ["sdxl", "sd35-large", "qwen-image", "flux-dev", "cogvideox-5b", "edm-cifar10"])
-def test_it_is_the_zoo_s_best_at_the_usual_guidance(nodes: ModuleType, model: str) -> None:
+def test_it_is_what_recommend_says_at_the_usual_guidance(nodes: ModuleType, model: str) -> None:
     sampler, sigmas, why = recommend(nodes, model=model)
-    wanted = zoo(model, 6)
-    np.testing.assert_array_equal(sigmas, wanted.sampler_sigmas().astype(np.float32))
-    assert sigmas.dtype == torch.float32 and sampler.options["nodes"] == wanted.sampler_sigmas().tolist()
-    if wanted.coefficients is not None:
-        assert sampler.options["coefficients"] == wanted.coefficients.tolist()
-    assert why.startswith(f"N = 6 at guidance {PRESETS[model].guidance:g}: {wanted.solver}, predicted error")
-    assert all(name in why for name in wanted.others)
+    wanted = hso_jax.recommend(model, 6)
+    np.testing.assert_array_equal(sigmas, wanted.schedule.sampler_sigmas().astype(np.float32))
+    assert sigmas.dtype == torch.float32 and sampler.options["nodes"] == wanted.schedule.sampler_sigmas().tolist()
+    if wanted.schedule.coefficients is not None:
+        assert sampler.options["coefficients"] == wanted.schedule.coefficients.tolist()
+    assert why == wanted.reason
 
 
 @pytest.mark.parametrize(("guidance", "shipped"), [(1.2, 1.0), (3.0, 5.0), (6.5, 7.5), (30.0, 7.5), (5.0, 5.0)])
 def test_the_nearest_guidance_that_is_shipped_is_named(nodes: ModuleType, guidance: float, shipped: float) -> None:
-    _, sigmas, why = recommend(nodes, guidance=guidance, steps=4)
-    np.testing.assert_array_equal(sigmas, zoo("sdxl", 4, guidance=shipped).sampler_sigmas().astype(np.float32))
-    assert ("nearest shipped to" in why) == (guidance != shipped) and f"at guidance {shipped:g}" in why
+    _, sigmas, why = recommend(nodes, guidance=guidance, steps=9)
+    wanted = hso_jax.recommend("sdxl", 9, guidance=shipped).schedule
+    np.testing.assert_array_equal(sigmas, wanted.sampler_sigmas().astype(np.float32))
+    assert ("that is shipped is taken" in why) == (guidance != shipped) and f"guidance {shipped:g}" in why
+
+
+@pytest.mark.parametrize(
+    ("inputs", "sampler"),
+    [({"model": "flux-schnell", "steps": 4}, "euler"), ({"guidance": 1.0, "steps": 4}, "euler")],
+)
+def test_distilled_models_keep_their_own(nodes: ModuleType, inputs: dict[str, Any], sampler: str) -> None:
+    found, sigmas, why = recommend(nodes, **inputs)
+    assert found == sampler and len(sigmas) == 5 and "distilled" in why
+    assert (sigmas.numpy() / float(sigmas[0]) <= 1.0).all() and float(sigmas[-1]) == 0.0
 
 
 def test_a_model_says_its_noise(nodes: ModuleType) -> None:

@@ -36,7 +36,7 @@ class Ksampler(NamedTuple):
 
 @pytest.fixture(autouse=True)
 def _comfy(monkeypatch: pytest.MonkeyPatch) -> None:
-    samplers = SimpleNamespace(KSAMPLER=Ksampler)
+    samplers = SimpleNamespace(KSAMPLER=Ksampler, sampler_object=lambda name: name)
     monkeypatch.setitem(sys.modules, "comfy", SimpleNamespace(samplers=samplers))
     monkeypatch.setitem(sys.modules, "comfy.samplers", samplers)
 

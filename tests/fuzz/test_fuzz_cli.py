@@ -12,7 +12,7 @@ import pytest
 from test_fuzz_files import DOCUMENT, text_of
 
 import hso_jax
-from hso_jax.cli import main, searches
+from hso_jax.cli import comparing, main, searches
 
 NAMES = [
     "s.json", "notes.json", "config.json", "model", "pipe", "link", "dangling", "empty.json", "ours.png", "new.json",
@@ -108,10 +108,10 @@ def run(
     def found(many: list, progress: object = None) -> list:
         return [hso_jax.zoo("sd15", 4, "dpmpp-2m")]  # no search: what is fuzzed is what is around it
 
-    monkeypatch.setattr(searches, "search_many", found)
-    monkeypatch.setattr(searches, "search_many", found)
-    monkeypatch.setattr(searches, "baseline", lambda *a, **k: hso_jax.zoo("sd15", 4, "dpmpp-2m"))
-    monkeypatch.setattr(searches, "prepare_jax", lambda: None)
+    for command in (searches, comparing):
+        monkeypatch.setattr(command, "search_many", found)
+        monkeypatch.setattr(command, "prepare_jax", lambda: None)
+    monkeypatch.setattr(comparing, "baseline", lambda *a, **k: hso_jax.zoo("sd15", 4, "dpmpp-2m"))
     rng, home = random.Random(seed), tmp_path / "home"
     home.mkdir()
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))  # logs

@@ -217,18 +217,11 @@ def test_what_the_solver_error_method_loses_is_counted_and_listed():
 
 def test_tables_have_a_cell_for_every_head(tmp_path):
     found = many()
-    for text in (
-        report.report(records.Records(found, [SETUP]), tmp_path),
-        *(make() for make in _blocks(found).values()),
-    ):
-        for table in re.findall(r"(?:^\|.*\n)+", text, re.M):
-            widths = {line.replace("\\|", "").count("|") for line in table.splitlines()}
-            assert len(widths) == 1, table
-        assert "None" not in text.replace("None.", "") and "nan" not in text
-
-
-def _blocks(found):
-    return report.blocks(records.Records(found, [SETUP]))
+    text = report.report(records.Records(found, [SETUP]), tmp_path)
+    for table in re.findall(r"(?:^\|.*\n)+", text, re.M):
+        widths = {line.replace("\\|", "").count("|") for line in table.splitlines()}
+        assert len(widths) == 1, table
+    assert "None" not in text.replace("None.", "") and "nan" not in text
 
 
 def test_every_study_has_its_rows():
@@ -301,36 +294,13 @@ def test_grids_show_each_schedule_on_the_same_noise(tmp_path):
     assert grids.pictures(torch.zeros(1, 3, 2, 2))[0].mode == "RGB"
 
 
-README = "# A\n<!-- results: {} -->\nstale figures\n<!-- end results -->\nend\n"
-
-
-def test_blocks_of_a_readme_are_made_anew_and_nothing_else():
-    found = records.Records(many(), [SETUP])
-    for name in report.blocks(found):
-        text = report.rewritten(README.format(name), found)
-        assert text.startswith(f"# A\n<!-- results: {name} -->\n\n") and text.endswith("<!-- end results -->\nend\n")
-        assert "stale" not in text and report.rewritten(text, found) == text
-    assert report.rewritten("nothing here\n", records.Records([], [])) == "nothing here\n"
-    for bad, message in (
-        (README.format("cats"), "results 'cats' are not one of"),
-        (README.format("rmse").replace("<!-- end", "<!-- no end"), "has no `<!-- end results -->`"),
-    ):
-        with pytest.raises(ValueError, match=message):
-            report.rewritten(bad, found)
-    with pytest.raises(ValueError, match="there are no records"):
-        report.rewritten(README.format("rmse"), records.Records([], []))
-
-
 def test_the_command_reports_from_records_alone(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(cells, "run", lambda *args, **options: pytest.fail("a cell was measured"))
     for one in many()[:40]:
         records.append(tmp_path / "some.jsonl", one, SETUP)
-    readme = tmp_path / "README.md"
-    readme.write_text(README.format("cost"))
     new = tmp_path / "a" / "new" / "folder"
     command = ["--report-only", "--records", str(tmp_path / "some.jsonl"), "--out", str(new)]
-    assert main([*command, "--readme", str(readme)]) == 0
-    assert "stale" not in readme.read_text() and (new / "benchmarks.md").exists()
+    assert main(command) == 0 and (new / "benchmarks.md").exists()
     assert main(["--report-only", "--records", str(tmp_path / "none"), "--out", str(tmp_path / "other")]) == 2
     assert not (tmp_path / "other").exists()
     assert main(["--methods", "cats"]) == 2

@@ -1,4 +1,4 @@
-"""The results in README.md and docs/results/benchmarks.md are those of the committed records."""
+"""What docs/results has of the networks is of the committed records."""
 
 import re
 from pathlib import Path
@@ -14,12 +14,6 @@ RESULTS = ROOT / "docs" / "results"
 @pytest.fixture(scope="module")
 def found() -> records.Records:
     return records.read(RESULTS / "benchmarks.jsonl")
-
-
-def test_the_tables_of_the_readme_are_those_of_the_records(found):
-    text = (ROOT / "README.md").read_text()
-    again = report.rewritten(text, found)
-    assert again == text, "run `python -m benchmarks --report-only --readme README.md`"
 
 
 def test_the_report_and_the_csv_are_those_of_the_records(found):
