@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import socket
 from collections.abc import Iterator
 from typing import Any
@@ -13,6 +14,9 @@ from problems import EFFORT, SD, filled
 
 from hso_jax import Hso, Lane, Schedule, search_many
 from hso_jax.methods.hso.lanes import SPACING_AS
+
+if "PYTEST_XDIST_WORKER" in os.environ:  # before anything imports torch: a core a process, none waits for the other's
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 Key = tuple[int, str, str]
 

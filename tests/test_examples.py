@@ -37,6 +37,14 @@ def test_a_new_objective(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys
     assert all(0.05 < error < 0.3 for error in errors), errors
 
 
+def test_tuning_a_network(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    report, *rows = printed_by("tune_a_network.py", tmp_path, monkeypatch, capsys).splitlines()
+    error, start = map(float, re.findall(r"error ([\d.]+) on samples kept apart, ([\d.]+) at the start", report)[0])
+    assert error <= start and "800 evaluations, by differences" in report
+    trailing, recommended, tuned = (float(row.split()[-1]) for row in rows)
+    assert max(recommended, tuned) < 0.8 * trailing
+
+
 def test_every_example_is_tested() -> None:
     text = Path(__file__).read_text(encoding="utf-8")
     names = [file.name for file in (ROOT / "examples").glob("*.py")]

@@ -13,6 +13,7 @@ from matplotlib.figure import Figure
 from benchmarks.models.load import MODELS
 from benchmarks.networks.charts import save
 from benchmarks.networks.tables import markdown, number
+from benchmarks.tuning import memory
 from benchmarks.tuning.measure import EVALUATIONS, METHODS, PLAIN, WAYS, Key
 from benchmarks.tuning.targets import FINE, JUDGED
 from hso_jax.files import write_whole
@@ -65,6 +66,14 @@ Of the features of the project's own classifiers, on its own networks alone; {JU
 ## Not better than its start
 
 {_worse(records)}
+
+## Memory of `by="gradients"`
+
+GiB on the device beside text encoders and VAE, computed without weights: the parameters, and what one evaluation keeps
+for its backward pass with fused attention. Each evaluation is checkpointed, so that one evaluation's activations count.
+The default, `by="differences"`, needs what sampling needs.
+
+{memory.table()}
 """
 
 
