@@ -55,7 +55,7 @@ def test_json_is_a_schedule_file_for_the_solver(asked: list[Any], capsys: pytest
     (lane,) = asked
     how = lane.method
     assert (lane.nfe, lane.layout, how.solver, how.guidance, lane.seed) == (2, "node", "unipc-2", 7.5, 3)
-    assert how.first == "end" and lane.noise.name == "sd3-medium"
+    assert how.first == "auto" and lane.noise.name == "sd3-medium"
     assert [p.name for p in Path().iterdir() if p.name != "cache"] == []
 
 

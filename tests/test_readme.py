@@ -72,6 +72,18 @@ def test_the_gains_are_those_of_the_records() -> None:
         assert told == [f"{x:.2f}" for x in found]
 
 
+def test_the_gains_over_pipelines_are_those_of_the_records() -> None:
+    told = re.search(r"leaves ([\d.]+), ([\d.]+)\s+and ([\d.]+) of the error at N = 4, 6, 8", README)
+    lines = [json.loads(x) for x in (ROOT / "docs" / "results" / "heldout.jsonl").read_text().splitlines()]
+    cells = [x for x in lines if "setup" not in x]
+    plain = {(x["model"], x["nfe"]): x["rmse"] for x in cells if (x["method"], x["solver"]) == ("trailing", "ddim")}
+    own = {(x["model"], x["nfe"]): x["rmse"] for x in cells if x["method"] == "nonstationary"}
+    assert told and len(own) == 15 and all(own[cell] < plain[cell] for cell in own)
+    for nfe, text in zip((4, 6, 8), told.groups(), strict=True):
+        logs = [math.log(own[n, k] / plain[n, k]) for n, k in own if k == nfe]
+        assert text == f"{math.exp(sum(logs) / len(logs)):.2f}"
+
+
 def test_the_counts_are_right() -> None:
     (count,) = re.findall(r"`hso-jax models` lists (\d+)", README)
     assert int(count) == len(hso_jax.noise.PRESETS)

@@ -26,6 +26,11 @@ without guidance. "Best rule" is the best, of those that have a schedule for the
 a choice that no one can make beforehand. `flow-2` and `flow-3` are equal steps of a flow's time with shift 2 and 3.
 """
 
+TODAY = """\
+Nodes and coefficients of the search without the model, which `recommend` gives where it predicts a gain of a tenth,
+against Euler (DDIM) with `trailing`, the default of FLUX's, Qwen-Image's and Wan's pipelines.
+"""
+
 SUMMARY = """\
 Cells won / tied / lost against the best rule: tied is not better, but inside the 95 % interval of the best rule's RMSE
 (bootstrap over samples; paired by noise, so that a tie is a cautious one). Ratio: the RMSE divided by the best rule's.
@@ -135,6 +140,27 @@ def free(found: Sequence[Record]) -> str:
     return f"## Coefficients of its own\n\n{FREE_HOW}\n{markdown(head, rows, left=1)}"
 
 
+def today(found: Sequence[Record]) -> str:
+    """The non-stationary solver against what a flow pipeline does by default, a row a network and N."""
+    by_cell = columns(found)
+    rows, worse = [], []
+    for (network, guidance, solver, nfe), methods in by_cell.items():
+        plain = methods.get("trailing")
+        own = next(
+            (m[FREE] for (n, g, _, k), m in by_cell.items() if (n, g, k) == (network, guidance, nfe) and FREE in m),
+            None,
+        )
+        if solver != "ddim" or plain is None or own is None or not plain.rmse or not own.rmse:
+            continue
+        rows.append([network, str(nfe), number(plain.rmse), number(own.rmse), f"{own.rmse / plain.rmse:.2f}"])
+        worse += [f"{network} at N = {nfe}"] if own.rmse > plain.rmse else []
+    if not rows:
+        return ""
+    head = ["network", "N", "Euler, `trailing`", "RMSE", "ratio"]
+    listed = f"Not better: {', '.join(worse)}." if worse else "No cell is worse."
+    return f"## Against what pipelines do\n\n{TODAY}\n{markdown(head, rows, left=1)}\n{listed}\n"
+
+
 def networks(found: Records) -> str:
     """Where the networks are from, and how well their converged samples are known."""
     rows = []
@@ -167,5 +193,12 @@ def report(found: Records, name: str) -> str:
     found = Records([r for n in names for r in main_group([r for r in found.cells if r.model == n])], found.setups)
     rules = ", ".join(f"`{m}`" for m in RULES if any(r.method == m for r in found.cells))
     parts = [HOW.format(records=name, rules=rules), "## Against the best of all rules\n", SUMMARY, summary(found.cells)]
-    parts += [free(found.cells), "## Every cell\n", cells(found.cells), "## The networks\n", networks(found)]
+    parts += [
+        free(found.cells),
+        today(found.cells),
+        "## Every cell\n",
+        cells(found.cells),
+        "## The networks\n",
+        networks(found),
+    ]
     return "\n".join(part for part in parts if part)

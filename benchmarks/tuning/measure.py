@@ -50,7 +50,10 @@ PLAIN = ("rule", "zoo")
 """The best rule with its best known solver, chosen on the noise that it is judged on; and the search without the
 model."""
 
-METHODS = (*PLAIN, *WAYS)
+AT_END = "zoo-end"
+"""The search without the model, its first node at the noise end; another than "zoo" for epsilon models alone."""
+
+METHODS = (*PLAIN, AT_END, *WAYS)
 Key = tuple[str, int, str]
 """Network, N and method."""
 
@@ -71,8 +74,9 @@ class _Network:
         begin = time.perf_counter()
         if method == "rule":
             return {"solver": "", "evaluations": 0, **self._best_rule(nfe)}
-        if method == "zoo":
-            schedule = search(self.target.noise, nfe, method=SolverError(NONSTATIONARY))
+        if method in ("zoo", AT_END):
+            first = "end" if method == AT_END else "auto"
+            schedule = search(self.target.noise, nfe, method=SolverError(NONSTATIONARY, first=first))
             return {"solver": schedule.solver, "evaluations": 0, **self._figures(schedule, schedule.solver)}
         way = WAYS[method]
         found = self._tune(nfe, way)

@@ -45,6 +45,8 @@ samples are points) to converged ones of {FINE} evaluations, on noise that no me
 - `rule`: the best of all rules, each with the best of DDIM, DPM++ 2M and UniPC-3, chosen on the very noise it is judged
   on: better than anyone could choose.
 - `zoo`: `SolverError("nonstationary")`, as shipped for models that are in the zoo: no evaluation of the network.
+- `zoo-end`: the same with `first="end"`, which is another schedule for the epsilon models with a noise end beyond
+  sigma/alpha = 60 alone (the two of digits; that number was chosen on them).
 {ways}
 
 ## Error

@@ -54,7 +54,7 @@ def read_box(args: argparse.Namespace) -> Box:
     return Box(rho=tuple(args.rho), t_eps=tuple(args.t_eps), t_max=tuple(args.t_max))
 
 
-_SOLVER_ERROR = {"solver": "dpmpp-2m", "guidance": 1.0, "first": "end", "profile": None}
+_SOLVER_ERROR = {"solver": "dpmpp-2m", "guidance": 1.0, "first": "auto", "profile": None}
 
 
 def add_solver_error(parser: argparse.ArgumentParser) -> None:

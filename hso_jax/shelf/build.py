@@ -26,7 +26,7 @@ from hso_jax.lane import Lane
 from hso_jax.methods import Refinement, SolverError
 from hso_jax.methods.solver_error.coefficients import Coefficients, start_of
 from hso_jax.noise import PRESETS, preset
-from hso_jax.noise.ends import lam_of_s, s_of_lam
+from hso_jax.noise.ends import first_lam, lam_of_s, s_of_lam
 from hso_jax.schedule import Schedule, versions
 from hso_jax.searches import search_many
 from hso_jax.shelf.shipped import FILE, FORMAT, FREE_NFE, MAX_NFE, SOLVERS, VERSION, shelf_key
@@ -75,7 +75,7 @@ def search_part(name: str, guidance: float, budgets: range) -> list[dict[str, An
 def one_more(name: str, guidance: float, record: dict[str, Any]) -> Lane:
     """The search from a record's schedule with one node more, in the middle of its widest step in s."""
     noise = preset(name)
-    s = s_of_lam([noise.noise_end, *record["lams"]])
+    s = s_of_lam([first_lam(noise, record["nfe"] + 1), *record["lams"]])
     widest = int(np.argmax(s[:-1] - s[1:])) if len(s) > 1 else 0
     more = 0.5 * (s[widest] + s[widest + 1]) if len(s) > 1 else 0.5 * s[0]
     start = Schedule.from_lams(noise, lam_of_s(np.insert(s, widest + 1, more)))
@@ -138,7 +138,7 @@ def search_free(name: str, guidance: float, known: list[dict[str, Any]]) -> list
     of = {(r["solver"], r["nfe"]): r for r in known}
     gain = Coefficients().gain
     how = SolverError(solvers.NONSTATIONARY, guidance, coefficients=Coefficients(gain=0.0))
-    start = [Schedule.from_lams(noise, [noise.noise_end, *of[start_of(guidance), n]["lams"]]) for n in FREE_NFE]
+    start = [Schedule.from_lams(noise, [first_lam(noise, n), *of[start_of(guidance), n]["lams"]]) for n in FREE_NFE]
     many = [Lane(noise, s.nfe, method=dataclasses.replace(how, start=s)) for s in start]
     found = []
     for schedule in search_many(many):
@@ -151,7 +151,7 @@ def search_free(name: str, guidance: float, known: list[dict[str, Any]]) -> list
 
 
 def _record(schedule: Schedule) -> dict[str, Any]:
-    """What the file keeps: lams after the first, which is the model's noise end, to 5 digits."""
+    """What the file keeps: lams after the first, which is `first_lam`, to 5 digits."""
     return {
         "solver": schedule.solver,
         "nfe": schedule.nfe,

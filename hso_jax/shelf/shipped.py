@@ -13,6 +13,7 @@ import numpy as np
 from hso_jax import solvers
 from hso_jax.checks import check_nfe, number
 from hso_jax.noise import PRESETS, NoiseSchedule, preset
+from hso_jax.noise.ends import first_lam
 from hso_jax.noise.noise_schedule import check_noise
 from hso_jax.origin import Origin, Scores
 from hso_jax.schedule import Schedule
@@ -86,7 +87,7 @@ def zoo(model: str | NoiseSchedule, nfe: int, solver: str | None = None, *, guid
     found = entries.pop(name)
     return Schedule.from_lams(
         noise,
-        [noise.noise_end, *found["lams"]],
+        [first_lam(noise, nfe), *found["lams"]],
         origin=Origin(
             method="solver-error",
             solver=name,

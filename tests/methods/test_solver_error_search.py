@@ -89,6 +89,24 @@ def test_nodes_keep_their_distance_and_start_where_they_were_told(found: Any) ->
             assert s_of_lam(s.lams[0]) <= min(s_of_lam(lane.noise.noise_end), 1.0 - 0.999 * SPACING) + 1e-6
 
 
+@pytest.mark.parametrize(
+    ("name", "first", "nfe", "ksigma"),
+    [
+        ("pixart-alpha", "auto", 2, 60.0),  # epsilon, and its noise end is at 157
+        ("pixart-alpha", "auto", 11, 157.4),
+        ("pixart-alpha", "end", 2, 157.4),
+        ("sd15", "auto", 2, 14.61),  # epsilon, and less than 60 already
+        ("edm-cifar10", "auto", 2, 80.0),  # its error is bounded there
+        ("sd3-medium", "auto", 2, np.inf),
+    ],
+)
+def test_the_first_node_of_epsilon_models(name: str, first: str, nfe: int, ksigma: float) -> None:
+    method = SolverError("ddim", first=first, problems=small_family(), refinement=None, samples=32, compare=())
+    schedule = search(preset(name), nfe, method=method)
+    with np.errstate(over="ignore"):
+        assert np.exp(-schedule.lams[0]) == pytest.approx(ksigma, rel=1e-3)
+
+
 def test_the_error_is_that_of_sampling(found: Any) -> None:
     """`solver_error` of the schedule, and plain `solvers.sample` of those with four nodes."""
 
@@ -262,7 +280,7 @@ BAD: dict[str, tuple[dict[str, Any], str]] = {
     "method": ({"method": "best"}, "method is 'best'; use one of hso"),
     "no method": ({"method": None}, "method is None; use one of hso"),
     "family": (bad(family="error"), "family is 'error'; use one of mep"),
-    "first": (bad(first="start"), "first is 'start'; use one of end, free"),
+    "first": (bad(first="start"), "first is 'start'; use one of auto, end, free"),
     "layout": (bad() | {"layout": "both"}, "layout is 'both'; use one of node, interval"),
     "negative guidance": (bad(guidance=-0.5), r"guidance is -0\.5"),
     "nan guidance": (bad(guidance=float("nan")), "guidance is nan"),

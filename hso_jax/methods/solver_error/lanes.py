@@ -15,11 +15,11 @@ from hso_jax import solvers
 from hso_jax.checks import check_guidance, choice, whole
 from hso_jax.lane import Lane, check_lane
 from hso_jax.lower.gaps import SPACING, Range
-from hso_jax.noise.ends import s_of_lam
+from hso_jax.noise.ends import first_lam, s_of_lam
 from hso_jax.objectives.solver_error import OF_A_MODEL, Chunks, ErrorData, error_data, in_chunks
 from hso_jax.problems.model_error import ModelError
 
-FIRST = ("end", "free")
+FIRST = ("auto", "end", "free")
 
 
 class LaneArrays(NamedTuple):
@@ -63,7 +63,7 @@ def check(lane: Lane) -> tuple[Lane, str, float]:
     choice("first", method.first, FIRST)
     solver = method.solver if method.solver == solvers.NONSTATIONARY else solvers.canonical(method.solver)
     guidance = check_guidance(method.guidance)
-    if method.first == "end" and lane.noise.noise_end == -math.inf and (solver.endswith("bh1") or solver == "heun"):
+    if method.first != "free" and lane.noise.noise_end == -math.inf and (solver.endswith("bh1") or solver == "heun"):
         raise ValueError(
             f"solver {solver!r} cannot start at lam = -inf, where {lane.noise.name} ends; use first='free', "
             f"{'heun-flow' if solver == 'heun' else solver.removesuffix('-bh1')!r} or another solver"
@@ -72,9 +72,15 @@ def check(lane: Lane) -> tuple[Lane, str, float]:
     return lane, solver, guidance
 
 
+def begin(lane: Lane) -> float:
+    """Lam of the first node, or what it may be at most where it is free."""
+    method: Any = lane.method
+    return first_lam(lane.noise, lane.nfe) if method.first == "auto" else lane.noise.noise_end
+
+
 def check_room(lane: Lane) -> None:
     """Raises ValueError unless the nodes fit between the noise schedule's ends, `SPACING` apart in s."""
-    room = s_of_lam(lane.noise.noise_end) - s_of_lam(lane.noise.data_end)
+    room = s_of_lam(begin(lane)) - s_of_lam(lane.noise.data_end)
     if lane.nodes * SPACING > room:
         raise ValueError(
             f"nfe is {lane.nfe}: {lane.nodes} nodes at least {SPACING:g} apart in s do not fit {room:.4g}; "
@@ -116,6 +122,7 @@ def pack(lanes: Sequence[Lane], names: Sequence[str]) -> tuple[LaneArrays, Chunk
         raise ValueError(f"samples is {first.samples!r}; need a multiple of {first.chunk}, the method's chunk")
     dtype = np.dtype(jax.dtypes.canonicalize_dtype(float))
     noisy = [lane.noise.noise_end for lane in lanes]
+    tops = [begin(lane) for lane in lanes]
     error = first.model_error or ModelError()
     sizes = [error.numbers(lane.noise.prediction) for lane in lanes]
     keys = [(end, m.guidance, size) for end, m, size in zip(noisy, methods, sizes, strict=True)]
@@ -131,7 +138,7 @@ def pack(lanes: Sequence[Lane], names: Sequence[str]) -> tuple[LaneArrays, Chunk
         "seed": np.array([lane.seed for lane in lanes], np.int32),
         "clean": np.array([lane.layout == "node" for lane in lanes]),
         "free": np.array([m.first == "free" for m in methods]),
-        "top": np.array([s_of_lam(end) for end in noisy], dtype),
+        "top": np.array([s_of_lam(lam) for lam in tops], dtype),
         "floor": np.array([s_of_lam(lane.noise.data_end) for lane in lanes], dtype),
         # Two nodes at least: a schedule of one has no gap, and arrays of length 0 have no largest entry.
         "starts": np.zeros((len(lanes), 0, max(2, *(lane.nodes for lane in lanes))), dtype),

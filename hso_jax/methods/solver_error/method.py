@@ -47,7 +47,9 @@ class SolverError:
         solver: a name that `hso_jax.solvers.canonical` knows: "ddim", "dpmpp-2m", "unipc-2", "unipc-3", "heun", ...;
             or "nonstationary", whose coefficients are searched with the nodes (see `Coefficients`).
         guidance: w of classifier-free guidance; 1 is without.
-        first: "end" (the first node is the model's noise end) or "free" (it is placed like the others).
+        first: "auto" (the first node is the model's noise end, or up to N = 10 sigma/alpha = 60 where that is less and
+            the network predicts epsilon, see `noise.ends.first_lam`), "end" (the noise end) or "free" (placed like the
+            others).
         family: bound whose minimisers are the starts: "mep", "dm-nonuni" or a function, as `Hso.objective`.
         refinement: how hard the starts are refined on the error; None takes the best of the family as it is.
         start: a schedule, or a method whose schedule is refined, instead of the starts of the family.
@@ -68,7 +70,7 @@ class SolverError:
 
     solver: str = "dpmpp-2m"
     guidance: float = 1.0
-    first: str = "end"
+    first: str = "auto"
     family: str | NodeObjective = "mep"
     refinement: Refinement | None = REFINEMENT
     start: Method | Schedule | None = None

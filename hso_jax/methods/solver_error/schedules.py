@@ -17,7 +17,7 @@ from hso_jax.lane import Lane
 from hso_jax.lower.gaps import SPACING
 from hso_jax.lower.results import NOT_FINITE, RESULTS
 from hso_jax.methods.solver_error.coefficients import FreeFound
-from hso_jax.methods.solver_error.lanes import data_of_lane
+from hso_jax.methods.solver_error.lanes import begin, data_of_lane
 from hso_jax.methods.solver_error.search import Found
 from hso_jax.noise import NoiseSchedule
 from hso_jax.noise.ends import lam_of_s, s_of_lam
@@ -41,13 +41,13 @@ def schedule_of(lane: Lane, found: Found, inaccuracy: float) -> Schedule:
     """
     method: Any = lane.method
     nodes, error, code = np.asarray(found.nodes[: lane.nodes], np.float64), float(found.error), int(found.result)
-    top, floor = (float(s_of_lam(end)) for end in (lane.noise.noise_end, lane.noise.data_end))
+    top, floor = (float(s_of_lam(lam)) for lam in (begin(lane), lane.noise.data_end))
     failed = not np.isfinite(error)
     if failed and not (np.isfinite(nodes).all() and (np.diff(nodes) < 0).all() and nodes[-1] > 0):
         nodes = np.linspace(min(top, 1.0 - SPACING), floor, lane.nodes + 1)[: lane.nodes]
     lams = lam_of_s(nodes)
-    if method.first == "end":
-        lams[0] = lane.noise.noise_end
+    if method.first != "free":
+        lams[0] = begin(lane)
     p, last, first = (float(x) for x in found.psi)
     psi = None
     if np.isfinite(p):  # else the start was not the family's
@@ -86,8 +86,8 @@ def free_schedule_of(lane: Lane, found: FreeFound, known: Schedule, inaccuracy: 
     if not np.isfinite(error) or error > (1.0 - method.coefficients.gain) * reached:
         return known
     lams = lam_of_s(np.asarray(found.nodes[: lane.nodes], np.float64))
-    if method.first == "end":
-        lams[0] = lane.noise.noise_end
+    if method.first != "free":
+        lams[0] = begin(lane)
     coefficients = np.asarray(found.coefficients[: lane.nfe], np.float64)
     origin = Origin(
         method="solver-error",
