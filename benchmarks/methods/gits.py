@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import functools
 import time
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -22,12 +22,14 @@ from rich.progress import track
 import bridge
 from benchmarks.models.denoiser import denoiser, own_subject
 from benchmarks.models.subjects import Subject
+from bridge.sampling import Level
+from bridge.tuning import gits
+from bridge.tuning.gits import COEFFICIENT, best_path
 from hso_jax import NoiseSchedule, Schedule
 from hso_jax.origin import Origin
 
 IMAGES = 256
 LEVELS = 60
-COEFFICIENT = 1.15
 RHO = 7.0
 _BATCH = 64
 
@@ -97,46 +99,18 @@ def euler_costs(subject: Subject, grid: Schedule, rows: slice) -> np.ndarray:
     """[L + 1, L + 1] sums over the images `rows`: how far an Euler step from level i ends from the teacher at j > i.
 
     The step from i starts on the teacher's trajectory and has the prediction that the teacher had there, so that the
-    trajectory (DPM++ 2M) is all that is evaluated. Level L is clean data. Entries with j <= i are infinite.
+    trajectory (DPM++ 2M) is all that is evaluated.
     """
     predict = denoiser(subject, rows)
-    positions, predictions = [], []
+    positions, predictions, levels = [], [], list[Level]()
 
-    def recorded(x: torch.Tensor, level: Any) -> torch.Tensor:
+    def recorded(x: torch.Tensor, level: Level) -> torch.Tensor:
         x0 = predict(x, level)
-        positions.append((x / level.alpha).flatten(1))
-        predictions.append(x0.flatten(1))
+        positions.append(x)
+        predictions.append(x0)
+        levels.append(level)
         return x0
 
-    positions.append(bridge.sample(recorded, grid, subject.start[rows], solver="dpmpp-2m").flatten(1))
-    trajectory = torch.stack(positions)
-    ksigmas = torch.tensor([*grid.sigmas, 0.0], dtype=trajectory.dtype)
-    costs = np.full((len(ksigmas), len(ksigmas)), np.inf)
-    for i, x0 in enumerate(predictions):
-        shares = (ksigmas[i + 1 :] / ksigmas[i])[:, None, None]
-        ends = x0 + shares * (trajectory[i] - x0)
-        costs[i, i + 1 :] = torch.linalg.vector_norm(ends - trajectory[i + 1 :], dim=-1).sum(1)
-    return costs
-
-
-def best_path(costs: np.ndarray, nfe: int, coefficient: float = 1.0) -> np.ndarray:
-    """Indices [N] of the levels where the cheapest path of N steps from level 0 to the last one (left out) steps.
-
-    A step's cost counts `coefficient` to the power of the steps before it. `V_1(i) = costs[i, L]` and
-    `V_k(i) = min over j of costs[i, j] + coefficient V_{k-1}(j)`.
-
-    Args:
-        costs: [L + 1, L + 1] of a step from i to j, infinite where j <= i.
-        nfe: N, 1..L.
-        coefficient: above 1 it accounts for later steps that start off the trajectory.
-    """
-    value = costs[:, -1]
-    choices = []
-    for _ in range(nfe - 1):
-        through = costs + coefficient * value
-        choices.append(through.argmin(1))
-        value = through.min(1)
-    path = [0]
-    for choice in reversed(choices):
-        path.append(int(choice[path[-1]]))
-    return np.array(path)
+    positions.append(bridge.sample(recorded, grid, subject.start[rows], solver="dpmpp-2m"))
+    alpha, sigma = ([float(getattr(level, name)) for level in levels] for name in ("alpha", "sigma"))
+    return gits.euler_costs(positions, predictions, alpha, sigma)
