@@ -62,6 +62,12 @@ process for an N. `autodiffusion` runs at reduced scale. The paper: HSO about 8 
 about 1.1 days on Stable Diffusion.
 """
 
+OWN = """\
+`nonstationary` (nodes and coefficients searched together, no evaluation of the network) against the best of all known
+solvers with all schedules that do not look at the network, by RMSE and by FID each for itself: choices that no one can
+make beforehand.
+"""
+
 GUIDANCE = """\
 Classifier-free guidance: none + w (labelled - none). The converged samples are those of the guided model.
 """

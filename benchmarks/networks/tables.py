@@ -112,7 +112,7 @@ def compact(records: Sequence[Record], metric: str, methods: Sequence[str], nfes
 
 def rivals(cells: dict[str, Record]) -> list[str]:
     """What the solver-error method is counted against: the rules and HSO, nothing that looks at the network."""
-    return [m for m in cells if m != "solver-error" and m not in NETWORK]
+    return [m for m in cells if m not in ("solver-error", NONSTATIONARY, *NETWORK)]
 
 
 def losses(records: Iterable[Record], metric: str) -> tuple[list[Loss], int]:
@@ -163,6 +163,33 @@ def lost_cells(records: Sequence[Record], metric: str) -> str:
     head = ["model", "solver", "N", "guidance", "best", METRICS[metric], "its interval to"]
     head += ["`solver-error`", "beyond it"]
     return markdown(head, rows, left=2) if rows else "None.\n"
+
+
+def own_coefficients(records: Sequence[Record]) -> str:
+    """Coefficients of their own against the best known solver with any schedule, a row a weight, model and N."""
+    groups: dict[tuple[str, float, int], list[Record]] = {}
+    for column, cells in columns(records).items():
+        groups.setdefault((column[0], column[1], column[3]), []).extend(cells.values())
+    rows, logs = [], dict[tuple[float, str], list[float]]()
+    for (model, weight, nfe), every in sorted(groups.items(), key=lambda item: item[0][1]):
+        row = [f"{weight:g}", model, str(nfe)]
+        for metric in ("rmse", "fid"):
+            known = [r for r in every if r.method not in (NONSTATIONARY, *NETWORK) and getattr(r, metric)]
+            own = next((r for r in every if r.method == NONSTATIONARY and getattr(r, metric)), None)
+            if own is None or not known:
+                break
+            best = min(known, key=lambda r: getattr(r, metric))
+            ratio = getattr(own, metric) / getattr(best, metric)
+            logs.setdefault((weight, metric), []).append(math.log(ratio))
+            told = f"{SOLVERS[best.solver]}, `{best.method}`"
+            row += [told, number(getattr(best, metric)), number(getattr(own, metric)), f"{ratio:.2f}"]
+        else:
+            rows.append(row)
+    for weight in sorted({weight for weight, _ in logs}):
+        means = (f"{math.exp(statistics.fmean(logs[weight, metric])):.2f}" for metric in ("rmse", "fid"))
+        rows.append([f"{weight:g}", "geometric mean", "", *(text for mean in means for text in ("", "", "", mean))])
+    head = ["guidance", "model", "N", *(x for m in ("RMSE", "FID") for x in (f"best {m}", "its", "own", "ratio"))]
+    return markdown(head, rows, left=2) if rows else "Not measured.\n"
 
 
 def limit(records: Sequence[Record]) -> str:

@@ -224,6 +224,17 @@ def test_tables_have_a_cell_for_every_head(tmp_path):
     assert "None" not in text.replace("None.", "") and "nan" not in text
 
 
+def test_coefficients_of_their_own_stand_beside_the_best_known_solver_and_are_no_rival():
+    found = report.without_ablations(many())
+    assert tables.own_coefficients(found) == "Not measured.\n"
+    before = tables.tally(found)
+    own = [record("nonstationary", 0.1, 0.9, solver=solver, nfe=4) for solver in ("ddim", "unipc-3")]
+    assert tables.tally([*found, *own]) == before
+    row, mean = tables.own_coefficients([*found, *own]).splitlines()[2:]
+    assert "| 1 | fashion-eps | 4 | DDIM, `solver-error` | 0.250 | 0.100 | 0.40 |" in row and row.endswith("| 0.40 |")
+    assert "geometric mean" in mean and mean.count("0.40") == 2
+
+
 def test_every_study_has_its_rows():
     found = many()
     assert studies.against_dm_nonuni(found).count("\n") == 2 + 2 * 3 * 3
