@@ -18,7 +18,9 @@ from matplotlib.figure import Figure
 
 from benchmarks.mixtures.limits import JUDGE_SEED, held_out
 from benchmarks.solvers import COMPARED, SOLVERS
-from hso_jax import Hso, Schedule, baseline, preset, search, solver_error, zoo
+from hso_jax import Hso, Schedule, baseline, preset, search, zoo
+from hso_jax.methods.solver_error.schedules import measure
+from hso_jax.objectives.solver_error import error_data, in_chunks
 from hso_jax.shelf.shipped import FREE_NFE
 from hso_jax.solvers import NONSTATIONARY
 
@@ -46,16 +48,16 @@ def errors(model: str, guidance: float) -> dict[str, dict[str, list[float]]]:
     noise = preset(model)
     fixed: dict[str, list[Schedule]] = {name: [baseline(name, noise, n) for n in BUDGETS] for name in RULES}
     fixed["hso"] = search(noise, BUDGETS, method=Hso(relax=True))
-    held = {"guidance": guidance, "problems": held_out(), "samples": SAMPLES, "seed": JUDGE_SEED}
+    data = error_data(
+        noise.noise_end, guidance, prediction=noise.prediction, problems=held_out(), samples=SAMPLES, seed=JUDGE_SEED
+    )
+    chunks = in_chunks(data, SAMPLES)  # solved once: `solver_error` would for each schedule
     free = [zoo(model, n, NONSTATIONARY, guidance=guidance) if n in FREE_NFE else None for n in BUDGETS]
-    own = [np.nan if s is None else solver_error(s, noise, **held) for s in free]  # type: ignore[arg-type]
+    own = [np.nan if s is None else measure(s, s.solver, chunks) for s in free]
     found: dict[str, dict[str, list[float]]] = {}
     for solver in COMPARED:
         known = {"solver-error": [zoo(model, n, solver, guidance=guidance) for n in BUDGETS], **fixed}
-        found[solver] = {
-            name: [solver_error(s, noise, solver=solver, **held) for s in schedules]  # type: ignore[arg-type]
-            for name, schedules in known.items()
-        }
+        found[solver] = {name: [measure(s, solver, chunks) for s in schedules] for name, schedules in known.items()}
         found[solver][NONSTATIONARY] = own
     return found
 
