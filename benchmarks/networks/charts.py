@@ -24,7 +24,7 @@ LINES = {
     "uniform-lam": ("#8b5a2b", "<", "-"),
     "gits": ("#009e73", "D", "-"),
     "hso": ("#0072b2", "p", "-"),
-    "nonstationary": ("#f0e442", "*", "-"),
+    "nonstationary": ("#6a3d9a", "*", "-"),
     "solver-error": ("#d55e00", "o", "-"),
     "direct": ("#000000", "x", "--"),
 }
@@ -70,7 +70,7 @@ def error_figure(records: Sequence[Record], metric: str) -> Figure:
     for panel in panels[-1]:
         panel.set_xlabel("N, model evaluations")
     ordered = [name for name in reversed(LINES) if name in handles]
-    figure.legend([handles[name] for name in ordered], ordered, loc="outside lower center", ncols=10, frameon=False)
+    figure.legend([handles[name] for name in ordered], ordered, loc="outside lower center", ncols=5, frameon=False)
     return figure
 
 
