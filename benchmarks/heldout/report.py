@@ -146,10 +146,7 @@ def today(found: Sequence[Record]) -> str:
     rows, worse = [], []
     for (network, guidance, solver, nfe), methods in by_cell.items():
         plain = methods.get("trailing")
-        own = next(
-            (m[FREE] for (n, g, _, k), m in by_cell.items() if (n, g, k) == (network, guidance, nfe) and FREE in m),
-            None,
-        )
+        own = by_cell.get((network, guidance, FREE, nfe), {}).get(FREE)
         if solver != "ddim" or plain is None or own is None or not plain.rmse or not own.rmse:
             continue
         rows.append([network, str(nfe), number(plain.rmse), number(own.rmse), f"{own.rmse / plain.rmse:.2f}"])

@@ -172,19 +172,20 @@ def own_coefficients(records: Sequence[Record]) -> str:
         groups.setdefault((column[0], column[1], column[3]), []).extend(cells.values())
     rows, logs = [], dict[tuple[float, str], list[float]]()
     for (model, weight, nfe), every in sorted(groups.items(), key=lambda item: item[0][1]):
-        row = [f"{weight:g}", model, str(nfe)]
+        row, ratios = [f"{weight:g}", model, str(nfe)], dict[str, float]()
         for metric in ("rmse", "fid"):
             known = [r for r in every if r.method not in (NONSTATIONARY, *NETWORK) and getattr(r, metric)]
             own = next((r for r in every if r.method == NONSTATIONARY and getattr(r, metric)), None)
             if own is None or not known:
                 break
             best = min(known, key=lambda r: getattr(r, metric))
-            ratio = getattr(own, metric) / getattr(best, metric)
-            logs.setdefault((weight, metric), []).append(math.log(ratio))
+            ratios[metric] = getattr(own, metric) / getattr(best, metric)
             told = f"{SOLVERS[best.solver]}, `{best.method}`"
-            row += [told, number(getattr(best, metric)), number(getattr(own, metric)), f"{ratio:.2f}"]
+            row += [told, number(getattr(best, metric)), number(getattr(own, metric)), f"{ratios[metric]:.2f}"]
         else:
             rows.append(row)
+            for metric, ratio in ratios.items():
+                logs.setdefault((weight, metric), []).append(math.log(ratio))
     for weight in sorted({weight for weight, _ in logs}):
         means = (f"{math.exp(statistics.fmean(logs[weight, metric])):.2f}" for metric in ("rmse", "fid"))
         rows.append([f"{weight:g}", "geometric mean", "", *(text for mean in means for text in ("", "", "", mean))])

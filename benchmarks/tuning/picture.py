@@ -30,7 +30,9 @@ class Row(NamedTuple):
 
 
 def write(nfe: int, path: Path) -> None:
-    """Draw it for N = `nfe`; an existing picture is replaced."""
+    """Draw it for N = `nfe`. Raises ValueError for a file that is there already, before any work."""
+    if path.exists():
+        raise ValueError(f"{path} is there already; remove it, or name another file")
     save(figure(rows(nfe)), path)
 
 

@@ -65,7 +65,10 @@ def add_solver_error(parser: argparse.ArgumentParser) -> None:
     )
     group.add_argument("--guidance", type=float, help="weight of classifier-free guidance; default 1, which is none")
     group.add_argument(
-        "--first", choices=FIRST, help="the first node is placed like the others (free) or is the model's noise end"
+        "--first",
+        choices=FIRST,
+        help="the first node is the model's noise end (end), for epsilon in few steps sigma/alpha = 60 at most "
+        "(auto, the default), or placed like the others (free)",
     )
     group.add_argument("--profile", type=Path, metavar="FILE", help="of the model, from `hso-jax profile`")
 

@@ -104,6 +104,15 @@ def test_a_solver_of_its_own_is_measured_beside_all_others(folder, tmp_path, mon
     ]
     page = path.with_suffix(".md").read_text()
     assert "## Coefficients of its own" in page and "| all | 4 |" in page
+    table = page.split("## Against what pipelines do")[1].split("## Every cell")[0]
+    told = [
+        [text.strip() for text in line.split("|")[1:-1]] for line in table.splitlines() if line.startswith("| gauss")
+    ]
+    of = {(r.model, r.method, r.solver): r.rmse for r in cells}
+    assert [name for name, *_ in told] == ["gauss-eps", "gauss-flow"]
+    for name, _, plain, mine, ratio in told:
+        wanted = of[name, "nonstationary", "nonstationary"] / of[name, "trailing", "ddim"]
+        assert ratio == f"{wanted:.2f}" and float(mine) / float(plain) == pytest.approx(wanted, rel=0.01)
     one = outside.Outside(outside.find(folder), "gauss-flow", 2)
     schedule = found(one.noise, [4])[0]
     free, calls = one.sample(schedule, "nonstationary")
