@@ -6,10 +6,14 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from hso_jax.noise import NoiseSchedule, discrete, edm, flow, preset
+from hso_jax.noise import PRESETS, NoiseSchedule, discrete, edm, flow, preset
+from hso_jax.noise.ends import FIRST_KSIGMA
 
 FROM_MODEL = "from MODEL"
 """What the nodes' menus call the noise of the connected MODEL."""
+
+FAMILIES = tuple(name for name, entry in PRESETS.items() if not entry.config.get("rescale_betas_zero_snr"))
+"""The presets whose sigmas ComfyUI's samplers can begin at: zero terminal SNR begins at an infinite one."""
 
 _OWN_GRID = {
     "ModelSamplingDiscreteDistilled": "distilled (LCM) onto a grid of its own",
@@ -18,7 +22,8 @@ _OWN_GRID = {
     "IMG_TO_IMG": "a model that maps pictures to pictures",
 }
 _SLACK = 1.02  # float32 tables, and published levels with three digits
-_LEAST_SHARE = 0.5  # of the model's largest level: schedules that begin below it leave noise that nothing removes
+_LEAST_SHARE = 0.5  # of the model's largest level: schedules that begin below it leave noise that nothing removes,
+# unless that is nearly all there is (`FIRST_KSIGMA`)
 
 
 class Levels(NamedTuple):
@@ -109,14 +114,14 @@ def refuse_misfit(made_for: Levels, model: Any, *, whole: bool = True) -> None:
         made_for: the model they were made for, or the sigmas themselves.
         model: a ComfyUI MODEL.
         whole: whether `made_for` is a model's whole range, which must end where the MODEL's does; else the largest
-            sigma may be as little as half of the MODEL's.
+            sigma may be as little as half of the MODEL's, or where few steps begin (`noise.ends.FIRST_KSIGMA`).
 
     Raises:
         ValueError: naming both, and as `levels_of`.
     """
     connected = levels_of(model)
-    least = 1.0 / _SLACK if whole else _LEAST_SHARE
-    if made_for.is_flow == connected.is_flow and least <= made_for.high / connected.high <= _SLACK:
+    least = connected.high / _SLACK if whole else min(_LEAST_SHARE * connected.high, FIRST_KSIGMA / _SLACK)
+    if made_for.is_flow == connected.is_flow and least <= made_for.high <= _SLACK * connected.high:
         return
     raise ValueError(
         f"these sigmas are made for {made_for} and do not fit the connected {connected}; choose what was made for it, "

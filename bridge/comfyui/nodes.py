@@ -16,11 +16,11 @@ from hso_jax.schedule import LAYOUTS, Schedule
 from hso_jax.shelf.shipped import SOLVERS, zoo
 from hso_jax.solvers import NONSTATIONARY
 
-from .connected import FROM_MODEL, Levels, chosen_noise, refuse_misfit
+from .connected import FAMILIES, FROM_MODEL, Levels, chosen_noise, refuse_misfit
 from .outputs import CHECK, DENOISE, STEPS, sampler_and_sigmas, sigmas_alone, slice_for
 from .recommend import HsoRecommend
 
-MODELS = (*PRESETS, FROM_MODEL)
+MODELS = (*FAMILIES, FROM_MODEL)
 DEFAULT_MODEL = "sdxl"
 SEARCHED = ("hso", "hso-dm-nonuni", "solver-error")  # hso_jax.METHODS, which needs JAX to be imported
 SCHEDULERS = ("zoo", *SEARCHED, *BASELINES)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from typing import Any
 
+import numpy as np
 import torch
 
 from hso_jax.schedule import Schedule
@@ -50,17 +51,27 @@ def slice_for(denoise: float, steps: int) -> int | None:
 
 
 def to_sigmas(schedule: Schedule | None, steps: int) -> torch.Tensor:
-    """[steps + 1] the schedule's last sigmas, float32; 0 at the end of a clean one. Empty without a schedule."""
+    """[steps + 1] the schedule's last sigmas, float32; 0 at the end of a clean one. Empty without a schedule.
+
+    Raises:
+        ValueError: for one that begins at an infinite sigma, which ComfyUI would make NaN of.
+    """
     if schedule is None:
         return torch.FloatTensor([])
-    return torch.tensor(schedule.sampler_sigmas()[-(steps + 1) :], dtype=torch.float32)
+    sigmas = schedule.sampler_sigmas()[-(steps + 1) :]
+    if not np.isfinite(sigmas).all():
+        raise ValueError(
+            f"the schedule ({schedule.model}, {schedule.method}) begins at pure noise, sigma = {sigmas[0]}, where "
+            "ComfyUI's samplers cannot; for a model of zero terminal SNR connect its MODEL and choose 'from MODEL'"
+        )
+    return torch.tensor(sigmas, dtype=torch.float32)
 
 
 def sigmas_alone(schedule: Schedule | None, steps: int) -> tuple[torch.Tensor]:
     """`to_sigmas` for a node without a SAMPLER.
 
     Raises:
-        ValueError: for a schedule whose sigmas mean nothing without its coefficients.
+        ValueError: for a schedule whose sigmas mean nothing without its coefficients, and as `to_sigmas`.
     """
     if schedule is not None and schedule.coefficients is not None:
         raise ValueError(
@@ -74,10 +85,11 @@ def sampler_and_sigmas(schedule: Schedule | None, steps: int) -> tuple[Any, torc
     """A ComfyUI SAMPLER that takes the schedule's last steps, and their sigmas.
 
     Raises:
-        ValueError: as `sampler_options`.
+        ValueError: as `sampler_options` and `to_sigmas`.
     """
     import comfy.samplers
 
     if schedule is None:  # ComfyUI returns the latent as it is, whatever the sampler
         return comfy.samplers.KSAMPLER(sample_own_nodes, {"nodes": [], "coefficients": []}), to_sigmas(None, steps)
-    return comfy.samplers.KSAMPLER(sample_own_nodes, sampler_options(schedule, steps)), to_sigmas(schedule, steps)
+    sigmas = to_sigmas(schedule, steps)
+    return comfy.samplers.KSAMPLER(sample_own_nodes, sampler_options(schedule, steps)), sigmas

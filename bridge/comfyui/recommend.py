@@ -11,7 +11,7 @@ from hso_jax.noise import PRESETS
 from hso_jax.recommendation import recommend
 from hso_jax.shelf.shipped import MAX_NFE
 
-from .connected import FROM_MODEL, chosen_noise
+from .connected import FAMILIES, FROM_MODEL, chosen_noise
 from .outputs import CHECK, DENOISE, STEPS, sampler_and_sigmas, slice_for, to_sigmas
 
 
@@ -32,7 +32,7 @@ class HsoRecommend:
         guidance = {"default": 0.0, "min": 0.0, "max": 100.0, "step": 0.1, "tooltip": _GUIDANCE}
         return {
             "required": {
-                "model": ([*PRESETS, FROM_MODEL], {"default": "sdxl", "tooltip": _MODEL}),
+                "model": ([*FAMILIES, FROM_MODEL], {"default": "sdxl", "tooltip": _MODEL}),
                 "steps": ("INT", {**STEPS, "max": MAX_NFE}),
                 "guidance": ("FLOAT", guidance),
                 "denoise": ("FLOAT", DENOISE),

@@ -23,7 +23,8 @@ from typing import Any
 
 import numpy as np
 
-from hso_jax import BASELINES, baseline, preset, save, zoo
+from bridge.comfyui.connected import FAMILIES as MENU
+from hso_jax import BASELINES, baseline, preset, recommend, save, zoo
 from hso_jax.baselines import inapplicable
 from hso_jax.noise import PRESETS
 from hso_jax.schedule import Schedule
@@ -44,7 +45,7 @@ def expected(schedule: Schedule, steps: int | None = None) -> Sigmas:
 def check_rules(server: Server, has_jax: bool) -> int:
     """Every family with every rule and the zoo, both layouts; what a rule refuses must be refused with its reason."""
     count = 0
-    for family, method, layout in itertools.product(PRESETS, ("zoo", *BASELINES), ("node", "interval")):
+    for family, method, layout in itertools.product(MENU, ("zoo", *BASELINES), ("node", "interval")):
         if method == "zoo" and layout == "interval":
             continue
         inputs = {"model": family, "method": method, "layout": layout, "steps": 5}
@@ -111,7 +112,7 @@ def check_searches(server: Server, has_jax: bool) -> int:
 def check_models(server: Server) -> int:
     """Every family with every MODEL: taken where the noise is the same, else refused with both names."""
     node, count = "HsoScheduler", 0
-    for config, family in itertools.product((*FAMILIES, "SVD_img2vid", "FluxSchnell"), PRESETS):
+    for config, family in itertools.product((*FAMILIES, "SVD_img2vid", "FluxSchnell"), MENU):
         count += 1
         inputs = {"model": family, "method": "trailing"}
         own = FAMILIES.get(config, "flux-schnell" if config == "FluxSchnell" else "")
@@ -200,11 +201,12 @@ def check_sampling(server: Server, folder: Path) -> int:
 
 
 def check_recommend(server: Server) -> int:
-    """The zoo's best of every family; MODELs are evaluated at exactly its sigmas, and say their own noise."""
+    """What `recommend` has for every family; MODELs are evaluated at exactly its sigmas, and say their own noise."""
     node, count = "HsoRecommend", 0
-    for family, entry in PRESETS.items():
+    for family in MENU:
+        entry = PRESETS[family]
         for steps, weight in itertools.product((4, 12), (0.0, 1.0)):
-            wanted = expected(zoo(family, steps, guidance=weight or entry.guidance))
+            wanted = expected(recommend(family, steps, guidance=weight or entry.guidance).schedule)
             sigmas = server.sigmas(node, model=family, steps=steps, guidance=weight, slot=1)
             np.testing.assert_array_equal(sigmas, wanted)
             count += 1

@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from hso_jax import zoo
+import hso_jax
 from tests.bridge.comfyui_server import REPO, serving
 
 WORKFLOW = REPO / "bridge" / "comfyui" / "example_workflows" / "hso_recommend.json"
@@ -53,7 +53,7 @@ def check_workflow(comfyui: Path, python: str) -> str:
     """Run it; the reason that HSO Recommend shows.
 
     Raises:
-        AssertionError: if the model was evaluated at other sigmas than the zoo's, or there is no picture.
+        AssertionError: if the model was evaluated at other sigmas than the recommended, or there is no picture.
         Refused: for what ComfyUI refuses.
         RuntimeError: if ComfyUI does not start.
     """
@@ -76,7 +76,7 @@ def check_workflow(comfyui: Path, python: str) -> str:
             record = {"sigmas": [recommend, 1], "latent": [sampler, 0]}
             prompt["record"] = {"class_type": "HsoTestRecord", "inputs": record}
             shown = server.run(prompt)
-        wanted = zoo("sd15", STEPS, guidance=CFG).sampler_sigmas().astype(np.float32)
+        wanted = hso_jax.recommend("sd15", STEPS, guidance=CFG).schedule.sampler_sigmas().astype(np.float32)
         np.testing.assert_array_equal(np.array(shown["record"]["sigmas"], np.float32), wanted)
         np.testing.assert_array_equal(np.array(shown["record"]["seen"], np.float32), wanted[:-1])
         assert shown["record"]["finite"] == [True]
@@ -84,7 +84,7 @@ def check_workflow(comfyui: Path, python: str) -> str:
         with Image.open(folder / "output" / saved["subfolder"] / saved["filename"]) as picture:
             assert picture.size == (SIZE, SIZE)
         (why,) = shown[numbers["PreviewAny"]]["text"]
-        assert why.startswith(f"N = {STEPS} at guidance {CFG:g}: "), why
+        assert why == hso_jax.recommend("sd15", STEPS, guidance=CFG).reason
         return str(why)
 
 

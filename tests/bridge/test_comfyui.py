@@ -146,7 +146,7 @@ def test_graphs_saved_before_keep_their_inputs(nodes: ModuleType) -> None:
         assert list({**inputs["required"], **inputs["optional"]})[: len(old)] == old
     menus = nodes.NODE_CLASS_MAPPINGS["HsoScheduler"].INPUT_TYPES()["required"]
     assert {"hso", "hso-dm-nonuni", "solver-error", *BASELINES} <= set(menus["method"][0])
-    assert set(PRESETS) <= set(menus["model"][0])
+    assert set(PRESETS) - set(menus["model"][0]) == {"cogvideox-2b", "cogvideox-5b"}  # pure noise of infinite sigma
 
 
 class Patcher:
@@ -194,6 +194,28 @@ def test_sigmas_for_another_model_are_refused_by_both_names(nodes: ModuleType, t
     for model, who in ((flux, r"Flux \(flow"), (wide, r"PixArtAlpha \(eps or v")):
         with pytest.raises(ValueError, match=f"made for sdxl, karras .*do not fit the connected MODEL {who}"):
             call(nodes, "HsoScheduleFile", path=str(path), diffusion_model=model)
+
+
+def test_few_steps_that_begin_below_the_noise_end_fit_their_model(nodes: ModuleType, tmp_path: Path) -> None:
+    """Epsilon models' begin at sigma/alpha = 60 of 157."""
+    path, wide = tmp_path / "s.json", discrete("PixArtAlpha", "pixart-alpha")
+    save(zoo("pixart-alpha", 6, "dpmpp-2m"), path)
+    sigmas = call(nodes, "HsoScheduleFile", path=str(path), diffusion_model=wide)
+    assert float(sigmas[0]) == pytest.approx(60.0) and float(wide.sampling.sigma_max) > 150.0
+    with pytest.raises(ValueError, match="do not fit the connected MODEL SDXL"):
+        call(nodes, "HsoScheduleFile", path=str(path), diffusion_model=discrete("SDXL", "sdxl"))
+
+
+def test_pure_noise_of_infinite_sigma_is_in_no_menu_and_refused(nodes: ModuleType, tmp_path: Path) -> None:
+    for name in ("HsoScheduler", "HsoSampler", "HsoRecommend"):
+        menu = nodes.NODE_CLASS_MAPPINGS[name].INPUT_TYPES()["required"]["model"][0]
+        assert "cogvideox-5b" not in menu and {"sdxl", "pixart-alpha", "sd35-large"} <= set(menu)
+    path = tmp_path / "s.json"
+    save(zoo("cogvideox-5b", 6, "dpmpp-2m"), path)
+    for name, inputs in (("HsoScheduler", {"model": "cogvideox-5b"}), ("HsoScheduleFile", {"path": str(path)})):
+        with pytest.raises(ValueError, match=r"cogvideox-5b, solver-error.*sigma = inf.*'from MODEL'"):
+            call(nodes, name, **inputs)
+    assert len(call(nodes, "HsoScheduleFile", path=str(path), denoise=0.5, nfe=3)) == 4
 
 
 @pytest.mark.parametrize("kind", ["ModelSamplingDiscreteDistilled", "StableCascadeSampling", "COSMOS_RFLOW"])

@@ -27,7 +27,7 @@ def recommend(nodes: ModuleType, **inputs: Any) -> tuple[Ksampler, torch.Tensor,
     return found
 
 
-@pytest.mark.parametrize("model", ["sdxl", "sd35-large", "qwen-image", "flux-dev", "cogvideox-5b", "edm-cifar10"])
+@pytest.mark.parametrize("model", ["sdxl", "sd35-large", "qwen-image", "flux-dev", "pixart-sigma", "edm-cifar10"])
 def test_it_is_what_recommend_says_at_the_usual_guidance(nodes: ModuleType, model: str) -> None:
     sampler, sigmas, why = recommend(nodes, model=model)
     wanted = hso_jax.recommend(model, 6)
