@@ -25,7 +25,7 @@ Metric = Callable[[torch.Tensor, torch.Tensor], Any]
 """(samples, converged samples) -> a number, the smaller the better."""
 
 TEACHER_NFE = 100
-_TWICE = ("pairs", "midpoints", "ancestral")
+_TWICE = ("pairs", "midpoints", "middles", "ancestral")
 _SET_HERE = (
     "prompt", "class_labels", "num_inference_steps", "timesteps", "sigmas", "generator", "latents", "return_dict",
     "num_images_per_prompt", "num_videos_per_prompt",

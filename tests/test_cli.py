@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 import hso_jax
-from hso_jax.cli import comparing, main
+from hso_jax.cli import comparing, main, searches
 from hso_jax.cli.arguments import parse_nfe
 
 REQUIRED = {
@@ -188,3 +188,15 @@ def test_unusable_arguments_exit_with_2_from_the_shell():
 
 def test_parse_nfe():
     assert parse_nfe("4-6,10, 5") == [4, 5, 6, 10]
+
+
+def test_the_seed_reaches_the_search(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[int] = []
+
+    def found(many: list, progress: object = None) -> list:
+        asked.extend(lane.seed for lane in many)
+        return [hso_jax.zoo("sd15", 4, "ddim")]
+
+    monkeypatch.setattr(searches, "search_many", found)
+    assert main(["search", "--nfe", "4", "--seed", "7", "--no-plot"]) == 0
+    assert asked and set(asked) == {7}

@@ -47,6 +47,14 @@ def test_json_has_everything(capsys: pytest.CaptureFixture[str]) -> None:
     assert json.loads(capsys.readouterr().out)["format"] == "hso-jax/schedules"
 
 
+def test_the_shift_follows_the_picture_s_tokens(capsys: pytest.CaptureFixture[str]) -> None:
+    for tokens in (256, 4096):
+        assert main(["recommend", "--model", "flux-dev", "--nfe", "6", "--image-seq-len", str(tokens), "--json"]) == 0
+        (found,) = json.loads(capsys.readouterr().out)
+        model = hso_jax.preset("flux-dev", image_seq_len=tokens)
+        assert found["timesteps"] == hso_jax.recommend(model, 6, guidance=1.0).schedule.timesteps.tolist()
+
+
 def _folder(name: str, cls: str = "EulerDiscreteScheduler") -> None:
     config = {"_class_name": cls, "beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.012}
     Path(name, "scheduler").mkdir(parents=True)

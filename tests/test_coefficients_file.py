@@ -15,8 +15,10 @@ import pytest
 
 from hso_jax import Origin, Schedule, baseline, load, noise, preset, save, solvers
 from hso_jax.cli import main
+from hso_jax.exports import in_coefficients
 from hso_jax.noise import alpha_sigma
 from hso_jax.schedule_file import from_document, from_json, to_document, to_json
+from hso_jax.solvers.weights import PURE_NOISE
 
 FREE = Origin(solver=solvers.NONSTATIONARY)
 MODELS = {
@@ -191,3 +193,26 @@ def test_show_prints_them(tmp_path: Path, capsys: pytest.CaptureFixture[str], mo
     assert main(["show", str(file), "--as", "weights"]) == 2
     assert "holds no coefficients" in capsys.readouterr().err
     assert all(f"{x:.6g}" in s._repr_html_() for x in s.coefficients[2])
+
+
+@pytest.mark.parametrize("end", ["clean", "t_eps"])
+@pytest.mark.parametrize("solver", ["ddim", "dpmpp-2m", "dpmpp-3m", "unipc-2", "unipc-3"])
+@pytest.mark.parametrize("name", ["vp", "ve", "flow"])
+def test_a_known_solver_s_steps_are_coefficients_to_either_end(name: str, solver: str, end: str) -> None:
+    """Where they run, the predictions are the same: the sample differs by what a solver keeps beyond H = 4 alone."""
+    plain = dataclasses.replace(free(name, nfe=4, end=end), origin=Origin(solver=solver), coefficients=None)
+    own = in_coefficients(plain)
+    assert own.solver == solvers.NONSTATIONARY and own.coefficients is not None and own.end == end
+    lams = plain.lams[:4].copy()
+    lams[0] = max(lams[0], PURE_NOISE.get(plain.kind, -np.inf))
+    last = np.inf if end == "clean" else float(plain.lams[-1])
+    with jax.enable_x64(True):
+        x = jnp.asarray(np.random.default_rng(0).normal(size=(3, 8)))
+        there, here = (
+            solvers.run(lambda x, lam: jnp.tanh(x + 0.1 * lam), weights, x)
+            for weights in (
+                solvers.weights(solver, lams, end=last),
+                solvers.nonstationary(lams, own.coefficients, end=last),
+            )
+        )
+    np.testing.assert_allclose(here, there, rtol=1e-9, atol=1e-12)

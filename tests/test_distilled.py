@@ -29,6 +29,7 @@ from hso_jax.distilled import DISTILLATIONS, named_in, of_class, of_folder, own_
         ("stabilityai/stable-diffusion-xl-base-1.0", None),
         ("hyperrealism_v3", None),
         ("realcmsd", None),
+        ("realcm-v2", None),
         ("black-forest-labs/FLUX.1-dev", None),
     ],
 )

@@ -93,6 +93,20 @@ def test_a_link_stays_a_link_and_its_target_is_written(tmp_path: Path) -> None:
         files.check_writable(loop, "schedules", force=True)
 
 
+@pytest.mark.parametrize("mode", [0o600, 0o640, 0o444])
+def test_a_file_written_anew_keeps_its_permissions(mode: int, tmp_path: Path) -> None:
+    """What nobody else may read stays so; a new file has what the umask leaves."""
+    place, fresh = tmp_path / "s.json", tmp_path / "new.json"
+    place.write_text(DOCUMENT)
+    place.chmod(mode)
+    schedule_file.save(SCHEDULE, place)
+    schedule_file.save(SCHEDULE, fresh)
+    assert stat.S_IMODE(place.stat().st_mode) == mode
+    mask = os.umask(0)
+    os.umask(mask)
+    assert stat.S_IMODE(fresh.stat().st_mode) == 0o666 & ~mask
+
+
 CHECKPOINT = {"format": "hso-jax/judgements", "version": 1, "arguments": {"solver": "hso-jax/schedules"}}
 FOREIGN = {
     "notes": b"I ran hso-jax and got a file of hso-jax/schedules.",

@@ -15,7 +15,8 @@ import pytest
 
 import hso_jax
 from hso_jax import Profile, SolverError, lanes, preset, profile_of
-from hso_jax.problems import power_law, spectral, spread
+from hso_jax.problems import family, power_law, spectral, spread
+from hso_jax.problems.mixture import leading_deviation
 
 SD = preset("sd15")
 PROFILE = Profile(
@@ -208,3 +209,29 @@ def test_the_page_s_code_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     schedule = names["schedule"]
     assert schedule.result == "converged" and schedule.nfe == 4 and schedule.solver == "ddim"
     assert schedule.error > 0 and schedule.noise == names["profile"].measured["noise"]
+
+
+def test_no_cluster_is_wider_than_the_data() -> None:
+    """By the leading standard deviation; those that are not stay as they are, and so does everything but the unit."""
+    narrow, wide = PROFILE.problems(), dataclasses.replace(PROFILE, deviations=(20.0, 1.0), total=500.0).problems()
+    assert narrow.mixtures is not None and wide.mixtures is not None
+    plain = family(range(12))
+    np.testing.assert_allclose(np.asarray(wide.mixtures.means), np.asarray(plain.means), rtol=1e-6)
+    some = []
+    for i in range(12):
+        one, whole = (jax.tree.map(lambda leaf: leaf[i], bank) for bank in (narrow.mixtures, plain))  # noqa: B023
+        most = leading_deviation(whole)
+        draws = np.random.default_rng(i).choice(32, 20_000, p=np.exp(np.asarray(whole.log_weights)))
+        data = np.asarray(whole.means)[draws] + drawn(20_000, np.sqrt(np.asarray(whole.variances)), i)
+        assert most == pytest.approx(math.sqrt(np.linalg.eigvalsh(np.cov(data.T))[-1]), rel=0.03)
+        assert leading_deviation(one) == pytest.approx(min(most, 2.0), rel=1e-5)
+        factor = min(1.0, 2.0 / most)
+        np.testing.assert_allclose(np.asarray(one.means), factor * np.asarray(whole.means), rtol=1e-5)
+        np.testing.assert_allclose(np.asarray(one.variances), factor**2 * np.asarray(whole.variances), rtol=1e-5)
+        some.append(factor)
+    assert min(some) < 0.3 and some.count(1.0) >= 3
+
+
+def test_the_total_is_the_unbiased_variance_of_all_directions() -> None:
+    data = drawn(20, np.arange(1.0, 101.0) ** -0.5)
+    assert profile_of(data).total == pytest.approx(data.var(0, ddof=1).sum(), rel=1e-9)

@@ -141,6 +141,7 @@ def test_few_steps_without_guidance_are_a_distilled_model_s() -> None:
     found = recommend("sdxl", 4, guidance=0)
     assert found.distilled == "few-step" and "distilled=False" in found.reason
     assert recommend("sdxl", 4, guidance=1, distilled=False).solver != OWN
+    assert recommend("sdxl", 8, guidance=1).distilled == "few-step"  # the most that such models are used with
     assert recommend("sdxl", 9, guidance=1).solver != OWN  # too many for one
     assert recommend("flux-dev", 4).solver != OWN and recommend(flow(3.0), 4).solver != OWN  # used without guidance
     assert recommend(flow(3.0), 4, guidance=1, usual=7.0).distilled == "few-step"

@@ -32,7 +32,8 @@ SMALLEST_FALL = 1e-3
 """Of lam between the ends: with less, rounding to fewer digits makes levels equal."""
 
 INVERSE_TOLERANCE = 1e-6
-"""In lam: Newton's method in `t_of_lam` does not get through a table whose slope falls by many orders."""
+"""In lam: Newton's method does not get through a table whose slope falls by many orders. NumPy's `t_of_lam` bisects
+there; compiled programs do not, so that such tables are refused."""
 
 PREDICTIONS = ("epsilon", "v_prediction", "flow_prediction", "edm", "sample")
 """What a network may predict: diffusers' `prediction_type`, and "edm" for x_0 by EDM's preconditioning."""
@@ -162,26 +163,14 @@ class NoiseSchedule:
         xp = namespace(lam, self)
         frozen: NoiseSchedule = jax.tree.map(jax.lax.stop_gradient, self) if xp is jnp else self
         target = xp.asarray(jax.lax.stop_gradient(lam) if xp is jnp else lam)
-        low = xp.zeros_like(target) + frozen.t_min
-        high = xp.zeros_like(target) + frozen.t_max
-
-        def narrow(_: Any, carry: tuple[Array, Array, Array]) -> tuple[Array, Array, Array]:
-            """Newton, inside a bracket that it keeps shrinking."""
-            t, low, high = carry
-            value, slope, _ = frozen.lam_derivatives(t)
-            above = value > target
-            low, high = xp.where(above, t, low), xp.where(above, high, t)
-            newton = t - (value - target) / xp.where(slope < 0, slope, -1.0)
-            return xp.where((newton >= low) & (newton <= high), newton, 0.5 * (low + high)), low, high
-
-        carry = (0.5 * (low + high), low, high)
-        if xp is np:
-            for i in range(iterations):
-                carry = narrow(i, carry)
-        else:
-            carry = jax.lax.fori_loop(0, iterations, narrow, carry)
-        t = carry[0]
+        t, low, high = frozen._newton(target, iterations)
         highest, lowest = frozen.lam(xp.stack([xp.asarray(frozen.t_min), xp.asarray(frozen.t_max)]))
+        if xp is np:
+            missed = (
+                (np.abs(frozen.lam(t) - target) > 1e-3 * INVERSE_TOLERANCE) & (lowest < target) & (target < highest)
+            )
+            if missed.any():
+                t = np.where(missed, frozen._bisected(target, low, high), t)
         t = xp.where(target <= lowest, frozen.t_max, xp.where(target >= highest, frozen.t_min, t))
         if xp is np:
             return t
@@ -190,6 +179,32 @@ class NoiseSchedule:
         correction = (value - lam) / jax.lax.stop_gradient(slope)
         inside = (target > lowest) & (target < highest)
         return t - jnp.where(inside, correction - jax.lax.stop_gradient(correction), 0.0)
+
+    def _newton(self, target: Array, iterations: int) -> tuple[Array, Array, Array]:
+        """The inverse, and a bracket around it, by Newton's method inside a bracket that it keeps shrinking."""
+        xp = namespace(target, self)
+        low, high = xp.zeros_like(target) + self.t_min, xp.zeros_like(target) + self.t_max
+
+        def narrow(_: Any, carry: tuple[Array, Array, Array]) -> tuple[Array, Array, Array]:
+            t, low, high = carry
+            value, slope, _ = self.lam_derivatives(t)
+            low, high = xp.where(value > target, t, low), xp.where(value > target, high, t)
+            newton = t - (value - target) / xp.where(slope < 0, slope, -1.0)
+            return xp.where((newton >= low) & (newton <= high), newton, 0.5 * (low + high)), low, high
+
+        carry = (0.5 * (low + high), low, high)
+        if xp is not np:
+            return jax.lax.fori_loop(0, iterations, narrow, carry)
+        for i in range(iterations):
+            carry = narrow(i, carry)
+        return carry
+
+    def _bisected(self, target: np.ndarray, low: np.ndarray, high: np.ndarray) -> np.ndarray:
+        """The inverse where lam is so flat, and steep beside it, that Newton's steps lead nowhere. NumPy."""
+        for _ in range(64):
+            t = 0.5 * (low + high)
+            low, high = np.where(self.lam(t) > target, t, low), np.where(self.lam(t) > target, high, t)
+        return 0.5 * (low + high)
 
     def ksigma(self, t: Array) -> Array:
         """`sigma/alpha = exp(-lam)`, the sigma of k-diffusion, EDM and diffusers' `scheduler.sigmas`."""
@@ -371,7 +386,7 @@ def _check_usable(noise: NoiseSchedule) -> None:
             f"in all by at least {SMALLEST_FALL:g}: use levels further apart"
         )
     some = slice(None, None, max(1, len(t) // 1000))
-    missed = np.abs(noise.lam(noise.t_of_lam(lam[some])) - lam[some])
+    missed = np.abs(noise.lam(noise._newton(lam[some], 40)[0]) - lam[some])  # what compiled programs have
     if missed.max() > INVERSE_TOLERANCE:
         at = t[some][int(missed.argmax())]
         raise ValueError(

@@ -170,7 +170,14 @@ def test_a_checkpoint_knows_the_pipeline_s_call(tmp_path: Any) -> None:
 
 @pytest.mark.parametrize(
     ("scheduler", "calls"),
-    [("DDIMScheduler", 5), ("HeunDiscreteScheduler", 10), ("KDPM2DiscreteScheduler", 10), ("PNDMScheduler", 6)],
+    [
+        ("DDIMScheduler", 5),
+        ("HeunDiscreteScheduler", 10),
+        ("KDPM2DiscreteScheduler", 10),
+        ("KDPM2AncestralDiscreteScheduler", 10),
+        ("DPMSolverSDEScheduler", 10),
+        ("PNDMScheduler", 6),
+    ],
 )
 def test_solvers_that_evaluate_more_than_once_a_step(scheduler: str, calls: int) -> None:
     pipe = family_of("StableDiffusionPipeline").build()

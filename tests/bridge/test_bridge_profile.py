@@ -231,3 +231,12 @@ def test_a_noise_end_that_knows_the_data_tells_no_eta() -> None:
     assert found == (None, (), ())
     noisy = measure_eta([-math.inf, -9.0], [0.01, 0.01], problems.spectrum([1.0]), 1.0, "v_prediction")
     assert noisy.eta == pytest.approx(0.1, rel=1e-3) and noisy.lams == (-9.0,)
+
+
+def test_eta_is_one_branch_s_under_guidance() -> None:
+    """Both branches err independently: the guided prediction's variance is that of w and of 1 - w times the error."""
+    of, total = problems.spectrum([1.0]), 1.0
+    variances = [0.04**2 * size("flow_prediction", lam) ** 2 * total for lam in (-math.inf, -7.0)]
+    for weight, branches in ((1.0, 1.0), (3.0, 9.0 + 4.0), (7.5, 7.5**2 + 6.5**2)):
+        found = measure_eta([-math.inf, -7.0], [branches * v for v in variances], of, total, "flow_prediction", weight)
+        assert found.eta == pytest.approx(0.04, rel=1e-2)

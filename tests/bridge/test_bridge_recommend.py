@@ -16,6 +16,7 @@ from pipelines import family_of
 import bridge
 import hso_jax
 from bridge.at_hand import distillation_of, rule_of
+from bridge.guidance import guidance_call, usual_guidance
 from hso_jax.noise import edm, flow, preset
 from hso_jax.recommendation import OWN, Before
 
@@ -218,7 +219,8 @@ def test_what_is_not_shipped_is_searched(monkeypatch: pytest.MonkeyPatch, capsys
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         bridge.optimize_pipeline(pipe, 4)
-    assert (asked[0].solver, asked[0].guidance) == ("ddim", 5.0)
+        bridge.optimize_pipeline(pipe, 4, guidance=3.0, distilled=False)
+    assert [(how.solver, how.guidance) for how in asked] == [("ddim", 5.0), ("ddim", 3.0)]
     assert "a search on the solver's error takes its place" in capsys.readouterr().err
     with pytest.raises(ValueError, match="SolverError"):
         bridge.recommend(pipe, 4)
@@ -264,3 +266,11 @@ def test_rules_are_told_for_every_kind_of_noise() -> None:
             "ve": lambda: diffusers.EDMEulerScheduler(),
         }[noise.kind]()
         assert rule_of(pipeline(scheduler), bridge.noise_schedule_of(scheduler), 5)
+
+
+def test_a_pipeline_that_adds_its_guidance_is_called_with_one_less() -> None:
+    """Z-Image and Cosmos write cond + scale (cond - uncond)."""
+    for name, scale in (("ZImagePipeline", 4.0), ("StableDiffusionPipeline", 5.0)):
+        pipe = pipeline(diffusers.FlowMatchEulerDiscreteScheduler(shift=3.0), name)
+        assert guidance_call(pipe, 5.0, {}) == {"guidance_scale": scale}
+        assert usual_guidance(pipe)[0] == pytest.approx(5.0 + (5.0 - scale))

@@ -360,3 +360,10 @@ def test_the_example_workflow_in_a_real_comfyui() -> None:
     python = os.environ.get("HSO_COMFYUI_PYTHON", sys.executable)
     module = ["-m", "tests.bridge.comfyui_workflow", "--comfyui", os.environ["HSO_COMFYUI"], "--python", python]
     subprocess.run([sys.executable, *module], check=True, cwd=Path(bridge.__file__).parents[1], timeout=600)
+
+
+def test_models_of_one_name_are_told_apart_by_their_levels(nodes: ModuleType) -> None:
+    """A patched MODEL keeps its config's class."""
+    for family, first in (("sd15", 14.615), ("pixart-alpha", 157.4), ("sd15", 14.615)):
+        inputs = {"model": "from MODEL", "method": "karras", "diffusion_model": discrete("SD15", family)}
+        assert float(call(nodes, "HsoScheduler", **inputs)[0]) == pytest.approx(first, rel=1e-3)

@@ -96,11 +96,14 @@ def test_a_lane_alone_agrees_with_a_lane_in_a_batch(sd_lanes: dict[Key, Lane]) -
 
 
 def test_chunks_and_padding(sd_lanes: dict[Key, Lane]) -> None:
-    """40 lanes in chunks of at most 32 are two of 20; progress counts lanes."""
+    """40 lanes in chunks of at most 32 are two of 20; progress counts lanes, and the last chunk may have fewer."""
     lanes = checked(sd_lanes)
     seen: list[tuple[int, int]] = []
     parts = hso.run(lanes[:40], EFFORT, nodes=21, progress=lambda done, total: seen.append((done, total)))
     assert seen == [(20, 40), (40, 40)]
+    seen.clear()
+    hso.run(lanes[:39], EFFORT, nodes=21, progress=lambda done, total: seen.append((done, total)))
+    assert seen == [(20, 39), (39, 39)]
     assert parts.best.shape == (40, 3) and parts.history.shape[0] == 40
     whole = hso.run(lanes[8:40], EFFORT, nodes=21)
     for a, b in zip(leaves(parts, slice(8, 40)), leaves(whole, ...), strict=True):

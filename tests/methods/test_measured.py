@@ -277,6 +277,18 @@ def test_a_start_wins_unless_something_better_is_found() -> None:
     assert again.method == "mep/measured" and again.t.tolist() == plain()[0].t.tolist()
 
 
+def test_the_same_nodes_to_another_end_are_another_schedule() -> None:
+    stops = baseline("karras", SD, 4, layout="interval")
+    ends: list[str] = []
+
+    def fitness(schedule: Schedule) -> float:
+        ends.append(schedule.end)
+        return float(len(ends))
+
+    find(fitness, budget=12, layout="interval", starts=[stops, stops.with_end("clean"), stops])
+    assert ends[:2] == ["t_eps", "clean"]
+
+
 def test_every_kind_of_model_layout_and_n() -> None:
     for noise, layout, nfe in itertools.product((SD, SD3), ("node", "interval"), (1, 2, 4)):
         bowl = Bowl()

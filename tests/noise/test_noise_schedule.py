@@ -240,3 +240,10 @@ def test_the_ends_are_the_models() -> None:
     flow = preset("flux-dev")
     assert flow.noise_end == -np.inf and flow.data_end == pytest.approx(np.log(999.0), abs=1e-15)
     assert cosine().noise_end == -np.inf
+
+
+def test_the_inverse_is_found_where_lam_is_flat_and_then_steep() -> None:
+    """Five levels, the middle ones 5e-6 and 3e-7 and 6e-8, the last -76: Newton's steps are of no use there."""
+    noise = from_knots(np.array([1.8e-2, 5.5e-6, 2.7e-7, 5.9e-8, -76.0]), 0.2, 0.2, num_train_timesteps=5)
+    lam = noise.lam(np.linspace(0.2, 1.0, 1001))
+    np.testing.assert_allclose(noise.lam(noise.t_of_lam(lam)), lam, rtol=1e-9, atol=1e-9)

@@ -21,8 +21,8 @@ from hso_jax.lower.newton import Expansion, face_step
 from hso_jax.methods.solver_error.lanes import LaneArrays, pack
 from hso_jax.methods.solver_error.search import Levels, data_of, log_error, weigh
 from hso_jax.noise.ends import lam_of_s, s_of_lam
-from hso_jax.objectives.solver_error import OF_A_MODEL, Chunks, squared_errors
-from hso_jax.problems import denoiser, exact, pick
+from hso_jax.objectives.solver_error import OF_A_MODEL, Chunks, error_data, squared_errors
+from hso_jax.problems import denoiser, exact, pick, spread
 
 NAMES = ("ddim", "dpmpp-2m", "unipc-3")
 NFE, COUNT = 3, 6  # real nodes are 3 or 4, the rest is padding
@@ -212,3 +212,23 @@ def test_an_indefinite_dense_hessian_still_gives_descent() -> None:
         assert np.all(np.sum(gradient * move, axis=1) < 0)
     size = np.sqrt(np.abs(np.diagonal(matrix, axis1=1, axis2=2)))
     assert np.all(np.linalg.norm(size * damped, axis=1) < np.linalg.norm(size * free, axis=1))
+
+
+def test_another_seed_draws_other_noise() -> None:
+    with jax.enable_x64(True):
+        some = [error_data(-3.0, problems=small_family(), samples=8, seed=seed) for seed in (0, 0, 1)]
+    first, again, other = (jax.tree.leaves(data) for data in some)
+    assert all(np.array_equal(x, y) for x, y in zip(first, again, strict=True))
+    assert not np.array_equal(some[0].noise, some[2].noise) and not np.array_equal(some[0].truth, some[2].truth)
+    assert np.array_equal(some[0].importance, some[2].importance)
+    assert len(other) == len(first)
+
+
+@pytest.mark.parametrize("detail", [0.0, 0.5, 1.0])
+def test_detail_weighs_what_varies_little(detail: float) -> None:
+    """By variance^-detail; the data's own variance weighs 1 in all."""
+    with jax.enable_x64(True):
+        data = error_data(-3.0, problems=small_family(), samples=2, detail=detail)
+    variances, counts = spread(data.problems)
+    wanted = counts * variances**-detail
+    np.testing.assert_allclose(data.importance, wanted / (wanted * variances).sum(1, keepdims=True), rtol=1e-5)

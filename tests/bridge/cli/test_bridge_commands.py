@@ -7,6 +7,7 @@ import json
 import os
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import diffusers
@@ -329,3 +330,11 @@ def test_apply_and_sample_a_schedule_that_is_a_solver_too(pipe: Any, capsys: pyt
     assert main(["apply", "schedules.json", "--pipeline", "model", "--nfe", "6", "--method", "hso"]) == 0
     again = load_scheduler("model")
     assert type(again).__name__ == type(without_schedule(pipe.scheduler)).__name__ and again.schedule.nfe == 6
+
+
+def test_a_picture_s_tokens_are_two_by_two_latents() -> None:
+    def asked(scale: int, **call: int) -> int:
+        return pictures.tokens(SimpleNamespace(vae_scale_factor=scale), pictures.Plan("", (0,), call, False, None))
+
+    assert (asked(8, height=1024, width=1024), asked(8, height=512, width=1024), asked(8)) == (4096, 2048, 4096)
+    assert asked(16, height=64, width=96) == 6

@@ -9,8 +9,8 @@ import torch
 from cases import SD
 
 from bridge import noise_schedule_of, with_schedule
-from bridge.schedulers.levels import nearest
-from hso_jax import Schedule
+from bridge.schedulers.levels import end_timestep, nearest
+from hso_jax import Schedule, noise, preset
 
 
 def test_a_timestep_may_be_rounded_to_bfloat16_and_no_further() -> None:
@@ -53,3 +53,15 @@ def test_a_clean_end_is_alpha_1_and_sigma_0() -> None:
     installed = with_schedule(scheduler, Schedule.from_t(noise_schedule_of(scheduler), [0.9, 0.5]))
     installed.set_timesteps(2)
     assert (installed._levels.alphas[-1], installed._levels.sigmas[-1]) == (1.0, 0.0)
+
+
+def test_the_timestep_of_the_node_where_sampling_stops() -> None:
+    """A flow's is its shifted time; the other models' is the table's; EDM's a quarter of log sigma."""
+    for model, told in (
+        (noise.flow(3.0), lambda s: 1000.0 * 3.0 * s.t[-1] / (1.0 + 2.0 * s.t[-1])),
+        (preset("sd15"), lambda s: 1000.0 * s.t[-1] - 1.0),
+        (noise.edm(), lambda s: -0.25 * s.lams[-1]),
+    ):
+        stops = Schedule.from_t(model, [1.0, 0.6, 0.2], layout="interval", end="t_eps")
+        assert end_timestep(stops) == pytest.approx(told(stops), rel=1e-6)
+        assert end_timestep(Schedule.from_t(model, [1.0, 0.6])) == 0.0

@@ -186,6 +186,15 @@ def test_pixel_models_are_clipped_as_their_scheduler_did(option: str) -> None:
     assert torch.equal(copied.step(torch.zeros_like(x), copied.timesteps[0], x).pred_original_sample, got)
 
 
+def test_the_range_of_clipping_is_the_scheduler_s_own() -> None:
+    plain = diffusers.DDIMScheduler(**SD, clip_sample=True, clip_sample_range=2.5)
+    scheduler = NonstationaryScheduler.from_schedule(plain, free_schedule(VP, 4))
+    scheduler.set_timesteps(4)
+    x = 3 * torch.randn(2, 3, 4, 4, generator=torch.Generator().manual_seed(0))
+    got = scheduler.step(torch.zeros_like(x), scheduler.timesteps[0], x).pred_original_sample
+    assert float(got.abs().max()) == 2.5
+
+
 def test_a_learned_variance_is_left_out() -> None:
     plain = diffusers.DDPMScheduler(**SD, clip_sample=False, variance_type="learned_range")
     scheduler = NonstationaryScheduler.from_schedule(plain, free_schedule(VP, 3))

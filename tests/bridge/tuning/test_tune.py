@@ -14,9 +14,13 @@ import torch
 from closed_form import Network, latents
 
 from bridge import Tuned, tune_denoiser
+from bridge.tuning import gits
 from bridge.tuning.coordinates import Table, table_at
+from bridge.tuning.judging import Judge, SpentError
 from bridge.tuning.models import DenoiserModel
+from bridge.tuning.teacher import fault
 from hso_jax import load, preset, save, zoo
+from hso_jax.upper.checkpoint import Checkpoint
 
 SD, N = preset("sd15"), 4
 SMALL: dict[str, Any] = {"latents": latents(), "teacher_steps": 24, "samples": 4, "budget": 1200}
@@ -68,6 +72,42 @@ def test_the_budget_is_never_exceeded_and_all_is_counted(by: str, solver: str) -
     assert tuned.evaluations <= 700 and tuned.error <= tuned.start_error and tuned.by == by
     # A gradient counts as three of what the network sees once.
     assert network.calls == tuned.evaluations if by != "gradients" else network.calls <= tuned.evaluations
+
+
+def test_a_budget_is_spent_to_its_last_evaluation() -> None:
+    class Constant:
+        def run(self, table: Table, rows: Any, seen: Any = None) -> torch.Tensor:
+            return torch.ones(len(rows), 3)
+
+    records = Checkpoint(None, {}).search("judgements", {}, fault)
+    options: dict[str, Any] = {"error": None, "detail": 0.0, "batch": 8, "evaluations": 0, "records": records}
+    judge = Judge(Constant(), N, torch.zeros(2, 3), budget=2 * N, **options)
+    table = table_at(SD, zoo("sd15", N, "ddim"), "ddim")
+    judge.value(table, range(2))
+    assert judge.evaluations == 2 * N
+    with pytest.raises(SpentError):
+        judge.value(table, range(1))
+
+
+def test_gits_takes_its_coefficient(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked, plain = [], gits.best_path
+
+    def best_path(costs: Any, nfe: int, coefficient: float = 1.0) -> Any:
+        asked.append(coefficient)
+        return plain(costs, nfe, coefficient)
+
+    monkeypatch.setattr(gits, "best_path", best_path)
+    small(by="gits", budget=700)
+    assert asked == [gits.COEFFICIENT] != [1.0]
+
+
+def test_a_checkpoint_tells_starts_apart_by_their_coefficients(tmp_path: Path) -> None:
+    start, file = zoo("sd15", N, "nonstationary"), tmp_path / "c.json"
+    assert start.coefficients is not None
+    small(checkpoint=file, start=start, budget=500)
+    other = dataclasses.replace(start, coefficients=0.9 * start.coefficients)
+    with pytest.raises(ValueError, match="start"):
+        small(checkpoint=file, start=other, budget=500)
 
 
 def test_gradients_find_it_too(found: Tuned) -> None:

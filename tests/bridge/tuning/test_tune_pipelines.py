@@ -13,6 +13,7 @@ from pipelines import family_of
 
 import bridge
 from bridge import tune
+from bridge.tuning.options import Options, jobs
 from hso_jax import load
 from hso_jax.cli import main
 
@@ -137,3 +138,10 @@ def test_the_command_writes_the_best_so_far_and_goes_on(
         fcntl.flock(lock, fcntl.LOCK_EX)
         assert main([*command, "-o", "tuned.json"]) == 2
     assert "in use by process" in capsys.readouterr().err
+
+
+def test_prompts_kept_apart_are_no_prompts_that_are_tuned_on() -> None:
+    options = Options("ddim", 1, 8, 8, 4, 8, "auto", None, None, 0.0, None, 0)
+    every = jobs(list("abcdef"), options)
+    assert not {prompt for prompt, _ in every[:8]} & {prompt for prompt, _ in every[8:]}
+    assert [seed for _, seed in every] == list(range(12))

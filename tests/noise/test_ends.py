@@ -1,0 +1,33 @@
+"""Where sampling in few steps begins, and the coordinate s."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+
+from hso_jax import noise, preset
+from hso_jax.noise.ends import FEW, FIRST_KSIGMA, first_lam, lam_of_s, s_of_lam
+
+
+@pytest.mark.parametrize("model", ["pixart-alpha", "ddpm-cifar10", "dit-xl-2"])
+def test_few_steps_of_epsilon_models_begin_at_sixty(model: str) -> None:
+    of = preset(model)
+    assert of.noise_end < -math.log(FIRST_KSIGMA) - 0.5
+    assert {first_lam(of, nfe) for nfe in range(1, FEW + 1)} == {-math.log(FIRST_KSIGMA)}
+    assert {first_lam(of, nfe) for nfe in (FEW + 1, FEW + 2, 50)} == {of.noise_end}
+    assert first_lam(of.with_prediction("v_prediction"), 4) == of.noise_end
+
+
+@pytest.mark.parametrize("model", ["sd15", "flux-dev", "edm-cifar10", "cogvideox-5b"])
+def test_all_others_begin_at_their_noise_end(model: str) -> None:
+    of = preset(model)
+    assert first_lam(of, 4) == of.noise_end == first_lam(of, 20)
+    assert first_lam(noise.flow(3.0), 4) == -math.inf
+
+
+def test_s_and_lam_are_inverse() -> None:
+    lam = np.array([-np.inf, -9.0, -1.0, 0.0, 2.5, 9.0])
+    np.testing.assert_allclose(lam_of_s(s_of_lam(lam)), lam, rtol=1e-12)
+    assert s_of_lam(-np.inf) == 1.0 and s_of_lam(0.0) == 0.5
