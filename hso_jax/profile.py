@@ -18,7 +18,9 @@ from hso_jax.files import PROFILE_FORMAT, parse_json, read_text, write_whole
 from hso_jax.noise import NoiseSchedule
 from hso_jax.noise.noise_schedule import PREDICTIONS, check_noise
 from hso_jax.problems.bank import Bank, collect
-from hso_jax.problems.family import family
+from hso_jax.problems.family import KINDS
+from hso_jax.problems.generic import generic
+from hso_jax.problems.mixture import shrunk
 from hso_jax.problems.model_error import ModelError
 from hso_jax.problems.spectrum import from_components, spectral
 from hso_jax.schedule import versions
@@ -26,7 +28,7 @@ from hso_jax.schedule import versions
 VERSION = 1
 
 PRODUCTS, CLUSTERS = 8, 12
-"""Problems of a profile: products with its spectrum, and mixtures of the default family beside them."""
+"""Problems of a profile: products with its spectrum, and mixtures of the default family beside them, none wider."""
 
 ENDS_TOLERANCE = 1e-3
 """In lam: two readings of one model's ends differ by less, other models' by more."""
@@ -92,7 +94,11 @@ class Profile:
             object.__setattr__(self, name, value)
 
     def problems(self) -> Bank:
-        """Reference problems that resemble the data: products with its spectrum, and clusters of the default family."""
+        """Reference problems that resemble the data: products with its spectrum, and clusters of the default family.
+
+        Clusters that are wider than the data, by their leading standard deviation, are shrunk to it: how far apart
+        they are says at which noise a sample decides between them.
+        """
         return _problems(self.deviations, self.total, self.dimension)
 
     def model_error(self) -> ModelError:
@@ -251,7 +257,8 @@ def _problems(deviations: tuple[float, ...], total: float, dimension: int) -> Ba
     with jax.enable_x64(True), jax.ensure_compile_time_eval():
         of = from_components(deviations, total, dimension)
         products = [spectral(jax.random.key(seed), of) for seed in range(PRODUCTS)]
-        return collect([family(range(CLUSTERS)), *products])
+        clusters = [generic(jax.random.key(i), **KINDS[i]._asdict()) for i in range(CLUSTERS)]
+        return collect([*(shrunk(problem, deviations[0]) for problem in clusters), *products])
 
 
 def _row(name: str, values: Any, need: str = "finite") -> tuple[float, ...]:

@@ -25,8 +25,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _run(args: argparse.Namespace) -> int:
-    from benchmarks.heldout import measure, report
-    from benchmarks.networks import records
+    from benchmarks.heldout import measure, picture, report
+    from benchmarks.networks import charts, records
 
     path: Path = args.records
     if args.networks is not None:
@@ -34,9 +34,13 @@ def _run(args: argparse.Namespace) -> int:
         chosen = {"nfes": args.nfe, "solvers": args.solvers, "methods": args.methods, "count": args.count}
         chosen = {name: x for name, x in chosen.items() if x is not None}
         print(f"{measure.run(args.networks, path, seed=args.seed, **chosen)} cells measured: {path}")
-    page = path.with_suffix(".md")
-    write_whole(page, report.report(records.read(path), path.name).encode())
+    page, found = path.with_suffix(".md"), records.read(path)
+    write_whole(page, report.report(found, path.name).encode())
     print(f"wrote {page}")
+    if rows := picture.gains(found.cells):
+        chart = path.with_name(f"{path.stem}-predicted.png")
+        charts.save(picture.figure(rows), chart)
+        print(f"wrote {chart}")
     return 0
 
 

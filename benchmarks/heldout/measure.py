@@ -16,7 +16,7 @@ from benchmarks.methods.flow_time import SHIFTS, flow_time
 from benchmarks.networks import records
 from benchmarks.networks.records import Cell, Record
 from benchmarks.solvers import COMPARED, SOLVERS
-from hso_jax import BASELINES, Hso, NoiseSchedule, Schedule, SolverError, baseline, search
+from hso_jax import BASELINES, Hso, NoiseSchedule, Profile, Schedule, SolverError, baseline, search
 from hso_jax.baselines import inapplicable
 
 RULES = (*BASELINES, *SHIFTS)
@@ -24,23 +24,31 @@ SEARCHED = ("hso", "solver-error")
 FREE = "nonstationary"
 """Nodes and coefficients searched together: a method whose solver is its own."""
 
-METHODS = (*RULES, *SEARCHED, FREE)
+PROFILED, FREE_PROFILED = "solver-error-profile", "nonstationary-profile"
+"""The same two with a profile of the network, measured on trajectories of other noise."""
+
+OWN_SOLVER = (FREE, FREE_PROFILED)
+
+METHODS = (*RULES, *SEARCHED, FREE, PROFILED, FREE_PROFILED)
 BUDGETS = (4, 6, 8)
 COUNT = 64
 
 
-def schedules(method: str, solver: str, nfes: Sequence[int], noise: NoiseSchedule, seed: int) -> list[Schedule]:
-    """A method's schedules, one an N.
+def schedules(
+    method: str, solver: str, nfes: Sequence[int], noise: NoiseSchedule, seed: int, profile: Profile | None = None
+) -> list[Schedule]:
+    """A method's schedules, one an N; a profile is used by the methods that are named after it.
 
     Raises:
         ValueError: for a rule that has no schedule for this noise or N.
     """
     if method == "hso":
         return search(noise, nfes, method=Hso(relax=True), seed=seed)
-    if method == "solver-error":
-        return search(noise, nfes, method=SolverError(solver, compare=()), seed=seed)
-    if method == FREE:
-        return search(noise, nfes, method=SolverError(FREE), seed=seed)
+    known = profile if method in (PROFILED, FREE_PROFILED) else None
+    if method in ("solver-error", PROFILED):
+        return search(noise, nfes, method=SolverError(solver, compare=(), profile=known), seed=seed)
+    if method in OWN_SOLVER:
+        return search(noise, nfes, method=SolverError(FREE, profile=known), seed=seed)
     if method in SHIFTS:
         return [flow_time(method, noise, nfe) for nfe in nfes]
     return [baseline(method, noise, nfe) for nfe in nfes]
@@ -57,15 +65,21 @@ class _Target:
     def converged(self) -> Converged:
         return self.one.converged()
 
+    @functools.cached_property
+    def profile(self) -> Profile:
+        return self.one.profile()
+
     def _found(self, method: str, solver: str) -> tuple[dict[int, Schedule], float]:
-        """N to schedule, and the seconds for each, compilation included."""
+        """N to schedule, and the seconds for each, compilation and a profile's measurement included."""
         begin = time.perf_counter()
-        made = schedules(method, solver, self.nfes, self.one.noise, self.seed)
+        profile = self.profile if method in (PROFILED, FREE_PROFILED) else None
+        made = schedules(method, solver, self.nfes, self.one.noise, self.seed, profile)
         return dict(zip(self.nfes, made, strict=True)), (time.perf_counter() - begin) / len(made)
 
     def measure(self, cell: Cell) -> Record:
         """The record of a cell."""
-        every, seconds = self.found(cell.method, cell.solver if cell.method in ("solver-error", FREE) else "any")
+        of_solver = cell.method in ("solver-error", PROFILED, *OWN_SOLVER)
+        every, seconds = self.found(cell.method, cell.solver if of_solver else "any")
         schedule = every[cell.nfe]
         samples, counted = self.one.sample(schedule, cell.solver)
         estimates = {}
@@ -79,8 +93,16 @@ class _Target:
             calls=0,
             counted=counted,
             teacher=float(f"{self.converged.error:.4g}"),
+            predicted=_predicted(schedule),
             **records.figures(estimates),  # type: ignore[arg-type]
         )
+
+
+def _predicted(schedule: Schedule) -> float | None:
+    scores = schedule.scores
+    if schedule.coefficients is None or scores.error is None or not scores.others:
+        return None
+    return float(f"{scores.error / min(scores.others.values()):.4g}")
 
 
 def run(
@@ -124,7 +146,7 @@ def run(
         Cell(name, 1.0, solver, nfe, method, seed, count, "float32")
         for name in module.NAMES
         for method in methods
-        for solver in ((FREE,) if method == FREE else solvers)
+        for solver in ((FREE,) if method in OWN_SOLVER else solvers)
         for nfe in nfes
     ]
     columns = (BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())

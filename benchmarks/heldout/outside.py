@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import importlib.util
 import math
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -19,7 +20,10 @@ import torch
 
 from benchmarks import metrics
 from benchmarks.converged import fine_schedule
-from hso_jax import NoiseSchedule, Schedule, noise, solvers
+from hso_jax import NoiseSchedule, Profile, Schedule, noise, solvers
+from hso_jax.problems.eta import measure_eta
+from hso_jax.problems.spectrum import from_components
+from hso_jax.profile import spectrum_of
 
 FIELDS = ("shape", "kind", "sigma_min", "sigma_max", "alphas_cumprod", "data_std", "denoise")
 FINE_SOLVER = "dpmpp-2m"
@@ -27,6 +31,9 @@ FINE, FINER = 256, 512
 """Evaluations of the converged samples, and of what the first `CHECKED` of them are checked against."""
 
 CHECKED = 16
+PROFILED, PROFILE_STEPS = 96, 32
+"""Trajectories that a profile is measured from, and evaluations of each."""
+
 BATCH = 64
 SMALL, MANY = 64, 16
 """Samples of fewer numbers than `SMALL` are points, no images: each says little and costs little, so `MANY` times as
@@ -118,6 +125,7 @@ class Outside:
         shape = tuple(self._net.shape)
         n = count * (MANY if math.prod(shape) < SMALL else 1)
         self.start = torch.randn(n, *shape, generator=torch.Generator().manual_seed(seed))
+        self._seed = seed
         self._calls = 0
 
     def _denoise(self, x: torch.Tensor, lam: float) -> torch.Tensor:
@@ -138,14 +146,8 @@ class Outside:
         Raises:
             RuntimeError: if the network was not called exactly N times.
         """
-        lams = jnp.asarray(schedule.lams)
-        if schedule.coefficients is not None:
-            made = solvers.nonstationary(lams, jnp.asarray(schedule.coefficients))
-        else:
-            made = solvers.weights(schedule.solver if solver == solvers.NONSTATIONARY else solver, lams)
-        weights = jax.tree.map(lambda w: np.asarray(w, np.float64), made)
         parts = []
-        chosen = self.start[:count]
+        chosen, weights = self.start[:count], self._weights(schedule, solver)
         batch = BATCH if math.prod(self.start.shape[1:]) >= SMALL else len(chosen)
         for part in chosen.split(batch):
             before = self._calls
@@ -154,11 +156,25 @@ class Outside:
                 raise RuntimeError(f"{solver} called {self.name} {self._calls - before} times for N = {schedule.nfe}")
         return torch.cat(parts), schedule.nfe
 
-    def _solve(self, weights: solvers.Weights, x: torch.Tensor) -> torch.Tensor:
-        """`hso_jax.solvers.run` in torch."""
+    @staticmethod
+    def _weights(schedule: Schedule, solver: str) -> solvers.Weights:
+        """The steps of a schedule with a solver, or with coefficients of its own. NumPy float64."""
+        lams = jnp.asarray(schedule.lams)
+        if schedule.coefficients is not None:
+            made = solvers.nonstationary(lams, jnp.asarray(schedule.coefficients))
+        else:
+            made = solvers.weights(schedule.solver if solver == solvers.NONSTATIONARY else solver, lams)
+        return jax.tree.map(lambda w: np.asarray(w, np.float64), made)
+
+    def _solve(
+        self, weights: solvers.Weights, x: torch.Tensor, seen: Callable[[torch.Tensor], None] | None = None
+    ) -> torch.Tensor:
+        """`hso_jax.solvers.run` in torch; `seen` is called with each prediction."""
         base, past = x, list[torch.Tensor]()
         for k, lam in enumerate(weights.lams):
             past = [self._denoise(x, float(lam)), *past]
+            if seen is not None:
+                seen(past[0])
             if weights.correct is not None:
                 assert weights.keep is not None
                 base = float(weights.keep[k]) * base + _combined(weights.correct[k], past)
@@ -173,6 +189,21 @@ class Outside:
         samples, _ = self.sample(fine_schedule(self.noise, FINE), FINE_SOLVER)
         finer, _ = self.sample(fine_schedule(self.noise, FINER), FINE_SOLVER, CHECKED)
         return Converged(samples, float(np.sqrt(metrics.mean_squares(samples[:CHECKED], finer).mean())))
+
+    @torch.no_grad()
+    def profile(self) -> Profile:
+        """What `bridge.profile` measures of a pipeline: from trajectories of other noise than `start`."""
+        schedule, variances = fine_schedule(self.noise, PROFILE_STEPS), list[float]()
+        of_profile = torch.Generator().manual_seed(2**32 + self._seed)
+        ends = self._solve(
+            self._weights(schedule, FINE_SOLVER),
+            torch.randn(PROFILED, *self.start.shape[1:], generator=of_profile),
+            lambda found: variances.append(float(found.double().flatten(1).var(0).sum())),
+        )
+        data = spectrum_of(ends.double().numpy())
+        prediction = self.noise.prediction
+        eta = measure_eta(schedule.lams.tolist(), variances, from_components(*data), data[1], prediction)
+        return Profile(*data, prediction, *eta, (self.noise.noise_end, self.noise.data_end))
 
 
 def _combined(weights: Any, known: list[torch.Tensor]) -> torch.Tensor:

@@ -5,15 +5,18 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Sequence
+from pathlib import Path
 from typing import NamedTuple
 
-from benchmarks.heldout.measure import FREE, RULES, SEARCHED
+from benchmarks.heldout.measure import FREE, FREE_PROFILED, PROFILED, RULES, SEARCHED
+from benchmarks.heldout.picture import gains
 from benchmarks.networks.records import Record, Records
 from benchmarks.networks.report import main_group
 from benchmarks.networks.tables import columns, markdown, number
 from benchmarks.solvers import SOLVERS
 
 OURS = SEARCHED[::-1]
+BESIDE = (*SEARCHED, PROFILED)
 
 HOW = """\
 # Schedules on networks that nobody here trained
@@ -70,9 +73,16 @@ def versus(found: Sequence[Record], method: str) -> list[Versus]:
     return rows
 
 
-def summary(found: Sequence[Record]) -> str:
+WITH_PROFILE = """\
+The same searches with `SolverError(profile=...)`: each network looked at once, 96 trajectories of 32 evaluations from
+other noise than what is judged here (`bridge.profile`'s default budget). How problems are made of a profile was chosen
+on these five networks, see [profile.md](../profile.md).
+"""
+
+
+def summary(found: Sequence[Record], methods: Sequence[str] = OURS) -> str:
     """A row a network and solver, and one for all."""
-    every = {method: versus(found, method) for method in SEARCHED}
+    every = {method: versus(found, method) for method in methods}
     places: dict[str, list[str]] = {}
     for v in itertools.chain(*every.values()):
         solvers = places.setdefault(v.network, [])
@@ -80,10 +90,10 @@ def summary(found: Sequence[Record]) -> str:
     rows = []
     for network, solver in [*((n, s) for n, solvers in places.items() for s in (*solvers, "all")), ("all", "all")]:
         row = [network, SOLVERS.get(solver, solver)]
-        for method in OURS:
+        for method in methods:
             row += _counts([v for v in every[method] if network in (v.network, "all") and solver in (v.solver, "all")])
         rows.append(row)
-    head = [f"`{m}` {what}" for m in OURS for what in ("won / tied / lost", "mean ratio", "largest")]
+    head = [f"`{m}` {what}" for m in methods for what in ("won / tied / lost", "mean ratio", "largest")]
     return markdown(["network", "solver", *head], rows, left=2)
 
 
@@ -98,17 +108,18 @@ def _counts(cells: Sequence[Versus]) -> list[str]:
 
 def cells(found: Sequence[Record]) -> str:
     """A row a cell: the best rule, and what each search has."""
-    others = {m: {(v.network, v.solver, v.nfe): v for v in versus(found, m)} for m in SEARCHED}
+    others = {m: {(v.network, v.solver, v.nfe): v for v in versus(found, m)} for m in BESIDE}
+    others = {m: own for m, own in others.items() if own}
     rows = []
-    for key in dict.fromkeys(key for m in SEARCHED for key in others[m]):
-        here = {m: others[m][key] for m in SEARCHED if key in others[m]}
+    for key in dict.fromkeys(itertools.chain(*others.values())):
+        here = {m: own[key] for m, own in others.items() if key in own}
         best = next(iter(here.values())).best
         row = [key[0], SOLVERS[key[1]], str(key[2]), f"`{best.method}`", number(best.rmse), number(best.rmse_high)]
-        for m in SEARCHED:
+        for m in others:
             row += [number(here[m].own.rmse), f"{here[m].ratio:.2f}"] if m in here else ["", ""]
         rows.append(row)
     head = ["network", "solver", "N", "best rule", "RMSE", "its interval to"]
-    return markdown([*head, *(x for m in SEARCHED for x in (f"`{m}`", "ratio"))], rows, left=2)
+    return markdown([*head, *(x for m in others for x in (f"`{m}`", "ratio"))], rows, left=2)
 
 
 FREE_HOW = """\
@@ -117,13 +128,12 @@ with all schedules: rules, `hso` and `solver-error`. Ratio: the RMSE divided by 
 """
 
 
-def free(found: Sequence[Record]) -> str:
+def free(found: Sequence[Record], method: str = FREE) -> str:
     """A row a network and N, and the geometric mean of the ratios for each N; empty without such cells."""
     rows, ratios = [], dict[int, list[float]]()
-    for own in (r for r in found if r.method == FREE):
-        rest = [
-            r for r in found if (r.model, r.nfe) == (own.model, own.nfe) and r.method != FREE and r.rmse is not None
-        ]
+    known = [r for r in found if r.method in (*RULES, *SEARCHED) and r.rmse is not None]
+    for own in (r for r in found if r.method == method):
+        rest = [r for r in known if (r.model, r.nfe) == (own.model, own.nfe)]
         if not rest:
             continue
         best = min(rest, key=lambda r: r.rmse or 0.0)
@@ -134,10 +144,42 @@ def free(found: Sequence[Record]) -> str:
     for nfe, own_ratios in sorted(ratios.items()):
         mean = math.exp(math.fsum(map(math.log, own_ratios)) / len(own_ratios))
         rows.append(["all", str(nfe), "", "", "geometric mean", f"{mean:.2f}"])
+    return markdown(["network", "N", "best known", "its RMSE", "RMSE", "ratio"], rows, left=1) if rows else ""
+
+
+def with_profile(found: Sequence[Record]) -> str:
+    """Both searches with a profile; empty without such cells."""
+    tables = [summary(found, (PROFILED,)), free(found, FREE_PROFILED)]
+    if not any(r.method in (PROFILED, FREE_PROFILED) for r in found):
+        return ""
+    between = "\nCoefficients of its own, against the best of all known solvers without a profile:\n\n"
+    return f"## With a profile\n\n{WITH_PROFILE}\n{between.join(table for table in tables if table)}"
+
+
+PREDICTED = """\
+The error on the reference problems says what coefficients of their own gain there over the best known solver with its
+own nodes; the networks say what they gain of it.
+"""
+
+
+def _predicted(found: Sequence[Record], name: str) -> str:
+    """The picture of both, and how far apart they are in the mean; empty without such cells."""
+    rows = gains(found)
     if not rows:
         return ""
-    head = ["network", "N", "best known", "its RMSE", "RMSE", "ratio"]
-    return f"## Coefficients of its own\n\n{FREE_HOW}\n{markdown(head, rows, left=1)}"
+    lines = []
+    for with_profile in (False, True):
+        own = [row for row in rows if row.with_profile == with_profile]
+        if own:
+            means = [
+                math.exp(math.fsum(map(math.log, x)) / len(own))
+                for x in zip(*((r.predicted, r.measured) for r in own), strict=True)
+            ]
+            kind = "with" if with_profile else "without"
+            lines.append(f"{kind} a profile {means[0]:.2f} predicted, {means[1]:.2f} measured ({len(own)} cells)")
+    told = f"Geometric means: {'; '.join(lines)}."
+    chart = f"![Measured against predicted]({Path(name).stem}-predicted.png)"
+    return f"## Predicted and measured\n\n{PREDICTED}\n{told}\n\n{chart}\n"
 
 
 def today(found: Sequence[Record]) -> str:
@@ -190,8 +232,11 @@ def report(found: Records, name: str) -> str:
     found = Records([r for n in names for r in main_group([r for r in found.cells if r.model == n])], found.setups)
     rules = ", ".join(f"`{m}`" for m in RULES if any(r.method == m for r in found.cells))
     parts = [HOW.format(records=name, rules=rules), "## Against the best of all rules\n", SUMMARY, summary(found.cells)]
+    own = free(found.cells)
     parts += [
-        free(found.cells),
+        f"## Coefficients of its own\n\n{FREE_HOW}\n{own}" if own else "",
+        with_profile(found.cells),
+        _predicted(found.cells, name),
         today(found.cells),
         "## Every cell\n",
         cells(found.cells),

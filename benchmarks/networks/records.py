@@ -60,6 +60,8 @@ class Record:
         teacher: error of the converged samples, an RMSE.
         compile_seconds: of the preparation; most of it only once for an N.
         psi: the upper level's choice, where there was one.
+        predicted: of coefficients of their own, the error on the reference problems divided by that of the best known
+            solver with its own nodes.
         rmse, feature: root-mean-square error to the converged samples, of pixels and of features.
         fid, fid_data: Frechet distance of features to the converged samples and to held-out data.
         *_low, *_high: 95 % interval.
@@ -80,6 +82,7 @@ class Record:
     teacher: float
     compile_seconds: float = 0.0
     psi: dict[str, float] | None = None
+    predicted: float | None = None
     rmse: float | None = None
     rmse_low: float | None = None
     rmse_high: float | None = None

@@ -119,6 +119,20 @@ def variance(problem: Problem) -> Array:
     return jnp.mean(weights @ (problem.means - mean) ** 2 + problem.variances)
 
 
+def leading_deviation(problem: Problem) -> float:
+    """Standard deviation of the data along their first principal component."""
+    weights, means = np.exp(np.asarray(problem.log_weights, np.float64)), np.asarray(problem.means, np.float64)
+    apart = means - weights @ means
+    covariance = (weights[:, None] * apart).T @ apart + np.diag(np.asarray(problem.variances, np.float64))
+    return float(np.sqrt(np.linalg.eigvalsh(covariance)[-1]))
+
+
+def shrunk(problem: Problem, deviation: float) -> Problem:
+    """The problem in a unit in which its leading standard deviation is at most `deviation`."""
+    factor = min(1.0, deviation / leading_deviation(problem))
+    return problem._replace(means=factor * problem.means, variances=factor**2 * problem.variances)
+
+
 def log_density(problem: Problem, x: Array, lam: Array, *, of_class: bool = False) -> Array:
     """[...] log density of the mixture (or its class) at noise level lam."""
     alpha, sigma = alpha_sigma(lam, "vp")
