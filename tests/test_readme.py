@@ -10,6 +10,8 @@ from pathlib import Path
 import pytest
 
 import hso_jax
+from benchmarks.heldout.measure import FREE, FREE_PROFILED, RULES, SEARCHED
+from benchmarks.networks import records
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
@@ -19,9 +21,9 @@ def _blocks(marker: str, language: str, page: str = "README.md") -> list[str]:
     return re.findall(rf"<!-- {marker} -->\n```{language}\n(.*?)```", (ROOT / page).read_text(), re.S)
 
 
-def _table(marker: str) -> list[list[str]]:
+def _table(marker: str, page: str = "README.md") -> list[list[str]]:
     """The cells of each row below the marker, without the head."""
-    (lines,) = re.findall(rf"<!-- {marker} -->\n\n((?:\|.*\n)+)", README)
+    (lines,) = re.findall(rf"<!-- {marker} -->\n\n((?:\|.*\n)+)", (ROOT / page).read_text(encoding="utf-8"))
     return [[cell.strip() for cell in line.strip("|").split("|")] for line in lines.splitlines()[2:]]
 
 
@@ -78,10 +80,37 @@ def test_the_gains_over_pipelines_are_those_of_the_records() -> None:
     cells = [x for x in lines if "setup" not in x]
     plain = {(x["model"], x["nfe"]): x["rmse"] for x in cells if (x["method"], x["solver"]) == ("trailing", "ddim")}
     own = {(x["model"], x["nfe"]): x["rmse"] for x in cells if x["method"] == "nonstationary"}
-    assert told and len(own) == 15 and all(own[cell] < plain[cell] for cell in own)
+    assert told and len(own) == 30 and all(own[cell] < plain[cell] for cell in own)
     for nfe, text in zip((4, 6, 8), told.groups(), strict=True):
         logs = [math.log(own[n, k] / plain[n, k]) for n, k in own if k == nfe]
         assert text == f"{math.exp(sum(logs) / len(logs)):.2f}"
+
+
+def test_ratios_to_the_best_known_solver_are_those_of_the_records() -> None:
+    """In README and the docs: coefficients of their own, with a profile and without."""
+    found = records.read(ROOT / "docs" / "results" / "heldout.jsonl").cells
+    budgets, ratios = (4, 5, 6, 7, 8, 10), {}
+    known = {m: min(r.rmse for r in found if (r.model, r.nfe) == m and r.method in (*RULES, *SEARCHED) and r.rmse)
+             for m in {(r.model, r.nfe) for r in found}}  # fmt: skip
+    for method in (FREE, FREE_PROFILED):
+        for r in (r for r in found if r.method == method):
+            assert r.rmse is not None
+            ratios[method, r.model, r.nfe] = r.rmse / known[r.model, r.nfe]
+    networks = list(dict.fromkeys(name for _, name, _ in ratios))
+
+    def mean(method: str, nfe: int) -> str:
+        return f"{math.exp(sum(math.log(ratios[method, name, nfe]) for name in networks) / len(networks)):.2f}"
+
+    without, with_one = ([mean(method, n) for n in budgets] for method in (FREE, FREE_PROFILED))
+    assert [row[1:] for row in _table("profile-gains", "docs/profile.md")] == [without, with_one]
+    rows = _table("heldout-ratios", "docs/nonstationary.md")
+    assert [row[1:] for row in rows[-2:]] == [without, with_one] and len(rows) == len(networks) + 2
+    for name, *told in rows[:-2]:
+        assert told == [f"{ratios[FREE, name.split()[0], n]:.2f}" for n in budgets]
+    said = re.search(
+        r"it leaves ([\d.]+), ([\d.]+) and ([\d.]+) of .*?without one ([\d.]+), ([\d.]+) and (\d\.\d+)", README, re.S
+    )
+    assert said and [*said.groups()] == [with_one[i] for i in (0, 2, 4)] + [without[i] for i in (0, 2, 4)]
 
 
 def test_the_counts_are_right() -> None:

@@ -20,6 +20,9 @@ from hso_jax import BASELINES, Hso, NoiseSchedule, Profile, Schedule, SolverErro
 from hso_jax.baselines import inapplicable
 
 RULES = (*BASELINES, *SHIFTS)
+PLAIN = ("trailing", "karras", "uniform-lam", "beta-t", *SHIFTS)
+"""Rules of one formula for every model; the others are defaults of old, or tables that were made for other models."""
+
 SEARCHED = ("hso", "solver-error")
 FREE = "nonstationary"
 """Nodes and coefficients searched together: a method whose solver is its own."""
@@ -93,16 +96,9 @@ class _Target:
             calls=0,
             counted=counted,
             teacher=float(f"{self.converged.error:.4g}"),
-            predicted=_predicted(schedule),
+            predicted=records.predicted(schedule),
             **records.figures(estimates),  # type: ignore[arg-type]
         )
-
-
-def _predicted(schedule: Schedule) -> float | None:
-    scores = schedule.scores
-    if schedule.coefficients is None or scores.error is None or not scores.others:
-        return None
-    return float(f"{scores.error / min(scores.others.values()):.4g}")
 
 
 def run(

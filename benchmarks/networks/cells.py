@@ -203,6 +203,7 @@ class _Target:
             **cell._asdict(),
             lams=nodes,
             psi=None if psi is None else {name: float(f"{x:.6g}") for name, x in psi.items()},
+            predicted=records.predicted(prepared.schedule),
             seconds=float(f"{prepared.seconds:.4g}"),
             compile_seconds=float(f"{prepared.compile_seconds:.3g}"),
             calls=int(prepared.calls),

@@ -173,6 +173,14 @@ def figures(estimates: Mapping[str, Estimate]) -> dict[str, float | None]:
     }
 
 
+def predicted(schedule: Schedule) -> float | None:
+    """What a record says of it, see `Record.predicted`."""
+    scores = schedule.scores
+    if schedule.coefficients is None or scores.error is None or not scores.others:
+        return None
+    return float(f"{scores.error / min(scores.others.values()):.4g}")
+
+
 def nodes_of(schedule: Schedule) -> tuple[float | None, ...]:
     """What a record keeps of a schedule: the lams of its evaluated nodes.
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from benchmarks.heldout import measure, outside, report
+from benchmarks.heldout import measure, outside, picture, report
 from benchmarks.heldout.__main__ import main
 from benchmarks.methods.flow_time import flow_time
 from benchmarks.networks import records
@@ -118,6 +118,50 @@ def test_a_solver_of_its_own_is_measured_beside_all_others(folder, tmp_path, mon
     free, calls = one.sample(schedule, "nonstationary")
     ddim, _ = one.sample(Schedule.from_t(one.noise, schedule.t), "ddim")
     assert calls == 4 and bool(free.isfinite().all()) and not torch.equal(free, ddim)
+
+
+def test_a_profile_is_measured_on_other_noise_and_given_to_both_searches(folder, tmp_path, monkeypatch):
+    """Of Gaussian data with deviations 2 and .5; the page has a section, and a picture of what was predicted."""
+    rows = [[0.0], [-0.4], [-0.5], [0.0]]
+    asked = []
+
+    def found(noise, nfes, *, method, seed):
+        asked.append((method.solver, method.profile))
+        free = method.solver == "nonstationary"
+        own = Origin(method="solver-error", solver=method.solver)
+        schedule = Schedule.from_t(noise, [1.0, 0.7, 0.4, 0.1], origin=own, coefficients=rows if free else None)
+        return [schedule.with_scores(error=0.1, others={"unipc-3": 0.25, "ddim": 0.5}) for _ in nfes]
+
+    monkeypatch.setattr(measure, "search", found)
+    path = tmp_path / "heldout.jsonl"
+    methods = "trailing,solver-error,nonstationary,solver-error-profile,nonstationary-profile"
+    assert main(command(folder, path, "--nfe", "4", "--solvers", "ddim", "--methods", methods)) == 0
+    for one in (asked[:4], asked[4:]):
+        assert [(solver, known is None) for solver, known in one] == [
+            ("ddim", True), ("nonstationary", True), ("ddim", False), ("nonstationary", False),
+        ]  # fmt: skip
+        profile = one[2][1]
+        assert profile is one[3][1] and profile.dimension == 2
+        assert profile.deviations == pytest.approx((2.0, 0.5), rel=0.2)
+    assert asked[2][1].prediction == "epsilon" and asked[6][1].prediction == "flow_prediction"
+    cells = records.read(path).cells
+    assert {r.predicted for r in cells if "nonstationary" in r.method} == {0.4}
+    assert {r.predicted for r in cells if "nonstationary" not in r.method} == {None}
+    page = path.with_suffix(".md").read_text()
+    section = page.split("## With a profile")[1].split("## Predicted and measured")[0]
+    assert "`solver-error-profile` mean ratio" in section and "| all | 4 |" in section
+    assert "without a profile 0.40 predicted" in page and "with a profile 0.40 predicted" in page
+    assert (tmp_path / "heldout-predicted.png").read_bytes().startswith(b"\x89PNG")
+    gains = picture.gains(cells)
+    assert [(g.network, g.nfe, g.with_profile, g.predicted) for g in gains] == [
+        (name, 4, own, 0.4) for name in ("gauss-eps", "gauss-flow") for own in (False, True)
+    ]
+    of = {(r.model, r.method): r.rmse for r in cells}
+    assert all(
+        g.measured == pytest.approx(of[g.network, "nonstationary" + end] / of[g.network, "solver-error" + end])
+        for g in gains
+        for end in ["-profile" if g.with_profile else ""]
+    )
 
 
 def test_records_of_other_files_are_not_mixed_in(folder, tmp_path, capsys):
