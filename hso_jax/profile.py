@@ -195,7 +195,7 @@ FEWEST = 16
 FOLDS = 8
 
 
-def spectrum_of(latents: Any) -> tuple[tuple[float, ...], float, int]:
+def spectrum_of(latents: Any, fewest: int = FEWEST) -> tuple[tuple[float, ...], float, int]:
     """Leading standard deviations, total variance and dimension of n samples in D directions.
 
     With n no larger than D the principal components of a sample fit its accidents: the variance of the sample along
@@ -205,12 +205,16 @@ def spectrum_of(latents: Any) -> tuple[tuple[float, ...], float, int]:
     eighth is measured along them, for each eighth in turn. A quarter as many components as samples are told; the total
     variance has no such bias.
 
+    Args:
+        latents: as of `profile_of`.
+        fewest: samples that are asked for, at least `FOLDS`.
+
     Raises:
         ValueError: as `profile_of`.
     """
     data = numbers("latents", latents)
-    if data.ndim < 2 or len(data) < FEWEST:
-        raise ValueError(f"latents has shape {data.shape}; need [n, ...] with at least {FEWEST} samples")
+    if data.ndim < 2 or len(data) < fewest:
+        raise ValueError(f"latents has shape {data.shape}; need [n, ...] with at least {fewest} samples")
     data = data.reshape(len(data), -1)
     count, dimension = data.shape
     if not np.isfinite(data).all():

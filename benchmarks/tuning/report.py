@@ -46,7 +46,7 @@ samples are points) to converged ones of {FINE} evaluations, on noise that no me
   on: better than anyone could choose.
 - `zoo`: `SolverError("nonstationary")`, as shipped for models that are in the zoo: no evaluation of the network.
 - `zoo-end`: the same with `first="end"`, which is another schedule for the epsilon models with a noise end beyond
-  sigma/alpha = 60 alone (the two of digits; that number was chosen on them).
+  sigma/alpha = 60 (up to N = 4: 25) alone, the two of digits; these numbers were chosen on them.
 {ways}
 
 ## Error

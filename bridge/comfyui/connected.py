@@ -120,7 +120,7 @@ def refuse_misfit(made_for: Levels, model: Any, *, whole: bool = True) -> None:
         ValueError: naming both, and as `levels_of`.
     """
     connected = levels_of(model)
-    least = connected.high / _SLACK if whole else min(_LEAST_SHARE * connected.high, FIRST_KSIGMA / _SLACK)
+    least = connected.high / _SLACK if whole else min(_LEAST_SHARE * connected.high, FIRST_KSIGMA[0] / _SLACK)
     if made_for.is_flow == connected.is_flow and least <= made_for.high <= _SLACK * connected.high:
         return
     raise ValueError(

@@ -88,7 +88,7 @@ def checked(
             raise ValueError(
                 "by='differences' needs the residuals of samples; use 'gradients' or 'comparisons' with error="
             )
-    least = (some + apart) * steps + (min(some, FIRST) * (len(RULES) + 3) + 2 * apart) * nfe
+    least = (some + apart) * steps + (min(some, FIRST) * (len(RULES) + 4) + 2 * apart) * nfe
     least += some * nfe if by == "gits" else 0
     if budget < least:
         raise ValueError(

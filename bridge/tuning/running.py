@@ -28,6 +28,7 @@ from hso_jax.methods import SolverError
 from hso_jax.methods.solver_error.coefficients import start_of
 from hso_jax.methods.solver_error.lanes import check_room
 from hso_jax.origin import Origin
+from hso_jax.profile import FOLDS, Profile, spectrum_of
 from hso_jax.schedule import Schedule, versions
 from hso_jax.searches import search
 from hso_jax.shelf.shipped import nearest_guidance, zoo
@@ -35,6 +36,9 @@ from hso_jax.upper.checkpoint import Checkpoint
 
 RULE_SOLVERS = ("dpmpp-2m", "unipc-3", "ddim")
 """Rules are judged with the first where the coefficients are free, the best of them with all."""
+
+OWN_PROFILE = "profile"
+"""Name of the start that is searched with a profile of the converged samples."""
 
 PATIENCE = 4
 """Better points in a row that are not better on the samples kept apart, before the search ends."""
@@ -73,7 +77,7 @@ def run_tuning(
             evaluations=len(made.samples) * options.teacher_steps,
             records=records,
         )
-        return _Tuning(judge, nfe, base, model, options, made.costs, told, progress, improved).run()
+        return _Tuning(judge, nfe, base, model, options, made, told, progress, improved).run()
 
 
 def _base(options: Options, guidance: float) -> str:
@@ -93,13 +97,15 @@ class _Tuning:
         base: str,
         model: Model,
         options: Options,
-        costs: np.ndarray | None,
+        made: teacher.Made,
         told: Mapping[str, Any],
         progress: Progress | None,
         improved: Callable[[Schedule], None] | None,
     ) -> None:
         self._judge, self._nfe, self._base, self._model, self._options = judge, nfe, base, model, options
-        self._costs, self._told, self._progress, self._improved = costs, told, progress, improved
+        self._samples, self._costs = made.samples, made.costs
+        self._told, self._progress, self._improved = told, progress, improved
+        self._profile = options.profile
         self._rows = range(options.samples)
         self._apart = range(options.samples, options.samples + options.kept_apart)
         self._history: list[tuple[int, float, float]] = []
@@ -133,10 +139,36 @@ class _Tuning:
         some, options = self._rows[:FIRST], self._options
         named, value_of_rule = self._best_rule(some)
         rule = f"{named.method} with {named.solver}"
-        given = ("given", options.start) if options.start is not None else self._shipped()
-        if options.start is None and not self._judge.value(self._table(given[1]), some) <= value_of_rule:
-            given = rule, named
-        return given, (rule, self._table(named))
+        if options.start is not None:
+            return ("given", options.start), (rule, self._table(named))
+        best, least = (rule, named), value_of_rule
+        for candidate in (self._shipped(), self._of_own_profile()):
+            if candidate is not None and (value := self._judge.value(self._table(candidate[1]), some)) <= least:
+                best, least = candidate, value
+        if best[0] == OWN_PROFILE:
+            self._profile = self._own_profile()
+        return best, (rule, self._table(named))
+
+    def _own_profile(self) -> Profile | None:
+        """Of the converged samples to tune on, which are there anyway; None where they are too few, or all alike.
+
+        GITS begins with no schedule, and needs none.
+        """
+        noise, some = self._model.noise, self._samples[: self._options.samples]
+        if self._options.profile is not None or self._options.by == "gits" or len(some) < FOLDS:
+            return None
+        try:
+            spectrum = spectrum_of(some.double().flatten(1).numpy(), fewest=FOLDS)
+        except ValueError:
+            return None
+        return Profile(*spectrum, noise.prediction, ends=(noise.noise_end, noise.data_end))
+
+    def _of_own_profile(self) -> tuple[str, Schedule] | None:
+        """What a search with that profile finds."""
+        if (own := self._own_profile()) is None:
+            return None
+        how = SolverError(self._options.solver, self._model.guidance, compare=(), profile=own)
+        return OWN_PROFILE, search(self._model.noise, self._nfe, method=how)
 
     def _best_rule(self, some: Sequence[int]) -> tuple[Schedule, float]:
         """Of the rules with the solver, or with the known ones where the coefficients are free; and its value."""
@@ -188,7 +220,7 @@ class _Tuning:
         judge = self._judge
         if not len(z):
             return by
-        curvature = reference_curvature(judge.coordinates, z, self._model.guidance, self._options.profile)
+        curvature = reference_curvature(judge.coordinates, z, self._model.guidance, self._profile)
         if by == "gradients":
             try:
                 searching.gradients(judge, z, curvature, self._rows, self._seen)

@@ -75,7 +75,7 @@ def search_part(name: str, guidance: float, budgets: range) -> list[dict[str, An
 def one_more(name: str, guidance: float, record: dict[str, Any]) -> Lane:
     """The search from a record's schedule with one node more, in the middle of its widest step in s."""
     noise = preset(name)
-    s = s_of_lam([first_lam(noise, record["nfe"] + 1), *record["lams"]])
+    s = s_of_lam([first_lam(noise, record["nfe"] + 1, guidance), *record["lams"]])
     widest = int(np.argmax(s[:-1] - s[1:])) if len(s) > 1 else 0
     more = 0.5 * (s[widest] + s[widest + 1]) if len(s) > 1 else 0.5 * s[0]
     start = Schedule.from_lams(noise, lam_of_s(np.insert(s, widest + 1, more)))
@@ -138,7 +138,8 @@ def search_free(name: str, guidance: float, known: list[dict[str, Any]]) -> list
     of = {(r["solver"], r["nfe"]): r for r in known}
     gain = Coefficients().gain
     how = SolverError(solvers.NONSTATIONARY, guidance, coefficients=Coefficients(gain=0.0))
-    start = [Schedule.from_lams(noise, [first_lam(noise, n), *of[start_of(guidance), n]["lams"]]) for n in FREE_NFE]
+    known_at = {n: [first_lam(noise, n, guidance), *of[start_of(guidance), n]["lams"]] for n in FREE_NFE}
+    start = [Schedule.from_lams(noise, lams) for lams in known_at.values()]
     many = [Lane(noise, s.nfe, method=dataclasses.replace(how, start=s)) for s in start]
     found = []
     for schedule in search_many(many):

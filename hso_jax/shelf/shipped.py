@@ -87,7 +87,7 @@ def zoo(model: str | NoiseSchedule, nfe: int, solver: str | None = None, *, guid
     found = entries.pop(name)
     return Schedule.from_lams(
         noise,
-        [first_lam(noise, nfe), *found["lams"]],
+        [first_lam(noise, nfe, weight), *found["lams"]],
         origin=Origin(
             method="solver-error",
             solver=name,

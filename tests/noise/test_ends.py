@@ -8,15 +8,17 @@ import numpy as np
 import pytest
 
 from hso_jax import noise, preset
-from hso_jax.noise.ends import FEW, FIRST_KSIGMA, first_lam, lam_of_s, s_of_lam
+from hso_jax.noise.ends import first_lam, lam_of_s, s_of_lam
 
 
 @pytest.mark.parametrize("model", ["pixart-alpha", "ddpm-cifar10", "dit-xl-2"])
-def test_few_steps_of_epsilon_models_begin_at_sixty(model: str) -> None:
+def test_few_steps_of_epsilon_models_begin_below_their_end(model: str) -> None:
     of = preset(model)
-    assert of.noise_end < -math.log(FIRST_KSIGMA) - 0.5
-    assert {first_lam(of, nfe) for nfe in range(1, FEW + 1)} == {-math.log(FIRST_KSIGMA)}
-    assert {first_lam(of, nfe) for nfe in (FEW + 1, FEW + 2, 50)} == {of.noise_end}
+    assert of.noise_end < -math.log(60.0) - 0.5
+    assert {first_lam(of, nfe) for nfe in (1, 2, 3, 4)} == {-math.log(25.0)}
+    assert {first_lam(of, nfe) for nfe in range(5, 11)} == {-math.log(60.0)}
+    assert [first_lam(of, nfe, 4.5) for nfe in (3, 4)] == [-math.log(25.0), -math.log(60.0)]
+    assert {first_lam(of, nfe) for nfe in (11, 12, 50)} == {of.noise_end}
     assert first_lam(of.with_prediction("v_prediction"), 4) == of.noise_end
 
 

@@ -74,8 +74,9 @@ def check(lane: Lane) -> tuple[Lane, str, float]:
 
 def begin(lane: Lane) -> float:
     """Lam of the first node, or what it may be at most where it is free; the noise end for methods without `first`."""
-    auto = getattr(lane.method, "first", "end") == "auto"
-    return first_lam(lane.noise, lane.nfe) if auto else lane.noise.noise_end
+    method: Any = lane.method
+    auto = getattr(method, "first", "end") == "auto"
+    return first_lam(lane.noise, lane.nfe, method.guidance) if auto else lane.noise.noise_end
 
 
 def check_room(lane: Lane) -> None:

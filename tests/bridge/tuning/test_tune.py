@@ -14,7 +14,7 @@ import torch
 from closed_form import Network, latents
 
 from bridge import Tuned, tune_denoiser
-from bridge.tuning import gits
+from bridge.tuning import gits, running
 from bridge.tuning.coordinates import Table, table_at
 from bridge.tuning.judging import Judge, SpentError
 from bridge.tuning.models import DenoiserModel
@@ -260,3 +260,32 @@ def test_bad_input_is_refused_before_any_evaluation(options: dict[str, Any], mes
     with pytest.raises(ValueError, match=message):
         small(network, **options)
     assert network.calls == 0
+
+
+def test_a_profile_of_the_converged_samples_is_a_start(found: Tuned, monkeypatch: pytest.MonkeyPatch) -> None:
+    """At no evaluations but its own judgement's; what a search finds with it is a start if it is the best of them."""
+    asked, bends = [], []
+    curvature = running.reference_curvature
+
+    def search(noise: Any, nfe: int, *, method: Any) -> Any:
+        asked.append(method)
+        return found.schedule if good else zoo("sd15", N, "ddim", guidance=7.5)
+
+    def bend(coordinates: Any, z: Any, guidance: float, profile: Any = None) -> Any:
+        bends.append(profile)
+        return curvature(coordinates, z, guidance, profile)
+
+    monkeypatch.setattr(running, "search", search)
+    monkeypatch.setattr(running, "zoo", lambda *args, **options: zoo("sd15", N, "ddim", guidance=7.5))
+    monkeypatch.setattr(running, "reference_curvature", bend)
+    for good in (True, False):
+        network = Network()
+        tuned = small(network, samples=8, latents=latents(), by="differences", budget=900)
+        assert network.calls == tuned.evaluations <= 900 and (tuned.start == "profile") == good
+    (first, _), spectrum = asked, asked[0].profile
+    assert len(asked) == 2 and first.solver == "nonstationary" and spectrum.dimension == 64
+    assert spectrum.prediction == "epsilon" and spectrum.ends == (SD.noise_end, SD.data_end) and spectrum.eta is None
+    assert bends[0] is not None and bends[0].deviations == spectrum.deviations and bends[-1] is None
+    small(samples=8, latents=latents(), by="gits", budget=900)
+    small(samples=4, by="differences", budget=900)
+    assert len(asked) == 2  # GITS has no start, and four samples tell no spectrum
