@@ -19,7 +19,8 @@ class Tuned(NamedTuple):
     Attributes:
         schedule: the best on those samples; it is saved and installed as any other.
         error: its error.
-        start: what the search began with: "zoo", "search", "given", or a rule's name.
+        start: what the search began with: "zoo", "search", "profile", "given", or a rule's name; with what its budget
+            had left it began with the others as well.
         start_error: that one's; `error` is never above it.
         rule, rule_error: the best of the usual rules, and its error.
         evaluations: of the network, each of a single sample, those of the converged samples included.

@@ -105,7 +105,6 @@ class _Tuning:
         self._judge, self._nfe, self._base, self._model, self._options = judge, nfe, base, model, options
         self._samples, self._costs = made.samples, made.costs
         self._told, self._progress, self._improved = told, progress, improved
-        self._profile = options.profile
         self._rows = range(options.samples)
         self._apart = range(options.samples, options.samples + options.kept_apart)
         self._history: list[tuple[int, float, float]] = []
@@ -114,18 +113,21 @@ class _Tuning:
 
     def run(self) -> Tuned:
         """From the start's choice to the report."""
-        (start, begin), (rule, table) = self._start()
+        starts, (rule, table) = self._starts()
+        start, begin = starts[0]
         start_error = self._judge.value(self._table(begin), self._apart)
         rule_error = self._judge.value(table, self._apart)
         self._take(begin, start_error)
         by = self._options.by
         if by == "auto":
             by = "differences" if self._judge.squares else "gradients"
-        with contextlib.suppress(SpentError):
-            if by == "gits":
-                self._gits()
-            else:
-                by = self._search(by, self._place(begin))
+        for name, schedule in starts:  # the others with what the budget has left
+            self._profile, self._behind = self._profile_of(name), 0
+            with contextlib.suppress(SpentError):
+                if by == "gits":
+                    self._gits()
+                    break
+                by = self._search(by, self._place(schedule))
         self._tell()
         best, error = self._best
         figures = {"error": error, "start_error": start_error, "rule_error": rule_error}
@@ -134,20 +136,21 @@ class _Tuning:
         spent, history, notes = self._judge.evaluations, tuple(self._history), tuple(self._judge.notes)
         return Tuned(schedule, start=start, rule=rule, evaluations=spent, by=by, history=history, notes=notes, **shown)
 
-    def _start(self) -> tuple[tuple[str, Schedule], tuple[str, Table]]:
-        """What the search begins with, and the best rule; with their names."""
+    def _starts(self) -> tuple[list[tuple[str, Schedule]], tuple[str, Table]]:
+        """What the search begins with, the best first, and the best rule; with their names."""
         some, options = self._rows[:FIRST], self._options
         named, value_of_rule = self._best_rule(some)
         rule = f"{named.method} with {named.solver}"
         if options.start is not None:
-            return ("given", options.start), (rule, self._table(named))
-        best, least = (rule, named), value_of_rule
-        for candidate in (self._shipped(), self._of_own_profile()):
-            if candidate is not None and (value := self._judge.value(self._table(candidate[1]), some)) <= least:
-                best, least = candidate, value
-        if best[0] == OWN_PROFILE:
-            self._profile = self._own_profile()
-        return best, (rule, self._table(named))
+            return [("given", options.start)], (rule, self._table(named))
+        found = [candidate for candidate in (self._shipped(), self._of_own_profile()) if candidate is not None]
+        values = [self._judge.value(self._table(schedule), some) for _, schedule in found]
+        order = np.argsort([x if np.isfinite(x) else math.inf for x in (*values, value_of_rule)], kind="stable")
+        return [(*found, (rule, named))[i] for i in order], (rule, self._table(named))
+
+    def _profile_of(self, start: str) -> Profile | None:
+        """Whose problems say how the error bends at a start."""
+        return self._own_profile() if start == OWN_PROFILE else self._options.profile
 
     def _own_profile(self) -> Profile | None:
         """Of the converged samples to tune on, which are there anyway; None where they are too few, or all alike.

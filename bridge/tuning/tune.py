@@ -68,7 +68,8 @@ def tune(
             trajectories, no search); "auto" is "differences", and for an `error` of yours "gradients" where it has
             any, else "comparisons".
         start: a schedule to begin with; by default the best of the zoo's (or of a search, for models whose noise is
-            not shipped), of a search with a profile of the converged samples, and of the usual rules.
+            not shipped), of a search with a profile of the converged samples, and of the usual rules; then, with what
+            is left of the budget, the others.
         profile: of the model, whose problems then stand for it in the search of a start and in the curvature.
         detail: the error of a spatial frequency weighs its variance^-detail; 0 is the plain error of the latents.
         error: (samples, converged samples) -> a number, the smaller the better, in place of the root-mean-square

@@ -262,9 +262,26 @@ def test_bad_input_is_refused_before_any_evaluation(options: dict[str, Any], mes
     assert network.calls == 0
 
 
+def test_what_the_budget_has_left_goes_to_the_other_starts(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The best first; a search that ends at once leaves nearly all of it."""
+    begun: list[tuple[bytes, float]] = []
+
+    def differences(judge: Judge, z: np.ndarray, curvature: Any, rows: Any, seen: Any) -> None:
+        begun.append((z.tobytes(), judge.value(z, range(4))))
+
+    monkeypatch.setattr(running.searching, "differences", differences)
+    tuned = small(by="differences")
+    assert len({z for z, _ in begun}) == 2 and begun[0][1] < begun[1][1]
+    assert tuned.error == tuned.start_error and tuned.evaluations < 1200
+    begun.clear()
+    small(by="differences", start=tuned.schedule)
+    assert len(begun) == 1
+
+
 def test_a_profile_of_the_converged_samples_is_a_start(found: Tuned, monkeypatch: pytest.MonkeyPatch) -> None:
     """At no evaluations but its own judgement's; what a search finds with it is a start if it is the best of them."""
-    asked, bends = [], []
+    asked: list[Any] = []
+    bends: dict[bool, list[Any]] = {True: [], False: []}
     curvature = running.reference_curvature
 
     def search(noise: Any, nfe: int, *, method: Any) -> Any:
@@ -272,7 +289,7 @@ def test_a_profile_of_the_converged_samples_is_a_start(found: Tuned, monkeypatch
         return found.schedule if good else zoo("sd15", N, "ddim", guidance=7.5)
 
     def bend(coordinates: Any, z: Any, guidance: float, profile: Any = None) -> Any:
-        bends.append(profile)
+        bends[good].append(profile)
         return curvature(coordinates, z, guidance, profile)
 
     monkeypatch.setattr(running, "search", search)
@@ -285,7 +302,7 @@ def test_a_profile_of_the_converged_samples_is_a_start(found: Tuned, monkeypatch
     (first, _), spectrum = asked, asked[0].profile
     assert len(asked) == 2 and first.solver == "nonstationary" and spectrum.dimension == 64
     assert spectrum.prediction == "epsilon" and spectrum.ends == (SD.noise_end, SD.data_end) and spectrum.eta is None
-    assert bends[0] is not None and bends[0].deviations == spectrum.deviations and bends[-1] is None
+    assert bends[True][0].deviations == spectrum.deviations and bends[False][0] is None
     small(samples=8, latents=latents(), by="gits", budget=900)
     small(samples=4, by="differences", budget=900)
     assert len(asked) == 2  # GITS has no start, and four samples tell no spectrum
