@@ -165,19 +165,15 @@ class NoiseSchedule:
         target = xp.asarray(jax.lax.stop_gradient(lam) if xp is jnp else lam)
         t, low, high = frozen._newton(target, iterations)
         highest, lowest = frozen.lam(xp.stack([xp.asarray(frozen.t_min), xp.asarray(frozen.t_max)]))
-        if xp is np:
-            missed = (
-                (np.abs(frozen.lam(t) - target) > 1e-3 * INVERSE_TOLERANCE) & (lowest < target) & (target < highest)
-            )
-            if missed.any():
-                t = np.where(missed, frozen._bisected(target, low, high), t)
+        inside = (lowest < target) & (target < highest)
+        if xp is np and (missed := inside & (np.abs(frozen.lam(t) - target) > 1e-3 * INVERSE_TOLERANCE)).any():
+            t = np.where(missed, frozen._bisected(target, low, high), t)
         t = xp.where(target <= lowest, frozen.t_max, xp.where(target >= highest, frozen.t_min, t))
         if xp is np:
             return t
         # The derivative of the inverse by one Newton step, whose own value is dropped.
         value, slope, _ = self.lam_derivatives(t)
         correction = (value - lam) / jax.lax.stop_gradient(slope)
-        inside = (target > lowest) & (target < highest)
         return t - jnp.where(inside, correction - jax.lax.stop_gradient(correction), 0.0)
 
     def _newton(self, target: Array, iterations: int) -> tuple[Array, Array, Array]:
