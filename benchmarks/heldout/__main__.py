@@ -50,7 +50,11 @@ def _parser() -> argparse.ArgumentParser:
     add("--networks", type=Path, metavar="PATH", help="folder with networks.py, which says what there is and loads it")
     add("--nfe", type=budgets, help="such as 4,6,8 or 4-8; default 4,6,8")
     add("--solvers", type=names, help=f"default {','.join(COMPARED)}")
-    add("--methods", type=names, help="default every rule, hso and solver-error")
+    add(
+        "--methods",
+        type=names,
+        help="default every rule, hso, and both searches by the solver's error, with a profile and without",
+    )
     add("--count", type=int, help="images a cell, default 64; points, samples of few numbers, 16 times as many")
     add("--seed", type=int, default=0, help="of noise and searches; default %(default)s")
     add("--records", type=Path, default=RECORDS, metavar="FILE", help="default %(default)s; the page is beside it")
