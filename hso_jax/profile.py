@@ -18,8 +18,7 @@ from hso_jax.files import PROFILE_FORMAT, parse_json, read_text, write_whole
 from hso_jax.noise import NoiseSchedule
 from hso_jax.noise.noise_schedule import PREDICTIONS, check_noise
 from hso_jax.problems.bank import Bank, collect
-from hso_jax.problems.family import KINDS
-from hso_jax.problems.generic import generic
+from hso_jax.problems.family import family
 from hso_jax.problems.mixture import shrunk
 from hso_jax.problems.model_error import ModelError
 from hso_jax.problems.spectrum import from_components, spectral
@@ -261,8 +260,7 @@ def _problems(deviations: tuple[float, ...], total: float, dimension: int) -> Ba
     with jax.enable_x64(True), jax.ensure_compile_time_eval():
         of = from_components(deviations, total, dimension)
         products = [spectral(jax.random.key(seed), of) for seed in range(PRODUCTS)]
-        clusters = [generic(jax.random.key(i), **KINDS[i]._asdict()) for i in range(CLUSTERS)]
-        return collect([*(shrunk(problem, deviations[0]) for problem in clusters), *products])
+        return collect([shrunk(family(range(CLUSTERS)), deviations[0]), *products])
 
 
 def _row(name: str, values: Any, need: str = "finite") -> tuple[float, ...]:

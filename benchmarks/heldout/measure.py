@@ -40,18 +40,17 @@ COUNT = 64
 def schedules(
     method: str, solver: str, nfes: Sequence[int], noise: NoiseSchedule, seed: int, profile: Profile | None = None
 ) -> list[Schedule]:
-    """A method's schedules, one an N; a profile is used by the methods that are named after it.
+    """A method's schedules, one an N; searches by the solver's error use the profile, if one is given.
 
     Raises:
         ValueError: for a rule that has no schedule for this noise or N.
     """
     if method == "hso":
         return search(noise, nfes, method=Hso(relax=True), seed=seed)
-    known = profile if method in (PROFILED, FREE_PROFILED) else None
     if method in ("solver-error", PROFILED):
-        return search(noise, nfes, method=SolverError(solver, compare=(), profile=known), seed=seed)
+        return search(noise, nfes, method=SolverError(solver, compare=(), profile=profile), seed=seed)
     if method in OWN_SOLVER:
-        return search(noise, nfes, method=SolverError(FREE, profile=known), seed=seed)
+        return search(noise, nfes, method=SolverError(FREE, profile=profile), seed=seed)
     if method in SHIFTS:
         return [flow_time(method, noise, nfe) for nfe in nfes]
     return [baseline(method, noise, nfe) for nfe in nfes]

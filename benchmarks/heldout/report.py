@@ -12,7 +12,7 @@ from benchmarks.heldout.measure import FREE, FREE_PROFILED, PLAIN, PROFILED, RUL
 from benchmarks.heldout.picture import gains
 from benchmarks.networks.records import Record, Records
 from benchmarks.networks.report import main_group
-from benchmarks.networks.tables import columns, markdown, number
+from benchmarks.networks.tables import columns, geometric_mean, markdown, number
 from benchmarks.solvers import SOLVERS
 
 OURS = SEARCHED[::-1]
@@ -108,8 +108,9 @@ def _counts(cells: Sequence[Versus]) -> list[str]:
     if not cells:
         return ["-", "-", "-"]
     outcomes = [v.outcome for v in cells]
-    mean = math.exp(math.fsum(math.log(v.ratio) for v in cells) / len(cells))
-    return [" / ".join(str(outcomes.count(i)) for i in range(3)), f"{mean:.2f}", f"{max(v.ratio for v in cells):.2f}"]
+    ratios = [v.ratio for v in cells]
+    won = " / ".join(str(outcomes.count(i)) for i in range(3))
+    return [won, f"{geometric_mean(ratios):.2f}", f"{max(ratios):.2f}"]
 
 
 def cells(found: Sequence[Record]) -> str:
@@ -148,21 +149,22 @@ def free(found: Sequence[Record], method: str = FREE) -> str:
         with_solver = f"{SOLVERS[best.solver]}, `{best.method}`"
         rows.append([own.model, str(own.nfe), with_solver, number(best.rmse), number(own.rmse), f"{ratio:.2f}"])
     for nfe, own_ratios in sorted(ratios.items()):
-        mean = math.exp(math.fsum(map(math.log, own_ratios)) / len(own_ratios))
-        rows.append(["all", str(nfe), "", "", "geometric mean", f"{mean:.2f}"])
+        rows.append(["all", str(nfe), "", "", "geometric mean", f"{geometric_mean(own_ratios):.2f}"])
     return markdown(["network", "N", "best known", "its RMSE", "RMSE", "ratio"], rows, left=1) if rows else ""
 
 
 def with_profile(found: Sequence[Record]) -> str:
     """Both searches with a profile; empty without such cells."""
-    tables = [
-        f"{summary(found, (PROFILED,))}\nThe same against the plain rules:\n\n{summary(found, (PROFILED,), PLAIN)}",
-        free(found, FREE_PROFILED),
-    ]
-    if not any(r.method in (PROFILED, FREE_PROFILED) for r in found):
-        return ""
-    between = "\nCoefficients of its own, against the best of all known solvers without a profile:\n\n"
-    return f"## With a profile\n\n{WITH_PROFILE}\n{between.join(table for table in tables if table)}"
+    parts = []
+    if any(r.method == PROFILED for r in found):
+        parts += [
+            summary(found, (PROFILED,)),
+            "The same against the plain rules:\n",
+            summary(found, (PROFILED,), PLAIN),
+        ]
+    if own := free(found, FREE_PROFILED):
+        parts += ["Coefficients of its own, against the best of all known solvers without a profile:\n", own]
+    return "\n".join(["## With a profile\n", WITH_PROFILE, *parts]) if parts else ""
 
 
 PREDICTED = """\
@@ -180,12 +182,10 @@ def _predicted(found: Sequence[Record], name: str) -> str:
     for with_profile in (False, True):
         own = [row for row in rows if row.with_profile == with_profile]
         if own:
-            means = [
-                math.exp(math.fsum(map(math.log, x)) / len(own))
-                for x in zip(*((r.predicted, r.measured) for r in own), strict=True)
-            ]
             kind = "with" if with_profile else "without"
-            lines.append(f"{kind} a profile {means[0]:.2f} predicted, {means[1]:.2f} measured ({len(own)} cells)")
+            predicted = geometric_mean([row.predicted for row in own])
+            measured = geometric_mean([row.measured for row in own])
+            lines.append(f"{kind} a profile {predicted:.2f} predicted, {measured:.2f} measured ({len(own)} cells)")
     told = f"Geometric means: {'; '.join(lines)}."
     chart = f"![Measured against predicted]({Path(name).stem}-predicted.png)"
     return f"## Predicted and measured\n\n{PREDICTED}\n{told}\n\n{chart}\n"

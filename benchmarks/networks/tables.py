@@ -165,12 +165,17 @@ def lost_cells(records: Sequence[Record], metric: str) -> str:
     return markdown(head, rows, left=2) if rows else "None.\n"
 
 
+def geometric_mean(ratios: Sequence[float]) -> float:
+    """Of ratios; inf if one is."""
+    return math.exp(math.fsum(map(math.log, ratios)) / len(ratios))
+
+
 def own_coefficients(records: Sequence[Record]) -> str:
     """Coefficients of their own against the best known solver with any schedule, a row a weight, model and N."""
     groups: dict[tuple[str, float, int], list[Record]] = {}
     for column, cells in columns(records).items():
         groups.setdefault((column[0], column[1], column[3]), []).extend(cells.values())
-    rows, logs = [], dict[tuple[float, str], list[float]]()
+    rows, every_ratio = [], dict[tuple[float, str], list[float]]()
     for (model, weight, nfe), every in sorted(groups.items(), key=lambda item: item[0][1]):
         row, ratios = [f"{weight:g}", model, str(nfe)], dict[str, float]()
         for metric in ("rmse", "fid"):
@@ -185,9 +190,9 @@ def own_coefficients(records: Sequence[Record]) -> str:
         else:
             rows.append(row)
             for metric, ratio in ratios.items():
-                logs.setdefault((weight, metric), []).append(math.log(ratio))
-    for weight in sorted({weight for weight, _ in logs}):
-        means = (f"{math.exp(statistics.fmean(logs[weight, metric])):.2f}" for metric in ("rmse", "fid"))
+                every_ratio.setdefault((weight, metric), []).append(ratio)
+    for weight in sorted({weight for weight, _ in every_ratio}):
+        means = (f"{geometric_mean(every_ratio[weight, metric]):.2f}" for metric in ("rmse", "fid"))
         rows.append([f"{weight:g}", "geometric mean", "", *(text for mean in means for text in ("", "", "", mean))])
     head = ["guidance", "model", "N", *(x for m in ("RMSE", "FID") for x in (f"best {m}", "its", "own", "ratio"))]
     return markdown(head, rows, left=2) if rows else "Not measured.\n"

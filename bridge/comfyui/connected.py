@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from hso_jax.noise import PRESETS, NoiseSchedule, discrete, edm, flow, preset
-from hso_jax.noise.ends import FIRST_KSIGMA
+from hso_jax.noise.ends import first_lam
+from hso_jax.schedule import Schedule
 
 FROM_MODEL = "from MODEL"
 """What the nodes' menus call the noise of the connected MODEL."""
@@ -23,7 +25,7 @@ _OWN_GRID = {
 }
 _SLACK = 1.02  # float32 tables, and published levels with three digits
 _LEAST_SHARE = 0.5  # of the model's largest level: schedules that begin below it leave noise that nothing removes,
-# unless that is nearly all there is (`FIRST_KSIGMA`)
+# unless so few steps begin there by default
 
 
 class Levels(NamedTuple):
@@ -107,20 +109,29 @@ def levels_of_noise(noise: NoiseSchedule) -> Levels:
     return Levels(noise.name, noise.kind == "flow", float(sigma(float(noise.t_min))), top)
 
 
-def refuse_misfit(made_for: Levels, model: Any, *, whole: bool = True) -> None:
+def _first_sigma(model: Any, schedule: Schedule) -> float:
+    """Sigma/alpha where the MODEL's schedules of as many steps begin by default; inf at pure noise."""
+    first = first_lam(noise_of(model), schedule.nfe, 1.0 if schedule.guidance is None else schedule.guidance)
+    return math.exp(-first) if first > -math.inf else math.inf
+
+
+def refuse_misfit(made_for: Levels, model: Any, schedule: Schedule | None = None) -> None:
     """Refuse sigmas that the MODEL was not trained for.
 
     Args:
         made_for: the model they were made for, or the sigmas themselves.
         model: a ComfyUI MODEL.
-        whole: whether `made_for` is a model's whole range, which must end where the MODEL's does; else the largest
-            sigma may be as little as half of the MODEL's, or where few steps begin (`noise.ends.FIRST_KSIGMA`).
+        schedule: whose sigmas `made_for` are: the largest may be as little as half of the MODEL's, or where so many
+            steps of it begin by default (`noise.ends.first_lam`). Without, `made_for` is a model's whole range, which
+            must end where the MODEL's does.
 
     Raises:
         ValueError: naming both, and as `levels_of`.
     """
     connected = levels_of(model)
-    least = connected.high / _SLACK if whole else min(_LEAST_SHARE * connected.high, FIRST_KSIGMA[0] / _SLACK)
+    least = connected.high / _SLACK
+    if schedule is not None:
+        least = min(_LEAST_SHARE * connected.high, _first_sigma(model, schedule) / _SLACK)
     if made_for.is_flow == connected.is_flow and least <= made_for.high <= _SLACK * connected.high:
         return
     raise ValueError(

@@ -172,7 +172,7 @@ class HsoScheduleFile:
             part = "" if denoise == 1.0 else f" (nfe {nfe} at denoise {denoise:g} is the end of {total} evaluations)"
             raise ValueError(f"{path}{part}: {error}") from error
         if diffusion_model is not None:
-            refuse_misfit(_levels_of_schedule(found), diffusion_model, whole=False)
+            refuse_misfit(_levels_of_schedule(found), diffusion_model, found)
         return found
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import hashlib
 import json
 import math
@@ -122,12 +123,13 @@ class _Tuning:
         if by == "auto":
             by = "differences" if self._judge.squares else "gradients"
         for name, schedule in starts:  # the others with what the budget has left
-            self._profile, self._behind = self._profile_of(name), 0
+            self._behind = 0
             with contextlib.suppress(SpentError):
                 if by == "gits":
                     self._gits()
                     break
-                by = self._search(by, self._place(schedule))
+                profile = self._own_profile if name == OWN_PROFILE else self._options.profile
+                by = self._search(by, self._place(schedule), profile)
         self._tell()
         best, error = self._best
         figures = {"error": error, "start_error": start_error, "rule_error": rule_error}
@@ -148,10 +150,7 @@ class _Tuning:
         order = np.argsort([x if np.isfinite(x) else math.inf for x in (*values, value_of_rule)], kind="stable")
         return [(*found, (rule, named))[i] for i in order], (rule, self._table(named))
 
-    def _profile_of(self, start: str) -> Profile | None:
-        """Whose problems say how the error bends at a start."""
-        return self._own_profile() if start == OWN_PROFILE else self._options.profile
-
+    @functools.cached_property
     def _own_profile(self) -> Profile | None:
         """Of the converged samples to tune on, which are there anyway; None where they are too few, or all alike.
 
@@ -168,10 +167,7 @@ class _Tuning:
 
     def _of_own_profile(self) -> tuple[str, Schedule] | None:
         """What a search with that profile finds."""
-        if (own := self._own_profile()) is None:
-            return None
-        how = SolverError(self._options.solver, self._model.guidance, compare=(), profile=own)
-        return OWN_PROFILE, search(self._model.noise, self._nfe, method=how)
+        return None if self._own_profile is None else (OWN_PROFILE, self._searched(self._own_profile))
 
     def _best_rule(self, some: Sequence[int]) -> tuple[Schedule, float]:
         """Of the rules with the solver, or with the known ones where the coefficients are free; and its value."""
@@ -202,8 +198,12 @@ class _Tuning:
                 return "zoo", zoo(noise, self._nfe, solver, guidance=nearest_guidance(noise, guidance))
             except ValueError:  # not shipped
                 pass
-        how = SolverError(solver, guidance, compare=(), profile=self._options.profile)
-        return "search", search(noise, self._nfe, method=how)
+        return "search", self._searched(self._options.profile)
+
+    def _searched(self, profile: Profile | None) -> Schedule:
+        """What a search with a profile finds, or without any."""
+        how = SolverError(self._options.solver, self._model.guidance, compare=(), profile=profile)
+        return search(self._model.noise, self._nfe, method=how)
 
     def _table(self, schedule: Schedule) -> Table:
         """Of a schedule with its coefficients, or else of the known solver it names or that is asked for."""
@@ -218,12 +218,12 @@ class _Tuning:
         self._judge.coordinates = Coordinates.of(noise, self._nfe, self._options.solver, self._base, free)
         return self._judge.coordinates.point(schedule)
 
-    def _search(self, by: str, z: np.ndarray) -> str:
+    def _search(self, by: str, z: np.ndarray, profile: Profile | None) -> str:
         """How it was searched at last: gradients give way to what needs none where they cannot be had."""
         judge = self._judge
         if not len(z):
             return by
-        curvature = reference_curvature(judge.coordinates, z, self._model.guidance, self._profile)
+        curvature = reference_curvature(judge.coordinates, z, self._model.guidance, profile)
         if by == "gradients":
             try:
                 searching.gradients(judge, z, curvature, self._rows, self._seen)

@@ -199,7 +199,8 @@ class NoiseSchedule:
         """The inverse where lam is so flat, and steep beside it, that Newton's steps lead nowhere. NumPy."""
         for _ in range(64):
             t = 0.5 * (low + high)
-            low, high = np.where(self.lam(t) > target, t, low), np.where(self.lam(t) > target, high, t)
+            above = self.lam(t) > target
+            low, high = np.where(above, t, low), np.where(above, high, t)
         return 0.5 * (low + high)
 
     def ksigma(self, t: Array) -> Array:

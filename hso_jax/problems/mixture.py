@@ -119,18 +119,21 @@ def variance(problem: Problem) -> Array:
     return jnp.mean(weights @ (problem.means - mean) ** 2 + problem.variances)
 
 
-def leading_deviation(problem: Problem) -> float:
-    """Standard deviation of the data along their first principal component."""
+def leading_deviation(problem: Problem) -> np.ndarray:
+    """[] standard deviation of the data along their first principal component; [P] of stacked problems."""
     weights, means = np.exp(np.asarray(problem.log_weights, np.float64)), np.asarray(problem.means, np.float64)
-    apart = means - weights @ means
-    covariance = (weights[:, None] * apart).T @ apart + np.diag(np.asarray(problem.variances, np.float64))
-    return float(np.sqrt(np.linalg.eigvalsh(covariance)[-1]))
+    apart = means - weights[..., None, :] @ means
+    within = np.asarray(problem.variances, np.float64)[..., None] * np.eye(means.shape[-1])
+    covariance = np.swapaxes(weights[..., None] * apart, -1, -2) @ apart + within
+    return np.sqrt(np.linalg.eigvalsh(covariance)[..., -1])
 
 
 def shrunk(problem: Problem, deviation: float) -> Problem:
-    """The problem in a unit in which its leading standard deviation is at most `deviation`."""
-    factor = min(1.0, deviation / leading_deviation(problem))
-    return problem._replace(means=factor * problem.means, variances=factor**2 * problem.variances)
+    """The problem (each of stacked ones) in a unit in which its leading standard deviation is at most `deviation`."""
+    factor = jnp.minimum(1.0, deviation / leading_deviation(problem))
+    return problem._replace(
+        means=factor[..., None, None] * problem.means, variances=factor[..., None] ** 2 * problem.variances
+    )
 
 
 def log_density(problem: Problem, x: Array, lam: Array, *, of_class: bool = False) -> Array:

@@ -206,6 +206,15 @@ def test_few_steps_that_begin_below_the_noise_end_fit_their_model(nodes: ModuleT
         assert float(sigmas[0]) == pytest.approx(first)
     with pytest.raises(ValueError, match="do not fit the connected MODEL SDXL"):
         call(nodes, "HsoScheduleFile", path=str(path), diffusion_model=discrete("SDXL", "sdxl"))
+    ends = {"sigma_min": torch.tensor(0.002), "sigma_max": torch.tensor(80.0)}
+    wide = Patcher("EDM", "ModelSamplingContinuousEDM", "EPS", **ends)  # whose error is bounded there
+    for first in (41.0, 30.0):
+        lams = -np.log([first, 9.0, 2.0, 0.5, 0.2, 0.05])
+        save(Schedule.from_lams(preset("edm-cifar10"), lams), path)
+        if first > 40.0:
+            assert len(call(nodes, "HsoScheduleFile", path=str(path), diffusion_model=wide)) == 7
+    with pytest.raises(ValueError, match="do not fit the connected MODEL EDM"):
+        call(nodes, "HsoScheduleFile", path=str(path), diffusion_model=wide)
 
 
 def test_pure_noise_of_infinite_sigma_is_in_no_menu_and_refused(nodes: ModuleType, tmp_path: Path) -> None:
