@@ -252,3 +252,11 @@ def test_lines_of_the_records_are_whole_json(folder, tmp_path):
     path = tmp_path / "heldout.jsonl"
     assert main(command(folder, path, "--nfe", "4", "--methods", "trailing", "--solvers", "ddim")) == 0
     assert [set(json.loads(line)) >= {"model"} for line in path.read_text().splitlines()] == [False, True] * 2
+
+
+def test_a_profile_s_noise_is_not_what_is_judged(folder, monkeypatch):
+    one, seen = outside.Outside(outside.find(folder), "gauss-eps", 8), []
+    solve = one._solve
+    monkeypatch.setattr(one, "_solve", lambda weights, x, *more: seen.append(x) or solve(weights, x, *more))
+    assert one.profile() == one.profile() and torch.equal(*seen)
+    assert len(seen[0]) == outside.PROFILED and not torch.isin(seen[0], one.start).any()
