@@ -194,7 +194,7 @@ class Outside:
     def profile(self) -> Profile:
         """What `bridge.profile` measures of a pipeline: from trajectories of other noise than `start`."""
         schedule, variances = fine_schedule(self.noise, PROFILE_STEPS), list[float]()
-        of_profile = torch.Generator().manual_seed(2**32 + self._seed)
+        of_profile = torch.Generator().manual_seed(2**31 + self._seed)
         ends = self._solve(
             self._weights(schedule, FINE_SOLVER),
             torch.randn(PROFILED, *self.start.shape[1:], generator=of_profile),
