@@ -81,7 +81,7 @@ def versus(found: Sequence[Record], method: str, against: Sequence[str] = RULES)
 
 WITH_PROFILE = """\
 The same searches with `SolverError(profile=...)`: each network looked at once, 96 trajectories of 32 evaluations from
-the very noise that is judged here (`bridge.profile`'s default budget). How problems are made of a profile was chosen
+other noise than what is judged here (`bridge.profile`'s default budget). How problems are made of a profile was chosen
 on these five networks, see [profile.md](../profile.md).
 """
 
