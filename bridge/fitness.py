@@ -176,7 +176,8 @@ def converged(noise: NoiseSchedule, nfe: int) -> Schedule:
     lams = np.asarray(noise.lam(grid))
     way = (lams - lams[0]) / (lams[-1] - lams[0]) + (grid[0] - grid) / (grid[0] - grid[-1])
     t = np.interp(np.linspace(0.0, 2.0, nfe), way, grid)
-    t[0] = 1.0  # pure noise, where t_max is the last level before it
+    if noise.zero_terminal_snr:
+        t[0] = 1.0  # pure noise; t_max is the last level before it
     return Schedule.from_t(noise, t)
 
 
@@ -243,12 +244,16 @@ def several(values: Iterable[Any], name: str) -> list[Any]:
     return many
 
 
-def given_as(pipe: Any, call: Mapping[str, Any]) -> str:
-    """What the pipeline calls its prompt. Raises ValueError if it takes none, or not these arguments."""
+def given_as(pipe: Any, call: Mapping[str, Any], images: bool = False) -> str:
+    """What the pipeline calls its prompt.
+
+    Raises:
+        ValueError: if it takes none, or not these arguments, or starts from an image unless `images` may be.
+    """
     name = type(pipe).__name__
     known = inspect.signature(pipe.__call__).parameters
-    if "strength" in known:
-        raise ValueError(f"{name} starts from an image and skips nodes; tune with the text-to-image pipeline")
+    if "strength" in known and not images:
+        raise ValueError(f"{name} starts from an image and skips nodes; use the text-to-image pipeline, or bridge.tune")
     if set_here := [key for key in call if key in _SET_HERE]:
         raise ValueError(f"{', '.join(set_here)}: set by the schedule, prompts or seeds; leave it out")
     if unknown := [key for key in call if key not in known]:

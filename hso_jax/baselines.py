@@ -36,12 +36,12 @@ def linspace(noise: NoiseSchedule, nfe: int, layout: str) -> np.ndarray:
 
 def trailing(noise: NoiseSchedule, nfe: int, layout: str) -> np.ndarray:
     """Diffusers' `timestep_spacing="trailing"`, t = 1 - i/N (Lin et al. 2024, arXiv 2305.08891, table 2)."""
-    return _with_last(np.minimum(1.0 - np.arange(nfe) / nfe, float(noise.t_max)), noise, layout)
+    return _with_last(np.minimum(_top(noise) * (1.0 - np.arange(nfe) / nfe), float(noise.t_max)), noise, layout)
 
 
 def sgm_uniform(noise: NoiseSchedule, nfe: int, layout: str) -> np.ndarray:
     """Evenly spaced in t from 1 to the smallest t, which is not evaluated: "sgm_uniform" of ComfyUI (and SGM)."""
-    t = np.linspace(1.0, float(noise.t_min), nfe + 1)[: _count(nfe, layout)]
+    t = np.linspace(_top(noise), float(noise.t_min), nfe + 1)[: _count(nfe, layout)]
     return np.minimum(t, float(noise.t_max))
 
 
@@ -223,6 +223,11 @@ def baseline(
 
 def _count(nfe: int, layout: str) -> int:
     return nfe + (layout == "interval")
+
+
+def _top(noise: NoiseSchedule) -> float:
+    """T of the noise end: 1 for a whole model, less for the part that image-to-image samples with."""
+    return 1.0 if noise.zero_terminal_snr else float(noise.t_max)
 
 
 def _with_last(t: np.ndarray, noise: NoiseSchedule, layout: str) -> np.ndarray:

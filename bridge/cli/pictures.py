@@ -118,6 +118,36 @@ def load(folder: Path, device: str | None, dtype: str | None) -> Any:
     return pipe
 
 
+def read_images(files: Sequence[Path]) -> list[Image.Image]:
+    """The pictures in these files.
+
+    Raises:
+        ValueError: for one that is none, or cannot be read.
+    """
+    found = []
+    for file in files:
+        try:
+            with Image.open(file) as image:
+                found.append(image.convert("RGB"))
+        except (OSError, ValueError, Image.DecompressionBombError) as error:
+            raise ValueError(f"--image {file} cannot be read: {error}") from error
+    return found
+
+
+def from_image(pipe: Any) -> Any:
+    """The image-to-image pipeline of the same parts.
+
+    Raises:
+        ValueError: if diffusers has none for its class.
+    """
+    try:
+        return diffusers.AutoPipelineForImage2Image.from_pipe(pipe)
+    except ValueError as error:
+        raise ValueError(
+            f"diffusers has no image-to-image pipeline for {type(pipe).__name__}; leave out --image"
+        ) from error
+
+
 def render(pipe: Any, schedule: Schedule, others: Sequence[Schedule], plan: Plan) -> bytes:
     """Sample and draw the picture; returns the content of a PNG file.
 

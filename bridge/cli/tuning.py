@@ -24,11 +24,17 @@ def run(args: argparse.Namespace) -> int:
     if files.is_stream(output):
         raise ValueError(f"output is {output}; need a file: it is written again at each better schedule")
     checkpoint = output.with_name(f"{output.name}.checkpoint") if args.checkpoint is None else args.checkpoint
-    files.check_writable(output, "schedules", args.force, [args.prompts, args.profile, checkpoint])
+    files.check_writable(output, "schedules", args.force, [args.prompts, args.profile, checkpoint, *(args.image or [])])
     folder = commands.pipeline_folder(args.pipeline)
     call = pictures.read_options(args.option, "that is set by --prompts, --nfe or --seed")
+    if args.image and "image" in call:
+        raise ValueError("--option image: that is set by --image")
     profile = None if args.profile is None else Profile.load(args.profile)
+    if args.image:
+        call["image"] = pictures.read_images(args.image)
     pipe = pictures.load(folder, args.device, args.dtype)
+    if args.image:
+        pipe = pictures.from_image(pipe)
     prompts = commands.read_prompts(args.prompts, pipe)
 
     def write(schedule: Schedule) -> None:

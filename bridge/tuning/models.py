@@ -7,6 +7,7 @@ import copy
 import dataclasses
 import inspect
 import math
+import types
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Protocol
 
@@ -21,6 +22,7 @@ from bridge.noise_of import noise_schedule_of
 from bridge.sampling import Level
 from bridge.schedulers.installing import inner_pipelines
 from bridge.tuning.coordinates import Table
+from bridge.tuning.partial import Part, of_rows
 from bridge.tuning.stepping import TableScheduler, step
 from hso_jax import solvers
 from hso_jax.checks import check_guidance
@@ -34,13 +36,13 @@ class Model(Protocol):
     """What is tuned for.
 
     Attributes:
-        noise: its noise schedule.
+        part: the steps of a schedule that it takes, and the noise schedule of these.
         guidance: w, for which the starts are chosen.
         count: noises (with their prompts) there are.
         told: what a file says of it, JSON values.
     """
 
-    noise: NoiseSchedule
+    part: Part
     guidance: float
     count: int
     told: Mapping[str, Any]
@@ -76,7 +78,8 @@ class DenoiserModel:
         condition: torch.Tensor | None = None,
     ) -> None:
         """`start` [n, ...] is standard normal, and is scaled as `bridge.sample` scales it; `condition` [n, ...]."""
-        self._denoiser, self.noise, self._start, self._condition = denoiser, noise, start, condition
+        self._denoiser, self._start, self._condition = denoiser, start, condition
+        self.part = Part(noise, noise)
         self.guidance, self.count, self._recompute = guidance, len(start), False
         name = getattr(denoiser, "__qualname__", type(denoiser).__qualname__)
         self.told: Mapping[str, Any] = {"model": noise.name, "denoiser": name}
@@ -84,7 +87,7 @@ class DenoiserModel:
     def run(self, table: Table, rows: Sequence[int], seen: Seen | None = None) -> torch.Tensor:
         """See `Model`."""
         x = self._start[list(rows)]
-        if self.noise.kind == "ve":
+        if self.part.noise.kind == "ve":
             x = x * (1.0 + table.sigma[0] ** 2) ** 0.5
         given = () if self._condition is None else (self._condition[list(rows)],)
         past: list[torch.Tensor] = []
@@ -119,7 +122,12 @@ class PipelineModel:
     """A diffusers pipeline as it is: its networks, adapters, device and guidance, in its own loop."""
 
     def __init__(
-        self, pipe: Any, jobs: Sequence[tuple[Any, int]], guidance: float | None, call: Mapping[str, Any]
+        self,
+        pipe: Any,
+        jobs: Sequence[tuple[Any, int]],
+        guidance: float | None,
+        call: Mapping[str, Any],
+        images: Mapping[str, Sequence[Any]] = types.MappingProxyType({}),
     ) -> None:
         """Look at everything that can be wrong before any evaluation.
 
@@ -128,31 +136,35 @@ class PipelineModel:
             jobs: (prompt, seed) of each noise.
             guidance: w; the pipeline's own by default.
             call: further arguments of the pipeline's call.
+            images: those of them that hold an image for each noise.
 
         Raises:
             ValueError: for arguments that the pipeline does not take, or a scheduler that it is distilled for.
         """
-        self._given = given_as(pipe, call)
+        self._given = given_as(pipe, {**call, **images}, images=True)
         self.guidance = usual_guidance(pipe)[0] if guidance is None else check_guidance(guidance)
         more = {} if guidance is None else guidance_call(pipe, self.guidance, call)
         self._pipe, self._jobs, self._call = pipe, list(jobs), {"output_type": "latent", **call, **more}
-        self.noise, self.count = noise_schedule_of(pipe), len(self._jobs)
+        self._images, self.count = images, len(self._jobs)
+        self.part = Part.of(pipe, noise_schedule_of(pipe), self._call)
         self._scheduler(2)
         self.told: Mapping[str, Any] = {
             "pipeline": type(pipe).__name__,
-            "model": self.noise.name,
+            "model": self.part.whole.name,
             "arguments": {k: v for k, v in self._call.items() if isinstance(v, (str, int, float, type(None)))},
         }
 
     def _scheduler(self, nfe: int) -> TableScheduler:
-        levels, origin = converged(self.noise, nfe), Origin(solver=solvers.NONSTATIONARY)
+        noise = self.part.whole
+        levels, origin = converged(noise, nfe), Origin(solver=solvers.NONSTATIONARY)
         stand_in = dataclasses.replace(levels, origin=origin, coefficients=np.zeros((nfe, 1)))
-        return TableScheduler.from_schedule(self._pipe.scheduler, stand_in, noise=self.noise)
+        return TableScheduler.from_schedule(self._pipe.scheduler, stand_in, noise=noise)
 
     def run(self, table: Table, rows: Sequence[int], seen: Seen | None = None) -> torch.Tensor:
         """See `Model`."""
         pipe = copy.copy(self._pipe)
-        pipe.scheduler = self._scheduler(len(table.carry))
+        steps = self.part.inference_steps(len(table.carry))
+        pipe.scheduler = self._scheduler(steps)
         pipe.scheduler.table, pipe.scheduler.seen = table, seen
         for name, part in inner_pipelines(pipe).items():
             inner = copy.copy(part)
@@ -163,11 +175,11 @@ class PipelineModel:
         # The noise comes from the CPU, so that every device has the same.
         generators = [torch.Generator("cpu").manual_seed(seed) for _, seed in jobs]
         options = {**self._call, **texts_for(self._call, len(jobs)), **_repeated(self._call, len(jobs))}
+        options.update(of_rows(self._images, rows))
         if "prompt_embeds" not in self._call:
             options[self._given] = [prompt for prompt, _ in jobs]
         own = type(pipe).__call__
         sample: Any = inspect.unwrap(own) if torch.is_grad_enabled() else own  # pipelines are under `no_grad`
-        steps = len(table.carry)
         found = sample(pipe, **options, num_inference_steps=steps, generator=generators, return_dict=False)[0]
         if not isinstance(found, (torch.Tensor, np.ndarray)):
             raise ValueError(f"{type(pipe).__name__} returned a {type(found).__name__}; try output_type='pt'")

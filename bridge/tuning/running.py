@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from bridge.tuning import gits, searching, teacher
+from bridge.tuning import gits, processes, searching, teacher
 from bridge.tuning.coordinates import Coordinates, Table, table_at
 from bridge.tuning.curvature import reference_curvature
 from bridge.tuning.judging import Judge, SpentError
@@ -55,30 +55,38 @@ def run_tuning(
     improved: Callable[[Schedule], None] | None,
 ) -> Tuned:
     """Tune on a model; `told` goes into the result's file, the rest as for `tune`. Raises as that."""
-    noise = model.noise
-    check_room(Lane(noise, nfe))
+    part, whole = model.part, model.part.whole
+    check_room(Lane(whole, nfe))
     base = _base(options, model.guidance)
-    Coordinates.of(noise, nfe, options.solver, base)  # refuses what cannot be
-    if options.start is not None and options.start.noise != noise.fingerprint():
-        raise ValueError(f"start is for {options.start.model}, the model's noise is {noise.name}'s")
+    if (steps := part.steps(nfe)) < 1:
+        raise ValueError(f"nfe is {nfe}; no step of {nfe} is taken at this strength: use more")
+    Coordinates.of(part.noise, steps, options.solver, base)  # refuses what cannot be
+    if options.start is not None and options.start.noise != whole.fingerprint():
+        raise ValueError(f"start is for {options.start.model}, the model's noise is {whole.name}'s")
     if options.profile is not None:
-        options.profile.check_noise(noise)
+        options.profile.check_noise(whole)
     arguments = _arguments(options, model, nfe, told)
-    with Checkpoint(checkpoint, arguments) as file:
-        made = teacher.targets(model, options, file, progress)
-        records = file.search("judgements", {}, teacher.fault)
-        judge = Judge(
-            model,
-            nfe,
-            made.samples,
-            error=options.error,
-            detail=options.detail,
-            batch=options.batch,
-            budget=options.budget,
-            evaluations=len(made.samples) * options.teacher_steps,
-            records=records,
-        )
-        return _Tuning(judge, nfe, base, model, options, made, told, progress, improved).run()
+    start = None if options.start is None else part.cut(options.start)
+    options = options._replace(start=start, profile=part.profile(options.profile))
+
+    def search(model: Model) -> Tuned:
+        with Checkpoint(checkpoint, arguments) as file:
+            made = teacher.targets(model, options, file, progress)
+            records = file.search("judgements", {}, teacher.fault)
+            judge = Judge(
+                model,
+                steps,
+                made.samples,
+                error=options.error,
+                detail=options.detail,
+                batch=options.batch,
+                budget=options.budget,
+                evaluations=len(made.samples) * options.teacher_steps,
+                records=records,
+            )
+            return _Tuning(judge, nfe, base, model, options, made, told, progress, improved).run()
+
+    return processes.together(model, search)
 
 
 def _base(options: Options, guidance: float) -> str:
@@ -103,7 +111,8 @@ class _Tuning:
         progress: Progress | None,
         improved: Callable[[Schedule], None] | None,
     ) -> None:
-        self._judge, self._nfe, self._base, self._model, self._options = judge, nfe, base, model, options
+        self._judge, self._base, self._model, self._options = judge, base, model, options
+        self._nfe, self._steps, self._noise = nfe, model.part.steps(nfe), model.part.noise
         self._samples, self._costs = made.samples, made.costs
         self._told, self._progress, self._improved = told, progress, improved
         self._rows = range(options.samples)
@@ -154,10 +163,11 @@ class _Tuning:
     def _own_profile(self) -> Profile | None:
         """Of the converged samples to tune on, which are there anyway; None where they are too few, or all alike.
 
-        GITS begins with no schedule, and needs none.
+        GITS begins with no schedule, and needs none; image-to-image makes samples of its image, not of the data.
         """
-        noise, some = self._model.noise, self._samples[: self._options.samples]
-        if self._options.profile is not None or self._options.by == "gits" or len(some) < FOLDS:
+        noise, some = self._noise, self._samples[: self._options.samples]
+        imaged = self._model.part.taken is not None
+        if imaged or self._options.profile is not None or self._options.by == "gits" or len(some) < FOLDS:
             return None
         try:
             spectrum = spectrum_of(some.double().flatten(1).numpy(), fewest=FOLDS)
@@ -171,14 +181,14 @@ class _Tuning:
 
     def _best_rule(self, some: Sequence[int]) -> tuple[Schedule, float]:
         """Of the rules with the solver, or with the known ones where the coefficients are free; and its value."""
-        noise, options = self._model.noise, self._options
+        noise, options = self._noise, self._options
         known = RULE_SOLVERS if options.solver == solvers.NONSTATIONARY else (solvers.canonical(options.solver),)
         fitting = [name for name in RULES if name in BASELINES and not inapplicable(name, noise)]
         found: list[tuple[float, Schedule]] = []
 
         def judge(name: str, solver: str) -> None:
             origin = Origin(method=name, solver=solver)
-            schedule = dataclasses.replace(baseline(name, noise, self._nfe), origin=origin)
+            schedule = dataclasses.replace(baseline(name, noise, self._steps), origin=origin)
             value = self._judge.value(self._table(schedule), some)
             found.append((value if np.isfinite(value) else math.inf, schedule))
 
@@ -192,10 +202,10 @@ class _Tuning:
 
     def _shipped(self) -> tuple[str, Schedule]:
         """The zoo's schedule for the nearest weight, or a search's where the noise is not shipped."""
-        noise, guidance, solver = self._model.noise, self._model.guidance, self._options.solver
+        noise, guidance, solver = self._noise, self._model.guidance, self._options.solver
         if self._options.profile is None:
             try:
-                return "zoo", zoo(noise, self._nfe, solver, guidance=nearest_guidance(noise, guidance))
+                return "zoo", zoo(noise, self._steps, solver, guidance=nearest_guidance(noise, guidance))
             except ValueError:  # not shipped
                 pass
         return "search", self._searched(self._options.profile)
@@ -203,19 +213,29 @@ class _Tuning:
     def _searched(self, profile: Profile | None) -> Schedule:
         """What a search with a profile finds, or without any."""
         how = SolverError(self._options.solver, self._model.guidance, compare=(), profile=profile)
-        return search(self._model.noise, self._nfe, method=how)
+        return search(self._noise, self._steps, method=how)
 
     def _table(self, schedule: Schedule) -> Table:
         """Of a schedule with its coefficients, or else of the known solver it names or that is asked for."""
         asked = self._options.solver
         known = schedule.solver if asked == solvers.NONSTATIONARY else asked
-        return table_at(self._model.noise, schedule, known if known in solvers.SOLVERS else self._base)
+        return table_at(self._noise, schedule, known if known in solvers.SOLVERS else self._base)
+
+    def _as_judged(self, schedule: Schedule) -> Schedule:
+        """With its known solver's coefficients where these are free: it is installed whatever a pipeline's sampler."""
+        if self._options.solver != solvers.NONSTATIONARY or schedule.coefficients is not None:
+            return schedule
+        z = self._place(schedule)
+        if not self._judge.coordinates.places.any():
+            return schedule  # of one step, which all solvers take alike
+        origin = dataclasses.replace(schedule.origin, solver=solvers.NONSTATIONARY)
+        return self._judge.coordinates.schedule(z, origin)
 
     def _place(self, schedule: Schedule) -> np.ndarray:
         """The schedule as a point, in coordinates whose first node is free if the schedule's is not the noise end."""
-        noise = self._model.noise
+        noise = self._noise
         free = float(schedule.lams[0]) > noise.noise_end + 1e-6
-        self._judge.coordinates = Coordinates.of(noise, self._nfe, self._options.solver, self._base, free)
+        self._judge.coordinates = Coordinates.of(noise, self._steps, self._options.solver, self._base, free)
         return self._judge.coordinates.point(schedule)
 
     def _search(self, by: str, z: np.ndarray, profile: Profile | None) -> str:
@@ -233,7 +253,9 @@ class _Tuning:
                     raise
                 by = "differences" if judge.squares else "comparisons"
                 judge.notes.append(f"no gradients ({trouble}): by {by}")
-                z = judge.coordinates.point(self._best[0])
+                free, z = judge.coordinates.free, self._place(self._best[0])
+                if judge.coordinates.free != free:  # the best is an earlier start's, in other coordinates
+                    return self._search(by, z, profile)
         search_by = searching.differences if by == "differences" else searching.comparisons
         with contextlib.suppress(SpentError):
             search_by(judge, z, curvature, self._rows, self._seen)
@@ -242,11 +264,11 @@ class _Tuning:
     def _gits(self) -> None:
         """The nodes by dynamic programming; the solver is the one that the coefficients deviate from."""
         assert self._costs is not None
-        grid = teacher.grid(self._model.noise, self._options.teacher_steps)
-        chosen = grid.t[gits.best_path(self._costs, self._nfe, gits.COEFFICIENT)]
+        grid = teacher.grid(self._noise, self._options.teacher_steps)
+        chosen = grid.t[gits.best_path(self._costs, self._steps, gits.COEFFICIENT)]
         known = self._base if self._options.solver == solvers.NONSTATIONARY else self._options.solver
         origin = Origin(method="gits", solver=solvers.canonical(known))
-        z = self._place(Schedule.from_t(self._model.noise, chosen, origin=origin))
+        z = self._place(Schedule.from_t(self._noise, chosen, origin=origin))
         self._seen(z, self._judge.value(z, self._rows))
 
     def _seen(self, z: np.ndarray, value: float) -> bool:
@@ -263,6 +285,7 @@ class _Tuning:
         return self._behind >= PATIENCE
 
     def _take(self, schedule: Schedule, value: float) -> None:
+        schedule = self._as_judged(schedule)
         self._best = schedule, value
         if self._improved is not None:
             self._improved(self._schedule(schedule, value, error=self._shown(value)))
@@ -292,6 +315,7 @@ class _Tuning:
             "evaluations": self._judge.evaluations,
             **{k: v if isinstance(v, str) else float(f"{v:.6g}") for k, v in found.items() if _says(v)},
         }
+        schedule = self._model.part.joined(schedule, self._nfe)
         solver = solvers.NONSTATIONARY if schedule.coefficients is not None else schedule.solver
         if options.solver != solvers.NONSTATIONARY:
             solver = solvers.canonical(options.solver)
@@ -317,7 +341,7 @@ def _arguments(options: Options, model: Model, nfe: int, told: Mapping[str, Any]
     return {
         **own,
         "nfe": nfe,
-        "noise": model.noise.fingerprint(),
+        "noise": model.part.noise.fingerprint(),
         "guidance": model.guidance,
         "start": None if start is None else sha([start.t.tobytes().hex(), repr(start.coefficients)]),
         "profile": None if profile is None else sha([profile.to_json()]),

@@ -45,8 +45,19 @@ class TableScheduler(NonstationaryScheduler):
         super().set_timesteps(num_inference_steps, device, timesteps, sigmas, mu, **options)
         told = self.table.timestep
         told = told if isinstance(told, torch.Tensor) else torch.tensor(told, dtype=torch.float64)
-        self.timesteps = told.to(self.timesteps.device, self.timesteps.dtype)
+        told = told.to(self.timesteps.device, self.timesteps.dtype)
+        # Of an image-to-image pipeline's steps the first are not taken.
+        self.timesteps = torch.cat([self.timesteps[: len(self.timesteps) - len(told)], told])
         self._step_index = 0
+
+    def add_noise(self, original_samples: torch.Tensor, noise: torch.Tensor, timesteps: torch.Tensor) -> torch.Tensor:
+        """As the class that it stands for, at the table's levels."""
+        told = torch.as_tensor(timesteps, device=self.timesteps.device).flatten()
+        rows = (self.timesteps.detach() - told[:, None]).abs().argmin(1) - len(self.timesteps)
+        shape = (-1,) + (1,) * (original_samples.dim() - 1)
+        levels = (torch.stack([torch.as_tensor(x[row]) for row in rows]) for x in (self.table.alpha, self.table.sigma))
+        alpha, sigma = (x.to(original_samples).reshape(shape) for x in levels)
+        return alpha * original_samples + sigma * noise
 
     def scale_model_input(self, sample: torch.Tensor, timestep: Any = None) -> torch.Tensor:
         """The network's input."""

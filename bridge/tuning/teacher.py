@@ -79,7 +79,7 @@ def _read(file: Path, digest: str) -> Made:
 
 @torch.no_grad()
 def _converge(model: Model, options: Options, progress: Progress | None) -> Made:
-    table = table_at(model.noise, grid(model.noise, options.teacher_steps), SOLVER)
+    table = table_at(model.part.noise, grid(model.part.noise, options.teacher_steps), SOLVER)
     plain, parts, costs = Table(*(x.tolist() for x in table)), list[torch.Tensor](), list[np.ndarray]()
     for rows in _batches(options):
         xs, x0s = list[torch.Tensor](), list[torch.Tensor]()

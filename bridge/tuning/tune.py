@@ -13,6 +13,7 @@ from bridge.fitness import several
 from bridge.tuning.judging import Error
 from bridge.tuning.models import DenoiserModel, PipelineModel
 from bridge.tuning.options import BUDGET, TEACHER_STEPS, checked, jobs
+from bridge.tuning.partial import IMAGES, for_each, image_text
 from bridge.tuning.report import Progress, Tuned
 from bridge.tuning.running import run_tuning, sha
 from hso_jax import solvers
@@ -52,8 +53,9 @@ def tune(
     is the best on the others, and never worse there than its start.
 
     Args:
-        pipe: text or class to image (or video); it is left as it is. Install with `bridge.install(pipe, schedule)`.
-        nfe: N.
+        pipe: text or class to image (or video), image to image, inpainting; it is left as it is. Install with
+            `bridge.install(pipe, schedule)`.
+        nfe: N; of N steps a pipeline with `strength` takes the last, which are tuned for this strength.
         prompts: texts, or classes for a pipeline that takes `class_labels`; typical ones.
         guidance: w; the pipeline's own by default.
         solver: "nonstationary" tunes coefficients too; a known solver of one evaluation a step ("unipc-3",
@@ -62,7 +64,7 @@ def tune(
             it has samples, guidance does not double them, and a gradient counts as `judging.GRADIENT` = 3.
         teacher_steps: of the converged samples.
         samples: to tune on, and half as many to keep apart; by default as the budget allows, `samples_for`.
-        batch: samples a call of the pipeline.
+        batch: samples a call of the pipeline; processes of a `torch.distributed` group share them.
         by: "differences" of the samples (Gauss-Newton, needs no gradients), "gradients" through the pipeline's own
             loop, "comparisons" of a number, or "gits" (arXiv 2405.11326: nodes alone, from the converged samples'
             trajectories, no search); "auto" is "differences", and for an `error` of yours "gradients" where it has
@@ -81,7 +83,8 @@ def tune(
             was found as `start`.
         progress: see `Progress`.
         improved: called with each schedule that is the best so far, the start first.
-        **call: further arguments of the pipeline, such as height, width, negative_prompt.
+        **call: further arguments of the pipeline, such as height, width, negative_prompt, strength; image, mask_image
+            and control_image are one image, or a list with one for each prompt.
 
     Returns:
         A `Tuned`; its schedule's `origin.tuned` says what it was tuned on.
@@ -91,12 +94,17 @@ def tune(
             that is too small; for a checkpoint of another call, or in use.
     """
     options = checked(solver, budget, teacher_steps, samples, batch, by, start, profile, detail, error, seed, nfe)
-    drawn = jobs(several(prompts, "prompts"), options)
-    model = PipelineModel(pipe, drawn, guidance, call)
+    texts = several(prompts, "prompts")
+    places = jobs(list(range(len(texts))), options)
+    drawn = [(texts[i], own_seed) for i, own_seed in places]
+    given = {k: for_each(call.pop(k), len(texts), k) for k in IMAGES if call.get(k) is not None}
+    images = {k: [v[i] for i, _ in places] for k, v in given.items()}
+    model = PipelineModel(pipe, drawn, guidance, call, images)
     told = {
         **model.told,
         "weights": fingerprint(pipe),
         "prompts": sha([str(prompt) for prompt, _ in drawn]),
+        **{k: sha([image_text(image) for image in v]) for k, v in given.items()},
         "seeds": f"{seed}..{seed + len(drawn) - 1}",
     }
     return run_tuning(model, nfe, options, told, checkpoint, progress, improved)

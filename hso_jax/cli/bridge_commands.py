@@ -115,6 +115,7 @@ def _add_tune(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -
 examples:
   hso-jax tune --pipeline ./my-model --nfe 6 --prompts prompts.txt -o tuned.json
   hso-jax tune --pipeline ./my-model --nfe 6 --solver unipc-3 --guidance 5 --budget 10000 -o tuned.json
+  hso-jax tune --pipeline ./my-model --nfe 8 --image photo.png --option strength=0.5 -o image-to-image.json
   hso-jax apply tuned.json --pipeline ./my-model --nfe 6
 
 The output holds the best schedule so far from the first one on, also after Ctrl-C; the same command goes on from
@@ -129,6 +130,13 @@ OUTPUT.checkpoint.
     parser.add_argument("--nfe", "--steps", type=int, required=True, metavar="N", help="evaluations of the network")
     parser.add_argument(
         "--prompts", type=Path, metavar="FILE", help="typical prompts (or classes), one a line; default: the empty text"
+    )
+    parser.add_argument(
+        "--image",
+        type=Path,
+        nargs="+",
+        metavar="FILE",
+        help="image-to-image, with --option strength=0.6: an image to start from, or one for each prompt",
     )
     parser.add_argument("--guidance", type=float, metavar="W", help="weight to sample with; default: the pipeline's")
     parser.add_argument(

@@ -37,13 +37,17 @@ DETAIL = 0.0
 POWER = 0.0
 """Default exponent of the mean over problems: 1 is the mean of squared errors, 0 that of their logarithms."""
 
+PURE = -2.5
+"""Largest lam of a noise end at which samples begin with pure noise, as models do (SD's is -2.7, the largest): where
+more of the data is left, as in image-to-image, they begin with noised data."""
+
 
 class ErrorData(NamedTuple):
     """What a schedule's error is measured on: P problems with B samples each. A pytree of arrays.
 
     Attributes:
         problems: of either kind.
-        noise: [P, B, D] standard normal: the sample at the first node, wherever that is.
+        noise: [P, B, D] the sample at the first node, wherever that is: standard normal, or noised data (`PURE`).
         truth: [P, B, D] the exact solution at clean data of the flow that starts at the model's noise end.
         importance: [P, D] what a squared error along each coordinate weighs; the data's own variance weighs 1 in all.
         frequencies: [P, K] of the model's error, see `model_error.draw`; K = 0 without error.
@@ -171,9 +175,21 @@ def _solve(
     importance = counts * np.where(counts > 0, variances, 1.0) ** -detail
     importance /= (importance * variances).sum(1, keepdims=True)
     arrays = [jnp.asarray(x, dtype) for x in (importance, frequencies, coefficients, numbers[1], guidance, power)]
+    if start > PURE:
+        noise = _noised(problems, noise, start, seed, steps)
     truth = _exact(problems, noise, *arrays[1:4], jnp.asarray(start, dtype), arrays[4], steps)
     inaccuracy = jnp.sqrt(jnp.mean(jnp.sum(importance * truth.errors**2, axis=1)))
     return ErrorData(problems, noise, truth.value, *arrays, inaccuracy)  # type: ignore[call-arg]
+
+
+def _noised(problems: Bank, noise: Array, start: float, seed: int, steps: int) -> Array:
+    """[P, B, D] `alpha x_0 + sigma noise` at lam = start; x_0 is where the exact flow of other noise ends."""
+    other = jax.random.normal(jax.random.fold_in(jax.random.key(seed), 1), noise.shape, jnp.float32)
+    count, samples, dimension = noise.shape
+    still = jnp.zeros((count, 0)), jnp.zeros((count, 0, samples, dimension)), jnp.zeros(())
+    numbers = (jnp.asarray(x, noise.dtype) for x in (*still, -math.inf, 1.0))
+    alpha, sigma = alpha_sigma(start, "vp")
+    return alpha * _exact(problems, other.astype(noise.dtype), *numbers, steps).value + sigma * noise
 
 
 @functools.partial(jax.jit, static_argnames="steps")

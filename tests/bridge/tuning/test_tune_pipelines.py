@@ -60,8 +60,8 @@ def test_gradients_are_those_of_differences_through_a_pipeline() -> None:
     for part in (pipe.unet, pipe.text_encoder, pipe.vae):
         part.double()
     model = PipelineModel(pipe, [("a fox", 0)], None, call)
-    coordinates = Coordinates.of(model.noise, N, "nonstationary", "dpmpp-2m")
-    z = coordinates.point(zoo(model.noise, N, "nonstationary"))
+    coordinates = Coordinates.of(model.part.noise, N, "nonstationary", "dpmpp-2m")
+    z = coordinates.point(zoo(model.part.noise, N, "nonstationary"))
 
     def value(point: np.ndarray) -> float:
         with torch.no_grad():
