@@ -13,13 +13,19 @@ from typing import Any, NamedTuple
 import torch
 from PIL import Image
 
+from benchmarks.methods import registry
 from benchmarks.models.subjects import Subject
 from benchmarks.networks.records import Record, schedule_of
 from benchmarks.networks.tables import columns, number
 from benchmarks.solvers import SOLVERS
 from bridge.cli.image_grid import Row, grid, save_png
+from hso_jax.schedule import Schedule
+from hso_jax.solvers import NONSTATIONARY
 
 ROWS = ("trailing", "hso", "solver-error")
+LAST = NONSTATIONARY
+"""A further row, where it was measured."""
+
 SOLVER = "dpmpp-2m"
 IMAGES = 8
 
@@ -29,7 +35,7 @@ class Sheet(NamedTuple):
 
     Attributes:
         model, nfe: of the records.
-        records: those of `ROWS`, in this order.
+        records: those of `ROWS` and `LAST`, in this order.
     """
 
     model: str
@@ -45,7 +51,7 @@ class Sheet(NamedTuple):
 def sheets(records: Sequence[Record]) -> list[Sheet]:
     """The grids that the records have all schedules of, without guidance."""
     return [
-        Sheet(model, nfe, tuple(cells[m] for m in ROWS))
+        Sheet(model, nfe, tuple(cells[m] for m in (*ROWS, LAST) if m in cells))
         for (model, guidance, solver, nfe), cells in columns(records).items()
         if guidance == 1.0 and solver == SOLVER and all(m in cells for m in ROWS)
     ]
@@ -62,13 +68,22 @@ def draw(sheet: Sheet, subject: Any, converged: torch.Tensor) -> Image.Image:
     count = min(IMAGES, len(converged))
     rows = []
     for record in sheet.records:
-        images = subject.sample(schedule_of(record), SOLVER, slice(0, count)).images
+        schedule, solver = _drawn(record, subject)
+        images = subject.sample(schedule, solver, slice(0, count)).images
         detail = f"RMSE {number(record.rmse)}\nFID {number(record.fid)}"
         rows.append(Row(record.method, detail, pictures(images)))
     rows.append(Row("converged", "the limit of many steps", pictures(converged[:count])))
     title = f"{sheet.model}: {sheet.nfe} evaluations, {SOLVERS[SOLVER]}"
     text = "The same noise in each column. RMSE and FID are those of all samples, to the converged ones."
     return grid(rows, [f"noise {i}" for i in range(count)], title, text)
+
+
+def _drawn(record: Record, subject: Any) -> tuple[Schedule, str]:
+    """The schedule of a record and its solver; coefficients are in no record, and are searched again."""
+    if record.method != NONSTATIONARY:
+        return schedule_of(record), SOLVER
+    schedule = registry.prepare(record.method, subject, record.solver, record.nfe, seed=record.seed).schedule
+    return schedule, schedule.solver
 
 
 def pictures(images: torch.Tensor) -> list[Image.Image]:

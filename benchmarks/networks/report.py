@@ -59,6 +59,7 @@ def report(found: Records, folder: Path) -> str:
         parts += ["![RMSE and FID against detail](benchmarks-detail.png)\n"]
     parts += ["### Cost\n", report_text.COST, tables.cost(plain)]
     parts += ["## Coefficients of their own\n", report_text.OWN, tables.own_coefficients(ranked)]
+    parts += ["## Recommended against the default\n", report_text.DEFAULT, tables.against_default(ranked)]
     parts += ["## Guidance\n", report_text.GUIDANCE, guided(records, ("rmse", "fid"))]
     parts += ["## Distance to the limit\n", report_text.LIMIT, tables.limit(plain)]
     parts += ["## Where the solver-error method does not help\n", report_text.LOST]

@@ -69,6 +69,12 @@ solvers with all schedules that do not look at the network, by RMSE and by FID e
 make beforehand.
 """
 
+DEFAULT = """\
+What `recommend` gives for these networks in every cell, coefficients of their own (`nonstationary`), against what their
+pipelines do by themselves: DDIM (Euler for the flow) with the rule of the scheduler's config, with guidance, where that
+was not measured, with `trailing`. Geometric means over N of the error divided by the default's, and the largest.
+"""
+
 GUIDANCE = """\
 Classifier-free guidance: none + w (labelled - none). The converged samples are those of the guided model.
 """

@@ -14,6 +14,10 @@ from hso_jax.solvers import NONSTATIONARY
 METRICS = {"rmse": "RMSE", "feature": "feature distance", "fid": "FID", "fid_data": "FID to held-out data"}
 NETWORK = ("gits", "autodiffusion", "direct")  # look at the network that they are judged on
 JUDGED = ("rmse", "fid", "fid_data")
+DEFAULT_SOLVER = "ddim"
+DEFAULT_RULE = {"fashion-eps": "leading", "fashion-v": "leading", "emoji-flow": "linspace"}
+"""Of the networks' own schedulers, as they are saved: DDIM, and Euler for the flow, which is the same."""
+
 LIMIT = "direct"  # optimised for what is measured: shown, and not ranked
 FIRST = (
     "nonstationary",
@@ -196,6 +200,28 @@ def own_coefficients(records: Sequence[Record]) -> str:
         rows.append([f"{weight:g}", "geometric mean", "", *(text for mean in means for text in ("", "", "", mean))])
     head = ["guidance", "model", "N", *(x for m in ("RMSE", "FID") for x in (f"best {m}", "its", "own", "ratio"))]
     return markdown(head, rows, left=2) if rows else "Not measured.\n"
+
+
+def against_default(records: Sequence[Record]) -> str:
+    """Coefficients of their own, which `recommend` gives, against a pipeline's own sampler and rule."""
+    groups: dict[tuple[float, str, str, str], list[tuple[int, float]]] = {}
+    for (model, weight, solver, nfe), cells in columns(records).items():
+        rule = DEFAULT_RULE[model] if weight == 1.0 else "trailing"
+        if solver == DEFAULT_SOLVER and NONSTATIONARY in cells and rule in cells:
+            for metric in ("rmse", "fid"):
+                own, theirs = (getattr(cells[method], metric) for method in (NONSTATIONARY, rule))
+                if own and theirs:
+                    groups.setdefault((weight, model, rule, metric), []).append((nfe, own / theirs))
+    rows, counts = [], list[str]()
+    for (weight, model, rule, metric), ratios in sorted(groups.items(), key=lambda item: item[0][0]):
+        nfe, worst = max(ratios, key=lambda pair: pair[1])
+        told = [f"{weight:g}", model, f"`{rule}`", METRICS[metric], f"{geometric_mean([x for _, x in ratios]):.2f}"]
+        rows.append([*told, f"{worst:.2f} (N = {nfe})"])
+    for metric in ("rmse", "fid"):
+        every = [x for key, ratios in groups.items() if key[-1] == metric for _, x in ratios]
+        counts.append(f"{sum(x <= 1.0 for x in every)} of {len(every)} cells by {METRICS[metric]}")
+    head = ["guidance", "model", "default rule", "", "ratio", "largest"]
+    return markdown(head, rows, left=4) + f"\nAt least as good in {', '.join(counts)}.\n" if rows else "Not measured.\n"
 
 
 def limit(records: Sequence[Record]) -> str:

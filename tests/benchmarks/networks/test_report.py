@@ -235,6 +235,17 @@ def test_coefficients_of_their_own_stand_beside_the_best_known_solver_and_are_no
     assert "geometric mean" in mean and mean.count("0.40") == 2
 
 
+def test_what_is_recommended_stands_beside_the_default():
+    assert tables.against_default([record()]) == "Not measured.\n"
+    errors = {4: {"leading": 0.4, "nonstationary": 0.1}, 6: {"leading": 0.1, "nonstationary": 0.4}}
+    found = [record(m, x, 2 * x, nfe=n) for n, pair in errors.items() for m, x in pair.items()]
+    guided = [record(m, x, None, guidance=2.0) for m, x in (("trailing", 0.2), ("nonstationary", 0.1))]
+    rmse, fid, *_, last = tables.against_default(found).splitlines()[2:]
+    assert rmse == "| 1 | fashion-eps | `leading` | RMSE | 1.00 | 4.00 (N = 6) |" and "| FID | 1.00 |" in fid
+    assert last == "At least as good in 1 of 2 cells by RMSE, 1 of 2 cells by FID."
+    assert "| 2 | fashion-eps | `trailing` | RMSE | 0.50 | 0.50 (N = 4) |" in tables.against_default(guided)
+
+
 def test_every_study_has_its_rows():
     found = many()
     assert studies.against_dm_nonuni(found).count("\n") == 2 + 2 * 3 * 3
@@ -292,6 +303,7 @@ def test_no_line_of_the_plot_leaves_its_panel_and_the_legend_covers_none():
 
 def test_grids_show_each_schedule_on_the_same_noise(tmp_path):
     found = [record(m, model="fashion-eps", solver=grids.SOLVER, nfe=n) for n in (4, 8) for m in grids.ROWS]
+    found += [record(grids.LAST, model="fashion-eps", solver=grids.SOLVER, nfe=4)]
     file, other = grids.write(found, tmp_path, FakeSubject)
     assert file.name == "grid-fashion-eps-4.png" and grids.sheets(found[:2]) == []
     assert other.name == "grid-fashion-eps-8.png" and other.read_bytes() != file.read_bytes()
