@@ -14,7 +14,7 @@ import torch
 from closed_form import Network, latents
 
 from bridge import Tuned, tune_denoiser
-from bridge.tuning import gits, running
+from bridge.tuning import gits, running, searching
 from bridge.tuning.coordinates import Table, table_at
 from bridge.tuning.judging import Judge, SpentError
 from bridge.tuning.models import DenoiserModel
@@ -306,3 +306,23 @@ def test_a_profile_of_the_converged_samples_is_a_start(found: Tuned, monkeypatch
     small(samples=8, latents=latents(), by="gits", budget=900)
     small(samples=4, by="differences", budget=900)
     assert len(asked) == 2  # GITS has no start, and four samples tell no spectrum
+
+
+def test_gradients_that_fail_at_a_later_start_give_way_from_the_best_so_far(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The starts of an epsilon model with a far noise end are in other coordinates: from 25 and from the end."""
+    calls: list[bool] = []
+    real = searching.gradients
+
+    def fails_later(judge: Any, *rest: Any) -> None:
+        calls.append(judge.coordinates.free)
+        if len(calls) > 1:
+            raise MemoryError("not enough memory")
+        real(judge, *rest)
+
+    monkeypatch.setattr(searching, "gradients", fails_later)
+    noise = preset("ddpm-cifar10")
+    options = {**SMALL, "budget": 4000, "by": "gradients"}
+    tuned = tune_denoiser(Network(), noise, N, **options)
+    assert len(calls) > 1 and len(set(calls)) == 2
+    assert tuned.by == "differences" and tuned.error <= tuned.start_error
+    assert "no gradients (not enough memory)" in tuned.notes[-1]
