@@ -14,10 +14,12 @@ from benchmarks import metrics
 from benchmarks.heldout.outside import Converged, Outside, find, provenance
 from benchmarks.methods.flow_time import SHIFTS, flow_time
 from benchmarks.networks import records
+from benchmarks.networks.ablations import DETAILS
 from benchmarks.networks.records import Cell, Record
 from benchmarks.solvers import COMPARED, SOLVERS
 from hso_jax import BASELINES, Hso, NoiseSchedule, Profile, Schedule, SolverError, baseline, search
 from hso_jax.baselines import inapplicable
+from hso_jax.objectives.solver_error import DETAIL
 
 RULES = (*BASELINES, *SHIFTS)
 PLAIN = ("trailing", "karras", "uniform-lam", "beta-t", *SHIFTS)
@@ -30,9 +32,12 @@ FREE = "nonstationary"
 PROFILED, FREE_PROFILED = "solver-error-profile", "nonstationary-profile"
 """The same two with a profile of the network, measured on trajectories of other noise."""
 
-OWN_SOLVER = (FREE, FREE_PROFILED)
+DETAILED = {f"{method}-detail-{x:g}": (method, x) for method in ("solver-error", FREE) for x in DETAILS if x != DETAIL}
+"""The searches without a profile with other weights of fine detail than the default's."""
 
-METHODS = (*RULES, *SEARCHED, FREE, PROFILED, FREE_PROFILED)
+OWN_SOLVER = (FREE, FREE_PROFILED, *(name for name, (method, _) in DETAILED.items() if method == FREE))
+
+METHODS = (*RULES, *SEARCHED, FREE, PROFILED, FREE_PROFILED, *DETAILED)
 BUDGETS = (4, 6, 8)
 COUNT = 64
 
@@ -49,8 +54,12 @@ def schedules(
         return search(noise, nfes, method=Hso(relax=True), seed=seed)
     if method in ("solver-error", PROFILED):
         return search(noise, nfes, method=SolverError(solver, compare=(), profile=profile), seed=seed)
-    if method in OWN_SOLVER:
+    if method in (FREE, FREE_PROFILED):
         return search(noise, nfes, method=SolverError(FREE, profile=profile), seed=seed)
+    if method in DETAILED:
+        kind, detail = DETAILED[method]
+        how = SolverError(FREE if kind == FREE else solver, compare=(), detail=detail)
+        return search(noise, nfes, method=how, seed=seed)
     if method in SHIFTS:
         return [flow_time(method, noise, nfe) for nfe in nfes]
     return [baseline(method, noise, nfe) for nfe in nfes]
@@ -80,7 +89,7 @@ class _Target:
 
     def measure(self, cell: Cell) -> Record:
         """The record of a cell."""
-        of_solver = cell.method in ("solver-error", PROFILED, *OWN_SOLVER)
+        of_solver = cell.method in ("solver-error", PROFILED, *OWN_SOLVER, *DETAILED)
         every, seconds = self.found(cell.method, cell.solver if of_solver else "any")
         schedule = every[cell.nfe]
         samples, counted = self.one.sample(schedule, cell.solver)

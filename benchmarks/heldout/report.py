@@ -8,8 +8,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from benchmarks.heldout.measure import FREE, FREE_PROFILED, PLAIN, PROFILED, RULES, SEARCHED
+from benchmarks.heldout.measure import DETAILED, FREE, FREE_PROFILED, PLAIN, PROFILED, RULES, SEARCHED
 from benchmarks.heldout.picture import gains
+from benchmarks.networks.ablations import DETAILS
 from benchmarks.networks.records import Record, Records
 from benchmarks.networks.report import main_group
 from benchmarks.networks.tables import columns, geometric_mean, markdown, number
@@ -191,6 +192,30 @@ def _predicted(found: Sequence[Record], name: str) -> str:
     return f"## Predicted and measured\n\n{PREDICTED}\n{told}\n\n{chart}\n"
 
 
+DETAIL = """\
+The search without a profile with a direction's squared error weighed by its variance^-detail: RMSE, geometric means
+over solvers and N relative to detail 0. What it does to images:
+[benchmarks.md](benchmarks.md#the-weight-of-fine-detail).
+"""
+
+
+def detail(found: Sequence[Record]) -> str:
+    """A row a network and kind of search; empty without such cells."""
+    rows = []
+    for kind in ("solver-error", FREE):
+        names = [next((n for n, own in DETAILED.items() if own == (kind, x)), kind) for x in DETAILS]
+        logs: dict[str, list[list[float]]] = {}
+        for (network, *_), cells in columns(found).items():
+            values = [cells[name].rmse if name in cells else None for name in names]
+            if all(values):
+                logs.setdefault(network, []).append([(x or 0.0) / (values[0] or 1.0) for x in values])
+        everywhere = [ratios for own in logs.values() for ratios in own]
+        for network, own in [*logs.items(), *([("all", everywhere)] if everywhere else [])]:
+            rows.append([network, f"`{kind}`", *(f"{geometric_mean(column):.3f}" for column in zip(*own, strict=True))])
+    head = ["network", "", *(f"detail {x:g}" for x in DETAILS)]
+    return f"## The weight of fine detail\n\n{DETAIL}\n{markdown(head, rows, left=2)}" if rows else ""
+
+
 def today(found: Sequence[Record]) -> str:
     """The non-stationary solver against what a flow pipeline does by default, a row a network and N."""
     by_cell = columns(found)
@@ -248,6 +273,7 @@ def report(found: Records, name: str) -> str:
         f"## Coefficients of its own\n\n{FREE_HOW}\n{own}" if own else "",
         with_profile(found.cells),
         _predicted(found.cells, name),
+        detail(found.cells),
         today(found.cells),
         "## Every cell\n",
         cells(found.cells),

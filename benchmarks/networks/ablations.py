@@ -16,6 +16,7 @@ from benchmarks.methods import registry
 from benchmarks.methods.registry import Inapplicable, Prepared
 from benchmarks.networks.records import noise_of
 from hso_jax import Box, Hso, NoiseSchedule, Schedule, SolverError, search
+from hso_jax.objectives.solver_error import DETAIL
 from hso_jax.origin import Origin
 
 OTHER = {"fashion-eps": "fashion-v", "fashion-v": "fashion-eps"}
@@ -88,8 +89,8 @@ def at_times(noise: NoiseSchedule, schedule: Schedule) -> Schedule:
     )
 
 
-DETAILS = (0.25, 0.5, 1.0)
-"""Exponents that are compared with the default, 0."""
+DETAILS = {x: "solver-error" if x == DETAIL else f"detail-{x:g}" for x in (0.0, 0.25, 0.5, 1.0)}
+"""Exponents that are compared, and the method that has each."""
 
 FREE_FIRST = "solver-error-free"
 
@@ -100,5 +101,5 @@ ABLATIONS: Mapping[str, Callable[[Any, str, int, int], Schedule]] = {
     "hso-other": of_other("hso"),
     "solver-error-other": of_other("solver-error"),
     FREE_FIRST: with_option(first="free"),
-    **{f"detail-{x:g}": with_option(detail=x) for x in DETAILS},
+    **{name: with_option(detail=x) for x, name in DETAILS.items() if x != DETAIL},
 }

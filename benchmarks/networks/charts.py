@@ -81,9 +81,8 @@ def detail_figure(ratios: Mapping[tuple[str, str], Sequence[float]]) -> Figure:
     colours = dict(zip(dict.fromkeys(model for model, _ in ratios), ("#0072b2", "#d55e00", "#009e73"), strict=False))
     for (model, metric), values in ratios.items():
         style, marker = {"rmse": ("-", "o"), "fid": ("--", "s")}[metric]
-        panel.plot(
-            (0.0, *DETAILS), values, style, marker=marker, color=colours[model], label=f"{model}, {METRICS[metric]}"
-        )
+        label = f"{model}, {METRICS[metric]}"
+        panel.plot(list(DETAILS), values, style, marker=marker, color=colours[model], label=label)
     panel.axhline(1.0, color="#7f7f7f", linewidth=0.8)
     panel.set(xlabel="detail", ylabel="relative to detail 0")
     panel.grid(alpha=0.25)

@@ -100,8 +100,8 @@ def ablation(records: Sequence[Record]) -> str:
 
 
 def detail_ratios(records: Sequence[Record]) -> dict[tuple[str, str], list[float]]:
-    """(model, metric) to the geometric mean, for each of 0 and `DETAILS`, of the metric relative to detail 0."""
-    methods = ("solver-error", *(f"detail-{x:g}" for x in DETAILS))
+    """(model, metric) to the geometric mean, for each of `DETAILS`, of the metric relative to the first, 0."""
+    methods = tuple(DETAILS.values())
     logs: dict[tuple[str, str], list[list[float]]] = {}
     for (model, _, _, _), cells in _with(records, methods):
         for metric in ("rmse", "fid"):
@@ -117,7 +117,7 @@ def detail(records: Sequence[Record]) -> str:
         [model, {"rmse": "RMSE", "fid": "FID"}[metric], *(f"{x:.3f}" for x in ratios)]
         for (model, metric), ratios in detail_ratios(records).items()
     ]
-    return _table(["model", "", *(f"detail {x:g}" for x in (0.0, *DETAILS))], rows)
+    return _table(["model", "", *(f"detail {x:g}" for x in DETAILS)], rows)
 
 
 def _with(records: Sequence[Record], methods: Sequence[str]) -> Iterator[tuple[Column, dict[str, Record]]]:

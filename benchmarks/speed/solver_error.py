@@ -1,25 +1,50 @@
 """What a search by the solver's error costs: compilation and run apart, and the run against N, samples, problems.
 
 python -m benchmarks.speed.solver_error
+python -m benchmarks.speed.solver_error --plot docs/images/solver-error-cost.png    time and memory, a process a point
 """
 
 from __future__ import annotations
 
+import argparse
+import json
 import os
 import platform
 import resource
+import subprocess
+import sys
 import time
-from typing import Any
+from pathlib import Path
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
+from matplotlib.figure import Figure
 
+from benchmarks import arguments
+from benchmarks.networks import charts
 from benchmarks.solvers import COMPARED
 from hso_jax import Lane, SolverError, preset, search_many
-from hso_jax.objectives.solver_error import SAMPLES, error_data
-from hso_jax.problems import KINDS, family
+from hso_jax.objectives.solver_error import SAMPLES, default_family, error_data
+from hso_jax.problems import family
 
 REPEATS = 3
+
+
+class Size(NamedTuple):
+    """Of a search."""
+
+    problems: int
+    samples: int
+    nfe: int
+
+
+USUAL = Size(36, SAMPLES, 6)
+GROWN = {
+    "problems": [USUAL._replace(problems=x) for x in (9, 18, 36, 72, 144)],
+    "samples": [USUAL._replace(samples=x) for x in (32, 64, 128, 256, 512)],
+    "nfe": [USUAL._replace(nfe=x) for x in (3, 6, 12, 18)],
+}
 
 
 def measure(lane: Lane) -> tuple[float, list[float]]:
@@ -34,10 +59,56 @@ def measure(lane: Lane) -> tuple[float, list[float]]:
     return seconds[0], seconds[1:]
 
 
-def main() -> None:
+def measure_size(size: Size) -> dict[str, float]:
+    """Warm seconds with DPM++ 2M, and what the process' memory grew to meanwhile, in GiB."""
+    before = _peak()
+    problems = family(range(size.problems)) if size.problems != USUAL.problems else default_family()
+    how = SolverError(compare=(), samples=size.samples, problems=problems)
+    _, runs = measure(Lane(preset("sd15"), size.nfe, method=how))
+    return {"seconds": float(np.median(runs)), "memory": _peak() - before}
+
+
+def _peak() -> float:
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+
+
+def figure(found: dict[str, list[tuple[Size, dict[str, float]]]]) -> Figure:
+    """Seconds and memory against what grows, each relative to the default's size."""
+    drawn = Figure(figsize=(8.0, 3.6), layout="constrained")
+    for panel, (what, label) in zip(
+        drawn.subplots(1, 2), {"seconds": "warm search, s", "memory": "memory, GiB"}.items(), strict=True
+    ):
+        for (grown, points), colour in zip(found.items(), ("#0072b2", "#d55e00", "#009e73"), strict=True):
+            usual = getattr(USUAL, grown)
+            name = f"{'N' if grown == 'nfe' else grown} (1 is {usual})"
+            xs = [getattr(size, grown) / usual for size, _ in points]
+            panel.loglog(xs, [one[what] for _, one in points], "o-", color=colour, label=name, markersize=4)
+        panel.set(xlabel="times the default", ylabel=label)
+        panel.set_xticks([0.25, 0.5, 1, 2, 4], ["1/4", "1/2", "1", "2", "4"])
+        panel.minorticks_off()
+        panel.grid(alpha=0.25, which="both")
+    drawn.axes[1].set_ylim(bottom=0.1)
+    drawn.axes[0].legend(frameon=False, fontsize=9)
+    return drawn
+
+
+def plot(path: Path) -> None:
+    """Measure every size in a process of its own, and draw; prints a table."""
+    known: dict[Size, dict[str, float]] = {}
+    print("| problems | samples | N | warm s | memory, GiB |\n|---|---|---|---|---|")
+    for size in dict.fromkeys(size for sizes in GROWN.values() for size in sizes):
+        command = [sys.executable, "-m", "benchmarks.speed.solver_error", "--size", ",".join(map(str, size))]
+        told = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+        known[size] = json.loads(told.splitlines()[-1])
+        print(
+            f"| {' | '.join(map(str, size))} | {known[size]['seconds']:.2f} | {known[size]['memory']:.2f} |", flush=True
+        )
+    charts.save(figure({grown: [(size, known[size]) for size in sizes] for grown, sizes in GROWN.items()}), path)
+    print(f"\nwrote {path}")
+
+
+def table() -> None:
     """Print Markdown."""
-    if "JAX_NUM_CPU_DEVICES" not in os.environ:
-        jax.config.update("jax_num_cpu_devices", min(os.cpu_count() or 1, 8))
     noise = preset("sd15")
     devices = jax.devices()
     print(f"{len(devices)} x {devices[0].device_kind}, {platform.machine()}, float32, jax {jax.__version__}, seed 0\n")
@@ -47,23 +118,28 @@ def main() -> None:
     begin = time.perf_counter()
     jax.block_until_ready(error_data(float(noise.lam(1.0)), 2.5).truth)
     warm = time.perf_counter() - begin
-    print(f"exact solution of {len(KINDS)} x {SAMPLES} samples: {first:.2f} s with compilation, {warm:.2f} s warm")
+    print(f"exact solution of {USUAL.problems} x {SAMPLES} samples: {first:.2f} s with compilation, {warm:.2f} s warm")
     print("\n| one search | first call s | warm s |\n|---|---|---|")
     for solver in COMPARED:
         for n in (4, 6, 8, 10, 20):
             compiled, runs = measure(Lane(noise, n, method=SolverError(solver, compare=())))
             print(f"| {solver}, N = {n} | {compiled:.1f} | {np.median(runs):.2f} |", flush=True)
-    print("\n| DPM++ 2M, N = 6 | warm s |\n|---|---|")
-    usual = len(KINDS)
-    sizes = [(usual, SAMPLES // 2), (usual, SAMPLES), (usual, 2 * SAMPLES), (usual // 2, SAMPLES), (2 * usual, SAMPLES)]
-    for problems, samples in sizes:
-        options: dict[str, Any] = {"samples": samples}
-        if problems != usual:
-            options["problems"] = family(range(problems))
-        _, runs = measure(Lane(noise, 6, method=SolverError(compare=(), **options)))
-        print(f"| {problems} problems x {samples} samples | {np.median(runs):.2f} |", flush=True)
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
-    print(f"\npeak memory of all of it: {peak:.2f} GiB")
+
+
+def main() -> None:
+    """Run the command line."""
+    parser = arguments.parser("python -m benchmarks.speed.solver_error", __doc__)
+    parser.add_argument("--plot", type=Path, metavar="FILE", help="time and memory against the size, as a picture")
+    parser.add_argument("--size", help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    if "JAX_NUM_CPU_DEVICES" not in os.environ:
+        jax.config.update("jax_num_cpu_devices", min(os.cpu_count() or 1, 8))
+    if args.size is not None:
+        print(json.dumps(measure_size(Size(*map(int, args.size.split(","))))))
+    elif args.plot is not None:
+        plot(args.plot)
+    else:
+        table()
 
 
 if __name__ == "__main__":

@@ -260,3 +260,14 @@ def test_a_profile_s_noise_is_not_what_is_judged(folder, monkeypatch):
     monkeypatch.setattr(one, "_solve", lambda weights, x, *more: seen.append(x) or solve(weights, x, *more))
     assert one.profile() == one.profile() and torch.equal(*seen)
     assert len(seen[0]) == outside.PROFILED and not torch.isin(seen[0], one.start).any()
+
+
+def test_the_weight_of_detail_has_a_row_a_network_and_kind():
+    assert report.detail([record("solver-error", 0.1)]) == ""
+    found = [record(name, 0.1 * (1 + i)) for i, name in enumerate(("solver-error", *SOLVER_DETAILS))]
+    text = report.detail(found)
+    assert "| a | `solver-error` | 1.000 |" in text and "| all | `solver-error` | 1.000 |" in text
+    assert "nonstationary" not in text and text.count("\n|") == 4
+
+
+SOLVER_DETAILS = [name for name, (kind, _) in measure.DETAILED.items() if kind == "solver-error"]
