@@ -8,9 +8,8 @@ noise. RMSE is over all pixels in [-1, 1], paired by noise. FID is the Frechet d
 classifier of the same data (not Inception's: it compares schedules here, not with other papers). The FID of few
 samples is biased upwards; with {samples} samples only its order within a column means something. Intervals are 95 %
 bootstrap over images. They hold the spread between images, which all schedules share, so that "inside the interval"
-is a cautious tie. `solver-error` has the defaults of 0.2.0 without guidance, and at guidance 4 on fashion-eps and
-fashion-v; else, and where it is named "-other", those of 0.1.0 (no error of the model, the mean of squares, clusters
-alone).
+is a cautious tie. `solver-error` and `nonstationary` have the defaults of 0.2.0; what is named "-other" those of 0.1.0
+(no error of the model, the mean of squares, clusters alone).
 """
 
 SUMMARY = """\
