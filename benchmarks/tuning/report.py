@@ -12,11 +12,13 @@ from matplotlib.figure import Figure
 
 from benchmarks.models.load import MODELS
 from benchmarks.networks.charts import save
-from benchmarks.networks.tables import markdown, number
+from benchmarks.networks.tables import geometric_mean, markdown, number
 from benchmarks.tuning import memory
-from benchmarks.tuning.measure import EVALUATIONS, METHODS, PLAIN, WAYS, Key
+from benchmarks.tuning.measure import EVALUATIONS, MANY_EVALUATIONS, METHODS, PLAIN, WAYS, Key
 from benchmarks.tuning.targets import FINE, JUDGED
 from hso_jax.files import write_whole
+
+LIMITS = {"tune": "tune-50k", "nodes": "nodes-50k"}
 
 Records = Mapping[Key, Mapping[str, Any]]
 
@@ -59,6 +61,17 @@ Geometric means of the ratio to the best rule and to the zoo's schedule, over th
 
 ![Error against evaluations]({picture})
 
+## All ways at equal evaluations
+
+`nodes` searches the nodes directly, `nodes-gradients` by gradients through the network (as LD3), `gits` by dynamic
+programming; geometric means of the ratio to the best rule.
+
+{_equal(records)}
+
+## What ten times the evaluations reach
+
+{_limits(records)}
+
 ## Fréchet distance to the converged samples
 
 Of the features of the project's own classifiers, on its own networks alone; {JUDGED} samples are few for it.
@@ -96,12 +109,40 @@ def _errors(records: Records, methods: Sequence[str], field: str) -> str:
 
 def ratio(records: Records, method: str, other: str) -> tuple[float, float, int]:
     """Geometric mean and largest of the ratios of a method's error to another's, and the number of cells."""
-    logs = []
+    ratios = []
     for name, nfe in _cells(records):
         mine, theirs = (records.get((name, nfe, m), {}).get("rmse") for m in (method, other))
         if mine and theirs:
-            logs.append(math.log(mine / theirs))
-    return (math.exp(sum(logs) / len(logs)), math.exp(max(logs)), len(logs)) if logs else (math.nan, math.nan, 0)
+            ratios.append(mine / theirs)
+    return (geometric_mean(ratios), max(ratios), len(ratios)) if ratios else (math.nan, math.nan, 0)
+
+
+def _equal(records: Records) -> str:
+    """All ways at the same budget, over the cells that have them all."""
+    ways = [name for name, way in WAYS.items() if way.budget == EVALUATIONS and any(k[2] == name for k in records)]
+    every = [cell for cell in _cells(records) if all((*cell, m) in records for m in ("rule", *ways))]
+    own = {key: record for key, record in records.items() if key[:2] in every}
+    rows = []
+    for name in ways:
+        mean, largest, _ = ratio(own, name, "rule")
+        spent = [record["evaluations"] for key, record in own.items() if key[2] == name]
+        rows.append([f"`{name}`", f"{mean:.3f}", f"{largest:.2f}", f"{min(spent)} to {max(spent)}"])
+    if len(ways) < 2 or not every:
+        return "Not measured.\n"
+    cells = ", ".join(f"{name} at N = {nfe}" for name, nfe in every)
+    return f"Cells: {cells}.\n\n{markdown(['', 'to rule', 'largest', 'evaluations spent'], rows, left=1)}"
+
+
+def _limits(records: Records) -> str:
+    """What ten times the evaluations reach, a row a cell."""
+    rows = []
+    for few, many in LIMITS.items():
+        for name, nfe in _cells(records):
+            mine, theirs = (records.get((name, nfe, m), {}).get("rmse") for m in (few, many))
+            if mine and theirs:
+                rows.append([f"`{few}`", name, str(nfe), number(mine), number(theirs), f"{mine / theirs:.2f}"])
+    head = ["", "network", "N", f"{EVALUATIONS} evaluations", f"{MANY_EVALUATIONS}", "ratio"]
+    return markdown(head, rows, left=2) if rows else "Not measured.\n"
 
 
 def _ratios(records: Records, methods: Sequence[str]) -> str:
