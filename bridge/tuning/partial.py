@@ -48,9 +48,9 @@ class Part:
         parameter = inspect.signature(type(pipe).__call__).parameters.get("strength")
         if parameter is None:
             return cls(noise, noise)
-        strength = number("strength", call.get("strength", parameter.default), low=0.0, high=1.0, closed=True)
-        if strength == 0.0:
-            raise ValueError("strength is 0, which changes nothing; use up to 1, such as 0.6")
+        strength = number("strength", call.get("strength", parameter.default), low=0.0)
+        if strength > 1.0:
+            raise ValueError(f"strength is {strength!r}; use at most 1, such as 0.6")
         part = from_level(noise, float(noise.lam(strength))) if strength < 1.0 else noise
         return cls(noise, part, _Taken(type(pipe), strength))
 

@@ -8,14 +8,14 @@ import numpy as np
 
 from hso_jax.noise.noise_schedule import NoiseSchedule, cubic_coefficients
 
-_CELLS = 512
+_CELLS = 4096
 
 
 def from_level(noise: NoiseSchedule, lam: float) -> NoiseSchedule:
     """The levels from lam on to clean data: what is noised no further begins there, in place of the model's noise end.
 
-    Times, and what the network is told, stay the model's own. lam lies within 1e-7 of the model's, where its noise end
-    is pure noise; elsewhere it is the same to the bit.
+    Times, and what the network is told, stay the model's own. Where the model's noise end is pure noise, lam lies
+    within 1e-7 of its own (1e-4 for a part up to t = .999); elsewhere it is the same to the bit.
 
     Args:
         noise: the model's, with concrete leaves.

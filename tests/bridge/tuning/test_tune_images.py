@@ -95,6 +95,15 @@ def test_a_start_of_the_whole_model_is_taken_from_where_the_image_begins() -> No
         tune(pipe, N, start=zoo("sd3-medium", N, "nonstationary"), **LITTLE, **call)
 
 
+def test_at_full_strength_every_step_is_taken_and_one_step_has_nothing_to_move() -> None:
+    pipe, call = built(family_of(SD))
+    start = baseline("beta-t", bridge.noise_schedule_of(pipe), N)
+    whole = tune(pipe, N, start=start, **LITTLE, **{**call, "strength": 1.0})
+    assert whole.schedule.lams[0] == pytest.approx(start.lams[0]) and whole.error < whole.start_error
+    one = tune(pipe, N, start=start, **LITTLE, **{**call, "strength": 0.2})
+    assert one.error == one.start_error and one.schedule.nfe == N
+
+
 def test_it_resumes_to_the_same_bytes(tmp_path: Path) -> None:
     pipe, call = built(family_of(SD))
     start = baseline("beta-t", bridge.noise_schedule_of(pipe), N)
@@ -119,6 +128,7 @@ def test_it_resumes_to_the_same_bytes(tmp_path: Path) -> None:
     ("options", "message"),
     [
         ({"strength": 0.0}, "strength is 0"),
+        ({"strength": None}, "strength is None"),
         ({"strength": 1.5}, "strength is 1.5"),
         ({"strength": 0.1}, "no step of 6 is taken"),
         ({"image": [picture(0), picture(1)]}, "image has 2 images for 1 prompts"),
@@ -139,7 +149,7 @@ def test_a_pipeline_that_keeps_its_steps_to_itself_is_refused() -> None:
 
 
 @pytest.mark.parametrize("model", ["sd15", "pixart-alpha", "sd21", "sd3-medium", "flux-dev"])
-@pytest.mark.parametrize("t", [0.2, 0.6, 0.95])
+@pytest.mark.parametrize("t", [0.2, 0.6, 0.99])
 def test_a_part_of_a_noise_schedule_has_its_levels(model: str, t: float) -> None:
     noise = preset(model)
     part = from_level(noise, float(noise.lam(t)))
