@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import inspect
 import types
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -29,12 +30,12 @@ class Part:
     Attributes:
         whole: the model's noise schedule.
         noise: the part of it that is sampled: from the level that the image is noised to.
-        taken: N -> how many steps of N are taken.
+        taken: how many steps of N are taken.
     """
 
     whole: NoiseSchedule
     noise: NoiseSchedule
-    taken: Mapping[int, int] | None = None
+    taken: Callable[[int], int] | None = None
 
     @classmethod
     def of(cls, pipe: Any, noise: NoiseSchedule, call: Mapping[str, Any]) -> Part:
@@ -52,11 +53,13 @@ class Part:
         if strength > 1.0:
             raise ValueError(f"strength is {strength!r}; use at most 1, such as 0.6")
         part = from_level(noise, float(noise.lam(strength))) if strength < 1.0 else noise
-        return cls(noise, part, _Taken(type(pipe), strength))
+        taken = functools.partial(_taken, type(pipe), strength)
+        taken(2)  # refuses what cannot be told
+        return cls(noise, part, taken)
 
     def steps(self, nfe: int) -> int:
         """How many steps of N are taken."""
-        return nfe if self.taken is None else self.taken[nfe]
+        return nfe if self.taken is None else self.taken(nfe)
 
     def inference_steps(self, steps: int) -> int:
         """The least N of which so many steps are taken."""
@@ -99,28 +102,20 @@ class Part:
         return dataclasses.replace(profile, ends=(self.noise.noise_end, self.noise.data_end))
 
 
-class _Taken(dict[int, int]):
-    """N -> steps that a kind of pipeline takes at a strength: Stable Diffusion rounds these, others those left out."""
-
-    def __init__(self, kind: type, strength: float) -> None:
-        self._kind, self._strength = kind, strength
-        self[2]  # refuses what cannot be told
-
-    def __missing__(self, nfe: int) -> int:
-        ask = getattr(self._kind, "get_timesteps", None)
-        steps = torch.arange(nfe, 0, -1)
-        scheduler = types.SimpleNamespace(timesteps=steps, order=1, set_begin_index=lambda _: None)
-        told = {"num_inference_steps": nfe, "timesteps": steps, "strength": self._strength, "device": "cpu"}
-        try:
-            known = {k: v for k, v in told.items() if k in inspect.signature(ask).parameters}  # type: ignore[arg-type]
-            found = len(ask(types.SimpleNamespace(scheduler=scheduler), **known)[0])  # type: ignore[misc]
-        except (TypeError, AttributeError) as error:
-            name = self._kind.__name__
-            raise ValueError(
-                f"{name} does not say which steps it takes at a strength ({error}); leave it out"
-            ) from None
-        self[nfe] = found
-        return found
+def _taken(kind: type, strength: float, nfe: int) -> int:
+    """Steps of N that a kind of pipeline takes: Stable Diffusion's rounds these, others those that are left out."""
+    ask = getattr(kind, "get_timesteps", None)
+    steps = torch.arange(nfe, 0, -1)
+    scheduler = types.SimpleNamespace(timesteps=steps, order=1, set_begin_index=lambda _: None)
+    told = {"num_inference_steps": nfe, "timesteps": steps, "strength": strength, "device": "cpu"}
+    try:
+        known = {k: v for k, v in told.items() if k in inspect.signature(ask).parameters}  # type: ignore[arg-type]
+        return len(ask(types.SimpleNamespace(scheduler=scheduler), **known)[0])  # type: ignore[misc]
+    except (TypeError, AttributeError) as error:
+        raise ValueError(
+            f"{kind.__name__} does not say which steps it takes at a strength ({error}); tune with the text-to-image "
+            "pipeline"
+        ) from None
 
 
 def for_each(value: Any, prompts: int, name: str) -> list[Any]:
