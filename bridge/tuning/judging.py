@@ -171,6 +171,8 @@ class Judge:
                         raise ValueError("the error does not depend on the samples by autograd; use by='differences'")
                     (error * (len(part) / len(rows))).backward()
             except (RuntimeError, MemoryError) as trouble:
+                if not is_memory(trouble):
+                    raise ValueError(f"no gradient through the model ({trouble}); use by='differences'") from trouble
                 self._smaller(trouble, gradients=True)
                 continue
             moved = (table.timestep, table.alpha, table.sigma)

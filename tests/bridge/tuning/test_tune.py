@@ -190,6 +190,22 @@ def test_without_memory_for_gradients_it_needs_none(found: Tuned) -> None:
     assert [note.split(":")[0] for note in tuned.notes][-1].startswith("no gradients (not enough memory")
 
 
+def test_a_model_without_gradients_is_searched_without_or_refused() -> None:
+    class Detached(Network):
+        def __call__(self, x: torch.Tensor, level: Any) -> torch.Tensor:
+            numbers = torch.as_tensor(level.sigma).numpy()  # refuses tensors that need gradients
+            assert np.isfinite(numbers)
+            return super().__call__(x, level)
+
+    def largest(samples: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+        return (samples - target).abs().flatten(1).amax(1).mean()
+
+    with pytest.raises(ValueError, match="no gradient through the model"):
+        small(Detached(), by="gradients")
+    tuned = small(Detached(), error=largest)
+    assert tuned.by == "comparisons" and "no gradients (no gradient through the model" in tuned.notes[0]
+
+
 def test_an_error_of_the_caller_s_own(found: Tuned) -> None:
     """With a gradient it is followed; one of numbers alone is compared."""
 
