@@ -61,7 +61,7 @@ def measure(lane: Lane) -> tuple[float, list[float]]:
 
 
 def measure_size(size: Size) -> dict[str, float]:
-    """Warm seconds of search and exact solution with DPM++ 2M, and what memory grew by, compilation included, in GiB."""
+    """Warm seconds of search and exact solution with DPM++ 2M, and GiB that memory grew by, compilation included."""
     before = _peak()
     problems = family(range(size.problems)) if size.problems != USUAL.problems else default_family()
     how = SolverError(compare=(), samples=size.samples, problems=problems)
