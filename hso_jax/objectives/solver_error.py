@@ -37,9 +37,9 @@ DETAIL = 0.0
 POWER = 0.0
 """Default exponent of the mean over problems: 1 is the mean of squared errors, 0 that of their logarithms."""
 
-PURE = -2.5
-"""Largest lam of a noise end at which samples begin with pure noise, as models do (SD's is -2.7, the largest): where
-more of the data is left, as in image-to-image, they begin with noised data."""
+PURE = -2.0
+"""Largest lam of a noise end at which samples begin with pure noise, as models do (SD's is -2.7): where more of the
+data is left, as in image-to-image, they begin with noised data."""
 
 
 class ErrorData(NamedTuple):
