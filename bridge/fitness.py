@@ -16,6 +16,7 @@ from bridge.noise_of import noise_schedule_of
 from bridge.schedulers.adapters import ROWS
 from bridge.schedulers.installing import inner_pipelines, install
 from hso_jax.noise import NoiseSchedule
+from hso_jax.noise.ends import noise_end_t
 from hso_jax.schedule import Schedule
 
 Draw = Callable[[Schedule], torch.Tensor]
@@ -176,8 +177,7 @@ def converged(noise: NoiseSchedule, nfe: int) -> Schedule:
     lams = np.asarray(noise.lam(grid))
     way = (lams - lams[0]) / (lams[-1] - lams[0]) + (grid[0] - grid) / (grid[0] - grid[-1])
     t = np.interp(np.linspace(0.0, 2.0, nfe), way, grid)
-    if noise.zero_terminal_snr:
-        t[0] = 1.0  # pure noise; t_max is the last level before it
+    t[0] = noise_end_t(noise)
     return Schedule.from_t(noise, t)
 
 

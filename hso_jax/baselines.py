@@ -10,6 +10,7 @@ import numpy as np
 
 from hso_jax.checks import check_nfe, choice, number
 from hso_jax.noise import NoiseSchedule
+from hso_jax.noise.ends import noise_end_t
 from hso_jax.noise.noise_schedule import check_noise
 from hso_jax.noise.stacking import anonymous
 from hso_jax.objectives.mep_spf import PAPER_GAMMA, paper_d_min, resolve_spacing, score
@@ -36,12 +37,12 @@ def linspace(noise: NoiseSchedule, nfe: int, layout: str) -> np.ndarray:
 
 def trailing(noise: NoiseSchedule, nfe: int, layout: str) -> np.ndarray:
     """Diffusers' `timestep_spacing="trailing"`, t = 1 - i/N (Lin et al. 2024, arXiv 2305.08891, table 2)."""
-    return _with_last(np.minimum(_top(noise) * (1.0 - np.arange(nfe) / nfe), float(noise.t_max)), noise, layout)
+    return _with_last(np.minimum(noise_end_t(noise) * (1.0 - np.arange(nfe) / nfe), float(noise.t_max)), noise, layout)
 
 
 def sgm_uniform(noise: NoiseSchedule, nfe: int, layout: str) -> np.ndarray:
     """Evenly spaced in t from 1 to the smallest t, which is not evaluated: "sgm_uniform" of ComfyUI (and SGM)."""
-    t = np.linspace(_top(noise), float(noise.t_min), nfe + 1)[: _count(nfe, layout)]
+    t = np.linspace(noise_end_t(noise), float(noise.t_min), nfe + 1)[: _count(nfe, layout)]
     return np.minimum(t, float(noise.t_max))
 
 
@@ -223,11 +224,6 @@ def baseline(
 
 def _count(nfe: int, layout: str) -> int:
     return nfe + (layout == "interval")
-
-
-def _top(noise: NoiseSchedule) -> float:
-    """T of the noise end: 1 for a whole model, less for the part that image-to-image samples with."""
-    return 1.0 if noise.zero_terminal_snr else float(noise.t_max)
 
 
 def _with_last(t: np.ndarray, noise: NoiseSchedule, layout: str) -> np.ndarray:

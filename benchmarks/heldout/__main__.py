@@ -53,7 +53,8 @@ def _parser() -> argparse.ArgumentParser:
     add(
         "--methods",
         type=names,
-        help="default every rule, hso, and both searches by the solver's error, with a profile and without",
+        help="default every rule, hso, and both searches by the solver's error, with a profile and without, and with "
+        "other weights of detail",
     )
     add("--count", type=int, help="images a cell, default 64; points, samples of few numbers, 16 times as many")
     add("--seed", type=int, default=0, help="of noise and searches; default %(default)s")

@@ -89,7 +89,7 @@ class _Target:
 
     def measure(self, cell: Cell) -> Record:
         """The record of a cell."""
-        of_solver = cell.method in ("solver-error", PROFILED, *OWN_SOLVER, *DETAILED)
+        of_solver = cell.method not in (*RULES, "hso")
         every, seconds = self.found(cell.method, cell.solver if of_solver else "any")
         schedule = every[cell.nfe]
         samples, counted = self.one.sample(schedule, cell.solver)

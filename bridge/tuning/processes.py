@@ -29,16 +29,13 @@ def together(model: Model, search: Callable[[Model], Result]) -> Result:
         return search(model)
     if distributed.get_rank() > 0:
         return _serve(model)
-    ended: tuple[str, Any] = ("failed", RuntimeError("the first process was stopped"))
     try:
         found = search(_Shared(model))
-        ended = ("found", found)
-        return found
-    except Exception as trouble:
-        ended = ("failed", trouble)
+    except Exception as trouble:  # an interrupt is the launcher's to pass on: the others may be amid a call
+        _tell(("failed", trouble))
         raise
-    finally:
-        _tell(ended)
+    _tell(("found", found))
+    return found
 
 
 class _Shared:

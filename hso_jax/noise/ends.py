@@ -27,6 +27,11 @@ def first_lam(noise: Any, nfe: int, guidance: float = 1.0) -> float:
     return max(end, -float(np.log(FIRST_KSIGMA[0 if fewest else 1])))
 
 
+def noise_end_t(noise: Any) -> float:
+    """T of the noise end: 1 for a whole model, less for the part that image-to-image samples with."""
+    return 1.0 if noise.zero_terminal_snr else float(noise.t_max)
+
+
 def s_of_lam(lam: Any) -> Any:
     """S = sigma/(alpha + sigma) in [0, 1], NumPy float64: rectified flow's time for alpha + sigma = 1."""
     with np.errstate(over="ignore"):

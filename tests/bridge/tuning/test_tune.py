@@ -19,7 +19,7 @@ from bridge.tuning.coordinates import Table, table_at
 from bridge.tuning.judging import Judge, SpentError
 from bridge.tuning.models import DenoiserModel
 from bridge.tuning.teacher import fault
-from hso_jax import load, preset, save, zoo
+from hso_jax import Origin, baseline, load, preset, save, zoo
 from hso_jax.upper.checkpoint import Checkpoint
 
 SD, N = preset("sd15"), 4
@@ -204,6 +204,19 @@ def test_a_model_without_gradients_is_searched_without_or_refused() -> None:
         small(Detached(), by="gradients")
     tuned = small(Detached(), error=largest)
     assert tuned.by == "comparisons" and "no gradients (no gradient through the model" in tuned.notes[0]
+
+
+def test_a_known_solver_s_start_that_nothing_beats_carries_its_coefficients(monkeypatch: pytest.MonkeyPatch) -> None:
+    """So that it is what was judged, whatever sampler a pipeline has."""
+    origin = Origin(method="trailing", solver="unipc-3")
+    start = dataclasses.replace(baseline("trailing", SD, N), origin=origin)
+    monkeypatch.setattr(searching, "differences", lambda *_: None)
+    tuned = small(start=start)
+    assert tuned.error == tuned.start_error and not tuned.history
+    assert tuned.schedule.solver == "nonstationary" and tuned.schedule.coefficients is not None
+    judged, named = (table_at(SD, schedule, "unipc-3") for schedule in (tuned.schedule, start))
+    np.testing.assert_allclose(judged.predict, named.predict, atol=1e-9)
+    assert not np.allclose(judged.predict, table_at(SD, start, "ddim").predict, atol=0.01)
 
 
 def test_an_error_of_the_caller_s_own(found: Tuned) -> None:
