@@ -255,7 +255,7 @@ def _of_lam(noise: NoiseSchedule, lams: np.ndarray) -> np.ndarray:
 @functools.cache
 def _minimiser() -> Callable[..., Any]:
     # Here, and not above: no other rule needs JAX.
-    from hso_jax.batch import compiler_options
+    from hso_jax.compiling import compiler_options
     from hso_jax.lower.trust_region import Feasible, Solution
     from hso_jax.objectives import dm_nonuni
 

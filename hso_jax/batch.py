@@ -15,6 +15,7 @@ import numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from hso_jax.compiling import compiler_options
 from hso_jax.resuming import record_of, rows_of
 from hso_jax.upper.checkpoint import Records
 
@@ -113,11 +114,6 @@ def program(
 
     sharded = jax.shard_map(every, mesh=mesh, in_specs=(spread, specs), out_specs=spread, check_vma=False)
     return jax.jit(sharded, compiler_options=compiler_options(mesh.devices.flat[0].platform))
-
-
-def compiler_options(platform: str) -> dict[str, int] | None:
-    """On the CPU LLVM's full optimisation doubles the compilation and gains nothing in the run (measured)."""
-    return {"xla_backend_optimization_level": 1} if platform == "cpu" else None
 
 
 def _mesh(split: Split | None) -> Mesh:

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import math
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
 from hso_jax.checks import number, whole
+from hso_jax.compiling import normal
 from hso_jax.problems.mixture import Problem, mixture
 
 MOST = 100_000
@@ -48,9 +47,7 @@ def generic(
     scale, apart = number("scale", scale, low=0.0, high=1e6), number("apart", apart, low=0.0, high=1e6)
     power = np.arange(1, dimension + 1) ** -float(spectrum)
     power *= scale**2 * dimension / power.sum()
-    # Drawn in float32 whatever the default: the same key is the same problem.
-    draws = jax.random.normal(key, (components, dimension), jnp.float32)
-    means = np.asarray(draws, np.float64) * np.sqrt(power)
+    means = np.asarray(normal(key, (components, dimension)), np.float64) * np.sqrt(power)
     means -= means.mean(0)
     if members < components:
         away = means[:members].mean(0) - means[members:].mean(0)

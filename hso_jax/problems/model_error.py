@@ -31,6 +31,7 @@ import numpy as np
 from jax import Array
 
 from hso_jax.checks import brief, choice, number, whole
+from hso_jax.compiling import normal, uniform
 
 ETA: Mapping[str, float] = {
     "epsilon": 0.04,
@@ -166,12 +167,11 @@ def draw(error: ModelError, variances: np.ndarray, counts: np.ndarray, samples: 
     """
     (problems, dimension), terms = variances.shape, error.terms
     key = jax.random.key(error.seed)
-    # Drawn in float32 whatever the default: the same seed is the same error.
-    shift = np.asarray(jax.random.uniform(jax.random.fold_in(key, 0), (problems, terms), jnp.float32), np.float64)
+    shift = np.asarray(uniform(jax.random.fold_in(key, 0), (problems, terms)), np.float64)
     quantiles = (np.arange(terms) + np.clip(shift, 0.0, 0.999)) / terms
     frequencies = np.vectorize(NormalDist().inv_cdf)(0.5 + 0.5 * quantiles) / error.length
     shape = (problems, 2, 2 * terms, samples, dimension)
-    draws = np.array(jax.random.normal(jax.random.fold_in(key, 1), shape, jnp.float32))
+    draws = np.array(normal(jax.random.fold_in(key, 1), shape))
     draws[:, 1] = error.alike * draws[:, 0] + math.sqrt(1.0 - error.alike**2) * draws[:, 1]
     sizes = np.where(variances > 0, variances, 1.0) ** error.tilt
     sizes *= ((counts * variances).sum(1) / (counts * sizes).sum(1))[:, None]

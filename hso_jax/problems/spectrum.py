@@ -10,6 +10,7 @@ import jax
 import numpy as np
 from jax import Array
 
+from hso_jax.compiling import normal, uniform
 from hso_jax.problems.product import Product, product
 
 
@@ -227,9 +228,9 @@ def spectral(
     if not 0.0 < within < 1.0 or not 0.0 <= leading <= 1.0 or not 0.0 < scale < math.inf:
         raise ValueError(f"within {within}, leading {leading}, scale {scale}: need two shares and a positive number")
     s, counts = directions(of, dimension, left_out=left_out)
-    # Drawn in float32 whatever the default: the same key is the same problem.
-    draws = np.asarray(jax.random.normal(key, (components, dimension)), np.float64)
-    even = np.asarray(jax.random.uniform(jax.random.fold_in(key, 1), (2, components, dimension)), np.float64)
+    default = jax.dtypes.canonicalize_dtype(float)  # of the default family float64
+    draws = np.asarray(normal(key, (components, dimension), default), np.float64)
+    even = np.asarray(uniform(jax.random.fold_in(key, 1), (2, components, dimension), default), np.float64)
     weights = 0.5 + even[0]
     weights /= weights.sum(0)
     means = draws - (weights * draws).sum(0)

@@ -18,7 +18,7 @@ import solver_error_cells as shared
 from solver_error_cells import EFFORT, SAMPLES, SD, SD3, compilations, small_family
 
 from hso_jax import Coefficients, Hso, Lane, Schedule, SolverError, baseline, preset, search_many, solver_error, solvers
-from hso_jax.batch import compiler_options
+from hso_jax.compiling import compiler_options
 from hso_jax.lower.gaps import lams_of, logits_of, nodes_of
 from hso_jax.methods.solver_error import lanes as lanes_module
 from hso_jax.methods.solver_error.coefficients import free_weights, older_of

@@ -14,7 +14,7 @@ import solver_error_cells as shared
 from solver_error_cells import SD, SD3, deviations, small_family
 
 from hso_jax import solvers
-from hso_jax.batch import compiler_options
+from hso_jax.compiling import compiler_options
 from hso_jax.lane import Lane
 from hso_jax.lower.gaps import SPACING, lams_of, logits_of, nodes_of
 from hso_jax.lower.newton import Expansion, face_step

@@ -18,7 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from hso_jax.batch import compiler_options
+from hso_jax.compiling import compiler_options
 from hso_jax.lane import Lane
 from hso_jax.lower.results import RESULTS
 from hso_jax.lower.trust_region import Solution

@@ -11,8 +11,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from hso_jax import solvers
-from hso_jax.batch import compiler_options
 from hso_jax.checks import brief
+from hso_jax.compiling import compiler_options
 from hso_jax.lane import Lane
 from hso_jax.lower.gaps import SPACING
 from hso_jax.lower.results import NOT_FINITE, RESULTS

@@ -134,29 +134,35 @@ class Levels(NamedTuple):
         return Found(found.t[i], psi[i], jnp.sqrt(values[i]), result, steps, stationarity)
 
     def descend(self, lane: LaneArrays, psi: Array, starts: Array) -> Found:
-        """Each start [S, K] refined on a part of the samples, and the best of them on all."""
+        """Each start [S, K] refined on a part of the samples and judged on all, then the best of them refined on all.
+
+        A judgement is a refinement of no steps: the error is then compiled once in this loop.
+        """
         assert self.refinement is not None
         more, steps, final_steps = self.refinement
 
-        def job(best: Found, start: tuple[Array, ...]) -> tuple[Found, None]:
-            nodes, psi, last, chunks, limit = start
-            nodes, psi = jnp.where(last, best.nodes, nodes), jnp.where(last, best.psi, psi)
-            function = log_error(self, lane, chunks)
-            found = quasi_newton.solve(function, logits_of(lane.range, nodes), limit)
+        def job(before: tuple[Array, Found], row: tuple[Array, ...]) -> tuple[tuple[Array, Found], None]:
+            y, best = before
+            start, psi, role, chunks, limit = row
+            begin = jnp.where(role == refining, start, jnp.where(role == judging, y, logits_of(lane.range, best.nodes)))
+            psi = jnp.where(role == last, best.psi, psi)
+            found = quasi_newton.solve(log_error(self, lane, chunks), begin, limit)
+            value = jnp.exp(found.value)
+            better = (role == last) | ((role == judging) & (value < best.error))
             placed = nodes_of(lane.range, found.y)
-            value = jnp.where(last, jnp.exp(found.value), self.error(lane, placed, self.chunks))
-            better = last | (value < best.error)
             new = Found(placed, psi, value, found.result, found.steps, found.stationarity)
-            return jax.tree.map(lambda a, b: jnp.where(better, a, b), new, best), None
+            return (found.y, jax.tree.map(lambda a, b: jnp.where(better, a, b), new, best)), None
 
-        many = len(starts)
-        last = jnp.arange(many + 1) == many
-        chunks = jnp.minimum(jnp.array([more] * many + [self.chunks]), self.chunks)
-        limits = jnp.array([steps] * many + [final_steps])
-        rows = jax.tree.map(lambda x: jnp.concatenate([x, x[:1]]), (starts, psi))
+        many, every = len(starts), self.chunks
+        refining, judging, last = range(3)
+        roles = jnp.array([refining, judging] * many + [last])
+        chunks = jnp.array([min(more, every), every] * many + [every])
+        limits = jnp.array([steps, 0] * many + [final_steps])
+        begins = jax.vmap(lambda nodes: logits_of(lane.range, nodes))(starts)
+        rows = (jnp.concatenate([jnp.repeat(x, 2, 0), x[:1]]) for x in (begins, psi))
         inf = jnp.full((), jnp.inf, lane.top.dtype)
         none = Found(starts[0], psi[0], inf, jnp.asarray(MAX_STEPS), jnp.asarray(0), inf)
-        found, _ = jax.lax.scan(job, none, (*rows, last, chunks, limits))
+        (_, found), _ = jax.lax.scan(job, (begins[0], none), (*rows, roles, chunks, limits))
         result = jnp.where(jnp.isfinite(found.error), found.result, NOT_FINITE)
         return found._replace(error=jnp.sqrt(found.error), result=result)
 
