@@ -13,7 +13,7 @@ from benchmarks.heldout.picture import gains
 from benchmarks.networks.ablations import DETAILS
 from benchmarks.networks.records import Record, Records
 from benchmarks.networks.report import main_group
-from benchmarks.networks.tables import columns, geometric_mean, markdown, number
+from benchmarks.networks.tables import beside_best, columns, geometric_mean, markdown, number
 from benchmarks.solvers import SOLVERS
 
 OURS = SEARCHED[::-1]
@@ -140,15 +140,12 @@ def free(found: Sequence[Record], method: str = FREE) -> str:
     """A row a network and N, and the geometric mean of the ratios for each N; empty without such cells."""
     rows, ratios = [], dict[int, list[float]]()
     known = [r for r in found if r.method in (*RULES, *SEARCHED) and r.rmse is not None]
-    for own in (r for r in found if r.method == method):
-        rest = [r for r in known if (r.model, r.nfe) == (own.model, own.nfe)]
-        if not rest:
-            continue
-        best = min(rest, key=lambda r: r.rmse or 0.0)
-        ratio = math.inf if own.rmse is None else own.rmse / (best.rmse or math.nan)
-        ratios.setdefault(own.nfe, []).append(ratio)
-        with_solver = f"{SOLVERS[best.solver]}, `{best.method}`"
-        rows.append([own.model, str(own.nfe), with_solver, number(best.rmse), number(own.rmse), f"{ratio:.2f}"])
+    order = list(dict.fromkeys(r.model for r in found))
+    for own in sorted((r for r in found if r.method == method), key=lambda r: (order.index(r.model), r.nfe)):
+        if rest := [r for r in known if (r.model, r.nfe) == (own.model, own.nfe)]:
+            told, ratio = beside_best(own, rest)
+            ratios.setdefault(own.nfe, []).append(ratio)
+            rows.append([own.model, str(own.nfe), *told])
     for nfe, own_ratios in sorted(ratios.items()):
         rows.append(["all", str(nfe), "", "", "geometric mean", f"{geometric_mean(own_ratios):.2f}"])
     return markdown(["network", "N", "best known", "its RMSE", "RMSE", "ratio"], rows, left=1) if rows else ""

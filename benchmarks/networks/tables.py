@@ -174,6 +174,14 @@ def geometric_mean(ratios: Sequence[float]) -> float:
     return math.exp(math.fsum(map(math.log, ratios)) / len(ratios))
 
 
+def beside_best(own: Record, known: Sequence[Record], metric: str = "rmse") -> tuple[list[str], float]:
+    """The best of known cells, its figure, one's own and their ratio, as texts; the ratio, inf of diverged samples."""
+    best = min(known, key=lambda r: getattr(r, metric))
+    theirs, mine = getattr(best, metric), getattr(own, metric)
+    ratio = math.inf if mine is None else mine / theirs
+    return [f"{SOLVERS[best.solver]}, `{best.method}`", number(theirs), number(mine), f"{ratio:.2f}"], ratio
+
+
 def own_coefficients(records: Sequence[Record]) -> str:
     """Coefficients of their own against the best known solver with any schedule, a row a weight, model and N."""
     groups: dict[tuple[str, float, int], list[Record]] = {}
@@ -187,10 +195,8 @@ def own_coefficients(records: Sequence[Record]) -> str:
             own = next((r for r in every if r.method == NONSTATIONARY and getattr(r, metric)), None)
             if own is None or not known:
                 break
-            best = min(known, key=lambda r: getattr(r, metric))
-            ratios[metric] = getattr(own, metric) / getattr(best, metric)
-            told = f"{SOLVERS[best.solver]}, `{best.method}`"
-            row += [told, number(getattr(best, metric)), number(getattr(own, metric)), f"{ratios[metric]:.2f}"]
+            told, ratios[metric] = beside_best(own, known, metric)
+            row += told
         else:
             rows.append(row)
             for metric, ratio in ratios.items():
