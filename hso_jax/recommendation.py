@@ -15,7 +15,7 @@ from hso_jax.distilled import DISTILLATIONS, FEW_STEP, MOST_STEPS, named_in, own
 from hso_jax.noise import PRESETS, NoiseSchedule, preset
 from hso_jax.noise.noise_schedule import check_noise
 from hso_jax.schedule import Schedule
-from hso_jax.shelf.predicted import HSO, RULES, hso_schedule, rule_errors
+from hso_jax.shelf.predicted import HSO, RULES, rule_errors
 from hso_jax.shelf.shipped import SOLVERS, nearest_guidance, zoo
 
 GAIN = 0.1
@@ -99,9 +99,9 @@ def recommend(
 ) -> Recommendation:
     """The best of everything shipped by predicted error, at once: nothing is searched or compiled.
 
-    Compared are each known solver with its own schedule (`zoo`), with HSO's (taken under guidance alone) and with every
-    usual rule (taken if it begins at the model's noise end), and coefficients of their own, which are taken where they
-    save a tenth of the best known solver's error or more.
+    Compared are each known solver with its own schedule (`zoo`), with HSO's (shown, not taken) and with every usual
+    rule (taken if it begins at the model's noise end), and coefficients of their own, which are taken where they save a
+    tenth of the best known solver's error or more.
 
     Args:
         model: a preset's name or a noise schedule.
@@ -161,14 +161,14 @@ def _choices(
 ) -> dict[str, dict[str, float]]:
     """For each solver its own nodes, and what has less error and may be taken.
 
-    Nodes that begin below the model's noise end are predicted to be better than they were on networks without guidance,
-    where they cost up to 1.8 times the error (docs/results/solver-error.md): HSO's are taken under guidance alone, and
-    rules that begin there not at all.
+    Nodes that begin below the model's noise end are predicted to be better than they were on trained networks, where
+    they cost up to 1.8 times the error without guidance and 2.5 times with it (docs/results/solver-error.md): they are
+    not taken, be they HSO's (all but its single one) or a rule's.
     """
 
     @functools.cache
     def allowed(nodes: str) -> bool:
-        return weight > 1.0 if nodes == HSO else baseline(nodes, noise, nfe).t[0] >= float(noise.t_max) - _AT_END
+        return nodes != HSO and baseline(nodes, noise, nfe).t[0] >= float(noise.t_max) - _AT_END
 
     return {
         solver: {
@@ -199,8 +199,7 @@ def _best_solver(choices: Mapping[str, Mapping[str, float]], asked: str | None) 
 def _schedule(noise: NoiseSchedule, nfe: int, weight: float, solver: str, nodes: str, error: float) -> Schedule:
     if nodes == SHIPPED:
         return zoo(noise, nfe, solver, guidance=weight)
-    found = hso_schedule(noise, nfe) if nodes == HSO else baseline(nodes, noise, nfe)
-    assert found is not None
+    found = baseline(nodes, noise, nfe)
     origin = dataclasses.replace(found.origin, solver=solver, guidance=weight)
     return dataclasses.replace(found, origin=origin, scores=dataclasses.replace(found.scores, error=error))
 

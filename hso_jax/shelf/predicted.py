@@ -11,8 +11,6 @@ from typing import Any
 import numpy as np
 
 from hso_jax.noise import NoiseSchedule
-from hso_jax.origin import Origin
-from hso_jax.schedule import Schedule
 from hso_jax.shelf.shipped import shelf_key
 
 FORMAT, VERSION = "hso-jax/rules", 1
@@ -65,14 +63,6 @@ def rule_errors(noise: NoiseSchedule, nfe: int, guidance: float, solver: str) ->
             shares = [share for _, share in rows]
             found[rule] = math.exp(sum(s * math.log(v[0]) for s, v in zip(shares, values, strict=True)))
     return found
-
-
-def hso_schedule(noise: NoiseSchedule, nfe: int) -> Schedule | None:
-    """What `search(noise, nfe)` finds, on the node layout; None where it is not shipped for exactly this noise."""
-    row = _rows().get(row_key(noise))
-    if row is None or not 1 <= nfe <= len(row[HSO]):
-        return None
-    return Schedule.from_lams(noise, row[HSO][nfe - 1], origin=Origin(method="hso", versions=_document()["versions"]))
 
 
 def _beside(noise: NoiseSchedule) -> list[tuple[dict[str, Any], float]]:

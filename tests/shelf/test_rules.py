@@ -14,7 +14,7 @@ from hso_jax import baseline, preset, search, solver_error
 from hso_jax.methods import Hso
 from hso_jax.noise import PRESETS, discrete, flow
 from hso_jax.shelf import rules
-from hso_jax.shelf.predicted import HSO, RULES, SHIFTS, hso_schedule, row_key, rule_errors, shift_of, text
+from hso_jax.shelf.predicted import HSO, RULES, SHIFTS, row_key, rule_errors, shift_of, text
 from hso_jax.shelf.shipped import MAX_NFE, SOLVERS, shipped_guidance
 
 
@@ -31,7 +31,7 @@ def test_everything_in_the_zoo_has_its_rules() -> None:
                 for nfe in (1, 6, MAX_NFE):
                     found = rule_errors(noise, nfe, weight, solver)
                     assert {"trailing", "karras", "beta-t"} <= set(found) <= {*RULES, HSO}, (name, weight, nfe)
-                    assert (HSO in found) == (hso_schedule(noise, nfe) is not None)  # at a shift that was measured
+                    assert HSO in found or (noise.kind == "flow" and shift_of(noise) not in SHIFTS)
                     assert all(0 < error < 1e3 for error in found.values())
                     assert ("ays" in found) == (noise.kind == "vp") and ("ays-svd" in found) == (noise.kind == "ve")
 
@@ -70,10 +70,12 @@ def test_nothing_is_said_of_what_was_not_measured() -> None:
 
 
 def test_hso_s_schedule_is_the_search_s() -> None:
-    kept = hso_schedule(preset("sdxl"), 6)
-    assert kept is not None and kept.method == "hso" and hso_schedule(flow(3.1), 6) is None
     found = search("sdxl", 6, method=Hso(relax=True))
-    np.testing.assert_allclose(kept.lams, found.lams, atol=2e-3)
+    kept = [row[HSO][5] for row in json.loads(text())["rows"] if np.allclose(row[HSO][5], found.lams, atol=2e-3)]
+    assert kept
+    error = solver_error(found, preset("sdxl"), solver="ddim", guidance=5.0)
+    assert rule_errors(preset("sdxl"), 6, 5.0, "ddim")[HSO] == pytest.approx(error, rel=1e-3)
+    assert HSO not in rule_errors(flow(3.1), 6, 1.0, "ddim")
 
 
 def test_a_new_weight_costs_what_is_new(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
