@@ -257,6 +257,11 @@ def _reason(found: Recommendation, asked: float, best: str, choices: Mapping[str
         lines.append(f"Usual rules with {known if found.solver == solvers.NONSTATIONARY else found.solver}: {told}.")
     else:
         lines.append("What the usual rules have is not known for this noise schedule.")
+    own, taken = found.errors[found.solver], choices[found.solver]
+    if late := [n for n in own if n not in taken and own[n] < (1.0 - _ROUNDING) * _least(taken)[1]]:
+        name, error = _least({n: own[n] for n in late})
+        why = "it begins below the noise end, which costs more on trained networks"
+        lines.append(f"By prediction {name} has {error:.3g}, but {why}.")
     if found.gain > 0.0:
         lines.append(f"Switching to {best} would save {found.gain:.0%} ({_least(choices[best])[1]:.3g}).")
     return " ".join(lines)

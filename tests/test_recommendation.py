@@ -154,6 +154,8 @@ def test_nodes_below_the_noise_end_are_not_taken() -> None:
     for weight in (1, 5):
         found = recommend("sdxl", 6, guidance=weight, solver="ddim", distilled=False)
         assert found.method == SHIPPED and found.errors["ddim"][HSO] < found.error
+        assert "By prediction hso has" in found.reason and "begins below the noise end" in found.reason
+    assert "below" not in recommend("sdxl", 6).reason and "below" not in recommend("sdxl", 6, solver="unipc-3").reason
 
 
 def test_every_rule_that_is_compared_is_one_of_the_usual() -> None:
