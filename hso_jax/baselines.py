@@ -255,7 +255,7 @@ def _of_lam(noise: NoiseSchedule, lams: np.ndarray) -> np.ndarray:
 @functools.cache
 def _minimiser() -> Callable[..., Any]:
     # Here, and not above: no other rule needs JAX.
-    from hso_jax.compiling import compiler_options
+    from hso_jax.compiling import jit
     from hso_jax.lower.trust_region import Feasible, Solution
     from hso_jax.objectives import dm_nonuni
 
@@ -263,4 +263,4 @@ def _minimiser() -> Callable[..., Any]:
         feasible = Feasible(start[0], start[-1], 0.0 * start[0], intervals)
         return dm_nonuni.minimise(noise, start, feasible, p)
 
-    return jax.jit(minimise, compiler_options=compiler_options(jax.default_backend()))
+    return jit(minimise)

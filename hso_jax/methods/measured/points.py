@@ -18,7 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from hso_jax.compiling import compiler_options
+from hso_jax.compiling import jit
 from hso_jax.lane import Lane
 from hso_jax.lower.results import RESULTS
 from hso_jax.lower.trust_region import Solution
@@ -56,7 +56,7 @@ def schedules_at(lane: Lane, points: np.ndarray, ends: np.ndarray) -> list[Sched
     """The schedules that points [P, 4] of the box stand for, in float64."""
     count = -(-lane.nodes // 10) * 10  # padded, so that one compilation serves many N
     method: Any = lane.method
-    program = _program(jax.default_backend(), method.family, count)
+    program = _program(method.family, count)
     found = jax.tree.map(np.asarray, program(jnp.asarray(points[:, :3]), jnp.asarray(lane.nodes)))
     low, high = ends.astype(points.dtype)
     # What lies on the box's edge is the edge itself, without the rounding to float32.
@@ -66,14 +66,14 @@ def schedules_at(lane: Lane, points: np.ndarray, ends: np.ndarray) -> list[Sched
 
 
 @functools.lru_cache(maxsize=64)
-def _program(platform: str, family: str | NodeObjective, count: int) -> Callable[[Array, Array], Solution]:
+def _program(family: str | NodeObjective, count: int) -> Callable[[Array, Array], Solution]:
     """(psi [P, 3], how many nodes are real) -> nodes [P, count] in s, the first at lam_max."""
 
     def nodes(psi: Array, real: Array) -> Solution:
         blank = jnp.full(count, jnp.nan, psi.dtype)
         return jax.vmap(lambda one: member(one, real, blank, objective=family, steps=_STEPS))(psi)
 
-    return jax.jit(nodes, compiler_options=compiler_options(platform))
+    return jit(nodes)
 
 
 def _schedule(lane: Lane, found: Solution, point: np.ndarray) -> Schedule:

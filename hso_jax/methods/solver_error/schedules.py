@@ -12,7 +12,7 @@ import numpy as np
 
 from hso_jax import solvers
 from hso_jax.checks import brief
-from hso_jax.compiling import compiler_options
+from hso_jax.compiling import jit
 from hso_jax.lane import Lane
 from hso_jax.lower.gaps import SPACING
 from hso_jax.lower.results import NOT_FINITE, RESULTS
@@ -178,7 +178,7 @@ def measure(schedule: Schedule, solver: str, data: Chunks) -> float:
     # Padded, so that one compilation serves many N.
     lams = np.pad(evaluated, (0, -len(evaluated) % 10), mode="edge")
     end = np.inf if schedule.end == "clean" else schedule.lams[-1]
-    program = _program(solver, jax.default_backend())
+    program = _program(solver)
     coefficients = None
     if solver == solvers.NONSTATIONARY:
         assert schedule.coefficients is not None
@@ -188,7 +188,7 @@ def measure(schedule: Schedule, solver: str, data: Chunks) -> float:
 
 
 @functools.cache
-def _program(solver: str, platform: str) -> Any:
+def _program(solver: str) -> Any:
     def error(
         data: Chunks, lams: jax.Array, end: jax.Array, nfe: jax.Array, coefficients: jax.Array | None
     ) -> jax.Array:
@@ -199,4 +199,4 @@ def _program(solver: str, platform: str) -> Any:
         chunks = data.problem.shape[0]
         return jnp.sqrt(mean_error(data, squared_errors(data, weights, chunks), chunks))
 
-    return jax.jit(error, compiler_options=compiler_options(platform))
+    return jit(error)
