@@ -1,4 +1,4 @@
-"""How programs are compiled, and random draws that are compiled so."""
+"""How programs are traced and compiled whatever JAX is set to, and random draws that are made so."""
 
 from __future__ import annotations
 
@@ -11,6 +11,34 @@ import numpy as np
 from jax import Array
 
 Made = TypeVar("Made")
+
+RANDOM = "threefry2x32"
+"""The generator of every random key here. JAX's default may be "rbg" (on TPUs), whose draws under `vmap` depend on the
+neighbours in the batch."""
+
+
+def random_key(seed: Any) -> Array:
+    """The key of a seed."""
+    return jax.random.key(seed, impl=RANDOM)
+
+
+def under_jax_defaults(function: Callable[..., Made]) -> Callable[..., Made]:
+    """The function, traced by JAX's default rules: a caller's strict promotion or search for NaN is for its own code.
+
+    NaN is a value here (no start yet, a lane that failed), and integers meet floats.
+    """
+
+    @functools.wraps(function)
+    def call(*args: Any, **kwargs: Any) -> Made:
+        with (
+            jax.numpy_dtype_promotion("standard"),
+            jax.numpy_rank_promotion("allow"),
+            jax.debug_nans(False),
+            jax.debug_infs(False),
+        ):
+            return function(*args, **kwargs)
+
+    return call
 
 
 def compiler_options(platform: str) -> dict[str, int] | None:
@@ -26,6 +54,7 @@ def jit(function: Callable[..., Made], **options: Any) -> Callable[..., Made]:
         return jax.jit(function, compiler_options=compiler_options(platform), **options)
 
     @functools.wraps(function)
+    @under_jax_defaults
     def call(*args: Any, **kwargs: Any) -> Made:
         return compiled(jax.default_backend())(*args, **kwargs)
 

@@ -148,7 +148,7 @@ def errors_at(noise: NoiseSchedule, nfe: int, guidance: float) -> dict[str, dict
         ValueError: as `zoo`: for an N, a noise schedule or a weight that is not shipped.
     """
     one = zoo(noise, nfe, SOLVERS[0], guidance=guidance)
-    own = {one.solver: one.error or math.inf, **one.others}
+    own = {one.solver: one.error or math.inf, **one.others_own_nodes}
     return {s: {SHIPPED: own[s], **rule_errors(noise, nfe, guidance, s)} for s in sorted(own, key=_place)}
 
 

@@ -7,6 +7,7 @@ import dataclasses
 import functools
 import html
 import importlib.metadata
+import warnings
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -52,7 +53,8 @@ class Schedule:
         num_train_timesteps: T of the model's time scale.
         noise: fingerprint of the noise schedule.
         origin: how the nodes were found; its method, solver, guidance, psi, seed and result are properties here.
-        scores: what was measured of them; its mep, spf, error, others and fitness are properties here.
+        scores: what was measured of them; its mep, spf, error, others_same_nodes, others_own_nodes and fitness are
+            properties here.
         coefficients: [N, H - 1] of the non-stationary solver that the nodes were found with, see
             `solvers.nonstationary`; None for every other solver.
     """
@@ -221,9 +223,21 @@ class Schedule:
         return self.scores.error
 
     @property
-    def others(self) -> Mapping[str, float]:
+    def others_same_nodes(self) -> Mapping[str, float]:
         """The same for other solvers on these nodes."""
-        return self.scores.others
+        return self.scores.others_same_nodes
+
+    @property
+    def others_own_nodes(self) -> Mapping[str, float]:
+        """The same for other solvers, each on the nodes that were found for it."""
+        return self.scores.others_own_nodes
+
+    @property
+    def others(self) -> Mapping[str, float]:
+        """Both in one, as older versions had them; warns."""
+        told = "Schedule.others is now others_same_nodes (of a search) and others_own_nodes (of the zoo)"
+        warnings.warn(told, DeprecationWarning, stacklevel=2)
+        return {**self.others_same_nodes, **self.others_own_nodes}
 
     @property
     def fitness(self) -> float | None:
@@ -237,11 +251,12 @@ class Schedule:
 
     @property
     def better_solver(self) -> str | None:
-        """The solver of `others` with the smallest error, if that is at least 1% below this schedule's own."""
-        if self.error is None or not self.others:
+        """The other solver with the smallest error, on these nodes or its own, if that is 1% below this schedule's."""
+        others = {**self.others_own_nodes, **self.others_same_nodes}
+        if self.error is None or not others:
             return None
-        name = min(self.others, key=self.others.__getitem__)
-        return name if self.others[name] < 0.99 * self.error else None
+        name = min(others, key=others.__getitem__)
+        return name if others[name] < 0.99 * self.error else None
 
     @property
     def evaluated_sigmas(self) -> np.ndarray:

@@ -17,6 +17,7 @@ from hso_jax import resuming
 from hso_jax.batch import Progress
 from hso_jax.bilevel import Effort
 from hso_jax.checks import brief, choice, whole
+from hso_jax.compiling import under_jax_defaults
 from hso_jax.lane import Lane, Method
 from hso_jax.lower import trust_region
 from hso_jax.methods import Hso, SolverError
@@ -194,7 +195,7 @@ def refine(
 ) -> trust_region.Solution:
     """The lower level alone: the MEP-optimal nodes between fixed ends, from any start.
 
-    Differentiable (first order) in the noise schedule's leaves, the ends, p and the spacing, by the implicit
+    Differentiable, any number of times, in the noise schedule's leaves, the ends, p and the spacing, by the implicit
     function theorem. Works under `vmap`. Nothing raises on values: read `result`.
 
     Args:
@@ -212,6 +213,7 @@ def refine(
     return _refine(anonymous(noise), start, t_max, t_eps, p, spacing, max_steps=max_steps)
 
 
+@under_jax_defaults
 @functools.partial(jax.jit, static_argnames="max_steps")
 def _refine(
     noise: NoiseSchedule,

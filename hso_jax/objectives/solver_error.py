@@ -15,7 +15,7 @@ from jax.flatten_util import ravel_pytree
 
 from hso_jax import solvers
 from hso_jax.checks import check_guidance, number, whole
-from hso_jax.compiling import jit, normal
+from hso_jax.compiling import jit, normal, random_key
 from hso_jax.noise import alpha_sigma
 from hso_jax.problems.bank import Bank, Problems, collect, denoise, pick, spread
 from hso_jax.problems.exact import Exact, exact
@@ -89,7 +89,7 @@ def default_family() -> Bank:
             problems.append(jax.tree.map(lambda leaf: leaf[i], clusters))  # noqa: B023
             if i % 2:
                 own = spectrum(np.geomspace(LEADING[i // 2 % 3], LEADING[i // 2 % 3] / REACH, 32))
-                problems.append(spectral(jax.random.key(1000 + i), own))
+                problems.append(spectral(random_key(1000 + i), own))
         return collect(problems)
 
 
@@ -171,7 +171,7 @@ def _solve(
         coefficients = np.zeros((len(counts), 0, samples, counts.shape[1]))
     problems = jax.tree.map(lambda leaf: jnp.asarray(leaf, dtype if leaf.dtype.kind == "f" else None), problems)
     count, dimension = variances.shape
-    noise = normal(jax.random.key(seed), (count, samples, dimension)).astype(dtype)
+    noise = normal(random_key(seed), (count, samples, dimension)).astype(dtype)
     importance = counts * np.where(counts > 0, variances, 1.0) ** -detail
     importance /= (importance * variances).sum(1, keepdims=True)
     arrays = [jnp.asarray(x, dtype) for x in (importance, frequencies, coefficients, numbers[1], guidance, power)]
@@ -184,7 +184,7 @@ def _solve(
 
 def _noised(problems: Bank, noise: Array, start: float, seed: int, steps: int) -> Array:
     """[P, B, D] `alpha x_0 + sigma noise` at lam = start; x_0 is where the exact flow of other noise ends."""
-    other = normal(jax.random.fold_in(jax.random.key(seed), 1), noise.shape)
+    other = normal(jax.random.fold_in(random_key(seed), 1), noise.shape)
     count, samples, dimension = noise.shape
     still = jnp.zeros((count, 0)), jnp.zeros((count, 0, samples, dimension)), jnp.zeros(())
     numbers = (jnp.asarray(x, noise.dtype) for x in (*still, -math.inf, 1.0))

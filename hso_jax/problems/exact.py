@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
+from hso_jax.compiling import under_jax_defaults
 from hso_jax.noise import alpha_sigma
 from hso_jax.problems.bank import Either, predict
 from hso_jax.problems.mixture import Problem
@@ -37,6 +38,7 @@ class Exact(NamedTuple):
     errors: Array
 
 
+@under_jax_defaults
 @functools.partial(jax.jit, static_argnames="steps")
 def exact(
     problem: Problem | Product | Either,

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from hso_jax.compiling import random_key
 from hso_jax.problems.generic import generic
 from hso_jax.problems.mixture import Problem
 
@@ -47,7 +48,7 @@ def family(seeds: Sequence[int] = range(len(KINDS)), kinds: Sequence[Kind] = KIN
     if not len(seeds) or not len(kinds):
         raise ValueError(f"{len(seeds)} seeds and {len(kinds)} kinds; need at least one of each")
     turns = itertools.cycle(kinds)
-    return stack_problems([generic(jax.random.key(seed), **next(turns)._asdict(), **options) for seed in seeds])
+    return stack_problems([generic(random_key(seed), **next(turns)._asdict(), **options) for seed in seeds])
 
 
 def stack_problems(problems: Sequence[Problem]) -> Problem:

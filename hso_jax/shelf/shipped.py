@@ -55,7 +55,7 @@ def zoo(model: str | NoiseSchedule, nfe: int, solver: str | None = None, *, guid
             is 1 and the usual weights of the presets with these ends.
 
     Returns:
-        A `Schedule` whose `others` are the errors of the other solvers, each with its own shipped schedule.
+        A `Schedule` whose `others_own_nodes` are the errors of the other solvers, each with its own shipped schedule.
 
     Raises:
         ValueError: for an unknown model, solver or N, or (`NotShippedError`) ends or a weight that are not shipped; the
@@ -96,7 +96,7 @@ def zoo(model: str | NoiseSchedule, nfe: int, solver: str | None = None, *, guid
         ),
         scores=Scores(
             error=found["error"],
-            others={s: e["error"] for s, e in entries.items()},
+            others_own_nodes={s: e["error"] for s, e in entries.items()},
             amplification=found.get("amplification"),
         ),
         coefficients=found.get("coefficients"),

@@ -53,7 +53,7 @@ class SolverError:
         family: bound whose minimisers are the starts: "mep", "dm-nonuni" or a function, as `Hso.objective`.
         refinement: how hard the starts are refined on the error; None takes the best of the family as it is.
         start: a schedule, or a method whose schedule is refined, instead of the starts of the family.
-        compare: names of solvers whose error on the nodes is told in `Schedule.others`.
+        compare: names of solvers whose error on the nodes is told in `others_same_nodes`.
         coefficients: how the coefficients of "nonstationary" are searched; the defaults if None.
         problems: a stacked Problem or Product, or a sequence of problems of both kinds; the family of 36 by default.
         profile: what was measured of the model (`bridge.profile`, `profile_of`): its problems in place of the default
