@@ -42,7 +42,7 @@ class State(NamedTuple):
     """Carried from step to step.
 
     Attributes:
-        t: [K] feasible nodes.
+        t: [K] feasible nodes; before the objective has been evaluated any.
         expansion: of the objective at t.
         target: [K - 1] gaps that a projected-gradient step leads to; what it brings to the bound is held.
         stationarity: largest change of a gap by that step, in t: 0 at a minimiser.
@@ -91,18 +91,18 @@ def blank(nodes: int, dtype: Any) -> Solution:
 
 
 def init(objective: Objective, noise: NoiseSchedule, start: Array, feasible: Feasible) -> State:
-    """The state at the projection of `start` [K] onto the feasible set; a start with NaN becomes equal gaps.
+    """The state at `start` [K]; a start with NaN becomes equal gaps.
 
-    The objective is not evaluated yet: the first `step` does that, and moves nothing.
+    The objective is not evaluated yet: the first `step` projects the start onto the feasible set and does that.
     """
     chex.assert_rank([start, feasible.t_max, feasible.t_eps, feasible.spacing], [1, 0, 0, 0])
     free = jnp.arange(start.shape[0] - 1) < feasible.intervals
     even = jnp.where(free, (feasible.t_max - feasible.t_eps) / feasible.intervals, 0.0)
     start = jnp.where(jnp.all(jnp.isfinite(start)), start, nodes_of_gaps(feasible.t_max, feasible.t_eps, even))
-    t = project(start, *feasible)
-    blank = unevaluated(objective, noise, t)
+    blank = unevaluated(objective, noise, start)
     far, none = jnp.full_like(blank.value, jnp.inf), jnp.zeros_like(blank.value)
-    return State(t, blank, t[:-1] - t[1:], far, none, jnp.asarray(-1))
+    # Nothing is held before the gradient is known, gaps shorter than the spacing neither.
+    return State(start, blank, jnp.full_like(start[1:], jnp.inf), far, none, jnp.asarray(-1))
 
 
 def step(objective: Objective, noise: NoiseSchedule, state: State, feasible: Feasible) -> tuple[State, Info]:
