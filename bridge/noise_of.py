@@ -47,8 +47,8 @@ def noise_schedule_of(
     config = {key: value for key, value in scheduler.config.items() if not key.startswith(("_", "hso_"))}
     replaced = (scheduler.config.get("hso_replaced") or {}).get("_class_name")
     config["_class_name"] = class_name = replaced or _known_name(scheduler)
-    if isinstance(shift := getattr(scheduler, "shift", None), float):  # `set_shift` changes it, and not the config
-        config["shift"] = shift
+    if "_shift" in vars(scheduler):  # `set_shift` changes it, and not the config
+        config["shift"] = scheduler._shift
     table = getattr(scheduler, "alphas_cumprod", None)
     key = b"" if table is None else np.asarray(table.detach().cpu(), np.float64).tobytes()
     entries = tuple(sorted((k, _hashable(v)) for k, v in config.items()))

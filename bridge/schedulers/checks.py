@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from bridge.schedulers.adapters import ROWS, SPACING_FLAGS, Row
-from bridge.schedulers.levels import told
+from bridge.schedulers.levels import TABLES, told
 from hso_jax.noise import NoiseSchedule
 from hso_jax.noise.from_config import ignored_keys
 from hso_jax.schedule import Schedule
@@ -74,12 +74,14 @@ def say_switched_off(name: str, replaced: Mapping[str, Any], before: Mapping[str
 def _check_keys(name: str, config: Mapping[str, Any], row: Row) -> None:
     """Keys of the model's noise that the class ignores: the installed levels are the model's, where its steps allow."""
     for key, reader in ignored_keys({**config, "_class_name": name}).items():
-        if key in ("use_flow_sigmas", "invert_sigmas") or row.layout in ("grid", "times"):
+        as_table = key == "timestep_type" and row.layout in TABLES
+        if key in ("use_flow_sigmas", "invert_sigmas") or row.layout in ("grid", "times") or as_table:
             raise ValueError(
                 f"{name} ignores {key} of its config, which the model needs; use {reader}.from_config(scheduler.config)"
             )
         warnings.warn(
-            f"{name} ignores {key} of its config: without the schedule its levels are not the model's. {reader} reads it",
+            f"{name} ignores {key} of its config: its own levels, without the schedule, are not the model's; {reader} "
+            "reads it",
             stacklevel=5,
         )
 

@@ -33,9 +33,8 @@ class Levels:
     """
 
     def __init__(self, schedule: Schedule, row: Row, nodes: Array, written: Mapping[str, Array]) -> None:
-        # These classes scale the sample as VP, a VE model's too (Stable Video Diffusion's, which EulerDiscrete does not).
-        as_vp = not row.k_scaled and (row.layout in TABLES or row.log_snr)
-        alphas, sigmas = alpha_sigma(schedule.lams, "vp" if as_vp and schedule.kind == "ve" else schedule.kind)
+        as_vp = schedule.kind == "ve" and row.log_snr and not row.k_scaled  # UniPC with Stable Video Diffusion's model
+        alphas, sigmas = alpha_sigma(schedule.lams, "vp" if as_vp else schedule.kind)
         if schedule.end == "clean":
             alphas, sigmas = np.append(alphas[: schedule.nfe], 1.0), np.append(sigmas[: schedule.nfe], 0.0)
         self.alphas, self.sigmas, self.written = alphas, sigmas, dict(written)

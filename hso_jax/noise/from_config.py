@@ -104,7 +104,7 @@ _FOREIGN: Mapping[str, Mapping[str, str]] = {
         "scaler": "Wuerstchen's: use DDPMWuerstchenScheduler.from_config(config)",
     },
     "flow": _OF_VP,
-    **dict.fromkeys(("edm", "stable-audio", "wuerstchen"), {**_OF_FLOW, **_OF_VP}),
+    **{family: {**_OF_FLOW, **_OF_VP} for family in ("edm", "stable-audio", "wuerstchen")},
 }
 
 
@@ -161,7 +161,9 @@ def from_config(
             )
         noise = _build(cls, family, config, name or cls)
         if mu is not None:
-            raise ValueError(f"mu is the logarithm of a flow model's shift, but the noise is {noise.kind!r}: leave it out")
+            raise ValueError(
+                f"mu is the logarithm of a flow model's shift, but this is {noise.kind!r} noise: leave it out"
+            )
         # Flow and EDM networks predict what their class says; the discrete ones name it, "epsilon" by default.
         named = config.get("prediction_type") if family == "vp" else None
         return noise if named is None else noise.with_prediction(named)

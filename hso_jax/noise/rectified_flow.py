@@ -66,7 +66,8 @@ def dynamic_shift(
     """
     choice("time_shift_type", time_shift_type, TIME_SHIFTS)
     mu = _linear_mu(image_seq_len, base_image_seq_len, max_image_seq_len, base_shift, max_shift)
-    return shift_of_mu(mu, time_shift_type, f"base_shift {base_shift:g} and max_shift {max_shift:g} give {image_seq_len} tokens")
+    source = f"base_shift {base_shift:g} and max_shift {max_shift:g} give {image_seq_len} tokens"
+    return shift_of_mu(mu, time_shift_type, source)
 
 
 def flux2_shift(image_seq_len: int, nfe: int = _FLUX2_STEPS) -> float:
