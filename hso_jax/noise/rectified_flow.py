@@ -66,8 +66,14 @@ def dynamic_shift(
     """
     choice("time_shift_type", time_shift_type, TIME_SHIFTS)
     mu = _linear_mu(image_seq_len, base_image_seq_len, max_image_seq_len, base_shift, max_shift)
-    source = f"base_shift {base_shift:g} and max_shift {max_shift:g} give {image_seq_len} tokens"
-    return shift_of_mu(mu, time_shift_type, source)
+    try:
+        return shift_of_mu(mu, time_shift_type)
+    except ValueError:
+        kind = f"exp({mu:.6g})" if time_shift_type == "exponential" else f"{mu:.6g}"
+        raise ValueError(
+            f"base_shift {base_shift:g} and max_shift {max_shift:g} give {image_seq_len} tokens a shift of {kind}; "
+            "check these and image_seq_len"
+        ) from None
 
 
 def flux2_shift(image_seq_len: int, nfe: int = _FLUX2_STEPS) -> float:
@@ -88,27 +94,27 @@ def flux2_shift(image_seq_len: int, nfe: int = _FLUX2_STEPS) -> float:
     return math.exp(at_200 + (at_200 - at_10) / 190.0 * (steps - 200))
 
 
-def shift_of_mu(mu: float, time_shift_type: str, source: str = "mu gives") -> float:
+def shift_of_mu(mu: float, time_shift_type: str) -> float:
     """The shift that a scheduler makes of its pipeline's mu: exp(mu), and mu itself with `time_shift_type` "linear".
 
     Raises:
-        ValueError: beginning with `source`, for a shift that is not positive, or beyond exp(50).
+        ValueError: for a shift that is not positive, or is beyond exp(50).
     """
-    choice("time_shift_type", time_shift_type, TIME_SHIFTS)
     mu = number("mu", mu)
-    if time_shift_type == "linear" and mu > 0.0:
+    if choice("time_shift_type", time_shift_type, TIME_SHIFTS) == "linear":
+        if mu <= 0.0:
+            raise ValueError(f"mu is {mu}; need a positive number: with time_shift_type 'linear' it is the shift")
         return mu
-    if time_shift_type == "exponential" and abs(mu) <= _LARGEST_MU:
-        return math.exp(mu)
-    shift = f"exp({mu:.6g})" if time_shift_type == "exponential" else f"{mu:.6g}"
-    raise ValueError(f"{source} a shift of {shift}; check the values and image_seq_len")
+    if abs(mu) > _LARGEST_MU:
+        raise ValueError(f"mu is {mu}, the logarithm of the shift; need a number between -50 and 50")
+    return math.exp(mu)
 
 
 class Lengths(NamedTuple):
     """What a scheduler's config says of a shift that follows the image's length; the defaults are FlowMatchEuler's."""
 
-    base_image_seq_len: float = 256
-    max_image_seq_len: float = 4096
+    base_image_seq_len: int = 256
+    max_image_seq_len: int = 4096
     base_shift: float = 0.5
     max_shift: float = 1.15
 
