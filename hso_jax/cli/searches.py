@@ -18,10 +18,8 @@ from hso_jax.methods.hso.lanes import SPACING_AS
 from hso_jax.noise import PRESETS, NoiseSchedule
 from hso_jax.schedule import LAYOUTS, Schedule
 from hso_jax.searches import METHODS, lanes, search_many
-from hso_jax.shelf.shipped import SOLVERS as ZOO_SOLVERS
-from hso_jax.shelf.shipped import zoo
+from hso_jax.shelf.shipped import CHOICES, zoo
 from hso_jax.shown import shown
-from hso_jax.solvers import NONSTATIONARY
 
 EXIT_NOT_CONVERGED = 1
 
@@ -168,8 +166,7 @@ examples:
     parser = arguments.add_command(subparsers, "zoo", _zoo, text, examples)
     arguments.add_models(parser)
     parser.add_argument("--nfe", default="4-10", help="numbers of model evaluations, 1..20; default %(default)s")
-    solvers = ", ".join((*ZOO_SOLVERS, NONSTATIONARY))
-    parser.add_argument("--solver", help=f"{solvers}; by default for each N the one with the least error")
+    parser.add_argument("--solver", help=f"{', '.join(CHOICES)}; by default for each N the one with the least error")
     parser.add_argument("--guidance", type=float, help="1 or a preset's usual weight, which is its default")
     parser.add_argument("-o", "--output", type=Path, help="write a schedule file; - is stdout")
     parser.add_argument("--json", action="store_true", help="print the schedule file on stdout")
