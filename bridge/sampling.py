@@ -63,8 +63,8 @@ def sample(denoiser: Denoiser, schedule: Schedule, noise: torch.Tensor, solver: 
         noise: [...] standard normal. VP and flow models start at it, as diffusers' pipelines do; VE models at
             `sqrt(1 + sigma^2)` times it.
         solver: a name that `hso_jax.solvers.canonical` knows; "unipc" is diffusers' default, "unipc-2" (in 0.1.0
-            it meant "unipc-3"). N calls of the denoiser; Heun's solvers take 2N, one less to a clean end. "nonstationary" is
-            the schedule's own coefficients. None: those, if it has any, else "unipc".
+            it meant "unipc-3"). N calls of the denoiser; Heun's solvers take 2N, one less to a clean end.
+            "nonstationary" is the schedule's own coefficients. None: those, if it has any, else "unipc".
 
     Returns:
         The sample at the schedule's end, of noise's shape and dtype.
