@@ -157,7 +157,10 @@ def _found(pipe: Any, nfe: int, noise: NoiseSchedule, end: str | None, options: 
     if isinstance(solver, str):
         check_solver(pipe.scheduler, solver, noise.kind)
     if method == "zoo":
-        schedule = zoo(noise, nfe, **kind)
+        try:
+            schedule = zoo(noise, nfe, **kind)
+        except NotShippedError as error:
+            raise ValueError(f"{error.why}; use method='solver-error', which searches") from error
     else:
         with _progress(f"searching nodes for N = {nfe}" + (f", solver {solver}" if solver else "")):
             schedule = search(noise, nfe, **{**options, "method": SolverError(**kind)} if kind else options)
