@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import functools
+import inspect
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -14,6 +16,7 @@ from hso_jax.noise.from_config import CLASSES, ignored_keys
 from hso_jax.noise.rectified_flow import has_rule
 from hso_jax.noise.refused_classes import REFUSED
 from hso_jax.solvers import NONSTATIONARY, SOLVERS
+from hso_jax.solvers import adds_noise as named_noisy
 
 # float32 cumulative products of a thousand factors differ from float64 by about this in lam.
 _TABLE_TOLERANCE = 1e-3
@@ -80,7 +83,7 @@ def solver_of(scheduler: Any) -> str:
     if "NonstationaryScheduler" in names:
         return NONSTATIONARY
     config = scheduler.config
-    if names & set(FIRST_ORDER):
+    if names & set(FIRST_ORDER) and not adds_noise(scheduler):
         return "ddim"
     if found := names & set(HEUN):
         return HEUN[found.pop()]
@@ -96,6 +99,32 @@ def solver_of(scheduler: Any) -> str:
             f"{kind} is none of the solvers whose error can be searched on; pass solver= {', '.join(SOLVERS)}"
         )
     return name
+
+
+def adds_noise(scheduler: Any) -> bool:
+    """Whether a scheduler adds noise at each step: ancestral and SDE samplers, by their class or their config."""
+    if any(named_noisy(cls.__name__) for cls in type(scheduler).__mro__):
+        return True
+    own = inspect.signature(type(scheduler).__init__).parameters  # another class's entries may be in the config too
+    config = {name: value for name, value in scheduler.config.items() if name in own}
+    return str(config.get("algorithm_type")).startswith("sde-") or bool(config.get("stochastic_sampling"))
+
+
+def check_pipeline(pipe: Any, call: str) -> None:
+    """Raises ValueError, saying what to pass to a call, for what is no pipeline with a scheduler."""
+    kind = type(pipe).__name__
+    if hasattr(pipe, "set_timesteps"):
+        raise ValueError(f"{kind} is a scheduler: {call} takes the pipeline, as in {call}(pipe, 6)")
+    if hasattr(getattr(pipe, "scheduler", None), "config"):
+        return
+    parts = vars(pipe) if hasattr(pipe, "__dict__") else {}
+    if others := [name for name, part in parts.items() if hasattr(part, "set_timesteps") and hasattr(part, "config")]:
+        name = others[0]
+        raise ValueError(
+            f"{kind} has no `scheduler`, but {', '.join(others)}: install in one by hand, pipe.{name} = "
+            f"bridge.with_schedule(pipe.{name}, schedule)"
+        )
+    raise ValueError(f"{kind} has no scheduler: {call} takes a diffusers pipeline that has one")
 
 
 def _hashable(value: Any) -> Any:

@@ -7,12 +7,10 @@ from typing import Any
 
 from bridge.at_hand import before, distillation_of
 from bridge.guidance import usual_guidance
-from bridge.noise_of import noise_schedule_of, solver_of
+from bridge.noise_of import check_pipeline, noise_schedule_of
 from hso_jax import recommendation
-from hso_jax.exports import in_coefficients
 from hso_jax.noise import NoiseSchedule
 from hso_jax.recommendation import Before, Recommendation
-from hso_jax.schedule import Schedule
 
 
 def recommend(
@@ -45,6 +43,7 @@ def recommend(
     Raises:
         ValueError: as `noise_schedule_of` and `hso_jax.recommend` do.
     """
+    check_pipeline(pipe, "bridge.recommend")
     if noise is None:
         noise = noise_schedule_of(pipe, image_seq_len=image_seq_len, mu=mu)
     usual, why = usual_guidance(pipe)
@@ -58,21 +57,6 @@ def recommend(
     if guidance is None and not found.distilled:
         reason += f" Guidance {usual:g}: {why}."
     return dataclasses.replace(found, before=at_hand, reason=reason)
-
-
-def to_install(pipe: Any, found: Recommendation) -> Schedule:
-    """The recommended schedule as the pipeline can take it: another solver than its own as coefficients."""
-    if found.schedule.coefficients is None and found.solver != own_solver(pipe):
-        return in_coefficients(found.schedule)
-    return found.schedule
-
-
-def own_solver(pipe: Any) -> str | None:
-    """The solver of a pipeline's scheduler; None where it is none that is known."""
-    try:
-        return solver_of(pipe.scheduler)
-    except ValueError:
-        return None
 
 
 def _now(at_hand: Before, found: Recommendation) -> str:
