@@ -62,7 +62,7 @@ def test_coefficients_of_their_own_have_to_gain_a_tenth() -> None:
                 assert recommend(model, nfe, solver=NONSTATIONARY, distilled=False).solver == NONSTATIONARY
     assert free and known
     model, nfe = min(known)
-    assert "too little less" in recommend(model, nfe).reason
+    assert "not enough gain to justify the risk" in recommend(model, nfe).reason
 
 
 def test_a_solver_that_is_kept_is_told_what_it_costs() -> None:
