@@ -49,6 +49,7 @@ class Distillation(NamedTuple):
         names: regular expressions of how a model or a LoRA of it is called, as `words_of` writes names.
         classes: diffusers schedulers that serve no other model.
         grid: "trailing", "lcm", or "scm" (even angles).
+        sampler: how a step is taken, by ComfyUI's name: "euler" (the ODE), or "lcm" (to clean data, and noise anew).
         levels: published lists of rectified flow's s, by N; other N get the grid.
         shifts: by preset, the shift of its distilled models where it is not the preset's own.
         source: where the grid is published.
@@ -58,6 +59,7 @@ class Distillation(NamedTuple):
     names: tuple[str, ...] = ()
     classes: tuple[str, ...] = ()
     grid: str = "trailing"
+    sampler: str = "euler"
     levels: Mapping[int, tuple[float, ...]] = MappingProxyType({})
     shifts: Mapping[str, float] = _NONE
     source: str = ""
@@ -89,6 +91,7 @@ DISTILLATIONS = {
     "rcm": Distillation(
         "rCM",
         ("rcm", "turbo diffusion", "turbo wan"),
+        sampler="lcm",
         levels={n: _of_angles(*_RCM[:n]) for n in (1, 2, 3, 4)},
         source="arXiv 2510.08431, 2512.16093: angles arctan(80), 1.5, 1.4, 1",
     ),
@@ -97,12 +100,14 @@ DISTILLATIONS = {
         ("sana sprint",),
         ("SCMScheduler",),
         "scm",
+        "lcm",
         {2: _of_angles(_SCM, 1.3)},
         source="arXiv 2503.09641; SCMScheduler",
     ),
     "causvid": Distillation(
         "CausVid",
         ("caus ?vid", "fast ?wan"),
+        sampler="lcm",
         levels={3: (1.0, 0.757, 0.522)},
         source="arXiv 2412.07772; FastVideo's FastWan: 1000, 757, 522",
     ),
@@ -134,21 +139,28 @@ DISTILLATIONS = {
         ("lcm", "latent consistency"),
         ("LCMScheduler", "FlowMatchLCMScheduler"),
         "lcm",
+        "lcm",
         source="arXiv 2310.04378; LCMScheduler; FlowMatchLCMScheduler for flow models",
     ),
-    "tcd": Distillation("TCD", ("tcd",), ("TCDScheduler",), "lcm", source="arXiv 2402.19159; TCDScheduler"),
+    "tcd": Distillation("TCD", ("tcd",), ("TCDScheduler",), "lcm", "lcm", source="arXiv 2402.19159; TCDScheduler"),
     "hyper": Distillation("Hyper", (rf"hyper{_FOLLOWS}",), source="arXiv 2404.13686: DDIM, trailing"),
     "flash": Distillation(
-        "Flash", (rf"(?<!camera )(?<!photo )flash{_FOLLOWS}",), source="arXiv 2406.02347: LCM's steps, trailing"
+        "Flash",
+        (rf"(?<!camera )(?<!photo )flash{_FOLLOWS}",),
+        sampler="lcm",
+        source="arXiv 2406.02347: LCM's steps, trailing",
     ),
     "pcm": Distillation("PCM", (r"pcm(?! (?:audio|16|24|32|s)\b)",), source="arXiv 2405.18407: DDIM, trailing"),
     "self-forcing": Distillation(
         "Self Forcing",
         (r"(?:self|rolling|reward|causal) forcing", "krea real ?time"),
+        sampler="lcm",
         shifts=_WAN_SHIFT,
         source="arXiv 2506.08009: 1000, 750, 500, 250 before the shift, which is 5",
     ),
-    "dmd": Distillation("DMD", (r"dmd", "tdm"), source="arXiv 2405.14867: 999, 749, 499, 249"),
+    "dmd": Distillation(
+        "DMD", ("dmd", "tdm"), sampler="lcm", source="arXiv 2405.14867: LCMScheduler, 999, 749, 499, 249"
+    ),
     "lightx2v": Distillation(
         "LightX2V", (r"light ?x",), shifts=_WAN_SHIFT, source="LightX2V: even in t before the shift, which is 5"
     ),

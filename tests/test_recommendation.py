@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import Any
 
 import numpy as np
 import pytest
@@ -10,7 +11,7 @@ import pytest
 from hso_jax import Lane, Profile, Schedule, SolverError, baseline, preset, recommend, zoo
 from hso_jax.checks import check_guidance
 from hso_jax.noise import PRESETS, discrete, edm, flow
-from hso_jax.recommendation import GAIN, OWN, SHIPPED, Before, Recommendation
+from hso_jax.recommendation import GAIN, OWN, SHIPPED, Before
 from hso_jax.schedule_file import select
 from hso_jax.shelf.predicted import HSO, RULES, rule_errors
 from hso_jax.shelf.shipped import MAX_NFE, SOLVERS, nearest_guidance
@@ -187,19 +188,17 @@ def test_the_usual_guidance_is_the_model_s() -> None:
 
 
 @pytest.mark.parametrize(
-    "found",
+    ("model", "options"),
     [
-        recommend(preset("z-image"), 8, guidance=1.0, usual=4.0),
-        recommend("z-image", 8, guidance=0),
-        *(
-            recommend(name, 8)
-            for name in ("z-image-turbo", "Z-Image-Turbo", "Tongyi-MAI/Z-Image-Turbo", "z_image_turbo")
-        ),
-        recommend(flow(3.0, name="MODEL ZImage"), 8, guidance=1.0, usual=4.0),
+        (preset("z-image"), {"guidance": 1.0, "usual": 4.0}),
+        (flow(3.0, name="MODEL ZImage"), {"guidance": 1.0, "usual": 4.0}),
+        ("z-image", {"guidance": 0}),
+        *((name, {}) for name in ("z-image-turbo", "Z-Image-Turbo", "Tongyi-MAI/Z-Image-Turbo", "z_image_turbo")),
     ],
 )
-def test_a_few_step_model_of_z_image_is_its_turbo_of_shift_3(found: Recommendation) -> None:
+def test_a_few_step_model_of_z_image_is_its_turbo_of_shift_3(model: Any, options: dict[str, float]) -> None:
     s = 1.0 - np.arange(8) / 8
+    found = recommend(model, 8, **options)
     assert found.distilled in ("turbo", "few-step")
     np.testing.assert_allclose(found.schedule.sampler_sigmas(), [*(3.0 * s / (1.0 + 2.0 * s)), 0.0], atol=1e-3)
 
