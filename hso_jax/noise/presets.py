@@ -161,11 +161,18 @@ PRESETS: Mapping[str, Preset] = {
         resolution="exp(.5) at 256 tokens to exp(.9) at 8192; a token is 16 x 16 pixels",
     ),
     "z-image": Preset(
-        "Z-Image (Turbo has shift 3 and no guidance)",
+        "Z-Image",
         "Z-Image scheduler config; guidance of its model card (3 to 5)",
         _flow(6.0),
         "flow_prediction",
         guidance=4.0,
+        resolution=_FIXED,
+    ),
+    "z-image-turbo": Preset(
+        "Z-Image-Turbo (8 steps, distilled)",
+        "Z-Image-Turbo scheduler config; no guidance by its model card",
+        _flow(3.0),
+        "flow_prediction",
         resolution=_FIXED,
     ),
     "chroma": Preset(
@@ -267,6 +274,12 @@ PRESETS: Mapping[str, Preset] = {
 }
 
 
+def preset_name(name: str) -> str:
+    """The preset that a repository's or a file's name is, as "Tongyi-MAI/Z-Image-Turbo"; else the name as it is."""
+    own = name.rsplit("/", 1)[-1].lower().replace("_", "-") if isinstance(name, str) else name
+    return own if own in PRESETS else name
+
+
 def preset(name: str, *, image_seq_len: int = 4096) -> NoiseSchedule:
     """The noise schedule of a published model; `PRESETS` has the names, the values and their sources.
 
@@ -276,13 +289,14 @@ def preset(name: str, *, image_seq_len: int = 4096) -> NoiseSchedule:
     - `sd3-medium`, `sd35-medium`, `sd35-large`: rectified flow, shift 3 (arXiv 2403.03206).
     - `flux-dev`, `flux-krea`, `flux-kontext`: rectified flow, shift exp(0.5..1.15) by `image_seq_len`; `flux2-dev`: by
       `flux2_shift`; `flux-schnell`: shift 1; `qwen-image`: exp(0.5..0.9).
-    - `z-image` and `lumina2`: shift 6; `chroma` and `sana`: 3; `auraflow`: 1.73.
+    - `z-image` and `lumina2`: shift 6; `z-image-turbo`, `chroma` and `sana`: 3; `auraflow`: 1.73.
     - `wan21`, `wan22-t2v`, `wan22-i2v`: shift 3; `wan22-5b`: 5; `hunyuan-video`: 7; `ltx-video`: exp(0.95..2.05).
     - `cogvideox-2b`, `cogvideox-5b`: scaled_linear 0.00085..0.012 with zero terminal SNR, the SNR divided by 3 and 1.
 
     Raises:
         ValueError: for an unknown name; the message lists the known ones.
     """
+    name = preset_name(name)
     if not isinstance(name, str) or name not in PRESETS:
         near = nearest(name, PRESETS) if isinstance(name, str) else ""
         raise ValueError(f"model {brief(name)} is not a preset{near}; presets: {', '.join(PRESETS)}")
