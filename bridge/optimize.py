@@ -10,6 +10,7 @@ from bridge.noise_of import noise_schedule_of, solver_of
 from bridge.recommending import own_solver, recommend, to_install
 from bridge.schedulers.installing import install, replace_scheduler
 from bridge.schedulers.nonstationary import NonstationaryScheduler
+from bridge.schedulers.pipelines import check_pipeline
 from hso_jax.checks import brief
 from hso_jax.methods import SolverError
 from hso_jax.noise import NoiseSchedule
@@ -59,6 +60,7 @@ def optimize_pipeline(
         ValueError: as `noise_schedule_of`, `recommend`, `search` and `install` do, and for an option that the method
             does not have; the pipeline is then as it was.
     """
+    check_pipeline(pipe)
     noise = noise_schedule_of(pipe, image_seq_len=image_seq_len, mu=mu)
     if options.get("method", RECOMMEND) == RECOMMEND:
         options.pop("method", None)
@@ -93,14 +95,13 @@ def _installed(
         install(pipe, schedule, noise=noise)
         return found
     try:
-        scheduler = NonstationaryScheduler.from_schedule(pipe.scheduler, schedule, noise=noise)
+        replace_scheduler(pipe, NonstationaryScheduler.from_schedule(pipe.scheduler, schedule, noise=noise))
     except ValueError:
         own = own_solver(pipe)
         if own is None or options.get("solver") is not None:
             raise
         options = {**options, "solver": own}
         return _installed(pipe, nfe, noise, recommend(pipe, nfe, noise=noise, **options), options)
-    replace_scheduler(pipe, scheduler)
     return found
 
 

@@ -38,6 +38,11 @@ def check_fits(scheduler: Any, schedule: Schedule, row: Row, noise: NoiseSchedul
             f"{name}: prediction_type 'flow_prediction' needs use_flow_sigmas=True; without, it scales noise as VP: "
             f"use {name}.from_config(scheduler.config, use_flow_sigmas=True)"
         )
+    if prediction == "flow_prediction" and config.get("sigma_data") is not None:
+        raise ValueError(
+            f"{name} has sigma_data and sigma_max, which Cosmos-Predict2's pipelines write: they read its sigmas as EDM's, "
+            "80 to 0.002, and no flow schedule is; call the pipeline without a schedule"
+        )
     _check_noise(name, schedule, noise)
     if np.isinf(schedule.sigmas[0]) and prediction == "epsilon":
         raise ValueError(

@@ -53,8 +53,8 @@ def check(schedule: Schedule, steps: Any, timesteps: Any, sigmas: Any) -> str | 
             raise ValueError(f"{both}; leave the argument out, or install another schedule")
         if not _is_even(proposed, 1.0 if name == "sigmas" else float(schedule.num_train_timesteps)):
             return (
-                f"{both}, which is used. If you passed them: leave the argument out, or install them with "
-                "with_schedule. If you did not, the pipeline always proposes its own, and all is well"
+                f"{both}, which is used. If you passed them, leave the argument out, or install them with "
+                "with_schedule; if you did not, they are the pipeline's own and have no effect"
             )
     return None
 
