@@ -40,8 +40,8 @@ def check_fits(scheduler: Any, schedule: Schedule, row: Row, noise: NoiseSchedul
         )
     if prediction == "flow_prediction" and config.get("sigma_data") is not None:
         raise ValueError(
-            f"{name} has sigma_data and sigma_max, which Cosmos-Predict2's pipelines write: they read its sigmas as EDM's, "
-            "80 to 0.002, and no flow schedule is; call the pipeline without a schedule"
+            f"{name} has the sigma_data that Cosmos-Predict2's pipelines write: they read its sigmas as EDM's, 80 to "
+            "0.002, which no flow schedule is; call the pipeline without a schedule"
         )
     _check_noise(name, schedule, noise)
     if np.isinf(schedule.sigmas[0]) and prediction == "epsilon":

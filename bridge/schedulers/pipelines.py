@@ -26,9 +26,9 @@ REFUSED: Mapping[str, str] = {
     "KandinskyImg2ImgPipeline": (
         "it noises its image to a level of its own, which no node is; use KandinskyV22Img2ImgPipeline"
     ),
-    "LEditsPPPipelineStableDiffusion": f"it steps through the timesteps of its inversion; {_SD}",
+    "LEditsPPPipelineStableDiffusion": f"it steps along the timesteps of its inversion; {_SD}",
     "LEditsPPPipelineStableDiffusionXL": (
-        "it steps through the timesteps of its inversion; use StableDiffusionXLPipeline with the same components"
+        "it steps along the timesteps of its inversion; use StableDiffusionXLPipeline with the same components"
     ),
     "LTX2DFRPipeline": _STAGES,
     "LTX2DFRTemporalRefinePipeline": _STAGES,
@@ -38,7 +38,7 @@ REFUSED: Mapping[str, str] = {
     ),
     "SanaWMLTX2Refiner": _STAGES,
     "StableDiffusionDiffEditPipeline": (
-        "it steps back along the timesteps of its inversion; use StableDiffusionInpaintPipeline with the same components"
+        "it steps along the timesteps of its inversion; use StableDiffusionInpaintPipeline with the same components"
     ),
     "StableDiffusionParadigmsPipeline": f"{_TABLE}; {_SD}",
     "StableDiffusionSAGPipeline": f"{_TABLE}; use StableDiffusionPAGPipeline with the same components",

@@ -1,7 +1,8 @@
-"""Pipelines that use their scheduler in a way of their own: sampled against a closed form, or refused before anything."""
+"""Pipelines that use their scheduler in a way of their own: compared with a closed form or diffusers, or refused."""
 
 from __future__ import annotations
 
+import itertools
 from typing import Any
 
 import diffusers
@@ -67,7 +68,8 @@ def ltx_condition() -> Any:
     )  # fmt: skip
     vae = diffusers.AutoencoderKLLTXVideo(
         latent_channels=8, block_out_channels=(8, 8, 8, 8), decoder_block_out_channels=(8, 8, 8, 8),
-        layers_per_block=(1,) * 5, decoder_layers_per_block=(1,) * 5, spatio_temporal_scaling=(True, True, False, False),
+        layers_per_block=(1,) * 5, decoder_layers_per_block=(1,) * 5,
+        spatio_temporal_scaling=(True, True, False, False),
         decoder_spatio_temporal_scaling=(True, True, False, False), decoder_inject_noise=(False,) * 5,
         upsample_residual=(False,) * 4, upsample_factor=(1,) * 4, patch_size=1, patch_size_t=1,
     )  # fmt: skip
@@ -94,7 +96,7 @@ def test_cosmos_1_steps_twice_from_each_node_and_ends_where_ddim_does() -> None:
     latents = pipe(num_inference_steps=5, latents=noise, **call)[0]
     np.testing.assert_allclose(pipe.transformer.seen[::2], schedule.timesteps, rtol=1e-6, atol=1e-6)
     x, sigmas = 80.0, schedule.sampler_sigmas()
-    for here, then in zip(sigmas[:-1], sigmas[1:], strict=True):
+    for here, then in itertools.pairwise(sigmas):
         clean = x * DATA**2 / (DATA**2 + here**2)
         x = clean + (x - clean) * then / here
     torch.testing.assert_close(latents, noise * x, rtol=1e-5, atol=1e-7)
@@ -106,7 +108,7 @@ def test_cosmos_1_takes_only_what_starts_where_it_starts_and_steps_as_it_steps()
         install(pipe, [70.0, 5.0, 1.0, 0.0])
     install(pipe, [80.0, 5.0, 1.0, 0.0])
     pipe.scheduler = diffusers.EDMDPMSolverMultistepScheduler(**EDM)
-    with pytest.raises(ValueError, match="steps twice .* use EDMEulerScheduler"):
+    with pytest.raises(ValueError, match=r"steps twice .* use EDMEulerScheduler"):
         install(pipe, [80.0, 5.0, 1.0, 0.0])
 
 
@@ -144,6 +146,7 @@ def test_cosmos_2_5_is_told_the_schedules_own_sigmas() -> None:
         install(pipe, [0.99, 0.9, 0.5, 0.2, 0.0])
     pipe.scheduler.set_timesteps(4)
     np.testing.assert_allclose(pipe.scheduler.sigmas, [0.99, 0.9, 0.5, 0.2, 0.0], atol=1e-12)
+    np.testing.assert_allclose(pipe.scheduler.timesteps, [990.0, 900.0, 500.0, 200.0])
 
 
 def _scheduler_of(name: str) -> Any:
@@ -217,7 +220,7 @@ def test_a_step_that_the_class_does_not_know_is_refused(name: str, scheduler: An
 def test_sound_with_a_scheduler_of_its_own_would_keep_other_levels() -> None:
     flow = diffusers.FlowMatchEulerDiscreteScheduler
     pipe = shell("LTX2ConditionPipeline", flow(), audio_scheduler=flow())
-    with pytest.raises(ValueError, match="set pipe.audio_scheduler = None"):
+    with pytest.raises(ValueError, match=r"set pipe\.audio_scheduler = None"):
         install(pipe, [1.0, 0.5, 0.0])
     pipe = shell("LTX2ConditionPipeline", flow(), audio_scheduler=None)
     install(pipe, [1.0, 0.5, 0.0])
