@@ -39,6 +39,11 @@ def check_fits(scheduler: Any, schedule: Schedule, row: Row, noise: NoiseSchedul
             f"{name}: prediction_type 'flow_prediction' needs use_flow_sigmas=True; without, it scales noise as VP: "
             f"use {name}.from_config(scheduler.config, use_flow_sigmas=True)"
         )
+    if prediction == "flow_prediction" and config.get("sigma_data") is not None:
+        raise ValueError(
+            f"{name} has the sigma_data that Cosmos-Predict2's pipelines write: they read its sigmas as EDM's, 80 to "
+            "0.002, which no flow schedule is; call the pipeline without a schedule"
+        )
     if name in ROWS:
         _check_keys(name, config, row)
     _check_noise(name, schedule, noise)
