@@ -60,7 +60,10 @@ def _recommend(args: argparse.Namespace) -> int:
     if args.output is not None:
         check_writable(args.output, "schedules", args.force)
     nfes = arguments.parse_nfe(args.nfe)
-    found = [_one(name, nfe, args) for name in args.model or [DEFAULT_MODEL] for nfe in nfes]
+    asked = [(name, nfe) for name in args.model or [DEFAULT_MODEL] for nfe in nfes]
+    found = [_one(name, nfe, args) for name, nfe in asked]
+    follow = {name for (name, _), one in zip(asked, found, strict=True) if one.method != SHIPPED}
+    arguments.tell_unused_size(args, [name for name, _ in asked if name not in follow])
     if args.output is not None:
         document = schedule_file.checked_json([one.schedule for one in found])
         write_all([(args.output, document.encode())], args.written)

@@ -183,7 +183,9 @@ def _zoo(args: argparse.Namespace) -> int:
     if output is not None:
         check_writable(output, "schedules", args.force)
     nfes = arguments.parse_nfe(args.nfe)
-    schedules = [_shipped(args, name, n) for name in args.model or [arguments.DEFAULT_MODEL] for n in nfes]
+    models = args.model or [arguments.DEFAULT_MODEL]
+    schedules = [_shipped(args, name, n) for name in models for n in nfes]
+    arguments.tell_unused_size(args, models)
     document = schedule_file.checked_json(schedules)
     if output is not None:
         write_all([(output, document.encode())], args.written)
