@@ -8,6 +8,7 @@ from typing import Any
 from bridge.at_hand import before, distillation_of
 from bridge.guidance import usual_guidance
 from bridge.noise_of import noise_schedule_of, solver_of
+from bridge.schedulers.pipelines import check_pipeline
 from hso_jax import recommendation
 from hso_jax.exports import in_coefficients
 from hso_jax.noise import NoiseSchedule
@@ -43,8 +44,9 @@ def recommend(
         noise: the pipeline's `noise_schedule_of`, where that has been read already.
 
     Raises:
-        ValueError: as `noise_schedule_of` and `hso_jax.recommend` do.
+        ValueError: as `noise_schedule_of` and `hso_jax.recommend` do, and for a pipeline that no schedule works in.
     """
+    check_pipeline(pipe)
     if noise is None:
         noise = noise_schedule_of(pipe, image_seq_len=image_seq_len, mu=mu)
     usual, why = usual_guidance(pipe)
