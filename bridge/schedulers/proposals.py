@@ -62,7 +62,7 @@ def check(schedule: Schedule, steps: Any, timesteps: Any, sigmas: Any) -> str | 
             raise ValueError(f"{both}; leave the argument out, or install another schedule")
         if name == "sigmas" and proposed[-1] < proposed[0] < _NOISE and abs(proposed[0] - own[0]) > 0.01:
             raise ValueError(
-                f"the pipeline starts from data that it noised to s = {proposed[0]:.4g}, but the installed schedule starts "
+                f"the pipeline noised its data to s = {proposed[0]:.4g}, but the installed schedule starts "
                 f"at {own[0]:.4g}: install one whose first sigma is {proposed[0]:.4g}"
             )
         if not _is_even(proposed, 1.0 if name == "sigmas" else float(schedule.num_train_timesteps)):
