@@ -18,7 +18,7 @@ from hso_jax.baselines import rule_named
 from hso_jax.batch import Progress
 from hso_jax.bilevel import Effort
 from hso_jax.checks import brief, choice, whole
-from hso_jax.compiling import platform
+from hso_jax.compiling import platform, quiet
 from hso_jax.lane import Lane, Method
 from hso_jax.lower import trust_region
 from hso_jax.methods import Hso, SolverError
@@ -108,6 +108,7 @@ def search_many(
         groups.setdefault(lane.method.group(lane), []).append(i)  # type: ignore[union-attr]
     schedules: dict[int, Schedule] = {}
     with contextlib.ExitStack() as stack:
+        stack.enter_context(quiet())
         records: list[Records | None] = [None] * len(groups)
         if checkpoint is not None:
             file, records[:] = resuming.opened(checkpoint, every, effort, len(groups))
