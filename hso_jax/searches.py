@@ -144,7 +144,8 @@ def method_of(method: Method | str) -> Method:
     """The method that a name stands for; a method is returned as it is. Raises ValueError for an unknown name."""
     if isinstance(method, str):
         if instead := not_searched(method):
-            raise ValueError(f"method is {brief(method)}, which searches nothing: use {instead}")
+            more = "" if instead.startswith(method) else ", or recommend(noise, nfe) or zoo(noise, nfe)"
+            raise ValueError(f"method is {brief(method)}, which searches nothing: use {instead}{more}")
         return METHODS[choice("method", method, METHODS)]
     if not (hasattr(method, "check") and hasattr(method, "group") and hasattr(method, "search")):
         raise ValueError(
