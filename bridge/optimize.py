@@ -15,6 +15,7 @@ from bridge.noise_of import adds_noise, check_pipeline, noise_schedule_of, solve
 from bridge.recommending import recommend
 from bridge.schedulers.installing import as_taken, check_solver, install, own_solver, replace_scheduler, switched
 from bridge.schedulers.nonstationary import NonstationaryScheduler
+from bridge.schedulers.pipelines import check_use
 from bridge.schedulers.plain import without_schedule
 from hso_jax.checks import brief, check_nfe, choice
 from hso_jax.methods import SolverError
@@ -71,6 +72,7 @@ def optimize_pipeline(
             option that the method does not have, or a rule's name as the method; the pipeline is then as it was.
     """
     check_pipeline(pipe, "bridge.optimize_pipeline")
+    check_use(pipe)
     check_nfe(nfe)
     method = options.get("method", RECOMMEND)
     if isinstance(method, str):
@@ -119,17 +121,17 @@ def _installed(
     if schedule.coefficients is None:
         install(pipe, schedule, noise=noise)
         return found
+    before = pipe.scheduler
     try:
-        scheduler = NonstationaryScheduler.from_schedule(pipe.scheduler, schedule, noise=noise)
+        replace_scheduler(pipe, NonstationaryScheduler.from_schedule(before, schedule, noise=noise))
     except ValueError:
         own = own_solver(pipe.scheduler)
         if own is None or options.get("solver") is not None:
             raise
         options = {**options, "solver": own}
         return _installed(pipe, nfe, noise, recommend(pipe, nfe, noise=noise, **options), options)
-    if adds_noise(without_schedule(pipe.scheduler)):
-        warnings.warn(switched(pipe.scheduler, found.schedule), stacklevel=4)
-    replace_scheduler(pipe, scheduler)
+    if adds_noise(without_schedule(before)):
+        warnings.warn(switched(before, found.schedule), stacklevel=4)
     return found
 
 

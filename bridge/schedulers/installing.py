@@ -15,6 +15,7 @@ from diffusers import SchedulerMixin
 from bridge.fingerprint import warn_of_other_weights
 from bridge.noise_of import adds_noise, check_pipeline, noise_schedule_of, solver_of
 from bridge.schedulers.nonstationary import NonstationaryScheduler
+from bridge.schedulers.pipelines import check_use
 from bridge.schedulers.plain import NONSTATIONARY_CLASS, schedule_from_list, supported_name, without_schedule
 from bridge.schedulers.scheduled import REPLACED_KEY, Installed, scheduled_class
 from hso_jax.exports import in_coefficients
@@ -128,6 +129,7 @@ def install(pipe: Any, schedule: Schedule | Any, *, noise: NoiseSchedule | None 
     Warns of a schedule that was tuned (`bridge.tune`) on other weights.
     """
     check_pipeline(pipe, "bridge.install")
+    check_use(pipe)
     replace_scheduler(pipe, with_schedule(pipe.scheduler, schedule, noise=noise))
     if isinstance(schedule, Schedule):
         warn_of_other_weights(pipe, schedule)
@@ -141,7 +143,7 @@ def replace_scheduler(pipe: Any, scheduler: Any) -> None:
 
     Raises:
         ValueError: if one scheduler serves two models, so that it cannot be replaced for one alone; it names the
-            inner pipelines.
+            inner pipelines. If a pipeline is known not to work with this scheduler (`bridge.schedulers.pipelines`).
     """
     inner = inner_pipelines(pipe)
     others = {id(part) for name, part in vars(pipe).items() if name != "scheduler" and isinstance(part, SchedulerMixin)}
@@ -151,13 +153,16 @@ def replace_scheduler(pipe: Any, scheduler: Any) -> None:
             "copy.deepcopy(scheduler), when the pipeline is built"
         )
     kept = [name for name, part in inner.items() if id(part.scheduler) in others]
+    parts = [pipe, *(part for name, part in inner.items() if name not in kept)]
+    for part in parts if isinstance(scheduler, Installed) else ():
+        check_use(part, scheduler)
     if kept:
         warnings.warn(
             f"{' and '.join(kept)} of {type(pipe).__name__} samples another model, and keeps its "
             f"{type(inner[kept[0]].scheduler).__name__}",
             stacklevel=3,
         )
-    for part in (pipe, *(part for name, part in inner.items() if name not in kept)):
+    for part in parts:
         part.scheduler = scheduler
 
 
