@@ -18,7 +18,7 @@ from hso_jax.baselines import rule_named
 from hso_jax.batch import Progress
 from hso_jax.bilevel import Effort
 from hso_jax.checks import brief, choice, whole
-from hso_jax.compiling import platform, under_jax_defaults
+from hso_jax.compiling import platform, quiet, under_jax_defaults
 from hso_jax.lane import Lane, Method
 from hso_jax.lower import trust_region
 from hso_jax.methods import Hso, SolverError
@@ -108,6 +108,7 @@ def search_many(
         groups.setdefault(lane.method.group(lane), []).append(i)  # type: ignore[union-attr]
     schedules: dict[int, Schedule] = {}
     with contextlib.ExitStack() as stack:
+        stack.enter_context(quiet())
         records: list[Records | None] = [None] * len(groups)
         if checkpoint is not None:
             file, records[:] = resuming.opened(checkpoint, every, effort, len(groups))
@@ -143,7 +144,8 @@ def method_of(method: Method | str) -> Method:
     """The method that a name stands for; a method is returned as it is. Raises ValueError for an unknown name."""
     if isinstance(method, str):
         if instead := not_searched(method):
-            raise ValueError(f"method is {brief(method)}, which searches nothing: use {instead}")
+            more = "" if instead.startswith(method) else ", or recommend(noise, nfe) or zoo(noise, nfe)"
+            raise ValueError(f"method is {brief(method)}, which searches nothing: use {instead}{more}")
         return METHODS[choice("method", method, METHODS)]
     if not (hasattr(method, "check") and hasattr(method, "group") and hasattr(method, "search")):
         raise ValueError(

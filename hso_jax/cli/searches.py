@@ -144,7 +144,7 @@ def _lanes(args: argparse.Namespace, noise: NoiseSchedule, p: float) -> list[Lan
 def _method(args: argparse.Namespace, p: float) -> Method:
     """The method with the options that were given; those of another method are refused."""
     if args.method not in METHODS and not_searched(args.method):
-        command = args.method if args.method in ("recommend", "zoo") else "compare"
+        command = args.method if args.method in ("recommend", "zoo") else "compare (all rules), recommend or zoo"
         raise ValueError(f"--method {args.method} searches nothing: use hso-jax {command}")
     choice("--method", args.method, METHODS)
     if args.method == "solver-error":
