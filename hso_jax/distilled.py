@@ -21,13 +21,13 @@ from hso_jax.origin import Origin
 from hso_jax.schedule import Schedule
 
 MOST_STEPS = 8
-"""That models are distilled to, and that anyone samples without guidance where a model is made for it."""
+"""Models are distilled to at most so many steps. So few without guidance are asked for at a distilled model alone."""
 
 LCM_LEVELS = 50
-"""Of the training levels, evenly spaced, those that LCM and TCD know (diffusers' `original_inference_steps`)."""
+"""LCM and TCD know so many of the training levels, evenly spaced (diffusers' `original_inference_steps`)."""
 
 FEW_STEP = "few-step"
-"""The key of a distillation of which nothing more is known."""
+"""This key stands for a distilled model of which nothing more is known."""
 
 
 def _of_angles(*angles: float) -> tuple[float, ...]:
@@ -77,7 +77,7 @@ _FAMILIES = (
 _FOLLOWS = (
     rf"(?=$| \d+ steps?(?!\S)| v \d| (?:{_MODELS}|lora|vae|cfg|dev|heun|delta|fp|bf|unet|baked\w*|distill\w*)(?!\S))"
 )
-"""What comes after a word that is an English word too: nothing, a count of steps, a model, a part or a version."""
+"""Such a word counts only where nothing, a count of steps, a model, a part or a version follows it."""
 
 _WAN_SHIFT = dict.fromkeys(("wan21", "wan22-t2v", "wan22-i2v"), 5.0)
 
