@@ -7,14 +7,12 @@ from typing import Any
 
 from bridge.at_hand import active_loras, before, distillation_of, own_levels
 from bridge.guidance import usual_guidance
-from bridge.noise_of import noise_schedule_of, solver_of
+from bridge.noise_of import check_pipeline, noise_schedule_of
 from bridge.schedulers.plain import without_schedule
 from hso_jax import recommendation
 from hso_jax.distilled import of_class
-from hso_jax.exports import in_coefficients
 from hso_jax.noise import NoiseSchedule, flow
 from hso_jax.recommendation import Recommendation
-from hso_jax.schedule import Schedule
 
 
 def recommend(
@@ -47,6 +45,7 @@ def recommend(
     Raises:
         ValueError: as `noise_schedule_of` and `hso_jax.recommend` do.
     """
+    check_pipeline(pipe, "bridge.recommend")
     told = distillation_of(pipe) if distilled is None else None
     if noise is None:
         # SCMScheduler's angles are rectified flow's levels without a shift; no schedule is installed in it.
@@ -67,16 +66,3 @@ def recommend(
     return dataclasses.replace(found, told_by=told[1], schedule=own or found.schedule)
 
 
-def to_install(pipe: Any, found: Recommendation) -> Schedule:
-    """The recommended schedule as the pipeline can take it: another solver than its own as coefficients."""
-    if found.schedule.coefficients is None and found.solver != own_solver(pipe):
-        return in_coefficients(found.schedule)
-    return found.schedule
-
-
-def own_solver(pipe: Any) -> str | None:
-    """The solver of a pipeline's scheduler; None where it is none that is known."""
-    try:
-        return solver_of(pipe.scheduler)
-    except ValueError:
-        return None

@@ -18,7 +18,7 @@ from hso_jax.noise.noise_schedule import check_noise
 from hso_jax.noise.presets import preset_name
 from hso_jax.schedule import Schedule
 from hso_jax.shelf.predicted import HSO, RULES, rule_errors
-from hso_jax.shelf.shipped import SOLVERS, nearest_guidance, zoo
+from hso_jax.shelf.shipped import CHOICES, SOLVERS, nearest_guidance, zoo
 
 GAIN = 0.1
 """Share of the best known solver's error that coefficients of their own must save to be recommended. What they save on
@@ -128,7 +128,8 @@ def recommend(
         nfe: N in 1..20.
         guidance: w of classifier-free guidance; by default the model's usual one for a preset, else 1. 0 and 1 are
             without guidance. Embedded guidance (FLUX) is none: its weight here is 1.
-        solver: "ddim" (Euler), "dpmpp-2m", "unipc-2" or "unipc", "unipc-3", "nonstationary"; by default the best.
+        solver: "ddim" (Euler), "dpmpp-2m", "unipc-2", "unipc-3" by any of their names
+            (`hso_jax.solvers.canonical`), "nonstationary"; by default the best.
         distilled: a key of `hso_jax.distilled.DISTILLATIONS` ("lightning", "lcm", ...): such a model gets its own grid.
             False says that it is none. By default the name decides, and N and guidance: at most 8 steps without
             guidance, asked for at a model that is used with it.
@@ -143,8 +144,8 @@ def recommend(
     if usual is None:
         usual = PRESETS[preset_name(model)].guidance if isinstance(model, str) else 1.0
     asked = check_guidance(guidance, usual)
-    if solver is not None and solver != solvers.NONSTATIONARY:
-        solver = solvers.canonical(solver)
+    if solver is not None:
+        solver = solvers.canonical(solver, CHOICES)
     kind, told_by = _distillation(noise.name, nfe, asked, usual, distilled)
     if kind is not None:
         return Recommendation(own_grid(kind, noise, nfe), OWN, asked, asked, distilled=kind, told_by=told_by)
@@ -172,7 +173,7 @@ def errors_at(noise: NoiseSchedule, nfe: int, guidance: float) -> dict[str, dict
 
 
 def _place(solver: str) -> int:
-    return (*SOLVERS, solvers.NONSTATIONARY).index(solver)
+    return CHOICES.index(solver)
 
 
 def _choices(

@@ -120,7 +120,7 @@ def test_a_noise_schedule_of_one_s_own_may_have_no_rules() -> None:
         (lambda: recommend("sdxl", 0), "nfe"),
         (lambda: recommend("sdxl", 6, guidance=-1), "guidance"),
         (lambda: recommend("sdxl", 6, solver="heun"), "heun.*SolverError"),
-        (lambda: recommend("sdxl", 6, solver="dpmpp2m"), "did you mean dpmpp-2m"),
+        (lambda: recommend("sdxl", 6, solver="dpmp-2n"), "did you mean dpmpp-2m"),
         (lambda: recommend("sdxl", 6, distilled="lightnig"), "did you mean lightning"),
         (lambda: recommend(edm(0.01, 11.0), 6), "no preset has the noise range.*SolverError"),
         (lambda: recommend(6, 6), "noise is 6"),

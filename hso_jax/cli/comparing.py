@@ -53,7 +53,7 @@ solver and of all.
 def _compare(args: argparse.Namespace) -> int:
     models = arguments.read_models(args)
     nfes = arguments.parse_nfe(args.nfe)
-    solvers.canonical(args.solver)
+    args.solver = solvers.canonical(args.solver)
     if args.plot is not None:
         figure_kind(args.plot)
         check_writable(args.plot, "picture", args.force)

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 from hso_jax.checks import brief, nearest
 from hso_jax.noise.from_config import from_config
 from hso_jax.noise.noise_schedule import NoiseSchedule
-from hso_jax.noise.rectified_flow import flux2_shift
 
 
 class Preset(NamedTuple):
@@ -25,7 +24,7 @@ class Preset(NamedTuple):
         resolution: how the shift follows the size of the picture or the video, in words; empty where there is no shift.
         boundary: where a model of two experts changes from the one to the other: s at which the high-noise expert
             still works, the low-noise one everywhere below. None for models of one network.
-        shift_of: the shift of a picture of so many tokens, where the pipeline computes it and the config is silent.
+        pipeline: its class in diffusers, where that has a rule of its own for the shift.
     """
 
     description: str
@@ -36,7 +35,7 @@ class Preset(NamedTuple):
     guidance: float = 1.0
     resolution: str = ""
     boundary: float | None = None
-    shift_of: Callable[[int], float] | None = None
+    pipeline: str = ""
 
 
 def _vp(rule: str, start: float, end: float) -> dict[str, Any]:
@@ -146,11 +145,11 @@ PRESETS: Mapping[str, Preset] = {
     "flux2-dev": Preset(
         "FLUX.2-dev (guidance is embedded)",
         "diffusers' Flux2Pipeline: its own rule for mu, not the scheduler config's",
-        _flow(1.0),
+        _dynamic(0.5, 1.15, 256, 4096),
         "flow_prediction",
         resolution="flux2_shift(tokens, N): it follows N as well up to 4300 tokens, here that of N = 50; "
         "a token is 16 x 16 pixels",
-        shift_of=flux2_shift,
+        pipeline="Flux2Pipeline",
     ),
     "qwen-image": Preset(
         "Qwen-Image",
@@ -302,7 +301,6 @@ def preset(name: str, *, image_seq_len: int = 4096) -> NoiseSchedule:
         near = nearest(name, PRESETS) if isinstance(name, str) else ""
         raise ValueError(f"model {brief(name)} is not a preset{near}; presets: {', '.join(PRESETS)}")
     found = PRESETS[name]
-    config = found.config
-    if found.shift_of is not None:
-        config = {**config, "shift": found.shift_of(image_seq_len)}
-    return from_config(config, image_seq_len=image_seq_len, name=name).with_prediction(found.prediction)
+    pipeline = {"_class_name": found.pipeline}
+    noise = from_config(found.config, image_seq_len=image_seq_len, pipeline=pipeline, name=name)
+    return noise.with_prediction(found.prediction)
