@@ -188,7 +188,7 @@ def check_seed(seed: object) -> int:
 
 
 def check_guidance(guidance: object, usual: float = 1.0) -> float:
-    """The weight w of classifier-free guidance: the usual one for None, and 1 for all up to 1, which is without.
+    """Return the weight w of classifier-free guidance: the usual one for None, and 1 (no guidance) for all up to 1.
 
     diffusers' pipelines evaluate a second time only for `guidance_scale` above 1, so 0 and 1 mean the same in them.
 

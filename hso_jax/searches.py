@@ -23,6 +23,7 @@ from hso_jax.lane import Lane, Method
 from hso_jax.lower import trust_region
 from hso_jax.methods import Hso, SolverError
 from hso_jax.noise import PRESETS, NoiseSchedule, preset
+from hso_jax.noise.presets import preset_name
 from hso_jax.noise.stacking import anonymous
 from hso_jax.objectives.expansion import Terms, expansion
 from hso_jax.schedule import Schedule
@@ -70,8 +71,8 @@ def _model(noise: NoiseSchedule | str, how: Method) -> tuple[NoiseSchedule, Meth
     """The noise schedule that a preset's name stands for, and the method with the preset's p, if it leaves it open."""
     if not isinstance(noise, str):
         return noise, how
-    if isinstance(how, Hso) and how.p is None and noise in PRESETS:
-        how = dataclasses.replace(how, p=PRESETS[noise].p)
+    if isinstance(how, Hso) and how.p is None and preset_name(noise) in PRESETS:
+        how = dataclasses.replace(how, p=PRESETS[preset_name(noise)].p)
     return preset(noise), how
 
 

@@ -44,6 +44,7 @@ def add_models(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--model",
         action="append",
+        type=lambda name: name if Path(name).exists() else preset_name(name),
         help="a preset (see `hso-jax models`), a scheduler_config.json, or a model folder; again for a further one; "
         f"default {DEFAULT_MODEL}",
     )
@@ -67,10 +68,10 @@ def noise_named(name: str, image_seq_len: int | None) -> tuple[NoiseSchedule, fl
         ValueError: for anything else; the message has the presets' names, the nearest first.
     """
     image_seq_len = 4096 if image_seq_len is None else image_seq_len
-    if name not in PRESETS and Path(name).exists():
+    if name in PRESETS:
+        return preset(name, image_seq_len=image_seq_len), PRESETS[name].p
+    if Path(name).exists():
         return from_config(name, image_seq_len=image_seq_len), 2.0
-    if (known := preset_name(name)) in PRESETS:
-        return preset(known, image_seq_len=image_seq_len), PRESETS[known].p
     near, names = nearest(name, PRESETS), ", ".join(PRESETS)
     raise ValueError(f"model {name!r} is neither a preset nor a file or folder{near}; presets: {names}")
 

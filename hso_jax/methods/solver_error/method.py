@@ -46,7 +46,7 @@ class SolverError:
     Attributes:
         solver: a name that `hso_jax.solvers.canonical` knows: "ddim", "dpmpp-2m", "unipc-2", "unipc-3", "heun", ...;
             or "nonstationary", whose coefficients are searched with the nodes (see `Coefficients`).
-        guidance: w of classifier-free guidance; 1 is without.
+        guidance: w of classifier-free guidance; 0 and 1 are without.
         first: "auto" (the first node is the model's noise end, or up to N = 10 sigma/alpha = 60 where that is less and
             the network predicts epsilon, see `noise.ends.first_lam`), "end" (the noise end) or "free" (placed like the
             others).
