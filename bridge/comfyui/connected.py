@@ -40,9 +40,9 @@ _MIXING = ("calculate_input", "calculate_denoised", "noise_scaling", "inverse_no
 _PURE_NOISE = 2.0**-24
 """Of alphas_cumprod: what is not above it is zero. ComfyUI ends at 4.9e-8 where a table has zero terminal SNR."""
 
-_WIDEST_SHIFT = 12.0
-"""Of the shifts that flow models are used with. At a larger one t = .001 is a noisier level than shipped steps end at;
-the network is told s, so that its grid of t goes on to the same level."""
+_WIDEST_SHIFT = 7.0
+"""Of a preset. At a larger one t = .001 is a noisier level than shipped steps end at; the network is told s, so that
+its grid of t may go on to the same level."""
 
 _SLACK = 1.02  # float32 tables, and published levels with three digits
 _LEAST_SHARE = 0.5  # of the model's largest level: schedules that begin below it leave noise that nothing removes,

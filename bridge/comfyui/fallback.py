@@ -20,7 +20,7 @@ def fitted(noise: NoiseSchedule, nfe: int, guidance: float, solver: str | None =
     More steps than are shipped have the nodes of the most that are, with others between them, even in
     s = sigma/(alpha + sigma). A model's noise that nothing is shipped for takes the nodes of the preset whose noise
     ends nearest; lam = log(alpha/sigma) is stretched on the noisy side from its first node to this model's, and pressed
-    together on the other side where this model ends earlier. What error this has is in docs/results/solver-error.md.
+    together on the other side where this model ends earlier. What errors this has: README.md beside this file.
 
     Args:
         noise: the model's.
@@ -37,21 +37,26 @@ def fitted(noise: NoiseSchedule, nfe: int, guidance: float, solver: str | None =
     choices = SOLVERS if solver is None else (canonical(solver, SOLVERS),)
     if choices[0] not in SOLVERS:
         raise ValueError(f"solver is {solver!r}, for which nothing is shipped; choose dpmpp_2m")
-    found = min((zoo(near, most, choice, guidance=weight) for choice in choices), key=lambda one: one.error or 0.0)
+    found = min(
+        (zoo(near, most, choice, guidance=weight) for choice in choices), key=lambda one: float(one.error or np.inf)
+    )
     lams = np.array(found.lams)
-    told = f"{found.solver} with the steps that are shipped for {most} steps"
+    told = [f"{found.solver}, with the steps that are shipped for it; no error is predicted."]
     if nfe > most:
-        places = np.linspace(0.0, most - 1.0, nfe)
-        lams = lam_of_s(np.interp(places, np.arange(most), s_of_lam(lams)))
-        told += f", and {nfe - most} between them: for {nfe} nothing is shipped"
+        lams = _between(lams, nfe, float(near.lam(float(near.t_max))))
+        told.append(
+            f"For {nfe} steps nothing is shipped: these are the {most} for {most} steps, and {nfe - most} between."
+        )
     if not shipped:
         lams = _stretched(lams, first_lam(noise, nfe, weight), noise.data_end)
-        told += f". They are those of {near.name}, stretched to the noise of {noise.name}, for which nothing is shipped"
-    told += f". Guidance {weight:g}" + (
-        "" if weight == guidance else f" is of those shipped the nearest to {guidance:g}"
-    )
+        made_for = f"sigma {np.exp(-near.noise_end):.4g}" if np.isfinite(near.noise_end) else "pure noise"
+        told.append(
+            f"For this model's noise nothing is shipped: they are made for noise up to {made_for}, and stretched."
+        )
+    if weight != guidance:
+        told.append(f"Of the guidances that are shipped {weight:g} is the nearest to {guidance:g}.")
     origin = Origin(method="fitted", solver=found.solver, guidance=weight)
-    return Schedule.from_lams(noise, lams, origin=origin), told + "."
+    return Schedule.from_lams(noise, lams, origin=origin), " ".join(told)
 
 
 def _nearest(noise: NoiseSchedule) -> NoiseSchedule:
@@ -70,8 +75,16 @@ def _shipped() -> tuple[NoiseSchedule, ...]:
     return tuple(noise for noise in (preset(name) for name in PRESETS) if shipped_guidance(noise))
 
 
+def _between(lams: np.ndarray, nfe: int, noisiest: float) -> np.ndarray:
+    """N nodes among these; those after pure noise begin at the model's noisiest finite level."""
+    s = s_of_lam(np.maximum(lams, noisiest))
+    found = lam_of_s(np.interp(np.linspace(0.0, len(s) - 1.0, nfe), np.arange(len(s)), s))
+    return np.append(lams[:1], found[1:])
+
+
 def _stretched(lams: np.ndarray, first: float, last: float) -> np.ndarray:
-    """The nodes with their noisy part, lam < 0, drawn to begin at `first`, and all of them below `last`."""
-    if np.isfinite(first) and np.isfinite(lams[0]):
-        lams = np.where(lams < 0.0, lams * (first / lams[0]), lams)
-    return np.where(lams > 0.0, lams * min(1.0, last / max(lams[-1], last)), lams)
+    """The nodes with those of lam < 0 drawn to begin at `first`, and the others pressed to end by `last`."""
+    if not np.isfinite(first):
+        return np.where(lams > 0.0, lams * min(1.0, last / max(lams[-1], last)), lams)
+    middle = 0.0 if first < 0.0 < last else 0.5 * (first + last)
+    return np.interp(lams, [lams[0], 0.0, max(lams[-1], last, 1.0)], [first, middle, last])
