@@ -187,7 +187,7 @@ def inapplicable(name: str, noise: NoiseSchedule) -> str | None:
     Raises:
         ValueError: for an unknown name.
     """
-    name = rule_named(name) if isinstance(name, str) and rule_named(name) else choice("baseline", name, BASELINES)
+    name = (rule_named(name) if isinstance(name, str) else None) or choice("baseline", name, BASELINES)
     check_noise(noise)
     kind = _AYS_KIND.get(name, noise.kind)
     if kind == noise.kind:

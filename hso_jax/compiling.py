@@ -30,9 +30,9 @@ def platform() -> str:
     except (RuntimeError, AssertionError, KeyError) as error:
         set_by = next((name for name in ("JAX_PLATFORMS", "JAX_PLATFORM_NAME") if os.environ.get(name)), None)
         name = set_by or "jax_platforms"
-        asked = os.environ[name] if set_by else jax.config.jax_platforms
+        asked = f"{name} is {os.environ[name]!r}" if set_by else "jax_platforms is set"
         raise ValueError(
-            f"{name} is {asked!r}, and JAX finds no such device here: unset {name}, or install JAX for the device"
+            f"{asked}, and JAX finds no such device here: unset {name}, or install JAX for the device"
         ) from error
 
 

@@ -9,7 +9,7 @@ import os
 from collections.abc import Iterable
 from typing import Any
 
-from hso_jax.checks import brief, is_number
+from hso_jax.checks import brief, check_guidance, is_number
 from hso_jax.files import FORMAT, parse_json, read_text, write_whole
 from hso_jax.origin import Origin, Scores
 from hso_jax.schedule import Schedule
@@ -148,6 +148,7 @@ def select(
     """
     every = list(schedules)
     solver = (named(solver) or solver) if solver else None
+    guidance = None if guidance is None else check_guidance(guidance)
     kept = [
         s
         for s in every

@@ -15,6 +15,7 @@ from hso_jax.cli.arguments import DEFAULT_MODEL
 from hso_jax.distilled import DISTILLATIONS, of_folder
 from hso_jax.files import check_writable, is_stdout, json_text, write_all
 from hso_jax.noise import PRESETS
+from hso_jax.noise.presets import preset_name
 from hso_jax.recommendation import SHIPPED, Recommendation, recommend
 from hso_jax.shelf.shipped import CHOICES
 from hso_jax.shown import shown
@@ -76,12 +77,12 @@ def _one(name: str, nfe: int, args: argparse.Namespace) -> Recommendation:
     noise, _ = arguments.noise_named(name, args.image_seq_len)
     distilled: str | bool | None = False if args.distilled == "no" else args.distilled
     guidance = args.guidance
-    if name not in PRESETS:
+    if (preset := preset_name(name)) not in PRESETS or (name not in PRESETS and Path(name).exists()):
         distilled = of_folder(Path(name)) if distilled is None else distilled
         if guidance is None and not distilled:
             raise ValueError(f"{name} does not say how it is used; add --guidance W (1 is without guidance)")
         return recommend(noise, nfe, guidance=guidance, solver=args.scheduler, distilled=distilled)
-    usual = PRESETS[name].guidance
+    usual = PRESETS[preset].guidance
     return recommend(noise, nfe, guidance=guidance, solver=args.scheduler, distilled=distilled, usual=usual)
 
 

@@ -11,10 +11,11 @@ from typing import Any
 import numpy as np
 
 from hso_jax import solvers
-from hso_jax.checks import check_nfe, number
+from hso_jax.checks import check_guidance, check_nfe
 from hso_jax.noise import PRESETS, NoiseSchedule, preset
 from hso_jax.noise.ends import first_lam
 from hso_jax.noise.noise_schedule import check_noise
+from hso_jax.noise.presets import preset_name
 from hso_jax.origin import Origin, Scores
 from hso_jax.schedule import Schedule
 
@@ -65,10 +66,7 @@ def zoo(model: str | NoiseSchedule, nfe: int, solver: str | None = None, *, guid
             message lists what is, and how to search instead.
     """
     noise = preset(model) if isinstance(model, str) else check_noise(model)
-    weight = guidance
-    if weight is None:
-        weight = PRESETS[model].guidance if isinstance(model, str) else 1.0
-    weight = number("guidance", weight, low=0.0, closed=True)
+    weight = check_guidance(guidance, PRESETS[preset_name(model)].guidance if isinstance(model, str) else 1.0)
     name = None if solver is None else solvers.canonical(solver, CHOICES)
     if name not in (None, *CHOICES):
         raise NotShippedError(f"solver {solver!r} is not in the zoo ({', '.join(CHOICES)})", name, weight)
@@ -112,8 +110,8 @@ def shipped_guidance(noise: NoiseSchedule) -> tuple[float, ...]:
 
 def nearest_guidance(noise: NoiseSchedule, guidance: float) -> float:
     """Of the weights that the zoo has for a model the nearest by ratio (below 1: 1); itself where it has none."""
-    wanted = max(guidance, 1.0)
-    return min(shipped_guidance(noise), key=lambda weight: abs(math.log(weight / wanted)), default=guidance)
+    wanted = check_guidance(guidance)
+    return min(shipped_guidance(noise), key=lambda weight: abs(math.log(weight / wanted)), default=wanted)
 
 
 def shelf_key(noise: NoiseSchedule) -> tuple[float | None, float, bool]:

@@ -6,6 +6,7 @@ from hso_jax.solvers.names import SOLVERS as SOLVERS
 from hso_jax.solvers.names import STOCHASTIC as STOCHASTIC
 from hso_jax.solvers.names import UNKNOWN as UNKNOWN
 from hso_jax.solvers.names import Solver as Solver
+from hso_jax.solvers.names import adds_noise as adds_noise
 from hso_jax.solvers.names import canonical as canonical
 from hso_jax.solvers.names import find as find
 from hso_jax.solvers.names import named as named

@@ -137,6 +137,11 @@ def named(name: str) -> str | None:
     return next((_NAMES[key] for key in _keys(name) if key in _NAMES), None)
 
 
+def adds_noise(name: str) -> bool:
+    """Whether a solver or scheduler class of that name is known to add noise at each step."""
+    return any(key in STOCHASTIC for key in _keys(name))
+
+
 def _keys(name: str) -> list[str]:
     """The name as the tables write it, and without the rule behind it."""
     key = _key(name)
