@@ -192,7 +192,7 @@ def inapplicable(name: str, noise: NoiseSchedule) -> str | None:
     kind = _AYS_KIND.get(name, noise.kind)
     if kind == noise.kind:
         return None
-    others = " or ".join(repr(other) for other, its in _AYS_KIND.items() if its == noise.kind) or "another rule"
+    others = " or ".join(repr(other) for other, its in _AYS_KIND.items() if its == noise.kind) or "'trailing'"
     return f"{name} is a table for models of kind {kind!r}; {noise.name} is {noise.kind!r}: use {others}"
 
 
