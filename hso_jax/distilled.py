@@ -17,8 +17,7 @@ import numpy as np
 from hso_jax.files import read_json
 from hso_jax.noise import NoiseSchedule
 from hso_jax.noise.rectified_flow import flow
-from hso_jax.origin import Origin
-from hso_jax.schedule import Schedule
+from hso_jax.schedule import Origin, Schedule
 
 MOST_STEPS = 8
 """Models are distilled to at most so many steps. So few without guidance are asked for at a distilled model alone."""

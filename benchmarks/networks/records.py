@@ -21,8 +21,7 @@ from benchmarks.metrics import Estimate
 from benchmarks.models.card import WEIGHTS
 from hso_jax import NoiseSchedule, Schedule, from_config
 from hso_jax.files import write_whole
-from hso_jax.origin import Origin
-from hso_jax.schedule import versions
+from hso_jax.schedule import Origin, versions
 
 METRICS = ("rmse", "feature", "fid", "fid_data")
 DIGITS = 5  # of the figures; intervals are wider than what this loses

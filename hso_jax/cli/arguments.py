@@ -6,11 +6,10 @@ import argparse
 from collections.abc import Callable, Collection
 from pathlib import Path
 
-from hso_jax.checks import nearest
+from hso_jax.checks import nearest, printable
 from hso_jax.cli import terminal
 from hso_jax.noise import PRESETS, NoiseSchedule, from_config, preset
 from hso_jax.noise.presets import preset_name
-from hso_jax.shown import shown
 
 DEFAULT_MODEL = "sd21-base"
 QUIET = "print nothing but errors and what was asked for as JSON or on standard output"
@@ -81,10 +80,10 @@ def tell_unused_size(args: argparse.Namespace, any_shift: Collection[str] = ()) 
     for name in dict.fromkeys(args.model or [DEFAULT_MODEL]) if args.image_seq_len is not None else ():
         small, large = (noise_named(name, tokens)[0] for tokens in (256, 4096))
         if small.fingerprint() == large.fingerprint():
-            terminal.warn(f"--image-seq-len changes nothing for {shown(name)}: its noise is the same at every size")
+            terminal.warn(f"--image-seq-len changes nothing for {printable(name)}: its noise is the same at every size")
         elif name in any_shift:
             terminal.warn(
-                f"--image-seq-len changes no level for {shown(name)}: what is shipped is the same at any shift"
+                f"--image-seq-len changes no level for {printable(name)}: what is shipped is the same at any shift"
             )
 
 

@@ -10,6 +10,7 @@ from typing import Any
 from rich.table import Table
 
 from hso_jax import schedule_file
+from hso_jax.checks import printable
 from hso_jax.cli import arguments, tables, terminal
 from hso_jax.cli.arguments import DEFAULT_MODEL
 from hso_jax.distilled import DISTILLATIONS, of_folder
@@ -17,7 +18,6 @@ from hso_jax.files import check_writable, is_stdout, json_text, write_all
 from hso_jax.noise import PRESETS
 from hso_jax.recommendation import SHIPPED, Recommendation, recommend
 from hso_jax.shelf.shipped import CHOICES
-from hso_jax.shown import shown
 
 
 def add_parsers(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -71,7 +71,7 @@ def _recommend(args: argparse.Namespace) -> int:
     elif args.output is None or not is_stdout(args.output):
         _print(found)
     for path in args.written:
-        terminal.warn(f"wrote {shown(path)}")
+        terminal.warn(f"wrote {printable(path)}")
     return 0
 
 
@@ -111,10 +111,10 @@ def _print(found: Sequence[Recommendation]) -> None:
         ]
         if s.coefficients is not None:
             lines.append(f"coefficients {tables.coefficients(s)}")
-        terminal.say(*([""] if i else []), *map(shown, lines))
+        terminal.say(*([""] if i else []), *map(printable, lines))
         if one.errors and len(found) == 1:
             terminal.say(_table(one))
-        terminal.say(shown(one.reason))
+        terminal.say(printable(one.reason))
 
 
 def _used(found: Recommendation) -> str:

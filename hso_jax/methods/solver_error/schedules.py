@@ -24,9 +24,8 @@ from hso_jax.noise.ends import lam_of_s, s_of_lam
 from hso_jax.noise.noise_schedule import check_noise
 from hso_jax.objectives.expansion import objective_name
 from hso_jax.objectives.solver_error import Chunks, error_data, in_chunks, mean_error, squared_errors
-from hso_jax.origin import Origin, Scores
 from hso_jax.problems.bank import Problems
-from hso_jax.schedule import Schedule, versions
+from hso_jax.schedule import Origin, Schedule, Scores, versions
 
 
 def schedule_of(lane: Lane, found: Found, inaccuracy: float) -> Schedule:
