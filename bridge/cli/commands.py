@@ -56,7 +56,7 @@ def apply(args: argparse.Namespace) -> int:
     else:
         share(folder, args.save, scheduler)
     args.written.append(target)
-    terminal.say(f"wrote the {shown(describe(schedule))} schedule into {shown(target)}")
+    terminal.say(f"wrote the {shown(describe(scheduler.schedule))} schedule into {shown(target)}")
     terminal.say(
         f"use it: import bridge; DiffusionPipeline.from_pretrained({str(target)!r}), num_inference_steps={schedule.nfe}"
     )

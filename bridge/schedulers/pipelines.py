@@ -80,7 +80,7 @@ ONLY: Mapping[str, _Only] = {
 }
 
 
-def check_pipeline(pipe: Any, scheduler: Any = None) -> None:
+def check_use(pipe: Any, scheduler: Any = None) -> None:
     """Raise unless a call of the pipeline is known to work with this scheduler, before it is replaced.
 
     Args:
@@ -100,7 +100,7 @@ def check_pipeline(pipe: Any, scheduler: Any = None) -> None:
 
 
 def check_class(cls: type, scheduler: Any = None) -> None:
-    """As `check_pipeline`, of a pipeline that was not loaded."""
+    """As `check_use`, of a pipeline that was not loaded."""
     names = [base.__name__ for base in cls.__mro__]
     for name in names:
         if name in REFUSED:

@@ -259,5 +259,5 @@ def test_a_pipeline_of_a_users_own_is_looked_at_too() -> None:
     family = family_of("FluxPipeline")
     pipe = family.build()
     pipe.scheduler = NonstationaryScheduler.from_schedule(pipe.scheduler, zoo("flux-dev", 4, "nonstationary"))
-    ways.check_pipeline(pipe, pipe.scheduler)
+    ways.check_use(pipe, pipe.scheduler)
     assert FLUX_CONFIG.items() <= dict(pipe.scheduler.config).items()
