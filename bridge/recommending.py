@@ -66,5 +66,3 @@ def recommend(
         return found
     own = own_levels(pipe, noise, nfe, told[0]) if of_class(type(without_schedule(pipe.scheduler)).__name__) else None
     return dataclasses.replace(found, told_by=told[1], schedule=own or found.schedule)
-
-
