@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from hso_jax.level_list import rounding
+from hso_jax.checks import rounding
 from hso_jax.schedule import Schedule
 
 # The first s that pipelines propose for pure noise is 0.999 or 1.
