@@ -8,6 +8,6 @@ except ModuleNotFoundError as error:
     if error.name not in ("hso_jax", "lazy_loader"):
         raise
     raise ModuleNotFoundError(
-        f"the HSO nodes need {error.name}: in ComfyUI's Python run `pip install lazy-loader`, and with the path of your "
-        "clone of hso-jax `pip install --no-deps PATH`"
+        f"the HSO nodes need {error.name}: in ComfyUI's Python run `pip install lazy-loader`, and with the path of "
+        "your clone of hso-jax `pip install --no-deps PATH`"
     ) from error
