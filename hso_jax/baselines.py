@@ -15,8 +15,7 @@ from hso_jax.noise.noise_schedule import check_noise
 from hso_jax.noise.stacking import anonymous
 from hso_jax.objectives.mep_spf import PAPER_GAMMA, paper_d_min, resolve_spacing, score
 from hso_jax.optional_jax import jax
-from hso_jax.origin import Origin
-from hso_jax.schedule import LAYOUTS, Schedule, versions
+from hso_jax.schedule import LAYOUTS, Origin, Schedule, versions
 
 _DM_NODES = 21  # one compilation for every N up to 20
 _BETA = 0.6  # both of its parameters, in diffusers and in ComfyUI

@@ -20,7 +20,7 @@ from benchmarks.metrics import frechet_distance, moments_of
 from benchmarks.models.denoiser import own_subject
 from benchmarks.models.subjects import Subject
 from hso_jax import Schedule, baseline
-from hso_jax.origin import Origin
+from hso_jax.schedule import Origin
 
 IMAGES = 100
 BUDGET = 30_000

@@ -43,7 +43,7 @@ from hso_jax.baselines import inapplicable
 from hso_jax.lower.gaps import SPACING
 from hso_jax.noise import alpha_sigma
 from hso_jax.noise.ends import lam_of_s, s_of_lam
-from hso_jax.origin import Origin
+from hso_jax.schedule import Origin
 
 ROWS = 48
 BUDGET = 5_000  # for each of the N

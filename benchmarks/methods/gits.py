@@ -26,7 +26,7 @@ from bridge.sampling import Level
 from bridge.tuning import gits
 from bridge.tuning.gits import COEFFICIENT, best_path
 from hso_jax import NoiseSchedule, Schedule
-from hso_jax.origin import Origin
+from hso_jax.schedule import Origin
 
 IMAGES = 256
 LEVELS = 60

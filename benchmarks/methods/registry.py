@@ -20,7 +20,7 @@ from benchmarks.models.subjects import Subject
 from benchmarks.solvers import SOLVERS
 from hso_jax import BASELINES, Hso, NoiseSchedule, Schedule, SolverError, baseline, search
 from hso_jax.baselines import inapplicable
-from hso_jax.origin import Origin
+from hso_jax.schedule import Origin
 from hso_jax.solvers import NONSTATIONARY
 
 

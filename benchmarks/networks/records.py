@@ -21,8 +21,7 @@ from benchmarks.metrics import Estimate
 from benchmarks.models.card import WEIGHTS
 from hso_jax import NoiseSchedule, Schedule, from_config
 from hso_jax.files import write_whole
-from hso_jax.origin import Origin
-from hso_jax.schedule import versions
+from hso_jax.schedule import Origin, versions
 
 METRICS = ("rmse", "feature", "fid", "fid_data")
 DIGITS = 5  # of the figures; intervals are wider than what this loses
@@ -176,9 +175,9 @@ def figures(estimates: Mapping[str, Estimate]) -> dict[str, float | None]:
 def predicted(schedule: Schedule) -> float | None:
     """What a record says of it, see `Record.predicted`."""
     scores = schedule.scores
-    if schedule.coefficients is None or scores.error is None or not scores.others:
+    if schedule.coefficients is None or scores.error is None or not scores.others_own_nodes:
         return None
-    return float(f"{scores.error / min(scores.others.values()):.4g}")
+    return float(f"{scores.error / min(scores.others_own_nodes.values()):.4g}")
 
 
 def nodes_of(schedule: Schedule) -> tuple[float | None, ...]:

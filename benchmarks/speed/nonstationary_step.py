@@ -20,8 +20,7 @@ import numpy as np
 import torch
 
 from bridge import NonstationaryScheduler, noise_schedule_of
-from hso_jax.origin import Origin
-from hso_jax.schedule import Schedule
+from hso_jax.schedule import Origin, Schedule
 from hso_jax.solvers import NONSTATIONARY
 
 NFE, REPEATS, SEED = 10, 200, 0

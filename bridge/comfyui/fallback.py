@@ -8,8 +8,7 @@ import numpy as np
 
 from hso_jax.noise import PRESETS, NoiseSchedule, preset
 from hso_jax.noise.ends import first_lam, lam_of_s, s_of_lam
-from hso_jax.origin import Origin
-from hso_jax.schedule import Schedule
+from hso_jax.schedule import Origin, Schedule
 from hso_jax.shelf.shipped import MAX_NFE, SOLVERS, nearest_guidance, shelf_key, shipped_guidance, zoo
 from hso_jax.solvers import canonical
 

@@ -11,8 +11,7 @@ import numpy as np
 import torch
 from tqdm.auto import trange
 
-from hso_jax.exports import known_coefficients
-from hso_jax.schedule import Schedule
+from hso_jax.schedule import Schedule, known_coefficients
 from hso_jax.solvers import SOLVERS
 from hso_jax.solvers.nonstationary import check_coefficients, known
 
