@@ -32,6 +32,37 @@ _PURE_NOISE = 4095.0  # diffusers writes sqrt(2^24 - 1) for zero terminal SNR
 _LARGEST = 2**63 - 1  # whole number that every JSON reader takes
 
 
+def _told(name: str, value: object) -> dict[str, Any]:
+    """Texts, finite numbers or None by name. Raises ValueError for anything else."""
+    if not isinstance(value, Mapping) or not all(isinstance(key, str) for key in value):
+        raise ValueError(f"{name} is {brief(value)}; need numbers and texts by name")
+    for key, x in value.items():
+        if x is not None and not isinstance(x, str):
+            number(f"{name}[{key!r}]", x)
+    return {key: _plain(x) for key, x in value.items()}
+
+
+def _check_number(group: Any, name: str, optional: bool = True) -> None:
+    """NumPy's numbers become Python's, which a file can hold."""
+    value = getattr(group, name)
+    if value is not None or not optional:
+        number(name, value)
+        object.__setattr__(group, name, _plain(value))
+
+
+def _check_mapping(group: Any, name: str) -> None:
+    value = getattr(group, name)
+    if not isinstance(value, Mapping) or not all(isinstance(key, str) for key in value):
+        raise ValueError(f"{name} is {brief(value)}; need numbers by name")
+    for key, x in value.items():
+        number(f"{name}[{key!r}]", x)
+    object.__setattr__(group, name, {key: _plain(x) for key, x in value.items()})
+
+
+def _plain(value: Any) -> Any:
+    return value.item() if isinstance(value, (np.generic, np.ndarray)) else value
+
+
 @dataclasses.dataclass(frozen=True)
 class Origin:
     """How the nodes were found.
@@ -623,34 +654,3 @@ def _line(name: str, values: np.ndarray) -> str:
 
 def _list(values: np.ndarray) -> str:
     return "[" + ", ".join(repr(x) if math.isfinite(x) else 'float("inf")' for x in values.tolist()) + "]"
-
-
-def _told(name: str, value: object) -> dict[str, Any]:
-    """Texts, finite numbers or None by name. Raises ValueError for anything else."""
-    if not isinstance(value, Mapping) or not all(isinstance(key, str) for key in value):
-        raise ValueError(f"{name} is {brief(value)}; need numbers and texts by name")
-    for key, x in value.items():
-        if x is not None and not isinstance(x, str):
-            number(f"{name}[{key!r}]", x)
-    return {key: _plain(x) for key, x in value.items()}
-
-
-def _check_number(group: Any, name: str, optional: bool = True) -> None:
-    """NumPy's numbers become Python's, which a file can hold."""
-    value = getattr(group, name)
-    if value is not None or not optional:
-        number(name, value)
-        object.__setattr__(group, name, _plain(value))
-
-
-def _check_mapping(group: Any, name: str) -> None:
-    value = getattr(group, name)
-    if not isinstance(value, Mapping) or not all(isinstance(key, str) for key in value):
-        raise ValueError(f"{name} is {brief(value)}; need numbers by name")
-    for key, x in value.items():
-        number(f"{name}[{key!r}]", x)
-    object.__setattr__(group, name, {key: _plain(x) for key, x in value.items()})
-
-
-def _plain(value: Any) -> Any:
-    return value.item() if isinstance(value, (np.generic, np.ndarray)) else value
