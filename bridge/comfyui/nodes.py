@@ -246,8 +246,9 @@ def found(noise: NoiseSchedule, nfe: int, layout: str, method: str, solver: str,
     if method == "zoo" and layout == "node" and (shipped := _shipped(noise, nfe, solver, guidance)):
         return shipped
     try:
-        from hso_jax.methods import Hso, SolverError
+        from hso_jax.hso import Hso
         from hso_jax.searches import METHODS, search
+        from hso_jax.solver_error_method import SolverError
     except ImportError as error:
         raise ValueError(
             f"{method} for {nfe} steps, layout {layout} and guidance {guidance:g} is not shipped, and a search needs "
