@@ -18,12 +18,12 @@ from bridge.schedulers.nonstationary import NonstationaryScheduler
 from bridge.schedulers.pipelines import check_use
 from bridge.schedulers.plain import without_schedule
 from hso_jax.checks import brief, check_nfe, choice
-from hso_jax.methods import SolverError
 from hso_jax.noise import NoiseSchedule
 from hso_jax.recommendation import Recommendation
 from hso_jax.schedule import Schedule
 from hso_jax.searches import METHODS, not_searched, search
 from hso_jax.shelf.shipped import NotShippedError, zoo
+from hso_jax.solver_error_method import SolverError
 from hso_jax.solvers import EVERY, canonical
 
 RECOMMEND = "recommend"

@@ -13,21 +13,22 @@ from typing import TypedDict, Unpack, overload
 import jax
 import jax.numpy as jnp
 
-from hso_jax import resuming
+from hso_jax import checkpoint as resuming
 from hso_jax.baselines import rule_named
 from hso_jax.batch import Progress
 from hso_jax.bilevel import Effort
+from hso_jax.bounds import Terms, expansion
+from hso_jax.checkpoint import Records
 from hso_jax.checks import brief, choice, whole
 from hso_jax.compiling import platform, quiet, under_jax_defaults
+from hso_jax.hso import Hso
 from hso_jax.lane import Lane, Method
 from hso_jax.lower import trust_region
-from hso_jax.methods import Hso, SolverError
 from hso_jax.noise import PRESETS, NoiseSchedule, preset
 from hso_jax.noise.presets import preset_name
 from hso_jax.noise.stacking import anonymous
-from hso_jax.objectives.expansion import Terms, expansion
 from hso_jax.schedule import Schedule
-from hso_jax.upper.checkpoint import Records
+from hso_jax.solver_error_method import SolverError
 
 METHODS: Mapping[str, Method] = {
     "hso": Hso(),

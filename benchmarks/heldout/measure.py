@@ -19,7 +19,7 @@ from benchmarks.networks.records import Cell, Record
 from benchmarks.solvers import COMPARED, SOLVERS
 from hso_jax import BASELINES, Hso, NoiseSchedule, Profile, Schedule, SolverError, baseline, search
 from hso_jax.baselines import inapplicable
-from hso_jax.objectives.solver_error import DETAIL
+from hso_jax.error import DETAIL
 
 RULES = (*BASELINES, *SHIFTS)
 PLAIN = ("trailing", "karras", "uniform-lam", "beta-t", *SHIFTS)

@@ -16,7 +16,7 @@ from benchmarks.methods import registry
 from benchmarks.methods.registry import Inapplicable, Prepared
 from benchmarks.networks.records import noise_of
 from hso_jax import Box, Hso, NoiseSchedule, Schedule, SolverError, search
-from hso_jax.objectives.solver_error import DETAIL
+from hso_jax.error import DETAIL
 from hso_jax.schedule import Origin
 
 OTHER = {"fashion-eps": "fashion-v", "fashion-v": "fashion-eps"}

@@ -26,7 +26,7 @@ from benchmarks import arguments
 from benchmarks.networks import charts
 from benchmarks.solvers import COMPARED
 from hso_jax import Lane, SolverError, preset, search_many
-from hso_jax.objectives.solver_error import SAMPLES, default_family, error_data
+from hso_jax.error import SAMPLES, default_family, error_data
 from hso_jax.problems import family
 
 REPEATS = 3

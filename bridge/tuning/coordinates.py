@@ -1,10 +1,9 @@
 """What tuning moves: the nodes and, for the non-stationary solver, its coefficients, as numbers without constraints.
 
-A point z holds the logarithms of the gaps between the nodes (`hso_jax.lower.gaps`, the last gap's logarithm taken as
-0; the first node is the model's noise end, or placed like the others), then the coefficients' deviations from those of
-a known solver on the same nodes. A step of 0.1 changes a gap by a tenth or a weight by a tenth, wherever it is. All
-solvers of one evaluation a step are linear in the predictions, so that one loop with one table of weights runs them
-all.
+A point z holds the logarithms of the gaps between the nodes (`hso_jax.lower.quasi_newton`, the last one taken as 0; the
+first node is the model's noise end, or placed like the others), then the coefficients' deviations from those of a known
+solver on the same nodes. A step of 0.1 changes a gap by a tenth or a weight by a tenth, wherever it is. All solvers of
+one evaluation a step are linear in the predictions, so that one loop with one table of weights runs them all.
 """
 
 from __future__ import annotations
@@ -20,11 +19,11 @@ import numpy as np
 from jax import Array
 
 from hso_jax import solvers
-from hso_jax.lower.gaps import Range, lams_of, logits_of, nodes_of
-from hso_jax.methods.solver_error.coefficients import older_of
+from hso_jax.lower.quasi_newton import Range, lams_of, logits_of, nodes_of
 from hso_jax.noise import NoiseSchedule, alpha_sigma
 from hso_jax.noise.ends import s_of_lam
 from hso_jax.schedule import Origin, Schedule
+from hso_jax.solver_error_levels import older_of
 from hso_jax.solvers.nonstationary import MOST, coefficients_of, known, weights_of
 from hso_jax.solvers.weights import grid
 

@@ -11,9 +11,9 @@ from jax import Array
 
 from bridge.tuning.coordinates import STATIC, Coordinates, weights_at
 from hso_jax import solvers
-from hso_jax.lower.gaps import Range
+from hso_jax.error import Chunks, denoiser, error_data, in_chunks
+from hso_jax.lower.quasi_newton import Range
 from hso_jax.noise import NoiseSchedule
-from hso_jax.objectives.solver_error import Chunks, denoiser, error_data, in_chunks
 from hso_jax.profile import Profile
 
 CHUNKS, SIZE = 24, 32

@@ -12,7 +12,7 @@ import torch
 
 from bridge.tuning.coordinates import Coordinates, Table
 from bridge.tuning.models import Model
-from hso_jax.upper.checkpoint import Records, damaged
+from hso_jax.checkpoint import Records, damaged
 
 GRADIENT = 3
 """Evaluations that one with its gradient counts as: a pass back costs what two forward do."""

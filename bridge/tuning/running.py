@@ -24,15 +24,14 @@ from bridge.tuning.options import FIRST, RULES, Options
 from bridge.tuning.report import Progress, Tuned
 from hso_jax import solvers
 from hso_jax.baselines import BASELINES, baseline, inapplicable
+from hso_jax.checkpoint import Checkpoint
 from hso_jax.lane import Lane
-from hso_jax.methods import SolverError
-from hso_jax.methods.solver_error.coefficients import start_of
-from hso_jax.methods.solver_error.lanes import check_room
 from hso_jax.profile import FOLDS, Profile, spectrum_of
 from hso_jax.schedule import Origin, Schedule, versions
 from hso_jax.searches import search
 from hso_jax.shelf.shipped import nearest_guidance, zoo
-from hso_jax.upper.checkpoint import Checkpoint
+from hso_jax.solver_error_levels import check_room, start_of
+from hso_jax.solver_error_method import SolverError
 
 RULE_SOLVERS = ("dpmpp-2m", "unipc-3", "ddim")
 """Rules are judged with the first where the coefficients are free, the best of them with all."""

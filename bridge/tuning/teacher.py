@@ -18,10 +18,10 @@ from bridge.tuning.coordinates import Table, table_at
 from bridge.tuning.models import Model
 from bridge.tuning.options import Options
 from bridge.tuning.report import Progress
+from hso_jax.checkpoint import Checkpoint
 from hso_jax.files import write_whole
 from hso_jax.noise import NoiseSchedule
 from hso_jax.schedule import Schedule
-from hso_jax.upper.checkpoint import Checkpoint
 
 SOLVER = "dpmpp-2m"
 

@@ -19,7 +19,8 @@ import numpy as np
 import pytest
 from worker import checkpointed, solver_error_lanes, worker_lanes
 
-from hso_jax import Effort, Lane, Measured, Schedule, preset, resuming, search_many
+from hso_jax import Effort, Lane, Measured, Schedule, preset, search_many
+from hso_jax import checkpoint as resuming
 from hso_jax.noise import discrete
 from hso_jax.schedule_file import to_json
 

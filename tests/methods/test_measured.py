@@ -16,11 +16,10 @@ from solver_error_cells import SAMPLES, SD, SD3, small_family
 
 from benchmarks.speed import scipy_search as oracle
 from hso_jax import Effort, Lane, Measured, Origin, Schedule, baseline, load, save, search
-from hso_jax.methods.measured.points import box, schedules_at
-from hso_jax.methods.measured.search import POPULATION
-from hso_jax.methods.solver_error.schedules import measure
-from hso_jax.objectives.solver_error import error_data, in_chunks
+from hso_jax.error import error_data, in_chunks
+from hso_jax.measured import POPULATION, box, schedules_at
 from hso_jax.schedule_file import to_json
+from hso_jax.solver_error_method import measure
 
 LANE = Lane(SD, 4, method=Measured(lambda s: 0.0, 8))
 

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from hso_jax import baseline, preset, search, solver_error
-from hso_jax.methods import Hso
+from hso_jax.hso import Hso
 from hso_jax.noise import PRESETS, discrete, flow
 from hso_jax.shelf import rules
 from hso_jax.shelf.predicted import HSO, RULES, SHIFTS, row_key, rule_errors, shift_of, text

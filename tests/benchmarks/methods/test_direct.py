@@ -14,7 +14,7 @@ from benchmarks.models.denoiser import denoiser, own_subject
 from benchmarks.models.subjects import REFINEMENTS
 from benchmarks.solvers import SOLVERS
 from hso_jax import baseline, zoo
-from hso_jax.methods.solver_error.lanes import SPACING, s_of_lam
+from hso_jax.solver_error_levels import SPACING, s_of_lam
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:__array_?.*:DeprecationWarning"),

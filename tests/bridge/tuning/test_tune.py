@@ -20,7 +20,7 @@ from bridge.tuning.judging import Judge, SpentError
 from bridge.tuning.models import DenoiserModel
 from bridge.tuning.teacher import fault
 from hso_jax import Origin, baseline, load, preset, save, zoo
-from hso_jax.upper.checkpoint import Checkpoint
+from hso_jax.checkpoint import Checkpoint
 
 SD, N = preset("sd15"), 4
 SMALL: dict[str, Any] = {"latents": latents(), "teacher_steps": 24, "samples": 4, "budget": 1200}

@@ -1,29 +1,112 @@
-"""Schedules by a fitness of the caller's own: as many judgements of the family's members as a budget allows.
+"""`Measured`: schedules by a fitness of the caller's own, as many judgements as a budget allows.
 
-An upper level on the host, asked and told in turn, so that the fitness may be any function.
+An upper level on the host, asked and told in turn, so that the fitness may be any function. The family that it looks
+through is that of the search on the solver's error, psi = (p, t_eps, t_max): the nodes between t_max and t_eps that the
+lower level finds for MEP, or another bound, with exponent p. One coordinate more says where the first node is, from the
+model's noise end (0) to t_max (1): the search on the solver's error places it by its lower level, and neither end is
+the better one for all solvers and guidance weights. A model that ends in pure noise starts there.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import hashlib
 import itertools
 import math
-from collections.abc import Callable, Sequence
+import os
+from collections.abc import Callable, Hashable, Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
+from jax import Array
 
 from hso_jax.batch import Progress
+from hso_jax.bilevel import Effort
+from hso_jax.bounds import NodeObjective, check_objective, objective_name
+from hso_jax.checkpoint import Checkpoint, Records, plain
 from hso_jax.checks import brief, is_number
-from hso_jax.compiling import random_key
-from hso_jax.lane import Lane
-from hso_jax.methods.measured.points import box, schedules_at
-from hso_jax.objectives.expansion import objective_name
-from hso_jax.schedule import Schedule
-from hso_jax.upper.checkpoint import Checkpoint, Records, plain
+from hso_jax.compiling import jit, random_key
+from hso_jax.lane import Lane, check_lane
+from hso_jax.lower.trust_region import RESULTS, Solution
+from hso_jax.noise.ends import lam_of_s, s_of_lam
+from hso_jax.schedule import Origin, Schedule, versions
+from hso_jax.solver_error_levels import FIRST_HIGH, LAST_LOW, P_RANGE, check_room, member
 from hso_jax.upper.evolution import DifferentialEvolution
+
+_STEPS = 40  # of the lower level, from uniform lam
+
+
+def box(lane: Lane) -> np.ndarray:
+    """[2, 4] lowest and highest p, lam_eps, lam_max and share (of the first node); equal where one moves no node.
+
+    As for the solver's error; a model with little room in lam has its ends further out, so that they never meet.
+    """
+    end = lane.noise.noise_end
+    noisiest = float(lam_of_s(min(s_of_lam(end), 0.999)))
+    cleanest = min(lane.noise.data_end, float(lane.noise.lam(float(lane.noise.t_min))))
+    room = cleanest - noisiest
+    high = min(max(noisiest + 0.5, FIRST_HIGH), noisiest + 0.4 * room)
+    low = max(min(LAST_LOW, cleanest - 0.3 * room), high + 0.02 * room)
+    ends = np.array([[P_RANGE[0], low, noisiest, 0.0], [P_RANGE[1], cleanest, high, 1.0]])
+    if lane.nodes == 1:
+        ends[1, :2], ends[0, 3] = ends[0, :2], 1.0
+    if end == -math.inf:
+        ends[1, 3] = 0.0
+        if lane.nodes == 1:
+            ends[:, 2:] = noisiest, 0.0
+    return ends
+
+
+def schedules_at(lane: Lane, points: np.ndarray, ends: np.ndarray) -> list[Schedule]:
+    """The schedules that points [P, 4] of the box stand for, in float64."""
+    count = -(-lane.nodes // 10) * 10  # padded, so that one compilation serves many N
+    method: Any = lane.method
+    program = _program(method.family, count)
+    found = jax.tree.map(np.asarray, program(jnp.asarray(points[:, :3]), jnp.asarray(lane.nodes)))
+    low, high = ends.astype(points.dtype)
+    # What lies on the box's edge is the edge itself, without the rounding to float32.
+    exact = np.where(points <= low, ends[0], np.where(points >= high, ends[1], points))
+    rows = (jax.tree.map(lambda x, i=i: x[i], found) for i in range(len(points)))
+    return [_schedule(lane, row, psi) for row, psi in zip(rows, exact, strict=True)]
+
+
+@functools.lru_cache(maxsize=64)
+def _program(family: str | NodeObjective, count: int) -> Callable[[Array, Array], Solution]:
+    """(psi [P, 3], how many nodes are real) -> nodes [P, count] in s, the first at lam_max."""
+
+    def nodes(psi: Array, real: Array) -> Solution:
+        blank = jnp.full(count, jnp.nan, psi.dtype)
+        return jax.vmap(lambda one: member(one, real, blank, objective=family, steps=_STEPS))(psi)
+
+    return jit(nodes)
+
+
+def _schedule(lane: Lane, found: Solution, point: np.ndarray) -> Schedule:
+    """The schedule of nodes in s, with the ends that the point (p, lam_eps, lam_max, share) has."""
+    p, last, first, share = (float(x) for x in point)
+    end = lane.noise.noise_end
+    lams = lam_of_s(found.t[: lane.nodes])
+    lams[-1] = last
+    lams[0] = end if end == -math.inf else end + share * (first - end)
+    psi, result = None, "fixed"
+    if lane.nodes > 1:
+        ends = {"t_eps": float(lane.noise.t_of_lam(last)), "t_max": float(lane.noise.t_of_lam(first))}
+        psi = {"p": p, **ends, "ksigma_min": math.exp(-last), "ksigma_max": math.exp(-first)}
+        result = RESULTS[int(found.result)]
+    method: Any = lane.method
+    origin = Origin(
+        method=f"{objective_name(method.family)}/measured",
+        psi=psi,
+        p=2.0 if psi is None else p,
+        result=result,
+        seed=int(lane.seed),
+        versions=versions(),
+    )
+    return Schedule.from_lams(lane.noise, lams, layout=lane.layout, origin=origin)
+
 
 Fitness = Callable[[Schedule], Any]
 """What is to be small. It may say how many calls of the model one judgement takes, `fitness.calls(nfe) -> int`, and
@@ -236,3 +319,47 @@ def _arguments(lane: Lane, fitness: Fitness) -> dict[str, Any]:
 
 def _report(progress: Progress, before: int, total: int, done: int) -> None:
     progress(before + done, total)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Measured:
+    """The schedule of a family that some function of it likes best, for instance samples of the user's own model.
+
+    Attributes:
+        fitness: `Schedule` -> a number, the smaller the better; what is not finite counts as +inf. Solver and guidance
+            are its affair. It is called on the host, once for each distinct schedule.
+        budget: calls of the model that the judgements of each N may take, never exceeded: each takes
+            `fitness.calls(nfe)` of them if there is such a method, else 1.
+        starts: schedules that are judged before all others, each for its N; one of them is the result (as it is, but
+            for `Schedule.fitness`) if nothing better is found.
+        checkpoint: file that each judgement is written to, and that the same call resumes from, to the same bytes; the
+            budget may then be another, and N may be added.
+        family: bound whose minimisers are judged: "mep", "dm-nonuni" or a function, as `Hso.objective`.
+    """
+
+    fitness: Fitness
+    budget: int
+    starts: Sequence[Schedule] = ()
+    checkpoint: str | os.PathLike[str] | None = None
+    family: str | NodeObjective = "mep"
+
+    def check(self, lane: Lane) -> Lane:
+        """See `lane.Method`."""
+        lane = check_lane(lane)
+        if not callable(self.fitness):
+            raise ValueError(f"fitness is {self.fitness!r}; need a function of a schedule")
+        check_objective("family", self.family)
+        check_room(lane)
+        return lane
+
+    def group(self, lane: Lane) -> Hashable:
+        """One checkpoint and one list of starts for all lanes of the same object."""
+        return Measured, id(self), lane.noise.fingerprint(), lane.layout, lane.seed
+
+    def search(
+        self, lanes: Sequence[Lane], effort: Effort | None, progress: Progress | None, records: Records | None = None
+    ) -> list[Schedule]:
+        """Search the lanes one after the other; `progress` is told calls of the model."""
+        if effort is not None:
+            raise ValueError(f"effort is {effort!r}; a fitness of your own is searched by as far as its budget goes")
+        return run(lanes, progress, records)
