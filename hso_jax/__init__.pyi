@@ -11,7 +11,6 @@ from .lane import Lane as Lane
 from .methods import Box as Box
 from .methods import Coefficients as Coefficients
 from .methods import Hso as Hso
-from .methods import Measured as Measured
 from .methods import Refinement as Refinement
 from .methods import SolverError as SolverError
 from .methods.solver_error import solver_error as solver_error
