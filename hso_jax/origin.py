@@ -75,7 +75,8 @@ class Scores:
         mep: Midpoint Error Proxy of the nodes; undefined for one node or lam = -inf.
         spf: fitness of HSO's upper level, MEP and spacing penalty; undefined where mep is.
         error: root-mean-square error of the solver's samples on the reference problems.
-        others: the same for other solvers: at most what they would reach with a schedule of their own.
+        others_same_nodes: the same for other solvers on these nodes: at least what each has on nodes of its own.
+        others_own_nodes: the same for other solvers, each on the nodes that were found for it.
         fitness: what the callable that a search was given said of it.
         amplification: of errors in the predictions by a non-stationary solver, see `solvers.amplification`.
     """
@@ -83,7 +84,8 @@ class Scores:
     mep: float | None = None
     spf: float | None = None
     error: float | None = None
-    others: Mapping[str, float] = dataclasses.field(default_factory=dict)
+    others_same_nodes: Mapping[str, float] = dataclasses.field(default_factory=dict)
+    others_own_nodes: Mapping[str, float] = dataclasses.field(default_factory=dict)
     fitness: float | None = None
     amplification: float | None = None
 
@@ -91,7 +93,8 @@ class Scores:
         """Check every value. Raises ValueError."""
         for name in ("mep", "spf", "error", "fitness", "amplification"):
             _check_number(self, name)
-        _check_mapping(self, "others")
+        _check_mapping(self, "others_same_nodes")
+        _check_mapping(self, "others_own_nodes")
 
 
 def _told(name: str, value: object) -> dict[str, Any]:

@@ -16,6 +16,7 @@ from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
+from hso_jax.compiling import under_jax_defaults
 from hso_jax.files import MARK
 from hso_jax.methods.hso.lanes import Box
 from hso_jax.methods.hso.search import edm_nodes
@@ -174,6 +175,7 @@ def landscape_figure(schedule: Schedule, noise: NoiseSchedule | None = None) -> 
     return figure
 
 
+@under_jax_defaults
 @functools.partial(jax.jit, static_argnames="intervals")
 def _landscape(
     noise: NoiseSchedule, t_eps: jax.Array, t_max: jax.Array, intervals: int, p: float

@@ -14,14 +14,14 @@ import jax
 import numpy as np
 
 from hso_jax.checks import brief, check_guidance, choice, is_number, number, numbers, whole
+from hso_jax.compiling import random_key
 from hso_jax.files import PROFILE_FORMAT, parse_json, read_text, write_whole
 from hso_jax.noise import NoiseSchedule
 from hso_jax.noise.noise_schedule import PREDICTIONS, check_noise
 from hso_jax.problems.bank import Bank, collect
-from hso_jax.problems.family import family
-from hso_jax.problems.mixture import shrunk
+from hso_jax.problems.mixture import family, shrunk
 from hso_jax.problems.model_error import ModelError
-from hso_jax.problems.spectrum import from_components, spectral
+from hso_jax.problems.product import from_components, spectral
 from hso_jax.schedule import versions
 
 VERSION = 1
@@ -259,7 +259,7 @@ def _held_out(data: np.ndarray, keep: int) -> np.ndarray:
 def _problems(deviations: tuple[float, ...], total: float, dimension: int) -> Bank:
     with jax.enable_x64(True), jax.ensure_compile_time_eval():
         of = from_components(deviations, total, dimension)
-        products = [spectral(jax.random.key(seed), of) for seed in range(PRODUCTS)]
+        products = [spectral(random_key(seed), of) for seed in range(PRODUCTS)]
         return collect([shrunk(family(range(CLUSTERS)), deviations[0]), *products])
 
 

@@ -21,8 +21,8 @@ import torch
 from benchmarks import metrics
 from benchmarks.converged import fine_schedule
 from hso_jax import NoiseSchedule, Profile, Schedule, noise, solvers
-from hso_jax.problems.eta import measure_eta
-from hso_jax.problems.spectrum import from_components
+from hso_jax.problems.model_error import measure_eta
+from hso_jax.problems.product import from_components
 from hso_jax.profile import spectrum_of
 
 FIELDS = ("shape", "kind", "sigma_min", "sigma_max", "alphas_cumprod", "data_std", "denoise")

@@ -176,9 +176,9 @@ def figures(estimates: Mapping[str, Estimate]) -> dict[str, float | None]:
 def predicted(schedule: Schedule) -> float | None:
     """What a record says of it, see `Record.predicted`."""
     scores = schedule.scores
-    if schedule.coefficients is None or scores.error is None or not scores.others:
+    if schedule.coefficients is None or scores.error is None or not scores.others_own_nodes:
         return None
-    return float(f"{scores.error / min(scores.others.values()):.4g}")
+    return float(f"{scores.error / min(scores.others_own_nodes.values()):.4g}")
 
 
 def nodes_of(schedule: Schedule) -> tuple[float | None, ...]:

@@ -11,7 +11,7 @@ import torch
 from hso_jax.checks import check_nfe, choice, count, number
 from hso_jax.profile import Profile
 from hso_jax.schedule import Schedule
-from hso_jax.solvers import NONSTATIONARY
+from hso_jax.solvers import EVERY, NONSTATIONARY, canonical
 
 BUDGET, TEACHER_STEPS, SCORES = 5000, 48, 60
 SCORED = "scores"
@@ -76,15 +76,16 @@ def samples_for(budget: int, teacher_steps: int, unknowns: int = 0, numbers: int
 
 def checked(asked: Options, numbers: int = 10**6) -> Options:
     """The options, for samples of so many numbers; `samples` is chosen where it is None. Raises ValueError."""
-    nfe = check_nfe(asked.nfe)
+    nfe, solver = check_nfe(asked.nfe), canonical(asked.solver, EVERY)
     budget, steps = count("budget", asked.budget, 1), count("teacher_steps", asked.teacher_steps, 8, 1000)
     if nfe >= steps:
         raise ValueError(f"nfe is {nfe} and teacher_steps {steps}; the converged samples need many more steps")
     some = asked.samples
     if some is None:
-        unknowns = nfe - 1 + (3 * nfe if asked.solver == NONSTATIONARY else 0)
+        unknowns = nfe - 1 + (3 * nfe if solver == NONSTATIONARY else 0)
         some = samples_for(budget, steps, unknowns, numbers)
     options = asked._replace(
+        solver=solver,
         budget=budget,
         teacher_steps=steps,
         samples=count("samples", some, 2, 10**5),

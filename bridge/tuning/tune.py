@@ -29,7 +29,7 @@ from bridge.tuning.options import (
 )
 from bridge.tuning.run import run, sha
 from hso_jax import solvers
-from hso_jax.checks import brief, check_guidance, check_nfe, count, number
+from hso_jax.checks import brief, check_guidance, check_nfe, count
 from hso_jax.noise import NoiseSchedule
 from hso_jax.noise.noise_schedule import check_noise
 from hso_jax.profile import Profile
@@ -192,7 +192,7 @@ def tune_denoiser(
         raise ValueError(f"latents has {len(latents)} samples; give {needed}, or samples={len(latents) * 2 // 3}")
     if condition is not None and not (isinstance(condition, torch.Tensor) and len(condition) >= needed):
         raise ValueError(f"condition is {brief(condition)}; need a tensor with an entry for each of {needed} latents")
-    weight = number("guidance", guidance, low=0.0, closed=True)
+    weight = check_guidance(guidance)
     model = DenoiserModel(denoiser, noise, latents[:needed], weight, None if condition is None else condition[:needed])
     facts = {**model.facts, "latents": _tensor_sha(latents[:needed])}
     if condition is not None:
@@ -241,7 +241,7 @@ def tune_score(
         raise ValueError(f"score is {brief(score)}; give a function of a schedule that returns a number")
     check_start(start, check_nfe(nfe))
     budget, weight = count("budget", budget, FEWEST_SCORES), check_guidance(guidance)
-    options = Options(nfe, solver, budget, by=SCORED, start=start)
+    options = Options(nfe, solvers.canonical(solver, solvers.EVERY), budget, by=SCORED, start=start)
     options = options._replace(checkpoint=checkpoint, progress=progress, improved=improved)
     name = getattr(score, "__qualname__", type(score).__qualname__)
     nothing = DenoiserModel(lambda *_: torch.empty(0), noise, torch.empty(0), weight)  # the score samples

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -14,11 +13,11 @@ from hso_jax import schedule_file
 from hso_jax.cli import arguments, tables, terminal
 from hso_jax.cli.arguments import DEFAULT_MODEL
 from hso_jax.distilled import DISTILLATIONS, of_folder
-from hso_jax.files import check_writable, is_stdout, write_all
+from hso_jax.files import check_writable, is_stdout, json_text, write_all
 from hso_jax.noise import PRESETS
 from hso_jax.recommendation import SHIPPED, Recommendation, recommend
+from hso_jax.shelf.shipped import CHOICES
 from hso_jax.shown import shown
-from hso_jax.solvers import NONSTATIONARY
 
 
 def add_parsers(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -44,13 +43,15 @@ searched. Coefficients of their own (nonstationary) are taken where they save a 
         "--scheduler",
         "--solver",
         metavar="NAME",
-        help=f"the solver that you keep: ddim, euler, dpmpp-2m, unipc, unipc-3, {NONSTATIONARY}; default: the best",
+        help=f"the solver that you keep: {', '.join(CHOICES)}, or another program's name for it; default: the best",
     )
     parser.add_argument(
         "--distilled", choices=(*DISTILLATIONS, "no"), help="what the model is distilled by; default: by its name"
     )
     parser.add_argument("-o", "--output", type=Path, help="schedule file, for apply and show; - is stdout")
-    parser.add_argument("--json", action="store_true", help="print everything as JSON on stdout")
+    parser.add_argument(
+        "--json", action="store_true", help="print everything as JSON on stdout; null is an infinite sigma, pure noise"
+    )
     parser.add_argument("--force", action="store_true", help="replace a file that hso-jax did not write")
 
 
@@ -58,12 +59,15 @@ def _recommend(args: argparse.Namespace) -> int:
     if args.output is not None:
         check_writable(args.output, "schedules", args.force)
     nfes = arguments.parse_nfe(args.nfe)
-    found = [_one(name, nfe, args) for name in args.model or [DEFAULT_MODEL] for nfe in nfes]
+    asked = [(name, nfe) for name in args.model or [DEFAULT_MODEL] for nfe in nfes]
+    found = [_one(name, nfe, args) for name, nfe in asked]
+    follow = {name for (name, _), one in zip(asked, found, strict=True) if one.method != SHIPPED}
+    arguments.tell_unused_size(args, [name for name, _ in asked if name not in follow])
     if args.output is not None:
         document = schedule_file.checked_json([one.schedule for one in found])
         write_all([(args.output, document.encode())], args.written)
     if args.json:
-        terminal.write(json.dumps([_plain(one) for one in found], indent=1, allow_nan=False) + "\n")
+        terminal.write(json_text([_plain(one) for one in found]))
     elif args.output is None or not is_stdout(args.output):
         _print(found)
     for path in args.written:

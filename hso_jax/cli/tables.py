@@ -99,7 +99,8 @@ def print_advice(schedules: Sequence[Schedule]) -> None:
     """One line a schedule whose solver another one beats at this N and guidance."""
     for s in schedules:
         if s.better_solver is not None and s.error is not None:
-            other, weight = s.others[s.better_solver], number(s.guidance)
+            other = {**s.others_own_nodes, **s.others_same_nodes}[s.better_solver]
+            weight = number(s.guidance)
             # Where a lower order wins, the steps are too long for this one: its extrapolation overshoots.
             terminal.warn(
                 f"N = {s.nfe}: {s.better_solver} does better than {s.solver} at guidance {weight}: error at most "

@@ -12,7 +12,7 @@ import numpy as np
 
 from hso_jax import solvers
 from hso_jax.checks import brief
-from hso_jax.compiling import jit
+from hso_jax.compiling import jit, platform
 from hso_jax.lane import Lane
 from hso_jax.lower.gaps import SPACING
 from hso_jax.lower.results import NOT_FINITE, RESULTS
@@ -100,7 +100,7 @@ def free_schedule_of(lane: Lane, found: FreeFound, known: Schedule, inaccuracy: 
         versions=versions(),
     )
     others = {known.solver: reached} if np.isfinite(reached) else {}
-    scores = Scores(error=error, others=others, amplification=float(found.amplification))
+    scores = Scores(error=error, others_own_nodes=others, amplification=float(found.amplification))
     return Schedule.from_lams(
         lane.noise, lams, layout=lane.layout, origin=origin, scores=scores, coefficients=coefficients
     )
@@ -120,7 +120,7 @@ def on_start(lane: Lane, start: Schedule, solver: str) -> Schedule:
 
 
 def compared(schedule: Schedule, lane: Lane) -> Schedule:
-    """With `others`: each other solver's error on these nodes, which is at least what its own would be."""
+    """With `others_same_nodes`: each other solver's error on these nodes, which is at least what its own would be."""
     method: Any = lane.method
     names = [name for name in method.compare if name != method.solver]
     if not names or solvers.SOLVERS[method.solver].calls != 1:
@@ -128,7 +128,7 @@ def compared(schedule: Schedule, lane: Lane) -> Schedule:
     data = data_of_lane(lane)
     chunks = in_chunks(data, data.noise.shape[1])
     errors = {name: measure(schedule, name, chunks) for name in names}
-    return schedule.with_scores(others={name: e for name, e in errors.items() if np.isfinite(e)})
+    return schedule.with_scores(others_same_nodes={name: e for name, e in errors.items() if np.isfinite(e)})
 
 
 def solver_error(
@@ -147,7 +147,7 @@ def solver_error(
     Args:
         schedule: of any method.
         noise: the noise schedule it is for: its noise end is where the exact solution starts.
-        solver: a key of `SOLVERS`; by default the schedule's own.
+        solver: a name that `hso_jax.solvers.canonical` knows; by default the schedule's own.
         guidance: w; by default the schedule's own, or 1.
         problems: of either kind, stacked or a sequence; the family that schedules are optimised on by default.
         options: further arguments of `objectives.solver_error.error_data`: model_error, detail, power, samples, seed,
@@ -161,12 +161,13 @@ def solver_error(
     if schedule.noise != check_noise(noise).fingerprint():
         raise ValueError(f"the schedule was made for {schedule.model}, whose noise differs from {noise.name}'s")
     name = schedule.solver if solver is None else solver
-    if name == solvers.NONSTATIONARY and schedule.coefficients is None:
-        raise ValueError("solver is 'nonstationary'; the schedule has no coefficients: it was made for a known solver")
     if name == "any":
         raise ValueError("the schedule was made for any solver; say solver='ddim', 'dpmpp-2m', 'unipc-3', ...")
+    name = solvers.canonical(name, solvers.EVERY)
+    if name == solvers.NONSTATIONARY and schedule.coefficients is None:
+        raise ValueError("solver is 'nonstationary'; the schedule has no coefficients: it was made for a known solver")
     weight = guidance if guidance is not None else (schedule.guidance if schedule.guidance is not None else 1.0)
-    name = name if name == solvers.NONSTATIONARY else solvers.canonical(name)
+    platform()
     data = error_data(noise.noise_end, weight, prediction=noise.prediction, problems=problems, **options)
     return measure(schedule, name, in_chunks(data, data.noise.shape[1]))
 

@@ -90,8 +90,14 @@ def test_apply_takes_the_schedule_that_solver_and_guidance_name(pipe: Any, capsy
     command = ["apply", "zoo.json", "--pipeline", "model"]
     assert main([*command, "--solver", "unipc"]) == 2
     assert "choose by guidance" in capsys.readouterr().err
-    assert main([*command, "--solver", "unipc", "--guidance", "7.5"]) == 0
+    with pytest.warns(UserWarning, match="is for solver 'unipc-2'"):
+        assert main([*command, "--solver", "unipc", "--guidance", "7.5"]) == 0
     assert load_scheduler("model").schedule.lams.tolist() == many[3].lams.tolist()
+    assert "NonstationaryScheduler" in capsys.readouterr().out
+    for argv in ([*command, "--save", "other"], ["sample", "zoo.json", "--pipeline", "model", *PROMPT, "-o", "s.png"]):
+        with pytest.warns(UserWarning, match="is for solver 'unipc-2'"):
+            assert main([*argv, "--solver", "uni_pc", "--guidance", "7.5"]) == 0
+    assert isinstance(load_scheduler("other"), NonstationaryScheduler)
 
 
 def test_apply_can_change_the_solver(pipe: Any) -> None:
@@ -299,7 +305,7 @@ def test_without_torch_the_message_says_what_to_install(
         monkeypatch.delitem(sys.modules, name)
     monkeypatch.setitem(sys.modules, "torch", None)
     assert main(["apply", "schedules.json", "--pipeline", "model", "--nfe", "6", "--method", "hso"]) == 2
-    assert 'pip install "hso-jax[torch]"' in capsys.readouterr().err
+    assert 'pip install -e ".[torch]"' in capsys.readouterr().err
 
 
 def test_help_says_what_there_is(capsys: pytest.CaptureFixture[str]) -> None:

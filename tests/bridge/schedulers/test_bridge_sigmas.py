@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import subprocess
 import sys
+from types import SimpleNamespace
 from typing import Any
 
 import cases
@@ -12,6 +13,7 @@ import diffusers
 import numpy as np
 import pytest
 from cases import SD
+from diffusers.pipelines.flux2.pipeline_flux2 import compute_empirical_mu
 from mixture import random_schedule
 from pipelines import FLUX_CONFIG, family_of
 from test_pipelines_schedule import NFE, told
@@ -23,6 +25,7 @@ FLOWING = random_schedule(cases.noise_of("sd3-medium"), NFE, "clean", 1)
 PURE = Schedule.from_t(cases.noise_of("sd3-medium"), [1.0, 0.9, 0.5, 0.2, 0.01])
 DYNAMIC = {**FLUX_CONFIG, "base_image_seq_len": 256, "max_image_seq_len": 4096}
 FLUX_MU = 0.5 + 0.65 * (1024 - 256) / (4096 - 256)  # calculate_shift of FluxPipeline, for 1024 tokens
+COGVIEW4_MU = 1.15 * (1024 / 256) ** 0.5 + 0.5  # that of CogView4Pipeline, whose scheduler has time_shift_type "linear"
 
 
 @pytest.mark.parametrize("name", ["FlowMatchEulerDiscreteScheduler", "FlowMatchLCMScheduler"])
@@ -37,7 +40,7 @@ FLUX_MU = 0.5 + 0.65 * (1024 - 256) / (4096 - 256)  # calculate_shift of FluxPip
         (DYNAMIC, {"mu": 1.15}, 1.15),
         (DYNAMIC, {"image_seq_len": 1024}, FLUX_MU),
         ({**DYNAMIC, "time_shift_type": "linear"}, {"mu": 2.3}, 2.3),
-        ({**DYNAMIC, "time_shift_type": "linear"}, {"image_seq_len": 1024}, FLUX_MU),
+        ({**DYNAMIC, "time_shift_type": "linear"}, {"image_seq_len": 1024}, COGVIEW4_MU),
         ({**DYNAMIC, "base_shift": math.log(3), "max_shift": math.log(3)}, {}, math.log(3)),
     ],
     ids=str,
@@ -51,6 +54,14 @@ def test_after_the_schedulers_own_shift_the_levels_are_the_schedules(
     scheduler.set_timesteps(sigmas=sigmas, mu=mu)
     got = 1.0 - scheduler.sigmas if config.get("invert_sigmas") else scheduler.sigmas
     np.testing.assert_allclose(got, schedule.sampler_sigmas(), rtol=0, atol=2e-7)
+
+
+def test_flux2_s_shift_follows_the_number_of_steps_too() -> None:
+    scheduler = diffusers.FlowMatchEulerDiscreteScheduler(use_dynamic_shifting=True)
+    pipe = type("Flux2Pipeline", (SimpleNamespace,), {})(scheduler=scheduler)
+    sigmas = FLOWING.diffusers_sigmas(pipe, image_seq_len=1024)
+    scheduler.set_timesteps(sigmas=sigmas, mu=compute_empirical_mu(1024, NFE))
+    np.testing.assert_allclose(scheduler.sigmas, FLOWING.sampler_sigmas(), rtol=0, atol=2e-7)
 
 
 def test_a_shift_that_was_changed_by_hand() -> None:
