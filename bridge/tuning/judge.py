@@ -141,6 +141,8 @@ class Judge:
         if not known and not np.isfinite(record["value"]):
             record["value"] = None  # as files have it
         if known and (record["kind"], record["cost"]) != (kind, cost):
+            if kind == "gradient":
+                raise MemoryError("given up before the search was interrupted")
             raise damaged(self._records.checkpoint.path, f"records[{self._done}] is of another judgement")
         if not known:
             self._records.add(record)

@@ -22,6 +22,7 @@ from bridge.tuning.models import Model, together
 from bridge.tuning.options import FIRST, RULES, Options, Score, Tuned
 from hso_jax import solvers
 from hso_jax.baselines import BASELINES, baseline, inapplicable
+from hso_jax.compiling import under_jax_defaults
 from hso_jax.lane import Lane
 from hso_jax.methods import SolverError
 from hso_jax.methods.solver_error.coefficients import start_of
@@ -43,6 +44,7 @@ PATIENCE = 4
 """Better points in a row that are not better on the samples kept apart, before the search ends."""
 
 
+@under_jax_defaults
 def run(model: Model, options: Options, facts: Mapping[str, Any], score: Score | None = None) -> Tuned:
     """Tune on a model, or by a score of schedules; `facts` go into the result's file. Raises as `tune`."""
     part = model.part

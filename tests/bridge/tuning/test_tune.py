@@ -185,10 +185,14 @@ def test_out_of_memory_it_samples_one_at_a_time(found: Tuned) -> None:
     assert tuned.error == pytest.approx(found.error, rel=1e-6)
 
 
-def test_without_memory_for_gradients_it_needs_none(found: Tuned) -> None:
-    tuned = small(Network(gradients=False), by="gradients")
+def test_without_memory_for_gradients_it_needs_none(found: Tuned, tmp_path: Path) -> None:
+    tuned = small(Network(gradients=False), by="gradients", checkpoint=tmp_path / "c.json")
     assert tuned.by == "differences" and tuned.error == pytest.approx(found.error, rel=0.05)
     assert [note.split(":")[0] for note in tuned.notes][-1].startswith("no gradients (not enough memory")
+    again = Network(gradients=False)
+    resumed = small(again, by="gradients", checkpoint=tmp_path / "c.json")
+    assert resumed.schedule == tuned.schedule and again.calls == 0
+    assert resumed.notes == ("no gradients (given up before the search was interrupted): by differences",)
 
 
 def test_a_model_without_gradients_is_searched_without_or_refused() -> None:
