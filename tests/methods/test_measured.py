@@ -11,10 +11,10 @@ from typing import Any
 
 import numpy as np
 import pytest
+from oracles import scipy_search as oracle
 from problems import Smooth
 from solver_error_cells import SAMPLES, SD, SD3, small_family
 
-from benchmarks.speed import scipy_search as oracle
 from hso_jax import Effort, Lane, Measured, Origin, Schedule, baseline, load, save, search
 from hso_jax.methods.measured.points import box, schedules_at
 from hso_jax.methods.measured.search import POPULATION

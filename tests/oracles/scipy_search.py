@@ -1,4 +1,6 @@
-"""HSO and DM-NonUni in NumPy and SciPy (float64): the tests' oracle and the speed benchmark's opponent.
+"""HSO and DM-NonUni in NumPy and SciPy (float64): the tests' oracle.
+
+Run as a program it prints, as JSON, the seconds of its search at N = 4 in each layout, for `python -m benchmarks.speed`.
 
 Written from the papers, sharing nothing with `hso_jax` on purpose, and in another algebraic form wherever one
 exists: MEP as a difference of exponentials, multistep weights by quadrature, gradients by hand. Sources: HSO
@@ -6,6 +8,7 @@ exists: MEP as a difference of exponentials, multistep weights by quadrature, gr
 2302.04867), EDM (Karras et al., arXiv 2206.00364). Nodes run from noise to data: `lam` grows, `t` falls.
 """
 
+import json
 import time
 import warnings
 from collections.abc import Callable
@@ -390,6 +393,6 @@ def _epigraph(lams: Array, p: float, truncation: int, least: float = 1e-3) -> tu
 
 
 if __name__ == "__main__":
-    for evaluations in (4, 5):
-        run = reference_search(LinearNoise(sd_lam_table()), evaluations, "interval")
-        print(f"N={evaluations}: {run['seconds']:.1f} s (CPU), F={run['F']:.9f}, t={np.round(run['t'], 4)}")
+    linear = LinearNoise(sd_lam_table())
+    layouts: tuple[Layout, ...] = ("node", "interval")
+    print(json.dumps({layout: reference_search(linear, 4, layout)["seconds"] for layout in layouts}))
