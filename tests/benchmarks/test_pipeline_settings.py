@@ -15,14 +15,8 @@ from benchmarks.pipelines.settings import Setting
 from bridge import noise_schedule_of, solver_of
 from hso_jax import baseline
 
-sys.path.append(str(Path(__file__).parents[2] / "bridge"))
+sys.path.append(str(Path(__file__).parents[1] / "bridge"))
 from pipelines import family_of
-
-pytestmark = [
-    pytest.mark.filterwarnings("ignore:__array_?.*:DeprecationWarning"),
-    pytest.mark.filterwarnings("ignore::FutureWarning:diffusers.*"),
-    pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning"),
-]
 
 SD, FLUX = "StableDiffusionPipeline", "FluxPipeline"
 
@@ -66,7 +60,7 @@ def test_methods_are_searched_once_for_all_n_at_the_pipelines_weight(monkeypatch
     monkeypatch.setattr(settings.hso_jax, "search", search)
     monkeypatch.setattr(settings.hso_jax, "zoo", zoo)
     methods = settings.read_methods(["hso", "solver-error", "zoo", "default"])
-    wanted = settings.combinations(methods, ["unipc-3"], [4, 6])
+    wanted = [Setting(method, "unipc-3", n) for n in (4, 6) for method in methods]
     found = settings.prepare(wanted, methods, noise, 7.5)
     assert list(found) == wanted
     how = asked[1][2].pop("method")

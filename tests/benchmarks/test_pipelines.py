@@ -15,23 +15,14 @@ import pytest
 import torch
 from PIL import Image
 
-from benchmarks import metrics
-from benchmarks.networks import records
-from benchmarks.pipelines import generate
+from benchmarks import metrics, runner
+from benchmarks.pipelines import images as generate
 from benchmarks.pipelines.__main__ import main
-from benchmarks.pipelines.image_store import Store
-from benchmarks.pipelines.settings import Setting
 from bridge import noise_schedule_of, solver_of, with_schedule
 from hso_jax import Origin, Schedule, baseline, save
 
-sys.path.append(str(Path(__file__).parents[2] / "bridge"))
+sys.path.append(str(Path(__file__).parents[1] / "bridge"))
 from pipelines import family_of
-
-pytestmark = [
-    pytest.mark.filterwarnings("ignore:__array_?.*:DeprecationWarning"),
-    pytest.mark.filterwarnings("ignore::FutureWarning:diffusers.*"),
-    pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning"),
-]
 
 PROMPTS = [f"a small fox, number {i}" for i in range(5)]
 SIZE = ["--option", "height=16", "--option", "width=16"]
@@ -118,7 +109,7 @@ def test_every_setting_takes_exactly_n_evaluations_from_the_same_noise(models, t
         assert given.shape[0] == (4, 2)[i % 2]
         torch.testing.assert_close(given, first[i % 2], rtol=0, atol=0)
     assert not torch.equal(first[0][0], first[0][1])
-    kept = records.read(out / "records.jsonl").cells
+    kept = runner.read(out / "records.jsonl").cells
     assert [(r.method, r.nfe, r.counted) for r in kept[:6]] == [
         (m, n, n) for n in (3, 4) for m in ("default", "trailing", "mine")
     ]
@@ -141,8 +132,8 @@ def test_images_are_those_of_the_pipeline_with_the_schedule(models, made):
 
 def test_errors_are_what_the_images_say(models, made):
     many = made / "converged-unipc-3-16"
-    shrink = metrics.extractor(models / "shrink.pt", "")
-    kept = records.read(made / "records.jsonl").cells
+    shrink = metrics.extractor(models / "shrink.pt")
+    kept = runner.read(made / "records.jsonl").cells
     assert len(kept) == 4 and {r.samples for r in kept} == {5} and {r.fid_data for r in kept} == {None}
     for r in kept:
         own = made / f"{r.method}-{r.solver}-{r.nfe}"
@@ -171,7 +162,7 @@ def test_a_flow_with_embedded_guidance_and_reference_images(models, tmp_path, ca
     asked = command(models, tmp_path / "out", *more, str(folder), pipeline=FLUX, count=2)
     assert main(asked) == 0
     assert len(calls) == 16 + 8 + 9 * 4
-    kept = records.read(tmp_path / "out" / "records.jsonl").cells
+    kept = runner.read(tmp_path / "out" / "records.jsonl").cells
     assert [r.solver for r in kept[::3]] == ["ddim", "dpmpp-2m", "unipc-2"]
     assert {r.guidance for r in kept} == {1.0} and {r.counted for r in kept} == {4}
     assert all(r.fid_data is not None and r.fid_data > r.fid for r in kept)
@@ -182,7 +173,7 @@ def test_a_flow_with_embedded_guidance_and_reference_images(models, tmp_path, ca
     with np.load(asked[-1]) as stats:
         assert set(stats) == {"mu", "sigma", "key"}
     assert main(asked) == 0 and not calls
-    again = records.read(tmp_path / "out" / "records.jsonl").cells
+    again = runner.read(tmp_path / "out" / "records.jsonl").cells
     np.testing.assert_allclose([r.fid_data for r in again], [r.fid_data for r in kept], rtol=1e-4)
     assert (tmp_path / "out" / "records.jsonl").read_bytes().startswith(before)
 
@@ -200,7 +191,7 @@ def test_the_other_families(models, tmp_path, cls, guidance, more):
     asked = command(models, tmp_path / "out", "--solvers", "unipc-3", "--nfe", "4", "--methods", "default,trailing")
     options = [text for option in more for text in ("--option", option)]
     assert main([*asked, *options, "--pipeline", str(tmp_path / cls), "--count", "2"]) == 0
-    kept = records.read(tmp_path / "out" / "records.jsonl").cells
+    kept = runner.read(tmp_path / "out" / "records.jsonl").cells
     assert [(r.model, r.method, r.counted) for r in kept] == [(cls, "default", 4), (cls, "trailing", 4)]
     assert all(0 < r.rmse < 1 and None not in r.lams for r in kept)
     assert {r.guidance for r in kept} == {guidance}  # the pipeline's own default
@@ -246,7 +237,7 @@ def test_more_prompts_go_on_and_other_options_are_refused(models, tmp_path, call
         (["--seed", "1"], "made with seed = 0, now it is 1"),
         (["--guidance", "2"], "made with call = "),
         (["--batch", "3"], "made with batch = 2, now it is 3"),
-        (["--shuffle", "1"], "images of other prompts"),
+        (["--shuffle", "1"], "made with prompt 0 = "),
     ):
         assert main([*command(models, out, *few, count=2), *change]) == 2
         error = capsys.readouterr().err
@@ -279,7 +270,7 @@ def test_images_that_are_not_numbers_end_their_setting_alone(models, tmp_path, m
     monkeypatch.setattr(generate.Sampler, "images", broken)
     out = tmp_path / "out"
     assert main(command(models, out, *SMALL, count=3)) == 0
-    kept = records.read(out / "records.jsonl").cells
+    kept = runner.read(out / "records.jsonl").cells
     assert {(r.solver, r.rmse is None) for r in kept} == {("ddim", False), ("dpmpp-2m", True)}
     assert "diverged" in (out / "results.md").read_text()
     assert not list((out / "trailing-dpmpp-2m-3").glob("*.png"))
@@ -295,13 +286,6 @@ def test_a_network_that_is_called_twice_a_step_is_refused(models):
 
 
 # ---- several processes
-
-
-def test_jobs_are_shared_without_a_rest():
-    jobs = [generate.Job(Setting("trailing", "ddim", n), range(2)) for n in range(1, 8)]
-    parts = [generate.share(jobs, i, 3) for i in range(3)]
-    assert sorted(job for part in parts for job in part) == jobs
-    assert max(map(len, parts)) - min(map(len, parts)) <= 1
 
 
 def test_two_processes_make_the_same_images(models, made, tmp_path):
@@ -321,7 +305,7 @@ def test_two_processes_make_the_same_images(models, made, tmp_path):
         subprocess.Popen(
             [sys.executable, "-c", script, *asked],
             env={**os.environ, **ranks, "RANK": str(i), "LOCAL_RANK": str(i), "OMP_NUM_THREADS": "1"},
-            cwd=Path(__file__).parents[3],
+            cwd=Path(__file__).parents[2],
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
@@ -357,11 +341,11 @@ def test_two_processes_make_the_same_images(models, made, tmp_path):
         (["--option", "generator=1"], "--option generator"),
         (["--option", "nonsense=1"], "does not take nonsense; it takes: prompt"),
         (["--reference", "empty"], "--reference needs --extractor"),
-        (["--extractor", "gone.pt"], "neither 'classifier' nor a file"),
+        (["--extractor", "gone.pt"], "is not a file"),
         (["--extractor", "prompts.txt"], "not a TorchScript file"),
         (["--extractor", "shrink.pt", "--reference", "gone"], "neither a folder of images nor a stats file"),
         (["--extractor", "shrink.pt", "--reference", "empty"], "empty has 0 images"),
-        (["--extractor", "shrink.pt", "--reference", "mixed"], "1.png is 9 x 8, but 0.png 8 x 8"),
+        (["--extractor", "shrink.pt", "--reference", "mixed"], "0.png 8 x 8, 1.png 9 x 8"),
         (["--extractor", "shrink.pt", "--reference", "small.npz"], "mu (3,) and sigma (3, 3), but the extractor 12"),
         (["--extractor", "shrink.pt", "--reference", "none.npz"], "not a .npz file with mu and sigma"),
         (["--out", "empty/.."], "has no manifest.json"),
@@ -381,9 +365,3 @@ def test_bad_input_is_named_with_what_to_do(models, tmp_path, monkeypatch, calls
     _, marked, error = capsys.readouterr().err.rpartition("error: ")  # bars stand before it
     assert marked and told in error
     assert not calls and not (tmp_path / "out").exists()
-
-
-def test_a_store_that_is_not_readable_is_refused(tmp_path):
-    (tmp_path / "manifest.json").write_text("{")
-    with pytest.raises(ValueError, match="is not readable"):
-        Store(tmp_path, {}, ["a"], 2)

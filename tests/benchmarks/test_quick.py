@@ -5,15 +5,11 @@ from pathlib import Path
 
 import pytest
 
+from benchmarks import runner
 from benchmarks.__main__ import QUICK, main
 from benchmarks.models import subjects
-from benchmarks.networks import cells, records
-from benchmarks.networks.records import Record
-
-pytestmark = [
-    pytest.mark.filterwarnings("ignore:__array_?.*:DeprecationWarning"),
-    pytest.mark.filterwarnings("ignore::FutureWarning:diffusers.*"),
-]
+from benchmarks.networks import cells
+from benchmarks.runner import Record
 
 EXTRA = ["--methods", "trailing", "--nfe", "10"]  # a cell that many steps make clearly better than few
 
@@ -33,7 +29,7 @@ def folder(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def found(folder: Path) -> list[Record]:
-    return records.read(folder / "benchmarks.jsonl").cells
+    return runner.read(folder / "benchmarks.jsonl").cells
 
 
 def rows(found: list[Record], method: str) -> dict[tuple[str, str, int], Record]:
@@ -94,7 +90,7 @@ def test_the_same_seed_gives_the_same_records(found, tmp_path):
     methods = ["hso", "trailing"]
     plan = cells.plan(["fashion-eps"], QUICK["solvers"], [4], methods, [1.0], samples=QUICK["samples"])
     assert cells.run(plan, tmp_path / "again.jsonl", progress=False) == len(plan)
-    again = records.read(tmp_path / "again.jsonl").cells
+    again = runner.read(tmp_path / "again.jsonl").cells
     first = {r.cell: r for r in found}
     times = [{"seconds": r.seconds, "compile_seconds": r.compile_seconds} for r in again]
     assert again == [dataclasses.replace(first[r.cell], **time) for r, time in zip(again, times, strict=True)]
