@@ -22,8 +22,8 @@ import bridge
 from benchmarks.compared import fine_schedule
 from benchmarks.models.load import MODELS, features, load
 from hso_jax import NoiseSchedule, Profile, Schedule, noise
-from hso_jax.problems.eta import measure_eta
-from hso_jax.problems.spectrum import from_components
+from hso_jax.problems.model_error import measure_eta
+from hso_jax.problems.product import from_components
 from hso_jax.profile import spectrum_of
 from hso_jax.solvers import NONSTATIONARY
 

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import functools
-import math
+import inspect
 from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 
-from bridge.schedulers.refusals import INSTEAD, unsupported
 from hso_jax import noise as noises
 from hso_jax.noise import NoiseSchedule
+from hso_jax.noise.from_config import CLASSES, ignored_keys
+from hso_jax.noise.rectified_flow import has_rule
+from hso_jax.noise.refused_classes import REFUSED
 from hso_jax.solvers import NONSTATIONARY, SOLVERS
+from hso_jax.solvers import adds_noise as named_noisy
 
 # float32 cumulative products of a thousand factors differ from float64 by about this in lam.
 _TABLE_TOLERANCE = 1e-3
@@ -25,13 +28,16 @@ def noise_schedule_of(
 ) -> NoiseSchedule:
     """The noise schedule of a loaded model, whatever its fine-tune made of it: betas, zero terminal SNR, shift.
 
-    The config decides. Where the scheduler's own `alphas_cumprod` says otherwise (someone set it, or the config
-    names a rule that only diffusers knows), that table does.
+    `hso_jax.from_config` reads the config, keys that the class ignores included. Where the scheduler's own
+    `alphas_cumprod` is not what its class makes of the config (someone set it, or the config names a rule that only
+    diffusers knows), that table decides.
 
     Args:
         scheduler_or_pipeline: a diffusers scheduler, or anything with a `scheduler`.
-        image_seq_len: tokens of the image, for FLUX-like dynamic shift: 4096 is 1024 x 1024.
-        mu: logarithm of the shift, for a flow model whose pipeline computes it otherwise; overrides the config's.
+        image_seq_len: tokens of the image, for a dynamic shift: 4096 is 1024 x 1024 in FLUX. mu follows from it by the
+            rule of the pipeline's class, where a pipeline is given.
+        mu: what the pipeline passes to a flow model's scheduler: the logarithm of the shift, or the shift itself where
+            `time_shift_type` is "linear"; overrides the config's.
         name: of the result; defaults to the class's name.
 
     Raises:
@@ -40,19 +46,29 @@ def noise_schedule_of(
     scheduler = getattr(scheduler_or_pipeline, "scheduler", scheduler_or_pipeline)
     if not hasattr(scheduler, "config"):
         raise ValueError(f"need a diffusers scheduler or pipeline, got {type(scheduler_or_pipeline).__name__}")
-    class_name = (scheduler.config.get("hso_replaced") or {}).get("_class_name", type(scheduler).__name__)
+    config = {key: value for key, value in scheduler.config.items() if not key.startswith(("_", "hso_"))}
+    replaced = (scheduler.config.get("hso_replaced") or {}).get("_class_name")
+    config["_class_name"] = class_name = replaced or _known_name(scheduler)
+    if "_shift" in vars(scheduler):  # `set_shift` changes it, and not the config
+        config["shift"] = scheduler._shift
     table = getattr(scheduler, "alphas_cumprod", None)
     key = b"" if table is None else np.asarray(table.detach().cpu(), np.float64).tobytes()
-    entries = tuple(sorted((k, _hashable(v)) for k, v in scheduler.config.items() if not k.startswith(("_", "hso_"))))
-    found = _cached(class_name, entries, key, image_seq_len, name or class_name)
-    if mu is None:
-        return found
-    if found.kind != "flow":
-        raise ValueError(
-            f"mu is the logarithm of a flow model's shift; {class_name} here has noise of kind {found.kind!r}: "
-            "leave it out"
-        )
-    return noises.flow(math.exp(mu), num_train_timesteps=found.num_train_timesteps, name=found.name)
+    entries = tuple(sorted((k, _hashable(v)) for k, v in config.items()))
+    return _cached(entries, key, _pipeline_config(scheduler_or_pipeline), image_seq_len, mu, name or class_name)
+
+
+def _known_name(scheduler: Any) -> str:
+    """The scheduler's class; for one that someone derived from a class of diffusers, that class."""
+    names = [cls.__name__ for cls in type(scheduler).__mro__]
+    return next((name for name in names if name in CLASSES or name in REFUSED), names[0])
+
+
+def _pipeline_config(pipe: Any) -> tuple[tuple[str, Any], ...]:
+    """What rules for mu look at in a pipeline."""
+    names = [cls.__name__ for cls in type(pipe).__mro__]
+    named = next((name for name in names if has_rule(name)), names[0])
+    distilled = (getattr(pipe, "config", None) or {}).get("is_distilled")
+    return (("_class_name", named), ("is_distilled", bool(distilled)))
 
 
 def solver_of(scheduler: Any) -> str:
@@ -66,7 +82,7 @@ def solver_of(scheduler: Any) -> str:
     if "NonstationaryScheduler" in names:
         return NONSTATIONARY
     config = scheduler.config
-    if names & set(FIRST_ORDER):
+    if names & set(FIRST_ORDER) and not adds_noise(scheduler):
         return "ddim"
     if found := names & set(HEUN):
         return HEUN[found.pop()]
@@ -84,6 +100,32 @@ def solver_of(scheduler: Any) -> str:
     return name
 
 
+def adds_noise(scheduler: Any) -> bool:
+    """Whether a scheduler adds noise at each step: ancestral and SDE samplers, by their class or their config."""
+    if any(named_noisy(cls.__name__) for cls in type(scheduler).__mro__):
+        return True
+    own = inspect.signature(type(scheduler).__init__).parameters  # another class's entries may be in the config too
+    config = {name: value for name, value in scheduler.config.items() if name in own}
+    return str(config.get("algorithm_type")).startswith("sde-") or bool(config.get("stochastic_sampling"))
+
+
+def check_pipeline(pipe: Any, call: str) -> None:
+    """Raises ValueError, saying what to pass to a call, for what is no pipeline with a scheduler."""
+    kind = type(pipe).__name__
+    if hasattr(pipe, "set_timesteps"):
+        raise ValueError(f"{kind} is a scheduler: {call} takes the pipeline, as in {call}(pipe, 6)")
+    if hasattr(getattr(pipe, "scheduler", None), "config"):
+        return
+    parts = vars(pipe) if hasattr(pipe, "__dict__") else {}
+    if others := [name for name, part in parts.items() if hasattr(part, "set_timesteps") and hasattr(part, "config")]:
+        name = others[0]
+        raise ValueError(
+            f"{kind} has no `scheduler`, but {', '.join(others)}: install in one by hand, pipe.{name} = "
+            f"bridge.with_schedule(pipe.{name}, schedule)"
+        )
+    raise ValueError(f"{kind} has no scheduler: {call} takes a diffusers pipeline that has one")
+
+
 def _hashable(value: Any) -> Any:
     if isinstance(value, (list, tuple, np.ndarray)):
         return tuple(_hashable(x) for x in value)
@@ -91,29 +133,23 @@ def _hashable(value: Any) -> Any:
 
 
 @functools.lru_cache(maxsize=64)
-def _cached(class_name: str, entries: tuple[Any, ...], table: bytes, image_seq_len: int, name: str) -> NoiseSchedule:
-    config: Mapping[str, Any] = {**dict(entries), "_class_name": class_name}
-    if config.get("timestep_type") == "continuous" and config.get("prediction_type") == "v_prediction":
-        # EulerDiscrete as Stable Video Diffusion runs it: the model is EDM's, told log(sigma)/4.
-        low, high = config.get("sigma_min"), config.get("sigma_max")
-        if low is None or high is None:
-            raise ValueError(
-                f"{class_name} with timestep_type 'continuous' needs sigma_min and sigma_max in its config: "
-                f"use {class_name}.from_config(scheduler.config, sigma_min=0.002, sigma_max=700.0) with the model's"
-            )
-        return noises.edm(low, high, name=name)
-    own = np.frombuffer(table)
-    try:
-        found = noises.from_config(config, image_seq_len=image_seq_len, name=name)
-    except ValueError:
-        if class_name in INSTEAD and own.size == 0:
-            raise ValueError(unsupported(class_name)) from None
-        if own.size == 0 or config.get("prediction_type") == "flow_prediction":
-            raise
-        return _from_table(own, config, name)
-    if found.kind == "vp" and own.size and not _agrees(found, own):
-        return _from_table(own, config, name)
-    return found
+def _cached(
+    entries: tuple[Any, ...], table: bytes, pipeline: tuple[Any, ...], image_seq_len: int, mu: float | None, name: str
+) -> NoiseSchedule:
+    config, own = dict(entries), np.frombuffer(table)
+    if own.size and config["_class_name"] not in REFUSED:  # the table decides where the config has no known meaning
+        known = CLASSES.get(config["_class_name"])
+        if known is None:
+            config["_class_name"] = "DDPMScheduler"
+        elif config.get("beta_schedule", known.rules[0]) not in known.rules:
+            config["beta_schedule"] = known.rules[0]
+    found = noises.from_config(config, image_seq_len=image_seq_len, mu=mu, pipeline=dict(pipeline), name=name)
+    if not own.size or found.kind != "vp" or _agrees(found, own):
+        return found
+    seen = {key: value for key, value in config.items() if key not in ignored_keys(config)}
+    if seen.keys() != config.keys() and _agrees(noises.from_config(seen), own):
+        return found
+    return _from_table(own, config, name)
 
 
 def _from_table(own: np.ndarray[Any, Any], config: Mapping[str, Any], name: str) -> NoiseSchedule:

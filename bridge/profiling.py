@@ -18,8 +18,8 @@ from bridge.schedulers.adapters import ROWS
 from hso_jax import solvers
 from hso_jax.checks import check_guidance, count
 from hso_jax.noise import NoiseSchedule
-from hso_jax.problems.eta import measure_eta
-from hso_jax.problems.spectrum import from_components
+from hso_jax.problems.model_error import measure_eta
+from hso_jax.problems.product import from_components
 from hso_jax.profile import FEWEST, Profile, spectrum_of
 from hso_jax.schedule import versions
 

@@ -5,14 +5,14 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
-from bridge.at_hand import before, distillation_of
+from bridge.at_hand import active_loras, before, distillation_of, own_levels
 from bridge.guidance import usual_guidance
-from bridge.noise_of import noise_schedule_of, solver_of
+from bridge.noise_of import check_pipeline, noise_schedule_of
+from bridge.schedulers.plain import without_schedule
 from hso_jax import recommendation
-from hso_jax.exports import in_coefficients
-from hso_jax.noise import NoiseSchedule
-from hso_jax.recommendation import Before, Recommendation
-from hso_jax.schedule import Schedule
+from hso_jax.distilled import of_class
+from hso_jax.noise import NoiseSchedule, flow
+from hso_jax.recommendation import Recommendation
 
 
 def recommend(
@@ -34,10 +34,10 @@ def recommend(
     Args:
         pipe: a diffusers pipeline (anything with a `scheduler`).
         nfe: N in 1..20.
-        guidance: w; by default the pipeline's usual one. Without guidance it is 1.
+        guidance: w; by default the pipeline's usual one. 0 and 1 are without guidance.
         solver: to keep one: `bridge.solver_of(pipe.scheduler)` is the pipeline's; by default the best.
-        distilled: as in `hso_jax.recommend`; by default what the scheduler, the network, the names of the pipeline and
-            its LoRAs, or N and guidance say.
+        distilled: as in `hso_jax.recommend`; by default what the scheduler, the configs, the names of the pipeline and
+            its active LoRAs, or N and guidance say. A LoRA without a telling name is not guessed at: `reason` names it.
         image_seq_len: as in `noise_schedule_of`, for flow models with a dynamic shift.
         mu: likewise.
         noise: the pipeline's `noise_schedule_of`, where that has been read already.
@@ -45,40 +45,24 @@ def recommend(
     Raises:
         ValueError: as `noise_schedule_of` and `hso_jax.recommend` do.
     """
-    if noise is None:
-        noise = noise_schedule_of(pipe, image_seq_len=image_seq_len, mu=mu)
-    usual, why = usual_guidance(pipe)
+    check_pipeline(pipe, "bridge.recommend")
     told = distillation_of(pipe) if distilled is None else None
+    if noise is None:
+        # SCMScheduler's angles are rectified flow's levels without a shift; no schedule is installed in it.
+        scm = type(pipe.scheduler).__name__ == "SCMScheduler"
+        noise = flow(1.0) if scm else noise_schedule_of(pipe, image_seq_len=image_seq_len, mu=mu)
+    usual, why = usual_guidance(pipe)
     found = recommendation.recommend(
         noise, nfe, guidance=guidance, solver=solver, distilled=told[0] if told else distilled, usual=usual
     )
     at_hand = before(pipe, noise, nfe)
     at_hand = at_hand._replace(error=found.errors.get(at_hand.solver, {}).get(at_hand.nodes))
-    reason = found.reason.replace("you say so", told[1]) if told else f"{_now(at_hand, found)} {found.reason}"
-    if guidance is None and not found.distilled:
-        reason += f" Guidance {usual:g}: {why}."
-    return dataclasses.replace(found, before=at_hand, reason=reason)
+    found = dataclasses.replace(found, before=at_hand, usual=why if guidance is None else "")
+    if distilled is None and told is None:
+        return dataclasses.replace(found, loras=tuple(active_loras(pipe)))
+    if told is None:
+        return found
+    own = own_levels(pipe, noise, nfe, told[0]) if of_class(type(without_schedule(pipe.scheduler)).__name__) else None
+    return dataclasses.replace(found, told_by=told[1], schedule=own or found.schedule)
 
 
-def to_install(pipe: Any, found: Recommendation) -> Schedule:
-    """The recommended schedule as the pipeline can take it: another solver than its own as coefficients."""
-    if found.schedule.coefficients is None and found.solver != own_solver(pipe):
-        return in_coefficients(found.schedule)
-    return found.schedule
-
-
-def own_solver(pipe: Any) -> str | None:
-    """The solver of a pipeline's scheduler; None where it is none that is known."""
-    try:
-        return solver_of(pipe.scheduler)
-    except ValueError:
-        return None
-
-
-def _now(at_hand: Before, found: Recommendation) -> str:
-    """What the pipeline has now, and what of its error is saved."""
-    if at_hand.error is None or found.error is None:
-        return f"Now: {at_hand.solver} with {at_hand.nodes}, whose error is not predicted."
-    saved = 1.0 - found.error / at_hand.error
-    now = f"Now: {at_hand.solver} with {at_hand.nodes}, predicted error {at_hand.error:.3g}"
-    return f"{now}; what follows has {saved:.0%} less:"

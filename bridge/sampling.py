@@ -62,9 +62,10 @@ def sample(denoiser: Denoiser, schedule: Schedule, noise: torch.Tensor, solver: 
         schedule: for the model.
         noise: [...] standard normal. VP and flow models start at it, as diffusers' pipelines do; VE models at
             `sqrt(1 + sigma^2)` times it.
-        solver: a key of `hso_jax.solvers.SOLVERS`, or "unipc": diffusers' default, "unipc-2" (in 0.1.0 it meant
-            "unipc-3"). N calls of the denoiser; Heun's solvers take 2N, one less to a clean end. "nonstationary" is
-            the schedule's own coefficients. None: those, if it has any, else "unipc".
+        solver: a name that `hso_jax.solvers.canonical` knows; "unipc" is diffusers' default, "unipc-2" (in 0.1.0
+            it meant "unipc-3"). N calls of the denoiser; Heun's solvers take 2N, one less to a clean end.
+            "nonstationary" is the schedule's own coefficients. None: the solver that the schedule is for, if it is for
+            one, else "unipc".
 
     Returns:
         The sample at the schedule's end, of noise's shape and dtype.
@@ -73,7 +74,9 @@ def sample(denoiser: Denoiser, schedule: Schedule, noise: torch.Tensor, solver: 
         ValueError: for an unknown solver, or "nonstationary" without coefficients.
     """
     if solver is None:
-        solver = solvers.NONSTATIONARY if schedule.coefficients is not None else "unipc"
+        known = schedule.solver if schedule.solver in solvers.SOLVERS else "unipc"
+        solver = solvers.NONSTATIONARY if schedule.coefficients is not None else known
+    solver = solvers.canonical(solver, solvers.EVERY)
     grid = levels(schedule)
     start = noise * math.sqrt(1.0 + grid[0].sigma ** 2) if schedule.kind == "ve" else noise
     if solver == solvers.NONSTATIONARY:
@@ -81,8 +84,7 @@ def sample(denoiser: Denoiser, schedule: Schedule, noise: torch.Tensor, solver: 
         if np.isinf(schedule.lams[0]):  # no logarithm of the level is taken here: pure noise is that
             grid[0] = grid[0]._replace(alpha=0.0, sigma=1.0, lam=-math.inf)
         return _run(denoiser, 1, [(1.0, [], row[0], row[1:]) for row in table], grid, start)
-    name = solvers.canonical(solver)
-    return _run(denoiser, solvers.SOLVERS[name].calls, _weights(name, grid), grid, start)
+    return _run(denoiser, solvers.SOLVERS[solver].calls, _weights(solver, grid), grid, start)
 
 
 Row = tuple[float, list[float], float, list[float]]

@@ -2,7 +2,7 @@
 
     python examples/diffusers_user.py
 
-Needs `pip install "hso-jax[torch]"`. A tiny DiT with random weights stands for your model, so its pictures are noise;
+Needs `pip install -e ".[torch]"` in a clone. A tiny DiT with random weights stands for your model, so its pictures are noise;
 with yours, `my_pipeline` is `DiffusionPipeline.from_pretrained("./my-model")` and nothing else changes.
 """
 

@@ -164,6 +164,21 @@ BASELINES: dict[str, Callable[..., np.ndarray]] = {
 }
 
 
+ALIASES = {
+    **{"uniform": "linspace", "normal": "linspace", "simple": "trailing", "ddimuniform": "leading"},
+    **{"usekarrassigmas": "karras", "usebetasigmas": "beta", "alignyoursteps": "ays"},
+    **{"exponential": "uniform-lam", "useexponentialsigmas": "uniform-lam", "uselulambdas": "uniform-lam"},
+    **{"aysxl": "ays-sdxl", "alignyourstepssdxl": "ays-sdxl", "alignyourstepssvd": "ays-svd"},
+}
+"""A rule by what ComfyUI, A1111 and diffusers call it, in small letters alone. ComfyUI's "beta" is `beta_t`."""
+
+
+def rule_named(name: str) -> str | None:
+    """The key of `BASELINES` for a rule by any of its names, whatever its case and punctuation; None without one."""
+    plain = "".join(c for c in name[:100].casefold() if c.isalnum())
+    return {**{key.replace("-", ""): key for key in BASELINES}, **ALIASES}.get(plain)
+
+
 def inapplicable(name: str, noise: NoiseSchedule) -> str | None:
     """Why the rule has no schedule for this kind of noise; None if it has one.
 
@@ -172,7 +187,7 @@ def inapplicable(name: str, noise: NoiseSchedule) -> str | None:
     Raises:
         ValueError: for an unknown name.
     """
-    choice("baseline", name, BASELINES)
+    name = (rule_named(name) if isinstance(name, str) else None) or choice("baseline", name, BASELINES)
     check_noise(noise)
     kind = _AYS_KIND.get(name, noise.kind)
     if kind == noise.kind:
@@ -191,7 +206,7 @@ def baseline(
     and stop at their own levels.
 
     Args:
-        name: a key of `BASELINES`.
+        name: a key of `BASELINES`, or what ComfyUI, A1111 or diffusers calls it.
         noise: the model's noise schedule.
         nfe: N >= 1.
         layout: "node" or "interval".
@@ -204,6 +219,7 @@ def baseline(
     """
     if reason := inapplicable(name, noise):
         raise ValueError(reason)
+    name = rule_named(name) or name
     check_nfe(nfe)
     choice("layout", layout, LAYOUTS)
     p = number("p", p, low=-100.0, high=100.0)

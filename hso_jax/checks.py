@@ -174,7 +174,7 @@ def _has_others(values: Any, array: np.ndarray) -> bool:
     return any(x is None or isinstance(x, (bool, np.bool_, str, bytes)) for x in entries)
 
 
-GUIDANCE = "a finite number of at least 0 and below 1e6 (1 is no guidance)"
+GUIDANCE = "a finite number of at least 0 and below 1e6 (0 and 1 are without guidance)"
 
 
 def check_nfe(nfe: object) -> int:
@@ -187,6 +187,13 @@ def check_seed(seed: object) -> int:
     return count("seed", seed, 0, 2**31 - 1)
 
 
-def check_guidance(guidance: object) -> float:
-    """A weight of classifier-free guidance. Raises ValueError unless it is a number of at least 0."""
-    return number("guidance", guidance, low=0.0, high=1e6, closed=True, need=GUIDANCE)
+def check_guidance(guidance: object, usual: float = 1.0) -> float:
+    """The weight w of classifier-free guidance: the usual one for None, and 1 for all up to 1, which is without.
+
+    diffusers' pipelines evaluate a second time only for `guidance_scale` above 1, so 0 and 1 mean the same in them.
+
+    Raises:
+        ValueError: unless it is a number of at least 0, or None.
+    """
+    weight = usual if guidance is None else guidance
+    return max(1.0, number("guidance", weight, low=0.0, high=1e6, closed=True, need=GUIDANCE))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import os
 from collections.abc import Callable
 from typing import Any, TypeVar
 
@@ -18,16 +19,33 @@ def compiler_options(platform: str) -> dict[str, int] | None:
     return {"xla_backend_optimization_level": 1} if platform == "cpu" else None
 
 
+def platform() -> str:
+    """The platform that JAX runs on.
+
+    Raises:
+        ValueError: where the one that was asked for is not there, naming the variable that asks for it.
+    """
+    try:
+        return jax.default_backend()
+    except (RuntimeError, AssertionError, KeyError) as error:
+        set_by = next((name for name in ("JAX_PLATFORMS", "JAX_PLATFORM_NAME") if os.environ.get(name)), None)
+        name = set_by or "jax_platforms"
+        asked = f"{name} is {os.environ[name]!r}" if set_by else "jax_platforms is set"
+        raise ValueError(
+            f"{asked}, and JAX finds no such device here: unset {name}, or install JAX for the device"
+        ) from error
+
+
 def jit(function: Callable[..., Made], **options: Any) -> Callable[..., Made]:
     """`jax.jit` with `compiler_options` of the platform, which is asked for at the first call, not at import."""
 
     @functools.cache
-    def compiled(platform: str) -> Callable[..., Made]:
-        return jax.jit(function, compiler_options=compiler_options(platform), **options)
+    def compiled(name: str) -> Callable[..., Made]:
+        return jax.jit(function, compiler_options=compiler_options(name), **options)
 
     @functools.wraps(function)
     def call(*args: Any, **kwargs: Any) -> Made:
-        return compiled(jax.default_backend())(*args, **kwargs)
+        return compiled(platform())(*args, **kwargs)
 
     return call
 

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 
-from hso_jax.noise import dynamic_shift
+from hso_jax.checks import number
+from hso_jax.noise.rectified_flow import Lengths, pipeline_mu, shift_of_mu
 
 # Their `set_timesteps` shifts the sigmas it is given, and appends 0.
 SHIFTING = ("FlowMatchEulerDiscreteScheduler", "FlowMatchLCMScheduler")
@@ -23,6 +23,7 @@ def diffusers_sigmas(
     levels: np.ndarray, kind: str, scheduler: Any, *, mu: float | None = None, image_seq_len: int | None = None
 ) -> np.ndarray:
     """See `Schedule.diffusers_sigmas`; `levels` and `kind` are the schedule's `sampler_sigmas()` and `kind`."""
+    pipeline = {"_class_name": type(scheduler).__name__, **(getattr(scheduler, "config", None) or {})}
     scheduler = getattr(scheduler, "scheduler", scheduler)
     config = getattr(scheduler, "config", None)
     if not isinstance(config, Mapping):
@@ -48,38 +49,27 @@ def diffusers_sigmas(
             f"{name}: shift_terminal stretches any sigmas until the last is {terminal}, and the schedule's is "
             f"{values[-1]:.6g}; set it to None, or {_INSTALL}"
         )
-    shift = _shift_of(name, scheduler, config, mu, image_seq_len)
+    if config.get("use_dynamic_shifting"):
+        if mu is not None and image_seq_len is not None:
+            raise ValueError("mu and image_seq_len both name the shift; give one of them")
+        if mu is None:
+            mu = _mu(name, config, pipeline, image_seq_len, len(values))
+        shift = shift_of_mu(mu, config.get("time_shift_type", "exponential"))
+    else:
+        shift = number(
+            "shift", getattr(scheduler, "shift", config.get("shift", 1.0)), low=0.0, need="a positive number"
+        )
     return values / (shift - (shift - 1.0) * values)
 
 
-def _shift_of(
-    name: str, scheduler: Any, config: Mapping[str, Any], mu: float | None, image_seq_len: int | None
+def _mu(
+    name: str, config: Mapping[str, Any], pipeline: Mapping[str, Any], image_seq_len: int | None, nfe: int
 ) -> float:
-    """K of the scheduler's s -> k s / (1 + (k - 1) s)."""
-    if not config.get("use_dynamic_shifting"):
-        return _positive(getattr(scheduler, "shift", config.get("shift", 1.0)), "shift")
-    rule = config.get("time_shift_type", "exponential")
-    if mu is not None:
-        if image_seq_len is not None:
-            raise ValueError("mu and image_seq_len both name the shift; give one of them")
-        if rule == "linear":
-            return _positive(mu, "mu")
-        if not abs(mu) <= 50.0:
-            raise ValueError(f"mu is {mu}, the logarithm of the shift; need a number between -50 and 50")
-        return math.exp(mu)
-    keys = ("base_image_seq_len", "max_image_seq_len", "base_shift", "max_shift")
-    given = {key: config[key] for key in keys if config.get(key) is not None}
-    if image_seq_len is None:
-        if given.get("base_shift") is None or given.get("base_shift") != given.get("max_shift"):
-            raise ValueError(
-                f"{name}'s shift follows the image's size: pass image_seq_len (4096 for 1024 x 1024 pixels in FLUX), "
-                "or the mu that the pipeline computes"
-            )
-        image_seq_len = int(given.get("base_image_seq_len", 256))
-    return _positive(dynamic_shift(image_seq_len, **given, time_shift_type=rule), "shift")
-
-
-def _positive(value: Any, what: str) -> float:
-    if not 0.0 < float(value) < math.inf:
-        raise ValueError(f"{what} is {value}; need a positive number")
-    return float(value)
+    """What the pipeline passes to its scheduler; a shift that is the same at every size needs no size."""
+    same = config.get("base_shift") is not None and config.get("base_shift") == config.get("max_shift")
+    if image_seq_len is None and not (same and config.get("time_shift_type") != "linear"):
+        raise ValueError(
+            f"{name}'s shift follows the image's size: pass image_seq_len (4096 for 1024 x 1024 pixels in FLUX), "
+            "or the mu that the pipeline computes"
+        )
+    return pipeline_mu(pipeline, {**config, "_class_name": name}, image_seq_len or Lengths().base_image_seq_len, nfe)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import json
+import math
 import os
 import re
 import stat
@@ -141,6 +142,19 @@ def kind_of(path: Path) -> str | None:
         return None
     found = document.get("format") if isinstance(document, dict) else None
     return {FORMAT: "schedules", PROFILE_FORMAT: "profile"}.get(found) if isinstance(found, str) else None
+
+
+def json_text(document: Any) -> str:
+    """A document as JSON has it: null stands for the numbers that JSON has not, infinity (pure noise) and NaN."""
+    return json.dumps(_with_nulls(document), indent=1, allow_nan=False) + "\n"
+
+
+def _with_nulls(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _with_nulls(x) for key, x in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_with_nulls(x) for x in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def write_whole(path: str | os.PathLike[str], content: bytes) -> None:

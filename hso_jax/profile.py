@@ -18,10 +18,9 @@ from hso_jax.files import PROFILE_FORMAT, parse_json, read_text, write_whole
 from hso_jax.noise import NoiseSchedule
 from hso_jax.noise.noise_schedule import PREDICTIONS, check_noise
 from hso_jax.problems.bank import Bank, collect
-from hso_jax.problems.family import family
-from hso_jax.problems.mixture import shrunk
+from hso_jax.problems.mixture import family, shrunk
 from hso_jax.problems.model_error import ModelError
-from hso_jax.problems.spectrum import from_components, spectral
+from hso_jax.problems.product import from_components, spectral
 from hso_jax.schedule import versions
 
 VERSION = 1

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import math
+import re
 from collections.abc import Mapping
 from typing import NamedTuple
 
@@ -14,9 +15,10 @@ from hso_jax.checks import check_guidance, check_nfe, choice
 from hso_jax.distilled import DISTILLATIONS, FEW_STEP, MOST_STEPS, named_in, own_grid
 from hso_jax.noise import PRESETS, NoiseSchedule, preset
 from hso_jax.noise.noise_schedule import check_noise
+from hso_jax.noise.presets import preset_name
 from hso_jax.schedule import Schedule
 from hso_jax.shelf.predicted import HSO, RULES, rule_errors
-from hso_jax.shelf.shipped import SOLVERS, nearest_guidance, zoo
+from hso_jax.shelf.shipped import CHOICES, SOLVERS, nearest_guidance, zoo
 
 GAIN = 0.1
 """Share of the best known solver's error that coefficients of their own must save to be recommended. What they save on
@@ -54,24 +56,42 @@ class Recommendation:
         schedule: nodes, and coefficients where the solver is "nonstationary".
         solver: "ddim" (Euler), "dpmpp-2m", "unipc-2", "unipc-3" or "nonstationary"; "own" for distilled models.
         guidance: weight that the errors are for: of those shipped the nearest to the one that was asked for.
+        asked: weight that was asked for; 1 is without guidance.
         error: predicted; None for distilled models, whose errors nothing here predicts.
         errors: by solver, then by what the nodes are: "solver-error" (the solver's own shipped ones), "hso" and the
             usual rules ("trailing", "karras", "ays", "beta", ...).
-        gain: share of `error` that the best solver would save, where the solver was given; 0 where it is the best.
+        choices: of `errors` each solver's own nodes, and what has less error and may be taken.
         distilled: the kind of distillation, or None.
-        reason: all this in words.
+        told_by: how the distillation is known, in words.
+        usual: where the weight is from, in words, if it was not asked for.
         before: what the pipeline has now; None where there is none.
+        loras: names of active LoRAs, which do not tell whether they distil the model.
     """
 
     schedule: Schedule
     solver: str
     guidance: float
-    error: float | None
-    errors: Mapping[str, Mapping[str, float]]
-    gain: float
-    distilled: str | None
-    reason: str
+    asked: float
+    error: float | None = None
+    errors: Mapping[str, Mapping[str, float]] = dataclasses.field(default_factory=dict)
+    choices: Mapping[str, Mapping[str, float]] = dataclasses.field(default_factory=dict)
+    distilled: str | None = None
+    told_by: str = ""
+    usual: str = ""
     before: Before | None = None
+    loras: tuple[str, ...] = ()
+
+    @property
+    def gain(self) -> float:
+        """Share of `error` that the best solver would save, where the solver was given; 0 where it is the best."""
+        if self.error is None:
+            return 0.0
+        return max(0.0, 1.0 - _least(self.choices[_best_solver(self.choices, None)])[1] / self.error)
+
+    @property
+    def reason(self) -> str:
+        """All this in words."""
+        return " ".join([*_of_loras(self), *_now(self), *(_of_distilled(self) if self.distilled else _of_errors(self))])
 
     @property
     def nfe(self) -> int:
@@ -106,9 +126,10 @@ def recommend(
     Args:
         model: a preset's name or a noise schedule.
         nfe: N in 1..20.
-        guidance: w of classifier-free guidance; by default the model's usual one for a preset, else 1. Embedded
-            guidance (FLUX) is none: its weight here is 1.
-        solver: "ddim" (Euler), "dpmpp-2m", "unipc-2" or "unipc", "unipc-3", "nonstationary"; by default the best.
+        guidance: w of classifier-free guidance; by default the model's usual one for a preset, else 1. 0 and 1 are
+            without guidance. Embedded guidance (FLUX) is none: its weight here is 1.
+        solver: "ddim" (Euler), "dpmpp-2m", "unipc-2", "unipc-3" by any of their names
+            (`hso_jax.solvers.canonical`), "nonstationary"; by default the best.
         distilled: a key of `hso_jax.distilled.DISTILLATIONS` ("lightning", "lcm", ...): such a model gets its own grid.
             False says that it is none. By default the name decides, and N and guidance: at most 8 steps without
             guidance, asked for at a model that is used with it.
@@ -121,24 +142,23 @@ def recommend(
     noise = preset(model) if isinstance(model, str) else check_noise(model)
     check_nfe(nfe)
     if usual is None:
-        usual = PRESETS[model].guidance if isinstance(model, str) else 1.0
-    asked = check_guidance(usual if guidance is None else guidance)
-    if solver is not None and solver != solvers.NONSTATIONARY:
-        solver = solvers.canonical(solver)
-    if (kind := _distillation(noise.name, nfe, asked, usual, distilled)) is not None:
-        return _own(noise, nfe, asked, *kind)
+        usual = PRESETS[preset_name(model)].guidance if isinstance(model, str) else 1.0
+    asked = check_guidance(guidance, usual)
+    if solver is not None:
+        solver = solvers.canonical(solver, CHOICES)
+    kind, told_by = _distillation(noise.name, nfe, asked, usual, distilled)
+    if kind is not None:
+        return Recommendation(own_grid(kind, noise, nfe), OWN, asked, asked, distilled=kind, told_by=told_by)
     weight = nearest_guidance(noise, asked)
     errors = errors_at(noise, nfe, weight)
     if solver not in (None, *errors):
         zoo(noise, nfe, solver, guidance=weight)  # says what is not shipped; else it gains nothing at this N
     choices = _choices(noise, nfe, weight, errors)
-    best = _best_solver(choices, None)
-    taken = best if solver is None else _best_solver(choices, solver)
+    taken = _best_solver(choices, solver)
     nodes, error = _least(choices[taken])
-    gain = max(0.0, 1.0 - _least(choices[best])[1] / error)
-    schedule = _schedule(noise, nfe, weight, taken, nodes, error)
-    found = Recommendation(schedule, taken, weight, error, errors, gain, None, "")
-    return dataclasses.replace(found, reason=_reason(found, asked, best, choices))
+    return Recommendation(
+        _schedule(noise, nfe, weight, taken, nodes, error), taken, weight, asked, error, errors, choices
+    )
 
 
 def errors_at(noise: NoiseSchedule, nfe: int, guidance: float) -> dict[str, dict[str, float]]:
@@ -153,7 +173,7 @@ def errors_at(noise: NoiseSchedule, nfe: int, guidance: float) -> dict[str, dict
 
 
 def _place(solver: str) -> int:
-    return (*SOLVERS, solvers.NONSTATIONARY).index(solver)
+    return CHOICES.index(solver)
 
 
 def _choices(
@@ -186,14 +206,17 @@ def _least(rows: Mapping[str, float]) -> tuple[str, float]:
 
 def _best_solver(choices: Mapping[str, Mapping[str, float]], asked: str | None) -> str:
     """The solver that was asked for, else the best; coefficients of their own have to gain `GAIN`."""
-    known = min(SOLVERS, key=lambda s: _least(choices[s])[1])
-    if asked in SOLVERS:
+    if asked in choices:
         return str(asked)
+    known = _best_known(choices)
     if solvers.NONSTATIONARY not in choices:
         return known
-    free = choices[solvers.NONSTATIONARY][SHIPPED]
-    enough = free <= (1.0 - GAIN) * _least(choices[known])[1]
-    return solvers.NONSTATIONARY if enough or asked == solvers.NONSTATIONARY else known
+    enough = choices[solvers.NONSTATIONARY][SHIPPED] <= (1.0 - GAIN) * _least(choices[known])[1]
+    return solvers.NONSTATIONARY if enough else known
+
+
+def _best_known(choices: Mapping[str, Mapping[str, float]]) -> str:
+    return min(SOLVERS, key=lambda s: _least(choices[s])[1])
 
 
 def _schedule(noise: NoiseSchedule, nfe: int, weight: float, solver: str, nodes: str, error: float) -> Schedule:
@@ -206,10 +229,10 @@ def _schedule(noise: NoiseSchedule, nfe: int, weight: float, solver: str, nodes:
 
 def _distillation(
     name: str, nfe: int, guidance: float, usual: float, said: str | bool | None
-) -> tuple[str, str] | None:
+) -> tuple[str | None, str]:
     """The distillation's key and how it is known; None for models that are not distilled."""
     if said is False:
-        return None
+        return None, ""
     if said is True:
         return FEW_STEP, "you say that it is distilled"
     if said is not None:
@@ -218,50 +241,86 @@ def _distillation(
         return found[0], f"its name is {found[1]}"
     if guidance <= 1.0 < usual and nfe <= MOST_STEPS:
         return FEW_STEP, (
-            f"N = {nfe} and guidance {guidance:g} are a distilled model's; for {name} itself, which is used with "
-            f"guidance {usual:g}, say distilled=False"
+            f"N = {nfe} without guidance is usual for distilled models only; if this is {name} itself, which is used "
+            f"with guidance {usual:g}, say distilled=False"
         )
-    return None
+    return None, ""
 
 
-def _own(noise: NoiseSchedule, nfe: int, guidance: float, kind: str, why: str) -> Recommendation:
-    entry = DISTILLATIONS[kind]
-    reason = (
-        f"the grid that {entry.words} models come with, and the solver and guidance that they come with: {why}. A "
-        "distilled network jumps between the levels that it was trained on; those found for the undistilled model are "
-        "not for it."
-    )
-    return Recommendation(own_grid(kind, noise, nfe), OWN, guidance, None, {}, 0.0, kind, reason)
+def _now(found: Recommendation) -> list[str]:
+    """What the pipeline has now, and how much of its error is saved."""
+    if (now := found.before) is None:
+        return []
+    line = f"Now: {now.solver} with {now.nodes}"
+    if found.distilled:
+        return [f"{line}."]
+    if now.error is None or found.error is None:
+        return [f"{line}, whose error is not predicted."]
+    saved = 1.0 - found.error / now.error
+    return [f"{line}, predicted error {now.error:.3g}; what follows has {abs(saved):.0%} {_less(saved)}:"]
 
 
-def _reason(found: Recommendation, asked: float, best: str, choices: Mapping[str, Mapping[str, float]]) -> str:
+def _less(saved: float) -> str:
+    return "less" if saved >= 0.0 else "more"
+
+
+def _of_distilled(found: Recommendation) -> list[str]:
+    entry = DISTILLATIONS[str(found.distilled)]
+    lines = [f"This is a distilled model ({entry.words}): {found.told_by}."]
+    if entry.levels and found.nfe not in entry.levels:
+        have = ", ".join(map(str, entry.levels))
+        lines.append(f"Its published levels are for N = {have}; for N = {found.nfe} these are a guess.")
+    lines.append("Keep the scheduler and the guidance that it comes with, and use the levels that it was trained on.")
+    return [*lines, "Levels found for the undistilled model do not suit it."]
+
+
+def _of_errors(found: Recommendation) -> list[str]:
     """What is used, what it gains over what, and what speaks for another solver."""
-    rows = found.errors[found.solver]
+    assert found.error is not None
+    rows, taken = found.errors[found.solver], found.choices[found.solver]
     nodes = "its own shipped schedule" if found.method == SHIPPED else f"the nodes of {found.method}"
-    at = f"N = {found.nfe} and guidance {found.guidance:g}"
-    at += "" if asked == found.guidance else f" (of those shipped the nearest to {asked:g})"
+    near = "" if found.asked == found.guidance else f" (of those shipped the nearest to {found.asked:g})"
+    at = f"N = {found.nfe} and guidance {found.guidance:g}{near}"
     lines = [f"{found.solver} with {nodes}: predicted error {found.error:.3g} at {at}."]
-    known = min(SOLVERS, key=lambda s: _least(choices[s])[1])
-    least = _least(choices[known])[1]
+    known, best = _best_known(found.choices), _best_solver(found.choices, None)
+    compared = found.solver
     if found.solver == solvers.NONSTATIONARY:
-        lines.append(f"The best known solver, {known}, has {least:.3g} with its own schedule.")
-        rows = found.errors[known]
+        compared = known
+        lines.append(f"The best known solver, {known}, has {_least(found.choices[known])[1]:.3g}.")
     elif solvers.NONSTATIONARY in found.errors and best == found.solver:
         free = found.errors[solvers.NONSTATIONARY][SHIPPED]
-        lines.append(f"Coefficients of their own would have {free:.3g}: too little less to be worth their risk.")
-    rules = {name: rows[name] for name in RULES if name in rows}
+        lines.append(f"Coefficients of their own would have {free:.3g}: not enough gain to justify the risk.")
+    rules = {name: error for name, error in found.errors[compared].items() if name in RULES}
     if rules:
-        usual = min(rules, key=rules.__getitem__)
-        shown = [usual, *(name for name in ("trailing", "karras", "ays", "beta-t") if name in rules and name != usual)]
-        told = ", ".join(f"{name} {rules[name]:.3g}" for name in shown)
-        lines.append(f"Usual rules with {known if found.solver == solvers.NONSTATIONARY else found.solver}: {told}.")
+        first = min(rules, key=rules.__getitem__)
+        named = dict.fromkeys((first, *(name for name in ("trailing", "karras", "ays", "beta-t") if name in rules)))
+        lines.append(f"Usual rules with {compared}: {', '.join(f'{name} {rules[name]:.3g}' for name in named)}.")
     else:
-        lines.append("What the usual rules have is not known for this noise schedule.")
-    own, taken = found.errors[found.solver], choices[found.solver]
-    if late := [n for n in own if n not in taken and own[n] < (1.0 - _ROUNDING) * _least(taken)[1]]:
-        name, error = _least({n: own[n] for n in late})
-        why = "it begins below the noise end, which costs more on trained networks"
-        lines.append(f"By prediction {name} has {error:.3g}, but {why}.")
+        lines.append("The errors of the usual rules are not known for this noise schedule.")
+    if late := {n: e for n, e in rows.items() if n not in taken and e < (1.0 - _ROUNDING) * _least(taken)[1]}:
+        name, error = _least(late)
+        lines.append(
+            f"By prediction {name} has {error:.3g}, but it begins below the noise end, which costs more on trained "
+            "networks."
+        )
     if found.gain > 0.0:
-        lines.append(f"Switching to {best} would save {found.gain:.0%} ({_least(choices[best])[1]:.3g}).")
-    return " ".join(lines)
+        lines.append(f"Switching to {best} would save {found.gain:.0%} ({_least(found.choices[best])[1]:.3g}).")
+    if found.usual:
+        lines.append(f"Guidance {found.asked:g}: {found.usual}.")
+    return lines
+
+
+def _of_loras(found: Recommendation) -> list[str]:
+    """Few steps and a LoRA that may be the reason for them: only the caller knows."""
+    if not found.loras or found.nfe > MOST_STEPS:
+        return []
+    names = ", ".join(found.loras)
+    unnamed = all(_DIFFUSERS_OWN.fullmatch(name) for name in found.loras)
+    return [
+        f"{'An unnamed LoRA' if unnamed else 'A LoRA'} is active ({names}). If it distils the model to few steps, say "
+        "so by `distilled=` (distilled='lightning', ...); if not, distilled=False."
+    ]
+
+
+_DIFFUSERS_OWN = re.compile(r"(default(_\d+)?)?")
+"""What an adapter is called whose loader was told no name."""

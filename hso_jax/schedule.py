@@ -15,6 +15,7 @@ import numpy as np
 from hso_jax import exports
 from hso_jax.checks import MOST_LEVELS, brief, choice, count, numbers
 from hso_jax.diffusers_sigmas import diffusers_sigmas
+from hso_jax.level_list import level_list, to_range
 from hso_jax.noise import NoiseSchedule, alpha_sigma
 from hso_jax.noise.noise_schedule import check_noise
 from hso_jax.origin import Origin, Scores
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 _ARRAYS = ("t", "lams", "sigmas", "timesteps")
+_PURE_NOISE = 4095.0  # diffusers writes sqrt(2^24 - 1) for zero terminal SNR
 _CUSTOM, _UNSCORED = Origin(), Scores()
 
 
@@ -110,6 +112,8 @@ class Schedule:
                 f"t has shape {t.shape}; layout {layout!r} needs {'1' if layout == 'node' else '2'} or more nodes"
             )
         low, high = float(noise.t_min), 1.0
+        if noise.kind == "flow":  # the network is told s itself, between the levels of its training grid too
+            low = float(np.finfo(np.float64).tiny)
         if bad := [float(x) for x in t if not low * (1 - 1e-6) <= x <= high]:
             raise ValueError(f"t = {bad[0]:.9g} is outside [{low:.6g}, {high:.6g}], the range of {noise.name}")
         t = np.maximum(t, low)
@@ -152,28 +156,27 @@ class Schedule:
         """A schedule from a list of ksigma (k-diffusion's convention); a final 0 is taken as the clean end.
 
         With `end="clean"` every value is evaluated; with "t_eps" the last is where sampling stops. `options` are
-        `origin`, `scores` and `coefficients`.
+        `origin`, `scores` and `coefficients`. A value that leaves the model's range by no more than it was rounded
+        (14.615 for 14.6146) is taken to the range's end; a flow model is told any level, whatever its shift.
 
         Raises:
-            ValueError: as `from_t`, or for a value that the noise schedule does not reach.
+            ValueError: as `from_t` and `level_list`, or for a value that the noise schedule does not reach.
         """
         check_noise(noise)
         choice("end", end, ENDS)
-        values = numbers("sigmas", sigmas)
-        if values.ndim != 1 or values.size == 0:
-            raise ValueError(f"sigmas has shape {values.shape}; need one axis with at least one value")
+        values = level_list("sigmas", sigmas)
         if end == "clean" and values[-1] == 0.0:
             values = values[:-1]
-        if values.size == 0 or not np.all(values > 0):
-            raise ValueError(f"sigmas must be positive (but for a final 0), got {brief(sigmas)}")
-        with np.errstate(divide="ignore"):
+        if values.size == 0 or values[-1] == 0.0:
+            raise ValueError(f"sigmas is {brief(sigmas)}; need a value above 0 to evaluate or to stop at")
+        values = _reached(noise, values)
+        with np.errstate(divide="ignore", over="ignore"):
             lams = -np.log(values)
-        highest, lowest = float(noise.lam(float(noise.t_min))), float(noise.lam(float(noise.t_max)))
-        for value, lam in zip(values, lams, strict=True):
-            if not (lam <= highest + 1e-5 and (lam >= lowest - 1e-5 or (np.isinf(lam) and noise.zero_terminal_snr))):
-                bounds = f"[{np.exp(-highest):.6g}, {np.exp(-lowest):.6g}]"
-                raise ValueError(f"sigma {value:.9g} is outside {bounds}, the range of {noise.name}")
-        return cls.from_lams(noise, lams, layout="node" if end == "clean" else "interval", end=end, **options)
+            t = np.where(np.isneginf(lams), 1.0, noise.t_of_lam(np.where(np.isneginf(lams), 0.0, lams)))
+            if noise.kind == "flow":  # s = k t / (1 + (k - 1) t) has an inverse beyond the training grid too
+                exact = 1.0 / (1.0 + np.exp(lams - noise.lam(0.5)))
+                t = np.where((exact < noise.t_min) | (exact > noise.t_max), exact, t)
+        return cls.from_t(noise, t, layout="node" if end == "clean" else "interval", end=end, **options)
 
     @property
     def method(self) -> str:
@@ -375,6 +378,22 @@ class Schedule:
             rows.append([str(i), *cells, *[""] * (1 + c.shape[1] - len(told))])
         body = "".join("<tr>" + "".join(f"<td>{cell}</td>" for cell in row) + "</tr>" for row in rows)
         return f"<table><caption>{html.escape(repr(self))}</caption>{body}</table>"
+
+
+def _reached(noise: NoiseSchedule, values: np.ndarray) -> np.ndarray:
+    """Ksigma that the noise schedule reaches: rounded ends are mended, pure noise is inf. Raises ValueError."""
+    if noise.kind == "flow":
+        return values
+    low, high = (float(np.exp(-noise.lam(float(t)))) for t in (noise.t_min, noise.t_max))
+    pure = noise.zero_terminal_snr & (values >= _PURE_NOISE)
+    values = np.where(pure, np.inf, to_range(values, low * (1 - 1e-5), high * (1 + 1e-5)))
+    for value in values[~pure]:
+        if not low * (1 - 2e-5) <= value <= high * (1 + 2e-5):
+            cure = "give sigma/alpha in it"
+            if noise.kind == "vp" and value > 10 * high:
+                cure = f"of timesteps t make Schedule.from_t(noise, [(t + 1) / {noise.num_train_timesteps}, ...])"
+            raise ValueError(f"sigma {value:.9g} is outside [{low:.6g}, {high:.6g}], the range of {noise.name}; {cure}")
+    return values
 
 
 @functools.cache

@@ -9,11 +9,11 @@ import os
 from collections.abc import Iterable
 from typing import Any
 
-from hso_jax.checks import brief, is_number
+from hso_jax.checks import brief, check_guidance, is_number
 from hso_jax.files import FORMAT, parse_json, read_text, write_whole
 from hso_jax.origin import Origin, Scores
 from hso_jax.schedule import Schedule
-from hso_jax.solvers import ALIASES
+from hso_jax.solvers import named
 
 VERSION = 2
 """Of what is written; 1 had no `coefficients`."""
@@ -140,14 +140,15 @@ def select(
         nfe: N.
         layout: "node" or "interval".
         method: as `Schedule.method`.
-        solver: the solver it was made for, or its alias. Schedules for any solver ("any") are kept beside it.
+        solver: the solver it was made for, by any of its names. Schedules for any solver ("any") are kept beside it.
         guidance: the weight it was made for. Schedules that do not look at it are kept beside it.
 
     Raises:
         ValueError: if there is none, which lists what there is, or more than one, which lists those and how to choose.
     """
     every = list(schedules)
-    solver = ALIASES.get(solver, solver) if solver else None
+    solver = (named(solver) or solver) if solver else None
+    guidance = None if guidance is None else check_guidance(guidance)
     kept = [
         s
         for s in every

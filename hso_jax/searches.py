@@ -14,9 +14,11 @@ import jax
 import jax.numpy as jnp
 
 from hso_jax import resuming
+from hso_jax.baselines import rule_named
 from hso_jax.batch import Progress
 from hso_jax.bilevel import Effort
 from hso_jax.checks import brief, choice, whole
+from hso_jax.compiling import platform
 from hso_jax.lane import Lane, Method
 from hso_jax.lower import trust_region
 from hso_jax.methods import Hso, SolverError
@@ -35,7 +37,7 @@ METHODS: Mapping[str, Method] = {
 
 
 def lanes(
-    noises: Iterable[NoiseSchedule],
+    noises: Iterable[NoiseSchedule | str] | NoiseSchedule | str,
     nfes: Iterable[int],
     *,
     method: Method | str = "hso",
@@ -44,14 +46,33 @@ def lanes(
 ) -> list[Lane]:
     """Every combination, in the order noises, layouts, nfes, seeds, checked.
 
+    Args:
+        noises: noise schedules and names of presets, or a single one of them. As in `search`, a preset's name also
+            says its p, where the method leaves it open.
+        nfes: numbers of evaluations.
+        method: as in `search`.
+        layouts: "node", "interval".
+        seeds: of the upper level.
+
     Raises:
         ValueError: for a lane that cannot be searched; it is named by its index.
     """
+    noises = [noises] if isinstance(noises, (str, NoiseSchedule)) else noises
     for what, values in {"noises": noises, "nfes": nfes, "layouts": layouts, "seeds": seeds}.items():
         if isinstance(values, (str, bytes)) or not isinstance(values, Iterable):
             raise ValueError(f"{what} is {brief(values)}; need a list")
-    combinations = itertools.product(list(noises), list(layouts), list(nfes), list(seeds))
-    return checked([Lane(noise, nfe, layout, seed, method) for noise, layout, nfe, seed in combinations])
+    models = [_model(noise, method_of(method)) for noise in noises]
+    combinations = itertools.product(models, list(layouts), list(nfes), list(seeds))
+    return checked([Lane(noise, nfe, layout, seed, how) for (noise, how), layout, nfe, seed in combinations])
+
+
+def _model(noise: NoiseSchedule | str, how: Method) -> tuple[NoiseSchedule, Method]:
+    """The noise schedule that a preset's name stands for, and the method with the preset's p, if it leaves it open."""
+    if not isinstance(noise, str):
+        return noise, how
+    if isinstance(how, Hso) and how.p is None and noise in PRESETS:
+        how = dataclasses.replace(how, p=PRESETS[noise].p)
+    return preset(noise), how
 
 
 def search_many(
@@ -81,6 +102,7 @@ def search_many(
     """
     every = checked(many)
     _check_effort(effort)
+    platform()
     groups: dict[Hashable, list[int]] = {}
     for i, lane in enumerate(every):
         groups.setdefault(lane.method.group(lane), []).append(i)  # type: ignore[union-attr]
@@ -120,12 +142,22 @@ def checked(many: Iterable[Lane]) -> list[Lane]:
 def method_of(method: Method | str) -> Method:
     """The method that a name stands for; a method is returned as it is. Raises ValueError for an unknown name."""
     if isinstance(method, str):
+        if instead := not_searched(method):
+            raise ValueError(f"method is {brief(method)}, which searches nothing: use {instead}")
         return METHODS[choice("method", method, METHODS)]
     if not (hasattr(method, "check") and hasattr(method, "group") and hasattr(method, "search")):
         raise ValueError(
             f"method is {brief(method)}; use one of {', '.join(METHODS)}, or Hso(...), SolverError(...), ..."
         )
     return method
+
+
+def not_searched(method: str) -> str | None:
+    """The call that a rule's name, "recommend" or "zoo" stands for; None for what is none of them."""
+    if method in ("recommend", "zoo"):
+        return f"{method}(noise, nfe)"
+    rule = rule_named(method)
+    return None if rule is None else f"baseline({rule!r}, noise, nfe)"
 
 
 class _Options(TypedDict, total=False):
@@ -170,11 +202,7 @@ def search(
         ValueError: for any bad value, naming it, before any work.
         Exception: what a `Measured` fitness raises, as it is; its checkpoint then has all judgements before.
     """
-    how = method_of(method)
-    if isinstance(noise, str):
-        name, noise = noise, preset(noise)
-        if isinstance(how, Hso) and how.p is None:
-            how = dataclasses.replace(how, p=PRESETS[name].p)
+    noise, how = _model(noise, method_of(method))
     many = list(nfe) if isinstance(nfe, Iterable) else [nfe]
     if not many:
         raise ValueError("nfe is empty; give at least one number of evaluations")
@@ -209,6 +237,7 @@ def refine(
     Returns:
         A `Solution`; its `t` is [M + 1].
     """
+    platform()
     return _refine(anonymous(noise), start, t_max, t_eps, p, spacing, max_steps=max_steps)
 
 

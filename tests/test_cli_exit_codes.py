@@ -253,3 +253,58 @@ def test_the_codes_are_documented_in_both_places() -> None:
     page = (Path(__file__).parent.parent / "docs" / "command-line.md").read_text()
     for code in (0, 1, 2, 70, 74, 130):
         assert f"\n  {code} " in program._EPILOG and f"\n| {code} |" in page
+
+
+NO_DEVICE = [
+    ("search --model sdxl --nfe 4 --layout node --no-plot --json", 2),
+    ("search --nfe 4 --method solver-error --json", 2),
+    ("compare --nfe 4", 2),
+    ("plot s.json --landscape -o p.png", 2),
+    ("recommend --model sdxl --nfe 6", 0),
+    ("zoo --model sdxl --nfe 6", 0),
+    ("models", 0),
+    ("show s.json", 0),
+]
+
+
+@pytest.mark.parametrize("variable", ["JAX_PLATFORMS=cuda", "JAX_PLATFORMS=nonsense", "JAX_PLATFORM_NAME=gpu"])
+def test_2_for_a_device_that_is_not_there_only_where_it_is_needed(variable: str) -> None:
+    """One process for all commands: JAX asks for its devices anew until it has found some."""
+    hso_jax.save(FOUND, "s.json")
+    name, value = variable.split("=")
+    script = f"""
+import sys
+from hso_jax.cli import main
+for argv, code in {NO_DEVICE!r}:
+    assert main(argv.split()) == code, argv
+    print("end of", argv, file=sys.stderr)
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, env={**os.environ, name: value}
+    )
+    assert done.returncode == 0, done.stderr
+    said = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
+    wanted = f"error: {name} is {value!r}, and JAX finds no such device here: unset {name}"
+    assert len(said) == 4 and all(line.startswith(wanted) for line in said)
+    assert not Path("p.png").exists()
+
+
+def test_so_do_the_library_s_searches(monkeypatch: pytest.MonkeyPatch) -> None:
+    script = """
+import hso_jax
+noise = hso_jax.preset("sdxl")
+for call in (
+    lambda: hso_jax.search(noise, 4),
+    lambda: hso_jax.search(noise, 4, method=hso_jax.SolverError("nonstationary")),
+    lambda: hso_jax.solver_error(hso_jax.zoo(noise, 4, "ddim"), noise),
+    lambda: hso_jax.baseline("dm-nonuni", noise, 4),
+):
+    try:
+        call()
+    except ValueError as error:
+        assert "JAX_PLATFORMS is 'cuda'" in str(error), error
+    else:
+        raise SystemExit(1)
+"""
+    monkeypatch.setenv("JAX_PLATFORMS", "cuda")
+    subprocess.run([sys.executable, "-c", script], check=True)

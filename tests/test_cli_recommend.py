@@ -5,10 +5,13 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 import hso_jax
 from hso_jax.cli import main
+from hso_jax.files import json_text
+from hso_jax.noise import PRESETS
 
 
 @pytest.fixture(autouse=True)
@@ -89,7 +92,9 @@ def test_distilled_folders_keep_their_grid(capsys: pytest.CaptureFixture[str]) -
         ("recommend --modle sdxl", "'--modle' is no option; did you mean --model?"),
         ("recommend --guidance x", "--guidance is 'x'; need a number"),
         ("recommend --model sdlx", "did you mean sdxl?"),
-        ("recommend --scheduler dpmpp2m", "did you mean dpmpp-2m?"),
+        ("recommend --scheduler dpmpp-2x", "did you mean dpmpp-2m?"),
+        ("recommend --scheduler euler_ancestral", "name the nearest one without noise: 'euler'"),
+        ("search --method zoo", "use hso-jax zoo"),
         ("recommend --scheduler heun", "hso-jax search --method solver-error --solver heun --guidance 7.5"),
         ("recommend --nfe 30", "hso-jax search --method solver-error"),
         ("recommend --nfe six", "write 4-20"),
@@ -109,3 +114,41 @@ def test_what_was_meant_is_said(argv: str, said: str, capsys: pytest.CaptureFixt
 def test_the_version_is_told(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["--version"]) == 0
     assert capsys.readouterr().out == f"hso-jax {hso_jax.__version__}\n"
+
+
+def _strict(text: str) -> object:
+    def refuse(constant: str) -> object:
+        raise ValueError(f"{constant} is no JSON")
+
+    return json.loads(text, parse_constant=refuse)
+
+
+@pytest.mark.parametrize("model", PRESETS)
+def test_all_json_is_json_for_every_preset(model: str, capsys: pytest.CaptureFixture[str]) -> None:
+    for command in ("recommend", "zoo", "recommend --distilled lcm", "recommend --scheduler euler --guidance 1"):
+        assert main([*command.split(), "--model", model, "--nfe", "1,4,20", "--json"]) == 0
+        assert _strict(capsys.readouterr().out)
+    Path("o.json").unlink(missing_ok=True)
+    assert main(["zoo", "--model", model, "--nfe", "1,6", "-o", "o.json", "--quiet"]) == 0
+    assert _strict(Path("o.json").read_text())
+    assert main(["show", "o.json", "--as", "json"]) == 0
+    assert _strict(capsys.readouterr().out) == _strict(Path("o.json").read_text())
+
+
+def test_pure_noise_is_null_in_json(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["recommend", "--model", "cogvideox-2b", "--nfe", "6", "--json"]) == 0
+    (found,) = json.loads(capsys.readouterr().out)
+    sigmas = hso_jax.recommend("cogvideox-2b", 6).schedule.sampler_sigmas().tolist()
+    assert sigmas[0] == float("inf") and found["sigmas"] == [None, *sigmas[1:]]
+
+
+def test_models_and_compare_write_json(capsys: pytest.CaptureFixture[str]) -> None:
+    for argv in (["models"], ["compare", "--model", "cogvideox-2b", "--nfe", "4"]):
+        assert main([*argv, "--json"]) == 0
+        assert _strict(capsys.readouterr().out)
+
+
+@pytest.mark.parametrize("value", [float("inf"), float("-inf"), float("nan"), np.float64("inf")])
+def test_numbers_that_json_has_not_are_null_wherever_they_are(value: float) -> None:
+    found = _strict(json_text({"a": [value, (1.0, {"b": value})], "c": "inf"}))
+    assert found == {"a": [None, [1.0, {"b": None}]], "c": "inf"}

@@ -3,39 +3,125 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from hso_jax import preset
 from hso_jax.distilled import DISTILLATIONS, named_in, of_class, of_folder, own_grid
+from hso_jax.noise import PRESETS, flow
+
+TOLD = {
+    "lightning": """
+ByteDance/SDXL-Lightning | dreamshaperXL_lightningDPMSDE | Qwen-Image-Lightning-8steps-V1.1 |
+Qwen-Image-Edit-2509-Lightning-4steps | realvisxlV50_v50LightningBakedvae |
+sdxl_lightning_4step_lora.safetensors | SDXL Lightning | juggernautXL_Lightning_4Steps |
+animatediff_lightning_4step | AnimateDiff-Lightning
+""",
+    "turbo": """
+stabilityai/sdxl-turbo | DreamShaperXL_Turbo_v2 | Tongyi-MAI/Z-Image-Turbo | z_image_turbo_bf16.safetensors |
+sdxlturbo | SDXLTurbo | SDXLturbo | sd-turbo | SD3.5-Large-Turbo | stable-diffusion-3.5-large-turbo |
+FLUX.1-Turbo-Alpha | TwinFlow-Z-Image-Turbo |
+/root/.cache/huggingface/hub/models--stabilityai--sdxl-turbo/snapshots/71153311d3dbb46851df1931d3ca6e939de83304/unet
+| RealitiesEdgeXLLCM_TURBOXL | Step-Video-T2V-Turbo | ERNIE-Image-Turbo | acestep-v15-turbo | hunyuan-turbo
+""",
+    "schnell": """
+black-forest-labs/FLUX.1-schnell
+""",
+    "lcm": """
+latent-consistency/lcm-lora-sdxl | SimianLuo/LCM_Dreamshaper_v7 | AnimateLCM | AnimateLCM-SVD-xt |
+animatelcm_sd15 | PixArt-LCM-XL-2-1024-MS | lcmxl | LCMLoRA
+""",
+    "tcd": """
+h1t/TCD-SDXL-LoRA | StableDiffusionXL_TCD
+""",
+    "hyper": """
+Hyper-SD15-8steps-lora | ByteDance/Hyper-SD | hyper_sdxl | Realistic_Vision_V6.0_B1_hyper |
+realistic-vision-hyper | hypersdxl | ./Hyper-FLUX.1-dev-8steps-lora/pytorch_lora_weights.safetensors
+""",
+    "dmd": """
+tianweiy/DMD2 | dmd2_sdxl_4step_lora_fp16.safetensors | SDXL-DMD2 | TDM_sdxl_lora
+""",
+    "lightx2v": """
+Wan2.1_lightx2v_4steps | Wan21_T2V_14B_lightx2v_cfg_step_distill_lora_rank32 |
+wan2.2_t2v_lightx2v_4steps_lora_v1.1_high_noise | LightX2V
+""",
+    "ltx": """
+LTX-Video-0.9.7-distilled | ltxv-13b-0.9.8-distilled-fp8 | LTX-2.3-Distilled-Diffusers | ltx-2-19b-distilled |
+ltx2_distilled | LTXV-distilled
+""",
+    "few-step": """
+HunyuanVideo-1.5-480p_t2v_step_distilled | HunyuanImage-2.1-Distilled | FastHunyuan-diffusers |
+Wan2.1-T2V-14B-StepDistill-CfgDistill | Wan2.2-Distill-Models | Wan21_AccVid_T2V_14B_lora_rank32 |
+sdxs-512-dreamshaper | SwiftBrush | swiftbrush-v2 | InstaFlow-0.9B | PeRFlow | piecewise-perflow |
+hansyan/perflow-sd15-dreamshaper | pi-FLUX.1 | pi-Qwen-Image | piflow | SenseFlow-SDXL | SD2.1-Nitro |
+NitroFusion_1step | my-model-4step | model_4_steps | 8steps-lora | few-step-flux | onestep-sdxl |
+Kandinsky-5.0-T2V-Lite-distilled16steps-5s | SD2.1-distilled | Qwen-Image-Distill-Full | StepDistill |
+step-distilled | stepdistilled | sdxl-1step | Mochi-FastMochi | FastMochi-diffusers | accvideo-t2v-5-steps |
+MeanFlow-XL
+""",
+    "causvid": """
+FastWan2.1-T2V-1.3B | FastWan2.2-TI2V-5B-FullAttn-Diffusers | CausVid | Wan21_CausVid_14B_T2V_lora_rank32
+""",
+    "self-forcing": """
+Self-Forcing | self_forcing_dmd | Krea-realtime-video | krea-realtime-wan | RollingForcing
+""",
+    "rcm": """
+TurboDiffusion | TurboWan2.1-T2V-1.3B-480P | rcm-Wan | rCM_Wan2.1
+""",
+    "klein": """
+FLUX.2-klein-4B | FLUX.2-klein-9B | flux2_klein_4b
+""",
+    "sprint": """
+Sana_Sprint_1.6B_1024px_diffusers | SANA-Sprint
+""",
+    "flash": """
+Chroma1-Flash | chroma-unlocked-v47-flash-heun | flash-sd3 | jasperai/flash-sdxl | Qwen-Image-Flash |
+sdxl-flash | SDXLFlash | Flash-SDXL
+""",
+    "pcm": """
+PCM_SDXL_4step
+""",
+}
+"""Names of models that were distilled to a few steps, by what they tell."""
+
+OTHERS = """
+stabilityai/stable-diffusion-xl-base-1.0 | hyperrealism_v3 | HyperRealism | hyper-realistic-vision | realcmsd
+| realcm-v2 | black-forest-labs/FLUX.1-dev | turbocharged | turbo-charged-v2 | TurboCharger | lightningstrike
+| lightning-strike | lightning_logs | pytorch-lightning | LightningDiT-XL | hypernetwork | HyperNetwork |
+hyper-network | HyperTile | flashlight | flash-attention | FlashAttention-sdxl | flash_attn | camera-flash |
+flash-photography | flashback | HunyuanVideo-1.5-480p_t2v_cfg_distill | HunyuanVideo_cfg_distilled |
+cfgdistill | CfgDistill | guidance-distilled | guidance_distill | FLUX.1-dev-De-Distill | flux-dev-dedistilled
+| undistilled | non-distilled | Z-Image-De-Turbo | not-distilled | FLUX.2-klein-base-4B | flux2-klein-base-9b
+| FLUX.2-dev | yves-klein-blue | SRPO | FLUX.1-Krea-dev | rectified-flow | 2-rectified-flow |
+checkpoint-4000-steps | 4000steps | epoch-3-step-8000 | step4 | lora_1000steps | 20steps | 30-step |
+distilbert-base | distilgpt2 | distil-whisper | realistic-vision | Wan2.1-T2V-14B | HunyuanVideo |
+HunyuanImage-2.1 | LTX-Video | LTX-2 | Z-Image | Qwen-Image | SANA1.5_1.6B | Nitro-T-0.6B | Nitro-E | nitrogen
+| sprinter | tcdm | atcd | dmdx | pcmark | lcmdreams | /home/turbo/models/sdxl-base |
+/data/lightning/sd15/unet | FastVideo/Wan2.1-VSA | lightx2v/Encoders | openai/consistency-decoder |
+knowledge-distilled-sd | Step1X-Edit | ACE-Step-v1-3.5B | stepvideo-t2v | distillery | instillation |
+SkyReels-V2-DF-1.3B | diffusion-forcing | teacher-forcing | Stable-Cascade | hyperion | Hyper-V | turbofan |
+turbot | SDXL-1.0 | v1.4-step | CogView4-6B | Kandinsky-5.0-T2V-Lite-nocfg-5s | sdxl-vae-fp16-fix | fastsd |
+AuraFlow | Chroma1-HD | Chroma1-Base | Lumina-Image-2.0 | HiDream-I1-Full | thunderstorm-lightning-bolt |
+default_0 | base
+"""
+"""Base models, models of distilled guidance or size, de-distilled ones, folders above, and words by accident."""
 
 
-@pytest.mark.parametrize(
-    ("name", "kind"),
-    [
-        ("ByteDance/SDXL-Lightning", "lightning"),
-        ("dreamshaperXL_lightningDPMSDE", "lightning"),
-        ("stabilityai/sdxl-turbo", "turbo"),
-        ("DreamShaperXL_Turbo_v2", "turbo"),
-        ("Tongyi-MAI/Z-Image-Turbo", "turbo"),
-        ("black-forest-labs/FLUX.1-schnell", "schnell"),
-        ("latent-consistency/lcm-lora-sdxl", "lcm"),
-        ("SimianLuo/LCM_Dreamshaper_v7", "lcm"),
-        ("h1t/TCD-SDXL-LoRA", "tcd"),
-        ("Hyper-SD15-8steps-lora", "hyper"),
-        ("tianweiy/DMD2", "dmd"),
-        ("Wan2.1_lightx2v_4steps", "lightx2v"),
-        ("stabilityai/stable-diffusion-xl-base-1.0", None),
-        ("hyperrealism_v3", None),
-        ("realcmsd", None),
-        ("realcm-v2", None),
-        ("black-forest-labs/FLUX.1-dev", None),
-    ],
-)
-def test_names_tell(name: str, kind: str | None) -> None:
-    found = named_in(["base", name])
-    assert found == (None if kind is None else (kind, name))
+def names(table: str) -> list[str]:
+    return [name for line in table.strip().splitlines() for name in line.strip(" |").split(" | ")]
+
+
+@pytest.mark.parametrize(("name", "kind"), [(name, kind) for kind, table in TOLD.items() for name in names(table)])
+def test_names_tell(name: str, kind: str) -> None:
+    assert named_in(["base", name]) == (kind, name)
+
+
+@pytest.mark.parametrize("name", ["", *names(OTHERS), *sorted(set(PRESETS) - {"flux-schnell", "z-image-turbo"})])
+def test_other_names_do_not(name: str) -> None:
+    assert named_in([name]) is None
 
 
 def test_classes_tell() -> None:
@@ -63,6 +149,10 @@ def test_folders_tell_by_scheduler_network_and_name(tmp_path: Path) -> None:
     assert of_folder(folder("c", unet__config={"time_cond_proj_dim": None})) is None
     assert of_folder(folder("d", model_index={"_name_or_path": "stabilityai/sdxl-turbo"})) == "turbo"
     assert of_folder(folder("my-lightning")) == "lightning"
+    assert of_folder(folder("my-turbo") / "scheduler" / "scheduler_config.json") == "turbo"
+    assert of_folder(folder("f", model_index={"is_distilled": True, "_class_name": "Flux2KleinPipeline"})) == "klein"
+    assert of_folder(folder("klein-4B", model_index={"is_distilled": False})) is None
+    assert of_folder(folder("lcm-models/plain")) is None
 
 
 def test_lcm_s_grid_is_diffusers() -> None:
@@ -75,6 +165,76 @@ def test_lcm_s_grid_is_diffusers() -> None:
             assert own_grid(name, preset("sdxl"), nfe).integer_timesteps().tolist() == theirs.timesteps.tolist()
     with pytest.raises(ValueError, match="50 levels"):
         own_grid("lcm", preset("sdxl"), 51)
+
+
+LTX = [1.0, 0.99375, 0.9875, 0.98125, 0.975, 0.909375, 0.725, 0.421875]
+
+
+def s_of(*angles: float) -> list[float]:
+    return [math.sin(a) / (math.sin(a) + math.cos(a)) for a in angles]
+
+
+@pytest.mark.parametrize(
+    ("kind", "levels"),
+    [
+        ("ltx", LTX),
+        ("ltx", LTX[:7]),
+        ("causvid", [1.0, 0.757, 0.522]),
+        ("rcm", s_of(math.atan(80.0), 1.5, 1.4, 1.0)),
+        ("rcm", s_of(math.atan(80.0), 1.5)),
+    ],
+)
+@pytest.mark.parametrize("shift", [1.0, 3.0, 8.0])
+def test_published_lists_are_the_levels_themselves(kind: str, levels: list[float], shift: float) -> None:
+    found = own_grid(kind, flow(shift), len(levels)).sampler_sigmas()
+    np.testing.assert_allclose(found, [*levels, 0.0], atol=1.01e-3)  # pure noise is t = .999
+
+
+def test_ltx_s_list_is_diffusers() -> None:
+    utils = pytest.importorskip("diffusers.pipelines.ltx2.utils")
+    assert utils.DISTILLED_SIGMA_VALUES == LTX
+
+
+@pytest.mark.parametrize("nfe", [1, 2, 4])
+@pytest.mark.parametrize("shift", [1.0, 3.0])
+def test_sprint_s_angles_are_diffusers(nfe: int, shift: float) -> None:
+    """SanaSprintPipeline tells its network sin / (sin + cos) of them."""
+    theirs = pytest.importorskip("diffusers").SCMScheduler()
+    theirs.set_timesteps(nfe, intermediate_timesteps=1.3 if nfe == 2 else None)
+    wanted = s_of(*theirs.timesteps[:-1].tolist())
+    np.testing.assert_allclose(own_grid("sprint", flow(shift), nfe).sampler_sigmas()[:-1], wanted, atol=1.01e-3)
+
+
+@pytest.mark.parametrize("nfe", [1, 2, 4, 8])
+@pytest.mark.parametrize("shift", [1.0, 3.0, 7.0])
+def test_lcm_s_grid_of_a_flow_is_diffusers(nfe: int, shift: float) -> None:
+    theirs = pytest.importorskip("diffusers").FlowMatchLCMScheduler(shift=shift)
+    theirs.set_timesteps(nfe)
+    np.testing.assert_allclose(own_grid("lcm", flow(shift), nfe).sampler_sigmas(), theirs.sigmas, atol=1.01e-3)
+
+
+@pytest.mark.parametrize("kind", ["turbo", "lightning", "few-step", "dmd", "klein", "hyper", "flash", "self-forcing"])
+@pytest.mark.parametrize("shift", [1.0, 3.0, 6.0])
+def test_the_grid_follows_the_shift_of_the_noise(kind: str, shift: float) -> None:
+    t = 1.0 - np.arange(8) / 8
+    found = own_grid(kind, flow(shift), 8).sampler_sigmas()[:-1]
+    np.testing.assert_allclose(found, shift * t / (1.0 + (shift - 1.0) * t), atol=1.01e-3)
+
+
+@pytest.mark.parametrize(
+    ("kind", "model", "shift"),
+    [
+        ("turbo", "z-image", 3.0),
+        ("few-step", "z-image", 3.0),
+        ("turbo", "z-image-turbo", 3.0),
+        ("lightning", "qwen-image", 3.0),
+        ("schnell", "flux-dev", 1.0),
+        ("self-forcing", "wan21", 5.0),
+    ],
+)
+def test_a_family_s_distilled_models_have_their_own_shift(kind: str, model: str, shift: float) -> None:
+    found, wanted = own_grid(kind, preset(model), 4), own_grid(kind, flow(shift), 4)
+    np.testing.assert_allclose(found.sampler_sigmas(), wanted.sampler_sigmas(), atol=1e-9)
 
 
 @pytest.mark.parametrize("kind", DISTILLATIONS)

@@ -44,6 +44,13 @@ def test_a_newcomer_s_questions_are_answered_by_files_that_are_there() -> None:
     assert "def bilevel(" in (ROOT / re.findall(r"`([^`]+)`", rows[3])[0]).read_text(encoding="utf-8")
 
 
+def test_no_page_and_no_message_installs_from_an_index() -> None:
+    sources = [file for room in ("bridge", "hso_jax", "examples", "benchmarks") for file in (ROOT / room).rglob("*.py")]
+    for file in [*PAGES, *sources]:
+        found = re.findall(r"pip install[^\n`]*?[ \"]hso-jax\b.*", file.read_text(encoding="utf-8"))
+        assert not found, f"{file.relative_to(ROOT)}: {found}"
+
+
 def test_every_page_of_the_docs_is_on_the_site() -> None:
     for page in (ROOT / "docs").glob("**/*.md"):
         name = page.relative_to(ROOT / "docs").as_posix()

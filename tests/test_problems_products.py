@@ -15,8 +15,7 @@ from hso_jax import problems
 from hso_jax.noise import alpha_sigma
 from hso_jax.problems import product as products
 from hso_jax.problems.bank import denoise, predict
-from hso_jax.problems.product import log_density
-from hso_jax.problems.spectrum import directions
+from hso_jax.problems.product import directions, log_density
 
 WEIGHTS = np.array([[0.2, 1.0], [0.5, 2.0], [0.3, 1.0]])
 MEANS = np.array([[-1.0, 4.0], [0.8, -1.0], [0.2, 2.0]])

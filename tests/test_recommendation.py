@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import dataclasses
+from typing import Any
+
 import numpy as np
 import pytest
 
-from hso_jax import Schedule, baseline, preset, recommend, zoo
+from hso_jax import Lane, Profile, Schedule, SolverError, baseline, preset, recommend, zoo
+from hso_jax.checks import check_guidance
 from hso_jax.noise import PRESETS, discrete, edm, flow
-from hso_jax.recommendation import GAIN, OWN, SHIPPED
+from hso_jax.recommendation import GAIN, OWN, SHIPPED, Before
+from hso_jax.schedule_file import select
 from hso_jax.shelf.predicted import HSO, RULES, rule_errors
 from hso_jax.shelf.shipped import MAX_NFE, SOLVERS, nearest_guidance
 from hso_jax.solvers import NONSTATIONARY
@@ -62,7 +67,7 @@ def test_coefficients_of_their_own_have_to_gain_a_tenth() -> None:
                 assert recommend(model, nfe, solver=NONSTATIONARY, distilled=False).solver == NONSTATIONARY
     assert free and known
     model, nfe = min(known)
-    assert "too little less" in recommend(model, nfe).reason
+    assert "not enough gain to justify the risk" in recommend(model, nfe).reason
 
 
 def test_a_solver_that_is_kept_is_told_what_it_costs() -> None:
@@ -115,7 +120,7 @@ def test_a_noise_schedule_of_one_s_own_may_have_no_rules() -> None:
         (lambda: recommend("sdxl", 0), "nfe"),
         (lambda: recommend("sdxl", 6, guidance=-1), "guidance"),
         (lambda: recommend("sdxl", 6, solver="heun"), "heun.*SolverError"),
-        (lambda: recommend("sdxl", 6, solver="dpmpp2m"), "did you mean dpmpp-2m"),
+        (lambda: recommend("sdxl", 6, solver="dpmp-2n"), "did you mean dpmpp-2m"),
         (lambda: recommend("sdxl", 6, distilled="lightnig"), "did you mean lightning"),
         (lambda: recommend(edm(0.01, 11.0), 6), "no preset has the noise range.*SolverError"),
         (lambda: recommend(6, 6), "noise is 6"),
@@ -160,3 +165,68 @@ def test_nodes_below_the_noise_end_are_not_taken() -> None:
 
 def test_every_rule_that_is_compared_is_one_of_the_usual() -> None:
     assert set(recommend("sdxl", 6).errors["ddim"]) <= {SHIPPED, HSO, *RULES}
+
+
+@pytest.mark.parametrize("guidance", [0, 0.0, 0.5, 1, 1.0])
+def test_guidance_up_to_1_is_none_at_every_door(guidance: float) -> None:
+    """As in diffusers, whose pipelines evaluate twice for guidance_scale > 1 alone."""
+    method = SolverError("ddim", guidance=guidance)
+    assert check_guidance(guidance) == check_guidance(guidance, 7.5) == 1.0 and check_guidance(None, 7.5) == 7.5
+    assert zoo("sdxl", 6, guidance=guidance) == zoo("sdxl", 6, guidance=1)
+    assert recommend("sdxl", 12, guidance=guidance).reason == recommend("sdxl", 12, guidance=1).reason
+    assert recommend("sdxl", 4, guidance=guidance).reason == recommend("sdxl", 4, guidance=1).reason
+    assert nearest_guidance(preset("sdxl"), guidance) == 1.0
+    assert method.check(Lane(preset("sdxl"), 4, method=method)).method.guidance == 1.0
+    assert Profile((1.0,), 1.0, 1, guidance=guidance).guidance == 1.0
+    shipped = [zoo("sdxl", 6, guidance=w) for w in (1, 5)]
+    assert select(shipped, guidance=guidance) == shipped[0]
+
+
+def test_the_usual_guidance_is_the_model_s() -> None:
+    assert recommend("sdxl", 6).reason == recommend("sdxl", 6, guidance=None).reason
+    assert recommend("sdxl", 6).reason == recommend("sdxl", 6, guidance=PRESETS["sdxl"].guidance).reason
+
+
+@pytest.mark.parametrize(
+    ("model", "options"),
+    [
+        (preset("z-image"), {"guidance": 1.0, "usual": 4.0}),
+        (flow(3.0, name="MODEL ZImage"), {"guidance": 1.0, "usual": 4.0}),
+        ("z-image", {"guidance": 0}),
+        *((name, {}) for name in ("z-image-turbo", "Z-Image-Turbo", "Tongyi-MAI/Z-Image-Turbo", "z_image_turbo")),
+    ],
+)
+def test_a_few_step_model_of_z_image_is_its_turbo_of_shift_3(model: Any, options: dict[str, float]) -> None:
+    s = 1.0 - np.arange(8) / 8
+    found = recommend(model, 8, **options)
+    assert found.distilled in ("turbo", "few-step")
+    np.testing.assert_allclose(found.schedule.sampler_sigmas(), [*(3.0 * s / (1.0 + 2.0 * s)), 0.0], atol=1e-3)
+
+
+def test_a_distilled_model_s_grid_has_the_shift_of_its_own_noise() -> None:
+    assert recommend("z-image", 8).distilled is None
+    assert recommend(flow(6.0), 8, distilled="turbo").schedule.sampler_sigmas()[1] == pytest.approx(42 / 43)
+
+
+def test_a_list_that_is_not_published_for_so_many_steps_is_a_guess() -> None:
+    assert "for N = 7, 8; for N = 4 these are a guess" in recommend("ltx-video", 4, distilled="ltx").reason
+    assert "guess" not in recommend("ltx-video", 8, distilled="ltx").reason
+
+
+def test_the_reason_is_made_from_the_fields() -> None:
+    found = recommend("sdxl", 4, distilled="lcm")
+    assert "you say so" in found.reason
+    assert "its scheduler is X" in dataclasses.replace(found, told_by="its scheduler is X").reason
+    best = recommend("sdxl", 6)
+    now = dataclasses.replace(best, before=Before("ddim", "leading", 2.0 * best.error), usual="by its pipeline")
+    assert now.reason.startswith("Now: ddim with leading") and "has 50% less:" in now.reason
+    assert best.reason in now.reason and "Guidance 5: by its pipeline." in now.reason
+    worse = dataclasses.replace(best, before=Before("ddim", "leading", best.error / 2.0))
+    assert "has 100% more:" in worse.reason
+
+
+@pytest.mark.parametrize(("loras", "said"), [(("default_0",), "An unnamed LoRA"), (("style",), "A LoRA"), ((), "")])
+def test_an_active_lora_that_tells_nothing_is_named(loras: tuple[str, ...], said: str) -> None:
+    few, many = (dataclasses.replace(recommend("sdxl", n), loras=loras) for n in (8, 9))
+    assert few.reason.startswith(said) and ("`distilled=`" in few.reason) == bool(loras)
+    assert "LoRA" not in many.reason  # too many steps for a distilled model

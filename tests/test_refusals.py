@@ -118,6 +118,7 @@ RIGHT: dict[tuple[str, str], list[Any]] = {  # what of `NO_NUMBERS` an argument 
     ("origin", "versions"): [{}],
     **{("origin", name): ["2"] for name in ("method", "solver", "result")},
     ("from_lams", "lams"): [[1.0, 2.0]],
+    ("from_sigmas", "sigmas"): ["2"],  # as pasted
     ("hso", "relax"): [True],
     ("lanes", "noises"): [{}],
     ("lanes", "nfes"): [{}],

@@ -82,13 +82,13 @@ def test_from_sigmas_takes_pure_noise_and_refuses_the_rest() -> None:
         ([np.inf, 1.0], r"sigma inf is outside \[0\.0291672, 14\.6146\]"),
         ([15.0, 1.0], "sigma 15 is outside"),
         ([1.0, 0.01], "sigma 0.01 is outside"),
-        ([1.0, -1.0], "must be positive"),
-        ([1.0, 0.0, 0.5], "must be positive"),
-        ([0.0], "must be positive"),
-        ([1.0, np.nan], "must be positive"),
+        ([1.0, -1.0], r"sigmas\[1\] is -1; sigmas must fall"),
+        ([1.0, 0.0, 0.5], r"sigmas\[1\] is 0 and sigmas\[2\] 0.5; sigmas must fall"),
+        ([0.0], r"sigmas is \[0.0\]; need a value above 0"),
+        ([1.0, np.nan], r"sigmas\[1\] is nan; sigmas must fall"),
         ([], r"shape \(0,\)"),
         ([[1.0]], r"shape \(1, 1\)"),
-        ([1.0, 2.0], "t must fall strictly"),
+        ([1.0, 2.0], r"sigmas\[0\] is 1 and sigmas\[1\] 2; sigmas must fall.*sort the list"),
     ):
         with pytest.raises(ValueError, match=match):
             Schedule.from_sigmas(SD, sigmas)

@@ -18,6 +18,7 @@ from bridge.cli import pictures
 from bridge.cli.recommended import recommended, stand_in
 from bridge.profiling import profile as measure
 from bridge.schedulers.installing import replace_scheduler, with_schedule
+from bridge.schedulers.pipelines import check_class
 from bridge.schedulers.plain import NONSTATIONARY_CLASS, check_supported, plain_config, without_schedule
 from bridge.schedulers.scheduled import SCHEDULE_KEY
 from hso_jax import files, schedule_file
@@ -47,13 +48,15 @@ def apply(args: argparse.Namespace) -> int:
     scheduler = read_scheduler(folder, args.scheduler)
     schedule = recommended(args, stand_in(folder, scheduler)) if named is None else named
     scheduler = with_schedule(scheduler, schedule)
+    if cls := getattr(diffusers, str(_read(folder / _INDEX).get("_class_name")), None):
+        check_class(cls, scheduler)
     target = folder if args.save is None else args.save
     if args.save is None:
         install(scheduler, folder)
     else:
         share(folder, args.save, scheduler)
     args.written.append(target)
-    terminal.say(f"wrote the {shown(describe(schedule))} schedule into {shown(target)}")
+    terminal.say(f"wrote the {shown(describe(scheduler.schedule))} schedule into {shown(target)}")
     terminal.say(
         f"use it: import bridge; DiffusionPipeline.from_pretrained({str(target)!r}), num_inference_steps={schedule.nfe}"
     )

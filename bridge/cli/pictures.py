@@ -19,6 +19,7 @@ from rich.progress import track
 from bridge.cli.image_grid import Row, encoded, grid, strip
 from bridge.noise_of import noise_schedule_of
 from bridge.schedulers.installing import replace_scheduler, with_schedule
+from bridge.schedulers.nonstationary import NonstationaryScheduler
 from hso_jax.baselines import baseline
 from hso_jax.cli import terminal
 from hso_jax.cli.arguments import parse_nfe
@@ -275,8 +276,10 @@ def draw(pipe: Any, call: Mapping[str, Any], steps: int, seed: int) -> Image.Ima
 def _entry(base: Any, schedule: Schedule) -> Entry:
     stop = "to clean" if schedule.end == "clean" else f"stops at t = {schedule.t[-1]:.3g}"
     name = "HSO" if schedule.method == "hso" else schedule.method
-    own = ", its own solver" if schedule.coefficients is not None else ""
-    return Entry(name, f"{schedule.layout}, {stop}{own}", with_schedule(base, schedule), schedule.nfe)
+    scheduler = with_schedule(base, schedule)
+    switched = f", solver {schedule.solver}" if isinstance(scheduler, NonstationaryScheduler) else ""
+    own = ", its own solver" if schedule.coefficients is not None else switched
+    return Entry(name, f"{schedule.layout}, {stop}{own}", scheduler, schedule.nfe)
 
 
 def _list(values: Sequence[float]) -> str:

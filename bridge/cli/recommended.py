@@ -9,7 +9,7 @@ from typing import Any
 
 import diffusers
 
-from bridge.recommending import recommend, to_install
+from bridge.recommending import recommend
 from hso_jax import files
 from hso_jax.cli import terminal
 from hso_jax.schedule import Schedule
@@ -18,7 +18,7 @@ _INDEX, _NETWORKS = "model_index.json", ("unet", "transformer")
 
 
 def recommended(args: argparse.Namespace, pipe: Any, **sizes: Any) -> Schedule:
-    """What is recommended for a pipeline, for the solver that it samples by or as coefficients; a line says why.
+    """What is recommended for a pipeline, with the solver that it is for; a line says why.
 
     Raises:
         ValueError: without --nfe, for options that choose from a file, for distilled models, and as `recommend`.
@@ -31,7 +31,7 @@ def recommended(args: argparse.Namespace, pipe: Any, **sizes: Any) -> Schedule:
     terminal.warn(found.reason)
     if found.distilled is not None:
         raise ValueError("a distilled model keeps its own schedule; to change it all the same, name a schedule file")
-    return to_install(pipe, found)
+    return found.schedule
 
 
 def stand_in(folder: Path, scheduler: Any) -> Any:

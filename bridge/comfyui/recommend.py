@@ -72,10 +72,10 @@ class HsoRecommend:
 
 
 def own_sampler(distilled: str) -> Any:
-    """ComfyUI's SAMPLER for a distilled model's own grid: "lcm" for LCM and TCD, Euler for all others."""
+    """ComfyUI's SAMPLER for a distilled model's own grid."""
     import comfy.samplers
 
-    return comfy.samplers.sampler_object("lcm" if DISTILLATIONS[distilled].grid == "lcm" else "euler")
+    return comfy.samplers.sampler_object(DISTILLATIONS[distilled].sampler)
 
 
 _MODEL = f"the family: fine-tunes share its noise schedule. {FROM_MODEL!r} reads it from diffusion_model"

@@ -9,8 +9,9 @@ from typing import Any
 import numpy as np
 
 from bridge.schedulers.adapters import ROWS, SPACING_FLAGS, Row
-from bridge.schedulers.levels import told
+from bridge.schedulers.levels import TABLES, told
 from hso_jax.noise import NoiseSchedule
+from hso_jax.noise.from_config import ignored_keys
 from hso_jax.schedule import Schedule
 
 # A float32 training table gives lam to about 1e-4 where alphas_cumprod is near 1; other models are off by 0.1 and more.
@@ -38,6 +39,13 @@ def check_fits(scheduler: Any, schedule: Schedule, row: Row, noise: NoiseSchedul
             f"{name}: prediction_type 'flow_prediction' needs use_flow_sigmas=True; without, it scales noise as VP: "
             f"use {name}.from_config(scheduler.config, use_flow_sigmas=True)"
         )
+    if prediction == "flow_prediction" and config.get("sigma_data") is not None:
+        raise ValueError(
+            f"{name} has the sigma_data that Cosmos-Predict2's pipelines write: they read its sigmas as EDM's, 80 to "
+            "0.002, which no flow schedule is; call the pipeline without a schedule"
+        )
+    if name in ROWS:
+        _check_keys(name, config, row)
     _check_noise(name, schedule, noise)
     if np.isinf(schedule.sigmas[0]) and prediction == "epsilon":
         raise ValueError(
@@ -65,6 +73,21 @@ def say_switched_off(name: str, replaced: Mapping[str, Any], before: Mapping[str
             f"{name}: the schedule replaces {' and '.join(flags)}, now switched off; "
             "bridge.without_schedule(scheduler) puts them back",
             stacklevel=4,
+        )
+
+
+def _check_keys(name: str, config: Mapping[str, Any], row: Row) -> None:
+    """Keys of the model's noise that the class ignores: the installed levels are the model's, where its steps allow."""
+    for key, reader in ignored_keys({**config, "_class_name": name}).items():
+        as_table = key == "timestep_type" and row.layout in TABLES
+        if key in ("use_flow_sigmas", "invert_sigmas") or row.layout in ("grid", "times") or as_table:
+            raise ValueError(
+                f"{name} ignores {key} of its config, which the model needs; use {reader}.from_config(scheduler.config)"
+            )
+        warnings.warn(
+            f"{name} ignores {key} of its config: its own levels, without the schedule, are not the model's; {reader} "
+            "reads it",
+            stacklevel=5,
         )
 
 

@@ -13,12 +13,18 @@ import torch
 from diffusers import SchedulerMixin
 
 from bridge.fingerprint import warn_of_other_weights
-from bridge.noise_of import noise_schedule_of
+from bridge.noise_of import adds_noise, check_pipeline, noise_schedule_of, solver_of
 from bridge.schedulers.nonstationary import NonstationaryScheduler
+from bridge.schedulers.pipelines import check_use
 from bridge.schedulers.plain import NONSTATIONARY_CLASS, schedule_from_list, supported_name, without_schedule
 from bridge.schedulers.scheduled import REPLACED_KEY, Installed, scheduled_class
+from hso_jax.exports import in_coefficients
 from hso_jax.noise import NoiseSchedule
 from hso_jax.schedule import Schedule
+from hso_jax.solvers import SOLVERS
+
+HEUN_OF = {("heun", "vp"): "HeunDiscreteScheduler", ("heun-flow", "flow"): "FlowMatchHeunDiscreteScheduler"}
+"""The classes of the solvers with two evaluations a step."""
 
 
 def with_schedule(scheduler: Any, schedule: Schedule | Any, *, noise: NoiseSchedule | None = None) -> Any:
@@ -27,8 +33,9 @@ def with_schedule(scheduler: Any, schedule: Schedule | Any, *, noise: NoiseSched
     Use it as `pipe.scheduler = with_schedule(pipe.scheduler, schedule)`, then call the pipeline with
     `num_inference_steps=schedule.nfe`. The result is an instance of the scheduler's class, and it is saved, copied
     and rebuilt (`from_config` of its own class) with the schedule. A saved pipeline loads again once `bridge` has
-    been imported. A schedule with coefficients is a solver too: the result is then a `NonstationaryScheduler`, and a
-    warning says so.
+    been imported. A schedule with coefficients is a solver too, and so is one that was made for another solver than the
+    scheduler's: the result is then a `NonstationaryScheduler`, and a warning says so. The sigmas alone
+    (`schedule.sampler_sigmas()`) keep the scheduler's own steps.
 
     Args:
         scheduler: an unmodified diffusers scheduler of a supported class (`docs/bridge.md`), or a result of this.
@@ -41,14 +48,10 @@ def with_schedule(scheduler: Any, schedule: Schedule | Any, *, noise: NoiseSched
             what to do instead.
     """
     name = supported_name(scheduler)
-    if isinstance(schedule, Schedule) and schedule.coefficients is not None:
-        result = NonstationaryScheduler.from_schedule(scheduler, schedule, noise=noise)
+    if isinstance(schedule, Schedule) and (taken := as_taken(scheduler, schedule)).coefficients is not None:
+        result = NonstationaryScheduler.from_schedule(scheduler, taken, noise=noise)
         if name != NONSTATIONARY_CLASS:
-            warnings.warn(
-                f"the schedule has coefficients of its own: {NONSTATIONARY_CLASS} samples by them in place of {name}; "
-                "bridge.without_schedule(scheduler) goes back",
-                stacklevel=2,
-            )
+            warnings.warn(switched(scheduler, schedule), stacklevel=2)
         return result
     if name == NONSTATIONARY_CLASS:
         scheduler = without_schedule(scheduler)
@@ -64,6 +67,49 @@ def with_schedule(scheduler: Any, schedule: Schedule | Any, *, noise: NoiseSched
         result.register_to_config(**{REPLACED_KEY: {}})
     result._adopt(schedule, noise)
     return result
+
+
+def as_taken(scheduler: Any, schedule: Schedule) -> Schedule:
+    """The schedule as a scheduler can take it: one for another solver than the scheduler's as coefficients.
+
+    Raises:
+        ValueError: for another solver of two evaluations a step, which no coefficients describe.
+    """
+    if schedule.coefficients is not None or schedule.solver not in SOLVERS:
+        return schedule
+    check_solver(scheduler, schedule.solver, schedule.kind)
+    return schedule if schedule.solver == own_solver(scheduler) else in_coefficients(schedule)
+
+
+def check_solver(scheduler: Any, solver: str, kind: str) -> None:
+    """Raises ValueError, saying what to do, where a scheduler cannot come to take the steps of a solver."""
+    if solver not in SOLVERS or SOLVERS[solver].calls == 1 or solver == own_solver(scheduler):
+        return
+    name = type(without_schedule(scheduler)).__name__
+    cls = HEUN_OF.get((solver, kind))
+    way = f"first set pipe.scheduler = diffusers.{cls}.from_config(pipe.scheduler.config)" if cls else "use unipc-2"
+    raise ValueError(f"{name} does not take the steps of solver {solver!r}, two evaluations each: {way}")
+
+
+def own_solver(scheduler: Any) -> str | None:
+    """The solver whose steps a scheduler takes without a schedule; None where it is none that is known."""
+    stands_in = isinstance(scheduler, NonstationaryScheduler)
+    try:
+        return solver_of(without_schedule(scheduler) if stands_in else scheduler)
+    except ValueError:
+        return None
+
+
+def switched(scheduler: Any, schedule: Schedule) -> str:
+    """What is said where `NonstationaryScheduler` takes the place of a scheduler."""
+    plain = without_schedule(scheduler)
+    known = schedule.solver in SOLVERS
+    why = f"is for solver {schedule.solver!r}" if known else "has coefficients of its own"
+    lost = ", which adds noise at each step; this adds none" if adds_noise(plain) else ""
+    return (
+        f"the schedule {why}: {NONSTATIONARY_CLASS} takes its steps in place of {type(plain).__name__}{lost}; "
+        "bridge.without_schedule(scheduler) goes back"
+    )
 
 
 def install(pipe: Any, schedule: Schedule | Any, *, noise: NoiseSchedule | None = None) -> None:
@@ -82,6 +128,8 @@ def install(pipe: Any, schedule: Schedule | Any, *, noise: NoiseSchedule | None 
 
     Warns of a schedule that was tuned (`bridge.tune`) on other weights.
     """
+    check_pipeline(pipe, "bridge.install")
+    check_use(pipe)
     replace_scheduler(pipe, with_schedule(pipe.scheduler, schedule, noise=noise))
     if isinstance(schedule, Schedule):
         warn_of_other_weights(pipe, schedule)
@@ -95,7 +143,7 @@ def replace_scheduler(pipe: Any, scheduler: Any) -> None:
 
     Raises:
         ValueError: if one scheduler serves two models, so that it cannot be replaced for one alone; it names the
-            inner pipelines.
+            inner pipelines. If a pipeline is known not to work with this scheduler (`bridge.schedulers.pipelines`).
     """
     inner = inner_pipelines(pipe)
     others = {id(part) for name, part in vars(pipe).items() if name != "scheduler" and isinstance(part, SchedulerMixin)}
@@ -105,13 +153,16 @@ def replace_scheduler(pipe: Any, scheduler: Any) -> None:
             "copy.deepcopy(scheduler), when the pipeline is built"
         )
     kept = [name for name, part in inner.items() if id(part.scheduler) in others]
+    parts = [pipe, *(part for name, part in inner.items() if name not in kept)]
+    for part in parts if isinstance(scheduler, Installed) else ():
+        check_use(part, scheduler)
     if kept:
         warnings.warn(
             f"{' and '.join(kept)} of {type(pipe).__name__} samples another model, and keeps its "
             f"{type(inner[kept[0]].scheduler).__name__}",
             stacklevel=3,
         )
-    for part in (pipe, *(part for name, part in inner.items() if name not in kept)):
+    for part in parts:
         part.scheduler = scheduler
 
 

@@ -26,14 +26,15 @@ class Levels:
     """What is written into a scheduler by `set_timesteps`, and shown to its parent's `step`; made once.
 
     Attributes:
-        alphas, sigmas: [N + 1] of the nodes and of the end (alpha 1, sigma 0 for a clean one), in the model's scaling.
+        alphas, sigmas: [N + 1] of the nodes and of the end (alpha 1, sigma 0 for a clean one), in the class's scaling.
         nodes: [N] timesteps of the nodes, float32.
         written: name -> array of the attributes to set ("timesteps" goes to the caller's device).
         table: [K] alphas_cumprod of the nodes, rising in noise, for the classes that step through a training table.
     """
 
     def __init__(self, schedule: Schedule, row: Row, nodes: Array, written: Mapping[str, Array]) -> None:
-        alphas, sigmas = alpha_sigma(schedule.lams, schedule.kind)
+        as_vp = schedule.kind == "ve" and row.log_snr and not row.k_scaled  # UniPC with Stable Video Diffusion's model
+        alphas, sigmas = alpha_sigma(schedule.lams, "vp" if as_vp else schedule.kind)
         if schedule.end == "clean":
             alphas, sigmas = np.append(alphas[: schedule.nfe], 1.0), np.append(sigmas[: schedule.nfe], 0.0)
         self.alphas, self.sigmas, self.written = alphas, sigmas, dict(written)

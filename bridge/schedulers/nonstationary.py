@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import warnings
 from collections.abc import Mapping
 from typing import Any, ClassVar, NamedTuple
 
@@ -199,6 +200,7 @@ class NonstationaryScheduler(Installed, _Stepper):
         sample: torch.Tensor,
         generator: torch.Generator | None = None,
         return_dict: bool = True,
+        eta: float = 0.0,
     ) -> Any:
         """The sample at the next node.
 
@@ -208,6 +210,7 @@ class NonstationaryScheduler(Installed, _Stepper):
             sample: [B, ...] at the current node.
             generator: has no effect; pipelines that pass one may.
             return_dict: whether to return an object.
+            eta: DDIM's noise; none is added, and a warning says so unless it is 0.
 
         Returns:
             `prev_sample` and `pred_original_sample`, the next sample in the sample's dtype and the predicted clean
@@ -217,6 +220,8 @@ class NonstationaryScheduler(Installed, _Stepper):
             ValueError: after the last step, or for a timestep that is none of the schedule's.
         """
         index = self._place(timestep)
+        if eta:
+            warnings.warn(f"eta is {eta}; {NONSTATIONARY_CLASS} adds no noise: leave it out", stacklevel=2)
         if index >= len(self._steps):
             raise ValueError(f"all {len(self._steps)} steps are taken; call set_timesteps before sampling again")
         here = self._steps[index]

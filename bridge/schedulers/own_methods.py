@@ -10,8 +10,6 @@ from diffusers.schedulers.scheduling_utils import SchedulerOutput
 
 from bridge.schedulers.levels import nearest
 
-FLOWS = ("FlowMatchEulerDiscreteScheduler", "FlowMatchLCMScheduler")
-
 
 def own_methods(name: str, parent: Any, step: Any) -> dict[str, Any]:
     """The methods, by name, that the scheduled class of `diffusers.<name>` has beside those of every such class.
@@ -27,7 +25,9 @@ def own_methods(name: str, parent: Any, step: Any) -> dict[str, Any]:
         return {"step": _pndm_step(parent, step)}
     if name == "DDPMWuerstchenScheduler":
         return {"_alpha_cumprod": _alpha_cumprod(parent)}
-    if name in FLOWS:
+    if name == "FlowMatchEulerDiscreteScheduler":
+        return {"scale_noise": _scale_noise(parent), "step": _token_step(parent, step)}
+    if name == "FlowMatchLCMScheduler":
         return {"scale_noise": _scale_noise(parent)}
     return {}
 
@@ -82,6 +82,23 @@ def _alpha_cumprod(parent: Any) -> Any:
         return values.to(device=device, dtype=torch.float32 if torch.device(device).type == "mps" else torch.float64)
 
     return alpha_cumprod
+
+
+def _token_step(parent: Any, inherited: Any) -> Any:
+    """Where each token has its own timestep (LTX, SanaWM) the parent keeps the dtype of its sigmas, here float64."""
+
+    @functools.wraps(parent.step)
+    def step(self: Any, model_output: Any, timestep: Any, sample: Any, *args: Any, **options: Any) -> Any:
+        result = inherited(self, model_output, timestep, sample, *args, **options)
+        if options.get("per_token_timesteps") is None:
+            return result
+        wide = torch.promote_types(sample.dtype, torch.float32)  # as the parent has it with float32 sigmas
+        if isinstance(result, tuple):
+            return (result[0].to(wide), *result[1:])
+        result.prev_sample = result.prev_sample.to(wide)
+        return result
+
+    return step
 
 
 def _scale_noise(parent: Any) -> Any:

@@ -11,6 +11,7 @@ from diffusers import SchedulerMixin
 from bridge.schedulers.adapters import ROWS
 from bridge.schedulers.refusals import unsupported
 from bridge.schedulers.scheduled import REPLACED_KEY, SCHEDULE_KEY, Installed
+from hso_jax.level_list import level_list
 from hso_jax.noise import NoiseSchedule
 from hso_jax.origin import Origin
 from hso_jax.schedule import Schedule
@@ -78,16 +79,16 @@ def schedule_from_list(noise: NoiseSchedule, sigmas: Any, coefficients: Any = No
     Raises:
         ValueError: for a list that is too short, not falling, not finite or outside the model's range.
     """
-    values = np.asarray(sigmas, np.float64)
-    if values.ndim != 1 or values.size < 2:
-        raise ValueError(
-            f"sigmas has shape {values.shape}; need N + 1 values, the last of them the end (0, or where to stop)"
-        )
-    if np.isnan(values).any() or not np.all(np.diff(values) < 0) or values[-1] < 0:
-        raise ValueError(f"sigmas must be numbers that fall to an end of 0 or more, got {values.tolist()}")
+    values = level_list("sigmas", sigmas)
+    if values.size < 2:
+        raise ValueError(f"sigmas is {values.tolist()}; need N + 1 values, the last of them the end (append a final 0)")
     if noise.kind == "flow":
-        if values[0] > 1:
-            raise ValueError(f"sigma {values[0]:.9g} is above 1; a flow model's sigmas lie in (0, 1]")
+        if values[0] > 1 + 1e-6:
+            raise ValueError(
+                f"s = {values[0]:.9g} is above 1; a flow model's sigmas are s in (0, 1], or 0 at the end: of timesteps "
+                f"pass t / {max(noise.num_train_timesteps, 1000)}"
+            )
+        values = np.minimum(values, 1.0)
         with np.errstate(divide="ignore"):
             values = values / (1.0 - values)
     free = {} if coefficients is None else {"origin": Origin(solver=NONSTATIONARY), "coefficients": coefficients}

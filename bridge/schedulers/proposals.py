@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from hso_jax.level_list import rounding
 from hso_jax.schedule import Schedule
 
 Array = np.ndarray[Any, Any]
@@ -40,21 +41,26 @@ def check(schedule: Schedule, steps: Any, timesteps: Any, sigmas: Any) -> str | 
         given["sigmas"] = _values(sigmas), schedule.sampler_sigmas()[: schedule.nfe], 0.0
     for found in (steps, *(_number(schedule, name, x) for name, (x, _, _) in given.items())):
         if found is not None and int(found) != schedule.nfe:
+            if schedule.end == "t_eps" and schedule.method == "custom" and int(found) == schedule.nfe + 1:
+                raise ValueError(
+                    f"num_inference_steps is {found}, but the installed schedule has {schedule.nfe} evaluations and "
+                    "stops at the list's last sigma: append a final 0 to the list to evaluate there too"
+                )
             raise ValueError(
                 f"num_inference_steps is {found}, but the installed schedule has {schedule.nfe} evaluations: "
                 f"call the pipeline with num_inference_steps={schedule.nfe}, or install a schedule made for {found}"
             )
     for name, (values, own, tolerance) in given.items():
         proposed = values[: schedule.nfe]
-        if np.isclose(proposed, own, rtol=1e-3, atol=tolerance).all():
+        if _near(proposed, own, tolerance):
             continue
         both = f"{name} {_short(proposed)} differ from those of the installed schedule, {_short(own)}"
         if schedule.kind != "flow":
             raise ValueError(f"{both}; leave the argument out, or install another schedule")
         if not _is_even(proposed, 1.0 if name == "sigmas" else float(schedule.num_train_timesteps)):
             return (
-                f"{both}, which is used. If you passed them: leave the argument out, or install them with "
-                "with_schedule. If you did not, the pipeline always proposes its own, and all is well"
+                f"{both}, which is used. If you passed them, leave the argument out, or install them with "
+                "with_schedule; if you did not, they are the pipeline's own and have no effect"
             )
     return None
 
@@ -66,8 +72,14 @@ def _values(proposed: Any) -> Array:
 def _number(schedule: Schedule, name: str, proposed: Array) -> int:
     """N + 1 sigmas may be the schedule's own with its end, or a proposal for one step more."""
     own = schedule.sampler_sigmas()
-    with_end = name == "sigmas" and len(proposed) == len(own) and np.allclose(proposed, own, rtol=1e-3)
+    with_end = name == "sigmas" and len(proposed) == len(own) and _near(proposed, own, 0.0)
     return schedule.nfe if with_end else len(proposed)
+
+
+def _near(proposed: Array, own: Array, tolerance: float) -> bool:
+    """Whether they are the schedule's own but for the digits that were left out."""
+    rounded = np.minimum(rounding(proposed), 0.01 * np.abs(own))
+    return bool((np.abs(proposed - own) <= 1e-3 * np.abs(own) + np.maximum(rounded, tolerance)).all())
 
 
 def _is_even(proposed: Array, top: float) -> bool:

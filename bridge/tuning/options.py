@@ -8,7 +8,7 @@ from bridge.tuning.judging import Error
 from hso_jax.checks import check_nfe, choice, count, number
 from hso_jax.profile import Profile
 from hso_jax.schedule import Schedule
-from hso_jax.solvers import NONSTATIONARY
+from hso_jax.solvers import EVERY, NONSTATIONARY, canonical
 
 BUDGET, TEACHER_STEPS = 5000, 48
 WAYS = ("auto", "differences", "gradients", "comparisons", "gits")
@@ -65,6 +65,7 @@ def checked(
 ) -> Options:
     """What both functions have in common, for samples of so many numbers. Raises ValueError as they do."""
     check_nfe(nfe)
+    solver = canonical(solver, EVERY)
     budget, steps = count("budget", budget, 1), count("teacher_steps", teacher_steps, 8, 1000)
     if nfe >= steps:
         raise ValueError(f"nfe is {nfe} and teacher_steps {steps}; the converged samples need many more steps")

@@ -17,7 +17,7 @@ from bridge.tuning.partial import IMAGES, for_each, image_text
 from bridge.tuning.report import Progress, Tuned
 from bridge.tuning.running import run_tuning, sha
 from hso_jax import solvers
-from hso_jax.checks import brief, number
+from hso_jax.checks import brief, check_guidance
 from hso_jax.noise import NoiseSchedule
 from hso_jax.noise.noise_schedule import check_noise
 from hso_jax.profile import Profile
@@ -172,7 +172,7 @@ def tune_denoiser(
         raise ValueError(f"latents has {len(latents)} samples; give {needed}, or samples={len(latents) * 2 // 3}")
     if condition is not None and not (isinstance(condition, torch.Tensor) and len(condition) >= needed):
         raise ValueError(f"condition is {brief(condition)}; need a tensor with an entry for each of {needed} latents")
-    weight = number("guidance", guidance, low=0.0, closed=True)
+    weight = check_guidance(guidance)
     model = DenoiserModel(denoiser, noise, latents[:needed], weight, None if condition is None else condition[:needed])
     told = {**model.told, "latents": sha([latents[:needed].double().cpu().numpy().tobytes().hex()])}
     if condition is not None:

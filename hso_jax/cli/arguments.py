@@ -8,6 +8,7 @@ from pathlib import Path
 
 from hso_jax.checks import nearest
 from hso_jax.noise import PRESETS, NoiseSchedule, from_config, preset
+from hso_jax.noise.presets import preset_name
 
 DEFAULT_MODEL = "sd21-base"
 QUIET = "print nothing but errors and what was asked for as JSON or on standard output"
@@ -63,10 +64,10 @@ def noise_named(name: str, image_seq_len: int) -> tuple[NoiseSchedule, float]:
     Raises:
         ValueError: for anything else; the message has the presets' names, the nearest first.
     """
-    if name in PRESETS:
-        return preset(name, image_seq_len=image_seq_len), PRESETS[name].p
-    if Path(name).exists():
+    if name not in PRESETS and Path(name).exists():
         return from_config(name, image_seq_len=image_seq_len), 2.0
+    if (known := preset_name(name)) in PRESETS:
+        return preset(known, image_seq_len=image_seq_len), PRESETS[known].p
     near, names = nearest(name, PRESETS), ", ".join(PRESETS)
     raise ValueError(f"model {name!r} is neither a preset nor a file or folder{near}; presets: {names}")
 

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from hso_jax import schedule_file, solvers
 from hso_jax.baselines import BASELINES, baseline, inapplicable
+from hso_jax.checks import check_guidance
 from hso_jax.cli import arguments, search_arguments, tables, terminal
 from hso_jax.cli.compiling import prepare_jax
 from hso_jax.cli.searches import exit_code
@@ -52,7 +53,7 @@ solver and of all.
 def _compare(args: argparse.Namespace) -> int:
     models = arguments.read_models(args)
     nfes = arguments.parse_nfe(args.nfe)
-    solvers.canonical(args.solver)
+    args.solver = solvers.canonical(args.solver)
     if args.plot is not None:
         figure_kind(args.plot)
         check_writable(args.plot, "picture", args.force)
@@ -66,7 +67,7 @@ def _compare(args: argparse.Namespace) -> int:
     with terminal.progress() as progress:
         task = progress.add_task("comparing", total=len(models) * len(nfes))
         for name, (noise, p), many in zip(names, models, methods, strict=True):
-            weight = args.guidance if args.guidance is not None else PRESETS[name].guidance if name in PRESETS else 1.0
+            weight = check_guidance(args.guidance, PRESETS[name].guidance if name in PRESETS else 1.0)
             skipped += [reason for rule in BASELINES if (reason := inapplicable(rule, noise))]
             for found in search_many(many):
                 every = [found, *_rules(noise, found.nfe, args.layout, p, skipped)]

@@ -100,7 +100,7 @@ class _Completion(argparse.Action):
         try:
             import shtab
         except ImportError:
-            parser.error(f'{option} needs shtab: pip install "hso-jax[completion]"')
+            parser.error(f'{option} needs shtab: pip install shtab')
         sys.stdout.write(shtab.complete(parser, shell))
         parser.exit()
 

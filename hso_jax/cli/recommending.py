@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -14,11 +13,12 @@ from hso_jax import schedule_file
 from hso_jax.cli import arguments, tables, terminal
 from hso_jax.cli.arguments import DEFAULT_MODEL
 from hso_jax.distilled import DISTILLATIONS, of_folder
-from hso_jax.files import check_writable, is_stdout, write_all
+from hso_jax.files import check_writable, is_stdout, json_text, write_all
 from hso_jax.noise import PRESETS
+from hso_jax.noise.presets import preset_name
 from hso_jax.recommendation import SHIPPED, Recommendation, recommend
+from hso_jax.shelf.shipped import CHOICES
 from hso_jax.shown import shown
-from hso_jax.solvers import NONSTATIONARY
 
 
 def add_parsers(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -44,13 +44,15 @@ searched. Coefficients of their own (nonstationary) are taken where they save a 
         "--scheduler",
         "--solver",
         metavar="NAME",
-        help=f"the solver that you keep: ddim, euler, dpmpp-2m, unipc, unipc-3, {NONSTATIONARY}; default: the best",
+        help=f"the solver that you keep: {', '.join(CHOICES)}, or another program's name for it; default: the best",
     )
     parser.add_argument(
         "--distilled", choices=(*DISTILLATIONS, "no"), help="what the model is distilled by; default: by its name"
     )
     parser.add_argument("-o", "--output", type=Path, help="schedule file, for apply and show; - is stdout")
-    parser.add_argument("--json", action="store_true", help="print everything as JSON on stdout")
+    parser.add_argument(
+        "--json", action="store_true", help="print everything as JSON on stdout; null is an infinite sigma, pure noise"
+    )
     parser.add_argument("--force", action="store_true", help="replace a file that hso-jax did not write")
 
 
@@ -63,7 +65,7 @@ def _recommend(args: argparse.Namespace) -> int:
         document = schedule_file.checked_json([one.schedule for one in found])
         write_all([(args.output, document.encode())], args.written)
     if args.json:
-        terminal.write(json.dumps([_plain(one) for one in found], indent=1, allow_nan=False) + "\n")
+        terminal.write(json_text([_plain(one) for one in found]))
     elif args.output is None or not is_stdout(args.output):
         _print(found)
     for path in args.written:
@@ -75,12 +77,12 @@ def _one(name: str, nfe: int, args: argparse.Namespace) -> Recommendation:
     noise, _ = arguments.noise_named(name, args.image_seq_len)
     distilled: str | bool | None = False if args.distilled == "no" else args.distilled
     guidance = args.guidance
-    if name not in PRESETS:
+    if (preset := preset_name(name)) not in PRESETS or (name not in PRESETS and Path(name).exists()):
         distilled = of_folder(Path(name)) if distilled is None else distilled
         if guidance is None and not distilled:
             raise ValueError(f"{name} does not say how it is used; add --guidance W (1 is without guidance)")
         return recommend(noise, nfe, guidance=guidance, solver=args.scheduler, distilled=distilled)
-    usual = PRESETS[name].guidance
+    usual = PRESETS[preset].guidance
     return recommend(noise, nfe, guidance=guidance, solver=args.scheduler, distilled=distilled, usual=usual)
 
 

@@ -10,7 +10,7 @@ from hso_jax.methods import Box
 from hso_jax.methods.solver_error.lanes import FIRST
 from hso_jax.objectives.mep_spf import Spacing, paper_d_min
 from hso_jax.profile import Profile
-from hso_jax.solvers import ALIASES, NONSTATIONARY, SOLVERS
+from hso_jax.solvers import EVERY
 
 
 def parse_spacing(text: str) -> Spacing:
@@ -61,7 +61,7 @@ def add_solver_error(parser: argparse.ArgumentParser) -> None:
     """`--solver`, `--guidance`, `--first` and `--profile`."""
     group = parser.add_argument_group("for --method solver-error")
     group.add_argument(
-        "--solver", help=f"{', '.join((*ALIASES, *SOLVERS, NONSTATIONARY))}; default {_SOLVER_ERROR['solver']}"
+        "--solver", help=f"{', '.join(EVERY)}, or another program's name for it; default {_SOLVER_ERROR['solver']}"
     )
     group.add_argument("--guidance", type=float, help="weight of classifier-free guidance; default 1, which is none")
     group.add_argument(

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from hso_jax import schedule_file
+from hso_jax.checks import choice
 from hso_jax.cli import arguments, search_arguments, tables, terminal
 from hso_jax.cli.compiling import prepare_jax
 from hso_jax.files import check_writable, figure_kind, is_stdout, is_stream, write_all
@@ -17,11 +18,9 @@ from hso_jax.methods import Hso, SolverError
 from hso_jax.methods.hso.lanes import SPACING_AS
 from hso_jax.noise import PRESETS, NoiseSchedule
 from hso_jax.schedule import LAYOUTS, Schedule
-from hso_jax.searches import METHODS, lanes, search_many
-from hso_jax.shelf.shipped import SOLVERS as ZOO_SOLVERS
-from hso_jax.shelf.shipped import zoo
+from hso_jax.searches import METHODS, lanes, not_searched, search_many
+from hso_jax.shelf.shipped import CHOICES, zoo
 from hso_jax.shown import shown
-from hso_jax.solvers import NONSTATIONARY
 
 EXIT_NOT_CONVERGED = 1
 
@@ -56,7 +55,7 @@ examples:
     )
     parser.add_argument(
         "--method",
-        choices=METHODS,
+        metavar=f"{{{','.join(METHODS)}}}",
         default="hso",
         help="hso: the paper's; solver-error: by the error of the solver itself; default %(default)s",
     )
@@ -144,6 +143,10 @@ def _lanes(args: argparse.Namespace, noise: NoiseSchedule, p: float) -> list[Lan
 
 def _method(args: argparse.Namespace, p: float) -> Method:
     """The method with the options that were given; those of another method are refused."""
+    if args.method not in METHODS and not_searched(args.method):
+        command = args.method if args.method in ("recommend", "zoo") else "compare"
+        raise ValueError(f"--method {args.method} searches nothing: use hso-jax {command}")
+    choice("--method", args.method, METHODS)
     if args.method == "solver-error":
         search_arguments.refuse_hso(args)
         return SolverError(**search_arguments.read_solver_error(args))
@@ -168,8 +171,7 @@ examples:
     parser = arguments.add_command(subparsers, "zoo", _zoo, text, examples)
     arguments.add_models(parser)
     parser.add_argument("--nfe", default="4-10", help="numbers of model evaluations, 1..20; default %(default)s")
-    solvers = ", ".join((*ZOO_SOLVERS, NONSTATIONARY))
-    parser.add_argument("--solver", help=f"{solvers}; by default for each N the one with the least error")
+    parser.add_argument("--solver", help=f"{', '.join(CHOICES)}; by default for each N the one with the least error")
     parser.add_argument("--guidance", type=float, help="1 or a preset's usual weight, which is its default")
     parser.add_argument("-o", "--output", type=Path, help="write a schedule file; - is stdout")
     parser.add_argument("--json", action="store_true", help="print the schedule file on stdout")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +10,7 @@ import numpy as np
 from hso_jax import schedule_file
 from hso_jax.cli import arguments, tables, terminal
 from hso_jax.cli.compiling import prepare_jax
-from hso_jax.files import check_writable, figure_kind, is_stream, write_all
+from hso_jax.files import check_writable, figure_kind, is_stream, json_text, write_all
 from hso_jax.noise import PRESETS
 from hso_jax.schedule import LAYOUTS, Schedule
 from hso_jax.shown import shown
@@ -35,7 +34,7 @@ def _add_models(subparsers: argparse._SubParsersAction[argparse.ArgumentParser])
 def _models(args: argparse.Namespace) -> int:
     if args.json:
         rows = [{"name": name, **tables.preset_fields(name)} for name in PRESETS]
-        terminal.write(json.dumps(rows, indent=1, allow_nan=False) + "\n")
+        terminal.write(json_text(rows))
     else:
         tables.print_models()
     return 0

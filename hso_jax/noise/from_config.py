@@ -6,116 +6,240 @@ import dataclasses
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from hso_jax.checks import MOST_LEVELS, brief, choice, flag, json_object, number, numbers, whole
 from hso_jax.noise import rectified_flow, variance_exploding, variance_preserving
 from hso_jax.noise.noise_schedule import NoiseSchedule
+from hso_jax.noise.refused_classes import REFUSED, unknown
 
-FLOW_CLASSES = (
-    "FlowMatchEulerDiscreteScheduler",
-    "FlowMatchHeunDiscreteScheduler",
-    "FlowMatchLCMScheduler",
-)
-EDM_CLASSES = ("EDMEulerScheduler", "EDMDPMSolverMultistepScheduler")
-OTHER_CLASSES = (
-    "CosineDPMSolverMultistepScheduler",
-    "DDPMWuerstchenScheduler",
-    "ScoreSdeVeScheduler",
-    "ScoreSdeVpScheduler",
-)
 _STABLE_DIFFUSION = (0.00085, 0.012, "scaled_linear")
 _DDPM = (0.0001, 0.02, "linear")
 _KATHERINE = (0.00085, 0.012, "linear")
-# What a discrete VP class assumes where its config is silent: beta_start, beta_end, beta_schedule.
-VP_CLASSES = {
-    "CogVideoXDDIMScheduler": _STABLE_DIFFUSION,
-    "CogVideoXDPMScheduler": _STABLE_DIFFUSION,
-    "DDIMInverseScheduler": _DDPM,
-    "DDIMParallelScheduler": _DDPM,
-    "DDIMScheduler": _DDPM,
-    "DDPMParallelScheduler": _DDPM,
-    "DDPMScheduler": _DDPM,
-    "DEISMultistepScheduler": _DDPM,
-    "DPMSolverMultistepInverseScheduler": _DDPM,
-    "DPMSolverMultistepScheduler": _DDPM,
-    "DPMSolverSDEScheduler": _KATHERINE,
-    "DPMSolverSinglestepScheduler": _DDPM,
-    "EulerAncestralDiscreteScheduler": _DDPM,
-    "EulerDiscreteScheduler": _DDPM,
-    "HeunDiscreteScheduler": _KATHERINE,
-    "KDPM2AncestralDiscreteScheduler": _KATHERINE,
-    "KDPM2DiscreteScheduler": _KATHERINE,
-    "LCMScheduler": _STABLE_DIFFUSION,
-    "LMSDiscreteScheduler": _DDPM,
-    "PNDMScheduler": _DDPM,
-    "SASolverScheduler": _DDPM,
-    "TCDScheduler": _STABLE_DIFFUSION,
-    "UniPCMultistepScheduler": _DDPM,
+_RULES = ("linear", "scaled_linear", "squaredcos_cap_v2")
+_MORE_RULES = (*_RULES, "laplace", "sigmoid")
+_ZERO, _SNR, _CONTINUOUS, _FLOW = "rescale_betas_zero_snr", "snr_shift_scale", "timestep_type", "use_flow_sigmas"
+_INVERTED = "invert_sigmas"
+
+
+class Known(NamedTuple):
+    """What a scheduler class of diffusers takes from its config that decides the noise.
+
+    Attributes:
+        family: of its noise where no key says otherwise: "vp", "flow", "edm" or one that is the class's own.
+        reads: which of `READERS` it looks at.
+        betas: "vp": beta_start, beta_end and beta_schedule where the config is silent.
+        rules: "vp": the `beta_schedule`s that it knows.
+    """
+
+    family: str
+    reads: tuple[str, ...] = ()
+    betas: tuple[float, float, str] = _DDPM
+    rules: tuple[str, ...] = _RULES
+
+
+CLASSES: Mapping[str, Known] = {
+    "CogVideoXDDIMScheduler": Known("vp", (_ZERO, _SNR), _STABLE_DIFFUSION),
+    "CogVideoXDPMScheduler": Known("vp", (_ZERO, _SNR), _STABLE_DIFFUSION),
+    "DDIMInverseScheduler": Known("vp", (_ZERO,)),
+    "DDIMParallelScheduler": Known("vp", (_ZERO,)),
+    "DDIMScheduler": Known("vp", (_ZERO,)),
+    "DDPMParallelScheduler": Known("vp", (_ZERO,), rules=_MORE_RULES),
+    "DDPMScheduler": Known("vp", (_ZERO,), rules=_MORE_RULES),
+    "DEISMultistepScheduler": Known("vp", (_FLOW,)),
+    "DPMSolverMultistepInverseScheduler": Known("vp", (_FLOW,)),
+    "DPMSolverMultistepScheduler": Known("vp", (_FLOW, _ZERO)),
+    "DPMSolverSDEScheduler": Known("vp", (), _KATHERINE),
+    "DPMSolverSinglestepScheduler": Known("vp", (_FLOW,)),
+    "EulerAncestralDiscreteScheduler": Known("vp", (_ZERO,)),
+    "EulerDiscreteScheduler": Known("vp", (_ZERO, _CONTINUOUS)),
+    "HeunDiscreteScheduler": Known("vp", (), _KATHERINE, (*_RULES, "exp")),
+    "KDPM2AncestralDiscreteScheduler": Known("vp", (), _KATHERINE),
+    "KDPM2DiscreteScheduler": Known("vp", (), _KATHERINE),
+    "LCMScheduler": Known("vp", (_ZERO,), _STABLE_DIFFUSION),
+    "LMSDiscreteScheduler": Known("vp"),
+    "PNDMScheduler": Known("vp"),
+    "RePaintScheduler": Known("vp", rules=(*_RULES, "sigmoid")),
+    "SASolverScheduler": Known("vp", (_FLOW,)),
+    "TCDScheduler": Known("vp", (_ZERO,), _STABLE_DIFFUSION),
+    "UnCLIPScheduler": Known("vp", betas=(*_DDPM[:2], "squaredcos_cap_v2"), rules=("squaredcos_cap_v2",)),
+    "UniPCMultistepScheduler": Known("vp", (_FLOW, _ZERO)),
+    "FlowMatchEulerDiscreteScheduler": Known("flow", (_INVERTED,)),
+    "FlowMatchHeunDiscreteScheduler": Known("flow"),
+    "FlowMatchLCMScheduler": Known("flow", (_INVERTED,)),
+    # Wan's and HiDream's own, which some of their configs name; diffusers has them under UniPC and DPM++.
+    "FlowDPMSolverMultistepScheduler": Known("flow"),
+    "FlowUniPCMultistepScheduler": Known("flow"),
+    "EDMDPMSolverMultistepScheduler": Known("edm"),
+    "EDMEulerScheduler": Known("edm"),
+    "CosineDPMSolverMultistepScheduler": Known("stable-audio"),
+    "DDPMWuerstchenScheduler": Known("wuerstchen"),
+    "ScoreSdeVeScheduler": Known("ve-sde"),
+    "ScoreSdeVpScheduler": Known("vp-sde"),
 }
-KNOWN_CLASSES = sorted([*VP_CLASSES, *FLOW_CLASSES, *EDM_CLASSES, *OTHER_CLASSES])
+KNOWN_CLASSES = sorted(CLASSES)
+FLOW_CLASSES = tuple(name for name, known in CLASSES.items() if known.family == "flow")
+# Keys of the noise that some classes alone look at -> one that does.
+READERS: Mapping[str, str] = {
+    _ZERO: "EulerDiscreteScheduler",
+    _SNR: "CogVideoXDPMScheduler",
+    _CONTINUOUS: "EulerDiscreteScheduler",
+    _FLOW: "UniPCMultistepScheduler",
+    _INVERTED: "FlowMatchEulerDiscreteScheduler",
+}
+_OF_FLOW = dict.fromkeys(
+    ("shift", "base_shift", "max_shift", "base_image_seq_len", "max_image_seq_len", "shift_terminal", _INVERTED, _FLOW),
+    "a flow model's: use FlowMatchEulerDiscreteScheduler.from_config(config)",
+)
+_OF_VP = dict.fromkeys(
+    ("beta_schedule", "trained_betas"), "a VP model's: use UniPCMultistepScheduler.from_config(config)"
+)
+# Family of a class -> keys that only models of other families have, and which class those need.
+_FOREIGN: Mapping[str, Mapping[str, str]] = {
+    "vp": {
+        **_OF_FLOW,
+        "sigma_data": "an EDM model's: use EDMEulerScheduler.from_config(config)",
+        "scaler": "Wuerstchen's: use DDPMWuerstchenScheduler.from_config(config)",
+    },
+    "flow": _OF_VP,
+    **{family: {**_OF_FLOW, **_OF_VP} for family in ("edm", "stable-audio", "wuerstchen")},
+}
 
 
 def from_config(
-    config: Mapping[str, Any] | str | os.PathLike[str], *, image_seq_len: int = 4096, name: str | None = None
+    config: Mapping[str, Any] | str | os.PathLike[str],
+    *,
+    image_seq_len: int = 4096,
+    mu: float | None = None,
+    pipeline: Mapping[str, Any] | None = None,
+    name: str | None = None,
 ) -> NoiseSchedule:
-    """The noise schedule that a diffusers scheduler config describes.
+    """The noise schedule of the model whose scheduler config this is.
+
+    Keys that the config's class ignores, left there by the class that it was made from, are read: they describe the
+    model.
 
     Args:
         config: the config as a mapping, the path of its JSON file, or a model's (or scheduler's) folder.
         image_seq_len: tokens of the image, for configs with `use_dynamic_shifting` (FLUX): 4096 is 1024 x 1024.
+        mu: what the pipeline passes to a flow model's scheduler: the logarithm of the shift, or the shift itself where
+            `time_shift_type` is "linear". It overrides the config's.
+        pipeline: the pipeline's config, whose `_class_name` says by which rule mu follows from `image_seq_len`; by
+            default the model folder's `model_index.json`.
         name: defaults to the folder's or the class's name.
 
     Raises:
         ValueError: for a path without a config (only regular files are opened), a file that is not a config, an unknown
-            class or beta rule, or a value of a wrong type or out of range; the message names them.
+            class or beta rule, a class that has no noise levels, keys of a model that the class cannot sample, or a
+            value of a wrong type or out of range; the message names them.
     """
     if not isinstance(config, Mapping):
         if not isinstance(config, (str, os.PathLike)):
             raise ValueError(f"config is {brief(config)}; pass a mapping, or the path of a file or folder as a text")
         path = _config_file(Path(config))
-        name = name or (path.parent.parent.name if path.parent.name == "scheduler" else path.parent.name) or None
+        folder = path.parent.parent if path.parent.name == "scheduler" else path.parent
+        name = name or folder.name or None
         config = _read(path)
+        pipeline = _pipeline_of(folder) if pipeline is None else pipeline
     cls = config.get("_class_name")
     if not isinstance(cls, str):
         keys = brief(", ".join(map(str, config)) or "none").strip("'")
         raise ValueError(f"the config has no `_class_name` (its keys: {keys})")
+    if cls in REFUSED:
+        raise ValueError(f"{cls} is not supported: {REFUSED[cls]}")
+    if cls not in CLASSES:
+        raise ValueError(unknown(cls, CLASSES, config))
+    image_seq_len = whole("image_seq_len", image_seq_len, 1)
     try:
-        noise = _build(cls, config, whole("image_seq_len", image_seq_len, 1), name or cls)
+        family = _family(cls, config)
+        if family == "flow":
+            shift = _shift(cls, config, pipeline or {}, image_seq_len, mu)
+            return rectified_flow.flow(
+                shift, num_train_timesteps=config.get("num_train_timesteps", 1000), name=name or cls
+            )
+        noise = _build(cls, family, config, name or cls)
+        if mu is not None:
+            raise ValueError(
+                f"mu is the logarithm of a flow model's shift, but this is {noise.kind!r} noise: leave it out"
+            )
         # Flow and EDM networks predict what their class says; the discrete ones name it, "epsilon" by default.
-        named = config.get("prediction_type") if cls in VP_CLASSES and noise.kind == "vp" else None
+        named = config.get("prediction_type") if family == "vp" else None
         return noise if named is None else noise.with_prediction(named)
     except ValueError as error:
-        raise error if cls not in KNOWN_CLASSES else ValueError(f"{cls}: {error}") from error
+        raise ValueError(f"{cls}: {error}") from error
 
 
-def _build(cls: str, config: Mapping[str, Any], image_seq_len: int, name: str) -> NoiseSchedule:
+def ignored_keys(config: Mapping[str, Any]) -> dict[str, str]:
+    """The keys of the model's noise that the config's class does not look at -> a class that does."""
+    known, family = CLASSES[config["_class_name"]], _family(config["_class_name"], config)
+    matter = {
+        _ZERO: family == "vp" and config.get(_ZERO, False),
+        _SNR: family == "vp" and config.get(_SNR, 1.0) != 1.0,
+        _CONTINUOUS: family == "edm" and known.family == "vp",
+        _FLOW: family == "flow" and known.family == "vp",
+        _INVERTED: family == "flow" and config.get(_INVERTED, False),
+    }
+    return {key: READERS[key] for key, matters in matter.items() if matters and key not in known.reads}
+
+
+def _family(cls: str, config: Mapping[str, Any]) -> str:
+    """Of the model that the config was made for.
+
+    Raises:
+        ValueError: for a class that cannot sample it.
+    """
+    own = CLASSES[cls].family
+    flow = flag(_FLOW, config.get(_FLOW, False)) or config.get("prediction_type") == "flow_prediction"
+    if flow and own in ("vp", "flow"):
+        return "flow"
+    continuous = config.get(_CONTINUOUS) == "continuous" and config.get("prediction_type") == "v_prediction"
+    if continuous and own == "vp":
+        return "edm"
+    if continuous and own == "edm":
+        if config.get("sigma_data", 0.5) != 1.0:
+            raise ValueError(
+                f"timestep_type 'continuous' is Stable Video Diffusion's, whose sigma_data is 1: use "
+                f"{cls}.from_config(config, sigma_data=1.0)"
+            )
+        return own
+    for key, why in _FOREIGN.get(own, {}).items():
+        if config.get(key) is not None and config[key] is not False:
+            raise ValueError(f"{key} is {brief(config[key])}, which this class ignores, and {why}")
+    return own
+
+
+def _build(cls: str, family: str, config: Mapping[str, Any], name: str) -> NoiseSchedule:
+    """The noise of a family other than flow."""
+
     def real(key: str, default: float) -> float:
         return number(key, config.get(key, default))
 
-    if cls in FLOW_CLASSES or (cls in VP_CLASSES and _is_flow(config)):
-        shift = _shift(config, "shift" if cls in FLOW_CLASSES else "flow_shift", image_seq_len)
-        return rectified_flow.flow(shift, num_train_timesteps=config.get("num_train_timesteps", 1000), name=name)
-    if cls in EDM_CLASSES:
+    if family == "edm" and CLASSES[cls].family == "vp":  # as Stable Video Diffusion: EDM's model, told log(sigma)/4
+        low, high = config.get("sigma_min"), config.get("sigma_max")
+        if low is None or high is None:
+            raise ValueError(
+                "timestep_type 'continuous' needs sigma_min and sigma_max in the config: "
+                f"use {cls}.from_config(config, sigma_min=0.002, sigma_max=700.0) with the model's"
+            )
+        return variance_exploding.edm(low, high, name=name)
+    if family == "edm":
         return variance_exploding.edm(real("sigma_min", 0.002), real("sigma_max", 80.0), real("rho", 7.0), name=name)
-    if cls == "CosineDPMSolverMultistepScheduler":
+    if family == "stable-audio":
         return _stable_audio(config, name)
-    if cls == "DDPMWuerstchenScheduler":
+    if family == "wuerstchen":
         return variance_preserving.clipped_cosine(real("s", 0.008), real("scaler", 1.0), name=name)
-    if cls == "ScoreSdeVeScheduler":
+    if family == "ve-sde":
         return variance_exploding.ve(real("sigma_min", 0.01), real("sigma_max", 1348.0), name=name)
-    if cls == "ScoreSdeVpScheduler":
+    if family == "vp-sde":
         return variance_preserving.linear_vp(real("beta_min", 0.1), real("beta_max", 20.0), name=name)
-    if cls not in VP_CLASSES:
-        raise ValueError(f"scheduler class {brief(cls)} is not known; known classes: {', '.join(KNOWN_CLASSES)}")
     alphas_cumprod = np.cumprod(1.0 - _betas(cls, config))
     # CogVideoX scales the SNR of its training table.
-    scale = config.get("snr_shift_scale", 1.0 if not cls.startswith("CogVideoX") else 3.0)
-    scale = number("snr_shift_scale", scale, low=0.0, high=1e6)
+    scale = config.get(_SNR, 3.0 if _SNR in CLASSES[cls].reads else 1.0)
+    scale = number(_SNR, scale, low=0.0, high=1e6)
     alphas_cumprod = alphas_cumprod / (scale + (1.0 - scale) * alphas_cumprod)
-    zero_snr = flag("rescale_betas_zero_snr", config.get("rescale_betas_zero_snr", False))
+    zero_snr = flag(_ZERO, config.get(_ZERO, False))
     return variance_preserving.discrete(alphas_cumprod, rescale_betas_zero_snr=zero_snr, name=name)
 
 
@@ -134,18 +258,12 @@ def _stable_audio(config: Mapping[str, Any], name: str) -> NoiseSchedule:
     return dataclasses.replace(noise, timestep_rule="arctan_ksigma").with_prediction("edm")
 
 
-def _is_flow(config: Mapping[str, Any]) -> bool:
-    return flag("use_flow_sigmas", config.get("use_flow_sigmas", False)) or (
-        config.get("prediction_type") == "flow_prediction"
-    )
-
-
 def _betas(cls: str, config: Mapping[str, Any]) -> np.ndarray:
     trained = config.get("trained_betas")
     if trained is None:
-        start, end, rule = VP_CLASSES[cls]
+        start, end, rule = CLASSES[cls].betas
         return variance_preserving.beta_table(
-            config.get("beta_schedule", rule),
+            choice("beta_schedule", config.get("beta_schedule", rule), CLASSES[cls].rules),
             config.get("beta_start", start),
             config.get("beta_end", end),
             config.get("num_train_timesteps", 1000),
@@ -157,12 +275,27 @@ def _betas(cls: str, config: Mapping[str, Any]) -> np.ndarray:
     return table
 
 
-def _shift(config: Mapping[str, Any], static: str, image_seq_len: int) -> float:
-    if not flag("use_dynamic_shifting", config.get("use_dynamic_shifting", False)):
-        return number(static, config.get(static, 1.0), low=0.0, need="a positive number")
-    keys = ("base_image_seq_len", "max_image_seq_len", "base_shift", "max_shift", "time_shift_type")
-    given = {k: config[k] for k in keys if config.get(k) is not None}
-    return rectified_flow.dynamic_shift(image_seq_len, **given)
+def _shift(
+    cls: str, config: Mapping[str, Any], pipeline: Mapping[str, Any], image_seq_len: int, mu: float | None
+) -> float:
+    rule = config.get("time_shift_type", "exponential")
+    if mu is not None:
+        return rectified_flow.shift_of_mu(mu, rule)
+    if flag("use_dynamic_shifting", config.get("use_dynamic_shifting", False)):
+        return rectified_flow.shift_of_mu(rectified_flow.pipeline_mu(pipeline, config, image_seq_len), rule)
+    own, other = ("shift", "flow_shift") if CLASSES[cls].family == "flow" else ("flow_shift", "shift")
+    shift = number(own, config.get(own, 1.0), low=0.0, need="a positive number")
+    if shift == 1.0 and config.get(other) is not None:  # the key of the class that this config was made from
+        shift = number(other, config[other], low=0.0, need="a positive number")
+    return shift * rectified_flow.grid_shift(pipeline, image_seq_len)
+
+
+def _pipeline_of(folder: Path) -> Mapping[str, Any] | None:
+    """The config of the pipeline in a model's folder; None where there is none."""
+    for file in (folder / "model_index.json", folder / "modular_model_index.json"):
+        if file.is_file():
+            return _read(file)
+    return None
 
 
 def _config_file(path: Path) -> Path:

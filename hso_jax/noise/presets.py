@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 from hso_jax.checks import brief, nearest
 from hso_jax.noise.from_config import from_config
 from hso_jax.noise.noise_schedule import NoiseSchedule
-from hso_jax.noise.rectified_flow import flux2_shift
 
 
 class Preset(NamedTuple):
@@ -25,7 +24,7 @@ class Preset(NamedTuple):
         resolution: how the shift follows the size of the picture or the video, in words; empty where there is no shift.
         boundary: where a model of two experts changes from the one to the other: s at which the high-noise expert
             still works, the low-noise one everywhere below. None for models of one network.
-        shift_of: the shift of a picture of so many tokens, where the pipeline computes it and the config is silent.
+        pipeline: its class in diffusers, where that has a rule of its own for the shift.
     """
 
     description: str
@@ -36,7 +35,7 @@ class Preset(NamedTuple):
     guidance: float = 1.0
     resolution: str = ""
     boundary: float | None = None
-    shift_of: Callable[[int], float] | None = None
+    pipeline: str = ""
 
 
 def _vp(rule: str, start: float, end: float) -> dict[str, Any]:
@@ -146,11 +145,11 @@ PRESETS: Mapping[str, Preset] = {
     "flux2-dev": Preset(
         "FLUX.2-dev (guidance is embedded)",
         "diffusers' Flux2Pipeline: its own rule for mu, not the scheduler config's",
-        _flow(1.0),
+        _dynamic(0.5, 1.15, 256, 4096),
         "flow_prediction",
         resolution="flux2_shift(tokens, N): it follows N as well up to 4300 tokens, here that of N = 50; "
         "a token is 16 x 16 pixels",
-        shift_of=flux2_shift,
+        pipeline="Flux2Pipeline",
     ),
     "qwen-image": Preset(
         "Qwen-Image",
@@ -162,11 +161,18 @@ PRESETS: Mapping[str, Preset] = {
         resolution="exp(.5) at 256 tokens to exp(.9) at 8192; a token is 16 x 16 pixels",
     ),
     "z-image": Preset(
-        "Z-Image (Turbo has shift 3 and no guidance)",
+        "Z-Image",
         "Z-Image scheduler config; guidance of its model card (3 to 5)",
         _flow(6.0),
         "flow_prediction",
         guidance=4.0,
+        resolution=_FIXED,
+    ),
+    "z-image-turbo": Preset(
+        "Z-Image-Turbo (8 steps, distilled)",
+        "Z-Image-Turbo scheduler config; no guidance by its model card",
+        _flow(3.0),
+        "flow_prediction",
         resolution=_FIXED,
     ),
     "chroma": Preset(
@@ -268,6 +274,12 @@ PRESETS: Mapping[str, Preset] = {
 }
 
 
+def preset_name(name: str) -> str:
+    """The preset that a repository's or a file's name is, as "Tongyi-MAI/Z-Image-Turbo"; else the name as it is."""
+    own = name.rsplit("/", 1)[-1].lower().replace("_", "-") if isinstance(name, str) else name
+    return own if own in PRESETS else name
+
+
 def preset(name: str, *, image_seq_len: int = 4096) -> NoiseSchedule:
     """The noise schedule of a published model; `PRESETS` has the names, the values and their sources.
 
@@ -277,18 +289,18 @@ def preset(name: str, *, image_seq_len: int = 4096) -> NoiseSchedule:
     - `sd3-medium`, `sd35-medium`, `sd35-large`: rectified flow, shift 3 (arXiv 2403.03206).
     - `flux-dev`, `flux-krea`, `flux-kontext`: rectified flow, shift exp(0.5..1.15) by `image_seq_len`; `flux2-dev`: by
       `flux2_shift`; `flux-schnell`: shift 1; `qwen-image`: exp(0.5..0.9).
-    - `z-image` and `lumina2`: shift 6; `chroma` and `sana`: 3; `auraflow`: 1.73.
+    - `z-image` and `lumina2`: shift 6; `z-image-turbo`, `chroma` and `sana`: 3; `auraflow`: 1.73.
     - `wan21`, `wan22-t2v`, `wan22-i2v`: shift 3; `wan22-5b`: 5; `hunyuan-video`: 7; `ltx-video`: exp(0.95..2.05).
     - `cogvideox-2b`, `cogvideox-5b`: scaled_linear 0.00085..0.012 with zero terminal SNR, the SNR divided by 3 and 1.
 
     Raises:
         ValueError: for an unknown name; the message lists the known ones.
     """
+    name = preset_name(name)
     if not isinstance(name, str) or name not in PRESETS:
         near = nearest(name, PRESETS) if isinstance(name, str) else ""
         raise ValueError(f"model {brief(name)} is not a preset{near}; presets: {', '.join(PRESETS)}")
     found = PRESETS[name]
-    config = found.config
-    if found.shift_of is not None:
-        config = {**config, "shift": found.shift_of(image_seq_len)}
-    return from_config(config, image_seq_len=image_seq_len, name=name).with_prediction(found.prediction)
+    pipeline = {"_class_name": found.pipeline}
+    noise = from_config(found.config, image_seq_len=image_seq_len, pipeline=pipeline, name=name)
+    return noise.with_prediction(found.prediction)

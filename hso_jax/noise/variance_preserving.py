@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
@@ -11,7 +12,8 @@ from hso_jax.checks import MOST_LEVELS, choice, flag, number, numbers, whole
 from hso_jax.noise.noise_schedule import Array, NoiseSchedule, from_knots, namespace
 from hso_jax.optional_jax import is_traced
 
-BETA_RULES = ("linear", "scaled_linear", "squaredcos_cap_v2")
+BETA_RULES = ("linear", "scaled_linear", "squaredcos_cap_v2", "sigmoid", "laplace", "exp")
+_LARGEST_BETA = 0.999
 _CLOSED_FORM_KNOTS = 4001
 
 
@@ -21,22 +23,39 @@ def beta_table(
     """The betas [T] of diffusers' `beta_schedule` rules, in float64.
 
     Source: diffusers' DDPMScheduler; "linear" is Ho et al. 2020 (arXiv 2006.11239), "scaled_linear" latent
-    diffusion (arXiv 2112.10752), "squaredcos_cap_v2" Nichol and Dhariwal 2021 (arXiv 2102.09672, eq. 17).
+    diffusion (arXiv 2112.10752), "squaredcos_cap_v2" Nichol and Dhariwal 2021 (arXiv 2102.09672, eq. 17), "sigmoid"
+    GeoDiff (arXiv 2203.02923), "laplace" arXiv 2407.03297, "exp" alpha_bar = exp(-12 t). The rules that give
+    alpha_bar do not look at beta_start and beta_end.
 
     Raises:
         ValueError: for an unknown rule, T < 2 or end points outside 0 < beta_start <= beta_end < 1.
     """
     num_train_timesteps = whole("num_train_timesteps", num_train_timesteps, 2, MOST_LEVELS)
     choice("beta_schedule", rule, BETA_RULES)
-    if rule == "squaredcos_cap_v2":
-        bar = np.cos((np.arange(num_train_timesteps + 1) / num_train_timesteps + 0.008) / 1.008 * np.pi / 2) ** 2
-        return np.minimum(1.0 - bar[1:] / bar[:-1], 0.999)
+    if rule in _ALPHA_BARS:
+        bar = _ALPHA_BARS[rule](np.arange(num_train_timesteps + 1) / num_train_timesteps)
+        return np.minimum(1.0 - bar[1:] / bar[:-1], _LARGEST_BETA)
     beta_start, beta_end = number("beta_start", beta_start), number("beta_end", beta_end)
     if not 0.0 < beta_start <= beta_end < 1.0:
         raise ValueError(f"beta_start, beta_end are {beta_start}, {beta_end}; need 0 < beta_start <= beta_end < 1")
     if rule == "linear":
         return np.linspace(beta_start, beta_end, num_train_timesteps)
+    if rule == "sigmoid":
+        return beta_start + (beta_end - beta_start) / (1.0 + np.exp(-np.linspace(-6.0, 6.0, num_train_timesteps)))
     return np.linspace(beta_start**0.5, beta_end**0.5, num_train_timesteps) ** 2
+
+
+def _laplace(t: np.ndarray) -> np.ndarray:
+    snr = np.exp(-0.5 * np.copysign(1.0, 0.5 - t) * np.log(1.0 - 2.0 * np.abs(0.5 - t) + 1e-6))
+    return np.asarray(np.sqrt(snr / (1.0 + snr)))
+
+
+# Rules that give alpha_bar as a function of t in [0, 1], from which the betas follow.
+_ALPHA_BARS: Mapping[str, Callable[[np.ndarray], np.ndarray]] = {
+    "squaredcos_cap_v2": lambda t: np.cos((t + 0.008) / 1.008 * np.pi / 2) ** 2,
+    "laplace": _laplace,
+    "exp": lambda t: np.exp(-12.0 * t),
+}
 
 
 def rescale_zero_terminal_snr(alphas_cumprod: Array) -> Array:

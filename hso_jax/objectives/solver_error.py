@@ -17,13 +17,10 @@ from hso_jax import solvers
 from hso_jax.checks import check_guidance, number, whole
 from hso_jax.compiling import jit, normal
 from hso_jax.noise import alpha_sigma
-from hso_jax.problems.bank import Bank, Problems, collect, denoise, pick, spread
-from hso_jax.problems.exact import Exact, exact
-from hso_jax.problems.family import family
-from hso_jax.problems.mixture import Problem
+from hso_jax.problems.bank import Bank, Exact, Problems, collect, denoise, exact, pick, spread
+from hso_jax.problems.mixture import Problem, family
 from hso_jax.problems.model_error import ModelError, Waves, check_model_error, draw, error, guided
-from hso_jax.problems.product import Product
-from hso_jax.problems.spectrum import spectral, spectrum
+from hso_jax.problems.product import Product, spectral, spectrum
 
 SAMPLES = 128
 """Noise samples a problem: 36 x 128 in all (benchmarks/reference_study.py says what fewer cost)."""

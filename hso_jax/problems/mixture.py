@@ -1,4 +1,4 @@
-"""Gaussian mixtures whose denoiser and score are known exactly, with a class for guidance.
+"""Gaussian mixtures with a class, whose denoiser and score are known exactly; random ones, and families of them.
 
 With one within-covariance shared by all components, coordinates exist in which it is diagonal. In them, and in
 VP-equivalent scaling `x = alpha x_0 + sigma eps`, each component stays a Gaussian of diagonal covariance
@@ -7,6 +7,8 @@ VP-equivalent scaling `x = alpha x_0 + sigma eps`, each component stays a Gaussi
 
 from __future__ import annotations
 
+import itertools
+import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -15,11 +17,15 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from hso_jax.checks import brief, numbers
+from hso_jax.checks import brief, number, numbers, whole
+from hso_jax.compiling import normal
 from hso_jax.noise import alpha_sigma
 
 LARGEST = 1e9
 """Of a mean: squares of it are taken in float32."""
+
+MOST = 100_000
+"""Dimensions, and components, of a generic problem."""
 
 
 class Problem(NamedTuple):
@@ -173,3 +179,94 @@ def _members(members: Sequence[int], components: int) -> np.ndarray:
     if inside.sum() != index.size:
         raise ValueError(f"members is {brief(list(members))}, which has repeated indices")
     return inside
+
+
+def generic(
+    key: Array,
+    *,
+    dimension: int = 32,
+    components: int = 32,
+    spectrum: float = 1.5,
+    within: float = 0.3,
+    scale: float = 1.0,
+    members: int = 4,
+    apart: float = 1.5,
+) -> Problem:
+    """A random mixture that stands for latents nothing is known of.
+
+    Means are normal, with variances proportional to `k^-spectrum` along coordinate k (natural images' power law), and
+    so is the within-covariance. Centred and scaled so that the variance is `scale^2` a dimension in the mean, of which
+    the share `within` is inside components. Equal weights; the first `members` components are the class. A class drawn
+    like the others would lie near the centre, and guidance would have little to do. So it is moved until its centre's
+    squared distance from the centre of the others is `apart` times the variance that the means had: by default the
+    class's centre then holds about six tenths of the data's variance (a class of Fashion-MNIST four, and a prompt says
+    more). Without guidance its place hardly matters, because the flow moves along with it.
+
+    Raises:
+        ValueError: for fewer than 2 components or 1 dimension, a share outside (0, 1), a spectrum outside (-10, 10), a
+            scale or `apart` outside (0, 1e6), or members not in 1..components.
+    """
+    dimension, components = whole("dimension", dimension, 1, MOST), whole("components", components, 2, MOST)
+    members = whole("members", members, 1, components)
+    within = number("within", within, low=0.0, high=1.0)
+    spectrum = number("spectrum", spectrum, low=-10.0, high=10.0)
+    scale, apart = number("scale", scale, low=0.0, high=1e6), number("apart", apart, low=0.0, high=1e6)
+    power = np.arange(1, dimension + 1) ** -float(spectrum)
+    power *= scale**2 * dimension / power.sum()
+    means = np.asarray(normal(key, (components, dimension)), np.float64) * np.sqrt(power)
+    means -= means.mean(0)
+    if members < components:
+        away = means[:members].mean(0) - means[members:].mean(0)
+        means[:members] += (math.sqrt(apart * (means**2).mean(0).sum() / (away**2).sum()) - 1.0) * away
+        means -= means.mean(0)
+    means *= scale * math.sqrt((1.0 - within) * dimension / (means**2).mean(0).sum())
+    return mixture(np.ones(components), means, within * power, members=range(members))
+
+
+class Kind(NamedTuple):
+    """What a generic problem is like, see `generic`.
+
+    Attributes:
+        spectrum: exponent of the variances. Natural images and their latents lie between 1 and 2 (Field 1987).
+        within: share of the variance inside components: how non-linear the denoiser is, and when.
+        scale: standard deviation of the data. Latents are scaled to about 1, pixels in [-1, 1] have about a half.
+    """
+
+    spectrum: float = 1.5
+    within: float = 0.3
+    scale: float = 1.0
+
+
+SPECTRA, WITHIN, SCALES = (1.0, 1.5, 2.0), (0.1, 0.3, 0.5, 0.7), (0.5, 1.0, 2.0)
+
+KINDS = tuple(Kind(SPECTRA[(i + i // 12) % 3], WITHIN[i % 4], SCALES[i % 3]) for i in range(36))
+"""Every combination once, so ordered that any few neighbours are mixed."""
+
+
+def family(seeds: Sequence[int] = range(len(KINDS)), kinds: Sequence[Kind] = KINDS, **options: Any) -> Problem:
+    """Generic problems of different seeds and kinds, stacked on a leading axis [P].
+
+    Args:
+        seeds: one a problem.
+        kinds: taken in turn.
+        options: further arguments of `generic`, the same for all.
+
+    Raises:
+        ValueError: without seeds or kinds, and as `generic`.
+    """
+    if not len(seeds) or not len(kinds):
+        raise ValueError(f"{len(seeds)} seeds and {len(kinds)} kinds; need at least one of each")
+    turns = itertools.cycle(kinds)
+    return stack_problems([generic(jax.random.key(seed), **next(turns)._asdict(), **options) for seed in seeds])
+
+
+def stack_problems(problems: Sequence[Problem]) -> Problem:
+    """Problems of one shape, stacked on a leading axis [P].
+
+    Raises:
+        ValueError: if there are none, or if their numbers of components or dimensions differ.
+    """
+    shapes = {problem.means.shape for problem in problems}
+    if len(shapes) != 1:
+        raise ValueError(f"problems have means of shapes {sorted(shapes)}; need one shape [components, dimension]")
+    return jax.tree.map(lambda *leaves: jnp.stack(leaves), *problems)

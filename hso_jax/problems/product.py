@@ -1,13 +1,15 @@
 """Products of 1-D Gaussian mixtures: a problem with a spectrum, whose exact denoiser is elementwise.
 
 Every coordinate is independent of the others and has a scale of its own, so one problem holds many scales, as real
-data do along their principal components. A coordinate stands for many directions of the data, see `spectrum.py`.
+data do along their principal components. A spectrum is the standard deviations along these; a coordinate stands for
+many of its directions.
 """
 
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterable
+import math
+from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -15,6 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
+from hso_jax.compiling import normal, uniform
 from hso_jax.noise import alpha_sigma
 
 
@@ -168,3 +171,233 @@ def log_density(problem: Product, x: Array, alpha: Array, sigma: Array, *, of_cl
     normal = -0.5 * (square + jnp.log(2.0 * jnp.pi * total))
     log_weights = problem.class_log_weights if of_class else problem.log_weights
     return jax.scipy.special.logsumexp(log_weights + normal, axis=-2).sum(-1)
+
+
+class Spectrum(NamedTuple):
+    """Standard deviations along principal components, falling, and how many directions have each. NumPy float64.
+
+    Attributes:
+        deviations: [n] positive, falling.
+        counts: [n] positive.
+    """
+
+    deviations: np.ndarray
+    counts: np.ndarray
+
+    @property
+    def dimension(self) -> float:
+        """Number of directions."""
+        return float(self.counts.sum())
+
+    @property
+    def total(self) -> float:
+        """Total variance."""
+        return float((self.counts * self.deviations**2).sum())
+
+
+def spectrum(deviations: Any, counts: Any = None) -> Spectrum:
+    """A checked spectrum, sorted.
+
+    Raises:
+        ValueError: for none, NaN, or values that are not positive.
+    """
+    s = np.atleast_1d(np.array(deviations, np.float64))
+    m = np.ones(s.shape) if counts is None else np.atleast_1d(np.array(counts, np.float64))
+    if s.ndim != 1 or not s.size or m.shape != s.shape:
+        raise ValueError(f"deviations {s.shape} and counts {m.shape}; need one axis of the same length, at least 1")
+    for name, values in (("deviations", s), ("counts", m)):
+        if not np.isfinite(values).all() or (values <= 0).any():
+            raise ValueError(f"{name} must be positive and finite; the worst is {values[np.argmin(values > 0)]}")
+    order = np.argsort(-s, kind="stable")
+    return Spectrum(s[order], m[order])
+
+
+def power_law(
+    dimension: int, exponent: float, *, deviation: float = 1.0, floor: float = 0.0, entries: int = 400
+) -> Spectrum:
+    """Variances `k^-exponent` along direction k = 1..dimension, on a floor, scaled to a mean of `deviation`^2.
+
+    Args:
+        dimension: number of directions.
+        exponent: 0 is white.
+        deviation: root of the mean variance a direction.
+        floor: share of the variance that is white.
+        entries: neighbours far down are one entry with a count.
+
+    Raises:
+        ValueError: for a dimension below 1, an exponent that is negative or not finite, a deviation that is not
+            positive or a floor outside [0, 1].
+    """
+    if dimension < 1 or not 0.0 <= exponent < math.inf or not 0.0 < deviation < math.inf or not 0.0 <= floor <= 1.0:
+        raise ValueError(
+            f"dimension {dimension}, exponent {exponent}, deviation {deviation}, floor {floor}: need at least 1, 0 or "
+            "more, a positive number and a share"
+        )
+    edges = np.unique(np.round(np.geomspace(1.0, dimension + 1.0, min(entries, dimension) + 1)).astype(np.int64))
+    counts = np.diff(edges).astype(np.float64)
+    centres = np.sqrt(edges[:-1] * (edges[1:] - 1.0))
+    variances = centres**-exponent
+    variances = (1.0 - floor) * variances * dimension / (counts * variances).sum() + floor
+    return spectrum(deviation * np.sqrt(variances), counts)
+
+
+class Named(NamedTuple):
+    """A spectrum that stands for a kind of data: arguments of `power_law`.
+
+    Attributes:
+        description: what it stands for.
+        dimension: values of one sample.
+        exponent: of the power law.
+        deviation: root of the mean variance a value.
+        floor: share of the variance that is white.
+    """
+
+    description: str
+    dimension: int
+    exponent: float
+    deviation: float = 1.0
+    floor: float = 0.0
+
+
+SPECTRA: Mapping[str, Named] = {
+    "latents-4": Named("Stable Diffusion's latents, 4 x 64 x 64, scaled to about 1", 4 * 64 * 64, 0.9),
+    "latents-16": Named("latents of SD3 and FLUX, 16 x 128 x 128", 16 * 128 * 128, 0.8),
+    "video": Named("latents of a video, 16 x 21 x 60 x 104 (Wan, 480p)", 16 * 21 * 60 * 104, 0.9),
+    "pixels": Named("colour images of 64 x 64 pixels in [-1, 1]", 3 * 64 * 64, 1.1, 0.5),
+}
+"""Defaults by kind of data. Natural images' power falls with the square of frequency (Field 1987), so `k^-1` over the
+principal components of a plane; learned latents are flatter. The leading standard deviation is then .2 to .35 times
+the root of the dimension, as in the data sets that it was measured on (.1 to .3)."""
+
+
+def named(name: str) -> Spectrum:
+    """The spectrum of `SPECTRA` with that name.
+
+    Raises:
+        ValueError: for an unknown name; the message lists the known ones.
+    """
+    if name not in SPECTRA:
+        raise ValueError(f"spectrum {name!r} is not known; use one of {', '.join(SPECTRA)}")
+    return power_law(**{k: v for k, v in SPECTRA[name]._asdict().items() if k != "description"})
+
+
+def from_components(deviations: Any, total: float, dimension: int, *, entries: int = 200) -> Spectrum:
+    """The spectrum of data of which the leading standard deviations and the total variance are known.
+
+    The directions that were not measured go on from the last one as a power law `(k/K)^-a` with the a that gives the
+    total; where even a flat continuation (a = 0) has less variance than is left, what is left lies flat, at its mean.
+
+    Args:
+        deviations: [K] leading standard deviations, falling.
+        total: variance of all directions.
+        dimension: number of all directions, at least K.
+        entries: of the continuation.
+
+    Raises:
+        ValueError: for values that are not positive, a dimension below K, or a total below the leading ones' variance.
+    """
+    head = spectrum(deviations)
+    known, rest = len(head.deviations), float(total) - head.total
+    if dimension < known or not math.isfinite(rest) or rest < -1e-6 * head.total:
+        raise ValueError(
+            f"total is {total}, dimension {dimension}; the {known} leading directions alone have variance "
+            f"{head.total:.6g}"
+        )
+    if dimension == known or rest <= 1e-9 * head.total:
+        return head
+    edges = np.unique(np.round(np.geomspace(known + 1.0, dimension + 1.0, entries + 1)).astype(np.int64))
+    counts = np.diff(edges).astype(np.float64)
+    centres = np.sqrt(edges[:-1] * (edges[1:] - 1.0)) / known
+    last = head.deviations[-1] ** 2
+    low, high = 0.0, 50.0
+    for _ in range(80):
+        middle = 0.5 * (low + high)
+        low, high = (middle, high) if last * (counts * centres**-middle).sum() > rest else (low, middle)
+    tail = centres**-low
+    tail *= rest / (counts * tail).sum()
+    return spectrum(np.concatenate([head.deviations, np.sqrt(tail)]), np.concatenate([head.counts, counts]))
+
+
+def directions(of: Spectrum, count: int, *, left_out: float = 1e-3) -> tuple[np.ndarray, np.ndarray]:
+    """[count] standard deviations, evenly spaced in their logarithm over a spectrum, and how many each stands for.
+
+    Each direction's variance is spread over log s half-way to its neighbours, so that no interval between two leading
+    ones is empty. An interval's coordinate has its middle as s and stands for `variance in it / s^2` directions. Small
+    directions that hold `left_out` of the variance together do not stretch the range; they count with the last one.
+
+    Raises:
+        ValueError: for a count below 1 or `left_out` outside [0, 1).
+    """
+    if count < 1 or not 0.0 <= left_out < 1.0:
+        raise ValueError(f"count is {count}, left_out {left_out}; need at least 1 and a share below 1")
+    logs, variance = np.log(of.deviations), of.counts * of.deviations**2
+    if logs[0] - logs[-1] < 1e-9:  # white: every coordinate is alike
+        return np.full(count, of.deviations[0]), np.full(count, of.dimension / count)
+    between = 0.5 * (logs[1:] + logs[:-1])
+    # A direction with a neighbour on one side only reaches as far on the other.
+    edges = np.concatenate([[2.0 * logs[0] - between[0]], between, [2.0 * logs[-1] - between[-1]]])
+    below = np.concatenate([[0.0], np.cumsum(variance[::-1])]) / variance.sum()  # of what is smaller than an edge
+    edges = edges[::-1] + 1e-12 * np.arange(len(edges))  # rising, also where directions repeat
+    bottom = np.interp(left_out, below, edges)
+    cuts = np.linspace(edges[-1], bottom, count + 1)
+    held = -np.diff(np.interp(cuts, edges, below))
+    held[-1] += np.interp(bottom, edges, below)
+    s = np.exp(0.5 * (cuts[1:] + cuts[:-1]))
+    return s, np.maximum(held, 1e-12) * of.total / s**2
+
+
+def spectral(
+    key: Array,
+    of: Spectrum,
+    *,
+    dimension: int = 32,
+    components: int = 3,
+    within: float = 0.3,
+    scale: float = 1.0,
+    members: int = 1,
+    leading: float = 0.25,
+    left_out: float = 1e-3,
+) -> Product:
+    """A random product of 1-D mixtures with the standard deviations of a spectrum.
+
+    A coordinate's component means are normal, its weights uniform in [.5, 1.5] before they are normalised, and its
+    components' standard deviations vary by a factor of up to 2; then it is centred and scaled to its place in the
+    spectrum, with the share `within` of its variance inside components. The class is a choice of the first `members`
+    components (of random order) in those leading coordinates that hold the share `leading` of the variance.
+
+    Args:
+        key: a typed PRNG key.
+        of: the spectrum.
+        dimension: D, coordinates, see `directions`.
+        components: C of a coordinate.
+        within: share of a coordinate's variance inside components.
+        scale: multiplies the spectrum.
+        members: components of the class.
+        leading: share of the variance whose coordinates know the class.
+        left_out: see `directions`.
+
+    Raises:
+        ValueError: for fewer than 2 components or 1 dimension, members not in 1..components, shares outside (0, 1) or
+            a scale that is not positive.
+    """
+    if dimension < 1 or components < 2 or not 1 <= members <= components:
+        raise ValueError(
+            f"dimension {dimension}, components {components}, members {members}: need at least 1, 2 and 1..components"
+        )
+    if not 0.0 < within < 1.0 or not 0.0 <= leading <= 1.0 or not 0.0 < scale < math.inf:
+        raise ValueError(f"within {within}, leading {leading}, scale {scale}: need two shares and a positive number")
+    s, counts = directions(of, dimension, left_out=left_out)
+    default = jax.dtypes.canonicalize_dtype(float)  # of the default family float64
+    draws = np.asarray(normal(key, (components, dimension), default), np.float64)
+    even = np.asarray(uniform(jax.random.fold_in(key, 1), (2, components, dimension), default), np.float64)
+    weights = 0.5 + even[0]
+    weights /= weights.sum(0)
+    means = draws - (weights * draws).sum(0)
+    means *= np.sqrt((1.0 - within) / (weights * means**2).sum(0))
+    inner = 2.0 ** (2.0 * even[1] - 1.0)
+    inner *= within / (weights * inner).sum(0)
+    s = scale * s
+    held = np.cumsum(counts * s**2) / (counts * s**2).sum()
+    of_class = np.concatenate([[0.0], held[:-1]]) < leading
+    inside = (np.arange(components) < members)[:, None] | ~of_class
+    return product(weights, means * s, inner * s**2, counts=counts, members=inside)

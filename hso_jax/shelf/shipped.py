@@ -11,16 +11,20 @@ from typing import Any
 import numpy as np
 
 from hso_jax import solvers
-from hso_jax.checks import check_nfe, number
+from hso_jax.checks import check_guidance, check_nfe
 from hso_jax.noise import PRESETS, NoiseSchedule, preset
 from hso_jax.noise.ends import first_lam
 from hso_jax.noise.noise_schedule import check_noise
+from hso_jax.noise.presets import preset_name
 from hso_jax.origin import Origin, Scores
 from hso_jax.schedule import Schedule
 
 FORMAT, VERSION = "hso-jax/zoo", 2
 FILE = "zoo.json"
 SOLVERS = ("ddim", "dpmpp-2m", "unipc-2", "unipc-3")
+CHOICES = (*SOLVERS, solvers.NONSTATIONARY)
+"""What may be asked for."""
+
 MAX_NFE = 20
 FREE_NFE = range(2, 13)
 """N of the non-stationary solver."""
@@ -48,9 +52,9 @@ def zoo(model: str | NoiseSchedule, nfe: int, solver: str | None = None, *, guid
         model: a preset's name, or a noise schedule with the same two ends as some preset's, whose model predicts the
             same.
         nfe: N in 1..20.
-        solver: "ddim", "dpmpp-2m", "unipc-2" (also "unipc"), "unipc-3", or "nonstationary", which has coefficients of
-            its own (N in 2..12; where it gains nothing the known solver that is as good). By default the one with the
-            smallest error: `Schedule.solver` says which.
+        solver: "ddim", "dpmpp-2m", "unipc-2", "unipc-3" by any of their names (`hso_jax.solvers.canonical`), or
+            "nonstationary", which has coefficients of its own (N in 2..12; where it gains nothing the known solver that
+            is as good). By default the one with the smallest error: `Schedule.solver` says which.
         guidance: w; by default the model's usual one for a preset (`PRESETS[name].guidance`), else 1. What is shipped
             is 1 and the usual weights of the presets with these ends.
 
@@ -62,14 +66,10 @@ def zoo(model: str | NoiseSchedule, nfe: int, solver: str | None = None, *, guid
             message lists what is, and how to search instead.
     """
     noise = preset(model) if isinstance(model, str) else check_noise(model)
-    weight = guidance
-    if weight is None:
-        weight = PRESETS[model].guidance if isinstance(model, str) else 1.0
-    weight = number("guidance", weight, low=0.0, closed=True)
-    name = None if solver is None else solver if solver == solvers.NONSTATIONARY else solvers.canonical(solver)
-    if name not in (None, solvers.NONSTATIONARY, *SOLVERS):
-        have = ", ".join((*SOLVERS, solvers.NONSTATIONARY))
-        raise NotShippedError(f"solver {solver!r} is not in the zoo ({have})", solver, weight)
+    weight = check_guidance(guidance, PRESETS[preset_name(model)].guidance if isinstance(model, str) else 1.0)
+    name = None if solver is None else solvers.canonical(solver, CHOICES)
+    if name not in (None, *CHOICES):
+        raise NotShippedError(f"solver {solver!r} is not in the zoo ({', '.join(CHOICES)})", name, weight)
     if check_nfe(nfe) > MAX_NFE:
         raise NotShippedError(f"nfe is {nfe}; the zoo has 1..{MAX_NFE}", solver, weight)
     if name == solvers.NONSTATIONARY and nfe not in FREE_NFE:
@@ -110,8 +110,8 @@ def shipped_guidance(noise: NoiseSchedule) -> tuple[float, ...]:
 
 def nearest_guidance(noise: NoiseSchedule, guidance: float) -> float:
     """Of the weights that the zoo has for a model the nearest by ratio (below 1: 1); itself where it has none."""
-    wanted = max(guidance, 1.0)
-    return min(shipped_guidance(noise), key=lambda weight: abs(math.log(weight / wanted)), default=guidance)
+    wanted = check_guidance(guidance)
+    return min(shipped_guidance(noise), key=lambda weight: abs(math.log(weight / wanted)), default=wanted)
 
 
 def shelf_key(noise: NoiseSchedule) -> tuple[float | None, float, bool]:

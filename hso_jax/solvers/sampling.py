@@ -2,85 +2,15 @@
 
 from __future__ import annotations
 
-import functools
 import math
-from collections.abc import Callable, Mapping, Sequence
-from typing import NamedTuple
+from collections.abc import Callable, Sequence
 
-from hso_jax.checks import brief, nearest
 from hso_jax.optional_jax import Array, jax, jnp
-from hso_jax.solvers.heun import heun
-from hso_jax.solvers.multistep import ddim, dpmpp
-from hso_jax.solvers.unipc import unipc
-from hso_jax.solvers.weights import Grid, Weights, grid
+from hso_jax.solvers.names import find
+from hso_jax.solvers.weights import Weights, grid
 
 Denoiser = Callable[[Array, Array], Array]
 """(x, lam) -> x0: the predicted clean data, of x's shape, for `x = alpha x_0 + sigma eps` in VP-equivalent scaling."""
-
-
-class Solver(NamedTuple):
-    """A way to take the steps.
-
-    Attributes:
-        weights: of its evaluations, from the steps.
-        order: of convergence, as measured: UniPC's corrector adds one to its name's, 3M in diffusers' form has 2.
-        calls: evaluations a step; a step to clean data needs one.
-        description: in words, with its name in diffusers.
-    """
-
-    weights: Callable[[Grid], Weights]
-    order: int
-    calls: int
-    description: str
-
-
-def _table() -> dict[str, Solver]:
-    table = {
-        "ddim": Solver(ddim, 1, 1, "DDIM = Euler; also DPM-Solver++ of order 1, flow Euler"),
-        "dpmpp-2m": Solver(functools.partial(dpmpp, order=2), 2, 1, "DPM-Solver++(2M), diffusers' default"),
-        "dpmpp-3m": Solver(functools.partial(dpmpp, order=3), 2, 1, "DPM-Solver++(3M), solver_order=3"),
-    }
-    for order in (1, 2, 3):
-        for variant in ("bh2", "bh1"):
-            name = f"unipc-{order}" + ("-bh1" if variant == "bh1" else "")
-            finite = "; needs a finite first node" if variant == "bh1" else ""
-            weights = functools.partial(unipc, order=order, variant=variant)
-            table[name] = Solver(
-                weights, order + 1, 1, f"UniPC, solver_order={order}, solver_type={variant!r}" + finite
-            )
-    table["heun"] = Solver(heun, 2, 2, "Heun in ksigma (EDM), HeunDiscreteScheduler; needs a finite first node")
-    table["heun-flow"] = Solver(functools.partial(heun, time="flow"), 2, 2, "Heun in s, FlowMatchHeunDiscreteScheduler")
-    return table
-
-
-SOLVERS: dict[str, Solver] = _table()
-
-
-ALIASES: Mapping[str, str] = {"unipc": "unipc-2", "euler": "ddim"}
-
-
-def find(name: str) -> Solver:
-    """The solver of that name.
-
-    Raises:
-        ValueError: for an unknown name; the message lists the known ones.
-    """
-    if name not in SOLVERS:
-        raise ValueError(f"solver is {name!r}{nearest(name, SOLVERS)}; use one of {', '.join(SOLVERS)}")
-    return SOLVERS[name]
-
-
-def canonical(name: str) -> str:
-    """The full name of a solver: "unipc" is diffusers' default, UniPC of order 2 with B(h) = e^h - 1; "euler" is DDIM.
-
-    Raises:
-        ValueError: as `find`.
-    """
-    if not isinstance(name, str):
-        raise ValueError(f"solver is {brief(name)}; use one of {', '.join(SOLVERS)}")
-    name = ALIASES.get(name, name)
-    find(name)
-    return name
 
 
 def evaluations(solver: str, steps: int, *, end: str = "clean") -> int:
@@ -159,7 +89,7 @@ def sample(
         denoiser: `(x, lam) -> x0`; x is batched as the noise is.
         lams: [K] half log-SNR of the evaluated nodes, rising. The first may be -inf (pure noise; see `PURE_NOISE`).
         noise: [...] the sample at the first node: standard normal, as pipelines start.
-        solver: a key of `SOLVERS` (static).
+        solver: a name that `canonical` knows (static).
         end: inf for a last step to clean data (sigma 0, of order 1; the orders before it lowered as diffusers does),
             else the lam where sampling stops, reached at full order.
         nfe: N, if only the first N of `lams` are real and the rest is padding, whose values do not matter.

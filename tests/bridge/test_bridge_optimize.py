@@ -3,18 +3,33 @@
 from __future__ import annotations
 
 import json
+import re
+import time
+from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any
 
 import diffusers
 import numpy as np
 import pytest
+import torch
 from cases import SD, noise_of
 from pipelines import family_of
 
+from bridge import (
+    install,
+    noise_schedule_of,
+    optimize_pipeline,
+    schedule_of,
+    solver_of,
+    with_schedule,
+    without_schedule,
+)
 from bridge import noise_of as noise_of_module
-from bridge import optimize_pipeline, schedule_of
 from bridge.guidance import usual_guidance
+from bridge.noise_of import adds_noise
+from bridge.optimize import _progress
+from hso_jax import SolverError, zoo
 from hso_jax.bilevel import Effort
 from hso_jax.noise import NoiseSchedule
 from hso_jax.profile import Profile
@@ -172,3 +187,187 @@ def test_with_the_real_search() -> None:
 def test_a_weight_below_1_is_no_guidance_at_all() -> None:
     """Turbo pipelines say 0 for it; the weight of the class itself is 1."""
     assert usual_guidance(Turbo()) == (1.0, "the pipeline's default guidance_scale")
+
+
+def latents(pipe: Any) -> np.ndarray:
+    call = family_of(type(pipe).__name__).call
+    generator = torch.Generator().manual_seed(0)
+    return pipe(**call, num_inference_steps=6, generator=generator, output_type="latent").images.numpy()
+
+
+SWITCHED = [
+    ("EulerDiscreteScheduler", "unipc-3", "UniPCMultistepScheduler", {"solver_order": 3}),
+    ("EulerDiscreteScheduler", "uni_pc", "UniPCMultistepScheduler", {"solver_order": 2}),
+    ("HeunDiscreteScheduler", "DPM++ 2M Karras", "DPMSolverMultistepScheduler", {}),
+    ("DDPMScheduler", "euler", "DDIMScheduler", {"clip_sample": False}),
+    ("UniPCMultistepScheduler", "DPMSolverMultistepScheduler", "DPMSolverMultistepScheduler", {}),
+    ("PNDMScheduler", "unipc-2", "UniPCMultistepScheduler", {}),
+]
+DOORS: dict[str, Callable[[Any, str], Any]] = {
+    "zoo": lambda pipe, solver: optimize_pipeline(pipe, 6, method="zoo", solver=solver),
+    "recommend": lambda pipe, solver: optimize_pipeline(pipe, 6, solver=solver),
+    "install": lambda pipe, solver: install(pipe, zoo(noise_schedule_of(pipe), 6, solver, guidance=7.5)),
+    "with_schedule": lambda pipe, solver: setattr(
+        pipe, "scheduler", with_schedule(pipe.scheduler, zoo(noise_schedule_of(pipe), 6, solver, guidance=7.5))
+    ),
+}
+
+
+@pytest.mark.filterwarnings("ignore:the schedule is for solver")
+@pytest.mark.parametrize("door", DOORS)
+@pytest.mark.parametrize(("has", "asked", "cls", "config"), SWITCHED)
+def test_the_solver_that_is_asked_for_takes_the_steps(
+    has: str, asked: str, cls: str, config: dict[str, Any], door: str
+) -> None:
+    """The samples are those of diffusers' own class for the solver, at the same nodes."""
+    pipe = family_of("StableDiffusionPipeline").build()
+    pipe.scheduler = getattr(diffusers, has)(**SD)
+    DOORS[door](pipe, asked)
+    found, nodes = latents(pipe), schedule_of(pipe).sampler_sigmas()
+    pipe.scheduler = with_schedule(getattr(diffusers, cls)(**SD, **config), nodes)
+    np.testing.assert_allclose(found, latents(pipe), rtol=1e-3, atol=2e-3)
+
+
+ANCESTRAL = [
+    ("EulerAncestralDiscreteScheduler", {}),
+    ("KDPM2AncestralDiscreteScheduler", {}),
+    ("DDPMScheduler", {}),
+    ("DDPMParallelScheduler", {}),
+    ("DPMSolverSDEScheduler", {}),
+    ("SASolverScheduler", {}),
+    ("DPMSolverMultistepScheduler", {"algorithm_type": "sde-dpmsolver++"}),
+    ("DPMSolverSinglestepScheduler", {"algorithm_type": "sde-dpmsolver++"}),
+    ("LCMScheduler", {}),
+    ("TCDScheduler", {}),
+]
+
+
+@pytest.mark.parametrize(("cls", "config"), ANCESTRAL)
+def test_a_sampler_that_adds_noise_is_not_replaced_without_a_word(cls: str, config: dict[str, Any]) -> None:
+    plain = getattr(diffusers, cls)(**SD, **config)
+    assert adds_noise(plain)
+    if cls in ("LCMScheduler", "TCDScheduler"):
+        with pytest.raises(ValueError, match="is distilled for that solver"):
+            with_schedule(plain, zoo("sd15", 6, "dpmpp-2m"))
+        return
+    for method in ({"method": "zoo", "solver": "dpmpp-2m"}, {}):
+        pipe = Called(scheduler=plain)
+        with pytest.warns(UserWarning, match=f"in place of {cls}, which adds noise at each step; this adds none"):
+            optimize_pipeline(pipe, 6, **method)
+    assert without_schedule(pipe.scheduler).__class__ is plain.__class__
+
+
+@pytest.mark.parametrize(
+    ("cls", "config"),
+    [
+        ("EulerDiscreteScheduler", {}),
+        ("DPMSolverMultistepScheduler", {}),
+        ("PNDMScheduler", {}),
+        ("EulerDiscreteScheduler", {"algorithm_type": "sde-dpmsolver++"}),  # another class's entry
+    ],
+)
+def test_others_are_not_said_to_add_noise(cls: str, config: dict[str, Any]) -> None:
+    assert not adds_noise(getattr(diffusers, cls).from_config({**SD, **config}))
+
+
+def test_a_flow_sampler_that_adds_noise_is_none_of_the_known_solvers() -> None:
+    scheduler = diffusers.FlowMatchEulerDiscreteScheduler(shift=3.0, stochastic_sampling=True)
+    assert adds_noise(scheduler)
+    with pytest.raises(ValueError, match="none of the solvers"):
+        solver_of(scheduler)
+    with pytest.warns(UserWarning, match="adds noise at each step"):
+        with_schedule(scheduler, zoo("sd3-medium", 6, "ddim"))
+
+
+def test_the_scheduler_s_own_solver_stays_in_its_class() -> None:
+    for cls, solver in (("EulerDiscreteScheduler", "ddim"), ("DPMSolverMultistepScheduler", "dpmpp-2m")):
+        plain = getattr(diffusers, cls)(**SD)
+        assert type(with_schedule(plain, zoo("sd15", 6, solver))).__name__ == cls
+        assert type(with_schedule(plain, zoo("sd15", 6, "unipc-3").sampler_sigmas())).__name__ == cls
+
+
+@pytest.mark.parametrize(
+    ("cls", "config", "solver", "way"),
+    [
+        ("EulerDiscreteScheduler", SD, "heun", "HeunDiscreteScheduler"),
+        ("FlowMatchEulerDiscreteScheduler", {"shift": 3.0}, "heun-flow", "FlowMatchHeunDiscreteScheduler"),
+        ("EulerDiscreteScheduler", SD, "heun-flow", None),
+        ("FlowMatchEulerDiscreteScheduler", {"shift": 3.0}, "heun", None),
+    ],
+)
+def test_heun_is_refused_before_any_search_with_a_way_that_works(
+    asked: list[dict[str, Any]], cls: str, config: dict[str, Any], solver: str, way: str | None
+) -> None:
+    pipe = Called(scheduler=getattr(diffusers, cls)(**config))
+    for options in ({"method": "solver-error", "solver": solver}, {"method": SolverError(solver)}, {"solver": solver}):
+        with pytest.raises(ValueError, match=f"diffusers.{way}.from_config" if way else "use unipc-2"):
+            optimize_pipeline(pipe, 6, **options)
+    assert not asked
+    if way:
+        pipe.scheduler = getattr(diffusers, way).from_config(pipe.scheduler.config)
+        optimize_pipeline(pipe, 6, method="solver-error", solver=solver)
+        assert type(pipe.scheduler).__name__ == way
+
+
+NO_PIPELINE = {
+    "a scheduler": (
+        diffusers.DDIMScheduler(**SD),
+        6,
+        {},
+        "is a scheduler: bridge.optimize_pipeline takes the",
+    ),
+    "a name": ("sdxl", 6, {}, "takes a diffusers pipeline"),
+    "no scheduler": (SimpleNamespace(), 6, {}, "has no scheduler"),
+    "another name": (
+        SimpleNamespace(decoder_scheduler=diffusers.DDIMScheduler(**SD)),
+        6,
+        {},
+        "pipe.decoder_scheduler = bridge.with_schedule(pipe.decoder_scheduler, schedule)",
+    ),
+    "zero": (None, 0, {}, "nfe is 0; need a whole number of at least 1"),
+    "a float": (None, 6.0, {}, "nfe is 6.0; need a whole number, no float"),
+    "too many": (None, 10**6, {}, "use at most"),
+    "more than shipped": (None, 21, {"method": "zoo"}, "use method='solver-error'"),
+    "a rule": (None, 6, {"method": "Karras"}, "bridge.install(pipe, hso_jax.baseline('karras', "),
+    "no method": (None, 6, {"method": "best"}, "use one of recommend, zoo, hso, hso-dm-nonuni, solver-error"),
+    "a noisy solver": (None, 6, {"solver": "Euler a"}, "name the nearest one without noise: 'euler'"),
+}
+
+
+@pytest.mark.parametrize(("pipe", "nfe", "options", "cure"), NO_PIPELINE.values(), ids=NO_PIPELINE)
+def test_what_cannot_be_done_names_the_cure(pipe: Any, nfe: Any, options: dict[str, Any], cure: str) -> None:
+    pipe = SimpleNamespace(scheduler=diffusers.DDIMScheduler(**SD)) if pipe is None else pipe
+    with pytest.raises(ValueError, match=re.escape(cure)) as caught:
+        optimize_pipeline(pipe, nfe, **options)
+    assert len(str(caught.value)) <= 200
+
+
+@pytest.mark.parametrize(
+    ("cls", "config", "nfe", "solver"),
+    [
+        ("DDIMScheduler", {**SD, "beta_end": 0.03}, 6, "ddim"),  # a noise range of its own
+        ("EulerAncestralDiscreteScheduler", {**SD, "beta_end": 0.03}, 6, "dpmpp-2m"),
+        ("DDIMScheduler", SD, 21, "ddim"),
+        ("UniPCMultistepScheduler", SD, 30, "unipc-2"),
+    ],
+)
+@pytest.mark.filterwarnings("ignore:the schedule is for solver")
+def test_what_is_not_shipped_is_searched_and_said_from_the_start(
+    asked: list[dict[str, Any]], capsys: pytest.CaptureFixture[str], cls: str, config: dict, nfe: int, solver: str
+) -> None:
+    pipe = Called(scheduler=getattr(diffusers, cls)(**config))
+    optimize_pipeline(pipe, nfe)
+    assert asked[0]["method"].solver == solver
+    said = capsys.readouterr().err.splitlines()
+    assert "a search on the solver's error takes its place" in said[0]
+    assert said[1].startswith(f"searching nodes for N = {nfe}, solver {solver}")
+
+
+def test_a_long_search_says_how_long_it_has_run(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("bridge.optimize._EVERY", 0.02)
+    with _progress("searching"):
+        time.sleep(0.2)
+    first, *more = capsys.readouterr().err.splitlines()
+    assert first.startswith("searching;") and len(more) > 2 and set(more) <= {"searching: 0 s", "searching: 1 s"}

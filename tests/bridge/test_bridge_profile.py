@@ -18,7 +18,7 @@ import bridge
 from bridge import noise_schedule_of, schedule_of
 from hso_jax import SolverError, lanes, problems
 from hso_jax.noise import alpha_sigma
-from hso_jax.problems.eta import exact_variance, measure_eta, size
+from hso_jax.problems.model_error import exact_variance, measure_eta, size
 from hso_jax.problems.product import predict
 
 DDPM = {"beta_start": 1e-4, "beta_end": 0.02, "beta_schedule": "linear", "timestep_spacing": "trailing"}

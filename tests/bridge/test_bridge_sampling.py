@@ -15,6 +15,7 @@ from oracles import multistep, one_step, plain
 from bridge import Level, sample
 from bridge.sampling import levels
 from hso_jax.schedule import Schedule
+from hso_jax.shelf import zoo
 from hso_jax.solvers import SOLVERS, evaluations
 
 MODELS = ["sd15", "sd3-medium", "edm-cifar10"]
@@ -95,6 +96,12 @@ def test_unipc_is_diffusers_default_order_as_everywhere() -> None:
     schedule = random_schedule(cases.noise_of("sd15"), 6, "t_eps", 0)
     assert torch.equal(sample(mixture, schedule, start()), sample(mixture, schedule, start(), "unipc-2"))
     assert torch.equal(sample(mixture, schedule, start()), sample(mixture, schedule, start(), "unipc"))
+
+
+@pytest.mark.parametrize("solver", ["dpmpp-2m", "unipc-3", "ddim"])
+def test_a_schedule_is_sampled_by_the_solver_it_is_for(solver: str) -> None:
+    schedule = zoo("sd15", 6, solver)
+    assert torch.equal(sample(mixture, schedule, start()), sample(mixture, schedule, start(), solver))
 
 
 def test_dtype_and_shape_follow_the_noise() -> None:

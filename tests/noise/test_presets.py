@@ -49,6 +49,7 @@ EXPECTED = {
     "flux2-dev": (flow(math.exp(2.0233511576)), "flow", 2.0),
     "qwen-image": (flow(math.exp(0.5 + 0.4 * 3840 / 7936)), "flow", 2.0),
     "z-image": (flow(6.0), "flow", 2.0),
+    "z-image-turbo": (flow(3.0), "flow", 2.0),
     "chroma": (flow(3.0), "flow", 2.0),
     "sana": (flow(3.0), "flow", 2.0),
     "auraflow": (flow(1.73), "flow", 2.0),

@@ -61,7 +61,7 @@ def check(lane: Lane) -> tuple[Lane, str, float]:
     lane = check_lane(lane)
     method: Any = lane.method
     choice("first", method.first, FIRST)
-    solver = method.solver if method.solver == solvers.NONSTATIONARY else solvers.canonical(method.solver)
+    solver = solvers.canonical(method.solver, solvers.EVERY)
     guidance = check_guidance(method.guidance)
     if method.first != "free" and lane.noise.noise_end == -math.inf and (solver.endswith("bh1") or solver == "heun"):
         raise ValueError(

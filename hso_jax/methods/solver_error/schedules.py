@@ -12,7 +12,7 @@ import numpy as np
 
 from hso_jax import solvers
 from hso_jax.checks import brief
-from hso_jax.compiling import jit
+from hso_jax.compiling import jit, platform
 from hso_jax.lane import Lane
 from hso_jax.lower.gaps import SPACING
 from hso_jax.lower.results import NOT_FINITE, RESULTS
@@ -147,7 +147,7 @@ def solver_error(
     Args:
         schedule: of any method.
         noise: the noise schedule it is for: its noise end is where the exact solution starts.
-        solver: a key of `SOLVERS`; by default the schedule's own.
+        solver: a name that `hso_jax.solvers.canonical` knows; by default the schedule's own.
         guidance: w; by default the schedule's own, or 1.
         problems: of either kind, stacked or a sequence; the family that schedules are optimised on by default.
         options: further arguments of `objectives.solver_error.error_data`: model_error, detail, power, samples, seed,
@@ -161,12 +161,13 @@ def solver_error(
     if schedule.noise != check_noise(noise).fingerprint():
         raise ValueError(f"the schedule was made for {schedule.model}, whose noise differs from {noise.name}'s")
     name = schedule.solver if solver is None else solver
-    if name == solvers.NONSTATIONARY and schedule.coefficients is None:
-        raise ValueError("solver is 'nonstationary'; the schedule has no coefficients: it was made for a known solver")
     if name == "any":
         raise ValueError("the schedule was made for any solver; say solver='ddim', 'dpmpp-2m', 'unipc-3', ...")
+    name = solvers.canonical(name, solvers.EVERY)
+    if name == solvers.NONSTATIONARY and schedule.coefficients is None:
+        raise ValueError("solver is 'nonstationary'; the schedule has no coefficients: it was made for a known solver")
     weight = guidance if guidance is not None else (schedule.guidance if schedule.guidance is not None else 1.0)
-    name = name if name == solvers.NONSTATIONARY else solvers.canonical(name)
+    platform()
     data = error_data(noise.noise_end, weight, prediction=noise.prediction, problems=problems, **options)
     return measure(schedule, name, in_chunks(data, data.noise.shape[1]))
 

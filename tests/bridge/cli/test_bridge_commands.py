@@ -299,7 +299,7 @@ def test_without_torch_the_message_says_what_to_install(
         monkeypatch.delitem(sys.modules, name)
     monkeypatch.setitem(sys.modules, "torch", None)
     assert main(["apply", "schedules.json", "--pipeline", "model", "--nfe", "6", "--method", "hso"]) == 2
-    assert 'pip install "hso-jax[torch]"' in capsys.readouterr().err
+    assert 'pip install -e ".[torch]"' in capsys.readouterr().err
 
 
 def test_help_says_what_there_is(capsys: pytest.CaptureFixture[str]) -> None:

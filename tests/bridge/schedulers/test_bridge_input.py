@@ -181,4 +181,4 @@ def test_import_without_torch_names_the_command() -> None:
     code = "import sys; sys.modules['torch'] = None; sys.modules['diffusers'] = None; import bridge"
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert result.returncode != 0
-    assert 'pip install "hso-jax[torch]"' in result.stderr
+    assert 'pip install -e ".[torch]"' in result.stderr

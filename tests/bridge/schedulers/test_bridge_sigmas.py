@@ -23,6 +23,7 @@ FLOWING = random_schedule(cases.noise_of("sd3-medium"), NFE, "clean", 1)
 PURE = Schedule.from_t(cases.noise_of("sd3-medium"), [1.0, 0.9, 0.5, 0.2, 0.01])
 DYNAMIC = {**FLUX_CONFIG, "base_image_seq_len": 256, "max_image_seq_len": 4096}
 FLUX_MU = 0.5 + 0.65 * (1024 - 256) / (4096 - 256)  # calculate_shift of FluxPipeline, for 1024 tokens
+COGVIEW4_MU = 1.15 * (1024 / 256) ** 0.5 + 0.5  # that of CogView4Pipeline, whose scheduler has time_shift_type "linear"
 
 
 @pytest.mark.parametrize("name", ["FlowMatchEulerDiscreteScheduler", "FlowMatchLCMScheduler"])
@@ -37,7 +38,7 @@ FLUX_MU = 0.5 + 0.65 * (1024 - 256) / (4096 - 256)  # calculate_shift of FluxPip
         (DYNAMIC, {"mu": 1.15}, 1.15),
         (DYNAMIC, {"image_seq_len": 1024}, FLUX_MU),
         ({**DYNAMIC, "time_shift_type": "linear"}, {"mu": 2.3}, 2.3),
-        ({**DYNAMIC, "time_shift_type": "linear"}, {"image_seq_len": 1024}, FLUX_MU),
+        ({**DYNAMIC, "time_shift_type": "linear"}, {"image_seq_len": 1024}, COGVIEW4_MU),
         ({**DYNAMIC, "base_shift": math.log(3), "max_shift": math.log(3)}, {}, math.log(3)),
     ],
     ids=str,

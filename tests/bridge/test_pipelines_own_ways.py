@@ -1,0 +1,241 @@
+"""Pipelines that use their scheduler in a way of their own: compared with a closed form or diffusers, or refused."""
+
+from __future__ import annotations
+
+import itertools
+from typing import Any
+
+import diffusers
+import numpy as np
+import pytest
+import torch
+from diffusers.configuration_utils import FrozenDict
+from pipelines import _SHORT, FLUX_CONFIG, family_of, picture, t5_encoder, t5_tokenizer
+
+from bridge import NonstationaryScheduler, install, noise_schedule_of, optimize_pipeline, schedule_of, with_schedule
+from bridge.schedulers import pipelines as ways
+from hso_jax import Schedule, zoo
+
+DATA = 0.5  # standard deviation of the data, whose exact denoiser is x data^2 / (data^2 + sigma^2)
+EDM = {"sigma_min": 0.002, "sigma_max": 80.0, "sigma_data": DATA, "final_sigmas_type": "sigma_min"}
+COSMOS_2 = {**EDM, "sigma_data": 1.0}
+
+
+class Network(torch.nn.Module):
+    """Cosmos 1's network for Gaussian data: told log(sigma)/4, with EDM's preconditioning."""
+
+    config = FrozenDict({"in_channels": 4})
+    dtype, device = torch.float32, torch.device("cpu")
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen: list[float] = []
+
+    def forward(self, hidden_states: Any, timestep: Any, **rest: Any) -> Any:
+        self.seen.append(float(timestep.flatten()[0]))
+        sigma = float(np.exp(4.0 * self.seen[-1]))
+        scale = 1.0 / np.hypot(sigma, DATA)
+        x = hidden_states / scale
+        return ((x * (DATA * scale) ** 2 - x * (DATA * scale) ** 2) / (sigma * DATA * scale),)
+
+
+class Guard(torch.nn.Module):
+    """Lets everything pass."""
+
+    device = torch.device("cpu")
+
+    def check_text_safety(self, prompt: str) -> bool:
+        return True
+
+
+def cosmos_1() -> Any:
+    vae = diffusers.AutoencoderKLCosmos(
+        latent_channels=4, encoder_block_out_channels=(8, 8, 8, 8), decode_block_out_channels=(8, 8, 8, 8),
+        attention_resolutions=(8,), resolution=64, num_layers=1, scaling_factor=1.0, spatial_compression_ratio=4,
+        temporal_compression_ratio=4,
+    )  # fmt: skip
+    pipe = diffusers.CosmosTextToWorldPipeline(
+        t5_encoder(), t5_tokenizer(), Network(), vae, diffusers.EDMEulerScheduler(**EDM), Guard()
+    )
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
+def ltx_condition() -> Any:
+    transformer = diffusers.LTXVideoTransformer3DModel(
+        in_channels=8, out_channels=8, patch_size=1, patch_size_t=1, num_attention_heads=4, attention_head_dim=8,
+        cross_attention_dim=32, num_layers=1, caption_channels=32,
+    )  # fmt: skip
+    vae = diffusers.AutoencoderKLLTXVideo(
+        latent_channels=8, block_out_channels=(8, 8, 8, 8), decoder_block_out_channels=(8, 8, 8, 8),
+        layers_per_block=(1,) * 5, decoder_layers_per_block=(1,) * 5,
+        spatio_temporal_scaling=(True, True, False, False),
+        decoder_spatio_temporal_scaling=(True, True, False, False), decoder_inject_noise=(False,) * 5,
+        upsample_residual=(False,) * 4, upsample_factor=(1,) * 4, patch_size=1, patch_size_t=1,
+    )  # fmt: skip
+    scheduler = diffusers.FlowMatchEulerDiscreteScheduler()
+    pipe = diffusers.LTXConditionPipeline(scheduler, vae, t5_encoder(), t5_tokenizer(), transformer)
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
+def shell(name: str, scheduler: Any, **parts: Any) -> Any:
+    """A pipeline of that class without components, which is all that a check before installing looks at."""
+    pipe = object.__new__(getattr(diffusers, name))
+    for key, part in {"_internal_dict": FrozenDict(), "scheduler": scheduler, **parts}.items():
+        object.__setattr__(pipe, key, part)
+    return pipe
+
+
+def test_cosmos_1_steps_twice_from_each_node_and_ends_where_ddim_does() -> None:
+    pipe = cosmos_1()
+    noise = torch.randn(1, 4, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+    schedule = Schedule.from_sigmas(noise_schedule_of(pipe), [80.0, 20.0, 5.0, 1.0, 0.3])
+    install(pipe, schedule)
+    call = {"prompt": "a fox", "height": 32, "width": 32, "num_frames": 9, **_SHORT, "output_type": "latent"}
+    latents = pipe(num_inference_steps=5, latents=noise, **call)[0]
+    np.testing.assert_allclose(pipe.transformer.seen[::2], schedule.timesteps, rtol=1e-6, atol=1e-6)
+    x, sigmas = 80.0, schedule.sampler_sigmas()
+    for here, then in itertools.pairwise(sigmas):
+        clean = x * DATA**2 / (DATA**2 + here**2)
+        x = clean + (x - clean) * then / here
+    torch.testing.assert_close(latents, noise * x, rtol=1e-5, atol=1e-7)
+
+
+def test_cosmos_1_takes_only_what_starts_where_it_starts_and_steps_as_it_steps() -> None:
+    pipe = shell("CosmosVideoToWorldPipeline", diffusers.EDMEulerScheduler(**EDM))
+    with pytest.raises(ValueError, match="sigma_max, 80, and the schedule at 70: use one whose first sigma is 80"):
+        install(pipe, [70.0, 5.0, 1.0, 0.0])
+    install(pipe, [80.0, 5.0, 1.0, 0.0])
+    pipe.scheduler = diffusers.EDMDPMSolverMultistepScheduler(**EDM)
+    with pytest.raises(ValueError, match=r"steps twice .* use EDMEulerScheduler"):
+        install(pipe, [80.0, 5.0, 1.0, 0.0])
+
+
+@pytest.mark.filterwarnings("ignore:the schedule has coefficients:UserWarning")
+@pytest.mark.filterwarnings("ignore:timesteps .* differ:UserWarning")  # LTX proposes a grid of its own
+@pytest.mark.parametrize("end", [0.0, 0.1])
+def test_a_timestep_for_each_token(end: float) -> None:
+    """As diffusers with the same timesteps; the frame that is given is told 0 in each step."""
+    pipe = ltx_condition()
+    call = {"prompt": "a fox", "negative_prompt": "", "height": 32, "width": 32, "num_frames": 9, **_SHORT}
+
+    def run(**more: Any) -> torch.Tensor:
+        seed = torch.Generator().manual_seed(0)
+        return pipe(image=picture(32), num_inference_steps=4, generator=seed, output_type="latent", **call, **more)[0]
+
+    plain = run(timesteps=[1000.0, 800.0, 500.0, 200.0])
+    install(pipe, [1.0, 0.8, 0.5, 0.2, end])
+    latents = run()
+    assert latents.dtype == plain.dtype
+    if end == 0.0:
+        torch.testing.assert_close(latents, plain)
+    with pytest.raises(ValueError, match="calls step with arguments that NonstationaryScheduler does not have"):
+        install(pipe, zoo("flux-dev", 4, "nonstationary"))
+    assert schedule_of(pipe).sampler_sigmas()[-1] == pytest.approx(end)
+    assert optimize_pipeline(pipe, 4).coefficients is None
+
+
+def test_cosmos_2_5_is_told_the_schedules_own_sigmas() -> None:
+    """Its scheduler has sigma_max 200 and Karras' rule in a flow config; the network is told `sigmas[i]`."""
+    scheduler = diffusers.UniPCMultistepScheduler(
+        use_karras_sigmas=True, use_flow_sigmas=True, prediction_type="flow_prediction", sigma_max=200.0, sigma_min=0.01
+    )
+    pipe = shell("Cosmos2_5_PredictBasePipeline", scheduler)
+    with pytest.warns(UserWarning, match="use_karras_sigmas"):
+        install(pipe, [0.99, 0.9, 0.5, 0.2, 0.0])
+    pipe.scheduler.set_timesteps(4)
+    np.testing.assert_allclose(pipe.scheduler.sigmas, [0.99, 0.9, 0.5, 0.2, 0.0], atol=1e-12)
+    np.testing.assert_allclose(pipe.scheduler.timesteps, [990.0, 900.0, 500.0, 200.0])
+
+
+def _scheduler_of(name: str) -> Any:
+    if "Cosmos2" in name:
+        scheduler = diffusers.FlowMatchEulerDiscreteScheduler(use_karras_sigmas=True)
+        scheduler.register_to_config(**COSMOS_2)
+        return scheduler
+    return diffusers.FlowMatchEulerDiscreteScheduler() if "LTX" in name else diffusers.DDIMScheduler()
+
+
+@pytest.mark.parametrize("name", [name for name in ways.REFUSED if hasattr(diffusers, name)])
+def test_what_cannot_sample_at_a_schedule_is_refused_before_anything_is_installed(
+    name: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pipe = shell(name, _scheduler_of(name))
+    before = pipe.scheduler
+    for door in (lambda: install(pipe, [0.9, 0.5, 0.0]), lambda: optimize_pipeline(pipe, 4)):
+        with pytest.raises(ValueError, match=f"{name} cannot sample at a schedule") as refusal:
+            door()
+        assert len(str(refusal.value)) <= 210
+    assert pipe.scheduler is before
+    assert "installed" not in capsys.readouterr().err
+
+
+def test_cosmos_2s_scheduler_is_refused_without_its_pipeline() -> None:
+    scheduler = _scheduler_of("Cosmos2TextToImagePipeline")
+    for schedule in (zoo("flux-dev", 4, "ddim"), zoo("flux-dev", 4, "nonstationary")):
+        with pytest.raises(ValueError, match=r"Cosmos-Predict2's pipelines .* call the pipeline without a schedule"):
+            with_schedule(scheduler, schedule)
+
+
+VP = {"beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.012}
+
+
+@pytest.mark.parametrize("name", [name for name in ways.ONLY if hasattr(diffusers, name)])
+def test_what_works_with_some_classes_takes_these_and_no_other(name: str) -> None:
+    allowed = ways.ONLY[name].schedulers
+    made = {
+        "DDIMScheduler": lambda cls: cls(**VP),
+        "EulerDiscreteScheduler": lambda cls: cls(**VP),
+        "EulerAncestralDiscreteScheduler": lambda cls: cls(**VP),
+        "EDMEulerScheduler": lambda cls: cls(**EDM),
+        "UniPCMultistepScheduler": lambda cls: cls(use_flow_sigmas=True, prediction_type="flow_prediction"),
+    }
+    for kind in allowed:
+        cls = getattr(diffusers, kind)
+        pipe = shell(name, made.get(kind, lambda cls: cls())(cls))
+        noise = noise_schedule_of(pipe)
+        first = float(noise.ksigma(1.0 if noise.kind == "ve" else 0.9))
+        install(pipe, Schedule.from_sigmas(noise, [first, first / 3, first / 20]))
+        assert schedule_of(pipe).nfe == 3
+    pipe = shell(name, diffusers.HeunDiscreteScheduler(**VP))
+    with pytest.raises(ValueError, match=f"{name} .* use {allowed[0]}"):
+        install(pipe, [10.0, 1.0, 0.0])
+
+
+@pytest.mark.parametrize(
+    ("name", "scheduler", "why"),
+    [
+        ("KandinskyV22Pipeline", diffusers.UniPCMultistepScheduler(**VP), "calls step with arguments"),
+        ("MarigoldDepthPipeline", diffusers.PNDMScheduler(**VP, skip_prk_steps=True), "calls step with arguments"),
+        ("SanaWMPipeline", diffusers.FlowMatchHeunDiscreteScheduler(), "calls step with arguments"),
+    ],
+)
+def test_a_step_that_the_class_does_not_know_is_refused(name: str, scheduler: Any, why: str) -> None:
+    pipe = shell(name, scheduler)
+    with pytest.raises(ValueError, match=why):
+        install(pipe, [0.9, 0.5, 0.2, 0.0])
+
+
+def test_sound_with_a_scheduler_of_its_own_would_keep_other_levels() -> None:
+    flow = diffusers.FlowMatchEulerDiscreteScheduler
+    pipe = shell("LTX2ConditionPipeline", flow(), audio_scheduler=flow())
+    with pytest.raises(ValueError, match=r"set pipe\.audio_scheduler = None"):
+        install(pipe, [1.0, 0.5, 0.0])
+    pipe = shell("LTX2ConditionPipeline", flow(), audio_scheduler=None)
+    install(pipe, [1.0, 0.5, 0.0])
+
+
+def test_a_pipeline_of_a_users_own_is_looked_at_too() -> None:
+    """A subclass is its parent; a class whose `step` call fits is taken."""
+
+    class Mine(diffusers.Cosmos2TextToImagePipeline):  # type: ignore[misc]
+        pass
+
+    with pytest.raises(ValueError, match="Mine cannot sample at a schedule"):
+        ways.check_class(Mine)
+    family = family_of("FluxPipeline")
+    pipe = family.build()
+    pipe.scheduler = NonstationaryScheduler.from_schedule(pipe.scheduler, zoo("flux-dev", 4, "nonstationary"))
+    ways.check_use(pipe, pipe.scheduler)
+    assert FLUX_CONFIG.items() <= dict(pipe.scheduler.config).items()

@@ -1,0 +1,143 @@
+"""The shift of a model by the rule of its pipeline: the functions in diffusers' own pipelines are the oracle."""
+
+from __future__ import annotations
+
+import ast
+import importlib.util
+import json
+import math
+import re
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from hso_jax import from_config, preset
+from hso_jax.noise import flux2_shift
+from hso_jax.noise.rectified_flow import MU_RULES, pipeline_mu
+
+FLOW = {"_class_name": "FlowMatchEulerDiscreteScheduler", "use_dynamic_shifting": True}
+# The config of a published model, with values of its own everywhere.
+OWN = {**FLOW, "base_image_seq_len": 512, "max_image_seq_len": 6400, "base_shift": 0.6, "max_shift": 1.3}
+TOKENS = (256, 1024, 4096, 5000, 16384)
+LENGTHS = ("base_image_seq_len", "max_image_seq_len", "base_shift", "max_shift")
+
+
+def _pipelines() -> Iterator[tuple[str, str, dict[str, Any]]]:
+    """Each pipeline of the installed diffusers that computes a mu: its class, its source, its module's rules for mu."""
+    spec = importlib.util.find_spec("diffusers")
+    assert spec is not None and spec.submodule_search_locations is not None
+    for file in sorted(Path(spec.submodule_search_locations[0], "pipelines").rglob("pipeline_*.py")):
+        module = ast.parse(file.read_text())
+        rules: dict[str, Any] = {"math": math}
+        for node in module.body:
+            if isinstance(node, ast.FunctionDef) and node.name in ("calculate_shift", "compute_empirical_mu"):
+                exec(compile(ast.Module([node], []), str(file), "exec"), rules)
+        for node in module.body:
+            if isinstance(node, ast.ClassDef) and re.search(r"\bmu ?=(?! ?torch)", source := ast.unparse(node)):
+                yield node.name, source, rules
+
+
+def _oracle(source: str, rules: dict[str, Any]) -> Callable[[int], float]:
+    """mu by the pipeline's own source, of tokens."""
+    if "compute_empirical_mu(" in source:
+        return lambda tokens: float(rules["compute_empirical_mu"](tokens, 50))
+    if "calculate_shift(self.transformer.max_seq)" in source:
+        return lambda tokens: float(rules["calculate_shift"](4096))
+    if "mu=1)" in source:
+        return lambda tokens: 1.0
+    if "mu = (image_latents.shape[1] / base_seqlen) ** 0.5" in source:
+        return lambda tokens: float((tokens / 256) ** 0.5)
+    square_root = "max_image_seq_len" not in source
+    given = [OWN[key] for key in LENGTHS if not (square_root and key == "max_image_seq_len")]
+    rule = rules.get("calculate_shift") or FLUX_RULE
+    if "mu = min(mu, math.log(exp_max))" in source:
+        return lambda tokens: float(min(rule(tokens, *given), math.log(7.0)))
+    return lambda tokens: float(rule(tokens, *given))
+
+
+FOUND = {name: (source, rules) for name, source, rules in _pipelines()}
+FLUX_RULE = FOUND["FluxPipeline"][1]["calculate_shift"]
+
+
+def test_the_pipelines_are_all_looked_at() -> None:
+    assert len(FOUND) > 70
+    assert all(any(name.startswith(start) for name in FOUND) for start in MU_RULES)
+
+
+@pytest.mark.parametrize("name", [name for name in FOUND if name != "Ideogram4Pipeline"])
+def test_mu_is_the_pipeline_s(name: str) -> None:
+    oracle = _oracle(*FOUND[name])
+    for tokens in TOKENS:
+        assert pipeline_mu({"_class_name": name}, OWN, tokens) == pytest.approx(oracle(tokens), rel=1e-9)
+
+
+def _folder(path: Path, pipeline: dict[str, Any], config: dict[str, Any]) -> Path:
+    (path / "scheduler").mkdir()
+    (path / "scheduler" / "scheduler_config.json").write_text(json.dumps(config))
+    (path / "model_index.json").write_text(json.dumps(pipeline))
+    return path
+
+
+SQUARE_ROOT = {**FLOW, "time_shift_type": "linear", "base_shift": 0.25, "max_shift": 0.75}
+# Pipeline, scheduler's config, tokens, shift.
+FOLDERS: dict[str, tuple[dict[str, Any], dict[str, Any], int, float]] = {
+    "Flux": ({"_class_name": "FluxPipeline"}, FLOW, 4096, math.exp(1.15)),
+    "Flux2": ({"_class_name": "Flux2KleinPipeline"}, FLOW, 4096, flux2_shift(4096)),
+    "CogView4": ({"_class_name": "CogView4Pipeline"}, SQUARE_ROOT, 4096, 3.25),
+    "GLM-Image": ({"_class_name": "GlmImagePipeline"}, SQUARE_ROOT, 1024, 1.75),
+    "FramePack": ({"_class_name": "HunyuanVideoFramepackPipeline"}, FLOW, 65536, 7.0),
+    "Krea 2": ({"_class_name": "Krea2Pipeline"}, OWN, 6400, math.exp(1.3)),
+    "Krea 2, distilled": ({"_class_name": "Krea2Pipeline", "is_distilled": True}, OWN, 6400, math.exp(1.15)),
+    "Ideogram 4": ({"_class_name": "Ideogram4Pipeline"}, {**FLOW, "use_dynamic_shifting": False}, 4096, 2.0),
+    "a constant shift": ({"_class_name": "Flux2Pipeline"}, {"_class_name": FLOW["_class_name"], "shift": 3.0}, 9, 3.0),
+}
+
+
+@pytest.mark.parametrize("case", FOLDERS)
+def test_a_folder_has_the_shift_of_its_pipeline(case: str, tmp_path: Path) -> None:
+    pipeline, config, tokens, shift = FOLDERS[case]
+    folder = _folder(tmp_path, pipeline, config)
+    for place in (folder, folder / "scheduler", folder / "scheduler" / "scheduler_config.json"):
+        assert from_config(place, image_seq_len=tokens).ksigma(0.5) == pytest.approx(shift, rel=1e-9)
+
+
+def test_ideogram_s_grid_has_its_middle_at_the_shift() -> None:
+    mu = 0.5 * math.log(1024 * 1024 / (512 * 512))  # its pipeline's _resolution_aware_mu; at the middle ndtri is 0
+    middle = 1.0 / (1.0 + math.exp(-mu))
+    noise = from_config({**FLOW, "use_dynamic_shifting": False}, pipeline={"_class_name": "Ideogram4Pipeline"})
+    assert noise.sigma(0.5) == pytest.approx(middle)
+
+
+def test_flux2_by_folder_is_flux2_by_name(tmp_path: Path) -> None:
+    folder = _folder(tmp_path, {"_class_name": "Flux2Pipeline"}, FLOW)
+    assert from_config(folder).fingerprint() == preset("flux2-dev").fingerprint()
+
+
+def test_mu_is_the_shift_itself_where_the_time_shift_is_linear() -> None:
+    assert from_config(SQUARE_ROOT, mu=3.25).ksigma(0.5) == pytest.approx(3.25)
+    assert from_config(FLOW, mu=math.log(3.25)).ksigma(0.5) == pytest.approx(3.25)
+    for bad in (0.0, -1.0, math.nan, "3"):
+        with pytest.raises(ValueError, match=r"mu is .*; need a"):
+            from_config(SQUARE_ROOT, mu=bad)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match=r"mu is 60.0, the logarithm of the shift"):
+        from_config(FLOW, mu=60.0)
+    with pytest.raises(ValueError, match="DDIMScheduler: mu is the logarithm of a flow model's shift"):
+        from_config({"_class_name": "DDIMScheduler"}, mu=1.0)
+
+
+@pytest.mark.parametrize(
+    ("pipeline", "config", "shift"),
+    [
+        ("StableDiffusion3Pipeline", {}, math.exp(1.16)),
+        ("Krea2Pipeline", {}, math.exp(0.5 + 0.65 * (4096 - 256) / (6400 - 256))),
+        ("LTX2Pipeline", {}, math.exp(2.05)),
+        ("CogView4Pipeline", {"time_shift_type": "linear"}, 3.25),
+        ("FluxPipeline", {}, math.exp(1.15)),
+    ],
+)
+def test_what_the_config_of_another_class_is_silent_on(pipeline: str, config: dict[str, Any], shift: float) -> None:
+    unipc = {"_class_name": "UniPCMultistepScheduler", "use_flow_sigmas": True, "use_dynamic_shifting": True}
+    found = from_config({**unipc, **config}, pipeline={"_class_name": pipeline})
+    assert found.ksigma(0.5) == pytest.approx(shift)
