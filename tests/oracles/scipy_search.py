@@ -1,6 +1,6 @@
 """HSO and DM-NonUni in NumPy and SciPy (float64): the tests' oracle.
 
-Run as a program it prints, as JSON, the seconds of its search at N = 4 in each layout, for `python -m benchmarks.speed`.
+Run as a program it prints, as JSON, the seconds of its search at N = 4 in each layout; `benchmarks.speed` shows them.
 
 Written from the papers, sharing nothing with `hso_jax` on purpose, and in another algebraic form wherever one
 exists: MEP as a difference of exponentials, multistep weights by quadrature, gradients by hand. Sources: HSO

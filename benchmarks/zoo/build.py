@@ -1,4 +1,4 @@
-"""Makes the file behind `zoo`: `python -m hso_jax.shelf.build` (resumable; 4 minutes a shelf and weight on two cores).
+"""Makes the file behind `zoo`: `python -m benchmarks.zoo.build` (resumable; 4 minutes a shelf and weight on two cores).
 
 The search knows a model by the two ends of its noise and what its error is like: the presets share a few shelves. What
 the file has already stays as it is, so that a new preset costs what is new about it; `--fresh` searches everything.
@@ -6,13 +6,11 @@ the file has already stays as it is, so that a new preset costs what is new abou
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
-import hashlib
+import functools
 import json
 import os
-import time
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +18,9 @@ import jax
 import numpy as np
 from rich.progress import Progress
 
+from benchmarks import runner
+from benchmarks.zoo import FOLDER, kept, write
 from hso_jax import solvers
-from hso_jax.files import write_whole
 from hso_jax.lane import Lane
 from hso_jax.methods import Refinement, SolverError
 from hso_jax.methods.solver_error.coefficients import Coefficients, start_of
@@ -34,12 +33,12 @@ from hso_jax.shelf.shipped import FILE, FORMAT, FREE_NFE, MAX_NFE, SOLVERS, VERS
 BUDGETS = (range(1, 5), range(5, 9))
 """N that are searched from scratch, of one compiled program each: padding to the largest costs work."""
 
-EXTENDED = range(BUDGETS[-1].stop, MAX_NFE + 1)
+EXTENDED_NFE = range(BUDGETS[-1].stop, MAX_NFE + 1)
 """N that start from the schedule of N - 1 with one node more: a step costs more there, and gains less."""
 
-LIGHT = Refinement(more=18, steps=12, final_steps=30)
+EXTENSION_REFINEMENT = Refinement(more=18, steps=12, final_steps=30)
 
-MENDED = 2
+MEND_ROUNDS = 2
 """Rounds of `mend` at most."""
 
 
@@ -79,7 +78,7 @@ def one_more(name: str, guidance: float, record: dict[str, Any]) -> Lane:
     widest = int(np.argmax(s[:-1] - s[1:])) if len(s) > 1 else 0
     more = 0.5 * (s[widest] + s[widest + 1]) if len(s) > 1 else 0.5 * s[0]
     start = Schedule.from_lams(noise, lam_of_s(np.insert(s, widest + 1, more)))
-    how = SolverError(record["solver"], guidance, refinement=LIGHT, start=start, compare=())
+    how = SolverError(record["solver"], guidance, refinement=EXTENSION_REFINEMENT, start=start, compare=())
     return Lane(noise, start.nfe, method=how)
 
 
@@ -180,48 +179,37 @@ def assemble(records: Records) -> str:
 
 def main() -> None:
     """Search what the work folder does not have yet, then write the file and its checksum."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser = runner.command("python -m benchmarks.zoo.build", __doc__)
     parser.add_argument("--work", type=Path, default=Path("zoo-work"), help="finished parts; default %(default)s")
-    parser.add_argument("-o", "--output", type=Path, default=Path(__file__).with_name(FILE))
+    parser.add_argument("-o", "--output", type=Path, default=FOLDER / FILE)
     parser.add_argument("--fresh", action="store_true", help="search what the output has already, too")
     options = parser.parse_args()
     if "JAX_NUM_CPU_DEVICES" not in os.environ:
         jax.config.update("jax_num_cpu_devices", min(os.cpu_count() or 1, 8))
-    options.work.mkdir(parents=True, exist_ok=True)
+    work: Path = options.work
+    work.mkdir(parents=True, exist_ok=True)
     have = {} if options.fresh or not options.output.exists() else found_in(options.output.read_text(encoding="utf-8"))
     records: Records = {}
     todo = list(parts(have))
     with Progress() as progress:
-        task = progress.add_task("searching", total=len(todo) + len(EXTENDED) + len({t[:2] for t in todo}))
-
-        def kept(name: str, make: Callable[[], Any]) -> Any:
-            """What a part's file has, made first if it is not there."""
-            path = options.work / f"{name}.json"
-            if not path.exists():
-                begin = time.perf_counter()
-                write_whole(path, json.dumps(make()).encode())
-                print(f"{path.stem}: {time.perf_counter() - begin:.1f} s", flush=True)
-            progress.advance(task)
-            return json.loads(path.read_text())
-
-        for part in todo:
-            name, guidance, budgets = part
-            found = kept(f"{name}-{guidance:g}-{budgets[0]}", lambda part=part: search_part(*part))  # type: ignore[misc]
+        task = progress.add_task("searching", total=len(todo) + len(EXTENDED_NFE) + len({t[:2] for t in todo}))
+        for name, guidance, budgets in todo:
+            path = work / f"{name}-{guidance:g}-{budgets[0]}.json"
+            found = kept(path, functools.partial(search_part, name, guidance, budgets))
             records.setdefault((name, guidance), []).extend(found)
-        for nfe in EXTENDED:
-            for name, guidance, record in kept(f"all-{nfe}", lambda nfe=nfe: extend(records, nfe)):  # type: ignore[misc]
+            progress.advance(task)
+        for nfe in EXTENDED_NFE:
+            for name, guidance, record in kept(work / f"all-{nfe}.json", functools.partial(extend, records, nfe)):
                 records[name, guidance].append(record)
-        for _ in range(MENDED):
+            progress.advance(task)
+        for _ in range(MEND_ROUNDS):
             if not mend(records):
                 break
         for (name, guidance), known in records.items():
-            place = name, guidance, known
-            known.extend(kept(f"{name}-{guidance:g}-free", lambda place=place: search_free(*place)))  # type: ignore[misc]
-    content = assemble(have | records)
-    write_whole(options.output, content.encode())
-    checksum = hashlib.sha256(content.encode()).hexdigest()
-    write_whole(options.output.with_suffix(".sha256"), f"{checksum}\n".encode())
-    print(f"{options.output}: {len(content)} characters, sha256 {checksum}")
+            path = work / f"{name}-{guidance:g}-free.json"
+            known.extend(kept(path, functools.partial(search_free, name, guidance, known)))
+            progress.advance(task)
+    write(options.output, assemble(have | records))
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Makes the file behind `recommend`: `python -m hso_jax.shelf.rules` (resumable; 20 minutes on two cores).
+"""Makes the file behind `recommend`: `python -m benchmarks.zoo.rules` (resumable; 20 minutes on two cores).
 
 For everything that the zoo has, the solver's error with each usual rule and with HSO's nodes, which are kept too. What
 the file has already stays as it is, so that a new shelf or weight costs what is new about it; `--fresh` measures all.
@@ -6,8 +6,6 @@ the file has already stays as it is, so that a new shelf or weight costs what is
 
 from __future__ import annotations
 
-import argparse
-import hashlib
 import json
 import math
 import time
@@ -17,6 +15,8 @@ from typing import Any
 
 from rich.progress import Progress
 
+from benchmarks import runner
+from benchmarks.zoo import FOLDER, write
 from hso_jax.baselines import baseline, inapplicable
 from hso_jax.files import write_whole
 from hso_jax.lane import Lane
@@ -100,9 +100,9 @@ def text_of(rows: list[dict[str, Any]]) -> str:
 
 def main() -> None:
     """Measure what the file lacks, keep each part in the work folder, then write the file and its checksum."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser = runner.command("python -m benchmarks.zoo.rules", __doc__)
     parser.add_argument("--work", type=Path, default=Path("rules-work"), help="finished rows; default %(default)s")
-    parser.add_argument("-o", "--output", type=Path, default=Path(__file__).with_name(FILE))
+    parser.add_argument("-o", "--output", type=Path, default=FOLDER / FILE)
     parser.add_argument("--fresh", action="store_true", help="measure what the output has already, too")
     options = parser.parse_args()
     options.work.mkdir(parents=True, exist_ok=True)
@@ -126,11 +126,7 @@ def main() -> None:
                 progress.advance(task)
             row["guidance"] = {f"{weight:g}": row["guidance"][f"{weight:g}"] for weight in weights}
             rows.append(row)
-    content = text_of(rows) + "\n"
-    write_whole(options.output, content.encode())
-    checksum = hashlib.sha256(content.encode()).hexdigest()
-    write_whole(options.output.with_suffix(".sha256"), f"{checksum}\n".encode())
-    print(f"{options.output}: {len(content)} characters, sha256 {checksum}")
+    write(options.output, text_of(rows) + "\n")
 
 
 def _key(row: dict[str, Any]) -> tuple[Any, ...]:
