@@ -127,8 +127,8 @@ class Record:
     def with_schedule(self, schedule: Schedule) -> Record:
         """Keep what a record says of a schedule: its nodes, psi, and what coefficients of its own are to gain."""
         scores, gain = schedule.scores, None
-        if schedule.coefficients is not None and scores.error is not None and scores.others:
-            gain = rounded(scores.error / min(scores.others.values()), 4)
+        if schedule.coefficients is not None and scores.error is not None and scores.others_own_nodes:
+            gain = rounded(scores.error / min(scores.others_own_nodes.values()), 4)
         psi = None if schedule.psi is None else {name: float(f"{x:.6g}") for name, x in schedule.psi.items()}
         return dataclasses.replace(self, lams=nodes_of(schedule), psi=psi, predicted=gain)
 

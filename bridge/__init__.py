@@ -6,7 +6,7 @@ try:
     import diffusers as _diffusers
     import torch as _torch  # noqa: F401
 except ImportError as error:
-    raise ImportError(f'bridge needs torch and diffusers ({error}): in your clone, pip install -e ".[torch]"') from error
+    raise ImportError(f'bridge needs torch and diffusers ({error}): in a clone, pip install -e ".[torch]"') from error
 
 from bridge.comfyui.sampler import sample_nonstationary as sample_nonstationary
 from bridge.fitness import SamplingFitness as SamplingFitness

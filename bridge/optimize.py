@@ -91,7 +91,9 @@ def _check_method(method: str) -> None:
     known = (RECOMMEND, "zoo", *METHODS)
     if method not in known and (rule := not_searched(method)):
         rule = rule.replace("noise", "bridge.noise_schedule_of(pipe)")
-        raise ValueError(f"method is {brief(method)}, a rule: bridge.install(pipe, hso_jax.{rule}) installs its levels")
+        raise ValueError(
+            f"method is {brief(method)}, a rule: use bridge.install(pipe, hso_jax.{rule}); methods: {', '.join(known)}"
+        )
     choice("method", method, known)
 
 

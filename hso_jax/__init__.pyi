@@ -21,13 +21,13 @@ from .noise import preset as preset
 from .objectives import mep as mep
 from .objectives import paper_d_min as paper_d_min
 from .objectives import spf as spf
-from .origin import Origin as Origin
-from .origin import Scores as Scores
 from .profile import Profile as Profile
 from .profile import profile_of as profile_of
 from .recommendation import Recommendation as Recommendation
 from .recommendation import recommend as recommend
+from .schedule import Origin as Origin
 from .schedule import Schedule as Schedule
+from .schedule import Scores as Scores
 from .schedule_file import load as load
 from .schedule_file import save as save
 from .searches import METHODS as METHODS

@@ -15,7 +15,7 @@ import numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from hso_jax.compiling import compiler_options
+from hso_jax.compiling import compiler_options, under_jax_defaults
 from hso_jax.resuming import record_of, rows_of
 from hso_jax.upper.checkpoint import Records
 
@@ -113,7 +113,7 @@ def program(
         return jax.lax.map(one, lanes, batch_size=at_once if at_once > 1 else None)
 
     sharded = jax.shard_map(every, mesh=mesh, in_specs=(spread, specs), out_specs=spread, check_vma=False)
-    return jax.jit(sharded, compiler_options=compiler_options(mesh.devices.flat[0].platform))
+    return under_jax_defaults(jax.jit(sharded, compiler_options=compiler_options(mesh.devices.flat[0].platform)))
 
 
 def _mesh(split: Split | None) -> Mesh:

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple, Protocol
 import jax
 from jax import Array
 
+from hso_jax.compiling import random_key
 from hso_jax.upper.evolution import Evolution, evolve
 
 Found = Any
@@ -72,7 +73,7 @@ def bilevel(method: Levels, lane: Any, effort: Any) -> Any:
         return evolve(fitness, blank, key, lower, upper, population=population, generations=generations, polish=polish)
 
     lower, upper = method.boxes(lane)
-    key = jax.random.key(lane.seed)
+    key = random_key(lane.seed)
     keys = jax.random.split(key, len(lower)) if len(lower) > 1 else key[None]
     return method.refine(lane, _one_by_one(start, (keys, lower, upper)))
 

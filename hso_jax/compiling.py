@@ -1,17 +1,50 @@
-"""How programs are compiled, and random draws that are compiled so."""
+"""How programs are traced and compiled whatever JAX is set to, and random draws that are made so."""
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, TypeVar
 
 import jax
 import numpy as np
 from jax import Array
+from jaxlib import utils
 
 Made = TypeVar("Made")
+
+_LOG_OF_JAX = "1"  # the level that importing JAX sets where there is none
+_FATAL = 3
+
+RANDOM = "threefry2x32"
+"""The generator of every random key here. JAX's default may be "rbg" (on TPUs), whose draws under `vmap` depend on the
+neighbours in the batch."""
+
+
+def random_key(seed: Any) -> Array:
+    """The key of a seed."""
+    return jax.random.key(seed, impl=RANDOM)
+
+
+def under_jax_defaults(function: Callable[..., Made]) -> Callable[..., Made]:
+    """The function, traced by JAX's default rules: a caller's strict promotion or search for NaN is for its own code.
+
+    NaN is a value here (no start yet, a lane that failed), and integers meet floats.
+    """
+
+    @functools.wraps(function)
+    def call(*args: Any, **kwargs: Any) -> Made:
+        with (
+            jax.numpy_dtype_promotion("standard"),
+            jax.numpy_rank_promotion("allow"),
+            jax.debug_nans(False),
+            jax.debug_infs(False),
+        ):
+            return function(*args, **kwargs)
+
+    return call
 
 
 def compiler_options(platform: str) -> dict[str, int] | None:
@@ -36,6 +69,22 @@ def platform() -> str:
         ) from error
 
 
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """Without XLA's log, which asks for a bug report where a busy machine compiles for two minutes.
+
+    What is wrong is an exception all the same. A log level that the user has set stays.
+    """
+    if os.environ.get("TF_CPP_MIN_LOG_LEVEL") != _LOG_OF_JAX:
+        yield
+        return
+    utils.absl_set_min_log_level(_FATAL)
+    try:
+        yield
+    finally:
+        utils.absl_set_min_log_level(int(_LOG_OF_JAX))
+
+
 def jit(function: Callable[..., Made], **options: Any) -> Callable[..., Made]:
     """`jax.jit` with `compiler_options` of the platform, which is asked for at the first call, not at import."""
 
@@ -44,6 +93,7 @@ def jit(function: Callable[..., Made], **options: Any) -> Callable[..., Made]:
         return jax.jit(function, compiler_options=compiler_options(name), **options)
 
     @functools.wraps(function)
+    @under_jax_defaults
     def call(*args: Any, **kwargs: Any) -> Made:
         return compiled(platform())(*args, **kwargs)
 

@@ -14,6 +14,7 @@ import jax
 import numpy as np
 
 from hso_jax.checks import brief, check_guidance, choice, is_number, number, numbers, whole
+from hso_jax.compiling import random_key
 from hso_jax.files import PROFILE_FORMAT, parse_json, read_text, write_whole
 from hso_jax.noise import NoiseSchedule
 from hso_jax.noise.noise_schedule import PREDICTIONS, check_noise
@@ -258,7 +259,7 @@ def _held_out(data: np.ndarray, keep: int) -> np.ndarray:
 def _problems(deviations: tuple[float, ...], total: float, dimension: int) -> Bank:
     with jax.enable_x64(True), jax.ensure_compile_time_eval():
         of = from_components(deviations, total, dimension)
-        products = [spectral(jax.random.key(seed), of) for seed in range(PRODUCTS)]
+        products = [spectral(random_key(seed), of) for seed in range(PRODUCTS)]
         return collect([shrunk(family(range(CLUSTERS)), deviations[0]), *products])
 
 

@@ -11,9 +11,8 @@ from typing import Any
 
 from hso_jax.checks import brief, check_guidance, is_number
 from hso_jax.files import FORMAT, parse_json, read_text, write_whole
-from hso_jax.origin import Origin, Scores
-from hso_jax.schedule import Schedule
-from hso_jax.solvers import named
+from hso_jax.schedule import Origin, Schedule, Scores
+from hso_jax.solvers import NONSTATIONARY, named
 
 VERSION = 2
 """Of what is written; 1 had no `coefficients`."""
@@ -26,7 +25,7 @@ _ORIGIN, _SCORES, _OWN = (
 _FIELDS = (
     *("model", "nfe", "layout", "end", "method", "solver", "t", "lams", "sigmas", "timesteps", "kind"),
     *("num_train_timesteps", "noise", "psi", "p", "d_min", "mep", "spf", "min_spacing", "result", "iterations"),
-    *("stationarity", "seed", "guidance", "error", "others", "fitness", "versions"),
+    *("stationarity", "seed", "guidance", "error", "others_same_nodes", "others_own_nodes", "fitness", "versions"),
     *("amplification", "tuned"),
 )
 """In the file's order. `min_spacing` follows from t: it is written for readers, and not read."""
@@ -38,7 +37,8 @@ _OPTIONAL = (
     "d_min",
     "guidance",
     "error",
-    "others",
+    "others_same_nodes",
+    "others_own_nodes",
     "fitness",
     "amplification",
     "tuned",
@@ -212,6 +212,9 @@ def _schedule(record: Any) -> Schedule:
     for name in _ARRAYS:
         values[name] = _array(name, values[name])
     values["coefficients"] = _rows("coefficients", record.get("coefficients"))
+    if (others := record.get("others")) is not None:  # older files have one field: of a search, or of the zoo
+        searched = values["seed"] is not None and values["solver"] != NONSTATIONARY
+        values.setdefault("others_same_nodes" if searched else "others_own_nodes", others)
     if isinstance(values["method"], str):
         values["method"] = _RENAMED.get(values["method"], values["method"])
     origin, scores, own = ({k: values[k] for k in names if k in values} for names in (_ORIGIN, _SCORES, _OWN))

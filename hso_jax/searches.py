@@ -18,11 +18,12 @@ from hso_jax.baselines import rule_named
 from hso_jax.batch import Progress
 from hso_jax.bilevel import Effort
 from hso_jax.checks import brief, choice, whole
-from hso_jax.compiling import platform
+from hso_jax.compiling import platform, quiet, under_jax_defaults
 from hso_jax.lane import Lane, Method
 from hso_jax.lower import trust_region
 from hso_jax.methods import Hso, SolverError
 from hso_jax.noise import PRESETS, NoiseSchedule, preset
+from hso_jax.noise.presets import preset_name
 from hso_jax.noise.stacking import anonymous
 from hso_jax.objectives.expansion import Terms, expansion
 from hso_jax.schedule import Schedule
@@ -70,8 +71,8 @@ def _model(noise: NoiseSchedule | str, how: Method) -> tuple[NoiseSchedule, Meth
     """The noise schedule that a preset's name stands for, and the method with the preset's p, if it leaves it open."""
     if not isinstance(noise, str):
         return noise, how
-    if isinstance(how, Hso) and how.p is None and noise in PRESETS:
-        how = dataclasses.replace(how, p=PRESETS[noise].p)
+    if isinstance(how, Hso) and how.p is None and preset_name(noise) in PRESETS:
+        how = dataclasses.replace(how, p=PRESETS[preset_name(noise)].p)
     return preset(noise), how
 
 
@@ -108,6 +109,7 @@ def search_many(
         groups.setdefault(lane.method.group(lane), []).append(i)  # type: ignore[union-attr]
     schedules: dict[int, Schedule] = {}
     with contextlib.ExitStack() as stack:
+        stack.enter_context(quiet())
         records: list[Records | None] = [None] * len(groups)
         if checkpoint is not None:
             file, records[:] = resuming.opened(checkpoint, every, effort, len(groups))
@@ -143,7 +145,8 @@ def method_of(method: Method | str) -> Method:
     """The method that a name stands for; a method is returned as it is. Raises ValueError for an unknown name."""
     if isinstance(method, str):
         if instead := not_searched(method):
-            raise ValueError(f"method is {brief(method)}, which searches nothing: use {instead}")
+            more = "" if instead.startswith(method) else ", or recommend(noise, nfe) or zoo(noise, nfe)"
+            raise ValueError(f"method is {brief(method)}, which searches nothing: use {instead}{more}")
         return METHODS[choice("method", method, METHODS)]
     if not (hasattr(method, "check") and hasattr(method, "group") and hasattr(method, "search")):
         raise ValueError(
@@ -222,7 +225,7 @@ def refine(
 ) -> trust_region.Solution:
     """The lower level alone: the MEP-optimal nodes between fixed ends, from any start.
 
-    Differentiable (first order) in the noise schedule's leaves, the ends, p and the spacing, by the implicit
+    Differentiable, any number of times, in the noise schedule's leaves, the ends, p and the spacing, by the implicit
     function theorem. Works under `vmap`. Nothing raises on values: read `result`.
 
     Args:
@@ -241,6 +244,7 @@ def refine(
     return _refine(anonymous(noise), start, t_max, t_eps, p, spacing, max_steps=max_steps)
 
 
+@under_jax_defaults
 @functools.partial(jax.jit, static_argnames="max_steps")
 def _refine(
     noise: NoiseSchedule,

@@ -51,7 +51,7 @@ def test_json_is_a_schedule_file_for_the_solver(asked: list[Any], capsys: pytest
     (s,), (record,) = from_json(printed), json.loads(printed)["schedules"]
     assert code == (0 if s.result == "converged" else 1)
     assert (s.model, s.nfe, s.layout, s.solver, s.method) == ("sd3-medium", 2, "node", "unipc-2", "solver-error")
-    assert s.error > 0 and sorted(record["others"]) == ["ddim", "dpmpp-2m", "unipc-3"]
+    assert s.error > 0 and sorted(record["others_same_nodes"]) == ["ddim", "dpmpp-2m", "unipc-3"]
     (lane,) = asked
     how = lane.method
     assert (lane.nfe, lane.layout, how.solver, how.guidance, lane.seed) == (2, "node", "unipc-2", 7.5, 3)

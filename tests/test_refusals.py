@@ -64,7 +64,10 @@ USUAL: dict[str, tuple[Callable[..., Any], dict[str, Any]]] = {
         {"method": "a", "solver": "any", "p": 2.0, "d_min": 0.0, "psi": {}, "seed": 0, "versions": {}, "result": "a"}
         | {"iterations": 1, "guidance": 1.0, "stationarity": 0.0},
     ),
-    "scores": (Scores, {"error": 0.1, "others": {}, "mep": 1.0, "spf": 1.0, "fitness": 1.0}),
+    "scores": (
+        Scores,
+        {"error": 0.1, "others_same_nodes": {}, "others_own_nodes": {}, "mep": 1.0, "spf": 1.0, "fitness": 1.0},
+    ),
     "from_sigmas": (Schedule.from_sigmas, {"noise": SD, "sigmas": [10.0, 1.0], "end": "clean"}),
     "mixture": (mixture, {"weights": [1, 1], "means": np.eye(2), "variances": [1.0, 1.0], "members": [0]}),
     "generic": (
@@ -114,7 +117,8 @@ USUAL: dict[str, tuple[Callable[..., Any], dict[str, Any]]] = {
 }
 RIGHT: dict[tuple[str, str], list[Any]] = {  # what of `NO_NUMBERS` an argument may be, beside numbers
     ("origin", "psi"): [{}],
-    ("scores", "others"): [{}],
+    ("scores", "others_same_nodes"): [{}],
+    ("scores", "others_own_nodes"): [{}],
     ("origin", "versions"): [{}],
     **{("origin", name): ["2"] for name in ("method", "solver", "result")},
     ("from_lams", "lams"): [[1.0, 2.0]],

@@ -163,8 +163,8 @@ def test_bad_schedules_are_named(case: str) -> None:
 def test_numbers_of_numpy_become_python_s() -> None:
     one = np.float32(0.5)
     origin = Origin(p=np.array(2.0), seed=np.int64(3), psi={"p": one})
-    s = Schedule.from_t(cosine(), T, origin=origin, scores=Scores(error=one, others={"ddim": one}))
-    assert [type(x) for x in (s.origin.p, s.error, s.seed, s.psi["p"], s.others["ddim"])] == [
+    s = Schedule.from_t(cosine(), T, origin=origin, scores=Scores(error=one, others_same_nodes={"ddim": one}))
+    assert [type(x) for x in (s.origin.p, s.error, s.seed, s.psi["p"], s.others_same_nodes["ddim"])] == [
         float,
         float,
         int,

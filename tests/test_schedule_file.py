@@ -70,6 +70,28 @@ def test_the_document_is_what_the_issue_says() -> None:
     assert noise["lams"][0] is None and noise["sigmas"][0] is None and noise["lams"][1] is not None
 
 
+OTHERS = {"a search's": ("dpmpp-2m", 0, "same"), "the zoo's": ("dpmpp-2m", None, "own")}
+
+
+@pytest.mark.parametrize("case", OTHERS)
+def test_others_of_older_files_are_read_as_what_they_meant(case: str) -> None:
+    solver, seed, meant = OTHERS[case]
+    document = json.loads(to_json(Schedule.from_t(SD, T, origin=Origin(solver=solver, seed=seed))))
+    (record,) = document["schedules"]
+    del record["others_same_nodes"], record["others_own_nodes"]
+    (read,) = from_json(json.dumps({**document, "schedules": [{**record, "others": {"ddim": 0.5}}]}))
+    both = {"same": read.others_same_nodes, "own": read.others_own_nodes}
+    assert both == {"same": {}, "own": {}, meant: {"ddim": 0.5}}
+    with pytest.warns(DeprecationWarning, match="others_own_nodes"):
+        assert read.others == {"ddim": 0.5}
+
+
+def test_the_zoo_s_others_have_nodes_of_their_own() -> None:
+    schedule = zoo("sd15", 6, "ddim")
+    assert not schedule.others_same_nodes and schedule.better_solver in schedule.others_own_nodes
+    assert schedule.others_own_nodes[schedule.better_solver] < schedule.error
+
+
 def test_numpy_scalars_are_written_as_numbers() -> None:
     s = Schedule.from_t(
         SD, T, scores=Scores(mep=np.float64(1.5)), origin=Origin(seed=np.int64(4), iterations=np.int32(2))

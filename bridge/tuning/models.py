@@ -27,7 +27,7 @@ from bridge.tuning.stepping import TableScheduler, step
 from hso_jax import solvers
 from hso_jax.checks import check_guidance
 from hso_jax.noise import NoiseSchedule
-from hso_jax.origin import Origin
+from hso_jax.schedule import Origin
 
 Seen = Callable[[torch.Tensor, torch.Tensor], None]
 

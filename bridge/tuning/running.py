@@ -28,9 +28,8 @@ from hso_jax.lane import Lane
 from hso_jax.methods import SolverError
 from hso_jax.methods.solver_error.coefficients import start_of
 from hso_jax.methods.solver_error.lanes import check_room
-from hso_jax.origin import Origin
 from hso_jax.profile import FOLDS, Profile, spectrum_of
-from hso_jax.schedule import Schedule, versions
+from hso_jax.schedule import Origin, Schedule, versions
 from hso_jax.searches import search
 from hso_jax.shelf.shipped import nearest_guidance, zoo
 from hso_jax.upper.checkpoint import Checkpoint

@@ -7,6 +7,7 @@ Trust-Region Methods, 2000, ch. 7 and 12); projects it; and keeps it if the obje
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import chex
@@ -41,7 +42,7 @@ class State(NamedTuple):
     """Carried from step to step.
 
     Attributes:
-        t: [K] feasible nodes.
+        t: [K] feasible nodes; before the objective has been evaluated any.
         expansion: of the objective at t.
         target: [K - 1] gaps that a projected-gradient step leads to; what it brings to the bound is held.
         stationarity: largest change of a gap by that step, in t: 0 at a minimiser.
@@ -90,18 +91,18 @@ def blank(nodes: int, dtype: Any) -> Solution:
 
 
 def init(objective: Objective, noise: NoiseSchedule, start: Array, feasible: Feasible) -> State:
-    """The state at the projection of `start` [K] onto the feasible set; a start with NaN becomes equal gaps.
+    """The state at `start` [K]; a start with NaN becomes equal gaps.
 
-    The objective is not evaluated yet: the first `step` does that, and moves nothing.
+    The objective is not evaluated yet: the first `step` projects the start onto the feasible set and does that.
     """
     chex.assert_rank([start, feasible.t_max, feasible.t_eps, feasible.spacing], [1, 0, 0, 0])
     free = jnp.arange(start.shape[0] - 1) < feasible.intervals
     even = jnp.where(free, (feasible.t_max - feasible.t_eps) / feasible.intervals, 0.0)
     start = jnp.where(jnp.all(jnp.isfinite(start)), start, nodes_of_gaps(feasible.t_max, feasible.t_eps, even))
-    t = project(start, *feasible)
-    blank = unevaluated(objective, noise, t)
+    blank = unevaluated(objective, noise, start)
     far, none = jnp.full_like(blank.value, jnp.inf), jnp.zeros_like(blank.value)
-    return State(t, blank, t[:-1] - t[1:], far, none, jnp.asarray(-1))
+    # Nothing is held before the gradient is known, gaps shorter than the spacing neither.
+    return State(start, blank, jnp.full_like(start[1:], jnp.inf), far, none, jnp.asarray(-1))
 
 
 def step(objective: Objective, noise: NoiseSchedule, state: State, feasible: Feasible) -> tuple[State, Info]:
@@ -153,8 +154,8 @@ def solve(
         tolerance: on `stationarity`, default 4 eps of the dtype.
 
     Returns:
-        A `Solution` whose nodes are differentiable (first order) in the noise schedule, the ends, the spacing and
-        what the objective closes over: the minimiser's optimality condition on its face is differentiated.
+        A `Solution` whose nodes are differentiable, any number of times, in the noise schedule, the ends, the spacing
+        and what the objective closes over: the minimiser's optimality condition on its face is differentiated.
     """
     frozen = jax.tree.map(jax.lax.stop_gradient, (noise, start, feasible))
     found, state = minimise(objective, *frozen, max_steps=max_steps, tolerance=tolerance)
@@ -186,22 +187,34 @@ def minimise(
 
 
 def _implicit(objective: Objective, noise: NoiseSchedule, state: State, feasible: Feasible) -> Array:
-    """The minimiser with its derivative: one Newton step on its face whose own value is dropped.
+    """The minimiser, differentiable as often as the objective: the implicit function theorem on its face.
 
-    The face moves with the ends and the spacing; the gradient of the Lagrangian stays zero (the implicit function
-    theorem). Valid where no gap is at its bound without a force.
+    On the face the nodes are `places[cluster] - fall`: nodes that held gaps tie together move as one cluster, the first
+    and the last cluster with the ends. The places of the others are where the objective's gradient along them is zero.
+    Valid where no gap is at its bound without a force.
     """
-    ends = (feasible.t_max, feasible.t_eps, feasible.spacing)
-    change_max, change_eps, change_gap = (x - jax.lax.stop_gradient(x) for x in ends)
     active = _held(state.target, jax.tree.map(jax.lax.stop_gradient, feasible))
-    real = jnp.arange(active.shape[0]) < feasible.intervals
-    change = jnp.where(real, change_gap, 0.0)
-    # Only the gradient's dependence on the parameters matters: value 0 and no Hessian derivative.
-    expansion = objective(noise, state.t)
-    drift = expansion.gradient - jax.lax.stop_gradient(expansion.gradient)
-    fixed = jax.tree.map(jax.lax.stop_gradient, state.expansion)
-    move = face_step(fixed._replace(gradient=drift), active, change, change_max, change_eps, jnp.zeros_like(change_max))
-    return state.t + jnp.where(jnp.isfinite(move), move, 0.0)
+    cluster = jnp.concatenate([jnp.zeros(1, int), jnp.cumsum(~active)])
+    index = jnp.arange(cluster.shape[0])
+    moving = (index > 0) & (index < cluster[-1])
+    real = index[1:] <= feasible.intervals
+    fall = jnp.cumsum(jnp.concatenate([jnp.zeros_like(state.t[:1]), jnp.where(active & real, feasible.spacing, 0.0)]))
+
+    def nodes(places: Array) -> Array:
+        ends = jnp.where(index == 0, feasible.t_max, feasible.t_eps + fall[-1])
+        return jnp.where(moving, places, ends)[cluster] - fall
+
+    def residual(places: Array) -> Array:
+        slopes = jnp.zeros_like(places).at[cluster].add(objective(noise, nodes(places)).gradient)
+        return jnp.where(moving, slopes, places)
+
+    def solve_linear(linear: Callable[[Array], Array], right: Array) -> Array:
+        return jnp.linalg.solve(jax.jacobian(linear)(right), right)
+
+    first = jnp.zeros_like(state.t).at[cluster].max(state.t + jax.lax.stop_gradient(fall))
+    places = jax.lax.custom_root(residual, first, lambda _, found: found, solve_linear)
+    moved = nodes(places)
+    return state.t + (moved - jax.lax.stop_gradient(moved))
 
 
 def _projected_gradient(expansion: Expansion, t: Array, feasible: Feasible) -> tuple[Array, Array]:

@@ -17,9 +17,8 @@ from typing import Any
 
 import numpy as np
 
-from hso_jax.checks import brief, choice, text
+from hso_jax.checks import brief, choice, printable, text
 from hso_jax.optional_jax import is_array, is_traced, jax, jnp, leaves, register_dataclass
-from hso_jax.shown import shown
 
 Array = Any
 """A NumPy or a JAX array. NumPy in, NumPy (float64) out; JAX in, JAX out."""
@@ -138,7 +137,7 @@ class NoiseSchedule:
         coefficients = xp.asarray(self.coefficients)
         position = (t - self.first) / self.spacing
         cell = xp.clip(xp.floor(position), 0, self.cells - 1)
-        x = xp.minimum(position, self.cells) - cell
+        x = xp.where(position > self.cells, self.cells, position) - cell  # at the last knot still the slope of t
         c = coefficients[xp.asarray(cell, dtype=np.int32)]
         c0, c1, c2, c3 = c[..., 0], c[..., 1], c[..., 2], c[..., 3]
         lam = c0 + x * (c1 + x * (c2 + x * c3))
@@ -168,13 +167,12 @@ class NoiseSchedule:
         inside = (lowest < target) & (target < highest)
         if xp is np and (missed := inside & (np.abs(frozen.lam(t) - target) > 1e-3 * INVERSE_TOLERANCE)).any():
             t = np.where(missed, frozen._bisected(target, low, high), t)
-        t = xp.where(target <= lowest, frozen.t_max, xp.where(target >= highest, frozen.t_min, t))
-        if xp is np:
-            return t
-        # The derivative of the inverse by one Newton step, whose own value is dropped.
-        value, slope, _ = self.lam_derivatives(t)
-        correction = (value - lam) / jax.lax.stop_gradient(slope)
-        return t - jnp.where(inside, correction - jax.lax.stop_gradient(correction), 0.0)
+        if xp is jnp:  # its derivatives, of any order, by the implicit function theorem
+            safe = jnp.where(inside, t, 0.5 * (frozen.t_min + frozen.t_max))
+            t = jax.lax.custom_root(
+                lambda t: self.lam(t) - lam, safe, lambda _, t: t, lambda linear, y: y / linear(jnp.ones_like(y))
+            )
+        return xp.where(target <= lowest, self.t_max, xp.where(target >= highest, self.t_min, t))
 
     def _newton(self, target: Array, iterations: int) -> tuple[Array, Array, Array]:
         """The inverse, and a bracket around it, by Newton's method inside a bracket that it keeps shrinking."""
@@ -256,7 +254,7 @@ class NoiseSchedule:
             ends = f"lam {self.noise_end:.4g} .. {self.data_end:.4g}"
         except (TypeError, ValueError):  # inside jit or vmap, or several in one
             ends = "of several, or traced"
-        return f"<NoiseSchedule {shown(self.name)}: {self.kind}, T = {self.num_train_timesteps}, {ends}>"
+        return f"<NoiseSchedule {printable(self.name)}: {self.kind}, T = {self.num_train_timesteps}, {ends}>"
 
     @property
     def prediction(self) -> str:
@@ -288,10 +286,10 @@ def check_noise(noise: object) -> NoiseSchedule:
 
 def _weighted_log(xp: Any, weight: Array, argument: Array) -> tuple[Array, Array]:
     """`weight * log(argument)` and `weight / argument`, both 0 where the weight is (whatever the argument)."""
-    used = weight > 0
-    safe = xp.where(used & (argument > 0), argument, 1.0)
-    value = xp.where(used & (argument <= 0), -np.inf, xp.where(used, weight, 0.0) * xp.log(safe))
-    return value, xp.where(used, weight, 0.0) / safe
+    positive = argument > 0
+    safe = xp.where(positive, argument, 1.0)
+    value = xp.where((weight > 0) & ~positive, -np.inf, weight * xp.log(safe))
+    return value, weight / safe
 
 
 def alpha_sigma(lam: Array, kind: str) -> tuple[Array, Array]:
@@ -300,8 +298,8 @@ def alpha_sigma(lam: Array, kind: str) -> tuple[Array, Array]:
     lam = xp.asarray(lam)
     if kind == "ve":
         return xp.ones_like(lam), xp.exp(-lam)
-    # exp of -|lam| only: neither end overflows.
-    small = xp.exp(-xp.abs(lam))
+    # exp of -|lam| only: neither end overflows. (The derivative of |lam| at 0 would be 0.)
+    small = xp.exp(xp.where(lam > 0, -lam, lam))
     if kind == "flow":
         large_share, small_share = 1.0 / (1.0 + small), small / (1.0 + small)
     elif kind == "vp":

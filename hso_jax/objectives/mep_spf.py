@@ -46,9 +46,10 @@ def mep_interval_derivatives(lam: Array, lam_next: Array, p: Array | float = 2.0
     grown = xp.expm1(0.5 * (lam_next - lam))  # sinh and cosh of h/2 without cancellation at short steps
     sinh2 = grown * (grown + 2.0) / (grown + 1.0)
     cosh = 1.0 + 0.5 * grown * grown / (grown + 1.0)
-    noisy = xp.exp(-xp.abs(lam + lam_next))  # of the midpoint's 2 m = lam + lam_next, without overflow
-    signal = xp.where(lam + lam_next > 0, 1.0, noisy) / (1.0 + noisy)  # alpha(m)^2
-    log_sigma2 = -(xp.maximum(lam + lam_next, 0.0) + xp.log1p(noisy))
+    twice = lam + lam_next  # of the midpoint m; its exponential without overflow, and without |2 m|: it has no slope
+    noisy = xp.exp(xp.where(twice > 0, -twice, twice))
+    signal = xp.where(twice > 0, 1.0, noisy) / (1.0 + noisy)  # alpha(m)^2
+    log_sigma2 = -(xp.where(twice > 0, twice, 0.0) + xp.log1p(noisy))
     weight = xp.exp(0.5 * power * log_sigma2)
     d_weight = -power * signal * weight
     d2_weight = (power * signal - 2.0 * (1.0 - signal)) * power * signal * weight

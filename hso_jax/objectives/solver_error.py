@@ -15,7 +15,7 @@ from jax.flatten_util import ravel_pytree
 
 from hso_jax import solvers
 from hso_jax.checks import check_guidance, number, whole
-from hso_jax.compiling import jit, normal
+from hso_jax.compiling import jit, normal, random_key
 from hso_jax.noise import alpha_sigma
 from hso_jax.problems.bank import Bank, Exact, Problems, collect, denoise, exact, pick, spread
 from hso_jax.problems.mixture import Problem, family
@@ -86,7 +86,7 @@ def default_family() -> Bank:
             problems.append(jax.tree.map(lambda leaf: leaf[i], clusters))  # noqa: B023
             if i % 2:
                 own = spectrum(np.geomspace(LEADING[i // 2 % 3], LEADING[i // 2 % 3] / REACH, 32))
-                problems.append(spectral(jax.random.key(1000 + i), own))
+                problems.append(spectral(random_key(1000 + i), own))
         return collect(problems)
 
 
@@ -107,7 +107,7 @@ def error_data(
 
     Args:
         start: lam of the model's noise end; -inf for pure noise.
-        guidance: w; 1 is the class itself, without guidance.
+        guidance: w; up to 1 it is the class itself, without guidance.
         prediction: what the network predicts: a key of `problems.ETA`.
         model_error: what its error is like; by default what `ETA` has for the prediction type.
         problems: stacked on a leading axis, or a sequence of problems of either kind; the default family if None.
@@ -168,7 +168,7 @@ def _solve(
         coefficients = np.zeros((len(counts), 0, samples, counts.shape[1]))
     problems = jax.tree.map(lambda leaf: jnp.asarray(leaf, dtype if leaf.dtype.kind == "f" else None), problems)
     count, dimension = variances.shape
-    noise = normal(jax.random.key(seed), (count, samples, dimension)).astype(dtype)
+    noise = normal(random_key(seed), (count, samples, dimension)).astype(dtype)
     importance = counts * np.where(counts > 0, variances, 1.0) ** -detail
     importance /= (importance * variances).sum(1, keepdims=True)
     arrays = [jnp.asarray(x, dtype) for x in (importance, frequencies, coefficients, numbers[1], guidance, power)]
@@ -181,7 +181,7 @@ def _solve(
 
 def _noised(problems: Bank, noise: Array, start: float, seed: int, steps: int) -> Array:
     """[P, B, D] `alpha x_0 + sigma noise` at lam = start; x_0 is where the exact flow of other noise ends."""
-    other = normal(jax.random.fold_in(jax.random.key(seed), 1), noise.shape)
+    other = normal(jax.random.fold_in(random_key(seed), 1), noise.shape)
     count, samples, dimension = noise.shape
     still = jnp.zeros((count, 0)), jnp.zeros((count, 0, samples, dimension)), jnp.zeros(())
     numbers = (jnp.asarray(x, noise.dtype) for x in (*still, -math.inf, 1.0))

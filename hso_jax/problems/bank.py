@@ -13,13 +13,13 @@ import numpy as np
 from jax import Array
 
 from hso_jax.checks import brief
+from hso_jax.compiling import under_jax_defaults
 from hso_jax.noise import alpha_sigma
 from hso_jax.problems.mixture import Problem
 from hso_jax.problems.mixture import denoise as denoise_mixture
 from hso_jax.problems.mixture import predict as predict_mixture
 from hso_jax.problems.model_error import SATURATION, Waves, over_sigma
-from hso_jax.problems.product import Product
-from hso_jax.problems.product import denoise as denoise_product
+from hso_jax.problems.product import Product, searched_denoise
 from hso_jax.problems.product import predict as predict_product
 
 
@@ -156,12 +156,12 @@ def denoise(problem: Problem | Product | Either, x: Array, lam: Array, guidance:
     if isinstance(problem, Problem):
         return denoise_mixture(problem, x, lam, guidance)
     if isinstance(problem, Product):
-        return denoise_product(problem, x, lam, guidance)
+        return searched_denoise(problem, x, lam, guidance)
     one, other = problem.mixture, problem.product
     assert one is not None and other is not None
     return jax.lax.cond(
         problem.is_product,
-        lambda x, lam, guidance: denoise_product(other, x, lam, guidance),
+        lambda x, lam, guidance: searched_denoise(other, x, lam, guidance),
         lambda x, lam, guidance: denoise_mixture(one, x, lam, guidance),
         x, lam, guidance,
     )  # fmt: skip
@@ -222,6 +222,7 @@ class Exact(NamedTuple):
     errors: Array
 
 
+@under_jax_defaults
 @functools.partial(jax.jit, static_argnames="steps")
 def exact(
     problem: Problem | Product | Either,

@@ -18,7 +18,7 @@ import numpy as np
 from jax import Array
 
 from hso_jax.checks import brief, number, numbers, whole
-from hso_jax.compiling import normal
+from hso_jax.compiling import normal, random_key, under_jax_defaults
 from hso_jax.noise import alpha_sigma
 
 LARGEST = 1e9
@@ -107,6 +107,7 @@ def score(problem: Problem, x: Array, lam: Array, guidance: Array | float = 1.0)
     return -predict(problem, x, *alpha_sigma(lam, "vp"), guidance)[1]
 
 
+@under_jax_defaults
 def predict(
     problem: Problem, x: Array, alpha: Array, sigma: Array, guidance: Array | float = 1.0
 ) -> tuple[Array, Array]:
@@ -118,6 +119,7 @@ def predict(
     return mean + alpha * problem.variances * residual, residual
 
 
+@under_jax_defaults
 def variance(problem: Problem) -> Array:
     """[] variance of the data a dimension, in the mean."""
     weights = jax.nn.softmax(problem.log_weights)
@@ -134,6 +136,7 @@ def leading_deviation(problem: Problem) -> np.ndarray:
     return np.sqrt(np.linalg.eigvalsh(covariance)[..., -1])
 
 
+@under_jax_defaults
 def shrunk(problem: Problem, deviation: float) -> Problem:
     """The problem (each of stacked ones) in a unit in which its leading standard deviation is at most `deviation`."""
     factor = jnp.minimum(1.0, deviation / leading_deviation(problem))
@@ -142,6 +145,7 @@ def shrunk(problem: Problem, deviation: float) -> Problem:
     )
 
 
+@under_jax_defaults
 def log_density(problem: Problem, x: Array, lam: Array, *, of_class: bool = False) -> Array:
     """[...] log density of the mixture (or its class) at noise level lam."""
     alpha, sigma = alpha_sigma(lam, "vp")
@@ -257,7 +261,7 @@ def family(seeds: Sequence[int] = range(len(KINDS)), kinds: Sequence[Kind] = KIN
     if not len(seeds) or not len(kinds):
         raise ValueError(f"{len(seeds)} seeds and {len(kinds)} kinds; need at least one of each")
     turns = itertools.cycle(kinds)
-    return stack_problems([generic(jax.random.key(seed), **next(turns)._asdict(), **options) for seed in seeds])
+    return stack_problems([generic(random_key(seed), **next(turns)._asdict(), **options) for seed in seeds])
 
 
 def stack_problems(problems: Sequence[Problem]) -> Problem:

@@ -31,7 +31,7 @@ import numpy as np
 from jax import Array
 
 from hso_jax.checks import brief, choice, number, whole
-from hso_jax.compiling import normal, uniform
+from hso_jax.compiling import normal, random_key, uniform
 from hso_jax.noise import alpha_sigma
 from hso_jax.problems.product import Spectrum
 
@@ -168,7 +168,7 @@ def draw(error: ModelError, variances: np.ndarray, counts: np.ndarray, samples: 
         samples: B.
     """
     (problems, dimension), terms = variances.shape, error.terms
-    key = jax.random.key(error.seed)
+    key = random_key(error.seed)
     shift = np.asarray(uniform(jax.random.fold_in(key, 0), (problems, terms)), np.float64)
     quantiles = (np.arange(terms) + np.clip(shift, 0.0, 0.999)) / terms
     frequencies = np.vectorize(NormalDist().inv_cdf)(0.5 + 0.5 * quantiles) / error.length

@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from hso_jax.compiling import normal, uniform
+from hso_jax.compiling import normal, under_jax_defaults, uniform
 from hso_jax.noise import alpha_sigma
 
 
@@ -75,6 +75,7 @@ def product(weights: Any, means: Any, variances: Any, *, counts: Any = None, mem
     return Product(*(jnp.asarray(x) for x in (*logs, mu, v, m)))
 
 
+@under_jax_defaults
 def predict(
     problem: Product, x: Array, alpha: Array, sigma: Array, guidance: Array | float = 1.0
 ) -> tuple[Array, Array]:
@@ -86,15 +87,17 @@ def predict(
 
 
 @jax.custom_vjp
-def denoise(problem: Product, x: Array, lam: Array, guidance: Array | float = 1.0) -> Array:
-    """The guided denoiser at x [..., D] and half log-SNR lam, for searches.
+def searched_denoise(problem: Product, x: Array, lam: Array, guidance: Array | float = 1.0) -> Array:
+    """The guided denoiser at x [..., D] and half log-SNR lam, for searches over nodes and coefficients.
 
     Its derivatives in x and lam are closed forms that are taken along with the value: an elementwise function needs no
-    second pass, and a loop over steps keeps two arrays of it. The problem and the weight count as constants.
+    second pass, and a loop over steps keeps two arrays of it. Those in the problem and the weight are NaN: no search
+    asks for them, and `predict` has them.
     """
     return predict(problem, x, *alpha_sigma(lam, "vp"), guidance)[0]
 
 
+@under_jax_defaults
 def _denoise_forward(
     problem: Product, x: Array, lam: Array, guidance: Array | float
 ) -> tuple[Array, tuple[Array, Array, Any]]:
@@ -124,13 +127,14 @@ def _denoise_forward(
     return value, (slope_x, slope_lam, (problem, guidance))
 
 
+@under_jax_defaults
 def _denoise_backward(kept: tuple[Array, Array, Any], change: Array) -> tuple[Any, Array, Array, Any]:
     slope_x, slope_lam, (problem, guidance) = kept
-    nothing = jax.tree.map(jnp.zeros_like, (problem, guidance))
+    nothing = jax.tree.map(lambda x: jnp.full_like(x, jnp.nan), (problem, guidance))
     return nothing[0], change * slope_x, (change * slope_lam).sum(), nothing[1]
 
 
-denoise.defvjp(_denoise_forward, _denoise_backward)
+searched_denoise.defvjp(_denoise_forward, _denoise_backward)
 
 
 def _posterior(problem: Product, x: Array, alpha: Array, sigma: Array) -> tuple[list[Array], list[list[Array]]]:
@@ -164,6 +168,7 @@ def _mean(shares: Iterable[Array], values: Iterable[Array]) -> Array:
     return functools.reduce(jnp.add, [s * v for s, v in zip(shares, values, strict=True)])
 
 
+@under_jax_defaults
 def log_density(problem: Product, x: Array, alpha: Array, sigma: Array, *, of_class: bool = False) -> Array:
     """[...] log density of the whole or its class in VP-equivalent scaling; each coordinate counts once."""
     total = alpha * alpha * problem.variances + sigma * sigma

@@ -16,8 +16,7 @@ from hso_jax.noise import PRESETS, NoiseSchedule, preset
 from hso_jax.noise.ends import first_lam
 from hso_jax.noise.noise_schedule import check_noise
 from hso_jax.noise.presets import preset_name
-from hso_jax.origin import Origin, Scores
-from hso_jax.schedule import Schedule
+from hso_jax.schedule import Origin, Schedule, Scores
 
 FORMAT, VERSION = "hso-jax/zoo", 2
 FILE = "zoo.json"
@@ -59,7 +58,7 @@ def zoo(model: str | NoiseSchedule, nfe: int, solver: str | None = None, *, guid
             is 1 and the usual weights of the presets with these ends.
 
     Returns:
-        A `Schedule` whose `others` are the errors of the other solvers, each with its own shipped schedule.
+        A `Schedule` whose `others_own_nodes` are the errors of the other solvers, each with its own shipped schedule.
 
     Raises:
         ValueError: for an unknown model, solver or N, or (`NotShippedError`) ends or a weight that are not shipped; the
@@ -96,7 +95,7 @@ def zoo(model: str | NoiseSchedule, nfe: int, solver: str | None = None, *, guid
         ),
         scores=Scores(
             error=found["error"],
-            others={s: e["error"] for s, e in entries.items()},
+            others_own_nodes={s: e["error"] for s, e in entries.items()},
             amplification=found.get("amplification"),
         ),
         coefficients=found.get("coefficients"),

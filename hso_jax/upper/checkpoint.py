@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from hso_jax.checks import brief, json_object
+from hso_jax.compiling import RANDOM
 from hso_jax.files import write_whole
 from hso_jax.schedule import versions
 
@@ -45,10 +46,11 @@ class Checkpoint:
             raise ValueError(f"checkpoint is {brief(path)}; need a path or None")
         self.path = None if path is None else Path(path)
         self._lock: IO[str] | None = None
+        arguments = {**arguments, "random": RANDOM}
         self._document: dict[str, Any] = {
             "format": FORMAT,
             "version": VERSION,
-            "arguments": dict(arguments),
+            "arguments": arguments,
             "versions": versions(),
             "searches": {},
         }
@@ -58,6 +60,7 @@ class Checkpoint:
         try:
             if self.path.exists():
                 found = _read(self.path)
+                found["arguments"].setdefault("random", RANDOM)  # older files do not name their generator
                 self._refuse(found["arguments"], arguments, "")
                 self._document = found
             else:

@@ -10,6 +10,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
+from hso_jax.compiling import under_jax_defaults
+
 Memo = Any
 """A pytree of float arrays: what a fitness evaluation leaves behind besides its value."""
 
@@ -72,6 +74,7 @@ class DifferentialEvolution:
         )
         self._population, self._lower, self._upper = population, lower, upper
 
+    @under_jax_defaults
     def start(self, keys: tuple[Array, Array]) -> tuple[Any, Array]:
         """The state before anything is known, and the first points [population, D]; from two keys."""
         spread_key, init_key = keys
@@ -79,11 +82,13 @@ class DifferentialEvolution:
         worst = np.full(self._population, np.inf, self._lower.dtype)
         return self._algorithm.init(init_key, points, worst, self._params), points
 
+    @under_jax_defaults
     def ask(self, key: Array, state: Any) -> tuple[Array, Any]:
         """The next points [population, D] to evaluate."""
         points, state = self._algorithm.ask(key, state, self._params)
         return jnp.clip(points, self._lower, self._upper), state
 
+    @under_jax_defaults
     def tell(self, key: Array, points: Any, values: Any, state: Any) -> Any:
         """The state that knows the values [population] of these points; what is not finite counts as +inf."""
         values = jnp.where(jnp.isfinite(values), values, jnp.inf).astype(self._lower.dtype)

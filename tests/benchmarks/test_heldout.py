@@ -70,7 +70,7 @@ def test_searches_are_given_the_profile_and_coefficients_are_installed(folder, t
         own = Origin(method="solver-error", solver=method.solver)
         free = method.solver == "nonstationary"
         schedule = Schedule.from_t(noise, [1.0, 0.7, 0.4, 0.1], origin=own, coefficients=rows if free else None)
-        return [schedule.with_scores(error=0.1, others={"unipc-3": 0.25, "ddim": 0.5}) for _ in nfes]
+        return [schedule.with_scores(error=0.1, others_own_nodes={"unipc-3": 0.25, "ddim": 0.5}) for _ in nfes]
 
     monkeypatch.setattr(measure, "search", found)
     path = tmp_path / "heldout.jsonl"

@@ -76,7 +76,7 @@ def test_a_record_keeps_what_coefficients_were_to_gain():
     made = baseline("trailing", runner.noise_of("fashion-eps"), 4)
     origin = Origin(solver="nonstationary")
     own = replace(made, origin=origin, coefficients=np.zeros((4, 1))).with_scores(
-        error=0.1, others={"unipc-3": 0.25, "ddim": 0.5}
+        error=0.1, others_own_nodes={"unipc-3": 0.25, "ddim": 0.5}
     )
     assert RECORD.with_schedule(own).predicted == 0.4 and RECORD.with_schedule(made).predicted is None
 

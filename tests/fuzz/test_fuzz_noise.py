@@ -172,7 +172,13 @@ def check_schedules(seed: int, count: int) -> int:
             values[rng.randrange(len(values))] = wild(rng)
         values = wild(rng) if rng.random() < 0.1 else values
         names = {"layout": ["node", "interval"], "end": ["clean", "t_eps", None], "solver": ["ddim"], "p": [2.0]}
-        names |= {"method": ["mine"], "d_min": [0.0], "seed": [0], "guidance": [7.5], "others": [{"ddim": 1.0}]}
+        names |= {
+            "method": ["mine"],
+            "d_min": [0.0],
+            "seed": [0],
+            "guidance": [7.5],
+            "others_same_nodes": [{"ddim": 1.0}],
+        }
         names |= {"psi": [{"p": 1.0}], "versions": [{"a": "1"}], "iterations": [3], "error": [0.1], "mep": [None]}
         options = {
             k: wild(rng) if rng.random() < 0.1 else rng.choice(names[k])

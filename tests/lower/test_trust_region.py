@@ -225,6 +225,33 @@ def test_implicit_derivatives_match_finite_differences(spacing: float) -> None:
     np.testing.assert_allclose(rev, fwd, rtol=0, atol=1e-11)
 
 
+ORDERS = {
+    "forward over forward": lambda f: jax.jacfwd(jax.jacfwd(f)),
+    "forward over reverse": lambda f: jax.jacfwd(jax.jacrev(f)),
+    "reverse over reverse": lambda f: jax.jacrev(jax.jacrev(f)),
+}
+
+
+@pytest.mark.parametrize("order", ORDERS)
+@pytest.mark.parametrize("spacing", [0.0, 0.16])
+def test_second_implicit_derivatives_match_finite_differences(spacing: float, order: str) -> None:
+    """In p, t_max and t_eps at once; with a spacing, gaps are held."""
+
+    def nodes(x: jax.Array) -> jax.Array:
+        start = jnp.linspace(1.0, 0.05, 6)
+        return refine(SD, start, t_max=x[1], t_eps=x[2], p=x[0], spacing=spacing).t
+
+    with jax.enable_x64(True):
+        x = jnp.array([1.8, 0.97, 0.06])
+        slope = jax.jit(jax.jacfwd(nodes))
+        wanted = np.stack([(slope(x + d) - slope(x - d)) / 2e-6 for d in 1e-6 * jnp.eye(3)], axis=-1)
+        found = jax.jit(ORDERS[order](nodes))(x)
+        many = jax.jit(jax.vmap(ORDERS[order](nodes)))(jnp.stack([x, x]))
+    assert np.abs(wanted[:, 0, 0]).max() > 1e-3
+    np.testing.assert_allclose(found, wanted, rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(many[1], found, rtol=1e-9, atol=1e-9)
+
+
 @functools.cache
 def _differentiated() -> tuple[object, object, object]:
     return jax.jit(parameters), jax.jit(jax.jacfwd(parameters)), jax.jit(jax.jacrev(parameters))

@@ -118,7 +118,7 @@ def test_better_than_the_best_known_solver_or_that_solver_itself(found: Any) -> 
         if s.coefficients is None:
             assert s == best and s.solver in (START, "ddim")
         else:
-            assert s.error <= (1.0 - SMALL.gain) * best.error and s.others == {best.solver: best.error}
+            assert s.error <= (1.0 - SMALL.gain) * best.error and s.others_own_nodes == {best.solver: best.error}
     lanes = [lane(SD, 4, gain=gain) for gain in (0.0, 0.999)]
     free, same = find(lanes)
     assert free.solver == "nonstationary" and free.error < same.error
@@ -160,7 +160,7 @@ def test_a_start_that_is_given_is_measured_for_the_solver_it_starts_as() -> None
     start = baseline("trailing", SD, 4)
     better, same = find([lane(SD, 4, start=start, gain=gain) for gain in (0.0, 0.999)])
     wanted = error_of(start, SD, solver=START, guidance=1.0)
-    assert better.others == {START: pytest.approx(wanted, rel=1e-6)}
+    assert better.others_own_nodes == {START: pytest.approx(wanted, rel=1e-6)}
     assert (same.method, same.solver, same.guidance) == ("trailing", START, 1.0) and same.coefficients is None
     assert same.error == pytest.approx(wanted, rel=1e-6) and same.t.tobytes() == start.t.tobytes()
 

@@ -240,21 +240,21 @@ def polished(s: Schedule) -> tuple[np.ndarray, Any]:
 
 def test_other_solvers_are_told_and_advised(found: Any) -> None:
     (s,) = find([shared.lane(SD, 4, solver="ddim", compare=COMPARED)])
-    assert sorted(s.others) == ["dpmpp-2m", "unipc-2", "unipc-3"]
+    assert sorted(s.others_same_nodes) == ["dpmpp-2m", "unipc-2", "unipc-3"]
     assert s.t.tobytes() == found[key(shared.lane(SD, 4, solver="ddim"))][1].t.tobytes()
-    for name, error in s.others.items():
+    for name, error in s.others_same_nodes.items():
         assert error == solver_error(s, SD, solver=name, problems=small_family(), **DATA)
-    best = min(s.others, key=s.others.get)
-    assert s.better_solver == (best if s.others[best] < 0.99 * s.error else None)
+    best = min(s.others_same_nodes, key=s.others_same_nodes.get)
+    assert s.better_solver == (best if s.others_same_nodes[best] < 0.99 * s.error else None)
 
 
 def test_advice_needs_one_percent() -> None:
     def better(**scores: Any) -> str | None:
         return Schedule.from_t(SD, [0.9, 0.2], origin=Origin(solver="ddim"), scores=Scores(**scores)).better_solver
 
-    assert better(error=1.0, others={"a": 0.98, "b": 0.9, "c": 2.0}) == "b"
-    assert better(error=1.0, others={"a": 0.995, "c": 2.0}) is None
-    assert better(error=1.0) is None and better(others={"a": 0.1}) is None
+    assert better(error=1.0, others_same_nodes={"a": 0.98, "b": 0.9, "c": 2.0}) == "b"
+    assert better(error=1.0, others_same_nodes={"a": 0.995, "c": 2.0}) is None
+    assert better(error=1.0) is None and better(others_same_nodes={"a": 0.1}) is None
 
 
 def test_the_error_is_refused_where_it_means_nothing() -> None:

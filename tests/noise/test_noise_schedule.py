@@ -247,3 +247,31 @@ def test_the_inverse_is_found_where_lam_is_flat_and_then_steep() -> None:
     noise = from_knots(np.array([1.8e-2, 5.5e-6, 2.7e-7, 5.9e-8, -76.0]), 0.2, 0.2, num_train_timesteps=5)
     lam = noise.lam(np.linspace(0.2, 1.0, 1001))
     np.testing.assert_allclose(noise.lam(noise.t_of_lam(lam)), lam, rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize("name", list(ALL)[::4])
+def test_derivatives_of_the_inverse_are_right_to_second_order(name: str) -> None:
+    """Oracle: t' = 1/lam' and t'' = -lam''/lam'^3, from the table's own closed derivatives."""
+    noise = ALL[name]
+    with jax.enable_x64(True):
+        t = jnp.asarray(0.377)
+        lam, slope, bend = (float(x) for x in noise.lam_derivatives(t))
+        first, second = jax.grad(noise.t_of_lam)(lam), jax.grad(jax.grad(noise.t_of_lam))(lam)
+        reverse = jax.jacrev(jax.jacrev(noise.t_of_lam))(lam)
+    assert first == pytest.approx(1.0 / slope, rel=1e-9)
+    assert second == pytest.approx(-bend / slope**3, rel=1e-6)
+    assert reverse == pytest.approx(second, rel=1e-9)
+
+
+@pytest.mark.parametrize("name", [*problems.TABLES][:1])
+def test_the_slope_at_the_last_level_is_the_table_s(name: str) -> None:
+    noise = ALL[name]
+    with jax.enable_x64(True):
+        end = float(noise.t_max)
+        assert jax.grad(noise.lam)(end) == pytest.approx(float(noise.lam_derivatives(jnp.asarray(end))[1]), rel=1e-12)
+
+
+@pytest.mark.parametrize(("kind", "slope"), [("vp", 8**-0.5), ("flow", 0.25)])
+def test_alpha_rises_at_lam_0_as_beside_it(kind: str, slope: float) -> None:
+    found = jax.jacfwd(lambda lam: jnp.stack(alpha_sigma(lam, kind)))(0.0)
+    np.testing.assert_allclose(found, [slope, -slope], rtol=1e-6)

@@ -166,3 +166,12 @@ def test_mep_is_positive_and_splitting_an_interval_at_p_1_lowers_it(values: list
     assert np.isfinite(mep(lams, p)) and mep(lams, p) >= 0
     halves = np.sort(np.concatenate([lams, 0.5 * (lams[1:] + lams[:-1])]))
     assert mep(halves, 1.0) <= mep(lams, 1.0) * (1 + 1e-12)
+
+
+def test_second_derivatives_of_an_interval_are_right_at_midpoint_0() -> None:
+    """The written-out gradient's own derivative is the written-out second derivative, also where the midpoint is 0."""
+    with jax.enable_x64(True):
+        at = jnp.asarray(-0.5), jnp.asarray(0.5)
+        gradient = jax.jacfwd(lambda a, b: jnp.stack(mep_interval_derivatives(a, b, 2.5)[1:3]), (0, 1))(*at)
+        *_, aa, ab, bb = mep_interval_derivatives(*at, 2.5)
+    np.testing.assert_allclose(np.stack(gradient, -1), [[aa, ab], [ab, bb]], rtol=1e-12)

@@ -63,8 +63,8 @@ def test_every_preset_solver_and_budget_is_there() -> None:
             assert (s.model, s.nfe, s.solver, s.guidance) == (name, nfe, solver, weight)
             assert (s.layout, s.end, s.method) == ("node", "clean", "solver-error")
             assert np.all(np.isfinite(s.lams[1:])) and np.all(np.diff(s.t) < 0) and s.t[-1] > 0 and s.t[0] <= 1
-            assert 0 < s.error < most and {*s.others, solver} - {NONSTATIONARY} == set(SOLVERS)
-            assert all(0 < error < math.inf for error in s.others.values())
+            assert 0 < s.error < most and {*s.others_own_nodes, solver} - {NONSTATIONARY} == set(SOLVERS)
+            assert all(0 < error < math.inf for error in s.others_own_nodes.values())
             errors.append(s.error)
         assert errors[-1] < 0.2 * errors[0], (name, solver, weight)
 
@@ -126,9 +126,9 @@ def test_coefficients_are_worth_it_and_measured_again() -> None:
     free = {cell: s for cell, s in found.items() if s.coefficients is not None}
     assert len(free) > 0.5 * len(cells)
     for s in free.values():
-        assert s.error <= 0.97001 * min(s.others.values()) and s.scores.amplification >= 1.0
+        assert s.error <= 0.97001 * min(s.others_own_nodes.values()) and s.scores.amplification >= 1.0
     for s in found.values():
-        assert s.coefficients is not None or s.error <= min(s.others.values())
+        assert s.coefficients is not None or s.error <= min(s.others_own_nodes.values())
     for name, nfe in (("sd15", 6), ("flux-dev", 4)):
         s = zoo(name, nfe, NONSTATIONARY, guidance=1.0)
         assert s.error == pytest.approx(solver_error(s, preset(name)), rel=2e-3)
@@ -138,7 +138,7 @@ def test_coefficients_are_worth_it_and_measured_again() -> None:
 def test_without_a_solver_the_best_is_returned() -> None:
     for name, nfe in (("sdxl", 6), ("flux-dev", 8), ("sd15", 20)):
         best = zoo(name, nfe)
-        assert best.error <= min(best.others.values())
+        assert best.error <= min(best.others_own_nodes.values())
         assert best.error == min(zoo(name, nfe, s).error for s in (*SOLVERS, best.solver))
 
 
@@ -178,7 +178,9 @@ def test_look_up(small: dict[str, Any]) -> None:
             s = zoo(noise, nfe, solver, guidance=weight)
             shelf = ends.index(shelf_key(noise))
             at = {x: 1.0 / nfe + 0.01 * j + 0.001 * weight + 0.0001 * shelf for j, x in enumerate(SOLVERS)}
-            assert s.error == pytest.approx(at.pop(solver), abs=2e-6) and s.others == pytest.approx(at, abs=2e-6)
+            assert s.error == pytest.approx(at.pop(solver), abs=2e-6) and s.others_own_nodes == pytest.approx(
+                at, abs=2e-6
+            )
             assert (s.model, s.nfe, s.solver, s.guidance, s.layout) == (name, nfe, solver, weight, "node")
             assert s.noise == noise.fingerprint()
             np.testing.assert_allclose(s.lams[1:], np.linspace(-2.5, 2.0, nfe + 2)[2:-1], rtol=0, atol=2e-4)

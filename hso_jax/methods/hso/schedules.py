@@ -11,8 +11,7 @@ from hso_jax.lower.results import NOT_FINITE, RESULTS
 from hso_jax.lower.simplex import spread
 from hso_jax.objectives.expansion import objective_name
 from hso_jax.objectives.mep_spf import score
-from hso_jax.origin import Origin
-from hso_jax.schedule import Schedule, versions
+from hso_jax.schedule import Origin, Schedule, versions
 from hso_jax.upper.evolution import Evolution
 
 _DISTINCT = 1e-6  # in t: nodes that the objective merges (p > 2 without a spacing) stay this far apart

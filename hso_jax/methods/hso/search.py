@@ -13,6 +13,7 @@ from jax import Array
 
 from hso_jax import batch
 from hso_jax.bilevel import Effort, bilevel
+from hso_jax.compiling import under_jax_defaults
 from hso_jax.lane import Lane
 from hso_jax.lower import trust_region
 from hso_jax.lower.results import CONVERGED
@@ -152,6 +153,7 @@ def _finish(lanes: Sequence[Lane], found: Evolution, objective: str | NodeObject
     return found._replace(memo=Solution(*columns))  # type: ignore[arg-type]
 
 
+@under_jax_defaults
 @functools.partial(jax.jit, static_argnames="objective")
 def _refine_again(
     lane: LaneArrays, bank: NoiseSchedule, psi: Array, t: Array, objective: str | NodeObjective

@@ -25,8 +25,7 @@ from hso_jax.lower.trust_region import Solution
 from hso_jax.methods.family import FIRST_HIGH, LAST_LOW, P_RANGE, member
 from hso_jax.noise.ends import lam_of_s, s_of_lam
 from hso_jax.objectives.expansion import NodeObjective, objective_name
-from hso_jax.origin import Origin
-from hso_jax.schedule import Schedule, versions
+from hso_jax.schedule import Origin, Schedule, versions
 
 _STEPS = 40  # of the lower level, from uniform lam
 

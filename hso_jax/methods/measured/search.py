@@ -17,6 +17,7 @@ import numpy as np
 
 from hso_jax.batch import Progress
 from hso_jax.checks import brief, is_number
+from hso_jax.compiling import random_key
 from hso_jax.lane import Lane
 from hso_jax.methods.measured.points import box, schedules_at
 from hso_jax.objectives.expansion import objective_name
@@ -130,7 +131,7 @@ def _search(lane: Lane, starts: Sequence[Schedule], judge: _Judge) -> Schedule:
     dtype = np.dtype(jax.dtypes.canonicalize_dtype(float))
     ends = box(lane)
     algorithm = DifferentialEvolution(POPULATION, *ends.astype(dtype))
-    start_key, init_key, run_key = jax.random.split(jax.random.key(lane.seed), 3)
+    start_key, init_key, run_key = jax.random.split(random_key(lane.seed), 3)
     state, asked = algorithm.start((start_key, init_key))
     try:
         for start in starts:

@@ -46,14 +46,14 @@ class SolverError:
     Attributes:
         solver: a name that `hso_jax.solvers.canonical` knows: "ddim", "dpmpp-2m", "unipc-2", "unipc-3", "heun", ...;
             or "nonstationary", whose coefficients are searched with the nodes (see `Coefficients`).
-        guidance: w of classifier-free guidance; 1 is without.
+        guidance: w of classifier-free guidance; 0 and 1 are without.
         first: "auto" (the first node is the model's noise end, or up to N = 10 sigma/alpha = 60 where that is less and
             the network predicts epsilon, see `noise.ends.first_lam`), "end" (the noise end) or "free" (placed like the
             others).
         family: bound whose minimisers are the starts: "mep", "dm-nonuni" or a function, as `Hso.objective`.
         refinement: how hard the starts are refined on the error; None takes the best of the family as it is.
         start: a schedule, or a method whose schedule is refined, instead of the starts of the family.
-        compare: names of solvers whose error on the nodes is told in `Schedule.others`.
+        compare: names of solvers whose error on the nodes is told in `others_same_nodes`.
         coefficients: how the coefficients of "nonstationary" are searched; the defaults if None.
         problems: a stacked Problem or Product, or a sequence of problems of both kinds; the family of 36 by default.
         profile: what was measured of the model (`bridge.profile`, `profile_of`): its problems in place of the default

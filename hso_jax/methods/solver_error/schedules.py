@@ -24,9 +24,8 @@ from hso_jax.noise.ends import lam_of_s, s_of_lam
 from hso_jax.noise.noise_schedule import check_noise
 from hso_jax.objectives.expansion import objective_name
 from hso_jax.objectives.solver_error import Chunks, error_data, in_chunks, mean_error, squared_errors
-from hso_jax.origin import Origin, Scores
 from hso_jax.problems.bank import Problems
-from hso_jax.schedule import Schedule, versions
+from hso_jax.schedule import Origin, Schedule, Scores, versions
 
 
 def schedule_of(lane: Lane, found: Found, inaccuracy: float) -> Schedule:
@@ -100,7 +99,7 @@ def free_schedule_of(lane: Lane, found: FreeFound, known: Schedule, inaccuracy: 
         versions=versions(),
     )
     others = {known.solver: reached} if np.isfinite(reached) else {}
-    scores = Scores(error=error, others=others, amplification=float(found.amplification))
+    scores = Scores(error=error, others_own_nodes=others, amplification=float(found.amplification))
     return Schedule.from_lams(
         lane.noise, lams, layout=lane.layout, origin=origin, scores=scores, coefficients=coefficients
     )
@@ -120,7 +119,7 @@ def on_start(lane: Lane, start: Schedule, solver: str) -> Schedule:
 
 
 def compared(schedule: Schedule, lane: Lane) -> Schedule:
-    """With `others`: each other solver's error on these nodes, which is at least what its own would be."""
+    """With `others_same_nodes`: each other solver's error on these nodes, which is at least what its own would be."""
     method: Any = lane.method
     names = [name for name in method.compare if name != method.solver]
     if not names or solvers.SOLVERS[method.solver].calls != 1:
@@ -128,7 +127,7 @@ def compared(schedule: Schedule, lane: Lane) -> Schedule:
     data = data_of_lane(lane)
     chunks = in_chunks(data, data.noise.shape[1])
     errors = {name: measure(schedule, name, chunks) for name in names}
-    return schedule.with_scores(others={name: e for name, e in errors.items() if np.isfinite(e)})
+    return schedule.with_scores(others_same_nodes={name: e for name, e in errors.items() if np.isfinite(e)})
 
 
 def solver_error(

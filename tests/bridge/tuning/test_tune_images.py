@@ -20,7 +20,7 @@ from bridge.tuning.teacher import grid
 from hso_jax import Schedule, baseline, load, preset, zoo
 from hso_jax.cli import main
 from hso_jax.noise.partial import from_level
-from hso_jax.origin import Origin
+from hso_jax.schedule import Origin
 from hso_jax.schedule_file import to_json
 
 N, STRENGTH = 6, 0.6
