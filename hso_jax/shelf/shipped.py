@@ -16,7 +16,7 @@ from hso_jax.noise import PRESETS, NoiseSchedule, preset
 from hso_jax.noise.ends import first_lam
 from hso_jax.noise.noise_schedule import check_noise
 from hso_jax.noise.presets import preset_name
-from hso_jax.schedule import Origin, Schedule, Scores
+from hso_jax.schedule import Origin, Schedule, Scores, t_of_lams
 
 FORMAT, VERSION = "hso-jax/zoo", 2
 FILE = "zoo.json"
@@ -84,9 +84,9 @@ def zoo(model: str | NoiseSchedule, nfe: int, solver: str | None = None, *, guid
     best = min(entries, key=lambda s: entries[s]["error"])
     name = best if name not in entries else name
     found = entries.pop(name)
-    return Schedule.from_lams(
+    return Schedule.from_t(
         noise,
-        [first_lam(noise, nfe, weight), *found["lams"]],
+        t_of_lams(noise, np.array([first_lam(noise, nfe, weight), *found["lams"]])),
         origin=Origin(
             method="solver-error",
             solver=name,
