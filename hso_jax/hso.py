@@ -29,7 +29,7 @@ from hso_jax.lower.trust_region import CONVERGED, NOT_FINITE, RESULTS, Feasible,
 from hso_jax.mep_spf import PAPER_GAMMA, Spacing, paper_d_min, resolve_spacing, score, spacing_penalty
 from hso_jax.noise import NoiseSchedule
 from hso_jax.noise.stacking import stack
-from hso_jax.origin import Origin
+from hso_jax.origin import Origin, Scores
 from hso_jax.schedule import Schedule, versions
 from hso_jax.upper.evolution import Evolution
 
@@ -346,7 +346,8 @@ def schedule_of(lane: Lane, found: Evolution | None) -> Schedule:
     t[0], t[-1] = t_max, t_eps
     least = max(hso.spacing if hso.spacing_as == "constraint" else 0.0, _DISTINCT)
     t = spread(t, min(least, (t_max - t_eps) / lane.intervals))
-    ends = lane.noise.ksigma(np.array([t_eps, t_max]))
+    lams = lane.noise.lam(t)
+    ends = np.exp(-lams[[-1, 0]])
     stationarity = float(found.memo.stationarity)
     origin = Origin(
         psi={"rho": rho, "t_eps": t_eps, "t_max": t_max, "ksigma_min": float(ends[0]), "ksigma_max": float(ends[1])},
@@ -356,8 +357,8 @@ def schedule_of(lane: Lane, found: Evolution | None) -> Schedule:
         seed=int(lane.seed),
         **fields,
     )
-    schedule = Schedule.from_t(lane.noise, t, layout=lane.layout, origin=origin)
-    return schedule.with_scores(**score(schedule, p=hso.p, d_min=hso.spacing, gamma=hso.gamma))
+    scores = Scores(**score(lams, t, p=hso.p, d_min=hso.spacing, gamma=hso.gamma))
+    return Schedule.from_t(lane.noise, t, layout=lane.layout, origin=origin, scores=scores)
 
 
 def _with_room(t_eps: float, t_max: float, lane: Lane) -> tuple[float, float]:
