@@ -18,9 +18,8 @@ from bridge.schedulers.scheduled import Installed
 from hso_jax.baselines import baseline, inapplicable
 from hso_jax.distilled import named_in, of_class, of_configs, t_of_s
 from hso_jax.noise import NoiseSchedule
-from hso_jax.origin import Origin
 from hso_jax.recommendation import Before
-from hso_jax.schedule import Schedule
+from hso_jax.schedule import Origin, Schedule
 from hso_jax.shelf.predicted import RULES
 
 # Pipelines that take `sigmas` and leave FlowMatch's own grid to it where there are none, and those that give it some

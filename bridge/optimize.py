@@ -49,8 +49,7 @@ def optimize_pipeline(
     its place; lines on stderr say how long it has run.
 
     `method="hso"` searches as the paper does; `method="solver-error"` for the pipeline's solver and guidance weight;
-    `method="zoo"` takes the shipped schedule for the solver; `Measured(SamplingFitness.of_pipeline(pipe, prompts),
-    budget=calls)` tunes it on the pipeline.
+    `method="zoo"` takes the shipped schedule for the solver. `bridge.tune` looks at the pipeline's own samples.
 
     Args:
         pipe: a diffusers pipeline (anything with a `scheduler`).
@@ -91,7 +90,9 @@ def _check_method(method: str) -> None:
     known = (RECOMMEND, "zoo", *METHODS)
     if method not in known and (rule := not_searched(method)):
         rule = rule.replace("noise", "bridge.noise_schedule_of(pipe)")
-        raise ValueError(f"method is {brief(method)}, a rule: bridge.install(pipe, hso_jax.{rule}) installs its levels")
+        raise ValueError(
+            f"method is {brief(method)}, a rule: use bridge.install(pipe, hso_jax.{rule}); methods: {', '.join(known)}"
+        )
     choice("method", method, known)
 
 

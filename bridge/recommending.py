@@ -8,6 +8,7 @@ from typing import Any
 from bridge.at_hand import active_loras, before, distillation_of, own_levels
 from bridge.guidance import usual_guidance
 from bridge.noise_of import check_pipeline, noise_schedule_of
+from bridge.schedulers.pipelines import check_use
 from bridge.schedulers.plain import without_schedule
 from hso_jax import recommendation
 from hso_jax.distilled import of_class
@@ -43,9 +44,10 @@ def recommend(
         noise: the pipeline's `noise_schedule_of`, where that has been read already.
 
     Raises:
-        ValueError: as `noise_schedule_of` and `hso_jax.recommend` do.
+        ValueError: as `noise_schedule_of` and `hso_jax.recommend` do, and for a pipeline that no schedule works in.
     """
     check_pipeline(pipe, "bridge.recommend")
+    check_use(pipe)
     told = distillation_of(pipe) if distilled is None else None
     if noise is None:
         # SCMScheduler's angles are rectified flow's levels without a shift; no schedule is installed in it.

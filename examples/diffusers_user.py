@@ -2,8 +2,8 @@
 
     python examples/diffusers_user.py
 
-Needs `pip install -e ".[torch]"` in a clone. A tiny DiT with random weights stands for your model, so its pictures are noise;
-with yours, `my_pipeline` is `DiffusionPipeline.from_pretrained("./my-model")` and nothing else changes.
+Needs `pip install -e ".[torch]"` in a clone. A tiny DiT with random weights stands for your model, so its pictures
+are noise; with yours, `my_pipeline` is `DiffusionPipeline.from_pretrained("./my-model")` and nothing else changes.
 """
 
 from __future__ import annotations

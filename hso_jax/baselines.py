@@ -15,8 +15,7 @@ from hso_jax.noise.ends import noise_end_t
 from hso_jax.noise.noise_schedule import check_noise
 from hso_jax.noise.stacking import anonymous
 from hso_jax.optional_jax import jax
-from hso_jax.origin import Origin
-from hso_jax.schedule import LAYOUTS, Schedule, versions
+from hso_jax.schedule import LAYOUTS, Origin, Schedule, versions
 
 _DM_NODES = 21  # one compilation for every N up to 20
 _BETA = 0.6  # both of its parameters, in diffusers and in ComfyUI
@@ -192,7 +191,7 @@ def inapplicable(name: str, noise: NoiseSchedule) -> str | None:
     kind = _AYS_KIND.get(name, noise.kind)
     if kind == noise.kind:
         return None
-    others = " or ".join(repr(other) for other, its in _AYS_KIND.items() if its == noise.kind) or "another rule"
+    others = " or ".join(repr(other) for other, its in _AYS_KIND.items() if its == noise.kind) or "'trailing'"
     return f"{name} is a table for models of kind {kind!r}; {noise.name} is {noise.kind!r}: use {others}"
 
 

@@ -4,13 +4,18 @@ from __future__ import annotations
 
 import math
 import os
+import re
 import reprlib
 from collections.abc import Iterable
+from decimal import Decimal
 from typing import Any
 
 import numpy as np
 
 from hso_jax.files import read_json
+
+_SEPARATORS = re.compile(r"[\s,;|\[\](){}]+")
+_SHOWN = 100  # characters of a list in a message
 
 MOST_LEVELS = 1_000_000
 """Of a training table: a thousand times the usual, and small enough to hold."""
@@ -22,6 +27,15 @@ def brief(value: Any) -> str:
         return reprlib.repr(value)
     except Exception:  # such as a number of more digits than Python prints
         return f"a {type(value).__name__} that cannot be shown"
+
+
+def printable(text: object) -> str:
+    r"""The text with everything that is no visible character written as an escape: ESC as \x1b, a newline as \n.
+
+    Terminals obey control characters, and lone surrogates (bytes of an argument that are no UTF-8, or escapes in a JSON
+    file) can be neither printed nor drawn.
+    """
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in str(text))
 
 
 def number(
@@ -132,6 +146,54 @@ def numbers(name: str, values: Any) -> np.ndarray:
         raise ValueError(f"{name} is {brief(values)}; need numbers ({error})") from error
 
 
+def level_list(name: str, values: Any) -> np.ndarray:
+    """[K] float64 that fall, from noise to data; the last may be 0.
+
+    Args:
+        name: of the list, for messages.
+        values: numbers in a list, tuple, array or tensor; or a text of them, apart by commas, blanks or lines.
+
+    Raises:
+        ValueError: for no values, more than one axis, what is no number, NaN, a negative or an infinite one (but for
+            the first), and values that do not fall; it names the entry.
+    """
+    if isinstance(values, str):
+        words = [word for word in _SEPARATORS.split(values) if word]
+        try:
+            values = [float(word) for word in words]
+        except ValueError as error:
+            raise ValueError(f"{name} is {brief(values)}; need numbers apart by commas or blanks ({error})") from error
+    array = numbers(name, values.tolist() if hasattr(values, "tolist") else values)
+    if array.ndim != 1 or array.size == 0:
+        raise ValueError(f"{name} has shape {array.shape}; need one list of N + 1 values, the last of them the end")
+    rule = f"{name} must fall, from noise to an end of 0 or more"
+    for i, value in enumerate(array):
+        if np.isnan(value) or value < 0 or (np.isinf(value) and i > 0):
+            raise ValueError(f"{name}[{i}] is {value:g}; {rule}: leave it out")
+        if i > 0 and not value < array[i - 1]:
+            cure = "give it once" if value == array[i - 1] else "sort the list"
+            raise ValueError(f"{name}[{i - 1}] is {array[i - 1]:.9g} and {name}[{i}] {value:.9g}; {rule}: {cure}")
+    return array
+
+
+def rounding(values: np.ndarray) -> np.ndarray:
+    """By how much each value may be off: half a unit of its last written digit, or a float32's precision.
+
+    A float64 that is a float32 (as a tensor's `tolist` gives it) counts with the digits of that.
+    """
+    with np.errstate(over="ignore", invalid="ignore"):
+        single = values.astype(np.float32)
+    texts = [str(s) if float(s) == x else repr(float(x)) for x, s in zip(values, single, strict=True)]
+    units = [float(Decimal(text).as_tuple().exponent) if np.isfinite(float(text)) else -np.inf for text in texts]
+    return np.maximum(0.5 * 10.0 ** np.asarray(units), 1e-6 * np.where(np.isfinite(values), values, 0.0))
+
+
+def to_range(values: np.ndarray, low: float, high: float) -> np.ndarray:
+    """The values, those that leave [low, high] by no more than their rounding taken to that end."""
+    ends = np.clip(values, low, high)
+    return np.where(np.abs(values - ends) <= rounding(values), ends, values)
+
+
 def json_object(path: str | os.PathLike[str], what: str) -> dict[str, Any]:
     """The object in a JSON file. Only a regular file is opened: a pipe would hang and a device never ends.
 
@@ -188,7 +250,7 @@ def check_seed(seed: object) -> int:
 
 
 def check_guidance(guidance: object, usual: float = 1.0) -> float:
-    """The weight w of classifier-free guidance: the usual one for None, and 1 for all up to 1, which is without.
+    """Return the weight w of classifier-free guidance: the usual one for None, and 1 (no guidance) for all up to 1.
 
     diffusers' pipelines evaluate a second time only for `guidance_scale` above 1, so 0 and 1 mean the same in them.
 

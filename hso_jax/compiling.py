@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, TypeVar
 
 import jax
 import numpy as np
 from jax import Array
+from jaxlib import utils
 
 Made = TypeVar("Made")
+
+_LOG_OF_JAX = "1"  # the level that importing JAX sets where there is none
+_FATAL = 3
 
 RANDOM = "threefry2x32"
 """The generator of every random key here. JAX's default may be "rbg" (on TPUs), whose draws under `vmap` depend on the
@@ -62,6 +67,22 @@ def platform() -> str:
         raise ValueError(
             f"{asked}, and JAX finds no such device here: unset {name}, or install JAX for the device"
         ) from error
+
+
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """Without XLA's log, which asks for a bug report where a busy machine compiles for two minutes.
+
+    What is wrong is an exception all the same. A log level that the user has set stays.
+    """
+    if os.environ.get("TF_CPP_MIN_LOG_LEVEL") != _LOG_OF_JAX:
+        yield
+        return
+    utils.absl_set_min_log_level(_FATAL)
+    try:
+        yield
+    finally:
+        utils.absl_set_min_log_level(int(_LOG_OF_JAX))
 
 
 def jit(function: Callable[..., Made], **options: Any) -> Callable[..., Made]:

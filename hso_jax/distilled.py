@@ -17,17 +17,16 @@ import numpy as np
 from hso_jax.files import read_json
 from hso_jax.noise import NoiseSchedule
 from hso_jax.noise.rectified_flow import flow
-from hso_jax.origin import Origin
-from hso_jax.schedule import Schedule
+from hso_jax.schedule import Origin, Schedule
 
 MOST_STEPS = 8
-"""That models are distilled to, and that anyone samples without guidance where a model is made for it."""
+"""Models are distilled to at most so many steps. So few without guidance are asked for at a distilled model alone."""
 
 LCM_LEVELS = 50
-"""Of the training levels, evenly spaced, those that LCM and TCD know (diffusers' `original_inference_steps`)."""
+"""LCM and TCD know so many of the training levels, evenly spaced (diffusers' `original_inference_steps`)."""
 
 FEW_STEP = "few-step"
-"""The key of a distillation of which nothing more is known."""
+"""This key stands for a distilled model of which nothing more is known."""
 
 
 def _of_angles(*angles: float) -> tuple[float, ...]:
@@ -77,7 +76,7 @@ _FAMILIES = (
 _FOLLOWS = (
     rf"(?=$| \d+ steps?(?!\S)| v \d| (?:{_MODELS}|lora|vae|cfg|dev|heun|delta|fp|bf|unet|baked\w*|distill\w*)(?!\S))"
 )
-"""What comes after a word that is an English word too: nothing, a count of steps, a model, a part or a version."""
+"""Such a word counts only where nothing, a count of steps, a model, a part or a version follows it."""
 
 _WAN_SHIFT = dict.fromkeys(("wan21", "wan22-t2v", "wan22-i2v"), 5.0)
 
@@ -143,10 +142,10 @@ DISTILLATIONS = {
         source="arXiv 2310.04378; LCMScheduler; FlowMatchLCMScheduler for flow models",
     ),
     "tcd": Distillation("TCD", ("tcd",), ("TCDScheduler",), "lcm", "lcm", source="arXiv 2402.19159; TCDScheduler"),
-    "hyper": Distillation("Hyper", (rf"hyper{_FOLLOWS}",), source="arXiv 2404.13686: DDIM, trailing"),
+    "hyper": Distillation("Hyper", (rf"(?!^hyper lora)hyper{_FOLLOWS}",), source="arXiv 2404.13686: DDIM, trailing"),
     "flash": Distillation(
         "Flash",
-        (rf"(?<!camera )(?<!photo )flash{_FOLLOWS}",),
+        (rf"(?<!camera )(?<!photo )flash{_FOLLOWS}", "flash diffusion"),
         sampler="lcm",
         source="arXiv 2406.02347: LCM's steps, trailing",
     ),
@@ -168,11 +167,12 @@ DISTILLATIONS = {
         "few-step",
         (
             r"(?<!cfg )(?<!guidance )(?<!guided )(?<!knowledge )distill(?:ed|ation)?(?! (?:cfg|guidance)\b)",
-            r"step distill(?:ed|ation)?",
-            r"(?<!epoch )[1-8] (?:steps|step(?! \d))",
+            *(r"step distill(?:ed|ation)?", r"distil(?=$)"),
+            r"(?<!epoch )[1-8] (?:steps(?! (?!1024\b)\d{4,})|step(?! \d))",
             r"(?:few|one|single|four|eight) ?steps?",
             *("sdxs", "swift ?brush", "insta ?flow", "perflow", "acc ?vid(?:eo)?", "fast ?(?:hunyuan|mochi)"),
             *("pi ?(?:flow|flux|qwen)", "twin ?flow", "sense ?flow", "mean ?flow", "scm", "ufo ?gen", "yoso"),
+            *("tdd", "ctm", "fusion ?x", "rapid (?:aio|all)"),
             *(r"nitro(?! [te]\b)", "nitro ?fusion", "dream lite mobile"),
         ),
         ("PiflowScheduler", "FlowMapEulerDiscreteScheduler", "HeliosDMDScheduler", "CMStochasticIterativeScheduler"),
@@ -218,8 +218,13 @@ def _glued(run: str) -> list[str]:
 
 
 def named_in(names: Iterable[str]) -> tuple[str, str] | None:
-    """The key of the distillation that a model's, a file's or a LoRA's name tells, and that name."""
+    """The key of the distillation that a model's, a file's or a LoRA's name tells, and that name.
+
+    A scheduler's class, which a noise schedule without a name is called by, is no model's name: "Singlestep".
+    """
     for name in names:
+        if name.endswith("Scheduler"):
+            continue
         words = words_of(name)
         found = [
             (key, words[: match.start()].endswith(_NEGATIONS))

@@ -107,7 +107,7 @@ def error_data(
 
     Args:
         start: lam of the model's noise end; -inf for pure noise.
-        guidance: w; 1 is the class itself, without guidance.
+        guidance: w; up to 1 it is the class itself, without guidance.
         prediction: what the network predicts: a key of `problems.ETA`.
         model_error: what its error is like; by default what `ETA` has for the prediction type.
         problems: stacked on a leading axis, or a sequence of problems of either kind; the default family if None.

@@ -29,8 +29,7 @@ from hso_jax.lower.trust_region import CONVERGED, NOT_FINITE, RESULTS, Feasible,
 from hso_jax.mep_spf import PAPER_GAMMA, Spacing, paper_d_min, resolve_spacing, score, spacing_penalty
 from hso_jax.noise import NoiseSchedule
 from hso_jax.noise.stacking import stack
-from hso_jax.origin import Origin, Scores
-from hso_jax.schedule import Schedule, versions
+from hso_jax.schedule import Origin, Schedule, Scores, versions
 from hso_jax.upper.evolution import Evolution
 
 SPACING_AS = ("constraint", "penalty")

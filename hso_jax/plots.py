@@ -16,13 +16,13 @@ from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
+from hso_jax.checks import printable
 from hso_jax.compiling import under_jax_defaults
 from hso_jax.files import MARK
 from hso_jax.hso import Box, edm_nodes, times_even_in_lam
 from hso_jax.noise import PRESETS, NoiseSchedule, preset
 from hso_jax.schedule import LAYOUTS, Schedule
 from hso_jax.searches import refine
-from hso_jax.shown import shown
 
 _TITLES = {
     "node": "node layout: N nodes, then sigma = 0",
@@ -48,7 +48,7 @@ def encoded(figure: Figure, kind: str) -> bytes:
 
 def _plain(text: str) -> str:
     """A name as a text of matplotlib's, for which $ begins a formula."""
-    return shown(text).replace("$", r"\$")
+    return printable(text).replace("$", r"\$")
 
 
 def schedules_figure(schedules: Sequence[Schedule]) -> Figure:

@@ -251,13 +251,13 @@ def _now(found: Recommendation) -> list[str]:
     """What the pipeline has now, and how much of its error is saved."""
     if (now := found.before) is None:
         return []
-    line = f"Now: {now.solver} with {now.nodes}"
+    line = f"The pipeline now uses {now.solver} with {now.nodes}"
     if found.distilled:
         return [f"{line}."]
     if now.error is None or found.error is None:
-        return [f"{line}, whose error is not predicted."]
+        return [f"{line}; the error of that is not predicted."]
     saved = 1.0 - found.error / now.error
-    return [f"{line}, predicted error {now.error:.3g}; what follows has {abs(saved):.0%} {_less(saved)}:"]
+    return [f"{line}: predicted error {now.error:.3g}. The recommendation has {abs(saved):.0%} {_less(saved)}."]
 
 
 def _less(saved: float) -> str:
@@ -266,12 +266,12 @@ def _less(saved: float) -> str:
 
 def _of_distilled(found: Recommendation) -> list[str]:
     entry = DISTILLATIONS[str(found.distilled)]
-    lines = [f"This is a distilled model ({entry.words}): {found.told_by}."]
+    lines = [f"This counts as a distilled model ({entry.words}): {found.told_by}."]
     if entry.levels and found.nfe not in entry.levels:
         have = ", ".join(map(str, entry.levels))
         lines.append(f"Its published levels are for N = {have}; for N = {found.nfe} these are a guess.")
-    lines.append("Keep the scheduler and the guidance that it comes with, and use the levels that it was trained on.")
-    return [*lines, "Levels found for the undistilled model do not suit it."]
+    lines.append("Keep the scheduler and the guidance that the model comes with.")
+    return [*lines, "It was trained on a few levels, so levels found for the undistilled model do not suit it."]
 
 
 def _of_errors(found: Recommendation) -> list[str]:
@@ -281,7 +281,7 @@ def _of_errors(found: Recommendation) -> list[str]:
     nodes = "its own shipped schedule" if found.method == SHIPPED else f"the nodes of {found.method}"
     near = "" if found.asked == found.guidance else f" (of those shipped the nearest to {found.asked:g})"
     at = f"N = {found.nfe} and guidance {found.guidance:g}{near}"
-    lines = [f"{found.solver} with {nodes}: predicted error {found.error:.3g} at {at}."]
+    lines = [f"Use {found.solver} with {nodes}: predicted error {found.error:.3g} at {at}."]
     known, best = _best_known(found.choices), _best_solver(found.choices, None)
     compared = found.solver
     if found.solver == solvers.NONSTATIONARY:

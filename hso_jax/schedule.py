@@ -1,4 +1,4 @@
-"""`Schedule`: the few noise levels at which a model is evaluated, as plain NumPy data."""
+"""`Schedule`: the few noise levels at which a model is evaluated, how they were found and how they score. NumPy."""
 
 from __future__ import annotations
 
@@ -7,30 +7,146 @@ import dataclasses
 import functools
 import html
 import importlib.metadata
+import math
 import warnings
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from hso_jax import exports
-from hso_jax.checks import MOST_LEVELS, brief, choice, count, numbers
+from hso_jax.checks import MOST_LEVELS, brief, choice, count, level_list, number, numbers, printable, text, to_range
 from hso_jax.diffusers_sigmas import diffusers_sigmas
-from hso_jax.level_list import level_list, to_range
 from hso_jax.noise import NoiseSchedule, alpha_sigma
 from hso_jax.noise.noise_schedule import check_noise
-from hso_jax.origin import Origin, Scores
-from hso_jax.schedule_checks import ENDS as ENDS
-from hso_jax.schedule_checks import LAYOUTS as LAYOUTS
-from hso_jax.schedule_checks import check_schedule, frozen
-from hso_jax.shown import shown
-from hso_jax.solvers.nonstationary import check_coefficients
+from hso_jax.solvers import NONSTATIONARY, PURE_NOISE, SOLVERS, coefficients_of
+from hso_jax.solvers.nonstationary import MOST, check_coefficients
+from hso_jax.solvers.weights import grid
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
+LAYOUTS = ("node", "interval")
+ENDS = ("clean", "t_eps")
 _ARRAYS = ("t", "lams", "sigmas", "timesteps")
 _PURE_NOISE = 4095.0  # diffusers writes sqrt(2^24 - 1) for zero terminal SNR
+_LARGEST = 2**63 - 1  # whole number that every JSON reader takes
+
+
+def _told(name: str, value: object) -> dict[str, Any]:
+    """Texts, finite numbers or None by name. Raises ValueError for anything else."""
+    if not isinstance(value, Mapping) or not all(isinstance(key, str) for key in value):
+        raise ValueError(f"{name} is {brief(value)}; need numbers and texts by name")
+    for key, x in value.items():
+        if x is not None and not isinstance(x, str):
+            number(f"{name}[{key!r}]", x)
+    return {key: _plain(x) for key, x in value.items()}
+
+
+def _check_number(group: Any, name: str, optional: bool = True) -> None:
+    """NumPy's numbers become Python's, which a file can hold."""
+    value = getattr(group, name)
+    if value is not None or not optional:
+        number(name, value)
+        object.__setattr__(group, name, _plain(value))
+
+
+def _check_mapping(group: Any, name: str) -> None:
+    value = getattr(group, name)
+    if not isinstance(value, Mapping) or not all(isinstance(key, str) for key in value):
+        raise ValueError(f"{name} is {brief(value)}; need numbers by name")
+    for key, x in value.items():
+        number(f"{name}[{key!r}]", x)
+    object.__setattr__(group, name, {key: _plain(x) for key, x in value.items()})
+
+
+def _plain(value: Any) -> Any:
+    return value.item() if isinstance(value, (np.generic, np.ndarray)) else value
+
+
+@dataclasses.dataclass(frozen=True)
+class Origin:
+    """How the nodes were found.
+
+    Attributes:
+        method: "hso", "solver-error", a baseline's name, ..., "custom".
+        solver: the solver they were chosen for, "any" if the method does not look at it.
+        guidance: weight of classifier-free guidance they were made for; None for methods that do not look at it.
+        psi: the upper level's choice (rho, t_eps, t_max, ksigma_min, ksigma_max), if there was one.
+        p: exponent of the model-error bound in `Scores.mep`.
+        d_min: the spacing asked for, in t.
+        seed: of the search, None where nothing was random.
+        result: the lower level's result ("converged", ...) or "fixed" for a schedule that was not optimised.
+        iterations: steps the lower level took.
+        stationarity: largest entry of the projected gradient at the nodes, in t.
+        versions: of the packages that made it.
+        tuned: what a schedule was tuned on and how (`bridge.tune`), numbers and texts by name; None for others.
+    """
+
+    method: str = "custom"
+    solver: str = "any"
+    guidance: float | None = None
+    psi: Mapping[str, float] | None = None
+    p: float = 2.0
+    d_min: float = 0.0
+    seed: int | None = None
+    result: str = "fixed"
+    iterations: int = 0
+    stationarity: float | None = None
+    versions: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    tuned: Mapping[str, Any] | None = None
+
+    def __post_init__(self) -> None:
+        """Check every value. Raises ValueError."""
+        for name in ("method", "solver", "result"):
+            text(name, getattr(self, name))
+        for name in ("guidance", "stationarity"):
+            _check_number(self, name)
+        for name in ("p", "d_min"):
+            _check_number(self, name, optional=False)
+        for name in ("iterations", "seed"):
+            if name != "seed" or self.seed is not None:
+                object.__setattr__(self, name, count(name, getattr(self, name), 0, _LARGEST))
+        if self.psi is not None:
+            _check_mapping(self, "psi")
+        if not isinstance(self.versions, Mapping) or not all(
+            isinstance(x, str) for kv in self.versions.items() for x in kv
+        ):
+            raise ValueError(f"versions is {brief(self.versions)}; need texts by name")
+        object.__setattr__(self, "versions", dict(self.versions))
+        if self.tuned is not None:
+            object.__setattr__(self, "tuned", _told("tuned", self.tuned))
+
+
+@dataclasses.dataclass(frozen=True)
+class Scores:
+    """What was measured of the nodes; None where it was not, or is undefined.
+
+    Attributes:
+        mep: Midpoint Error Proxy of the nodes; undefined for one node or lam = -inf.
+        spf: fitness of HSO's upper level, MEP and spacing penalty; undefined where mep is.
+        error: root-mean-square error of the solver's samples on the reference problems.
+        others_same_nodes: the same for other solvers on these nodes: at least what each has on nodes of its own.
+        others_own_nodes: the same for other solvers, each on the nodes that were found for it.
+        fitness: what the callable that a search was given said of it.
+        amplification: of errors in the predictions by a non-stationary solver, see `solvers.amplification`.
+    """
+
+    mep: float | None = None
+    spf: float | None = None
+    error: float | None = None
+    others_same_nodes: Mapping[str, float] = dataclasses.field(default_factory=dict)
+    others_own_nodes: Mapping[str, float] = dataclasses.field(default_factory=dict)
+    fitness: float | None = None
+    amplification: float | None = None
+
+    def __post_init__(self) -> None:
+        """Check every value. Raises ValueError."""
+        for name in ("mep", "spf", "error", "fitness", "amplification"):
+            _check_number(self, name)
+        _check_mapping(self, "others_same_nodes")
+        _check_mapping(self, "others_own_nodes")
+
+
 _CUSTOM, _UNSCORED = Origin(), Scores()
 
 
@@ -79,13 +195,13 @@ class Schedule:
     def __post_init__(self) -> None:
         """Check the counts and the order of everything, whoever made it."""
         for name in _ARRAYS:
-            object.__setattr__(self, name, frozen(name, getattr(self, name)))
+            object.__setattr__(self, name, _frozen(name, getattr(self, name)))
         object.__setattr__(self, "nfe", count("nfe", self.nfe, 1))
         levels = count("num_train_timesteps", self.num_train_timesteps, 1, MOST_LEVELS)
         object.__setattr__(self, "num_train_timesteps", levels)
         if self.coefficients is not None:
             object.__setattr__(
-                self, "coefficients", frozen("coefficients", check_coefficients(self.coefficients, self.nfe))
+                self, "coefficients", _frozen("coefficients", check_coefficients(self.coefficients, self.nfe))
             )
         check_schedule(self)
 
@@ -337,7 +453,7 @@ class Schedule:
         Raises:
             ValueError: without coefficients.
         """
-        return exports.weights_table(self)
+        return _weights_table(self)
 
     def python_literal(self) -> str:
         """Python's text of `sigmas` (those of `sampler_sigmas`), `timesteps` and, where there are any, `coefficients`.
@@ -345,7 +461,7 @@ class Schedule:
         Every digit is kept: `with_schedule(scheduler, sigmas)` and `NonstationaryScheduler.from_schedule(scheduler,
         sigmas, coefficients=coefficients)` of the bridge sample at them again.
         """
-        return exports.python_literal(self)
+        return _python_literal(self)
 
     def with_end(self, end: str) -> Schedule:
         """The same nodes with the other end; "clean" on an interval layout replaces its last node by sigma = 0.
@@ -381,7 +497,7 @@ class Schedule:
     def __repr__(self) -> str:
         told = " ".join(f"{x:.5g}" for x in self.timesteps[:20]) + (" ..." if self.nfe > 20 else "")
         how = f"{self.method} for {self.solver}"
-        return f"<Schedule {shown(f'{self.model}: N = {self.nfe}, {self.layout}, {how}, timesteps {told}')}>"
+        return f"<Schedule {printable(f'{self.model}: N = {self.nfe}, {self.layout}, {how}, timesteps {told}')}>"
 
     def _repr_html_(self) -> str:
         """A table of the nodes, for notebooks."""
@@ -419,3 +535,122 @@ def versions() -> dict[str, str]:
         with contextlib.suppress(importlib.metadata.PackageNotFoundError):
             found[name] = importlib.metadata.version(name)
     return found
+
+
+def _frozen(name: str, values: Any) -> np.ndarray:
+    """Checked numbers as float64 that nobody can change."""
+    array = numbers(name, values).copy()
+    array.setflags(write=False)
+    return array
+
+
+def check_schedule(s: Any) -> None:
+    """Check the counts, the order and the agreement of a schedule's fields. Raises ValueError that names the field."""
+    choice("layout", s.layout, LAYOUTS)
+    choice("end", s.end, ENDS)
+    choice("kind", s.kind, ("vp", "ve", "flow"))
+    text("model", s.model)
+    text("noise", s.noise)
+    for name, kind in (("origin", Origin), ("scores", Scores)):
+        if not isinstance(getattr(s, name), kind):
+            raise ValueError(f"{name} is {brief(getattr(s, name))}; need a {kind.__name__}")
+    if s.layout == "node" and s.end == "t_eps":
+        raise ValueError("end 't_eps' needs layout 'interval': layout 'node' has no node to stop at")
+    if (s.coefficients is None) != (s.origin.solver != NONSTATIONARY):
+        had = "none" if s.coefficients is None else "some"
+        raise ValueError(f"coefficients: {had} for solver {s.origin.solver!r}; {NONSTATIONARY!r} alone has them")
+    nodes = s.nfe + (s.layout == "interval")
+    _check_nodes(s, nodes)
+    if not (s.t[-1] >= 0 and s.t[0] <= 1 and s.sigmas[-1] > 0):
+        raise ValueError(
+            f"t must lie in [0, 1] and sigmas above 0; got t {s.t[-1]:.6g}..{s.t[0]:.6g}, last sigma {s.sigmas[-1]:.6g}"
+        )
+    if np.isinf(s.lams[0]) != np.isinf(s.sigmas[0]):
+        raise ValueError(f"lams and sigmas disagree: lams[0] is {s.lams[0]}, sigmas[0] {s.sigmas[0]}")
+    with np.errstate(over="ignore"):
+        off = np.abs(np.log(s.sigmas[np.isfinite(s.lams)]) + s.lams[np.isfinite(s.lams)])
+    if off.size and off.max() > 1e-6:
+        raise ValueError(f"sigmas and lams disagree: sigma must be exp(-lam), off by {off.max():.3g} in the logarithm")
+
+
+def _check_nodes(s: Any, nodes: int) -> None:
+    for name, size in {"t": nodes, "lams": nodes, "sigmas": nodes, "timesteps": s.nfe}.items():
+        array = getattr(s, name)
+        if array.shape != (size,):
+            raise ValueError(f"{name} has shape {array.shape}; layout {s.layout!r} at nfe {s.nfe} needs ({size},)")
+        pure_noise = name in ("lams", "sigmas") and np.isinf(array[:1]).all()
+        finite = np.isfinite(array)
+        if not finite[1 if pure_noise else 0 :].all():
+            i = int(np.flatnonzero(~finite)[-1])
+            raise ValueError(f"{name}[{i}] is {array[i]}; every entry must be finite")
+        steps = np.diff(array) * (1 if name == "lams" else -1)
+        if not (steps > 0).all():
+            i = int(np.flatnonzero(~(steps > 0))[0])
+            order = "rise" if name == "lams" else "fall"
+            raise ValueError(
+                f"{name} must {order} strictly, but entry {i} is {array[i]:.9g} and entry {i + 1} {array[i + 1]:.9g}"
+            )
+
+
+_FORM = """\
+# Step i, for samples x = {scaling} and predictions m[0], m[1], ... of x0, the newest first:
+# r = sigmas[i + 1] / sigmas[i]; c = coefficients[i]; x = r x + (1 - r) ((1 - sum(c)) m[0] + c[0] m[1] + c[1] m[2] ...)
+"""
+
+
+def _weights_table(schedule: Schedule) -> np.ndarray:
+    if schedule.coefficients is None:
+        raise ValueError(
+            f"the schedule is for solver {schedule.solver!r} and holds no coefficients; {NONSTATIONARY!r} ones have a "
+            "table of weights (hso_jax.solvers.weights computes those of a named solver)"
+        )
+    last = math.inf if schedule.end == "clean" else schedule.lams[-1]
+    start = schedule.lams[: schedule.nfe]
+    stop = np.append(start[1:], last)
+    with np.errstate(over="ignore"):
+        before, (alpha, sigma) = alpha_sigma(start, schedule.kind)[1], alpha_sigma(stop, schedule.kind)
+    gain = alpha * -np.expm1(start - stop)  # alpha' - alpha sigma'/sigma, without its cancellation
+    older = schedule.coefficients
+    bracket = np.column_stack([1.0 - older.sum(axis=1), older])
+    return np.column_stack([sigma / before, gain[:, None] * bracket])
+
+
+def _python_literal(schedule: Schedule) -> str:
+    # The names come from a file: nothing in them may end the comment.
+    about = f"{schedule.model}: N = {schedule.nfe}, {schedule.method} for {schedule.solver}, {schedule.kind} noise"
+    lines = [f"# {about!a}", _line("sigmas", schedule.sampler_sigmas()), _line("timesteps", schedule.timesteps)]
+    if schedule.coefficients is not None:
+        scaling = "(1 - sigma) x0 + sigma eps" if schedule.kind == "flow" else "x0 + sigma eps"
+        rows = "".join(f"    {_list(row)},\n" for row in schedule.coefficients)
+        lines.append(f"{_FORM.format(scaling=scaling)}coefficients = [\n{rows}]")
+    return "\n".join(lines) + "\n"
+
+
+def known_coefficients(schedule: Schedule) -> np.ndarray:
+    """[N, 3] a known solver's coefficients on the schedule's nodes; that solver has one evaluation a step.
+
+    At pure noise they are those of a finite lam that is as good, as `bridge.sample` takes it.
+    """
+    last = math.inf if schedule.end == "clean" else float(schedule.lams[-1])
+    evaluated = schedule.lams[: schedule.nfe].copy()
+    if np.isinf(evaluated[0]):  # pure noise has the finite lam that `bridge.sample` takes there
+        evaluated[0] = PURE_NOISE[schedule.kind]
+    with np.errstate(all="ignore"):  # infinite ends are computed, and then not used
+        steps = grid(evaluated, np.asarray(last), np.asarray(schedule.nfe))
+        return np.asarray(coefficients_of(SOLVERS[schedule.solver].weights(steps), steps, MOST))
+
+
+def in_coefficients(schedule: Schedule) -> Schedule:
+    """The same steps of the same solver as coefficients of their own; a schedule that has some is returned as it is."""
+    if schedule.coefficients is not None:
+        return schedule
+    origin = dataclasses.replace(schedule.origin, solver=NONSTATIONARY)
+    return dataclasses.replace(schedule, origin=origin, coefficients=known_coefficients(schedule))
+
+
+def _line(name: str, values: np.ndarray) -> str:
+    return f"{name} = {_list(values)}"
+
+
+def _list(values: np.ndarray) -> str:
+    return "[" + ", ".join(repr(x) if math.isfinite(x) else 'float("inf")' for x in values.tolist()) + "]"

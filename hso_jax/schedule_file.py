@@ -11,8 +11,7 @@ from typing import Any
 
 from hso_jax.checks import brief, check_guidance, is_number
 from hso_jax.files import FORMAT, parse_json, read_text, write_whole
-from hso_jax.origin import Origin, Scores
-from hso_jax.schedule import Schedule
+from hso_jax.schedule import Origin, Schedule, Scores
 from hso_jax.solvers import NONSTATIONARY, named
 
 VERSION = 2

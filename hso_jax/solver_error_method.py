@@ -36,11 +36,10 @@ from hso_jax.lower.trust_region import NOT_FINITE, RESULTS
 from hso_jax.noise import NoiseSchedule
 from hso_jax.noise.ends import lam_of_s, s_of_lam
 from hso_jax.noise.noise_schedule import check_noise
-from hso_jax.origin import Origin, Scores
 from hso_jax.problems.bank import Problems, collect
 from hso_jax.problems.model_error import ModelError, check_model_error
 from hso_jax.profile import Profile
-from hso_jax.schedule import Schedule, versions
+from hso_jax.schedule import Origin, Schedule, Scores, versions
 from hso_jax.solver_error_levels import (
     Coefficients,
     Found,
@@ -249,7 +248,7 @@ class SolverError:
     Attributes:
         solver: a name that `hso_jax.solvers.canonical` knows: "ddim", "dpmpp-2m", "unipc-2", "unipc-3", "heun", ...;
             or "nonstationary", whose coefficients are searched with the nodes (see `Coefficients`).
-        guidance: w of classifier-free guidance; 1 is without.
+        guidance: w of classifier-free guidance; 0 and 1 are without.
         first: "auto" (the first node is the model's noise end, or up to N = 10 sigma/alpha = 60 where that is less and
             the network predicts epsilon, see `noise.ends.first_lam`), "end" (the noise end) or "free" (placed like the
             others).

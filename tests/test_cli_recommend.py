@@ -116,6 +116,22 @@ def test_the_version_is_told(capsys: pytest.CaptureFixture[str]) -> None:
     assert capsys.readouterr().out == f"hso-jax {hso_jax.__version__}\n"
 
 
+@pytest.mark.parametrize("command", [["recommend", "--nfe", "12"], ["recommend", "--nfe", "4"], ["zoo", "--nfe", "6"]])
+def test_guidance_0_is_guidance_1(command: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    printed = []
+    for weight in ("0", "1"):
+        assert main([*command, "--model", "sdxl", "--guidance", weight, "--json"]) == 0
+        printed.append(capsys.readouterr().out)
+    assert printed[0] == printed[1]
+
+
+@pytest.mark.parametrize("name", ["Z-Image-Turbo", "Tongyi-MAI/Z-Image-Turbo"])
+def test_z_image_turbo_has_shift_3_by_its_name(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["recommend", "--model", name, "--nfe", "8", "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)[0]
+    assert found["distilled"] == "turbo" and found["sigmas"][1] == pytest.approx(21 / 22)
+
+
 def _strict(text: str) -> object:
     def refuse(constant: str) -> object:
         raise ValueError(f"{constant} is no JSON")

@@ -12,9 +12,9 @@ import pytest
 
 import hso_jax
 from hso_jax import Origin
+from hso_jax.checks import printable
 from hso_jax.cli import main
 from hso_jax.plots import encoded, methods_figure, schedules_figure
-from hso_jax.shown import shown
 
 NOISE = hso_jax.preset("sd15")
 NAMES = {
@@ -57,7 +57,7 @@ def test_names_are_shown_as_they_are(
         out, err = capsys.readouterr()
         assert clean(out) and clean(err)
         if argv[-1] == "s.json":
-            assert f"{shown(NAMES[name])}1" in out and "999 749 499 249" in out
+            assert f"{printable(NAMES[name])}1" in out and "999 749 499 249" in out
     assert main(["show", "s.json", "--as", "json"]) == 0
     assert hso_jax.schedule_file.from_json(capsys.readouterr().out)[1].model == NAMES[name] + "1"
 
@@ -67,7 +67,7 @@ def test_names_of_files_are_shown_as_they_are(name: str, capsys: pytest.CaptureF
     file = Path(NAMES[name].replace("/", "").replace("\ud800", "") + ".json")
     hso_jax.save(named("model"), file)
     assert main(["show", str(file)]) == 0
-    assert shown(file) in capsys.readouterr().out.splitlines()[0]
+    assert printable(file) in capsys.readouterr().out.splitlines()[0]
     for argv in (
         ["plot", str(file)],
         ["zoo", "-o", str(file), "--nfe", "4"],
@@ -77,7 +77,7 @@ def test_names_of_files_are_shown_as_they_are(name: str, capsys: pytest.CaptureF
         code = main(argv)
         out, err = capsys.readouterr()
         assert code in (0, 2) and clean(out) and clean(err)
-        assert shown(file.stem) in out + err or "-x" in argv
+        assert printable(file.stem) in out + err or "-x" in argv
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -59,6 +59,18 @@ def test_what_takes_a_noise_schedule_alone_is_compiled_once(what: str) -> None:
     assert not more
 
 
+@pytest.mark.parametrize(("level", "set_to"), [("1", [3, 1]), ("0", []), ("2", [])])
+def test_xla_asks_for_no_bug_report_while_a_search_runs(
+    level: str, set_to: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its log is off, unless the user has set a level."""
+    levels: list[int] = []
+    monkeypatch.setattr("jaxlib.utils.absl_set_min_log_level", levels.append)
+    monkeypatch.setenv("TF_CPP_MIN_LOG_LEVEL", level)
+    search(preset("sd15"), 5, effort=EFFORT)
+    assert levels == set_to
+
+
 def test_an_objective_is_traced_for_the_first_model_only() -> None:
     traces: list[int] = []
 

@@ -219,10 +219,11 @@ def test_the_reason_is_made_from_the_fields() -> None:
     assert "its scheduler is X" in dataclasses.replace(found, told_by="its scheduler is X").reason
     best = recommend("sdxl", 6)
     now = dataclasses.replace(best, before=Before("ddim", "leading", 2.0 * best.error), usual="by its pipeline")
-    assert now.reason.startswith("Now: ddim with leading") and "has 50% less:" in now.reason
+    assert now.reason.startswith("The pipeline now uses ddim with leading: predicted error")
+    assert "The recommendation has 50% less." in now.reason
     assert best.reason in now.reason and "Guidance 5: by its pipeline." in now.reason
     worse = dataclasses.replace(best, before=Before("ddim", "leading", best.error / 2.0))
-    assert "has 100% more:" in worse.reason
+    assert "has 100% more." in worse.reason
 
 
 @pytest.mark.parametrize(("loras", "said"), [(("default_0",), "An unnamed LoRA"), (("style",), "A LoRA"), ((), "")])

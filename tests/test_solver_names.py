@@ -139,7 +139,10 @@ def test_what_searches_nothing_names_the_call_that_makes_it(method: str, call: s
     assert eval(call, {**doors, "noise": preset("sd15"), "nfe": 4}).nfe == 4
 
 
-@pytest.mark.parametrize(("method", "command"), [("karras", "compare"), ("zoo", "zoo"), ("recommend", "recommend")])
+@pytest.mark.parametrize(
+    ("method", "command"),
+    [("karras", "compare (all rules), recommend or zoo"), ("zoo", "zoo"), ("recommend", "recommend")],
+)
 def test_so_does_the_command_line(method: str, command: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["search", "--method", method]) == 2
     assert f"use hso-jax {command}\n" in capsys.readouterr().err

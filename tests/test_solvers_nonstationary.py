@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from hso_jax import Schedule, preset, solvers
-from hso_jax.origin import Origin
+from hso_jax.schedule import Origin
 from hso_jax.solvers.weights import grid
 
 KNOWN = {"ddim": 2, "dpmpp-2m": 2, "dpmpp-3m": 3, "unipc-1": 2, "unipc-2": 3, "unipc-3": 4}

@@ -16,15 +16,15 @@ import diffusers
 
 from bridge.cli import pictures
 from bridge.cli.recommended import recommended, stand_in
-from bridge.profiling import profile as measure
+from bridge.profile import profile as measure
 from bridge.schedulers.installing import replace_scheduler, with_schedule
 from bridge.schedulers.pipelines import check_class
 from bridge.schedulers.plain import NONSTATIONARY_CLASS, check_supported, plain_config, without_schedule
 from bridge.schedulers.scheduled import SCHEDULE_KEY
 from hso_jax import files, schedule_file
+from hso_jax.checks import printable
 from hso_jax.cli import terminal
 from hso_jax.schedule import Schedule
-from hso_jax.shown import shown
 
 BACKUP_SUFFIX = ".before-hso"
 _INDEX = "model_index.json"
@@ -56,7 +56,7 @@ def apply(args: argparse.Namespace) -> int:
     else:
         share(folder, args.save, scheduler)
     args.written.append(target)
-    terminal.say(f"wrote the {shown(describe(scheduler.schedule))} schedule into {shown(target)}")
+    terminal.say(f"wrote the {printable(describe(scheduler.schedule))} schedule into {printable(target)}")
     terminal.say(
         f"use it: import bridge; DiffusionPipeline.from_pretrained({str(target)!r}), num_inference_steps={schedule.nfe}"
     )
@@ -76,7 +76,7 @@ def sample(args: argparse.Namespace) -> int:
     picture = pictures.render(pipe, schedule, others if args.compare else [], plan)
     files.write_all([(args.output, picture)], args.written)
     if not files.is_stream(args.output):
-        terminal.say(f"wrote {shown(args.output)}")
+        terminal.say(f"wrote {printable(args.output)}")
     return 0
 
 
@@ -110,7 +110,8 @@ def profile(args: argparse.Namespace) -> int:
             f"evaluations: leading standard deviations {leading}; the network's error: {error}"
         )
         terminal.say(
-            f"wrote {shown(args.output)}; use it: hso-jax search --method solver-error --profile {shown(args.output)}"
+            f"wrote {printable(args.output)}; use it: hso-jax search --method solver-error "
+            f"--profile {printable(args.output)}"
         )
     return 0
 

@@ -8,10 +8,10 @@ from pathlib import Path
 from bridge.cli import commands, pictures
 from bridge.tuning import tune
 from hso_jax import files, schedule_file
+from hso_jax.checks import printable
 from hso_jax.cli import terminal
 from hso_jax.profile import Profile
 from hso_jax.schedule import Schedule
-from hso_jax.shown import shown
 
 
 def run(args: argparse.Namespace) -> int:
@@ -70,6 +70,9 @@ def run(args: argparse.Namespace) -> int:
             **call,
         )
     write(found.schedule)
-    print(shown(str(found)))
-    print(f"wrote {shown(output)}; use it: hso-jax apply {shown(output)} --pipeline {shown(folder)} --nfe {args.nfe}")
+    print(printable(str(found)))
+    print(
+        f"wrote {printable(output)}; use it: hso-jax apply {printable(output)} --pipeline {printable(folder)} "
+        f"--nfe {args.nfe}"
+    )
     return 0

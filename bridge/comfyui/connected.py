@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from typing import Any, NamedTuple
 
@@ -14,15 +15,35 @@ from hso_jax.schedule import Schedule
 FROM_MODEL = "from MODEL"
 """What the nodes' menus call the noise of the connected MODEL."""
 
-FAMILIES = tuple(name for name, entry in PRESETS.items() if not entry.config.get("rescale_betas_zero_snr"))
-"""The presets whose sigmas ComfyUI's samplers can begin at: zero terminal SNR begins at an infinite one."""
+_NOT_IN_MENUS = ("cogvideox-2b", "cogvideox-5b", "ddpm-cifar10", "dit-xl-2", "edm-cifar10")
+FAMILIES = tuple(name for name in PRESETS if name not in _NOT_IN_MENUS)
+"""The presets that ComfyUI has models of. CogVideoX needs its MODEL, which says how its samples are scaled."""
+
+_FAMILY_OF = {
+    **{"SD15": "sd15", "SD20": "sd21", "SDXL": "sdxl", "SDXLRefiner": "sdxl", "SD3": "sd35-large"},
+    **{"PixArtAlpha": "pixart-alpha", "PixArtSigma": "pixart-sigma", "AuraFlow": "auraflow", "Chroma": "chroma"},
+    **{"Lumina2": "lumina2", "ZImage": "z-image", "QwenImage": "qwen-image", "LTXV": "ltx-video", "WAN21_T2V": "wan21"},
+}
+"""A family by what ComfyUI calls its configuration, or that which it is derived from: it tells the usual guidance."""
 
 _OWN_GRID = {
     "ModelSamplingDiscreteDistilled": "distilled (LCM) onto a grid of its own",
     "StableCascadeSampling": "Stable Cascade's",
     "COSMOS_RFLOW": "Cosmos' rectified flow in sigma / (1 + sigma)",
     "IMG_TO_IMG": "a model that maps pictures to pictures",
+    "IMG_TO_IMG_FLOW": "a model that maps pictures to pictures",
 }
+_KNOWN = ("CONST", "EPS", "V_PREDICTION", "V_PREDICTION_DDPM", "X0", "EDM", *_OWN_GRID)
+_MIXING = ("calculate_input", "calculate_denoised", "noise_scaling", "inverse_noise_scaling")
+"""What these classes of ComfyUI do; a class of another name that does it differently is unknown here."""
+
+_PURE_NOISE = 2.0**-24
+"""Of alphas_cumprod: what is not above it is zero. ComfyUI ends at 4.9e-8 where a table has zero terminal SNR."""
+
+_WIDEST_SHIFT = 7.0
+"""Of a preset. At a larger one t = .001 is a noisier level than shipped steps end at; the network is told s, so that
+its grid of t may go on to the same level."""
+
 _SLACK = 1.02  # float32 tables, and published levels with three digits
 _LEAST_SHARE = 0.5  # of the model's largest level: schedules that begin below it leave noise that nothing removes,
 # unless so few steps begin there by default
@@ -34,17 +55,35 @@ class Levels(NamedTuple):
     Attributes:
         who: the model, in words.
         is_flow: whether sigma is rectified flow's s in [0, 1]; else it is sigma/alpha (eps, v and EDM models).
-        low, high: smallest and largest sigma.
+        low, high: smallest and largest sigma; of zero terminal SNR the largest before pure noise.
+        pure_noise: ComfyUI's sigma for pure noise where there is such a level beside them, else None.
     """
 
     who: str
     is_flow: bool
     low: float
     high: float
+    pure_noise: float | None = None
 
     def __str__(self) -> str:
         kind = "flow, s" if self.is_flow else "eps or v, sigma/alpha"
-        return f"{self.who} ({kind} {self.low:.4g} to {self.high:.4g})"
+        pure = "" if self.pure_noise is None else ", then pure noise"
+        return f"{self.who} ({kind} {self.low:.4g} to {self.high:.4g}{pure})"
+
+
+class Scaling(NamedTuple):
+    """How ComfyUI's samplers write a MODEL's samples and levels.
+
+    Attributes:
+        noise: standard deviation of a flow model's noise (HiDream-O1's is 8): x = (1 - s) x0 + s noise eps.
+        pure: sigma of the level of pure noise; infinite where ComfyUI has none.
+        unscaled: whether the network is to be given alpha x0 + sigma eps, and nothing in ComfyUI divides by
+            sqrt(1 + sigma^2) before it (CogVideoX).
+    """
+
+    noise: float = 1.0
+    pure: float = math.inf
+    unscaled: bool = False
 
 
 def levels_of(model: Any) -> Levels:
@@ -59,31 +98,71 @@ def levels_of(model: Any) -> Levels:
     for name, what in _OWN_GRID.items():
         if name in kinds:
             raise ValueError(f"the connected MODEL {who} is {what}: no schedule here fits it; use BasicScheduler")
-    if not kinds & {"CONST", "EPS"}:
+    others = [c for c in type(sampling).__mro__ if c.__name__ not in _KNOWN and any(m in vars(c) for m in _MIXING)]
+    if others or not kinds & {"CONST", "EPS", "V_PREDICTION_DDPM"}:
+        named = others[0].__name__ if others else ", ".join(sorted(kinds - {"object", "Module", "ModelSampling"}))
         raise ValueError(
-            f"the connected MODEL {who} has a model_sampling of unknown kind ({', '.join(sorted(kinds))}); "
-            "disconnect it to use the sigmas unchecked"
+            f"the connected MODEL {who} has a model_sampling of unknown kind ({named}): no schedule here fits it; use "
+            "BasicScheduler"
         )
-    return Levels(f"MODEL {who}", "CONST" in kinds, float(sampling.sigma_min), float(sampling.sigma_max))
+    low, high, pure = float(sampling.sigma_min), float(sampling.sigma_max), None
+    if "CONST" not in kinds and 1.0 / (1.0 + high**2) <= _PURE_NOISE and "ModelSamplingDiscrete" in kinds:
+        high, pure = float(sampling.sigmas[-2]), high
+    return Levels(f"MODEL {who}", "CONST" in kinds, low, high, pure)
+
+
+def scaling_of(model: Any) -> Scaling:
+    """How ComfyUI writes the levels of a MODEL; of no MODEL (None) as it does for most."""
+    if model is None:
+        return Scaling()
+    levels, sampling = levels_of(model), model.get_model_object("model_sampling")
+    unscaled = "V_PREDICTION_DDPM" in {cls.__name__ for cls in type(sampling).__mro__}
+    noise = float(getattr(sampling, "noise_scale", 1.0)) if levels.is_flow else 1.0
+    return Scaling(noise, math.inf if levels.pure_noise is None else levels.pure_noise, unscaled)
 
 
 def noise_of(model: Any) -> NoiseSchedule:
     """The noise schedule of a MODEL with its patches.
 
+    A flow model whose noise has another standard deviation than 1 is one of a larger shift in log(alpha/sigma).
+
     Raises:
-        ValueError: as `levels_of`.
+        ValueError: as `levels_of`, or for a shift or a noise_scale that leaves no levels.
     """
     levels = levels_of(model)
     sampling, name = model.get_model_object("model_sampling"), levels.who
+    kinds = {cls.__name__ for cls in type(sampling).__mro__}
     if levels.is_flow:
         half = float(sampling.percent_to_sigma(0.5))  # shift / (1 + shift) of SD3's shift as of FLUX's
-        return flow(half / (1.0 - half), name=name)
-    kinds = {cls.__name__ for cls in type(sampling).__mro__}
-    if "ModelSamplingDiscrete" in kinds:
-        table = np.asarray(sampling.sigmas.cpu(), np.float64)
-        found = discrete(1.0 / (1.0 + table**2), name=name)
-        return found.with_prediction("v_prediction") if "V_PREDICTION" in kinds else found
-    return edm(levels.low, levels.high, name=name)
+        scale = scaling_of(model).noise
+        try:
+            shift = scale * half / (1.0 - half)
+            found = flow(shift, name=name)
+            return dataclasses.replace(found, t_min=found.t_min * min(1.0, _WIDEST_SHIFT / shift))
+        except (ValueError, ZeroDivisionError) as error:
+            raise ValueError(
+                f"the shift and the noise_scale ({scale:g}) of the connected {name} leave no levels between noise and "
+                "picture; disconnect the node that sets them"
+            ) from error
+    if "ModelSamplingContinuousEDM" in kinds:
+        found = edm(levels.low, levels.high, name=name)
+        return found.with_prediction("v_prediction") if "EDM" not in kinds and "V_PREDICTION" in kinds else found
+    alphas = 1.0 / (1.0 + np.asarray(sampling.sigmas.cpu(), np.float64) ** 2)
+    if levels.pure_noise is not None:
+        alphas[-1] = 0.0
+    found = discrete(alphas, name=name)
+    if "X0" in kinds:
+        return found.with_prediction("sample")
+    return found.with_prediction("v_prediction") if kinds & {"V_PREDICTION", "V_PREDICTION_DDPM"} else found
+
+
+def usual_guidance(model: str, diffusion_model: Any) -> float | None:
+    """The weight that the family, or that of the connected MODEL, is used with; None where it is not known."""
+    family = model
+    if model == FROM_MODEL and diffusion_model is not None:
+        bases = [cls.__name__ for cls in type(diffusion_model.model.model_config).__mro__]
+        family = next((_FAMILY_OF[name] for name in bases if name in _FAMILY_OF), "")
+    return PRESETS[family].guidance if family in PRESETS else None
 
 
 def chosen_noise(model: str, diffusion_model: Any, image_seq_len: int = 4096) -> NoiseSchedule:
@@ -96,6 +175,8 @@ def chosen_noise(model: str, diffusion_model: Any, image_seq_len: int = 4096) ->
         if diffusion_model is None:
             raise ValueError(f"model is {FROM_MODEL!r} and nothing is connected to diffusion_model; connect MODEL")
         return noise_of(diffusion_model)
+    if model not in PRESETS:
+        raise ValueError(f"model {model!r} is not a preset; choose a family from the menu, or {FROM_MODEL!r}")
     noise = preset(model, image_seq_len=image_seq_len)
     if diffusion_model is not None:
         refuse_misfit(levels_of_noise(noise), diffusion_model)
@@ -104,9 +185,11 @@ def chosen_noise(model: str, diffusion_model: Any, image_seq_len: int = 4096) ->
 
 def levels_of_noise(noise: NoiseSchedule) -> Levels:
     """The levels of a noise schedule, as ComfyUI calls them."""
-    sigma = noise.sigma if noise.kind == "flow" else noise.ksigma
-    top = 1.0 if noise.zero_terminal_snr and noise.kind == "flow" else float(sigma(float(noise.t_max)))
-    return Levels(noise.name, noise.kind == "flow", float(sigma(float(noise.t_min))), top)
+    is_flow = noise.kind == "flow"
+    sigma = noise.sigma if is_flow else noise.ksigma
+    top = 1.0 if noise.zero_terminal_snr and is_flow else float(sigma(float(noise.t_max)))
+    pure = math.inf if noise.zero_terminal_snr and not is_flow else None
+    return Levels(noise.name, is_flow, float(sigma(float(noise.t_min))), top, pure)
 
 
 def _first_sigma(model: Any, schedule: Schedule) -> float:
@@ -129,12 +212,14 @@ def refuse_misfit(made_for: Levels, model: Any, schedule: Schedule | None = None
         ValueError: naming both, and as `levels_of`.
     """
     connected = levels_of(model)
-    least = connected.high / _SLACK
+    least, high = connected.high / _SLACK, made_for.high
     if schedule is not None:
         least = min(_LEAST_SHARE * connected.high, _first_sigma(model, schedule) / _SLACK)
-    if made_for.is_flow == connected.is_flow and least <= made_for.high <= _SLACK * connected.high:
+        if connected.pure_noise is not None and high == math.inf:
+            high = connected.high
+    if made_for.is_flow == connected.is_flow and least <= high <= _SLACK * connected.high:
         return
     raise ValueError(
-        f"these sigmas are made for {made_for} and do not fit the connected {connected}; choose what was made for it, "
-        "or 'from MODEL' in the HSO Scheduler"
+        f"these sigmas are made for {made_for} and do not fit the connected {connected}; use HSO Recommend with model "
+        f"{FROM_MODEL!r}"
     )

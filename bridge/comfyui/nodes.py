@@ -3,28 +3,43 @@
 from __future__ import annotations
 
 import dataclasses
+import logging
+import math
 import os
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from hso_jax import schedule_file
+from hso_jax import optional_jax, schedule_file
 from hso_jax.baselines import BASELINES, baseline
 from hso_jax.noise import PRESETS, NoiseSchedule
 from hso_jax.schedule import LAYOUTS, Schedule
 from hso_jax.shelf.shipped import SOLVERS, zoo
-from hso_jax.solvers import NONSTATIONARY
+from hso_jax.solvers import NONSTATIONARY, canonical
 
 from .connected import FAMILIES, FROM_MODEL, Levels, chosen_noise, refuse_misfit
-from .outputs import CHECK, DENOISE, STEPS, sampler_and_sigmas, sigmas_alone, slice_for
+from .fallback import fitted
+from .outputs import (
+    CHECK,
+    DENOISE,
+    SAMPLER_OUT,
+    SIGMAS_OUT,
+    STEPS,
+    sampler_and_sigmas,
+    sigmas_alone,
+    slice_for,
+)
 from .recommend import HsoRecommend
 
 MODELS = (*FAMILIES, FROM_MODEL)
 DEFAULT_MODEL = "sdxl"
 SEARCHED = ("hso", "hso-dm-nonuni", "solver-error")  # hso_jax.METHODS, which needs JAX to be imported
-SCHEDULERS = ("zoo", *SEARCHED, *BASELINES)
-FILE_SOLVERS = tuple(dict.fromkeys(("any", *SOLVERS, NONSTATIONARY)))
+NEED_JAX = (*SEARCHED, "dm-nonuni")
+METHODS = tuple(m for m in ("zoo", *SEARCHED, *BASELINES) if optional_jax.INSTALLED or m not in NEED_JAX)
+COMFYUI_NAMES = {"ddim": "euler", "dpmpp-2m": "dpmpp_2m", "unipc-3": "uni_pc_bh2"}
+MENU = tuple(COMFYUI_NAMES.get(solver, solver) for solver in SOLVERS)
+"""The solvers that schedules are shipped for, as ComfyUI calls them; every other name of theirs is taken too."""
 
 
 class HsoScheduler:
@@ -32,6 +47,7 @@ class HsoScheduler:
 
     CATEGORY = "sampling/custom_sampling/schedulers"
     RETURN_TYPES: tuple[str, ...] = ("SIGMAS",)
+    OUTPUT_TOOLTIPS: tuple[str, ...] = (SIGMAS_OUT,)
     FUNCTION = "get_sigmas"
     DESCRIPTION = "Sigmas for a few steps. Leave method at zoo, and say which solver and which cfg you sample with."
 
@@ -44,7 +60,7 @@ class HsoScheduler:
                 "steps": ("INT", STEPS),
                 "layout": (list(LAYOUTS), {"tooltip": "node: ends at 0; interval: stops at one node more"}),
                 "denoise": ("FLOAT", DENOISE),
-                "method": (list(SCHEDULERS), {"default": "zoo", "tooltip": _METHOD}),
+                "method": (list(METHODS), {"default": "zoo", "tooltip": _METHOD}),
             },
             "optional": {
                 "end": (["as layout", "clean"], {"tooltip": "clean: the interval layout's last node becomes 0"}),
@@ -52,15 +68,20 @@ class HsoScheduler:
                     "INT",
                     {"default": 4096, "min": 1, "max": 1 << 20, "tooltip": "flux-dev: (width / 16) * (height / 16)"},
                 ),
-                "solver": (list(SOLVERS), {"default": "dpmpp-2m", "tooltip": _SOLVER}),
+                "solver": (list(MENU), {"default": "dpmpp_2m", "tooltip": _SOLVER}),
                 "guidance": ("FLOAT", {"default": 0.0, "min": 0.0, "max": 100.0, "step": 0.1, "tooltip": _GUIDANCE}),
                 "diffusion_model": ("MODEL", {"tooltip": CHECK}),
             },
         }  # fmt: skip
 
+    @classmethod
+    def VALIDATE_INPUTS(cls, model: str = "", method: str = "", solver: str = "") -> bool:
+        """Graphs saved with a choice that is no longer in a menu still run; what has none the node itself refuses."""
+        return True
+
     def get_sigmas(self, steps: int, **choices: Any) -> tuple[torch.Tensor]:
         """The sigmas; an empty tensor at denoise 0, as BasicScheduler has it. Raises ValueError as `chosen` does."""
-        return sigmas_alone(self.chosen(steps=steps, **choices), steps)
+        return sigmas_alone(self.chosen(steps=steps, **choices), steps, choices.get("diffusion_model"))
 
     def chosen(
         self,
@@ -71,7 +92,7 @@ class HsoScheduler:
         method: str,
         end: str = "as layout",
         image_seq_len: int = 4096,
-        solver: str = "dpmpp-2m",
+        solver: str = "dpmpp_2m",
         guidance: float = 0.0,
         diffusion_model: Any = None,
     ) -> Schedule | None:
@@ -107,6 +128,7 @@ class HsoScheduleFile:
 
     CATEGORY = HsoScheduler.CATEGORY
     RETURN_TYPES: tuple[str, ...] = ("SIGMAS",)
+    OUTPUT_TOOLTIPS: tuple[str, ...] = (SIGMAS_OUT,)
     FUNCTION = "get_sigmas"
     DESCRIPTION = "Sigmas from a file that `hso-jax search -o FILE` or `hso-jax zoo -o FILE` wrote."
 
@@ -115,14 +137,14 @@ class HsoScheduleFile:
         """The node's inputs, in ComfyUI's form. Saved graphs know widgets by their place: new ones come last."""
         return {
             "required": {
-                "path": ("STRING", {"default": "schedules.json", "tooltip": "a schedule file on the server"}),
+                "path": ("STRING", {"default": "schedules.json", "tooltip": _PATH}),
                 "nfe": ("INT", STEPS),
                 "denoise": ("FLOAT", DENOISE),
             },
             "optional": {
                 "layout": (["any", *LAYOUTS], {"tooltip": "any: node where the file has both"}),
                 "method": ("STRING", {"default": "any", "tooltip": "needed where the file has several: hso, ..."}),
-                "solver": (list(FILE_SOLVERS), {"tooltip": "needed where the file has schedules for several"}),
+                "solver": (["any", *MENU, NONSTATIONARY], {"tooltip": "needed where the file has several"}),
                 "guidance": (
                     "FLOAT",
                     {"default": 0.0, "min": 0.0, "max": 100.0, "step": 0.1, "tooltip": "0: any; else as the file's"},
@@ -134,11 +156,19 @@ class HsoScheduleFile:
     @classmethod
     def IS_CHANGED(cls, path: str = "", **_: Any) -> float:
         """The file's age, so that a file written anew is read anew; NaN, which is never equal, if there is none."""
-        return os.path.getmtime(path) if path and os.path.isfile(path) else float("nan")
+        try:
+            return os.path.getmtime(found_file(path))
+        except (OSError, ValueError):
+            return math.nan
+
+    @classmethod
+    def VALIDATE_INPUTS(cls, solver: str = "") -> bool:
+        """A solver's other names, which older graphs have, are taken too; what is none the node itself refuses."""
+        return True
 
     def get_sigmas(self, nfe: int, **choices: Any) -> tuple[torch.Tensor]:
         """The sigmas; an empty tensor at denoise 0. Raises ValueError and OSError as `chosen` does."""
-        return sigmas_alone(self.chosen(nfe=nfe, **choices), nfe)
+        return sigmas_alone(self.chosen(nfe=nfe, **choices), nfe, choices.get("diffusion_model"))
 
     def chosen(
         self,
@@ -163,7 +193,8 @@ class HsoScheduleFile:
             raise ValueError("path is empty; give the schedule file that `hso-jax search -o FILE` wrote")
         if total is None:
             return None
-        every = schedule_file.load(Path(path))
+        every = schedule_file.load(found_file(path))
+        solver = solver if solver == "any" else canonical(solver, (*SOLVERS, NONSTATIONARY))
         options = {"layout": layout, "method": method.strip() or "any", "solver": solver}
         asked: dict[str, Any] = {name: None if value == "any" else value for name, value in options.items()}
         try:
@@ -181,19 +212,22 @@ class HsoSampler(HsoScheduler):
 
     CATEGORY = "sampling/custom_sampling/samplers"
     RETURN_TYPES = ("SAMPLER", "SIGMAS")
+    OUTPUT_TOOLTIPS = (SAMPLER_OUT, SIGMAS_OUT)
     FUNCTION = "get_sampler"
     DESCRIPTION = "Sampler and sigmas for a few steps: connect both. Say which solver and which cfg you sample with."
 
     @classmethod
     def INPUT_TYPES(cls) -> dict[str, Any]:
-        """HsoScheduler's, and one more solver."""
+        """HsoScheduler's, and one more solver; of the methods those that are made for a solver."""
         inputs = super().INPUT_TYPES()
-        inputs["optional"]["solver"] = (list(FILE_SOLVERS[1:]), inputs["optional"]["solver"][1])
+        inputs["optional"]["solver"] = ([*MENU, NONSTATIONARY], inputs["optional"]["solver"][1])
+        for_solvers = [method for method in METHODS if method in ("zoo", "solver-error")]
+        inputs["required"]["method"] = (for_solvers, inputs["required"]["method"][1])
         return inputs
 
     def get_sampler(self, steps: int, **choices: Any) -> tuple[Any, torch.Tensor]:
         """Both; sigmas are empty at denoise 0. Raises ValueError as `chosen`, or for a method made for no solver."""
-        return sampler_and_sigmas(self.chosen(steps=steps, **choices), steps)
+        return sampler_and_sigmas(self.chosen(steps=steps, **choices), steps, choices.get("diffusion_model"))
 
 
 class HsoSamplerFile(HsoScheduleFile):
@@ -201,12 +235,13 @@ class HsoSamplerFile(HsoScheduleFile):
 
     CATEGORY = HsoSampler.CATEGORY
     RETURN_TYPES = HsoSampler.RETURN_TYPES
+    OUTPUT_TOOLTIPS = HsoSampler.OUTPUT_TOOLTIPS
     FUNCTION = "get_sampler"
     DESCRIPTION = "Sampler and sigmas from a file that hso-jax wrote: connect both."
 
     def get_sampler(self, nfe: int, **choices: Any) -> tuple[Any, torch.Tensor]:
         """Both; sigmas are empty at denoise 0. Raises ValueError and OSError as `chosen`."""
-        return sampler_and_sigmas(self.chosen(nfe=nfe, **choices), nfe)
+        return sampler_and_sigmas(self.chosen(nfe=nfe, **choices), nfe, choices.get("diffusion_model"))
 
 
 NODE_CLASS_MAPPINGS = {
@@ -226,11 +261,35 @@ NODE_DISPLAY_NAME_MAPPINGS = {
 _FOUND: dict[tuple[Any, ...], Schedule] = {}  # a search takes seconds, and a graph asks again when its model is patched
 _MODEL = f"the family: fine-tunes share its noise schedule. {FROM_MODEL!r} reads it from diffusion_model"
 _METHOD = (
-    "zoo: least solver error, shipped for 1 to 20 steps and usual guidance, else searched as solver-error; "
+    "zoo: least solver error, shipped for 1 to 20 steps and usual guidance, else searched with JAX and fitted without; "
     "solver-error: always searched; hso: the paper's; the others are rules to compare with"
 )
-_SOLVER = "zoo, solver-error: ddim for euler and ddim, dpmpp-2m for dpmpp_2m, unipc-3 for uni_pc_bh2"
+_SOLVER = "zoo, solver-error: the sampler that you connect (euler also for ddim)"
 _GUIDANCE = "zoo, solver-error: the cfg you sample with (1 where guidance is an input of the model: FLUX); 0: the usual"
+_PATH = "a schedule file: a whole path, or a name in ComfyUI's input, output or models folder"
+
+
+def found_file(path: str) -> Path:
+    """The file of that path; a relative one is looked for where the server runs, and in ComfyUI's own folders.
+
+    Raises:
+        FileNotFoundError: naming where it was looked for.
+    """
+    name = Path(path.strip().strip('"')).expanduser()
+    folders = [Path.cwd()]
+    try:
+        import folder_paths
+
+        folders += map(Path, (folder_paths.get_input_directory(), folder_paths.get_output_directory()))
+        folders.append(Path(folder_paths.models_dir))
+    except ImportError:  # outside ComfyUI
+        pass
+    places = [name] if name.is_absolute() else [folder / name for folder in folders]
+    for place in places:
+        if place.is_file():
+            return place
+    looked = ", ".join(str(place.parent) for place in places)
+    raise FileNotFoundError(f"there is no file {name.name} in {looked}; copy it there, or give its whole path")
 
 
 def found(noise: NoiseSchedule, nfe: int, layout: str, method: str, solver: str, guidance: float, p: float) -> Schedule:
@@ -241,19 +300,24 @@ def found(noise: NoiseSchedule, nfe: int, layout: str, method: str, solver: str,
     """
     if layout not in LAYOUTS:
         raise ValueError(f"layout is {layout!r}; use one of {', '.join(LAYOUTS)}")
+    if method not in ("zoo", *SEARCHED, *BASELINES):
+        raise ValueError(f"method is {method!r}, which is none; choose zoo")
+    if method in NEED_JAX and not optional_jax.INSTALLED:
+        raise ValueError(f"method is {method!r}, and a search needs JAX, which this Python has not; choose zoo")
     if method in BASELINES:
         return baseline(method, noise, nfe, layout=layout, p=p)
     if method == "zoo" and layout == "node" and (shipped := _shipped(noise, nfe, solver, guidance)):
         return shipped
-    try:
-        from hso_jax.hso import Hso
-        from hso_jax.searches import METHODS, search
-        from hso_jax.solver_error_method import SolverError
-    except ImportError as error:
-        raise ValueError(
-            f"{method} for {nfe} steps, layout {layout} and guidance {guidance:g} is not shipped, and a search needs "
-            f"JAX, which this Python has not ({error}): pip install jax, or use HSO Recommend"
-        ) from error
+    if not optional_jax.INSTALLED:
+        if layout != "node":
+            raise ValueError(f"layout is {layout!r}, for which nothing is shipped without JAX; choose layout node")
+        schedule, why = fitted(noise, nfe, guidance, None if solver == NONSTATIONARY else solver)
+        logging.getLogger(__name__).info("HSO Scheduler: %s", why)
+        return schedule
+    from hso_jax.hso import Hso
+    from hso_jax.searches import METHODS, search
+    from hso_jax.solver_error_method import SolverError
+
     if method in ("zoo", "solver-error"):
         return search(noise, nfe, layout=layout, method=SolverError(solver, guidance))
     how = METHODS[method]

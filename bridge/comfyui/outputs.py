@@ -10,6 +10,7 @@ import torch
 
 from hso_jax.schedule import Schedule
 
+from .connected import Scaling, scaling_of
 from .sampler import sample_own_nodes, sampler_options
 
 _MOST_STEPS = 998  # a table of 1000 levels, its two ends aside
@@ -21,7 +22,9 @@ DENOISE = {
     "step": 0.01,
     "tooltip": "as in BasicScheduler: the last steps of a schedule of int(steps / denoise) steps",
 }
-CHECK = "optional: the sigmas are refused if they were not made for this model's noise"
+CHECK = "optional: your MODEL; sigmas that were not made for its noise are refused"
+SAMPLER_OUT = "connect to the sampler of SamplerCustom, with the SIGMAS of this node"
+SIGMAS_OUT = "steps + 1 noise levels: connect to the sigmas of SamplerCustom"
 
 
 def slice_for(denoise: float, steps: int) -> int | None:
@@ -50,46 +53,58 @@ def slice_for(denoise: float, steps: int) -> int | None:
     return total
 
 
-def to_sigmas(schedule: Schedule | None, steps: int) -> torch.Tensor:
-    """[steps + 1] the schedule's last sigmas, float32; 0 at the end of a clean one. Empty without a schedule.
+def levels(schedule: Schedule, steps: int, scaling: Scaling) -> np.ndarray:
+    """[steps + 1] the schedule's last sigmas as ComfyUI's samplers take them, float64; 0 at the end of a clean one.
 
     Raises:
-        ValueError: for one that begins at an infinite sigma, which ComfyUI would make NaN of.
+        ValueError: for a schedule that begins at pure noise, where ComfyUI knows no sigma for it.
     """
-    if schedule is None:
-        return torch.FloatTensor([])
     sigmas = schedule.sampler_sigmas()[-(steps + 1) :]
+    if schedule.kind == "flow" and scaling.noise != 1.0:
+        sigmas = sigmas / (sigmas + scaling.noise * (1.0 - sigmas))
+    sigmas = np.where(np.isposinf(sigmas), scaling.pure, sigmas)
     if not np.isfinite(sigmas).all():
         raise ValueError(
-            f"the schedule ({schedule.model}, {schedule.method}) begins at pure noise, sigma = {sigmas[0]}, where "
-            "ComfyUI's samplers cannot; for a model of zero terminal SNR connect its MODEL and choose 'from MODEL'"
+            f"the schedule ({schedule.model}, {schedule.method}) begins at pure noise, sigma = {sigmas[0]}; connect "
+            "the MODEL to diffusion_model, and choose 'from MODEL' where a node has this choice"
         )
-    return torch.tensor(sigmas, dtype=torch.float32)
+    return sigmas
 
 
-def sigmas_alone(schedule: Schedule | None, steps: int) -> tuple[torch.Tensor]:
+def to_sigmas(schedule: Schedule | None, steps: int, diffusion_model: Any = None) -> torch.Tensor:
+    """[steps + 1] `levels` as float32, written as the connected MODEL has them. Empty without a schedule."""
+    if schedule is None:
+        return torch.FloatTensor([])
+    return torch.tensor(levels(schedule, steps, scaling_of(diffusion_model)), dtype=torch.float32)
+
+
+def sigmas_alone(schedule: Schedule | None, steps: int, diffusion_model: Any = None) -> tuple[torch.Tensor]:
     """`to_sigmas` for a node without a SAMPLER.
 
     Raises:
-        ValueError: for a schedule whose sigmas mean nothing without its coefficients, and as `to_sigmas`.
+        ValueError: for a schedule whose sigmas mean nothing without its coefficients, and as `levels`.
     """
     if schedule is not None and schedule.coefficients is not None:
         raise ValueError(
             f"the schedule ({schedule.method}) is a solver too, and its sigmas belong to its own coefficients; use HSO "
             "Sampler or HSO Sampler File, and connect both outputs"
         )
-    return (to_sigmas(schedule, steps),)
+    return (to_sigmas(schedule, steps, diffusion_model),)
 
 
-def sampler_and_sigmas(schedule: Schedule | None, steps: int) -> tuple[Any, torch.Tensor]:
+def sampler_and_sigmas(schedule: Schedule | None, steps: int, diffusion_model: Any = None) -> tuple[Any, torch.Tensor]:
     """A ComfyUI SAMPLER that takes the schedule's last steps, and their sigmas.
 
     Raises:
-        ValueError: as `sampler_options` and `to_sigmas`.
+        ValueError: as `sampler_options` and `levels`.
     """
     import comfy.samplers
 
     if schedule is None:  # ComfyUI returns the latent as it is, whatever the sampler
         return comfy.samplers.KSAMPLER(sample_own_nodes, {"nodes": [], "coefficients": []}), to_sigmas(None, steps)
-    sigmas = to_sigmas(schedule, steps)
-    return comfy.samplers.KSAMPLER(sample_own_nodes, sampler_options(schedule, steps)), sigmas
+    scaling = scaling_of(diffusion_model)
+    options = {**sampler_options(schedule, steps), "nodes": levels(schedule, steps, scaling).tolist()}
+    if scaling.unscaled:
+        options["unscaled"] = True
+    sigmas = to_sigmas(schedule, steps, diffusion_model)
+    return comfy.samplers.KSAMPLER(sample_own_nodes, options), sigmas

@@ -11,8 +11,7 @@ import numpy as np
 import torch
 from tqdm.auto import trange
 
-from hso_jax.exports import known_coefficients
-from hso_jax.schedule import Schedule
+from hso_jax.schedule import Schedule, known_coefficients
 from hso_jax.solvers import SOLVERS
 from hso_jax.solvers.nonstationary import check_coefficients, known
 
@@ -87,6 +86,7 @@ def sample_own_nodes(
     *,
     nodes: list[float],
     coefficients: list[list[float]],
+    unscaled: bool = False,
 ) -> torch.Tensor:
     """`sample_nonstationary` at all sigmas that the coefficients belong to, or a run of them (SplitSigmas).
 
@@ -99,6 +99,7 @@ def sample_own_nodes(
         disable: likewise.
         nodes: [N + 1] the sigmas that the coefficients belong to.
         coefficients: [N, H - 1]; those of predictions from before the run are left out.
+        unscaled: whether the model takes x/sqrt(1 + sigma^2), and ComfyUI does not divide (CogVideoX).
 
     Raises:
         ValueError: for other sigmas: the coefficients mean nothing there.
@@ -113,7 +114,17 @@ def sample_own_nodes(
         )
     rows = np.asarray(coefficients)[first : first + len(given) - 1]
     rows = np.where(known(*rows.shape), rows, 0.0)
+    if unscaled:
+        model = _dividing(model)
     return sample_nonstationary(model, x, sigmas, extra_args, callback, disable, coefficients=rows)
+
+
+def _dividing(model: Callable[..., torch.Tensor]) -> Callable[..., torch.Tensor]:
+    def denoised(x: torch.Tensor, sigma: torch.Tensor, **extra: Any) -> torch.Tensor:
+        root = (1.0 + sigma**2).sqrt()
+        return model(x / root.reshape(-1, *[1] * (x.ndim - 1)), sigma, **extra)
+
+    return denoised
 
 
 def _known_solvers(schedule: Schedule) -> np.ndarray:

@@ -18,9 +18,8 @@ from bridge.schedulers.nonstationary import NonstationaryScheduler
 from bridge.schedulers.pipelines import check_use
 from bridge.schedulers.plain import NONSTATIONARY_CLASS, schedule_from_list, supported_name, without_schedule
 from bridge.schedulers.scheduled import REPLACED_KEY, Installed, scheduled_class
-from hso_jax.exports import in_coefficients
 from hso_jax.noise import NoiseSchedule
-from hso_jax.schedule import Schedule
+from hso_jax.schedule import Schedule, in_coefficients
 from hso_jax.solvers import SOLVERS
 
 HEUN_OF = {("heun", "vp"): "HeunDiscreteScheduler", ("heun-flow", "flow"): "FlowMatchHeunDiscreteScheduler"}

@@ -22,6 +22,8 @@ REFUSED: Mapping[str, str] = {
     "Cosmos2TextToImagePipeline": "it reads sigmas as EDM's, 80 to 0.002, which no flow schedule is; call it without",
     "Cosmos2VideoToWorldPipeline": "it reads sigmas as EDM's, 80 to 0.002, which no flow schedule is; call it without",
     "CycleDiffusionPipeline": f"{_TABLE}; {_SD.replace('Pipeline', 'Img2ImgPipeline')}",
+    "HeliosPyramidDistilledModularPipeline": _STAGES,
+    "HeliosPyramidModularPipeline": _STAGES,
     "HeliosPyramidPipeline": _STAGES,
     "KandinskyImg2ImgPipeline": (
         "it noises its image to a level of its own, which no node is; use KandinskyV22Img2ImgPipeline"

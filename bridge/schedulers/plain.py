@@ -11,10 +11,9 @@ from diffusers import SchedulerMixin
 from bridge.schedulers.adapters import ROWS
 from bridge.schedulers.refusals import unsupported
 from bridge.schedulers.scheduled import REPLACED_KEY, SCHEDULE_KEY, Installed
-from hso_jax.level_list import level_list
+from hso_jax.checks import level_list
 from hso_jax.noise import NoiseSchedule
-from hso_jax.origin import Origin
-from hso_jax.schedule import Schedule
+from hso_jax.schedule import Origin, Schedule
 from hso_jax.solvers import NONSTATIONARY
 
 NONSTATIONARY_CLASS = "NonstationaryScheduler"

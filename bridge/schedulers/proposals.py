@@ -6,9 +6,11 @@ from typing import Any
 
 import numpy as np
 
-from hso_jax.level_list import rounding
+from hso_jax.checks import rounding
 from hso_jax.schedule import Schedule
 
+# The first s that pipelines propose for pure noise is 0.999 or 1.
+_NOISE = 0.95
 Array = np.ndarray[Any, Any]
 
 
@@ -19,7 +21,8 @@ def check(schedule: Schedule, steps: Any, timesteps: Any, sigmas: Any) -> str | 
     models other values are an error: no diffusers pipeline of such a model proposes any, so they are the caller's.
     Pipelines of flow models nearly all propose some, and nothing tells theirs from a caller's: the schedule replaces
     them. The even grid from pure noise, which most propose, says nothing of anyone's wish; about others there is a
-    notice.
+    notice. A list that starts lower (Stable Audio 3's `init_noise_level`, LTX-2's second stage) says how much noise the
+    pipeline put on its data, so the schedule must start there.
 
     Args:
         schedule: the installed one.
@@ -57,6 +60,11 @@ def check(schedule: Schedule, steps: Any, timesteps: Any, sigmas: Any) -> str | 
         both = f"{name} {_short(proposed)} differ from those of the installed schedule, {_short(own)}"
         if schedule.kind != "flow":
             raise ValueError(f"{both}; leave the argument out, or install another schedule")
+        if name == "sigmas" and proposed[-1] < proposed[0] < _NOISE and abs(proposed[0] - own[0]) > 0.01:
+            raise ValueError(
+                f"the pipeline noised its data to s = {proposed[0]:.4g}, but the installed schedule starts "
+                f"at {own[0]:.4g}: install one whose first sigma is {proposed[0]:.4g}"
+            )
         if not _is_even(proposed, 1.0 if name == "sigmas" else float(schedule.num_train_timesteps)):
             return (
                 f"{both}, which is used. If you passed them, leave the argument out, or install them with "

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from pathlib import Path
 
-from hso_jax.checks import nearest
+from hso_jax.checks import nearest, printable
+from hso_jax.cli import terminal
 from hso_jax.noise import PRESETS, NoiseSchedule, from_config, preset
 from hso_jax.noise.presets import preset_name
 
@@ -42,6 +43,7 @@ def add_models(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--model",
         action="append",
+        type=lambda name: name if Path(name).exists() else preset_name(name),
         help="a preset (see `hso-jax models`), a scheduler_config.json, or a model folder; again for a further one; "
         f"default {DEFAULT_MODEL}",
     )
@@ -52,28 +54,42 @@ def _add_image_seq_len(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--image-seq-len",
         type=int,
-        default=4096,
         metavar="TOKENS",
-        help="image tokens, for models whose shift follows the size (FLUX); 4096 is 1024x1024",
+        help="image tokens, for searches and rules on models whose shift follows the size (FLUX); "
+        "default 4096, which is 1024x1024",
     )
 
 
-def noise_named(name: str, image_seq_len: int) -> tuple[NoiseSchedule, float]:
+def noise_named(name: str, image_seq_len: int | None) -> tuple[NoiseSchedule, float]:
     """The noise schedule and p of a preset, or of a scheduler's config in a file or folder.
 
     Raises:
         ValueError: for anything else; the message has the presets' names, the nearest first.
     """
-    if name not in PRESETS and Path(name).exists():
+    image_seq_len = 4096 if image_seq_len is None else image_seq_len
+    if name in PRESETS:
+        return preset(name, image_seq_len=image_seq_len), PRESETS[name].p
+    if Path(name).exists():
         return from_config(name, image_seq_len=image_seq_len), 2.0
-    if (known := preset_name(name)) in PRESETS:
-        return preset(known, image_seq_len=image_seq_len), PRESETS[known].p
     near, names = nearest(name, PRESETS), ", ".join(PRESETS)
     raise ValueError(f"model {name!r} is neither a preset nor a file or folder{near}; presets: {names}")
 
 
+def tell_unused_size(args: argparse.Namespace, any_shift: Collection[str] = ()) -> None:
+    """Say for which models `--image-seq-len` changes nothing; the levels of `any_shift` are the same at every shift."""
+    for name in dict.fromkeys(args.model or [DEFAULT_MODEL]) if args.image_seq_len is not None else ():
+        small, large = (noise_named(name, tokens)[0] for tokens in (256, 4096))
+        if small.fingerprint() == large.fingerprint():
+            terminal.warn(f"--image-seq-len changes nothing for {printable(name)}: its noise is the same at every size")
+        elif name in any_shift:
+            terminal.warn(
+                f"--image-seq-len changes no level for {printable(name)}: what is shipped is the same at any shift"
+            )
+
+
 def read_models(args: argparse.Namespace) -> list[tuple[NoiseSchedule, float]]:
     """The noise schedules and their p that the arguments name."""
+    tell_unused_size(args)
     found = [noise_named(name, args.image_seq_len) for name in args.model or [DEFAULT_MODEL]]
     return [(noise, p if args.p is None else args.p) for noise, p in found]
 

@@ -219,7 +219,8 @@ def _run(args: argparse.Namespace) -> int:
         return commands.run(args)
     except ImportError as error:
         print(
-            f'error: `hso-jax {args.command}` needs torch and diffusers: in your clone, pip install -e ".[torch]" ({error})',
+            f"error: `hso-jax {args.command}` needs torch and diffusers: in your clone, "
+            f'pip install -e ".[torch]" ({error})',
             file=sys.stderr,
         )
         return EXIT_BAD_INPUT

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from hso_jax import schedule_file, solvers
 from hso_jax.baselines import BASELINES, baseline, inapplicable
-from hso_jax.checks import check_guidance
+from hso_jax.checks import check_guidance, printable
 from hso_jax.cli import arguments, search_arguments, tables, terminal
 from hso_jax.cli.compiling import prepare_jax
 from hso_jax.cli.searches import exit_code
@@ -20,7 +20,6 @@ from hso_jax.recommendation import recommend
 from hso_jax.schedule import LAYOUTS, Schedule
 from hso_jax.searches import lanes, search_many
 from hso_jax.shelf.shipped import NotShippedError
-from hso_jax.shown import shown
 from hso_jax.solver_error_method import solver_error
 
 SOLVER = "dpmpp-2m"
@@ -84,7 +83,7 @@ def _compare(args: argparse.Namespace) -> int:
     if args.json:
         terminal.write(document)
         return exit_code(rows)
-    told = ", ".join(shown(noise.name) for noise, _ in models)
+    told = ", ".join(printable(noise.name) for noise, _ in models)
     tables.print_schedules(
         rows,
         f"{told}, layout {args.layout}: error of {args.solver}, or of the solver that is named",

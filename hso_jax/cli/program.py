@@ -16,10 +16,9 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from hso_jax._version import __version__
-from hso_jax.checks import nearest
+from hso_jax.checks import nearest, printable
 from hso_jax.cli import terminal
 from hso_jax.cli.arguments import QUIET
-from hso_jax.shown import shown
 
 _COMMAND = "COMMAND"
 EXIT_BAD_INPUT, EXIT_UNEXPECTED, EXIT_IO, EXIT_INTERRUPTED = 2, 70, 74, 130
@@ -64,7 +63,7 @@ class _Parser(argparse.ArgumentParser):
     """Says what is wrong in one line as it is fit to be shown, and hides no failure to write its help."""
 
     def error(self, message: str) -> NoReturn:
-        self.exit(EXIT_BAD_INPUT, f"error: {shown(self._in_words(message))}; {self.prog} --help says more\n")
+        self.exit(EXIT_BAD_INPUT, f"error: {printable(self._in_words(message))}; {self.prog} --help says more\n")
 
     def _in_words(self, message: str) -> str:
         """What argparse says, in plain words, with the name that was probably meant."""
@@ -182,7 +181,7 @@ def _say(code: int, what: str, written: Sequence[Path]) -> int:
         what += "; nothing was written"
     start = "" if code == EXIT_INTERRUPTED else "error: "
     with contextlib.suppress(OSError):
-        print(start + shown(what), file=sys.stderr, flush=True)
+        print(start + printable(what), file=sys.stderr, flush=True)
     return code
 
 

@@ -10,15 +10,14 @@ from typing import Any
 from rich.table import Table
 
 from hso_jax import schedule_file
+from hso_jax.checks import printable
 from hso_jax.cli import arguments, tables, terminal
 from hso_jax.cli.arguments import DEFAULT_MODEL
 from hso_jax.distilled import DISTILLATIONS, of_folder
 from hso_jax.files import check_writable, is_stdout, json_text, write_all
 from hso_jax.noise import PRESETS
-from hso_jax.noise.presets import preset_name
 from hso_jax.recommendation import SHIPPED, Recommendation, recommend
 from hso_jax.shelf.shipped import CHOICES
-from hso_jax.shown import shown
 
 
 def add_parsers(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -60,7 +59,10 @@ def _recommend(args: argparse.Namespace) -> int:
     if args.output is not None:
         check_writable(args.output, "schedules", args.force)
     nfes = arguments.parse_nfe(args.nfe)
-    found = [_one(name, nfe, args) for name in args.model or [DEFAULT_MODEL] for nfe in nfes]
+    asked = [(name, nfe) for name in args.model or [DEFAULT_MODEL] for nfe in nfes]
+    found = [_one(name, nfe, args) for name, nfe in asked]
+    follow = {name for (name, _), one in zip(asked, found, strict=True) if one.method != SHIPPED}
+    arguments.tell_unused_size(args, [name for name, _ in asked if name not in follow])
     if args.output is not None:
         document = schedule_file.checked_json([one.schedule for one in found])
         write_all([(args.output, document.encode())], args.written)
@@ -69,7 +71,7 @@ def _recommend(args: argparse.Namespace) -> int:
     elif args.output is None or not is_stdout(args.output):
         _print(found)
     for path in args.written:
-        terminal.warn(f"wrote {shown(path)}")
+        terminal.warn(f"wrote {printable(path)}")
     return 0
 
 
@@ -77,12 +79,12 @@ def _one(name: str, nfe: int, args: argparse.Namespace) -> Recommendation:
     noise, _ = arguments.noise_named(name, args.image_seq_len)
     distilled: str | bool | None = False if args.distilled == "no" else args.distilled
     guidance = args.guidance
-    if (preset := preset_name(name)) not in PRESETS or (name not in PRESETS and Path(name).exists()):
+    if name not in PRESETS:
         distilled = of_folder(Path(name)) if distilled is None else distilled
         if guidance is None and not distilled:
             raise ValueError(f"{name} does not say how it is used; add --guidance W (1 is without guidance)")
         return recommend(noise, nfe, guidance=guidance, solver=args.scheduler, distilled=distilled)
-    usual = PRESETS[preset].guidance
+    usual = PRESETS[name].guidance
     return recommend(noise, nfe, guidance=guidance, solver=args.scheduler, distilled=distilled, usual=usual)
 
 
@@ -109,10 +111,10 @@ def _print(found: Sequence[Recommendation]) -> None:
         ]
         if s.coefficients is not None:
             lines.append(f"coefficients {tables.coefficients(s)}")
-        terminal.say(*([""] if i else []), *map(shown, lines))
+        terminal.say(*([""] if i else []), *map(printable, lines))
         if one.errors and len(found) == 1:
             terminal.say(_table(one))
-        terminal.say(shown(one.reason))
+        terminal.say(printable(one.reason))
 
 
 def _used(found: Recommendation) -> str:

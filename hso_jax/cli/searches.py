@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from hso_jax import schedule_file
-from hso_jax.checks import choice
+from hso_jax.checks import choice, printable
 from hso_jax.cli import arguments, search_arguments, tables, terminal
 from hso_jax.cli.compiling import prepare_jax
 from hso_jax.files import check_writable, figure_kind, is_stdout, is_stream, write_all
@@ -19,7 +19,6 @@ from hso_jax.noise import PRESETS, NoiseSchedule
 from hso_jax.schedule import LAYOUTS, Schedule
 from hso_jax.searches import METHODS, lanes, not_searched, search_many
 from hso_jax.shelf.shipped import CHOICES, zoo
-from hso_jax.shown import shown
 from hso_jax.solver_error_method import SolverError
 
 EXIT_NOT_CONVERGED = 1
@@ -103,7 +102,7 @@ def _search(args: argparse.Namespace) -> int:
     if picture is not None:  # compiling leaves a core idle: let it load matplotlib meanwhile
         threading.Thread(target=importlib.import_module, args=("hso_jax.plots",), daemon=True).start()
     with terminal.progress() as progress:
-        task = progress.add_task(f"searching {len(many)} schedules of {shown(names)}", total=len(many))
+        task = progress.add_task(f"searching {len(many)} schedules of {printable(names)}", total=len(many))
         schedules = search_many(many, progress=lambda done, _: progress.update(task, completed=done))
     document = schedule_file.checked_json(schedules)
     contents = [] if output is None else [(output, document.encode())]
@@ -116,7 +115,7 @@ def _search(args: argparse.Namespace) -> int:
         terminal.write(document)
     else:
         tables.print_schedules(schedules, f"{args.method} schedules for {names}")
-        terminal.say(*(f"wrote {shown(path)}" for path in args.written))
+        terminal.say(*(f"wrote {printable(path)}" for path in args.written))
     tables.print_advice(schedules)
     if args.method == "hso":
         terminal.warn(
@@ -144,7 +143,7 @@ def _lanes(args: argparse.Namespace, noise: NoiseSchedule, p: float) -> list[Lan
 def _method(args: argparse.Namespace, p: float) -> Method:
     """The method with the options that were given; those of another method are refused."""
     if args.method not in METHODS and not_searched(args.method):
-        command = args.method if args.method in ("recommend", "zoo") else "compare"
+        command = args.method if args.method in ("recommend", "zoo") else "compare (all rules), recommend or zoo"
         raise ValueError(f"--method {args.method} searches nothing: use hso-jax {command}")
     choice("--method", args.method, METHODS)
     if args.method == "solver-error":
@@ -183,7 +182,9 @@ def _zoo(args: argparse.Namespace) -> int:
     if output is not None:
         check_writable(output, "schedules", args.force)
     nfes = arguments.parse_nfe(args.nfe)
-    schedules = [_shipped(args, name, n) for name in args.model or [arguments.DEFAULT_MODEL] for n in nfes]
+    models = args.model or [arguments.DEFAULT_MODEL]
+    schedules = [_shipped(args, name, n) for name in models for n in nfes]
+    arguments.tell_unused_size(args, models)
     document = schedule_file.checked_json(schedules)
     if output is not None:
         write_all([(output, document.encode())], args.written)
@@ -195,7 +196,7 @@ def _zoo(args: argparse.Namespace) -> int:
         tables.print_schedules(schedules, f"{models}: {solvers}, guidance {weights}")
         tables.print_advice(schedules)
     for path in args.written:
-        (terminal.warn if args.json else terminal.say)(f"wrote {shown(path)}")
+        (terminal.warn if args.json else terminal.say)(f"wrote {printable(path)}")
     return 0
 
 

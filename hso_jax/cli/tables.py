@@ -7,10 +7,10 @@ from typing import Any
 
 from rich.table import Table
 
+from hso_jax.checks import printable
 from hso_jax.cli import terminal
 from hso_jax.noise import PRESETS, preset
 from hso_jax.schedule import Schedule
-from hso_jax.shown import shown
 
 _LEAST_STEPS = 19  # characters of the column of levels; it wraps
 _COEFFICIENTS = "coefficients"
@@ -50,7 +50,7 @@ def print_schedules(schedules: Sequence[Schedule], title: str, without: Collecti
     fixed = sum(max(map(len, (name, *texts))) for name, texts in rows.items() if name not in wrapped)
     if fixed + _LEAST_STEPS * len(wrapped) + 3 * len(rows) + 1 > terminal.width():
         blocks = ["\n".join(f"{name}: {texts[i]}" for name, texts in rows.items()) for i in range(count)]
-        terminal.say(shown(title), *(f"\n{block}" for block in blocks))
+        terminal.say(printable(title), *(f"\n{block}" for block in blocks))
         return
     table = Table(row_styles=["", "dim"])
     for name in rows:
@@ -59,7 +59,7 @@ def print_schedules(schedules: Sequence[Schedule], title: str, without: Collecti
         table.add_column(name, justify="left" if left else "right", no_wrap=not text)
     for row in zip(*rows.values(), strict=True):
         table.add_row(*row)
-    terminal.say(shown(title), table)
+    terminal.say(printable(title), table)
 
 
 def _columns(schedules: Sequence[Schedule]) -> tuple[dict[str, list[str]], str]:
@@ -86,7 +86,7 @@ def _columns(schedules: Sequence[Schedule]) -> tuple[dict[str, list[str]], str]:
     always = {"N", stepped, "gap", "error" if all(s.mep is None for s in schedules) else "MEP"}
     if any(s.coefficients is not None for s in schedules):
         always.add(_COEFFICIENTS)
-    rows = {name: [shown(text(s)) for s in schedules] for name, text in columns.items()}
+    rows = {name: [printable(text(s)) for s in schedules] for name, text in columns.items()}
     if rows["SPF"] == rows["MEP"]:
         del rows["SPF"]
     if set(rows["result"]) <= {"converged", "fixed"}:

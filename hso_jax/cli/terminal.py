@@ -12,7 +12,7 @@ from typing import Any, TextIO
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-from hso_jax.shown import shown
+from hso_jax.checks import printable
 
 _silent: contextvars.ContextVar[bool] = contextvars.ContextVar("silent", default=False)
 
@@ -34,7 +34,7 @@ def say(*things: Any) -> None:
 
 def warn(text: str, style: str | None = None) -> None:
     """Print one line on standard error, made fit to be shown."""
-    _print(sys.stderr, [shown(text)], style)
+    _print(sys.stderr, [printable(text)], style)
 
 
 def write(text: str) -> None:

@@ -8,12 +8,12 @@ from pathlib import Path
 import numpy as np
 
 from hso_jax import schedule_file
+from hso_jax.checks import printable
 from hso_jax.cli import arguments, tables, terminal
 from hso_jax.cli.compiling import prepare_jax
 from hso_jax.files import check_writable, figure_kind, is_stream, json_text, write_all
 from hso_jax.noise import PRESETS
 from hso_jax.schedule import LAYOUTS, Schedule
-from hso_jax.shown import shown
 
 
 def add_parsers(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -103,7 +103,7 @@ def _plot(args: argparse.Namespace) -> int:
         figure = plots.schedules_figure(schedules)
     write_all([(output, plots.encoded(figure, kind))], args.written)
     if not is_stream(output):
-        terminal.say(f"wrote {shown(output)}")
+        terminal.say(f"wrote {printable(output)}")
     return 0
 
 

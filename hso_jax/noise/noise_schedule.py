@@ -17,9 +17,8 @@ from typing import Any
 
 import numpy as np
 
-from hso_jax.checks import brief, choice, text
+from hso_jax.checks import brief, choice, printable, text
 from hso_jax.optional_jax import is_array, is_traced, jax, jnp, leaves, register_dataclass
-from hso_jax.shown import shown
 
 Array = Any
 """A NumPy or a JAX array. NumPy in, NumPy (float64) out; JAX in, JAX out."""
@@ -261,7 +260,7 @@ class NoiseSchedule:
             ends = f"lam {self.noise_end:.4g} .. {self.data_end:.4g}"
         except (TypeError, ValueError):  # inside jit or vmap, or several in one
             ends = "of several, or traced"
-        return f"<NoiseSchedule {shown(self.name)}: {self.kind}, T = {self.num_train_timesteps}, {ends}>"
+        return f"<NoiseSchedule {printable(self.name)}: {self.kind}, T = {self.num_train_timesteps}, {ends}>"
 
     @property
     def prediction(self) -> str:

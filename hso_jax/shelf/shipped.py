@@ -16,8 +16,7 @@ from hso_jax.noise import PRESETS, NoiseSchedule, preset
 from hso_jax.noise.ends import first_lam
 from hso_jax.noise.noise_schedule import check_noise
 from hso_jax.noise.presets import preset_name
-from hso_jax.origin import Origin, Scores
-from hso_jax.schedule import Schedule
+from hso_jax.schedule import Origin, Schedule, Scores
 
 FORMAT, VERSION = "hso-jax/zoo", 2
 FILE = "zoo.json"

@@ -4,8 +4,9 @@
 
 PATH is a ComfyUI checkout, PYTHON an interpreter that has its requirements and lazy-loader, and JAX if searches are to
 run there. Models, outputs and the custom nodes are in a temporary folder; the checkout is only read. The models have a
-tiny network and the noise levels that ComfyUI itself gives to SD 1.5, SDXL, PixArt, SVD, SD3 and FLUX; they record at
-which sigmas they are evaluated.
+tiny network and the noise levels that ComfyUI itself gives to SD 1.5, SDXL, PixArt, SVD, SD3, FLUX and, where it has
+them, HiDream-O1 and CogVideoX; they record at which sigmas they are evaluated. torchvision and torchaudio need not be
+there: ComfyUI imports them, a run on the CPU calls neither, and `comfyui_server` gives it empty stand-ins.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import itertools
+import os
 import subprocess
 import sys
 import tempfile
@@ -30,10 +32,10 @@ from hso_jax.noise import PRESETS
 from hso_jax.schedule import Schedule
 from hso_jax.shelf.shipped import SOLVERS
 from hso_jax.solvers import NONSTATIONARY
-from tests.bridge.comfyui_server import Refused, Server, Sigmas, serving
+from tests.bridge.comfyui_server import Refused, Server, Sigmas, serving, stand_ins
 
 FAMILIES = {"SD15": "sd15", "SDXL": "sdxl", "PixArtAlpha": "pixart-alpha", "SD3": "sd3-medium", "Flux": "flux-dev"}
-CHECKS = ("sampling", "recommend", "samplers", "files", "inputs", "models", "rules", "searches")
+CHECKS = ("sampling", "recommend", "samplers", "files", "inputs", "models", "every-model", "rules", "searches")
 SAMPLERS = ("euler", "ddim", "dpmpp_2m", "uni_pc_bh2")
 
 
@@ -54,6 +56,7 @@ def check_rules(server: Server, has_jax: bool) -> int:
             assert reason in server.refusal("HsoScheduler", **inputs)
             continue
         if method == "dm-nonuni" and not has_jax:
+            assert method not in server.menu("HsoScheduler", "method")
             assert "needs JAX" in server.refusal("HsoScheduler", **inputs)
             continue
         p = PRESETS[family].p
@@ -85,16 +88,30 @@ def check_inputs(server: Server) -> int:
     assert "0.11 or more" in server.refusal(node, steps=100, denoise=0.01)
     assert "connect MODEL" in server.refusal(node, model="from MODEL")
     assert "sampler" in server.refusal(node, "SDXL", model="from MODEL")
-    return count + 4
+    for old in ("ddpm-cifar10", "edm-cifar10", "dit-xl-2"):  # of graphs saved when the menu had them
+        assert old not in server.menu(node, "model")
+        np.testing.assert_array_equal(
+            server.sigmas(node, model=old, solver="dpmpp-2m"), expected(zoo(old, 6, "dpmpp-2m"))
+        )
+    assert "is not a preset; choose a family" in server.refusal(node, model="sd9")
+    assert "method is 'nope'" in server.refusal(node, method="nope")
+    for name, outputs in (("HsoRecommend", 3), ("HsoScheduler", 1), ("HsoSampler", 2), ("HsoScheduleFile", 1)):
+        assert len(server.get(f"/object_info/{name}")[name]["output_tooltips"]) == outputs
+    return count + 9
 
 
 def check_searches(server: Server, has_jax: bool) -> int:
     """Every method that searches; the zoo's own search comes near what the zoo ships. Without JAX, all are refused."""
     node = "HsoScheduler"
     if not has_jax:
-        every = ({"method": "hso"}, {"method": "solver-error"}, {"method": "zoo", "guidance": 6.3})
-        assert all("a search needs JAX" in server.refusal(node, **inputs) for inputs in every)
-        return len(every)
+        for method in ("hso", "hso-dm-nonuni", "solver-error"):
+            assert method not in server.menu(node, "method")
+            assert "a search needs JAX" in server.refusal(node, method=method)
+        near = server.sigmas(node, guidance=6.3, solver="euler")
+        np.testing.assert_array_equal(near, expected(zoo("sdxl", 6, "ddim", guidance=7.5)))
+        assert len(server.sigmas(node, steps=6, denoise=0.2)) == 7
+        assert "choose layout node" in server.refusal(node, layout="interval")
+        return 6
     kinds = (("hso", "sdxl"), ("hso-dm-nonuni", "flux-dev"), ("hso", "flux-dev"), ("hso-dm-nonuni", "sdxl"))
     for i, (method, family) in enumerate(kinds):
         layout = ("node", "interval")[i // 2]
@@ -128,6 +145,10 @@ def check_models(server: Server) -> int:
     shifted = server.sigmas(node, "SD3", ("ModelSamplingSD3", {"shift": 5.0}), model="from MODEL", method="sgm-uniform")
     t = 1 - np.arange(6) / 6 * 0.999
     np.testing.assert_allclose(shifted[1:-1], (5 * t / (1 + 4 * t))[1:], rtol=1e-3)
+    zero = ("ModelSamplingDiscrete", {"sampling": "v_prediction", "zsnr": True})
+    wanted = np.append(4518.6587, expected(zoo("cogvideox-5b", 6, "dpmpp-2m", guidance=6.0))[1:])
+    found = server.sigmas(node, "SDXL", zero, model="from MODEL", guidance=5.0)
+    np.testing.assert_allclose(found, wanted, rtol=2e-3)
     for patch in (
         ("ModelSamplingDiscrete", {"sampling": "v_prediction", "zsnr": True}),
         ("ModelSamplingDiscrete", {"sampling": "lcm", "zsnr": False}),
@@ -136,7 +157,19 @@ def check_models(server: Server) -> int:
         assert "MODEL SDXL" in server.refusal(node, "SDXL", patch, method="trailing")
     v = ("ModelSamplingDiscrete", {"sampling": "v_prediction", "zsnr": False})
     assert len(server.sigmas(node, "SDXL", v)) == 7
-    return count + 5
+    return count + 6
+
+
+def check_every_model(comfyui: Path, python: str) -> int:
+    """HSO Recommend on every configuration that this ComfyUI knows, see `comfyui_every_model`."""
+    script = Path(__file__).with_name("comfyui_every_model.py")
+    paths = f"{comfyui}:{script.parents[2]}"
+    environment = {**os.environ, "PYTHONPATH": paths, "PYTHONDONTWRITEBYTECODE": "1"}
+    with stand_ins(python) as folder:
+        environment["PYTHONPATH"] += f":{folder}"
+        done = subprocess.run([python, str(script)], env=environment, capture_output=True, text=True, timeout=900)
+    assert done.returncode == 0, done.stderr[-2000:]
+    return len(done.stdout.splitlines())
 
 
 def check_files(server: Server, folder: Path) -> int:
@@ -169,6 +202,10 @@ def check_files(server: Server, folder: Path) -> int:
     message = server.refusal(node, path=path)
     assert "differ in method" in message and "karras" in message and "solver-error" in message, message
     assert "path is empty" in server.refusal(node, path="")
+    missing = server.refusal(node, path="missing.json")
+    assert all(f"base/{name}" in missing for name in ("input", "output", "models")), missing
+    (folder / "base" / "input" / "copied.json").write_bytes(Path(single).read_bytes())
+    np.testing.assert_array_equal(server.sigmas(node, path="copied.json"), expected(sd[0]))
     assert "no such schedule" in server.refusal(node, path=path, nfe=7)
     np.testing.assert_array_equal(server.sigmas(node, path=single, nfe=3, denoise=0.5), expected(sd[0], 3))
     assert len(server.sigmas(node, path=single, denoise=0.0)) == 0
@@ -176,7 +213,7 @@ def check_files(server: Server, folder: Path) -> int:
     assert "sdxl, karras" in message and "MODEL Flux" in message, message
     assert "MODEL SDXL" in server.refusal(node, "SDXL", path=flow)
     np.testing.assert_array_equal(server.sigmas(node, "Flux", path=flow), expected(zoo("flux-dev", 6, "dpmpp-2m")))
-    return count + 8
+    return count + 10
 
 
 def check_sampling(server: Server, folder: Path) -> int:
@@ -222,7 +259,16 @@ def check_recommend(server: Server) -> int:
         assert "set it to the cfg" in server.refusal(node, config, model="from MODEL", slot=1)
         count += 2
     assert "MODEL Flux" in server.refusal(node, "Flux", model="sdxl", slot=1)
-    return count + 1
+    for denoise in (0.25, 0.2):  # the last of 24 and of 30 steps, more than are shipped
+        sigmas, seen, _ = server.sampled(node, "SDXL", None, model="sdxl", denoise=denoise)
+        assert len(sigmas) == 7 and 0.1 < sigmas[0] < 1.0
+        np.testing.assert_array_equal(seen, sigmas[:-1])
+    for config in server.menu("HsoTestModel", "config"):
+        if config in ("SVD_img2vid", "HiDreamO1", "CogVideoX_T2V"):
+            sigmas, seen, _ = server.sampled(node, config, None, model="from MODEL", guidance=5.0)
+            np.testing.assert_array_equal(seen, sigmas[:-1])
+            count += 1
+    return count + 3
 
 
 def check_samplers(server: Server, folder: Path) -> int:
@@ -304,6 +350,7 @@ def check_all(comfyui: Path, python: str, names: Sequence[str] = CHECKS) -> None
                 "files": lambda: check_files(server, folder),
                 "inputs": lambda: check_inputs(server),
                 "models": lambda: check_models(server),
+                "every-model": lambda: check_every_model(comfyui, python),
                 "rules": lambda: check_rules(server, has_jax),
                 "searches": lambda: check_searches(server, has_jax),
             }

@@ -8,6 +8,7 @@ import json
 import os
 import socket
 import subprocess
+import tempfile
 import time
 import urllib.error
 import urllib.request
@@ -118,7 +119,49 @@ class Server:
     def menu(self, node: str, name: str) -> list[str]:
         """The choices of a node's menu."""
         inputs = self.get(f"/object_info/{node}")[node]["input"]
-        return list((inputs["required"] | inputs["optional"])[name][0])
+        return list((inputs["required"] | inputs.get("optional", {}))[name][0])
+
+
+_STAND_IN = '''
+"""Stands for a package that ComfyUI imports and a run on the CPU does not call: any name in it is an empty class."""
+import importlib.abc, importlib.machinery, sys, types
+
+class Names(type):
+    def __getattr__(cls, name):
+        if name.startswith("__"):
+            raise AttributeError(name)
+        return Nothing
+
+class Nothing(metaclass=Names):
+    pass
+
+class Module(types.ModuleType):
+    __getattr__ = Names.__getattr__
+
+class Finder(importlib.abc.MetaPathFinder, importlib.abc.Loader):
+    def find_spec(self, name, path=None, target=None):
+        mine = name.startswith(__name__ + ".")
+        return importlib.machinery.ModuleSpec(name, self, is_package=True) if mine else None
+    def create_module(self, spec):
+        return Module(spec.name)
+    def exec_module(self, module):
+        pass
+
+sys.meta_path.append(Finder())
+sys.modules[__name__].__class__ = Module
+'''
+
+
+@contextlib.contextmanager
+def stand_ins(python: str) -> Iterator[Path]:
+    """A folder for PYTHONPATH with stand-ins for torchvision and torchaudio, where an interpreter has none."""
+    with tempfile.TemporaryDirectory(prefix="hso-stand-ins-") as name:
+        for package in ("torchvision", "torchaudio"):
+            if subprocess.run([python, "-c", f"import {package}"], capture_output=True).returncode:
+                folder = Path(name) / package
+                folder.mkdir()
+                (folder / "__init__.py").write_text(_STAND_IN, encoding="utf-8")
+        yield Path(name)
 
 
 @contextlib.contextmanager
@@ -135,9 +178,9 @@ def serving(comfyui: Path, python: str, folder: Path) -> Iterator[Server]:
         python, "main.py", "--cpu", "--listen", "127.0.0.1", "--port", str(port), "--base-directory", str(folder),
         "--database-url", f"sqlite:///{folder}/comfyui.db", "--disable-api-nodes", "--disable-auto-launch",
     ]  # fmt: skip
-    environment = {**os.environ, "PYTHONPATH": str(REPO), "PYTHONDONTWRITEBYTECODE": "1"}
     log = folder / "server.log"
-    with log.open("w") as output:
+    with stand_ins(python) as others, log.open("w") as output:
+        environment = {**os.environ, "PYTHONPATH": f"{REPO}:{others}", "PYTHONDONTWRITEBYTECODE": "1"}
         process = subprocess.Popen(command, cwd=comfyui, env=environment, stdout=output, stderr=subprocess.STDOUT)
         try:
             server = Server(port)

@@ -12,8 +12,11 @@ import comfy.model_patcher
 import comfy.supported_models
 import torch
 
-CONFIGS = ("SD15", "SDXL", "PixArtAlpha", "SVD_img2vid", "SD3", "Flux", "FluxSchnell")
-_FLOWS = {"SD3": "FLOW", "Flux": "FLUX", "FluxSchnell": "FLOW"}
+_KINDS = {
+    **{"SD15": "EPS", "SDXL": "EPS", "PixArtAlpha": "EPS", "SVD_img2vid": "V_PREDICTION_EDM"},
+    **{"SD3": "FLOW", "Flux": "FLUX", "FluxSchnell": "FLOW", "HiDreamO1": "FLOW", "CogVideoX_T2V": "V_PREDICTION_DDPM"},
+}
+CONFIGS = tuple(name for name in _KINDS if hasattr(comfy.supported_models, name))
 _SEEN: list[float] = []
 
 
@@ -24,10 +27,11 @@ class Tiny(torch.nn.Module):
 
     def __init__(self, channels: int) -> None:
         super().__init__()
-        self.layer = torch.nn.Conv2d(channels, channels, 1)
+        self.layer = torch.nn.Linear(channels, channels)
 
     def forward(self, x: torch.Tensor, timesteps: torch.Tensor, **_: Any) -> torch.Tensor:
-        return torch.tanh(2 * self.layer(x))
+        assert x.std() < 1000.0, f"the network's input has standard deviation {float(x.std()):.3g}"
+        return torch.tanh(2 * self.layer(x.movedim(1, -1))).movedim(-1, 1)  # pictures and videos
 
 
 class Recorded(comfy.model_base.BaseModel):
@@ -49,11 +53,7 @@ class TestModel:
 
     def build(self, config: str) -> tuple[Any, Any]:
         settings = getattr(comfy.supported_models, config)({"disable_unet_model_creation": True})
-        kinds = comfy.model_base.ModelType
-        if config in _FLOWS:
-            kind = kinds[_FLOWS[config]]
-        else:
-            kind = kinds.V_PREDICTION_EDM if config == "SVD_img2vid" else kinds.EPS
+        kind = comfy.model_base.ModelType[_KINDS[config]]
         torch.manual_seed(0)
         model = Recorded(settings, kind, device=torch.device("cpu"))
         model.diffusion_model = Tiny(settings.latent_format.latent_channels)

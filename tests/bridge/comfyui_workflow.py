@@ -21,7 +21,7 @@ import numpy as np
 from PIL import Image
 
 import hso_jax
-from tests.bridge.comfyui_server import REPO, serving
+from tests.bridge.comfyui_server import REPO, serving, stand_ins
 
 WORKFLOW = REPO / "bridge" / "comfyui" / "example_workflows" / "hso_recommend.json"
 SIZE, STEPS, CFG = 64, 6, 7.5
@@ -62,7 +62,8 @@ def check_workflow(comfyui: Path, python: str) -> str:
         checkpoints = folder / "models" / "checkpoints"
         checkpoints.mkdir(parents=True)
         make = [python, str(Path(__file__).with_name("comfyui_checkpoint.py")), str(checkpoints / "tiny.safetensors")]
-        subprocess.run(make, check=True, env={**os.environ, "PYTHONPATH": str(comfyui)}, timeout=300)
+        with stand_ins(python) as others:
+            subprocess.run(make, check=True, env={**os.environ, "PYTHONPATH": f"{comfyui}:{others}"}, timeout=300)
         with serving(comfyui, python, folder) as server:
             prompt = as_prompt(json.loads(WORKFLOW.read_text(encoding="utf-8")), server.get("/object_info"))
             of = {node["class_type"]: node["inputs"] for node in prompt.values()}

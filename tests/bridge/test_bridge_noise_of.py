@@ -15,6 +15,7 @@ from diffusers.utils import is_torchsde_available
 
 from bridge import noise_schedule_of, with_schedule
 from bridge.schedulers.adapters import ROWS
+from hso_jax.noise import flux2_shift
 from hso_jax.schedule import Schedule
 
 
@@ -105,6 +106,44 @@ def test_flow() -> None:
     assert float(noise_schedule_of(dynamic, mu=math.log(3.0)).sigma(0.5)) == pytest.approx(0.75)
     with pytest.raises(ValueError, match="mu is the logarithm"):
         noise_schedule_of(diffusers.DDIMScheduler(**SD), mu=1.0)
+
+
+SQUARE_ROOT = {"time_shift_type": "linear", "base_shift": 0.25, "max_shift": 0.75}
+
+
+@pytest.mark.parametrize(
+    ("pipeline", "config", "tokens", "shift"),
+    [
+        ("FluxPipeline", {}, 4096, math.exp(1.15)),
+        ("Flux2KleinPipeline", {}, 4096, flux2_shift(4096)),
+        ("CogView4Pipeline", SQUARE_ROOT, 4096, 3.25),
+        ("GlmImagePipeline", SQUARE_ROOT, 1024, 1.75),
+        ("HunyuanVideoFramepackPipeline", {}, 65536, 7.0),
+        ("HiDreamImagePipeline", {"max_shift": 0.9}, 256, math.exp(1.15)),
+        ("Ideogram4Pipeline", {"use_dynamic_shifting": False}, 4096, 2.0),
+    ],
+)
+def test_a_pipeline_s_own_rule_for_the_shift(pipeline: str, config: dict[str, Any], tokens: int, shift: float) -> None:
+    scheduler = diffusers.FlowMatchEulerDiscreteScheduler(**{"use_dynamic_shifting": True, **config})
+    for name in (pipeline, "MyOwn"):  # the class, and one that someone derived from it
+        base = type(pipeline, (SimpleNamespace,), {})
+        pipe = base(scheduler=scheduler) if name == pipeline else type(name, (base,), {})(scheduler=scheduler)
+        assert noise_schedule_of(pipe, image_seq_len=tokens).ksigma(0.5) == pytest.approx(shift)
+
+
+def test_krea_2_distilled_has_one_shift() -> None:
+    scheduler = diffusers.FlowMatchEulerDiscreteScheduler(use_dynamic_shifting=True)
+    for distilled, mu in ((True, 1.15), (False, 0.5)):
+        pipe = type("Krea2Pipeline", (SimpleNamespace,), {})(scheduler=scheduler, config={"is_distilled": distilled})
+        assert noise_schedule_of(pipe, image_seq_len=256).ksigma(0.5) == pytest.approx(math.exp(mu))
+
+
+def test_mu_is_what_the_scheduler_makes_of_it() -> None:
+    scheduler = diffusers.FlowMatchEulerDiscreteScheduler(use_dynamic_shifting=True, **SQUARE_ROOT)
+    scheduler.set_timesteps(sigmas=np.array([1.0, 0.75, 0.5, 0.25]), mu=3.25)
+    noise = noise_schedule_of(scheduler, mu=3.25)
+    np.testing.assert_allclose(noise.sigma(np.array([0.75, 0.5, 0.25])), scheduler.sigmas[1:-1], rtol=1e-6)
+    assert noise_schedule_of(scheduler).fingerprint() == noise.fingerprint()  # 4096 tokens, without a pipeline
 
 
 def test_edm_and_stable_video() -> None:

@@ -80,7 +80,7 @@ def test_denoise_keeps_the_last_steps(nodes: ModuleType) -> None:
     ("inputs", "message"),
     [
         ({"model": "sd9"}, "'sd9' is not a preset"),
-        ({"steps": 11, "denoise": 0.5}, "a schedule of 22 steps, and 20 are shipped"),
+        ({"steps": 20, "denoise": 0.02}, "of 1000 steps.*use at most 19 steps, or a denoise of 0.03 or more"),
         ({"model": "from MODEL"}, "connect MODEL"),
         ({"denoise": 1.5}, "denoise is 1.5"),
     ],

@@ -12,7 +12,15 @@ import torch
 from diffusers.configuration_utils import FrozenDict
 from pipelines import _SHORT, FLUX_CONFIG, family_of, picture, t5_encoder, t5_tokenizer
 
-from bridge import NonstationaryScheduler, install, noise_schedule_of, optimize_pipeline, schedule_of, with_schedule
+from bridge import (
+    NonstationaryScheduler,
+    install,
+    noise_schedule_of,
+    optimize_pipeline,
+    recommend,
+    schedule_of,
+    with_schedule,
+)
 from bridge.schedulers import pipelines as ways
 from hso_jax import Schedule, zoo
 
@@ -125,11 +133,13 @@ def test_a_timestep_for_each_token(end: float) -> None:
         return pipe(image=picture(32), num_inference_steps=4, generator=seed, output_type="latent", **call, **more)[0]
 
     plain = run(timesteps=[1000.0, 800.0, 500.0, 200.0])
+    half = run(timesteps=[1000.0, 800.0, 500.0, 200.0], denoise_strength=0.5)
     install(pipe, [1.0, 0.8, 0.5, 0.2, end])
     latents = run()
     assert latents.dtype == plain.dtype
     if end == 0.0:
         torch.testing.assert_close(latents, plain)
+        torch.testing.assert_close(run(denoise_strength=0.5), half)
     with pytest.raises(ValueError, match="calls step with arguments that NonstationaryScheduler does not have"):
         install(pipe, zoo("flux-dev", 4, "nonstationary"))
     assert schedule_of(pipe).sampler_sigmas()[-1] == pytest.approx(end)
@@ -163,7 +173,8 @@ def test_what_cannot_sample_at_a_schedule_is_refused_before_anything_is_installe
 ) -> None:
     pipe = shell(name, _scheduler_of(name))
     before = pipe.scheduler
-    for door in (lambda: install(pipe, [0.9, 0.5, 0.0]), lambda: optimize_pipeline(pipe, 4)):
+    doors = (lambda: install(pipe, [0.9, 0.5, 0.0]), lambda: optimize_pipeline(pipe, 4), lambda: recommend(pipe, 4))
+    for door in doors:
         with pytest.raises(ValueError, match=f"{name} cannot sample at a schedule") as refusal:
             door()
         assert len(str(refusal.value)) <= 210
@@ -224,6 +235,17 @@ def test_sound_with_a_scheduler_of_its_own_would_keep_other_levels() -> None:
         install(pipe, [1.0, 0.5, 0.0])
     pipe = shell("LTX2ConditionPipeline", flow(), audio_scheduler=None)
     install(pipe, [1.0, 0.5, 0.0])
+
+
+def test_a_proposal_that_starts_below_noise_must_start_where_the_schedule_does() -> None:
+    """Stable Audio 3 noises its audio to `init_noise_level`, the first s that it proposes; LTX-2's second stage too."""
+    scheduler = with_schedule(diffusers.FlowMatchEulerDiscreteScheduler(), [1.0, 0.6, 0.3, 0.0])
+    with pytest.raises(ValueError, match=r"s = 0\.6, .* schedule starts at 1: install .* sigma is 0\.6"):
+        scheduler.set_timesteps(sigmas=[0.6, 0.4, 0.2])
+    scheduler = with_schedule(scheduler, [0.6, 0.5, 0.3, 0.0])
+    with pytest.warns(UserWarning, match="which is used"):
+        scheduler.set_timesteps(sigmas=[0.6, 0.4, 0.2])
+    np.testing.assert_allclose(scheduler.sigmas, [0.6, 0.5, 0.3, 0.0])
 
 
 def test_a_pipeline_of_a_users_own_is_looked_at_too() -> None:

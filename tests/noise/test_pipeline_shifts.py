@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import ast
 import importlib.util
 import json
@@ -14,6 +15,7 @@ from typing import Any
 import pytest
 
 from hso_jax import from_config, preset
+from hso_jax.cli import arguments, main
 from hso_jax.noise import flux2_shift
 from hso_jax.noise.rectified_flow import MU_RULES, pipeline_mu
 
@@ -62,7 +64,7 @@ FLUX_RULE = FOUND["FluxPipeline"][1]["calculate_shift"]
 
 
 def test_the_pipelines_are_all_looked_at() -> None:
-    assert len(FOUND) > 70
+    assert len(FOUND) >= 70
     assert all(any(name.startswith(start) for name in FOUND) for start in MU_RULES)
 
 
@@ -141,3 +143,31 @@ def test_what_the_config_of_another_class_is_silent_on(pipeline: str, config: di
     unipc = {"_class_name": "UniPCMultistepScheduler", "use_flow_sigmas": True, "use_dynamic_shifting": True}
     found = from_config({**unipc, **config}, pipeline={"_class_name": pipeline})
     assert found.ksigma(0.5) == pytest.approx(shift)
+
+
+@pytest.mark.parametrize(
+    ("command", "says"),
+    [
+        ("recommend --model sdxl --nfe 6", "changes nothing for sdxl: its noise is the same at every size"),
+        ("recommend --model sd35-large --nfe 5,6", "changes nothing for sd35-large"),
+        (
+            "recommend --model flux-dev --nfe 5,6",
+            "changes no level for flux-dev: what is shipped is the same at any shift",
+        ),
+        ("zoo --model qwen-image --nfe 6", "changes no level for qwen-image"),
+    ],
+)
+def test_an_image_s_size_that_changes_nothing_is_told_once(
+    command: str, says: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main([*command.split(), "--image-seq-len", "1024"]) == 0
+    assert " ".join(capsys.readouterr().err.split()).count(says) == 1
+    assert main(command.split()) == 0
+    assert "image-seq-len" not in capsys.readouterr().err
+
+
+def test_searches_and_rules_follow_the_size_where_the_shift_does(capsys: pytest.CaptureFixture[str]) -> None:
+    arguments.read_models(argparse.Namespace(model=["flux-dev", "sdxl"], image_seq_len=256, p=None))
+    assert capsys.readouterr().err.count("--image-seq-len changes nothing for sdxl") == 1
+    arguments.read_models(argparse.Namespace(model=["flux-dev"], image_seq_len=256, p=None))
+    assert "image-seq-len" not in capsys.readouterr().err

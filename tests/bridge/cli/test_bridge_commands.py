@@ -90,8 +90,14 @@ def test_apply_takes_the_schedule_that_solver_and_guidance_name(pipe: Any, capsy
     command = ["apply", "zoo.json", "--pipeline", "model"]
     assert main([*command, "--solver", "unipc"]) == 2
     assert "choose by guidance" in capsys.readouterr().err
-    assert main([*command, "--solver", "unipc", "--guidance", "7.5"]) == 0
+    with pytest.warns(UserWarning, match="is for solver 'unipc-2'"):
+        assert main([*command, "--solver", "unipc", "--guidance", "7.5"]) == 0
     assert load_scheduler("model").schedule.lams.tolist() == many[3].lams.tolist()
+    assert "NonstationaryScheduler" in capsys.readouterr().out
+    for argv in ([*command, "--save", "other"], ["sample", "zoo.json", "--pipeline", "model", *PROMPT, "-o", "s.png"]):
+        with pytest.warns(UserWarning, match="is for solver 'unipc-2'"):
+            assert main([*argv, "--solver", "uni_pc", "--guidance", "7.5"]) == 0
+    assert isinstance(load_scheduler("other"), NonstationaryScheduler)
 
 
 def test_apply_can_change_the_solver(pipe: Any) -> None:

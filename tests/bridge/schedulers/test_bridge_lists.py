@@ -14,7 +14,7 @@ from cases import FLOW, SD
 from bridge import NonstationaryScheduler, noise_schedule_of, with_schedule
 from bridge.schedulers.adapters import ROWS, distillation_grid
 from hso_jax import Schedule, noise, preset
-from hso_jax.level_list import level_list, rounding
+from hso_jax.checks import level_list, rounding
 
 AYS_SDXL = [14.615, 6.315, 3.771, 2.181, 1.342, 0.862, 0.555, 0.380, 0.234, 0.113, 0.029]
 README_SDXL = [14.615, 6.110, 2.927, 1.514, 0.850, 0.307, 0]

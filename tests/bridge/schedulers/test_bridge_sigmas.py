@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import subprocess
 import sys
+from types import SimpleNamespace
 from typing import Any
 
 import cases
@@ -12,6 +13,7 @@ import diffusers
 import numpy as np
 import pytest
 from cases import SD
+from diffusers.pipelines.flux2.pipeline_flux2 import compute_empirical_mu
 from mixture import random_schedule
 from pipelines import FLUX_CONFIG, family_of
 from test_pipelines_schedule import NFE, told
@@ -52,6 +54,14 @@ def test_after_the_schedulers_own_shift_the_levels_are_the_schedules(
     scheduler.set_timesteps(sigmas=sigmas, mu=mu)
     got = 1.0 - scheduler.sigmas if config.get("invert_sigmas") else scheduler.sigmas
     np.testing.assert_allclose(got, schedule.sampler_sigmas(), rtol=0, atol=2e-7)
+
+
+def test_flux2_s_shift_follows_the_number_of_steps_too() -> None:
+    scheduler = diffusers.FlowMatchEulerDiscreteScheduler(use_dynamic_shifting=True)
+    pipe = type("Flux2Pipeline", (SimpleNamespace,), {})(scheduler=scheduler)
+    sigmas = FLOWING.diffusers_sigmas(pipe, image_seq_len=1024)
+    scheduler.set_timesteps(sigmas=sigmas, mu=compute_empirical_mu(1024, NFE))
+    np.testing.assert_allclose(scheduler.sigmas, FLOWING.sampler_sigmas(), rtol=0, atol=2e-7)
 
 
 def test_a_shift_that_was_changed_by_hand() -> None:

@@ -14,7 +14,7 @@ from bridge.tuning.coordinates import Coordinates, Table, table_at
 from bridge.tuning.gits import best_path, euler_costs
 from bridge.tuning.models import DenoiserModel
 from hso_jax import baseline, preset, zoo
-from hso_jax.origin import Origin
+from hso_jax.schedule import Origin
 
 MODELS = ("sd15", "sd3-medium", "edm-cifar10", "pixart-alpha")
 
