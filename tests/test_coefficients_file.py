@@ -60,6 +60,7 @@ def test_a_file_of_version_1_is_read(monkeypatch: pytest.MonkeyPatch) -> None:
     old, new = json.loads(file.read_text()), json.loads(to_json(found))
     assert old.pop("version") == 1 and new.pop("version") == 2
     for before, after in zip(old["schedules"], new["schedules"], strict=True):
+        assert {**after["others_same_nodes"], **after["others_own_nodes"]} == before.pop("others")
         assert {name: after.pop(name) for name in list(after) if name not in before}["coefficients"] is None
     assert old == new
 

@@ -15,7 +15,7 @@ from benchmarks.runner import Cell, Inapplicable, Record, check_names, rounded
 from benchmarks.targets import Judged, find, outside, provenance
 from hso_jax import BASELINES, Hso, NoiseSchedule, Profile, Schedule, SolverError, baseline, search
 from hso_jax.baselines import inapplicable
-from hso_jax.objectives.solver_error import DETAIL
+from hso_jax.error import DETAIL
 
 RULES = (*BASELINES, *SHIFTS)
 PLAIN = ("trailing", "karras", "uniform-lam", "beta-t", *SHIFTS)

@@ -22,7 +22,7 @@ from benchmarks.models.subjects import Subject
 from benchmarks.runner import Inapplicable, noise_of
 from hso_jax import BASELINES, Box, Hso, NoiseSchedule, Origin, Schedule, SolverError, baseline, search
 from hso_jax.baselines import inapplicable
-from hso_jax.objectives.solver_error import DETAIL
+from hso_jax.error import DETAIL
 from hso_jax.solvers import NONSTATIONARY
 
 OTHER = {"fashion-eps": "fashion-v", "fashion-v": "fashion-eps"}

@@ -38,7 +38,7 @@ from benchmarks.models.subjects import REFINEMENTS, Subject
 from bridge import Level
 from hso_jax import BASELINES, NoiseSchedule, Origin, Schedule, solvers
 from hso_jax.baselines import inapplicable
-from hso_jax.lower.gaps import SPACING
+from hso_jax.lower.quasi_newton import SPACING
 from hso_jax.noise import alpha_sigma
 from hso_jax.noise.ends import lam_of_s, s_of_lam
 

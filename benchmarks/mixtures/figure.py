@@ -14,9 +14,9 @@ from benchmarks.compared import COMPARED
 from benchmarks.mixtures.limits import JUDGE_SEED, held_out
 from benchmarks.plots import mixture_figure
 from hso_jax import Hso, Schedule, baseline, preset, search, zoo
-from hso_jax.methods.solver_error.schedules import measure
-from hso_jax.objectives.solver_error import error_data, in_chunks
+from hso_jax.error import error_data, in_chunks
 from hso_jax.shelf.shipped import FREE_NFE
+from hso_jax.solver_error_method import measure
 from hso_jax.solvers import NONSTATIONARY
 
 RULES = {

@@ -23,7 +23,7 @@ import numpy as np
 from benchmarks import plots, runner
 from benchmarks.compared import COMPARED
 from hso_jax import Lane, SolverError, preset, search_many
-from hso_jax.objectives.solver_error import SAMPLES, default_family, error_data
+from hso_jax.error import SAMPLES, default_family, error_data
 from hso_jax.problems import family
 
 REPEATS = 3

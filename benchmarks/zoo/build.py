@@ -22,13 +22,13 @@ from benchmarks import runner
 from benchmarks.zoo import FOLDER, kept, write
 from hso_jax import solvers
 from hso_jax.lane import Lane
-from hso_jax.methods import Refinement, SolverError
-from hso_jax.methods.solver_error.coefficients import Coefficients, start_of
 from hso_jax.noise import PRESETS, preset
 from hso_jax.noise.ends import first_lam, lam_of_s, s_of_lam
 from hso_jax.schedule import Schedule, versions
 from hso_jax.searches import search_many
 from hso_jax.shelf.shipped import FILE, FORMAT, FREE_NFE, MAX_NFE, SOLVERS, VERSION, shelf_key
+from hso_jax.solver_error_levels import Coefficients, Refinement, start_of
+from hso_jax.solver_error_method import SolverError
 
 BUDGETS = (range(1, 5), range(5, 9))
 """N that are searched from scratch, of one compiled program each: padding to the largest costs work."""

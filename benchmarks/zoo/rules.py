@@ -18,16 +18,16 @@ from rich.progress import Progress
 from benchmarks import runner
 from benchmarks.zoo import FOLDER, write
 from hso_jax.baselines import baseline, inapplicable
+from hso_jax.error import error_data, in_chunks
 from hso_jax.files import write_whole
+from hso_jax.hso import Hso
 from hso_jax.lane import Lane
-from hso_jax.methods import Hso
-from hso_jax.methods.solver_error.schedules import measure
 from hso_jax.noise import PRESETS, NoiseSchedule, flow, preset
-from hso_jax.objectives.solver_error import error_data, in_chunks
 from hso_jax.schedule import Schedule, versions
 from hso_jax.searches import search_many
 from hso_jax.shelf.predicted import FILE, FORMAT, HSO, RULES, SHIFTS, VERSION, row_key
 from hso_jax.shelf.shipped import MAX_NFE, SOLVERS, shipped_guidance
+from hso_jax.solver_error_method import measure
 
 DIGITS = 4
 

@@ -14,9 +14,8 @@ from oracles import scipy_search as reference
 from problems import EFFORT, KINKED, SD, filled
 from worker import worker_lanes
 
-from hso_jax import Effort, Hso, Lane, Schedule, batch, search_many
-from hso_jax.methods.hso import search as hso
-from hso_jax.methods.hso.lanes import check
+from hso_jax import Effort, Hso, Lane, Schedule, batch, hso, search_many
+from hso_jax.hso import check
 from hso_jax.noise import discrete
 from hso_jax.upper.evolution import Evolution
 

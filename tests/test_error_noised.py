@@ -6,7 +6,7 @@ import math
 
 import numpy as np
 
-from hso_jax.objectives.solver_error import PURE, error_data
+from hso_jax.error import PURE, error_data
 from hso_jax.problems import family
 
 PROBLEMS = family(range(3))

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from hso_jax.upper.checkpoint import FORMAT, Checkpoint, plain
+from hso_jax.checkpoint import FORMAT, Checkpoint, plain
 
 ARGUMENTS = {"solver": "ddim", "seed": 0}
 RECORD = {"t": [1.0, 0.5]}
@@ -137,7 +137,7 @@ def test_one_process_at_a_time(tmp_path: Path) -> None:
     """Also through a link, and within one process; a lock whose process was killed is nobody's."""
     file, link = tmp_path / "c.json", tmp_path / "link.json"
     link.symlink_to(file)
-    code = "import sys, time; from hso_jax.upper.checkpoint import Checkpoint; Checkpoint(sys.argv[1], {}); print(1)"
+    code = "import sys, time; from hso_jax.checkpoint import Checkpoint; Checkpoint(sys.argv[1], {}); print(1)"
     command = [
         sys.executable,
         "-c",

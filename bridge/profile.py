@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import functools
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -10,13 +9,13 @@ from typing import Any
 import numpy as np
 import torch
 
-from bridge.fitness import PipelineDraw, converged, given_as, several
-from bridge.guidance import guidance_call, usual_guidance
 from bridge.noise_of import noise_schedule_of, solver_of
-from bridge.sampling import Level, levels
+from bridge.pipeline import PipelineJobs, several
+from bridge.sampling import Level, converged, levels
 from bridge.schedulers.adapters import ROWS
+from bridge.schedulers.installing import install
 from hso_jax import solvers
-from hso_jax.checks import check_guidance, count
+from hso_jax.checks import count
 from hso_jax.noise import NoiseSchedule
 from hso_jax.problems.model_error import measure_eta
 from hso_jax.problems.product import from_components
@@ -66,26 +65,24 @@ def profile(
         ValueError: before any evaluation for bad arguments, a budget that gives fewer than 16 samples or 2 of a prompt,
             or a scheduler that will not do; for samples that are not finite.
     """
-    name = given_as(pipe, call)
     every = several(prompts, "prompts")
-    if name != "prompt" and every == [""]:
-        raise ValueError(f"prompts is {prompts!r}; {type(pipe).__name__} takes classes: give some, prompts=[0, 1, ...]")
     each = _samples(count("budget", budget, 1), count("steps", steps, 8, 1000), len(every))
     count("batch", batch, 2), count("seed", seed, 0, 2**31 - 1 - each * len(every))
-    weight = usual_guidance(pipe)[0] if guidance is None else check_guidance(guidance)
-    if guidance is not None:
-        call = {**call, **guidance_call(pipe, weight, call)}
+    drawn = [(prompt, seed + p * each + k) for p, prompt in enumerate(every) for k in range(each)]
+    jobs = PipelineJobs(pipe, drawn, guidance, {**call, "output_type": "latent"})
+    if jobs.given != "prompt" and every == [""]:
+        raise ValueError(f"prompts is {prompts!r}; {type(pipe).__name__} takes classes: give some, prompts=[0, 1, ...]")
     noise = noise_schedule_of(pipe)
     _check_scheduler(pipe.scheduler)
-    jobs = [(prompt, seed + p * each + k) for p, prompt in enumerate(every) for k in range(each)]
-    watch = Watch([prompt for prompt, _ in jobs], batch, noise, steps, progress)
-    draw = PipelineDraw(
-        copy.copy(pipe), jobs, batch, name, {**call, "output_type": "latent"}, quiet=True, watch=watch.attach
-    )
+    watch = _Watch([prompt for prompt, _ in drawn], batch, noise, steps, progress)
+    sampled = jobs.copied()
+    install(sampled, watch.schedule)
+    watch.attach(sampled.scheduler)
     with torch.no_grad():
-        draw(watch.schedule)
+        for first in range(0, len(drawn), batch):
+            jobs.sample(sampled, steps, range(first, min(first + batch, len(drawn))))
     return watch.profile(
-        weight,
+        jobs.guidance,
         prompts=[str(prompt) for prompt in every],
         seed=seed,
         pipeline=type(pipe).__name__,
@@ -123,7 +120,7 @@ def _check_scheduler(scheduler: Any) -> None:
             raise ValueError(f"{name} has {flag}=True, with which a pipeline cannot be measured")
 
 
-class Watch:
+class _Watch:
     """Sees every step of a pipeline's trajectories: keeps their ends, and how the data predictions vary on the way."""
 
     def __init__(
@@ -161,7 +158,7 @@ class Watch:
         self._evaluations += len(prompts)
         # Some pipelines (DiT) step with every sample twice under guidance, the second time the same.
         output, sample, after = (x[: len(prompts)] for x in (output, sample, after))
-        found = data_prediction(scheduler, self._noise, self._levels[node], output.float(), sample.float()).flatten(1)
+        found = _data_prediction(scheduler, self._noise, self._levels[node], output.float(), sample.float()).flatten(1)
         for prompt in dict.fromkeys(prompts):
             own = found[[i for i, other in enumerate(prompts) if other == prompt]]
             self._squares[node] += float((own - own.mean(0)).square().sum())
@@ -204,7 +201,7 @@ class Watch:
         return Profile(deviations, total, dimension, prediction, *eta, ends_of_model, guidance, told)
 
 
-def data_prediction(
+def _data_prediction(
     scheduler: Any, noise: NoiseSchedule, level: Level, output: torch.Tensor, sample: torch.Tensor
 ) -> torch.Tensor:
     """The network's prediction of clean data, from what a pipeline hands to its scheduler's `step`.

@@ -1,14 +1,23 @@
-"""The objective of DM-NonUni (Xue et al., CVPR 2024, arXiv 2402.17376): the baseline that HSO improves on."""
+"""Bounds on a schedule's error by their names: MEP, DM-NonUni (Xue et al., CVPR 2024, arXiv 2402.17376), your own.
+
+DM-NonUni is the baseline that HSO improves on. The lower level takes each as its second-order expansion.
+"""
 
 from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
+from hso_jax.checks import choice
 from hso_jax.lower import trust_region
-from hso_jax.lower.newton import dense_objective
+from hso_jax.lower.trust_region import Objective, dense_objective, interval_objective
+from hso_jax.mep_spf import mep_interval_derivatives
 from hso_jax.noise import NoiseSchedule
 
 _POINTS, _WEIGHTS = np.polynomial.legendre.leggauss(10)
@@ -93,3 +102,45 @@ def minimise(
 
     _, stages = jax.lax.scan(narrow, start, jnp.asarray(SMOOTHING, start.dtype))
     return jax.tree.map(lambda x: x[-1], stages)
+
+
+class Terms(NamedTuple):
+    """What an objective is told of its lane.
+
+    Attributes:
+        p: exponent of the model-error bound.
+        intervals: M, how many steps are real.
+    """
+
+    p: Array
+    intervals: Array
+
+
+NodeObjective = Callable[[Array, Terms], Array]
+"""(lams [K], terms) -> a scalar to be small: any JAX function with two derivatives. Nodes after the first
+`terms.intervals + 1` are padding, which repeats the last node and must cost nothing."""
+
+_NAMED: dict[str, Callable[[Terms], Objective]] = {
+    "mep": lambda terms: interval_objective(functools.partial(mep_interval_derivatives, p=terms.p)),
+    "dm-nonuni": lambda terms: dense_objective(lambda lams: bound(lams, terms.intervals, terms.p, SEARCH_WIDTH)),
+}
+
+OBJECTIVES = tuple(_NAMED)
+
+
+def expansion(objective: str | NodeObjective, terms: Terms) -> Objective:
+    """The expansion of a named objective (`OBJECTIVES`), or of a function, whose Hessian is dense: K gradients."""
+    if callable(objective):
+        return dense_objective(lambda lams: objective(lams, terms))
+    return _NAMED[objective](terms)
+
+
+def check_objective(name: str, objective: object) -> None:
+    """Raises ValueError unless it is a known name or a function; `name` is what the caller called it."""
+    if not callable(objective):
+        choice(name, objective, OBJECTIVES)
+
+
+def objective_name(objective: str | NodeObjective) -> str:
+    """What it is called in a schedule's `method`."""
+    return objective if isinstance(objective, str) else getattr(objective, "__name__", "custom")

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from oracles import scipy_search as reference
 from scipy import optimize
 
-from hso_jax.objectives.mep_spf import (
+from hso_jax.mep_spf import (
     mep,
     mep_interval,
     mep_interval_derivatives,

@@ -15,14 +15,13 @@ from solver_error_cells import SD, SD3, deviations, small_family
 
 from hso_jax import solvers
 from hso_jax.compiling import compiler_options
+from hso_jax.error import OF_A_MODEL, Chunks, error_data, squared_errors
 from hso_jax.lane import Lane
-from hso_jax.lower.gaps import SPACING, lams_of, logits_of, nodes_of
-from hso_jax.lower.newton import Expansion, face_step
-from hso_jax.methods.solver_error.lanes import LaneArrays, pack
-from hso_jax.methods.solver_error.search import Levels, data_of, log_error, weigh
+from hso_jax.lower.quasi_newton import SPACING, lams_of, logits_of, nodes_of
+from hso_jax.lower.trust_region import Expansion, face_step
 from hso_jax.noise.ends import lam_of_s, s_of_lam
-from hso_jax.objectives.solver_error import OF_A_MODEL, Chunks, error_data, squared_errors
 from hso_jax.problems import denoiser, exact, pick, spread
+from hso_jax.solver_error_levels import LaneArrays, Levels, data_of, log_error, pack, weigh
 
 NAMES = ("ddim", "dpmpp-2m", "unipc-3")
 NFE, COUNT = 3, 6  # real nodes are 3 or 4, the rest is padding

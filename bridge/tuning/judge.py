@@ -1,27 +1,44 @@
-"""How far a point's samples are from the converged ones: value, gradient and residuals, within a budget."""
+"""How far a point's samples are from the converged ones: value, gradient and residuals, within a budget.
+
+The converged samples are made once and kept beside the checkpoint (`targets`). What was judged is recorded in the
+checkpoint (`Judge`), so that a call that was interrupted asks the network for nothing twice.
+"""
 
 from __future__ import annotations
 
 import base64
 import functools
-from collections.abc import Callable, Mapping, Sequence
+import hashlib
+import io
+import zipfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 
-from bridge.tuning.coordinates import Coordinates, Table
+from bridge.sampling import converged
+from bridge.tuning import gits
+from bridge.tuning.coordinates import Coordinates, Table, table_at, with_coefficients
 from bridge.tuning.models import Model
-from hso_jax.upper.checkpoint import Records, damaged
+from bridge.tuning.options import Options, Score
+from hso_jax import solvers
+from hso_jax.checkpoint import Checkpoint, Records, damaged
+from hso_jax.checks import brief
+from hso_jax.files import write_whole
+from hso_jax.schedule import Origin, Schedule
+
+TEACHER_SOLVER = "dpmpp-2m"
 
 GRADIENT = 3
 """Evaluations that one with its gradient counts as: a pass back costs what two forward do."""
 
+SAME = 1e-5
+"""Schedules that differ by less, in t and coefficients, are scored once: a hundredth of a training level."""
+
 SKETCH = 256
 """Numbers that the residual of one sample is summed to, with random signs: steps need its products alone."""
-
-Error = Callable[[torch.Tensor, torch.Tensor], Any]
-"""(samples, converged samples) [n, ...] -> a number, the smaller the better."""
 
 
 class SpentError(Exception):
@@ -44,6 +61,7 @@ class Judge:
     """The error of a model's samples at points; what was found out is recorded, and not asked of the network again.
 
     Attributes:
+        squares: whether the error is a sum of squares, with residuals.
         evaluations: of the network so far, each of a single sample; guidance does not double them.
         notes: what had to be done otherwise than asked, in words.
         coordinates: of the points that are asked for; set before the first of them.
@@ -51,48 +69,41 @@ class Judge:
 
     coordinates: Coordinates
 
-    def __init__(
-        self,
-        model: Model,
-        nfe: int,
-        targets: torch.Tensor,
-        *,
-        error: Error | None,
-        detail: float,
-        batch: int,
-        budget: int,
-        evaluations: int,
-        records: Records,
-    ) -> None:
-        """Targets [count, ...] are the converged samples; `evaluations` were spent on them."""
-        self._model, self._nfe, self._targets = model, nfe, targets
-        self._error, self._batch, self._budget = error, batch, budget
-        self._filter = None if error is not None or detail == 0.0 else detail_filter(targets, detail)
+    def __init__(self, model: Model, options: Options, base: str, targets: torch.Tensor, records: Records) -> None:
+        """Targets [count, ...] are the converged samples; `base` is the solver of schedules that name none."""
+        self._model, self._options, self._base, self._targets = model, options, base, targets
+        self._nfe, self._batch, self._error = model.part.steps(options.nfe), options.batch, options.error
+        self.squares = options.error is None
+        self._filter = detail_filter(targets, options.detail) if self.squares and options.detail else None
         self._records, self._done = records, 0
         self._recompute = False
-        self.evaluations, self.notes = evaluations, list[str]()
-
-    @property
-    def squares(self) -> bool:
-        """Whether the error is a sum of squares, with residuals."""
-        return self._error is None
+        self.evaluations, self.notes = len(targets) * options.teacher_steps, list[str]()
 
     def affordable(self, rows: Sequence[int]) -> int:
         """Judgements of these samples that the rest of the budget covers."""
-        return (self._budget - self.evaluations) // (self._nfe * len(rows))
+        return (self._options.budget - self.evaluations) // (self._nfe * len(rows))
 
-    def value(self, place: np.ndarray | Table, rows: Sequence[int]) -> float:
-        """Logarithm of the root-mean-square error of these samples at a point or table, or the caller's error of them.
+    def value(self, place: np.ndarray | Schedule, rows: Sequence[int]) -> float:
+        """Logarithm of the root-mean-square error of these samples at a place, or the caller's error of them.
+
+        Args:
+            place: a point; or a schedule with its coefficients, or else of the solver that it names or is asked for.
+            rows: indices of samples.
 
         Raises:
             SpentError: before any evaluation.
         """
 
         def make() -> dict[str, Any]:
-            table = place if isinstance(place, Table) else self.coordinates.table(place)
+            table = self._table(place) if isinstance(place, Schedule) else self.coordinates.table(place)
             return {"value": self._sum(table, rows, None)}
 
         return _value(self._ask("value", len(rows), make))
+
+    def _table(self, schedule: Schedule) -> Table:
+        asked = self._options.solver
+        known = schedule.solver if asked == solvers.NONSTATIONARY else asked
+        return table_at(self._model.part.noise, schedule, known if known in solvers.SOLVERS else self._base)
 
     def residuals(self, z: np.ndarray, rows: Sequence[int]) -> Residuals:
         """The value with the samples' residuals; see `value`."""
@@ -122,13 +133,15 @@ class Judge:
 
     def _ask(self, kind: str, cost: int, make: Callable[[], dict[str, Any]]) -> dict[str, Any]:
         cost *= self._nfe
-        if self.evaluations + cost > self._budget:
+        if self.evaluations + cost > self._options.budget:
             raise SpentError
         known = self._done < len(self._records.done)
         record = self._records.done[self._done] if known else {"kind": kind, "cost": cost, **make()}
         if not known and not np.isfinite(record["value"]):
             record["value"] = None  # as files have it
         if known and (record["kind"], record["cost"]) != (kind, cost):
+            if kind == "gradient":
+                raise MemoryError("given up before the search was interrupted")
             raise damaged(self._records.checkpoint.path, f"records[{self._done}] is of another judgement")
         if not known:
             self._records.add(record)
@@ -220,6 +233,36 @@ class Judge:
         self.notes.append(f"out of memory: {note}")
 
 
+class ScoreJudge(Judge):
+    """The caller's own number for schedules, in place of an error of samples; each is asked for once."""
+
+    def __init__(self, score: Score, model: Model, options: Options, base: str, records: Records) -> None:
+        super().__init__(model, options, base, torch.empty(0), records)
+        self.squares, self._nfe, self._score = False, 1, score
+        self._known: dict[str, float] = {}
+
+    def value(self, place: np.ndarray | Schedule, rows: Sequence[int]) -> float:
+        """The score, NaN where it is not finite; it is of no samples, whatever the rows. See `Judge.value`."""
+        if isinstance(place, Schedule):
+            schedule = with_coefficients(place, self._model.part.noise, self._options.solver, self._base)
+        else:
+            schedule = self.coordinates.schedule(place, Origin(method="tuned", solver=self.coordinates.solver))
+        key = hashlib.sha256(np.rint(schedule.t / SAME).tobytes())
+        if schedule.coefficients is not None:
+            key.update(np.rint(schedule.coefficients / SAME).tobytes())
+        name = f"score {key.hexdigest()[:16]}"
+        if name not in self._known:
+            self._known[name] = _value(self._ask(name, 1, lambda: {"value": self._scored(schedule)}))
+        return self._known[name]
+
+    def _scored(self, schedule: Schedule) -> float:
+        value = self._score(schedule)
+        try:
+            return float(value)
+        except (TypeError, ValueError) as error:
+            raise ValueError(f"score returned {brief(value)}; return a number, the smaller the better") from error
+
+
 def is_memory(trouble: BaseException) -> bool:
     """Whether an exception says that memory ran out."""
     return isinstance(trouble, (MemoryError, torch.OutOfMemoryError)) or "out of memory" in str(trouble).lower()
@@ -277,3 +320,91 @@ def _packed(rows: np.ndarray) -> str:
 
 def _unpacked(text: str, rows: int) -> np.ndarray:
     return np.frombuffer(base64.b64decode(text[2:]), f"<{text[:2]}").astype(np.float64).reshape(rows, -1)
+
+
+class Made(NamedTuple):
+    """The teacher's work.
+
+    Attributes:
+        samples: [count, ...] on the CPU.
+        costs: of steps on the trajectories of the samples to tune on, where they are searched by "gits"; see `gits`.
+    """
+
+    samples: torch.Tensor
+    costs: np.ndarray | None
+
+
+def targets(model: Model, options: Options, file: Checkpoint) -> Made:
+    """The converged samples, from beside the checkpoint or made now.
+
+    Raises:
+        ValueError: for samples that are not finite, or not those of the checkpoint.
+    """
+    kept = file.search("teacher", {}, fault)
+    beside = None if file.path is None else file.path.with_name(f"{file.path.name}.samples.npz")
+    if kept.done and beside is not None and beside.exists():
+        return _read(beside, kept.done[0]["sha256"])
+    made = _converge(model, options)
+    if beside is not None:
+        content, arrays = io.BytesIO(), {"samples": made.samples.numpy()}
+        np.savez(content, **arrays if made.costs is None else {**arrays, "costs": made.costs})
+        write_whole(beside, content.getvalue())
+    digest = _digest(made)
+    if kept.done and kept.done[0]["sha256"] != digest:
+        raise ValueError(f"the converged samples are not those of checkpoint {file.path}: the model has changed")
+    if not kept.done:
+        kept.add({"sha256": digest})
+    return made
+
+
+def _read(file: Path, digest: str) -> Made:
+    try:
+        with np.load(io.BytesIO(file.read_bytes())) as found:
+            made = Made(torch.from_numpy(found["samples"]), found.get("costs"))
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
+        made = None
+    if made is None or _digest(made) != digest:
+        raise ValueError(f"{file} is not what its checkpoint was made with; remove both, or put it back")
+    return made
+
+
+@torch.no_grad()
+def _converge(model: Model, options: Options) -> Made:
+    table = table_at(model.part.noise, converged(model.part.noise, options.teacher_steps), TEACHER_SOLVER)
+    plain, parts, costs = Table(*(x.tolist() for x in table)), list[torch.Tensor](), list[np.ndarray]()
+    for rows in _batches(options):
+        xs, x0s = list[torch.Tensor](), list[torch.Tensor]()
+
+        def seen(x: torch.Tensor, x0: torch.Tensor, xs: list[torch.Tensor] = xs, x0s: list[torch.Tensor] = x0s) -> None:
+            xs.append(x.float().cpu())
+            x0s.append(x0.float().cpu())
+
+        watched = options.by == "gits" and rows.stop <= options.samples
+        parts.append(model.run(plain, rows, seen if watched else None).cpu())
+        if watched:
+            costs.append(gits.euler_costs([*xs, parts[-1].float()], x0s, plain.alpha, plain.sigma))
+        if options.progress is not None:
+            options.progress(rows.stop * options.teacher_steps, options.budget, None)
+    samples = torch.cat(parts)
+    if not samples.isfinite().all():
+        raise ValueError(f"the converged samples ({options.teacher_steps} steps) are not finite; try another dtype")
+    return Made(samples, np.sum(costs, axis=0) if costs else None)
+
+
+def _batches(options: Options) -> Iterator[range]:
+    """Of the samples to tune on, then of those kept apart."""
+    ends = (options.samples, options.samples + options.kept_apart)
+    for first, last in ((0, ends[0]), ends):
+        for begin in range(first, last, options.batch):
+            yield range(begin, min(begin + options.batch, last))
+
+
+def _digest(made: Made) -> str:
+    digest = hashlib.sha256(np.ascontiguousarray(made.samples.numpy()).tobytes())
+    digest.update(b"" if made.costs is None else made.costs.tobytes())
+    return digest.hexdigest()
+
+
+def fault(record: Any) -> str | None:
+    """What is wrong with a checkpoint's record."""
+    return None if isinstance(record, dict) else f" is {record!r}, not an object"

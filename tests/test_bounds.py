@@ -12,8 +12,8 @@ from oracles import scipy_search as reference
 from problems import KINKED, SD
 
 from hso_jax.baselines import dm_nonuniform
+from hso_jax.bounds import bound, minimise, step_weights
 from hso_jax.lower import trust_region
-from hso_jax.objectives.dm_nonuni import bound, minimise, step_weights
 
 RNG = np.random.default_rng(1)
 
