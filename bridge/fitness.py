@@ -15,8 +15,7 @@ import torch
 from bridge.noise_of import noise_schedule_of
 from bridge.schedulers.adapters import ROWS
 from bridge.schedulers.installing import inner_pipelines, install
-from hso_jax.noise import NoiseSchedule
-from hso_jax.noise.ends import noise_end_t
+from hso_jax.noise import NoiseSchedule, noise_end_t
 from hso_jax.schedule import Schedule
 
 Draw = Callable[[Schedule], torch.Tensor]

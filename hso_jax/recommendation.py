@@ -13,9 +13,7 @@ from hso_jax import solvers
 from hso_jax.baselines import baseline
 from hso_jax.checks import check_guidance, check_nfe, choice
 from hso_jax.distilled import DISTILLATIONS, FEW_STEP, MOST_STEPS, named_in, own_grid
-from hso_jax.noise import PRESETS, NoiseSchedule, preset
-from hso_jax.noise.noise_schedule import check_noise
-from hso_jax.noise.presets import preset_name
+from hso_jax.noise import PRESETS, NoiseSchedule, check_noise, preset, preset_name
 from hso_jax.schedule import Schedule
 from hso_jax.shelf.predicted import HSO, RULES, rule_errors
 from hso_jax.shelf.shipped import CHOICES, SOLVERS, nearest_guidance, zoo

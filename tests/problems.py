@@ -18,8 +18,7 @@ from benchmarks.speed import scipy_search as reference
 from hso_jax import Effort, Hso, Lane
 from hso_jax.lower import trust_region
 from hso_jax.lower.newton import interval_objective
-from hso_jax.noise import NoiseSchedule, cosine, discrete, edm, flow, linear_vp, ve
-from hso_jax.noise.stacking import stack
+from hso_jax.noise import NoiseSchedule, cosine, discrete, edm, flow, linear_vp, stack, ve
 from hso_jax.objectives.mep_spf import mep_interval_derivatives
 
 SD_TABLE = reference.sd_lam_table()

@@ -14,8 +14,7 @@ from scipy.integrate import solve_ivp
 
 from hso_jax import Lane, NoiseSchedule, SolverError, baseline, from_config, preset, search, solver_error, solvers
 from hso_jax.methods.solver_error.lanes import data_of_lane, pack
-from hso_jax.noise import PREDICTIONS, PRESETS, alpha_sigma
-from hso_jax.noise.stacking import anonymous, stack
+from hso_jax.noise import PREDICTIONS, PRESETS, alpha_sigma, stack, strip_static
 from hso_jax.objectives.solver_error import (
     Chunks,
     ErrorData,
@@ -301,7 +300,7 @@ def test_what_networks_predict() -> None:
     assert jax.tree.structure(V) == jax.tree.structure(SD)
     assert isinstance(V, NoiseSchedule)
     stacked = stack([SD, V, EDM], np.dtype(np.float32))
-    assert stacked.predicts.tolist() == [0.0, 1.0, 3.0] and anonymous(V).prediction == "v_prediction"
+    assert stacked.predicts.tolist() == [0.0, 1.0, 3.0] and strip_static(V).prediction == "v_prediction"
     config = {"_class_name": "DDIMScheduler", "prediction_type": "v_prediction"}
     assert from_config(config).prediction == "v_prediction"
     assert from_config({"_class_name": "CosineDPMSolverMultistepScheduler"}).prediction == "edm"

@@ -41,8 +41,7 @@ from bridge.sampling import Level
 from hso_jax import BASELINES, NoiseSchedule, Schedule, solvers
 from hso_jax.baselines import inapplicable
 from hso_jax.lower.gaps import SPACING
-from hso_jax.noise import alpha_sigma
-from hso_jax.noise.ends import lam_of_s, s_of_lam
+from hso_jax.noise import alpha_sigma, lam_of_s, s_of_lam
 from hso_jax.schedule import Origin
 
 ROWS = 48

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from hso_jax import NoiseSchedule, Origin, Schedule
-from hso_jax.noise.ends import lam_of_s, s_of_lam
+from hso_jax.noise import lam_of_s, s_of_lam
 
 SHIFTS = {"flow-2": 2.0, "flow-3": 3.0}
 """Name of the rule to its shift."""

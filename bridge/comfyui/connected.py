@@ -8,8 +8,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from hso_jax.noise import PRESETS, NoiseSchedule, discrete, edm, flow, preset
-from hso_jax.noise.ends import first_lam
+from hso_jax.noise import PRESETS, NoiseSchedule, discrete, edm, first_lam, flow, preset
 from hso_jax.schedule import Schedule
 
 FROM_MODEL = "from MODEL"

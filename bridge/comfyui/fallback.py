@@ -6,8 +6,7 @@ import functools
 
 import numpy as np
 
-from hso_jax.noise import PRESETS, NoiseSchedule, preset
-from hso_jax.noise.ends import first_lam, lam_of_s, s_of_lam
+from hso_jax.noise import PRESETS, NoiseSchedule, first_lam, lam_of_s, preset, s_of_lam
 from hso_jax.schedule import Origin, Schedule
 from hso_jax.shelf.shipped import MAX_NFE, SOLVERS, nearest_guidance, shelf_key, shipped_guidance, zoo
 from hso_jax.solvers import canonical

@@ -13,9 +13,7 @@ import numpy as np
 import torch
 
 from hso_jax.checks import number
-from hso_jax.noise import NoiseSchedule
-from hso_jax.noise.ends import lam_of_s, s_of_lam
-from hso_jax.noise.partial import from_level
+from hso_jax.noise import NoiseSchedule, from_level, lam_of_s, s_of_lam
 from hso_jax.profile import Profile
 from hso_jax.schedule import Schedule
 

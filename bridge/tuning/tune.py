@@ -18,8 +18,7 @@ from bridge.tuning.report import Progress, Tuned
 from bridge.tuning.running import run_tuning, sha
 from hso_jax import solvers
 from hso_jax.checks import brief, check_guidance
-from hso_jax.noise import NoiseSchedule
-from hso_jax.noise.noise_schedule import check_noise
+from hso_jax.noise import NoiseSchedule, check_noise
 from hso_jax.profile import Profile
 from hso_jax.schedule import Schedule
 

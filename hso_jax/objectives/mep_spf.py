@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from hso_jax.checks import brief, whole
-from hso_jax.noise.noise_schedule import Array, namespace
+from hso_jax.noise import Array, namespace
 
 if TYPE_CHECKING:
     from hso_jax.schedule import Schedule

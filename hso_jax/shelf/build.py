@@ -25,8 +25,7 @@ from hso_jax.files import write_whole
 from hso_jax.lane import Lane
 from hso_jax.methods import Refinement, SolverError
 from hso_jax.methods.solver_error.coefficients import Coefficients, start_of
-from hso_jax.noise import PRESETS, preset
-from hso_jax.noise.ends import first_lam, lam_of_s, s_of_lam
+from hso_jax.noise import PRESETS, first_lam, lam_of_s, preset, s_of_lam
 from hso_jax.schedule import Schedule, versions
 from hso_jax.searches import search_many
 from hso_jax.shelf.shipped import FILE, FORMAT, FREE_NFE, MAX_NFE, SOLVERS, VERSION, shelf_key

@@ -12,10 +12,7 @@ import numpy as np
 
 from hso_jax import solvers
 from hso_jax.checks import check_guidance, check_nfe
-from hso_jax.noise import PRESETS, NoiseSchedule, preset
-from hso_jax.noise.ends import first_lam
-from hso_jax.noise.noise_schedule import check_noise
-from hso_jax.noise.presets import preset_name
+from hso_jax.noise import PRESETS, NoiseSchedule, check_noise, first_lam, preset, preset_name
 from hso_jax.schedule import Origin, Schedule, Scores
 
 FORMAT, VERSION = "hso-jax/zoo", 2

@@ -24,8 +24,7 @@ from hso_jax.methods.solver_error import lanes as lanes_module
 from hso_jax.methods.solver_error.coefficients import free_weights, older_of
 from hso_jax.methods.solver_error.lanes import pack
 from hso_jax.methods.solver_error.search import data_of
-from hso_jax.noise import discrete
-from hso_jax.noise.ends import s_of_lam
+from hso_jax.noise import discrete, s_of_lam
 from hso_jax.objectives.solver_error import error_gradient
 from hso_jax.problems import ModelError
 from hso_jax.schedule_file import to_json

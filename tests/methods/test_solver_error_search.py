@@ -36,7 +36,7 @@ from hso_jax.methods.solver_error import method as method_module
 from hso_jax.methods.solver_error.method import COMPARED
 from hso_jax.methods.solver_error.schedules import measure
 from hso_jax.methods.solver_error.search import search_lane
-from hso_jax.noise.ends import s_of_lam
+from hso_jax.noise import s_of_lam
 from hso_jax.objectives.solver_error import Chunks, error_data, in_chunks
 from hso_jax.problems import denoiser, family, generic, pick
 from hso_jax.searches import checked

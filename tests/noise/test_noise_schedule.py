@@ -13,7 +13,7 @@ import pytest
 
 from hso_jax.methods.hso.lanes import stack
 from hso_jax.noise import NoiseSchedule, alpha_sigma, cosine, discrete, preset
-from hso_jax.noise.noise_schedule import cubic_coefficients, from_knots
+from hso_jax.noise.schedule import cubic_coefficients, from_knots
 
 ALL = problems.every_noise()
 CLOSED = problems.CLOSED_FORMS

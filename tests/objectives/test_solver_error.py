@@ -20,7 +20,7 @@ from hso_jax.lower.gaps import SPACING, lams_of, logits_of, nodes_of
 from hso_jax.lower.newton import Expansion, face_step
 from hso_jax.methods.solver_error.lanes import LaneArrays, pack
 from hso_jax.methods.solver_error.search import Levels, data_of, log_error, weigh
-from hso_jax.noise.ends import lam_of_s, s_of_lam
+from hso_jax.noise import lam_of_s, s_of_lam
 from hso_jax.objectives.solver_error import OF_A_MODEL, Chunks, error_data, squared_errors
 from hso_jax.problems import denoiser, exact, pick, spread
 

@@ -15,8 +15,7 @@ import numpy as np
 import pytest
 
 from hso_jax import NoiseSchedule, Schedule, preset, search_many, solver_error
-from hso_jax.noise import PRESETS, edm, flow
-from hso_jax.noise.ends import first_lam
+from hso_jax.noise import PRESETS, edm, first_lam, flow
 from hso_jax.problems import ModelError
 from hso_jax.shelf import build as zoo_build
 from hso_jax.shelf.shipped import FILE, FREE_NFE, MAX_NFE, SOLVERS, _document, _shelves, shelf_key, text, zoo

@@ -12,8 +12,7 @@ from jax import Array
 
 from hso_jax.checks import brief, choice, flag, number
 from hso_jax.lane import Lane, check_lane
-from hso_jax.noise import NoiseSchedule
-from hso_jax.noise.stacking import stack
+from hso_jax.noise import NoiseSchedule, stack
 from hso_jax.objectives.expansion import check_objective
 from hso_jax.objectives.mep_spf import resolve_spacing
 

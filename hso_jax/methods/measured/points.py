@@ -23,7 +23,7 @@ from hso_jax.lane import Lane
 from hso_jax.lower.results import RESULTS
 from hso_jax.lower.trust_region import Solution
 from hso_jax.methods.family import FIRST_HIGH, LAST_LOW, P_RANGE, member
-from hso_jax.noise.ends import lam_of_s, s_of_lam
+from hso_jax.noise import lam_of_s, s_of_lam
 from hso_jax.objectives.expansion import NodeObjective, objective_name
 from hso_jax.schedule import Origin, Schedule, versions
 

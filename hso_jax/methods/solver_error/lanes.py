@@ -15,7 +15,7 @@ from hso_jax import solvers
 from hso_jax.checks import check_guidance, choice, whole
 from hso_jax.lane import Lane, check_lane
 from hso_jax.lower.gaps import SPACING, Range
-from hso_jax.noise.ends import first_lam, s_of_lam
+from hso_jax.noise import first_lam, s_of_lam
 from hso_jax.objectives.solver_error import OF_A_MODEL, Chunks, ErrorData, error_data, in_chunks
 from hso_jax.problems.model_error import ModelError
 

@@ -17,8 +17,7 @@ from hso_jax.methods.solver_error.coefficients import Coefficients, check_coeffi
 from hso_jax.methods.solver_error.lanes import LaneArrays, check, pack
 from hso_jax.methods.solver_error.schedules import compared, free_schedule_of, on_start, schedule_of
 from hso_jax.methods.solver_error.search import Refinement, search_lane
-from hso_jax.noise import NoiseSchedule
-from hso_jax.noise.ends import s_of_lam
+from hso_jax.noise import NoiseSchedule, s_of_lam
 from hso_jax.objectives.expansion import NodeObjective, check_objective
 from hso_jax.objectives.solver_error import DETAIL, POWER, SAMPLES, Chunks, check_weights
 from hso_jax.problems.bank import Problems, collect

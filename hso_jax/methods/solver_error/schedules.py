@@ -19,9 +19,7 @@ from hso_jax.lower.results import NOT_FINITE, RESULTS
 from hso_jax.methods.solver_error.coefficients import FreeFound
 from hso_jax.methods.solver_error.lanes import begin, data_of_lane
 from hso_jax.methods.solver_error.search import Found
-from hso_jax.noise import NoiseSchedule
-from hso_jax.noise.ends import lam_of_s, s_of_lam
-from hso_jax.noise.noise_schedule import check_noise
+from hso_jax.noise import NoiseSchedule, check_noise, lam_of_s, s_of_lam
 from hso_jax.objectives.expansion import objective_name
 from hso_jax.objectives.solver_error import Chunks, error_data, in_chunks, mean_error, squared_errors
 from hso_jax.problems.bank import Problems
