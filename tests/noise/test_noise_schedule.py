@@ -260,7 +260,7 @@ def test_derivatives_of_the_inverse_are_right_to_second_order(name: str) -> None
         reverse = jax.jacrev(jax.jacrev(noise.t_of_lam))(lam)
     assert first == pytest.approx(1.0 / slope, rel=1e-9)
     assert second == pytest.approx(-bend / slope**3, rel=1e-6)
-    assert reverse == pytest.approx(second, rel=1e-9)
+    assert reverse == pytest.approx(float(second), rel=1e-9)
 
 
 @pytest.mark.parametrize("name", [*problems.TABLES][:1])
