@@ -22,7 +22,7 @@ from hso_jax import Hso, Lane, NoiseSchedule, Schedule, SolverError, baseline, f
 from hso_jax.baselines import inapplicable
 from hso_jax.files import write_whole
 from hso_jax.noise import lam_of_s
-from hso_jax.shelf.shipped import MAX_NFE, shipped_guidance
+from hso_jax.shipped.zoo import MAX_NFE, shipped_guidance
 
 OUT = Path("docs/results/published.md")
 RULES = ("trailing", "karras", "uniform-lam", "beta-t", "ays", "dm-nonuni")

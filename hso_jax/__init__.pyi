@@ -23,8 +23,6 @@ from .objectives import paper_d_min as paper_d_min
 from .objectives import spf as spf
 from .profile import Profile as Profile
 from .profile import profile_of as profile_of
-from .recommendation import Recommendation as Recommendation
-from .recommendation import recommend as recommend
 from .schedule import Origin as Origin
 from .schedule import Schedule as Schedule
 from .schedule import Scores as Scores
@@ -35,4 +33,6 @@ from .searches import lanes as lanes
 from .searches import refine as refine
 from .searches import search as search
 from .searches import search_many as search_many
-from .shelf import zoo as zoo
+from .shipped.recommend import Recommendation as Recommendation
+from .shipped.recommend import recommend as recommend
+from .shipped.zoo import zoo as zoo

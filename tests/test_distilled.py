@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 
 from hso_jax import preset
-from hso_jax.distilled import DISTILLATIONS, named_in, of_class, of_folder, own_grid
 from hso_jax.noise import PRESETS, flow
+from hso_jax.shipped.distilled import DISTILLATIONS, named_in, of_class, of_folder, own_grid
 
 TOLD = {
     "few-step": """
@@ -125,7 +125,16 @@ def test_names_tell(name: str, kind: str) -> None:
     assert named_in(["base", name]) == (kind, name)
 
 
-@pytest.mark.parametrize("name", ["", "DPMSolverSinglestepScheduler", "LCMScheduler", *names(OTHERS), *sorted(set(PRESETS) - {"flux-schnell", "z-image-turbo"})])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "",
+        "DPMSolverSinglestepScheduler",
+        "LCMScheduler",
+        *names(OTHERS),
+        *sorted(set(PRESETS) - {"flux-schnell", "z-image-turbo"}),
+    ],
+)
 def test_other_names_do_not(name: str) -> None:
     assert named_in([name]) is None
 

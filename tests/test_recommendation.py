@@ -11,10 +11,9 @@ import pytest
 from hso_jax import Lane, Profile, Schedule, SolverError, baseline, preset, recommend, zoo
 from hso_jax.checks import check_guidance
 from hso_jax.noise import PRESETS, discrete, edm, flow
-from hso_jax.recommendation import GAIN, OWN, SHIPPED, Before
 from hso_jax.schedule_file import select
-from hso_jax.shelf.predicted import HSO, RULES, rule_errors
-from hso_jax.shelf.shipped import MAX_NFE, SOLVERS, nearest_guidance
+from hso_jax.shipped.recommend import GAIN, OWN, SHIPPED, Before
+from hso_jax.shipped.zoo import HSO, MAX_NFE, RULES, SOLVERS, nearest_guidance, rule_errors
 from hso_jax.solvers import NONSTATIONARY
 
 MODELS = ("sd15", "sdxl", "sd21", "pixart-alpha", "edm-cifar10", "sd3-medium", "flux-dev", "qwen-image", "cogvideox-5b")

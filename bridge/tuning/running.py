@@ -31,7 +31,7 @@ from hso_jax.methods.solver_error.lanes import check_room
 from hso_jax.profile import FOLDS, Profile, spectrum_of
 from hso_jax.schedule import Origin, Schedule, versions
 from hso_jax.searches import search
-from hso_jax.shelf.shipped import nearest_guidance, zoo
+from hso_jax.shipped.zoo import nearest_guidance, zoo
 from hso_jax.upper.checkpoint import Checkpoint
 
 RULE_SOLVERS = ("dpmpp-2m", "unipc-3", "ddim")

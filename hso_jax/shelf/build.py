@@ -20,6 +20,7 @@ import jax
 import numpy as np
 from rich.progress import Progress
 
+import hso_jax
 from hso_jax import solvers
 from hso_jax.files import write_whole
 from hso_jax.lane import Lane
@@ -28,7 +29,10 @@ from hso_jax.methods.solver_error.coefficients import Coefficients, start_of
 from hso_jax.noise import PRESETS, first_lam, lam_of_s, preset, s_of_lam
 from hso_jax.schedule import Schedule, versions
 from hso_jax.searches import search_many
-from hso_jax.shelf.shipped import FILE, FORMAT, FREE_NFE, MAX_NFE, SOLVERS, VERSION, shelf_key
+from hso_jax.shipped.zoo import MAX_NFE, NONSTATIONARY_NFE, SOLVERS, ZOO_FILE, zoo_key
+
+FORMAT, VERSION = "hso-jax/zoo", 2
+SHIPPED = Path(hso_jax.__file__).with_name("shipped")
 
 BUDGETS = (range(1, 5), range(5, 9))
 """N that are searched from scratch, of one compiled program each: padding to the largest costs work."""
@@ -46,7 +50,7 @@ def shelves() -> dict[tuple[float | None, float, bool], list[tuple[str, float]]]
     """For each shelf's key, the presets' (name, guidance) that have it; guidance 1 first."""
     found: dict[tuple[float | None, float, bool], list[tuple[str, float]]] = {}
     for name, entry in PRESETS.items():
-        shelf = found.setdefault(shelf_key(preset(name)), [(name, 1.0)])
+        shelf = found.setdefault(zoo_key(preset(name)), [(name, 1.0)])
         if entry.guidance not in [weight for _, weight in shelf]:
             shelf.append((name, entry.guidance))
     return found
@@ -137,7 +141,7 @@ def search_free(name: str, guidance: float, known: list[dict[str, Any]]) -> list
     of = {(r["solver"], r["nfe"]): r for r in known}
     gain = Coefficients().gain
     how = SolverError(solvers.NONSTATIONARY, guidance, coefficients=Coefficients(gain=0.0))
-    known_at = {n: [first_lam(noise, n, guidance), *of[start_of(guidance), n]["lams"]] for n in FREE_NFE}
+    known_at = {n: [first_lam(noise, n, guidance), *of[start_of(guidance), n]["lams"]] for n in NONSTATIONARY_NFE}
     start = [Schedule.from_lams(noise, lams) for lams in known_at.values()]
     many = [Lane(noise, s.nfe, method=dataclasses.replace(how, start=s)) for s in start]
     found = []
@@ -181,7 +185,7 @@ def main() -> None:
     """Search what the work folder does not have yet, then write the file and its checksum."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--work", type=Path, default=Path("zoo-work"), help="finished parts; default %(default)s")
-    parser.add_argument("-o", "--output", type=Path, default=Path(__file__).with_name(FILE))
+    parser.add_argument("-o", "--output", type=Path, default=SHIPPED / ZOO_FILE)
     parser.add_argument("--fresh", action="store_true", help="search what the output has already, too")
     options = parser.parse_args()
     if "JAX_NUM_CPU_DEVICES" not in os.environ:

@@ -14,8 +14,18 @@ from hso_jax import baseline, preset, search, solver_error
 from hso_jax.methods import Hso
 from hso_jax.noise import PRESETS, discrete, flow
 from hso_jax.shelf import rules
-from hso_jax.shelf.predicted import HSO, RULES, SHIFTS, row_key, rule_errors, shift_of, text
-from hso_jax.shelf.shipped import MAX_NFE, SOLVERS, shipped_guidance
+from hso_jax.shipped.zoo import (
+    HSO,
+    MAX_NFE,
+    RULES,
+    SHIFTS,
+    SOLVERS,
+    rule_errors,
+    rules_key,
+    shift_of,
+    shipped_guidance,
+    text,
+)
 
 
 def test_the_file_is_the_one_that_was_checked() -> None:
@@ -31,7 +41,7 @@ def test_everything_in_the_zoo_has_its_rules() -> None:
                 for nfe in (1, 6, MAX_NFE):
                     found = rule_errors(noise, nfe, weight, solver)
                     assert {"trailing", "karras", "beta-t"} <= set(found) <= {*RULES, HSO}, (name, weight, nfe)
-                    assert (HSO in found) == (noise.kind != "flow" or row_key(noise)[-1] in SHIFTS)
+                    assert (HSO in found) == (noise.kind != "flow" or rules_key(noise)[-1] in SHIFTS)
                     assert all(0 < error < 1e3 for error in found.values())
                     assert ("ays" in found) == (noise.kind == "vp") and ("ays-svd" in found) == (noise.kind == "ve")
 
@@ -86,4 +96,4 @@ def test_a_new_weight_costs_what_is_new(tmp_path: Path, monkeypatch: pytest.Monk
     rules.main()
     assert target.read_text(encoding="utf-8") == text()
     rows = json.loads(text())["rows"]
-    assert [rules._key(row) for row in rows] == [row_key(noise) for noise in rules.noises()]
+    assert [rules._key(row) for row in rows] == [rules_key(noise) for noise in rules.noises()]

@@ -18,7 +18,7 @@ from hso_jax import NoiseSchedule, Schedule, preset, search_many, solver_error
 from hso_jax.noise import PRESETS, edm, first_lam, flow
 from hso_jax.problems import ModelError
 from hso_jax.shelf import build as zoo_build
-from hso_jax.shelf.shipped import FILE, FREE_NFE, MAX_NFE, SOLVERS, _document, _shelves, shelf_key, text, zoo
+from hso_jax.shipped.zoo import FILE, MAX_NFE, NONSTATIONARY_NFE, SOLVERS, _document, _shelves, text, zoo, zoo_key
 from hso_jax.solvers import NONSTATIONARY
 
 SHIPPED = resources.files("hso_jax.shelf").joinpath(FILE).is_file()
@@ -72,7 +72,7 @@ def test_every_preset_solver_and_budget_is_there() -> None:
 def test_presets_of_one_shelf_share_their_schedules() -> None:
     firsts = {key: shelf[0][0] for key, shelf in zoo_build.shelves().items()}
     for name, entry in PRESETS.items():
-        first = firsts[shelf_key(preset(name))]
+        first = firsts[zoo_key(preset(name))]
         mine, its = zoo(name, 6), zoo(first, 6, guidance=entry.guidance)
         assert (mine.model, mine.guidance, mine.solver, mine.error) == (name, entry.guidance, its.solver, its.error)
         np.testing.assert_allclose(mine.lams, its.lams, rtol=0, atol=5e-4)
@@ -120,7 +120,7 @@ def test_a_small_part_is_found_again() -> None:
 @needs_file
 def test_coefficients_are_worth_it_and_measured_again() -> None:
     """Below every known solver by the threshold, and as far off as it says on the problems, computed anew."""
-    cells = [(n, w, k) for n, w in dict.fromkeys((n, w) for n, _, w in every_cell()) for k in FREE_NFE]
+    cells = [(n, w, k) for n, w in dict.fromkeys((n, w) for n, _, w in every_cell()) for k in NONSTATIONARY_NFE]
     found = {cell: shipped(cell[0], cell[2], NONSTATIONARY, cell[1]) for cell in cells}
     free = {cell: s for cell, s in found.items() if s.coefficients is not None}
     assert len(free) > 0.5 * len(cells)
@@ -175,7 +175,7 @@ def test_look_up(small: dict[str, Any]) -> None:
         noise = _noise(name)
         for nfe in (1, 7, 20):
             s = zoo(noise, nfe, solver, guidance=weight)
-            shelf = ends.index(shelf_key(noise))
+            shelf = ends.index(zoo_key(noise))
             at = {x: 1.0 / nfe + 0.01 * j + 0.001 * weight + 0.0001 * shelf for j, x in enumerate(SOLVERS)}
             assert s.error == pytest.approx(at.pop(solver), abs=2e-6) and s.others_own_nodes == pytest.approx(
                 at, abs=2e-6
@@ -233,7 +233,7 @@ def test_parts_cover_every_cell_once() -> None:
     scratch = MAX_NFE - len(zoo_build.EXTENDED)
     assert len(cells) == sum(map(len, weights.values())) * len(SOLVERS) * scratch
     for name, entry in PRESETS.items():
-        assert {1.0, entry.guidance} <= set(weights[shelf_key(preset(name))])
+        assert {1.0, entry.guidance} <= set(weights[zoo_key(preset(name))])
 
 
 def test_what_the_file_has_is_kept_as_it_is(small: dict[str, Any]) -> None:
