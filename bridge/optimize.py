@@ -18,12 +18,12 @@ from bridge.schedulers.nonstationary import NonstationaryScheduler
 from bridge.schedulers.pipelines import check_use
 from bridge.schedulers.plain import without_schedule
 from hso_jax.checks import brief, check_nfe, choice
-from hso_jax.methods import SolverError
 from hso_jax.noise import NoiseSchedule
 from hso_jax.schedule import Schedule
 from hso_jax.searches import METHODS, not_searched, search
 from hso_jax.shipped.recommend import Recommendation
 from hso_jax.shipped.zoo import NotInZooError, zoo
+from hso_jax.solver_error_method import SolverError
 from hso_jax.solvers import EVERY, canonical
 
 RECOMMEND = "recommend"
@@ -49,8 +49,7 @@ def optimize_pipeline(
     its place; lines on stderr say how long it has run.
 
     `method="hso"` searches as the paper does; `method="solver-error"` for the pipeline's solver and guidance weight;
-    `method="zoo"` takes the shipped schedule for the solver; `Measured(SamplingFitness.of_pipeline(pipe, prompts),
-    budget=calls)` tunes it on the pipeline.
+    `method="zoo"` takes the shipped schedule for the solver. `bridge.tune` looks at the pipeline's own samples.
 
     Args:
         pipe: a diffusers pipeline (anything with a `scheduler`).

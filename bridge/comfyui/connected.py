@@ -204,7 +204,7 @@ def refuse_misfit(made_for: Levels, model: Any, schedule: Schedule | None = None
         made_for: the model they were made for, or the sigmas themselves.
         model: a ComfyUI MODEL.
         schedule: whose sigmas `made_for` are: the largest may be as little as half of the MODEL's, or where so many
-            steps of it begin by default (`noise.ends.first_lam`). Without, `made_for` is a model's whole range, which
+            steps of it begin by default (`noise.first_lam`). Without, `made_for` is a model's whole range, which
             must end where the MODEL's does.
 
     Raises:
