@@ -15,9 +15,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from hso_jax.checks import MOST_LEVELS, brief, choice, count, level_list, number, numbers, printable, text, to_range
-from hso_jax.diffusers_sigmas import diffusers_sigmas
-from hso_jax.noise import NoiseSchedule, alpha_sigma
-from hso_jax.noise.noise_schedule import check_noise
+from hso_jax.noise import NoiseSchedule, alpha_sigma, check_noise
+from hso_jax.noise.shifts import diffusers_sigmas
 from hso_jax.solvers import NONSTATIONARY, PURE_NOISE, SOLVERS, coefficients_of
 from hso_jax.solvers.nonstationary import MOST, check_coefficients
 from hso_jax.solvers.weights import grid

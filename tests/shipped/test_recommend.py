@@ -11,10 +11,10 @@ import pytest
 from hso_jax import Lane, Profile, Schedule, SolverError, baseline, preset, recommend, zoo
 from hso_jax.checks import check_guidance
 from hso_jax.noise import PRESETS, discrete, edm, flow
-from hso_jax.recommendation import GAIN, OWN, SHIPPED, Before
 from hso_jax.schedule_file import select
-from hso_jax.shelf.predicted import HSO, RULES, rule_errors
-from hso_jax.shelf.shipped import MAX_NFE, SOLVERS, nearest_guidance
+from hso_jax.shipped import recommend as module
+from hso_jax.shipped.recommend import GAIN, OWN, SHIPPED, Before
+from hso_jax.shipped.zoo import HSO, MAX_NFE, RULES, SOLVERS, nearest_guidance, rule_errors
 from hso_jax.solvers import NONSTATIONARY
 
 MODELS = ("sd15", "sdxl", "sd21", "pixart-alpha", "edm-cifar10", "sd3-medium", "flux-dev", "qwen-image", "cogvideox-5b")
@@ -87,12 +87,10 @@ def test_the_nearest_shipped_weight_is_taken_and_named() -> None:
 
 
 def test_another_rule_is_taken_where_it_is_better(monkeypatch: pytest.MonkeyPatch) -> None:
-    from hso_jax import recommendation
-
-    real = recommendation.rule_errors
+    real = module.rule_errors
     better = {"karras": 1e-3, HSO: 1e-4}  # HSO's begin below the noise end
     monkeypatch.setattr(
-        recommendation,
+        module,
         "rule_errors",
         lambda noise, nfe, w, s: {**real(noise, nfe, w, s), **(better if s == "unipc-3" else {})},
     )

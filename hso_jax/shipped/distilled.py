@@ -15,8 +15,7 @@ from typing import NamedTuple
 import numpy as np
 
 from hso_jax.files import read_json
-from hso_jax.noise import NoiseSchedule
-from hso_jax.noise.rectified_flow import flow
+from hso_jax.noise import NoiseSchedule, flow
 from hso_jax.schedule import Origin, Schedule
 
 MOST_STEPS = 8
