@@ -30,7 +30,7 @@ def test_the_table_is_the_presets() -> None:
 
 
 def test_the_shelves_are_the_zoo_s() -> None:
-    table = PAGE.split("\n| shelf |")[1].split("\n\n")[0].splitlines()[2:]
+    table = PAGE.split("\n| zoo |")[1].split("\n\n")[0].splitlines()[2:]
     firsts = {shelf_key(preset(name)): name for name in reversed(PRESETS)}
     wanted = []
     for letter, key in zip("ABCDEFGH", SHELVES, strict=False):
