@@ -49,8 +49,7 @@ def optimize_pipeline(
     its place; lines on stderr say how long it has run.
 
     `method="hso"` searches as the paper does; `method="solver-error"` for the pipeline's solver and guidance weight;
-    `method="zoo"` takes the shipped schedule for the solver; `Measured(SamplingFitness.of_pipeline(pipe, prompts),
-    budget=calls)` tunes it on the pipeline.
+    `method="zoo"` takes the shipped schedule for the solver. `bridge.tune` looks at the pipeline's own samples.
 
     Args:
         pipe: a diffusers pipeline (anything with a `scheduler`).

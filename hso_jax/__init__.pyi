@@ -9,7 +9,6 @@ from .bilevel import Effort as Effort
 from .hso import Box as Box
 from .hso import Hso as Hso
 from .lane import Lane as Lane
-from .measured import Measured as Measured
 from .mep_spf import mep as mep
 from .mep_spf import paper_d_min as paper_d_min
 from .mep_spf import spf as spf

@@ -13,7 +13,6 @@ _LEVELS, _METHOD = "solver_error_levels", "solver_error_method"
 
 _PLACES: dict[tuple[str, ...], str] = {
     ("hso",): "methods methods.hso methods.hso.lanes methods.hso.method methods.hso.schedules methods.hso.search",
-    ("measured",): "methods methods.measured methods.measured.method methods.measured.points methods.measured.search",
     (_METHOD, _LEVELS): "methods methods.solver_error methods.solver_error.method methods.solver_error.schedules",
     (_LEVELS,): "methods.family " + " ".join(f"methods.solver_error.{x}" for x in ("coefficients", "lanes", "search")),
     ("mep_spf",): "objectives objectives.mep_spf",
@@ -22,6 +21,7 @@ _PLACES: dict[tuple[str, ...], str] = {
     ("lower.trust_region",): "lower.newton lower.results lower.simplex",
     ("lower.quasi_newton",): "lower.gaps",
     ("checkpoint",): "resuming upper.checkpoint",
+    ("schedule",): "exports origin schedule_checks",
 }
 
 MOVED = {

@@ -109,10 +109,6 @@ class Checkpoint:
                 raise damaged(self.path, f"searches[{brief(name)}].records[{i}]{wrong}")
         return Records(self, name, search["records"])
 
-    def changed_versions(self) -> str:
-        """How the versions that the file was made with differ from today's, for a message."""
-        return "; ".join(_differences(self._document["versions"], versions(), "")) or "the versions are the same"
-
     def _write(self) -> None:
         if self.path is not None:
             write_whole(self.path, (json.dumps(self._document, allow_nan=False) + "\n").encode())

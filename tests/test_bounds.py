@@ -8,9 +8,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from oracles import scipy_search as reference
 from problems import KINKED, SD
 
-from benchmarks.speed import scipy_search as reference
 from hso_jax.baselines import dm_nonuniform
 from hso_jax.bounds import bound, minimise, step_weights
 from hso_jax.lower import trust_region

@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from oracles import scipy_search as reference
 from scipy import optimize
 
-from benchmarks.speed import scipy_search as reference
 from hso_jax.mep_spf import (
     mep,
     mep_interval,

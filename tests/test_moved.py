@@ -15,7 +15,6 @@ NAMES = {
     "methods.hso.search": "edm_nodes",
     "methods.solver_error": "solver_error",
     "methods.solver_error.coefficients": "Coefficients",
-    "methods.measured": "Measured",
     "objectives": "Terms",
     "objectives.mep_spf": "paper_d_min",
     "objectives.expansion": "expansion",

@@ -16,7 +16,7 @@ import diffusers
 
 from bridge.cli import pictures
 from bridge.cli.recommended import recommended, stand_in
-from bridge.profiling import profile as measure
+from bridge.profile import profile as measure
 from bridge.schedulers.installing import replace_scheduler, with_schedule
 from bridge.schedulers.pipelines import check_class
 from bridge.schedulers.plain import NONSTATIONARY_CLASS, check_supported, plain_config, without_schedule

@@ -77,6 +77,11 @@ class Coordinates:
             raise ValueError(f"solver {base!r} cannot start at lam = -inf; use {base.removesuffix('-bh1')!r}")
         return cls(noise, nfe, solvers.NONSTATIONARY if searched else base, base, free)
 
+    @classmethod
+    def at(cls, schedule: Schedule, noise: NoiseSchedule, solver: str, base: str) -> Coordinates:
+        """For a schedule: the first node is free if the schedule's is not the noise end."""
+        return cls.of(noise, schedule.nfe, solver, base, float(schedule.lams[0]) > noise.noise_end + 1e-6)
+
     @property
     def places(self) -> np.ndarray:
         """[N, 3] bool, the coefficients that are free."""
@@ -226,3 +231,12 @@ _table = jax.jit(table_of, static_argnames=STATIC)
 @functools.partial(jax.jit, static_argnames=STATIC)
 def _pull(z: Array, slopes: Table, noise: NoiseSchedule, range_: Range, nfe: int, base: str, searched: bool) -> Array:
     return jax.vjp(lambda z: table_of(z, noise, range_, nfe, base, searched), z)[1](slopes)[0]
+
+
+def with_coefficients(schedule: Schedule, noise: NoiseSchedule, solver: str, base: str) -> Schedule:
+    """A schedule with its known solver's coefficients where these are free: any sampler then takes the same steps."""
+    coordinates = Coordinates.at(schedule, noise, solver, base)
+    if schedule.coefficients is not None or not coordinates.places.any():  # one step is the same by all solvers
+        return schedule
+    origin = dataclasses.replace(schedule.origin, solver=solvers.NONSTATIONARY)
+    return coordinates.schedule(coordinates.point(schedule), origin)

@@ -9,9 +9,9 @@ import jax.numpy as jnp
 import numpy as np
 import problems
 import pytest
+from oracles import scipy_search as reference
 from problems import KINKED, SD, Problem
 
-from benchmarks.speed import scipy_search as reference
 from hso_jax import refine
 from hso_jax.lower import trust_region
 from hso_jax.lower.trust_region import (

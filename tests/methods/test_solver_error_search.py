@@ -11,11 +11,11 @@ import numpy as np
 import pytest
 import solver_error_cells as shared
 from jax.sharding import PartitionSpec
+from oracles import scipy_search as oracle
 from problems import Smooth
 from scipy import optimize
 from solver_error_cells import EFFORT, NAMES, SAMPLES, SD, SD3, WEIGHTS, deviations, find, grid, small_family
 
-from benchmarks.speed import scipy_search as oracle
 from hso_jax import (
     Hso,
     Lane,
