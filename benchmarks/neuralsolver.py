@@ -21,7 +21,7 @@ from benchmarks.tuning.measure import FINE, JUDGED
 from bridge import Level
 from hso_jax import Schedule, SolverError, baseline, search
 from hso_jax.files import write_whole
-from hso_jax.noise.ends import lam_of_s
+from hso_jax.noise import lam_of_s
 from hso_jax.solvers import NONSTATIONARY
 
 OUT = Path("docs/results/neuralsolver.md")
