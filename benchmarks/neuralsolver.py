@@ -123,6 +123,7 @@ def _run(args: argparse.Namespace) -> int:
     mean = f"{geometric_mean([float(row[-1]) for row in found]):.2f}"
     found.append(["all", "", "", "", "geometric mean", mean])
     head = ["network", "N", "NeuralSolver", "ours", "DPM++ 2M, `trailing`", "ours / theirs"]
+    args.out.parent.mkdir(parents=True, exist_ok=True)
     write_whole(args.out, f"{HOW}\n{markdown(head, found, left=1)}".encode())
     print(f"wrote {args.out}")
     return 0

@@ -187,6 +187,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _run(args: argparse.Namespace) -> int:
     text = page(read(args.file))
+    args.out.parent.mkdir(parents=True, exist_ok=True)
     write_whole(args.out, text.encode())
     print(f"wrote {args.out}")
     return 0

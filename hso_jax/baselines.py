@@ -228,7 +228,7 @@ def baseline(
         noise, t, layout=layout, origin=Origin(method=name, p=p, d_min=least, versions=versions())
     )
     with np.errstate(over="ignore"):
-        scores = score(schedule, p=p, d_min=least, gamma=PAPER_GAMMA)
+        scores = score(schedule.lams, schedule.t, p=p, d_min=least, gamma=PAPER_GAMMA)
     if not np.isfinite([value for value in scores.values() if value is not None]).all():
         raise ValueError(f"p is {p:g}; MEP is not finite on {noise.name} with it; need one nearer to 2 or 1")
     return schedule.with_scores(**scores)

@@ -158,12 +158,18 @@ class NoiseSchedule:
         d2 = d2 + rate_0 / xp.where(near_0 > 0, near_0, 1.0) - rate_1 / xp.where(near_1 > 0, near_1, 1.0)
         return lam, d1, d2
 
-    def t_of_lam(self, lam: Array, iterations: int = 40) -> Array:
-        """The inverse of `lam`, differentiable; values beyond [t_min, t_max] are taken to that end."""
+    def t_of_lam(self, lam: Array, iterations: int = 40, near: Array | None = None) -> Array:
+        """The inverse of `lam`, differentiable; values beyond [t_min, t_max] are taken to that end.
+
+        Args:
+            lam: half log-SNR, any shape.
+            iterations: of Newton's method.
+            near: of lam's shape: where it starts, if something better is known than the middle.
+        """
         xp = namespace(lam, self)
         frozen: NoiseSchedule = jax.tree.map(jax.lax.stop_gradient, self) if xp is jnp else self
         target = xp.asarray(jax.lax.stop_gradient(lam) if xp is jnp else lam)
-        t, low, high = frozen._newton(target, iterations)
+        t, low, high = frozen._newton(target, iterations, near)
         highest, lowest = frozen.lam(xp.stack([xp.asarray(frozen.t_min), xp.asarray(frozen.t_max)]))
         inside = (lowest < target) & (target < highest)
         if xp is np and (missed := inside & (np.abs(frozen.lam(t) - target) > 1e-3 * INVERSE_TOLERANCE)).any():
@@ -175,7 +181,7 @@ class NoiseSchedule:
             )
         return xp.where(target <= lowest, self.t_max, xp.where(target >= highest, self.t_min, t))
 
-    def _newton(self, target: Array, iterations: int) -> tuple[Array, Array, Array]:
+    def _newton(self, target: Array, iterations: int, near: Array | None = None) -> tuple[Array, Array, Array]:
         """The inverse, and a bracket around it, by Newton's method inside a bracket that it keeps shrinking."""
         xp = namespace(target, self)
         low, high = xp.zeros_like(target) + self.t_min, xp.zeros_like(target) + self.t_max
@@ -187,7 +193,7 @@ class NoiseSchedule:
             newton = t - (value - target) / xp.where(slope < 0, slope, -1.0)
             return xp.where((newton >= low) & (newton <= high), newton, 0.5 * (low + high)), low, high
 
-        carry = (0.5 * (low + high), low, high)
+        carry = (0.5 * (low + high) if near is None else xp.clip(near, low, high), low, high)
         if xp is not np:
             return jax.lax.fori_loop(0, iterations, narrow, carry)
         for i in range(iterations):

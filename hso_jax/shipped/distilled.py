@@ -304,7 +304,8 @@ def own_grid(kind: str, noise: NoiseSchedule, nfe: int) -> Schedule:
             raise ValueError(f"nfe is {nfe}; {entry.words} has {LCM_LEVELS} levels")
         grid = np.arange(LCM_LEVELS, 0, -1) * (levels // LCM_LEVELS)
         t = grid[np.floor(np.linspace(0, LCM_LEVELS, nfe, endpoint=False)).astype(int)] / levels
-    return Schedule.from_t(noise, np.clip(t, float(noise.t_min), float(noise.t_max)), origin=origin)
+    first = 1.0 if noise.kind == "flow" else float(noise.t_max)  # a flow's sampler begins at s = 1 itself
+    return Schedule.from_t(noise, np.clip(t, float(noise.t_min), first), origin=origin)
 
 
 def t_of_s(noise: NoiseSchedule, s: Iterable[float]) -> np.ndarray:

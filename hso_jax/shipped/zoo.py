@@ -13,7 +13,7 @@ import numpy as np
 from hso_jax import solvers
 from hso_jax.checks import check_guidance, check_nfe
 from hso_jax.noise import NoiseSchedule, first_lam, named
-from hso_jax.schedule import Origin, Schedule, Scores
+from hso_jax.schedule import Origin, Schedule, Scores, t_of_lams
 
 ZOO_FILE, RULES_FILE = "zoo.json", "rules.json"
 SOLVERS = ("ddim", "dpmpp-2m", "unipc-2", "unipc-3")
@@ -101,9 +101,9 @@ def zoo(model: str | NoiseSchedule, nfe: int, solver: str | None = None, *, guid
     if name not in entries:
         name = min(entries, key=lambda s: entries[s]["error"])
     found = entries.pop(name)
-    return Schedule.from_lams(
+    return Schedule.from_t(
         noise,
-        [first_lam(noise, nfe, weight), *found["lams"]],
+        t_of_lams(noise, np.array([first_lam(noise, nfe, weight), *found["lams"]])),
         origin=Origin(method="solver-error", solver=name, guidance=weight, versions=_document(ZOO_FILE)["versions"]),
         scores=Scores(
             error=found["error"],
