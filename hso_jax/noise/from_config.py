@@ -78,7 +78,6 @@ CLASSES: Mapping[str, Known] = {
     "ScoreSdeVeScheduler": Known("ve-sde"),
     "ScoreSdeVpScheduler": Known("vp-sde"),
 }
-KNOWN_CLASSES = sorted(CLASSES)
 FLOW_CLASSES = tuple(name for name, known in CLASSES.items() if known.family == "flow")
 # Keys of the noise that some classes alone look at -> one that does.
 READERS: Mapping[str, str] = {

@@ -92,7 +92,7 @@ def test_a_steep_linear_vp_does_not_overflow() -> None:
     assert noise.lam(0.9) == pytest.approx(-0.5 * (b + np.log(-np.expm1(-b))), rel=1e-9)
 
 
-def test_a_table_flat_before_zero_ends_at_pure_noise() -> None:
+def test_a_flat_table_still_ends_at_pure_noise() -> None:
     noise = discrete(alphas_cumprod=[0.9, 0.8, 0.7, 0.2, 0.19, 0.0])
     assert noise.zero_terminal_snr and noise.lam(1.0) == -np.inf
 

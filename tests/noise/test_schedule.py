@@ -130,7 +130,7 @@ def test_round_trip_in_float32(name: str) -> None:
 
 
 @each
-def test_inverse_takes_what_is_out_of_reach_to_the_ends(name: str) -> None:
+def test_the_inverse_stops_at_the_ends(name: str) -> None:
     noise = ALL[name]
     np.testing.assert_array_equal(noise.t_of_lam(np.array([-1e3, 1e3])), [float(noise.t_max), float(noise.t_min)])
 
@@ -147,7 +147,7 @@ def test_alpha_and_sigma_by_kind() -> None:
 
 
 @pytest.mark.parametrize("name", ["linear-vp", "flow-3", "edm"])
-def test_alpha_sigma_and_ksigma_of_a_schedule_agree_with_lam(name: str) -> None:
+def test_alpha_sigma_and_ksigma_agree_with_lam(name: str) -> None:
     noise = CLOSED[name].noise
     t = inner(noise, 50)
     np.testing.assert_allclose(noise.sigma(t) / noise.alpha(t), noise.ksigma(t), rtol=1e-12)
@@ -226,7 +226,7 @@ def test_gradients_of_the_inverse() -> None:
 
 
 @each
-def test_it_is_printed_in_one_line_with_its_ends(name: str) -> None:
+def test_its_repr_is_one_line_with_ends(name: str) -> None:
     noise = ALL[name]
     text = repr(noise)
     assert len(text) < 120 and "\n" not in text and f"lam {noise.noise_end:.4g} .. {noise.data_end:.4g}" in text
@@ -243,7 +243,7 @@ def test_the_ends_are_the_models() -> None:
     assert cosine().noise_end == -np.inf
 
 
-def test_the_inverse_is_found_at_flat_then_steep_lam() -> None:
+def test_the_inverse_of_flat_then_steep_lam() -> None:
     """Five levels, the middle ones 5e-6 and 3e-7 and 6e-8, the last -76: Newton's steps are of no use there."""
     noise = from_knots(np.array([1.8e-2, 5.5e-6, 2.7e-7, 5.9e-8, -76.0]), 0.2, 0.2, num_train_timesteps=5)
     lam = noise.lam(np.linspace(0.2, 1.0, 1001))
@@ -265,7 +265,7 @@ def test_the_inverse_s_first_two_derivatives(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", [*problems.TABLES][:1])
-def test_the_slope_at_the_last_level_is_the_table_s(name: str) -> None:
+def test_the_slope_at_the_last_level(name: str) -> None:
     noise = ALL[name]
     with jax.enable_x64(True):
         end = float(noise.t_max)
