@@ -11,7 +11,17 @@ import numpy as np
 import problems
 import pytest
 
-from hso_jax.noise import beta_table, cosine, discrete, edm, flow, linear_vp, rescale_zero_terminal_snr, ve
+from hso_jax.noise import (
+    beta_table,
+    clipped_cosine,
+    cosine,
+    discrete,
+    edm,
+    flow,
+    linear_vp,
+    rescale_zero_terminal_snr,
+    ve,
+)
 
 BETAS = np.linspace(0.00085**0.5, 0.012**0.5, 1000) ** 2
 LEVELS = np.arange(1, 1001) / 1000
@@ -198,6 +208,8 @@ REFUSED: list[tuple[Any, dict[str, Any], str]] = [
         )
     ),
     *((cosine, {"offset": x}, "offset is .*need|need lam") for x in (-0.1, 1e300, "0.008")),
+    *((clipped_cosine, {"offset": x}, "s is .*; need a finite number at least 0") for x in (-0.1, NAN, "0.008")),
+    *((clipped_cosine, {"scaler": x}, "scaler is .*; need a finite number above 0") for x in (0.0, -1.0, INF, None)),
     *((cosine, {"t_min": x}, "t_min is .*need") for x in (1.0, 0.9995)),
     *(
         (rule, dict(zip(("sigma_min", "sigma_max"), ends, strict=True)), message)
