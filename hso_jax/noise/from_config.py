@@ -16,7 +16,7 @@ from hso_jax.noise.schedule import NoiseSchedule
 
 _STABLE_DIFFUSION = (0.00085, 0.012, "scaled_linear")
 _DDPM = (0.0001, 0.02, "linear")
-_KATHERINE = (0.00085, 0.012, "linear")
+_K_DIFFUSION = (0.00085, 0.012, "linear")
 _RULES = ("linear", "scaled_linear", "squaredcos_cap_v2")
 _MORE_RULES = (*_RULES, "laplace", "sigmoid")
 _ZERO, _SNR, _CONTINUOUS, _FLOW = "rescale_betas_zero_snr", "snr_shift_scale", "timestep_type", "use_flow_sigmas"
@@ -50,13 +50,13 @@ CLASSES: Mapping[str, Known] = {
     "DEISMultistepScheduler": Known("vp", (_FLOW,)),
     "DPMSolverMultistepInverseScheduler": Known("vp", (_FLOW,)),
     "DPMSolverMultistepScheduler": Known("vp", (_FLOW, _ZERO)),
-    "DPMSolverSDEScheduler": Known("vp", (), _KATHERINE),
+    "DPMSolverSDEScheduler": Known("vp", (), _K_DIFFUSION),
     "DPMSolverSinglestepScheduler": Known("vp", (_FLOW,)),
     "EulerAncestralDiscreteScheduler": Known("vp", (_ZERO,)),
     "EulerDiscreteScheduler": Known("vp", (_ZERO, _CONTINUOUS)),
-    "HeunDiscreteScheduler": Known("vp", (), _KATHERINE, (*_RULES, "exp")),
-    "KDPM2AncestralDiscreteScheduler": Known("vp", (), _KATHERINE),
-    "KDPM2DiscreteScheduler": Known("vp", (), _KATHERINE),
+    "HeunDiscreteScheduler": Known("vp", (), _K_DIFFUSION, (*_RULES, "exp")),
+    "KDPM2AncestralDiscreteScheduler": Known("vp", (), _K_DIFFUSION),
+    "KDPM2DiscreteScheduler": Known("vp", (), _K_DIFFUSION),
     "LCMScheduler": Known("vp", (_ZERO,), _STABLE_DIFFUSION),
     "LMSDiscreteScheduler": Known("vp"),
     "PNDMScheduler": Known("vp"),
