@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 from benchmarks.compared import SOLVERS
@@ -99,17 +99,27 @@ def _by_nfe(head: Sequence[str], ratios: Iterable[Ratio]) -> str:
     return means(head, [*ratios, *((("all", *row[1:]), column, ratio) for row, column, ratio in ratios)])
 
 
-def free(found: Sequence[Record]) -> str:
-    """Coefficients of their own beside the best known solver; empty without such cells."""
+def free_ratios(found: Sequence[Record], method: str) -> dict[tuple[str, int], float]:
+    """(Network, N) to a method's RMSE over that of the best known solver with any schedule, without a profile."""
     known: dict[tuple[str, int], float] = {}
     for r in found:
         if r.method in (*RULES, *SEARCHED) and r.rmse is not None:
             known[r.model, r.nfe] = min(r.rmse, known.get((r.model, r.nfe), r.rmse))
+    own = {(r.model, r.nfe): r.rmse for r in found if r.method == method and r.rmse is not None}
+    return {cell: error / known[cell] for cell, error in sorted(own.items(), key=_order(found)) if cell in known}
+
+
+def _order(found: Sequence[Record]) -> Callable[[tuple[tuple[str, int], object]], tuple[int, int]]:
+    names = list(dict.fromkeys(r.model for r in found))
+    return lambda item: (names.index(item[0][0]), item[0][1])
+
+
+def free(found: Sequence[Record]) -> str:
+    """Coefficients of their own beside the best known solver; empty without such cells."""
     ratios = [
-        ((model, told), f"N = {nfe}", error / known[model, nfe])
+        ((model, told), f"N = {nfe}", ratio)
         for method, told in ((FREE, "without"), (FREE_PROFILED, "with"))
-        for (model, _, _, nfe), cells in columns(found).items()
-        if method in cells and (error := cells[method].rmse) is not None and (model, nfe) in known
+        for (model, nfe), ratio in free_ratios(found, method).items()
     ]
     return _by_nfe(["network", "profile"], ratios) if ratios else ""
 
@@ -181,20 +191,22 @@ def detail(found: Sequence[Record]) -> str:
     return f"## The weight of fine detail\n\n{DETAIL}\n{means(['network', ''], ratios, digits=3)}" if ratios else ""
 
 
+def today_ratios(found: Sequence[Record]) -> dict[tuple[str, int], float]:
+    """(Network, N) to the non-stationary solver's RMSE over what a flow pipeline's default has."""
+    default = {(r.model, r.nfe): r.rmse for r in found if (r.solver, r.method) == ("ddim", "trailing") and r.rmse}
+    own = {(r.model, r.nfe): r.rmse for r in found if r.method == FREE and r.rmse}
+    return {cell: error / default[cell] for cell, error in sorted(own.items(), key=_order(found)) if cell in default}
+
+
 def today(found: Sequence[Record]) -> str:
     """The non-stationary solver against what a flow pipeline does by default; empty without such cells."""
-    by_cell = columns(found)
-    ratios, worse = list[Ratio](), []
-    for (network, guidance, solver, nfe), methods in by_cell.items():
-        plain = methods.get("trailing")
-        own = by_cell.get((network, guidance, FREE, nfe), {}).get(FREE)
-        if solver == "ddim" and plain is not None and own is not None and plain.rmse and own.rmse:
-            ratios.append(((network,), f"N = {nfe}", own.rmse / plain.rmse))
-            worse += [f"{network} at N = {nfe}"] if own.rmse > plain.rmse else []
+    ratios = today_ratios(found)
     if not ratios:
         return ""
+    worse = [f"{network} at N = {nfe}" for (network, nfe), ratio in ratios.items() if ratio > 1.0]
     listed = f"Not better: {', '.join(worse)}." if worse else "No cell is worse."
-    return f"## Against what pipelines do\n\n{TODAY}\n{_by_nfe(['network'], ratios)}\n{listed}\n"
+    rows = _by_nfe(["network"], (((network,), f"N = {nfe}", ratio) for (network, nfe), ratio in ratios.items()))
+    return f"## Against what pipelines do\n\n{TODAY}\n{rows}\n{listed}\n"
 
 
 def networks(found: Records) -> str:

@@ -72,7 +72,8 @@ Errors with {EVALUATIONS} evaluations over those with {MANY_EVALUATIONS}:
 {means(["network", "N"], _limits(found))}
 ## Fréchet distance to the converged samples
 
-Of the features of the project's own classifiers, on its own networks alone; {JUDGED} samples are few for it. `rule` / `zoo` / `tune`:
+Of the features of the project's own classifiers, on its own networks alone; {JUDGED} samples are few for it.
+`rule` / `zoo` / `tune`:
 
 {_errors(found, "fid")}
 ## Not better than its start

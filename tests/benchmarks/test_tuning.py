@@ -42,7 +42,8 @@ def test_a_network_is_measured_and_its_records_are_reported(tmp_path, monkeypatc
     (found,) = runner.read(path).cells
     assert found.chosen is not None and found.chosen.split()[1] in measure.RULE_SOLVERS and 0 < found.rmse < 1
     assert main(asked) == 0 and len(runner.read(path).cells) == 1
-    assert "| fashion-eps | 4 |" in path.with_suffix(".md").read_text()
+    page = path.with_suffix(".md").read_text()
+    assert "| network | N = 4 |\n" in page and "| fashion-eps | 0." in page
     assert main(["--measure", "--only", "cats"]) == 2 and "only 'cats' is not one of" in capsys.readouterr().err
 
 
