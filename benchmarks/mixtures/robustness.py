@@ -53,12 +53,6 @@ def main() -> None:
             assert own.error is not None
             cost = f"{100 * (there / own.error - 1):.1f}%"
             print(f"| {name} | {steps} | {own.error:.4f} | {there:.4f} | {cost} |", flush=True)
-        print("\nguidance: " + "; ".join(_guided(options.model, n, solver, weight) for weight in (1.0, 3.0, 5.0, 7.5)))
-
-
-def _guided(model: str, nfe: int, solver: str, guidance: float) -> str:
-    found = search(preset(model), nfe, method=SolverError(solver, guidance, compare=()))
-    return f"w {guidance:g} [{' '.join(map(str, found.integer_timesteps()))}] {found.error:.4f}"
 
 
 if __name__ == "__main__":
