@@ -27,8 +27,7 @@ from hso_jax.lane import Lane, check_lane
 from hso_jax.lower import trust_region
 from hso_jax.lower.trust_region import CONVERGED, NOT_FINITE, RESULTS, Feasible, Solution, spread
 from hso_jax.mep_spf import PAPER_GAMMA, Spacing, paper_d_min, resolve_spacing, score, spacing_penalty
-from hso_jax.noise import NoiseSchedule
-from hso_jax.noise.stacking import stack
+from hso_jax.noise import NoiseSchedule, stack
 from hso_jax.schedule import Origin, Schedule, Scores, versions
 from hso_jax.upper.evolution import Evolution
 

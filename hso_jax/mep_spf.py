@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from hso_jax.checks import brief, whole
-from hso_jax.noise.noise_schedule import Array, namespace
+from hso_jax.noise import Array, namespace
 
 PAPER_GAMMA = 1e9
 
