@@ -13,8 +13,7 @@ import diffusers
 import numpy as np
 
 from bridge.noise_of import solver_of
-from bridge.schedulers.plain import without_schedule
-from bridge.schedulers.scheduled import Installed
+from bridge.schedulers.scheduled import Installed, without_schedule
 from hso_jax.baselines import baseline, inapplicable
 from hso_jax.distilled import named_in, of_class, of_configs, t_of_s
 from hso_jax.noise import NoiseSchedule

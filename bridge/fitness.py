@@ -13,8 +13,8 @@ import numpy as np
 import torch
 
 from bridge.noise_of import noise_schedule_of
-from bridge.schedulers.adapters import ROWS
-from bridge.schedulers.installing import inner_pipelines, install
+from bridge.schedulers.install import inner_pipelines, install
+from bridge.schedulers.rows import ROWS
 from hso_jax.noise import NoiseSchedule
 from hso_jax.noise.ends import noise_end_t
 from hso_jax.schedule import Schedule

@@ -13,10 +13,10 @@ from typing import Any
 from bridge.guidance import shipped, usual_guidance
 from bridge.noise_of import adds_noise, check_pipeline, noise_schedule_of, solver_of
 from bridge.recommending import recommend
-from bridge.schedulers.installing import as_taken, check_solver, install, own_solver, replace_scheduler, switched
+from bridge.schedulers.checks import check_use
+from bridge.schedulers.install import as_taken, check_solver, install, own_solver, replace_scheduler, switched
 from bridge.schedulers.nonstationary import NonstationaryScheduler
-from bridge.schedulers.pipelines import check_use
-from bridge.schedulers.plain import without_schedule
+from bridge.schedulers.scheduled import without_schedule
 from hso_jax.checks import brief, check_nfe, choice
 from hso_jax.methods import SolverError
 from hso_jax.noise import NoiseSchedule

@@ -14,7 +14,7 @@ from bridge.fitness import PipelineDraw, converged, given_as, several
 from bridge.guidance import guidance_call, usual_guidance
 from bridge.noise_of import noise_schedule_of, solver_of
 from bridge.sampling import Level, levels
-from bridge.schedulers.adapters import ROWS
+from bridge.schedulers.rows import ROWS
 from hso_jax import solvers
 from hso_jax.checks import check_guidance, count
 from hso_jax.noise import NoiseSchedule

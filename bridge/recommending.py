@@ -8,8 +8,8 @@ from typing import Any
 from bridge.at_hand import active_loras, before, distillation_of, own_levels
 from bridge.guidance import usual_guidance
 from bridge.noise_of import check_pipeline, noise_schedule_of
-from bridge.schedulers.pipelines import check_use
-from bridge.schedulers.plain import without_schedule
+from bridge.schedulers.checks import check_use
+from bridge.schedulers.scheduled import without_schedule
 from hso_jax import recommendation
 from hso_jax.distilled import of_class
 from hso_jax.noise import NoiseSchedule, flow

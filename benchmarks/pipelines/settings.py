@@ -14,7 +14,7 @@ from benchmarks.converged import fine_schedule
 from benchmarks.solvers import SOLVERS, scheduler_class, scheduler_config
 from bridge import solver_of, with_schedule
 from bridge.cli.commands import plain
-from bridge.schedulers.adapters import SPACING_FLAGS
+from bridge.schedulers.rows import SPACING_FLAGS
 from hso_jax import NoiseSchedule, Schedule, schedule_file
 from hso_jax.baselines import inapplicable
 from hso_jax.solvers import canonical

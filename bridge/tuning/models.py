@@ -20,7 +20,7 @@ from bridge.fitness import converged, given_as, texts_for
 from bridge.guidance import guidance_call, usual_guidance
 from bridge.noise_of import noise_schedule_of
 from bridge.sampling import Level
-from bridge.schedulers.installing import inner_pipelines
+from bridge.schedulers.install import inner_pipelines
 from bridge.tuning.coordinates import Table
 from bridge.tuning.partial import Part, of_rows
 from bridge.tuning.stepping import TableScheduler, step

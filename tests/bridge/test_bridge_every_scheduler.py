@@ -17,8 +17,7 @@ from diffusers import SchedulerMixin
 from diffusers.utils import is_torchsde_available
 
 from bridge import noise_schedule_of
-from bridge.schedulers.adapters import ROWS
-from bridge.schedulers.refusals import INSTEAD
+from bridge.schedulers.rows import INSTEAD, ROWS
 from hso_jax import from_config
 from hso_jax.noise.from_config import CLASSES
 from hso_jax.noise.noise_schedule import NoiseSchedule

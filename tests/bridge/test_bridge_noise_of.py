@@ -14,7 +14,7 @@ from cases import FLOW, SD, noise_of
 from diffusers.utils import is_torchsde_available
 
 from bridge import noise_schedule_of, with_schedule
-from bridge.schedulers.adapters import ROWS
+from bridge.schedulers.rows import ROWS
 from hso_jax.noise import flux2_shift
 from hso_jax.schedule import Schedule
 

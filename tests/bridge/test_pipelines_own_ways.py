@@ -21,7 +21,7 @@ from bridge import (
     schedule_of,
     with_schedule,
 )
-from bridge.schedulers import pipelines as ways
+from bridge.schedulers import checks as ways
 from hso_jax import Schedule, zoo
 
 DATA = 0.5  # standard deviation of the data, whose exact denoiser is x data^2 / (data^2 + sigma^2)

@@ -12,7 +12,7 @@ from more_pipelines import HUNYUAN, LCM
 from pipelines import Family, family_of
 
 from bridge import noise_schedule_of, with_schedule
-from bridge.schedulers.adapters import distillation_grid
+from bridge.schedulers.rows import distillation_grid
 from hso_jax.schedule import Schedule
 
 NFE = 4

@@ -14,7 +14,7 @@ from mixture import Model, denoise, start
 
 from bridge import Level, with_schedule
 from bridge.sampling import levels
-from bridge.schedulers.adapters import distillation_grid
+from bridge.schedulers.rows import distillation_grid
 from hso_jax.schedule import Schedule
 
 NOISE = noise_of("sd15")

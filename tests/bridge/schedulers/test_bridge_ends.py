@@ -14,7 +14,7 @@ from mixture import Model, random_schedule, start
 
 from bridge import with_schedule
 from bridge.sampling import levels
-from bridge.schedulers.adapters import ROWS
+from bridge.schedulers.rows import ROWS
 from hso_jax import noise as noises
 from hso_jax.schedule import Schedule
 

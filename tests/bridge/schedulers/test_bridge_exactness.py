@@ -9,7 +9,7 @@ import torch
 from diffusers.utils import is_torchsde_available
 from mixture import random_schedule, start
 
-from bridge.schedulers.adapters import ROWS
+from bridge.schedulers.rows import ROWS
 
 # Every start-up of the solvers, both sides of 15 (where diffusers' last steps change), each prediction several times.
 BUDGETS = (1, 2, 3, 4, 5, 6, 9, 14, 15, 20)

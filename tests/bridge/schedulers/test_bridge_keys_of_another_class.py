@@ -13,7 +13,7 @@ from cases import SD
 from diffusers.utils import is_torchsde_available
 
 import bridge
-from bridge.schedulers.adapters import ROWS
+from bridge.schedulers.rows import ROWS
 from hso_jax import from_config
 from hso_jax.baselines import baseline
 from hso_jax.noise.from_config import CLASSES, READERS

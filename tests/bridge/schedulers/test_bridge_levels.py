@@ -9,7 +9,7 @@ import torch
 from cases import SD
 
 from bridge import noise_schedule_of, with_schedule
-from bridge.schedulers.levels import end_timestep, nearest
+from bridge.schedulers.scheduled import end_timestep, nearest
 from hso_jax import Schedule, noise, preset
 
 

@@ -12,7 +12,7 @@ import torch
 from cases import FLOW, SD
 
 from bridge import NonstationaryScheduler, noise_schedule_of, with_schedule
-from bridge.schedulers.adapters import ROWS, distillation_grid
+from bridge.schedulers.rows import ROWS, distillation_grid
 from hso_jax import Schedule, noise, preset
 from hso_jax.checks import level_list, rounding
 

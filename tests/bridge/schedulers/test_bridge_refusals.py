@@ -6,8 +6,7 @@ import diffusers
 import pytest
 
 import bridge
-from bridge.schedulers.adapters import ROWS
-from bridge.schedulers.refusals import INSTEAD, unsupported
+from bridge.schedulers.rows import INSTEAD, ROWS, unsupported
 from hso_jax.schedule import Schedule
 
 ALL = sorted(

@@ -15,7 +15,7 @@ from cases import CASES, FLOW, SD
 from mixture import random_schedule, start
 
 from bridge import with_schedule
-from bridge.schedulers.adapters import ROWS
+from bridge.schedulers.rows import ROWS
 from bridge.schedulers.scheduled import scheduled_class
 
 ONE_EACH = list({case.scheduler: case for case in CASES}.values())

@@ -14,10 +14,17 @@ from diffusers import SchedulerMixin
 
 from bridge.fingerprint import warn_of_other_weights
 from bridge.noise_of import adds_noise, check_pipeline, noise_schedule_of, solver_of
+from bridge.schedulers.checks import check_use
 from bridge.schedulers.nonstationary import NonstationaryScheduler
-from bridge.schedulers.pipelines import check_use
-from bridge.schedulers.plain import NONSTATIONARY_CLASS, schedule_from_list, supported_name, without_schedule
-from bridge.schedulers.scheduled import REPLACED_KEY, Installed, scheduled_class
+from bridge.schedulers.scheduled import (
+    NONSTATIONARY_CLASS,
+    REPLACED_KEY,
+    Installed,
+    schedule_from_list,
+    scheduled_class,
+    supported_name,
+    without_schedule,
+)
 from hso_jax.noise import NoiseSchedule
 from hso_jax.schedule import Schedule, in_coefficients
 from hso_jax.solvers import SOLVERS
@@ -142,7 +149,7 @@ def replace_scheduler(pipe: Any, scheduler: Any) -> None:
 
     Raises:
         ValueError: if one scheduler serves two models, so that it cannot be replaced for one alone; it names the
-            inner pipelines. If a pipeline is known not to work with this scheduler (`bridge.schedulers.pipelines`).
+            inner pipelines. If a pipeline is known not to work with this scheduler (`bridge.schedulers.checks`).
     """
     inner = inner_pipelines(pipe)
     others = {id(part) for name, part in vars(pipe).items() if name != "scheduler" and isinstance(part, SchedulerMixin)}
