@@ -12,8 +12,8 @@ from bridge.comfyui.sampler import sample_nonstationary as sample_nonstationary
 from bridge.fitness import SamplingFitness as SamplingFitness
 from bridge.noise_of import noise_schedule_of as noise_schedule_of
 from bridge.noise_of import solver_of as solver_of
-from bridge.optimize import optimize_pipeline as optimize_pipeline
 from bridge.profiling import profile as profile
+from bridge.recommending import optimize_pipeline as optimize_pipeline
 from bridge.recommending import recommend as recommend
 from bridge.sampling import Level as Level
 from bridge.sampling import sample as sample

@@ -11,8 +11,8 @@ import numpy as np
 import torch
 
 from bridge.fitness import PipelineDraw, converged, given_as, several
-from bridge.guidance import guidance_call, usual_guidance
 from bridge.noise_of import noise_schedule_of, solver_of
+from bridge.recommending import guidance_call, usual_guidance
 from bridge.sampling import Level, levels
 from bridge.schedulers.rows import ROWS
 from hso_jax import solvers

@@ -32,11 +32,7 @@ _GENERAL = "UniPCMultistepScheduler"
 
 
 def check_fits(scheduler: Any, schedule: Schedule, row: Row, noise: NoiseSchedule) -> None:
-    """Raise unless the scheduler, with this noise schedule, can sample exactly at the schedule.
-
-    Raises:
-        ValueError: naming the scheduler, what is wrong and what to do instead.
-    """
+    """Raise ValueError, naming a way that works, unless the scheduler can sample exactly at the schedule."""
     name, config = type(scheduler).__name__, scheduler.config
     prediction = config.get("prediction_type", row.predictions[0])
     if prediction not in row.predictions:
@@ -46,7 +42,7 @@ def check_fits(scheduler: Any, schedule: Schedule, row: Row, noise: NoiseSchedul
         )
     if prediction == "flow_prediction" and config.get("use_flow_sigmas") is False:
         raise ValueError(
-            f"{name}: prediction_type 'flow_prediction' needs use_flow_sigmas=True; without, it scales noise as VP: "
+            f"{name}: prediction_type 'flow_prediction' needs use_flow_sigmas=True; otherwise it scales noise as VP: "
             f"use {name}.from_config(scheduler.config, use_flow_sigmas=True)"
         )
     if prediction == "flow_prediction" and config.get("sigma_data") is not None:
@@ -59,7 +55,7 @@ def check_fits(scheduler: Any, schedule: Schedule, row: Row, noise: NoiseSchedul
     _check_noise(name, schedule, noise)
     if np.isinf(schedule.sigmas[0]) and prediction == "epsilon":
         raise ValueError(
-            f"{name}: the schedule starts at pure noise, where a model that predicts noise says nothing of the data; "
+            f"{name}: the schedule starts at pure noise, where predicted noise does not determine the data; "
             "start below t = 1, or use a model of v_prediction"
         )
     if reason := row.refuse(config, schedule):
@@ -95,8 +91,7 @@ def _check_keys(name: str, config: Mapping[str, Any], row: Row) -> None:
                 f"{name} ignores {key} of its config, which the model needs; use {reader}.from_config(scheduler.config)"
             )
         warnings.warn(
-            f"{name} ignores {key} of its config: its own levels, without the schedule, are not the model's; {reader} "
-            "reads it",
+            f"{name} ignores {key} of its config: without a schedule its levels are not the model's; {reader} reads it",
             stacklevel=5,
         )
 
@@ -155,17 +150,8 @@ def check_proposal(schedule: Schedule, steps: Any, timesteps: Any, sigmas: Any) 
     notice. A list that starts lower (Stable Audio 3's `init_noise_level`, LTX-2's second stage) says how much noise the
     pipeline put on its data, so the schedule must start there.
 
-    Args:
-        schedule: the installed one.
-        steps: `num_inference_steps` or None; without any of the three, the schedule's N is meant.
-        timesteps: [N] or None.
-        sigmas: [N], or [N + 1] equal to the schedule's own with its end, or None.
-
-    Returns:
-        The notice, or None.
-
-    Raises:
-        ValueError: naming both numbers, or both lists, and what to do.
+    Without `steps`, `timesteps` [N] and `sigmas` ([N], or [N + 1] equal to the schedule's own with its end) N is meant.
+    Returns the notice, or None; raises ValueError.
     """
     near = 1e-3 if schedule.kind == "ve" else 1.0
     given: dict[str, tuple[Array, Array, float]] = {}
@@ -173,16 +159,16 @@ def check_proposal(schedule: Schedule, steps: Any, timesteps: Any, sigmas: Any) 
         given["timesteps"] = _values(timesteps), np.asarray(schedule.timesteps), near
     if sigmas is not None:
         given["sigmas"] = _values(sigmas), schedule.sampler_sigmas()[: schedule.nfe], 0.0
-    for found in (steps, *(_number(schedule, name, x) for name, (x, _, _) in given.items())):
-        if found is not None and int(found) != schedule.nfe:
-            if schedule.end == "t_eps" and schedule.method == "custom" and int(found) == schedule.nfe + 1:
+    for count in (steps, *(_number(schedule, name, x) for name, (x, _, _) in given.items())):
+        if count is not None and int(count) != schedule.nfe:
+            if schedule.end == "t_eps" and schedule.method == "custom" and int(count) == schedule.nfe + 1:
                 raise ValueError(
-                    f"num_inference_steps is {found}, but the installed schedule has {schedule.nfe} evaluations and "
+                    f"num_inference_steps is {count}, but the installed schedule has {schedule.nfe} evaluations and "
                     "stops at the list's last sigma: append a final 0 to the list to evaluate there too"
                 )
             raise ValueError(
-                f"num_inference_steps is {found}, but the installed schedule has {schedule.nfe} evaluations: "
-                f"call the pipeline with num_inference_steps={schedule.nfe}, or install a schedule made for {found}"
+                f"num_inference_steps is {count}, but the installed schedule has {schedule.nfe} evaluations: "
+                f"call the pipeline with num_inference_steps={schedule.nfe}, or install a schedule made for {count}"
             )
     for name, (values, own, tolerance) in given.items():
         proposed = values[: schedule.nfe]
@@ -239,12 +225,13 @@ def _short(values: Array) -> str:
 _SAME = 1e-3  # a list's first sigma may be rounded
 _TABLE = "it reads the training table at whole timesteps, and a schedule's are not whole"
 _STAGES = "its stages step through distilled lists of their own; call it without a schedule"
+_EDM = "it reads sigmas as EDM's, 80 to 0.002, which no flow schedule is; call it without a schedule"
 _SD = "use StableDiffusionPipeline with the same components"
 
 # Class -> why no schedule can be installed, and what to use.
 REFUSED: Mapping[str, str] = {
-    "Cosmos2TextToImagePipeline": "it reads sigmas as EDM's, 80 to 0.002, which no flow schedule is; call it without",
-    "Cosmos2VideoToWorldPipeline": "it reads sigmas as EDM's, 80 to 0.002, which no flow schedule is; call it without",
+    "Cosmos2TextToImagePipeline": _EDM,
+    "Cosmos2VideoToWorldPipeline": _EDM,
     "CycleDiffusionPipeline": f"{_TABLE}; {_SD.replace('Pipeline', 'Img2ImgPipeline')}",
     "HeliosPyramidDistilledModularPipeline": _STAGES,
     "HeliosPyramidModularPipeline": _STAGES,
@@ -279,7 +266,7 @@ class _Only(NamedTuple):
 
 
 _COSMOS_1 = _Only(("EDMEulerScheduler",), "steps twice from each node")
-_CASCADE = _Only(("DDPMWuerstchenScheduler",), "tells its network the ratio which that class alone has")
+_CASCADE = _Only(("DDPMWuerstchenScheduler",), "needs the ratio that only that class computes")
 
 # Class -> the scheduler classes that it works with. Every other class samples garbage, fails or is lost on loading.
 ONLY: Mapping[str, _Only] = {
@@ -305,21 +292,13 @@ ONLY: Mapping[str, _Only] = {
 
 
 def check_use(pipe: Any, scheduler: Any = None) -> None:
-    """Raise unless a call of the pipeline is known to work with this scheduler, before it is replaced.
-
-    Args:
-        pipe: a diffusers pipeline, or whatever has a `scheduler`.
-        scheduler: one with a schedule; None to look at the pipeline alone.
-
-    Raises:
-        ValueError: naming the pipeline's class, what it does and what to use instead.
-    """
+    """Raise ValueError unless a call of the pipeline works with this scheduler; None stands for any."""
     check_class(type(pipe), scheduler)
     name = type(pipe).__name__
     if name.startswith("LTX2") and getattr(pipe, "audio_scheduler", None) is not None:
         raise ValueError(
-            f"{name} has an audio_scheduler, which would stay at levels that its network is not told; set "
-            "pipe.audio_scheduler = None, and sound takes the schedule too"
+            f"{name} has an audio_scheduler, which does not follow the schedule; set "
+            "pipe.audio_scheduler = None, and the sound follows it too"
         )
 
 

@@ -41,7 +41,9 @@ def _refuse(config: Mapping[str, Any], schedule: Schedule) -> str | None:
     if ROWS[name].layout == "grid" or name == "FlowMatchLCMScheduler":
         return f"the model of {name} is distilled for that solver; keep it, or use the undistilled model"
     if ROWS[name].layout == "times":
-        return f"pipelines with {name} count on its own form of timesteps; use with_schedule and a schedule without"
+        return (
+            f"pipelines with {name} need its form of timesteps; use with_schedule and a schedule without coefficients"
+        )
     if schedule.coefficients is None:
         return f"the schedule is for solver {schedule.solver!r} and has no coefficients; use with_schedule"
     if schedule.kind == "ve" and config["prediction_type"] not in ("epsilon", "v_prediction"):

@@ -150,7 +150,7 @@ def _refuse_unipc(config: Mapping[str, Any], schedule: Schedule) -> str | None:
 
 def _refuse_flow(config: Mapping[str, Any], schedule: Schedule) -> str | None:
     if config.get("invert_sigmas") and config["stochastic_sampling"]:
-        return "with invert_sigmas its stochastic step takes data for noise; use stochastic_sampling=False"
+        return "with invert_sigmas its stochastic step mistakes data for noise; use stochastic_sampling=False"
     return None
 
 
@@ -159,7 +159,7 @@ def _refuse_flow_lcm(config: Mapping[str, Any], schedule: Schedule) -> str | Non
     return _first(
         (
             config.get("invert_sigmas"),
-            "with invert_sigmas its step takes data for noise; use invert_sigmas=False, or for Mochi "
+            "with invert_sigmas its step mistakes data for noise; use invert_sigmas=False, or for Mochi "
             "FlowMatchEulerDiscreteScheduler.from_config(scheduler.config)",
         ),
         (

@@ -17,8 +17,8 @@ from torch.utils.checkpoint import checkpoint
 
 from bridge.fingerprint import NETWORKS
 from bridge.fitness import converged, given_as, texts_for
-from bridge.guidance import guidance_call, usual_guidance
 from bridge.noise_of import noise_schedule_of
+from bridge.recommending import guidance_call, usual_guidance
 from bridge.sampling import Level
 from bridge.schedulers.install import inner_pipelines
 from bridge.tuning.coordinates import Table

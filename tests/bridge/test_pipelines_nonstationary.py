@@ -13,8 +13,7 @@ import numpy as np
 import pytest
 import torch
 from free import FREE, free_schedule
-from more_pipelines import QWEN_IMAGE
-from pipelines import Family, family_of
+from pipelines import QWEN_IMAGE, Family, family_of
 from test_pipelines_schedule import generate, told, wanted
 
 import bridge

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import subprocess
 import sys
+import warnings
 from types import SimpleNamespace
 from typing import Any
 
@@ -12,10 +13,15 @@ import cases
 import diffusers
 import numpy as np
 import pytest
+import torch
 from cases import FLOW, SD
 from mixture import random_schedule
 
-from bridge import with_schedule
+import bridge
+from bridge import noise_schedule_of, with_schedule
+from bridge.schedulers.rows import INSTEAD, ROWS, unsupported
+from bridge.schedulers.scheduled import end_timestep, nearest
+from hso_jax import noise, preset
 from hso_jax.schedule import Schedule
 
 NOISE = cases.noise_of("sd15")
@@ -182,3 +188,177 @@ def test_import_without_torch_names_the_command() -> None:
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert result.returncode != 0
     assert 'pip install -e ".[torch]"' in result.stderr
+
+
+N = 5
+FIVE_FLOW = random_schedule(cases.noise_of("sd3-medium"), N, "clean", 1)
+FIVE_VP = random_schedule(cases.noise_of("sd15"), N, "clean", 1)
+FIVE_EDM = random_schedule(cases.noise_of("edm-cifar10"), N, "clean", 1)
+EVEN = np.linspace(1.0, 1.0 / N, N)
+COGVIEW4 = np.linspace(1000, 1.0, N).astype(np.int64).astype(np.float32)
+# LTX's linear-quadratic grid at N = 5: two small even steps, then a parabola to 0.
+LTX = np.array([1.0, 0.9875, 0.975, 0.7417, 0.4167])
+
+
+def flow() -> Any:
+    return with_schedule(diffusers.FlowMatchEulerDiscreteScheduler(shift=3.0), FIVE_FLOW)
+
+
+def check(scheduler: Any, schedule: Schedule) -> None:
+    assert scheduler.timesteps.tolist() == np.float32(schedule.timesteps).tolist()
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        {"sigmas": EVEN},
+        {"sigmas": EVEN.tolist()},
+        {"sigmas": np.linspace(1.0, 0.0, N)},
+        {"sigmas": np.linspace(0.999, 0.0, N + 1)[:-1]},
+        {"timesteps": COGVIEW4, "sigmas": COGVIEW4 / 1000},
+        {"timesteps": FIVE_FLOW.timesteps},
+        {"sigmas": FIVE_FLOW.sampler_sigmas()},
+        {"sigmas": np.float32(FIVE_FLOW.sampler_sigmas()[:-1])},
+        {"num_inference_steps": N},
+        {},
+    ],
+    ids=str,
+)
+def test_what_every_flow_pipeline_proposes_is_replaced_in_silence(call: dict[str, Any]) -> None:
+    scheduler = flow()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        scheduler.set_timesteps(**call)
+    check(scheduler, FIVE_FLOW)
+
+
+@pytest.mark.parametrize("call", [{"timesteps": LTX * 1000}, {"sigmas": LTX}, {"timesteps": [900, 700, 500, 300, 9]}])
+def test_other_levels_for_a_flow_model_are_noticed_once(call: dict[str, Any]) -> None:
+    scheduler = flow()
+    with pytest.warns(UserWarning, match="differ from those of the installed schedule.*which is used"):
+        scheduler.set_timesteps(**call)
+    check(scheduler, FIVE_FLOW)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        scheduler.set_timesteps(**call)
+    check(scheduler, FIVE_FLOW)
+
+
+@pytest.mark.parametrize(
+    ("name", "config", "schedule"),
+    [("EulerDiscreteScheduler", SD, FIVE_VP), ("DDIMScheduler", SD, FIVE_VP), ("EDMEulerScheduler", {}, FIVE_EDM)],
+    ids=["euler", "ddim", "edm"],
+)
+def test_a_callers_own_levels_are_an_error(name: str, config: dict[str, Any], schedule: Schedule) -> None:
+    scheduler = with_schedule(getattr(diffusers, name)(**config), schedule)
+    own = schedule.sampler_sigmas()
+    scheduler.set_timesteps(timesteps=schedule.timesteps.tolist())
+    scheduler.set_timesteps(sigmas=own)
+    scheduler.set_timesteps(sigmas=own[:-1])
+    for call in ({"timesteps": schedule.timesteps * 1.1 + 5}, {"sigmas": own[:-1] * 0.9}):
+        with pytest.raises(ValueError, match=r"differ from those of the installed schedule.*leave the argument out"):
+            scheduler.set_timesteps(**call)
+        check(scheduler, schedule)
+
+
+@pytest.mark.parametrize("size", [N - 1, N + 1, N + 2])
+def test_another_number_is_an_error_whatever_proposes_it(size: int) -> None:
+    for call in (
+        {"num_inference_steps": size},
+        {"sigmas": np.linspace(1, 1 / size, size)},
+        {"timesteps": np.linspace(1000, 1, size)},
+        {"num_inference_steps": N, "sigmas": np.linspace(1, 1 / size, size)},
+        {"num_inference_steps": size, "sigmas": EVEN},
+    ):
+        with pytest.raises(ValueError, match=f"is {size}, but the installed schedule has {N}"):
+            flow().set_timesteps(**call)
+
+
+def test_a_timestep_may_be_rounded_to_bfloat16_and_no_further() -> None:
+    known = np.array([999.0, 700.3, 350.7])
+    for i, value in enumerate(known):
+        assert nearest(known, value) == nearest(torch.from_numpy(known), torch.tensor(value).bfloat16()) == i
+    for wrong in (710.0, 690.0, 355.0, 900.0, 2.0):
+        with pytest.raises(ValueError, match=rf"timestep {wrong:g} is not in the installed schedule"):
+            nearest(known, wrong)
+
+
+def test_of_equal_timesteps_the_first_or_the_last() -> None:
+    assert (nearest(np.array([900.0, 500.0, 500.0]), 500.0), nearest(np.array([900.0, 500.0, 500.0]), 500.0, True)) == (
+        1,
+        2,
+    )
+
+
+def test_one_level_off_the_distillation_grid_is_enough_to_refuse() -> None:
+    scheduler = diffusers.LCMScheduler()
+    noise = noise_schedule_of(scheduler)
+    on_grid = [999, 759, 499, 259]  # multiples of 1000/50, less one
+    assert with_schedule(scheduler, Schedule.from_t(noise, [(i + 1) / 1000 for i in on_grid]))
+    with pytest.raises(ValueError, match="distillation grid"):
+        with_schedule(scheduler, Schedule.from_t(noise, [(i + 1) / 1000 for i in (999, 759, 490, 259)]))
+
+
+def test_a_table_set_by_hand_that_ends_at_diffusers_stand_in_for_pure_noise_is_one_of_zero_snr() -> None:
+    scheduler = diffusers.DDIMScheduler(**SD)
+    table = torch.linspace(0.999, 0.01, 1000)
+    scheduler.alphas_cumprod = table.clone()
+    assert not noise_schedule_of(scheduler).zero_terminal_snr
+    scheduler.alphas_cumprod = torch.cat([table[:-1], torch.tensor([2.0**-24])])
+    noise = noise_schedule_of(scheduler)
+    assert noise.zero_terminal_snr and noise.noise_end == -np.inf
+
+
+def test_a_clean_end_is_alpha_1_and_sigma_0() -> None:
+    scheduler = diffusers.DDIMScheduler(**SD)
+    installed = with_schedule(scheduler, Schedule.from_t(noise_schedule_of(scheduler), [0.9, 0.5]))
+    installed.set_timesteps(2)
+    assert (installed._levels.alphas[-1], installed._levels.sigmas[-1]) == (1.0, 0.0)
+
+
+def test_the_timestep_of_the_node_where_sampling_stops() -> None:
+    """A flow's is its shifted time; the other models' is the table's; EDM's a quarter of log sigma."""
+    for model, told in (
+        (noise.flow(3.0), lambda s: 1000.0 * 3.0 * s.t[-1] / (1.0 + 2.0 * s.t[-1])),
+        (preset("sd15"), lambda s: 1000.0 * s.t[-1] - 1.0),
+        (noise.edm(), lambda s: -0.25 * s.lams[-1]),
+    ):
+        stops = Schedule.from_t(model, [1.0, 0.6, 0.2], layout="interval", end="t_eps")
+        assert end_timestep(stops) == pytest.approx(told(stops), rel=1e-6)
+        assert end_timestep(Schedule.from_t(model, [1.0, 0.6])) == 0.0
+
+
+EVERY_CLASS = sorted(
+    name
+    for module in (diffusers, diffusers.schedulers)
+    for name in dir(module)
+    if name.endswith("Scheduler") and isinstance(getattr(module, name), type)
+)
+
+
+def test_every_class_has_a_row_or_advice() -> None:
+    assert len(set(EVERY_CLASS)) > 50
+    assert set(EVERY_CLASS) == set(ROWS) | set(INSTEAD)
+    assert not set(ROWS) & set(INSTEAD)
+
+
+@pytest.mark.parametrize("name", sorted(INSTEAD))
+def test_the_advice_names_what_exists(name: str) -> None:
+    words = unsupported(name).removeprefix(name).replace("(", " ").replace(".", " ").replace(",", " ").split()
+    named = [word for word in words if word.endswith("Scheduler")]
+    assert all(word in ROWS for word in named)
+    assert named or any(
+        word in unsupported(name) for word in ("no schedule applies", "no levels to set", "pass", "pipeline")
+    )
+
+
+def test_a_class_without_a_row_is_refused_with_its_advice() -> None:
+    schedule = Schedule.from_t(bridge.noise_schedule_of(diffusers.DDIMScheduler()), [0.9, 0.5])
+    with pytest.raises(ValueError, match=r"RePaintScheduler is not supported: .*DDPMScheduler.from_config"):
+        bridge.with_schedule(diffusers.RePaintScheduler(), schedule)
+
+
+def test_reading_the_noise_of_such_a_class_says_the_same() -> None:
+    with pytest.raises(ValueError, match=r"MiniMaxH3Scheduler is not supported: use FlowMatchEulerDiscreteScheduler"):
+        bridge.noise_schedule_of(diffusers.schedulers.MiniMaxH3Scheduler())
+    assert bridge.noise_schedule_of(diffusers.UnCLIPScheduler()).kind == "vp"  # it has a training table
