@@ -12,9 +12,9 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from benchmarks import arguments
-from benchmarks.arguments import budgets, exit_code, names
-from benchmarks.solvers import COMPARED
+from benchmarks import runner
+from benchmarks.compared import COMPARED
+from benchmarks.runner import budgets, exit_code, names
 
 OUT = Path("docs/results")
 QUICK_OUT = Path("build/benchmarks/quick")
@@ -34,45 +34,39 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _run(args: argparse.Namespace) -> int:
-    from benchmarks.networks import cells, grids, records, report
+    from benchmarks.networks import cells, grids, report
 
     out: Path = args.out or (QUICK_OUT if args.quick else OUT)
     path: Path = args.records or out / "benchmarks.jsonl"
     if not args.report_only:
-        chosen = {"nfes": args.nfe, "models": args.models, "solvers": args.solvers, "methods": args.methods}
-        chosen |= {"guidance": args.guidance, "samples": args.samples}
+        chosen = {name: getattr(args, name) for name in QUICK}
         if args.quick:
             chosen = {name: QUICK[name] if x is None else x for name, x in chosen.items()}
         chosen = {name: x for name, x in chosen.items() if x is not None}
-        plan = cells.plan(**chosen, seed=args.seed, dtype=args.dtype)
-        path.parent.mkdir(parents=True, exist_ok=True)
+        plan = cells.plan(**chosen)
         measured = cells.run(plan, path, data=dict(args.data or ()))
         print(f"{measured} cells measured, {len(plan)} planned: {path}")
-    found = records.read(path)
+    found = runner.read(path)
     if found.cells:
         out.mkdir(parents=True, exist_ok=True)
-    drawn = [] if args.report_only else grids.write(report.main_group(found.cells), out, anew=measured > 0)
+    drawn = [] if args.report_only else grids.write(runner.main_group(found.cells), out, anew=measured > 0)
     files = [*report.write(found, out), *drawn]
     print(f"wrote {', '.join(map(str, files))}")
     return 0
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = arguments.parser("python -m benchmarks", __doc__)
+    parser = runner.command("python -m benchmarks", __doc__)
     add = parser.add_argument
     add("--quick", action="store_true", help="other defaults for all options below: few cells and images")
     add("--models", type=names, help="comma-separated; default all three")
     add("--solvers", type=names, help=f"default {','.join(COMPARED)}")
-    add("--nfe", type=budgets, help="such as 4,6,8 or 4-8; default 4-8,10")
-    add("--methods", type=names, help="default all of registry.py and ablations.py")
+    add("--nfe", dest="nfes", type=budgets, help="such as 4,6,8 or 4-8; default 4-8,10")
+    add("--methods", type=names, help="default all of benchmarks.methods")
     add("--guidance", type=_weights, help="default 1,2,4")
     add("--samples", type=int, help="images a cell; default 256, of --quick 8")
-    add("--seed", type=int, default=0, help="of noise and searches; default %(default)s")
-    add("--dtype", choices=("float32", "bfloat16"), default="float32", help="of the network; default %(default)s")
-    add(
-        "--data", type=_data, action="append", metavar="NAME=PATH",
-        help="fashion or emoji and the data set's file, to judge by held-out images as well; repeat for the other",
-    )  # fmt: skip
+    told = "fashion or emoji and the data set's file, to judge by held-out images as well; repeat for the other"
+    add("--data", type=_data, action="append", metavar="NAME=PATH", help=told)
     add("--records", type=Path, metavar="FILE", help="default benchmarks.jsonl in the output folder")
     add("--out", type=Path, metavar="FOLDER", help=f"default {OUT}, of --quick {QUICK_OUT}")
     add("--report-only", action="store_true", help="from the records; measure nothing and draw no images")

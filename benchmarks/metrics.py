@@ -16,8 +16,6 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
-from benchmarks.models.load import features as classifier_features
-
 Extractor = Callable[[torch.Tensor], np.ndarray]
 
 RESAMPLES = 1000
@@ -40,12 +38,9 @@ class Moments(NamedTuple):
 
 
 def compare(
-    squares: np.ndarray,
-    features: np.ndarray | None,
-    converged: np.ndarray | None,
-    data: np.ndarray | Moments | None,
+    squares: np.ndarray, features: np.ndarray | None, converged: np.ndarray | None, data: np.ndarray | Moments | None
 ) -> dict[str, Estimate]:
-    """What a record says of a schedule's samples, by the record's field; what is not given is left out.
+    """Say what a record keeps of a schedule's samples, by the record's field; what is not given is left out.
 
     Args:
         squares: [n] `mean_squares` to the converged samples.
@@ -63,30 +58,18 @@ def compare(
 
 
 def mean_squares(a: Any, b: Any) -> np.ndarray:
-    """[n] mean square of a - b over the pixels of each image, images [n, ...] in pairs.
-
-    Raises:
-        ValueError: if the shapes differ, there is no image, or something is not finite.
-    """
+    """[n] mean square of a - b over the pixels of each image, images [n, ...] in pairs."""
     a, b = _pair(a, b)
     return np.asarray(np.square(a - b).reshape(len(a), -1).mean(1))
 
 
 def rmse(a: Any, b: Any, seed: int = 0) -> Estimate:
-    """Root of the mean square of a - b over all pixels, images [n, ...] in pairs; images are resampled.
-
-    Raises:
-        ValueError: as `mean_squares`.
-    """
+    """Root of the mean square of a - b over all pixels, images [n, ...] in pairs; images are resampled."""
     return root_mean_square(mean_squares(a, b), seed)
 
 
 def feature_distance(a: Any, b: Any, seed: int = 0) -> Estimate:
-    """Root of the mean squared Euclidean distance of features [n, d] in pairs; images are resampled.
-
-    Raises:
-        ValueError: as `rmse`.
-    """
+    """Root of the mean squared Euclidean distance of features [n, d] in pairs; images are resampled."""
     a, b = _pair(a, b)
     return root_mean_square(np.square(a - b).reshape(len(a), -1).sum(1), seed)
 
@@ -100,17 +83,17 @@ def frechet(a: Any, b: Any, *, paired: bool = True, seed: int = 0) -> Estimate:
     A resampled set differs from its twin more than the sets themselves do, so that the resampled distances are too
     large on average; the interval has their spread, moved so that its centre of mass is the value. Moments are not
     resampled: the interval is then over the choice of the n images.
-
-    Raises:
-        ValueError: as `rmse`, for fewer than two images, or for pairs of sets of different size.
     """
-    a, draw = _features(a), np.random.default_rng(seed)
+    a, draw = np.asarray(a, np.float64), np.random.default_rng(seed)
+    b = b if isinstance(b, Moments) else np.asarray(b, np.float64)
+    sizes = a.shape, (2, len(b.mu)) if isinstance(b, Moments) else b.shape
+    if any(len(size) != 2 or size[0] < 2 for size in sizes) or sizes[0][1] != sizes[1][1]:
+        raise ValueError(f"features of shapes {sizes[0]} and {sizes[1]}: need two images or more, and as many features")
+    whole, again = b, lambda i: b
     if isinstance(b, Moments):
-        _check_sizes(a.shape, (2, len(b.mu)))
-        whole, again = b, lambda i: b
+        _check_finite(a)
     else:
-        b = _features(b)
-        _check_sizes(a.shape, b.shape)
+        _check_finite(a, b)
         if paired and len(a) != len(b):
             raise ValueError(f"{len(a)} and {len(b)} images are no pairs; use paired=False")
         whole, again = moments_of(b), lambda i: moments_of(b[i if paired else draw.integers(len(b), size=len(b))])
@@ -144,28 +127,16 @@ def frechet_distance(a: Moments, b: Moments) -> float:
     return max(0.0, float(np.square(a.mu - b.mu).sum() + spread - 2.0 * shared))
 
 
-def extractor(name: str | Path, data: str) -> Extractor:
-    """Images [n, C, 32, 32] in [-1, 1] to features [n, d], float64.
-
-    Args:
-        name: "classifier", the shipped one for `data`; or a TorchScript file that maps such images to features, for
-            example Inception with its resizing.
-        data: "fashion" or "emoji".
-
-    Raises:
-        ValueError: for data without a classifier, or a file that does not exist or does not hold such a module.
-    """
-    if str(name) == "classifier":
-        network: Any = classifier_features(data)
-    else:
-        if not Path(name).is_file():
-            raise ValueError(f"extractor {str(name)!r} is neither 'classifier' nor a file")
-        try:
-            with warnings.catch_warnings():  # deprecated in favour of torch.export, but what Inception is published as
-                warnings.simplefilter("ignore", DeprecationWarning)
-                network = torch.jit.load(str(name), map_location="cpu").eval()
-        except RuntimeError as error:
-            raise ValueError(f"{name} is not a TorchScript file: {error}") from error
+def extractor(file: Path) -> Extractor:
+    """Read a TorchScript file that maps images [n, C, H, W] in [-1, 1] to features [n, d], such as Inception."""
+    if not file.is_file():
+        raise ValueError(f"extractor {str(file)!r} is not a file")
+    try:
+        with warnings.catch_warnings():  # deprecated in favour of torch.export, but what Inception is published as
+            warnings.simplefilter("ignore", DeprecationWarning)
+            network = torch.jit.load(str(file), map_location="cpu").eval()
+    except RuntimeError as error:
+        raise ValueError(f"{file} is not a TorchScript file: {error}") from error
 
     def extract(images: torch.Tensor) -> np.ndarray:
         with torch.no_grad():
@@ -188,19 +159,6 @@ def _pair(a: Any, b: Any) -> tuple[np.ndarray, np.ndarray]:
         raise ValueError(f"shapes {a.shape} and {b.shape}: need the same, one image or more")
     _check_finite(a, b)
     return a, b
-
-
-def _features(x: Any) -> np.ndarray:
-    x = np.asarray(x, np.float64)
-    if x.ndim != 2:
-        raise ValueError(f"features have shape {x.shape}; need [images, features]")
-    _check_finite(x)
-    return x
-
-
-def _check_sizes(a: tuple[int, ...], b: tuple[int, ...]) -> None:
-    if a[1] != b[1] or min(a[0], b[0]) < 2:
-        raise ValueError(f"features of shapes {a} and {b}: need two images or more, and as many features")
 
 
 def _check_finite(*arrays: np.ndarray) -> None:

@@ -14,11 +14,11 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-from benchmarks import arguments
-from benchmarks.heldout.outside import MANY, SMALL
-from benchmarks.networks.tables import geometric_mean, markdown, number
-from benchmarks.tuning.targets import BATCH, Judged, Target, names, target
-from bridge.sampling import Level
+from benchmarks import runner
+from benchmarks.tables import geometric_mean, markdown, number
+from benchmarks.targets import Denoiser, Judged, Target, names, target
+from benchmarks.tuning.measure import FINE, JUDGED
+from bridge import Level
 from hso_jax import Schedule, SolverError, baseline, search
 from hso_jax.files import write_whole
 from hso_jax.noise.ends import lam_of_s
@@ -26,7 +26,7 @@ from hso_jax.solvers import NONSTATIONARY
 
 OUT = Path("docs/results/neuralsolver.md")
 SOURCE = "NeuralSolver"
-MOST = 10
+MAX_NFE = 10
 
 HOW = """\
 # NeuralSolver's solver on other networks
@@ -52,14 +52,10 @@ class Learned(NamedTuple):
 
 
 def read(path: Path) -> dict[int, Learned]:
-    """N to the solver, of the entries whose source begins with `SOURCE`.
-
-    Raises:
-        ValueError: for a file without any.
-    """
+    """N to the solver, of the entries whose source begins with `SOURCE`."""
     try:
         entries = [e for e in json.loads(path.read_text())["entries"] if e["source"].startswith(SOURCE)]
-        found = {e["N"]: _learned(e["values"], json.loads(e["note"])["coeffs"]) for e in entries if e["N"] <= MOST}
+        found = {e["N"]: _learned(e["values"], json.loads(e["note"])["coeffs"]) for e in entries if e["N"] <= MAX_NFE}
     except (ValueError, KeyError, TypeError) as error:
         raise ValueError(f"{path} has no coefficients of {SOURCE} ({error!r})") from error
     if not found:
@@ -74,28 +70,26 @@ def _learned(values: Sequence[float], coefficients: Sequence[Sequence[float]]) -
     return Learned(s, older + np.diag(1.0 - older.sum(1)))
 
 
-@torch.no_grad()
 def sample(one: Target, solver: Learned, latents: torch.Tensor) -> torch.Tensor:
-    """[n, ...] samples by N evaluations."""
-    condition, parts = one.condition(len(latents)), []
-    for begin in range(0, len(latents), BATCH):
-        rows = slice(begin, begin + BATCH)
-        x, velocities = latents[rows], list[torch.Tensor]()
-        given = () if condition is None else (condition[rows],)
+    """Sample [n, ...] by N evaluations."""
+
+    def solve(denoiser: Denoiser, x: torch.Tensor) -> torch.Tensor:
+        velocities = list[torch.Tensor]()
         for s, then, weights in zip(solver.s, solver.s[1:], solver.weights, strict=False):
             lam = float(lam_of_s(s))
             told = 1.0 if s == 1.0 else one.noise.t_of_lam(np.asarray(lam))
             level = Level(float(one.noise.timestep(np.asarray(told))), 1.0 - float(s), float(s), lam)
-            velocities.append((x - one.denoiser(x, level, *given)) / float(s))
+            velocities.append((x - denoiser(x, level)) / float(s))
             mean = sum(float(w) * v for w, v in zip(weights, velocities, strict=False))
             x = x + float(then - s) * mean
-        parts.append(x)
-    return torch.cat(parts)
+        return x
+
+    return one.each(solve, latents)
 
 
-def rows(one: Target, learned: dict[int, Learned], many: int) -> list[list[str]]:
-    """A row an N."""
-    judged, found = Judged(one, many), []
+def rows(one: Target, learned: dict[int, Learned]) -> list[list[str]]:
+    """Measure a network, a row an N."""
+    judged, found = Judged(one, JUDGED, FINE), []
 
     def error(schedule: Schedule, solver: str) -> float:
         return judged.rmse(one.sample(schedule, solver, judged.latents))
@@ -112,12 +106,12 @@ def rows(one: Target, learned: dict[int, Learned], many: int) -> list[list[str]]
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit code, 2 for bad input."""
-    parser = arguments.parser("python -m benchmarks.neuralsolver", __doc__)
+    parser = runner.command("python -m benchmarks.neuralsolver", __doc__)
     add = parser.add_argument
     add("--file", type=Path, required=True, metavar="PATH", help="the list of published schedules")
     add("--networks", type=Path, metavar="PATH", help="folder with networks.py; without, the project's own flow alone")
     add("-o", "--out", type=Path, default=OUT, metavar="FILE", help="default %(default)s")
-    return arguments.exit_code(_run, parser.parse_args(argv), "no results")
+    return runner.exit_code(_run, parser.parse_args(argv), "no results")
 
 
 def _run(args: argparse.Namespace) -> int:
@@ -125,11 +119,10 @@ def _run(args: argparse.Namespace) -> int:
     for name in names(args.networks):
         one = target(name, args.networks)
         if one.noise.kind == "flow":
-            found += rows(one, learned, MANY if np.prod(one.shape) < SMALL else 1)
+            found += rows(one, learned)
     mean = f"{geometric_mean([float(row[-1]) for row in found]):.2f}"
     found.append(["all", "", "", "", "geometric mean", mean])
     head = ["network", "N", "NeuralSolver", "ours", "DPM++ 2M, `trailing`", "ours / theirs"]
-    args.out.parent.mkdir(parents=True, exist_ok=True)
     write_whole(args.out, f"{HOW}\n{markdown(head, found, left=1)}".encode())
     print(f"wrote {args.out}")
     return 0

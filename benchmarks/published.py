@@ -14,10 +14,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from benchmarks.arguments import exit_code
-from benchmarks.methods.flow_time import SHIFTS, flow_time
-from benchmarks.networks.tables import markdown
-from benchmarks.solvers import COMPARED, SOLVERS
+from benchmarks import runner
+from benchmarks.compared import COMPARED, SHIFTS, SOLVERS, flow_time
+from benchmarks.tables import markdown
 from hso_jax import Hso, Lane, NoiseSchedule, Schedule, SolverError, baseline, from_config, noise, search_many, zoo
 from hso_jax.baselines import inapplicable
 from hso_jax.files import write_whole
@@ -65,13 +64,10 @@ class Published(NamedTuple):
 
 
 def read(path: Path) -> list[Published]:
-    """The schedules of a file {"entries": [...]}, whose entries have the keys `NEEDED`.
+    """Read the schedules of a file {"entries": [...]}, whose entries have the keys `NEEDED`.
 
     `values` are N levels, or N + 1 with the last one where sampling ends; `unit` is "sigma" (sigma/alpha, EDM's sigma)
     or "sigma (flow)" (a rectified flow's time).
-
-    Raises:
-        ValueError: for a file or an entry that is not so, named by its index.
     """
     try:
         entries = json.loads(path.read_text(encoding="utf-8"))["entries"]
@@ -89,29 +85,24 @@ def read(path: Path) -> list[Published]:
 def _published(entry: Mapping[str, Any]) -> Published:
     if missing := [key for key in NEEDED if key not in entry]:
         raise ValueError(f"no {', no '.join(missing)}")
-    levels = np.asarray(entry["values"], np.float64)
-    if levels.ndim != 1 or len(levels) not in (entry["N"], entry["N"] + 1) or entry["N"] < 2:
-        raise ValueError(f"values has shape {levels.shape}; need N or N + 1 levels, and N = {entry['N']} of 2 or more")
-    used = levels[: entry["N"]]
-    flow = entry["unit"] == "sigma (flow)"
-    if not flow and entry["unit"] != "sigma":
+    levels, nfe = np.asarray(entry["values"], np.float64), entry["N"]
+    if levels.ndim != 1 or len(levels) not in (nfe, nfe + 1) or nfe < 2:
+        raise ValueError(f"values has shape {levels.shape}; need N or N + 1 levels, and N = {nfe} of 2 or more")
+    used, flow = levels[:nfe], entry["unit"] == "sigma (flow)"
+    if entry["unit"] not in ("sigma", "sigma (flow)"):
         raise ValueError(f"unit is {entry['unit']!r}; use 'sigma' or 'sigma (flow)'")
     if not (np.diff(used) < 0).all() or not used[-1] > 0 or (flow and used[0] > 1):
         raise ValueError(f"values are {used.tolist()}; need falling levels above 0{', 1 at most' if flow else ''}")
     stated = re.search(r"\d+(\.\d+)?", str(entry["guidance"]))
-    return Published(
-        entry["source"], entry["model"], entry["solver"], noise_of(entry["noise"], entry["model"]),
-        float(stated[0]) if stated else None, lam_of_s(used) if flow else -np.log(used),
-    )  # fmt: skip
+    guidance, lams = float(stated[0]) if stated else None, lam_of_s(used) if flow else -np.log(used)
+    noise_schedule = noise_of(entry["noise"], entry["model"])
+    return Published(entry["source"], entry["model"], entry["solver"], noise_schedule, guidance, lams)
 
 
 def noise_of(text: str, name: str) -> NoiseSchedule:
     """The noise schedule in words: "rectified flow", "EDM ... sigma A..B", or "(scaled_)linear A..B" of beta.
 
     A number of levels may follow the betas (", 1000").
-
-    Raises:
-        ValueError: for other words.
     """
     number = r"([\d.]+(?:e-?\d+)?)"
     if re.search(r"rectified flow", text, re.I):
@@ -130,11 +121,8 @@ def distance(lams: np.ndarray, schedule: Schedule) -> float:
     return float(np.mean(np.abs(lams[1:] - schedule.lams[1 : len(lams)])))
 
 
-class Pair(NamedTuple):
-    """A published schedule, and the guidance weight of ours that it is compared with."""
-
-    one: Published
-    guidance: float
+Pair = tuple[Published, float]
+"""A published schedule, and the guidance weight of ours that it is compared with."""
 
 
 def ours(pairs: Sequence[Pair]) -> list[dict[str, Schedule]]:
@@ -174,34 +162,31 @@ def weights(one: Published) -> Sequence[float]:
 def page(found: Sequence[Published]) -> str:
     """The text of published.md."""
     names = (*RULES, *SHIFTS, "hso")
-    pairs = [Pair(one, weight) for one in found for weight in weights(one)]
+    pairs = [(one, weight) for one in found for weight in weights(one)]
     rows = []
     for (one, weight), *groups in zip(pairs, ours(pairs), others(pairs), strict=True):
         row = [one.source, one.model, str(len(one.lams))]
         row += ["not stated" if one.guidance is None else f"{one.guidance:g}", f"{weight:g}"]
         for group, columns in zip(groups, (COMPARED, names), strict=True):
             far = {name: distance(one.lams, schedule) for name, schedule in group.items()}
-            row += [_marked(far[n], min(far.values())) if n in far else "" for n in columns]
+            least = min(far.values())
+            texts = {name: f"**{x:.2f}**" if x == least else f"{x:.2f}" for name, x in far.items()}
+            row += [texts.get(name, "") for name in columns]
         rows.append([*row, one.solver])
     head = ["source", "model", "N", "their guidance", "ours", *(SOLVERS[s] for s in COMPARED), *names, "their solver"]
     return HOW + "\n" + markdown(head, rows, left=2)
 
 
-def _marked(value: float, least: float) -> str:
-    return f"**{value:.2f}**" if value == least else f"{value:.2f}"
-
-
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit code, 2 for bad input."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.published", description=(__doc__ or "").split("\n")[0])
+    parser = runner.command("python -m benchmarks.published", __doc__)
     parser.add_argument("--file", type=Path, required=True, metavar="PATH", help="the list of published schedules")
     parser.add_argument("-o", "--out", type=Path, default=OUT, metavar="FILE", help="default %(default)s")
-    return exit_code(_run, parser.parse_args(argv), "no results")
+    return runner.exit_code(_run, parser.parse_args(argv), "no results")
 
 
 def _run(args: argparse.Namespace) -> int:
     text = page(read(args.file))
-    args.out.parent.mkdir(parents=True, exist_ok=True)
     write_whole(args.out, text.encode())
     print(f"wrote {args.out}")
     return 0

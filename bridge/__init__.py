@@ -1,5 +1,6 @@
 """Any schedule, exactly, in any diffusers sampler. It needs torch and diffusers."""
 
+import warnings
 from typing import Any
 
 try:
@@ -9,10 +10,9 @@ except ImportError as error:
     raise ImportError(f'bridge needs torch and diffusers ({error}): in a clone, pip install -e ".[torch]"') from error
 
 from bridge.comfyui.sampler import sample_nonstationary as sample_nonstationary
-from bridge.fitness import SamplingFitness as SamplingFitness
 from bridge.noise_of import noise_schedule_of as noise_schedule_of
 from bridge.noise_of import solver_of as solver_of
-from bridge.profiling import profile as profile
+from bridge.profile import profile as profile
 from bridge.recommending import optimize_pipeline as optimize_pipeline
 from bridge.recommending import recommend as recommend
 from bridge.sampling import Level as Level
@@ -28,6 +28,10 @@ from bridge.schedulers.scheduled import without_schedule as without_schedule
 from bridge.tuning import Tuned as Tuned
 from bridge.tuning import tune as tune
 from bridge.tuning import tune_denoiser as tune_denoiser
+from bridge.tuning import tune_score as tune_score
+
+_REMOVED = {"SamplingFitness": "bridge.tune(pipe, nfe), or bridge.tune_score for a number of your own"}
+"""Public names of earlier versions, and what does their work now; told for one release."""
 
 
 def __getattr__(name: str) -> Any:
@@ -39,4 +43,6 @@ def __getattr__(name: str) -> Any:
         return _diffusers.SchedulerMixin
     if name in _ROWS:
         return _scheduled_class(name)
+    if name in _REMOVED:
+        warnings.warn(f"bridge.{name} is removed; use {_REMOVED[name]}", FutureWarning, stacklevel=2)
     raise AttributeError(f"module 'bridge' has no attribute {name!r}")

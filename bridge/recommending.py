@@ -42,7 +42,6 @@ from hso_jax.bilevel import Effort
 from hso_jax.checks import brief, check_nfe, choice
 from hso_jax.distilled import MOST_STEPS, named_in, of_class, of_configs, t_of_s
 from hso_jax.lane import Method
-from hso_jax.methods import SolverError
 from hso_jax.noise import NoiseSchedule, flow
 from hso_jax.profile import Profile
 from hso_jax.recommendation import Before, Recommendation
@@ -50,6 +49,7 @@ from hso_jax.schedule import Origin, Schedule
 from hso_jax.searches import METHODS, not_searched, search
 from hso_jax.shelf.predicted import RULES
 from hso_jax.shelf.shipped import NotShippedError, nearest_guidance, zoo
+from hso_jax.solver_error_method import SolverError
 from hso_jax.solvers import EVERY, canonical
 
 _FALLBACK = "dpmpp-2m"  # for the search where the pipeline's own solver is none that is known
@@ -147,7 +147,7 @@ def optimize_pipeline(
         nfe: number of model evaluations; call the pipeline with `num_inference_steps=nfe` afterwards.
         method: "recommend"; "zoo", the shipped schedule for the solver; "solver-error", a search for the solver and
             the guidance weight; "hso", a search as the paper does; or a method that carries its own options, such as
-            `Measured(SamplingFitness.of_pipeline(pipe, prompts), budget=calls)`, which tunes it on the pipeline.
+            `Hso(...)`. `bridge.tune` looks at the pipeline's own samples.
         solver: for "recommend" (by default the best), "zoo" and "solver-error" (by default the pipeline's own).
         guidance: w, for the same methods; by default the pipeline's, with "zoo" the nearest shipped.
         distilled: for "recommend", as there.

@@ -17,7 +17,8 @@ import torch
 
 from bridge.schedulers.scheduled import end_timestep
 from hso_jax import solvers
-from hso_jax.noise import alpha_sigma
+from hso_jax.noise import NoiseSchedule, alpha_sigma
+from hso_jax.noise.ends import noise_end_t
 from hso_jax.schedule import Schedule
 
 Array = np.ndarray[Any, Any]
@@ -50,6 +51,19 @@ def levels(schedule: Schedule) -> list[Level]:
     alphas, sigmas = (np.array(x) for x in alpha_sigma(lams, schedule.kind))
     told = np.append(schedule.timesteps, math.nan if clean else end_timestep(schedule))
     return [Level(*map(float, row)) for row in zip(told, alphas, sigmas, lams, strict=True)]
+
+
+def converged(noise: NoiseSchedule, nfe: int) -> Schedule:
+    """Many nodes from the model's noisiest level to its cleanest, at equal steps of the mean of t and lam.
+
+    Equal steps of lam alone suit high orders, of t first order; half of each is within a factor two of the better.
+    """
+    grid = np.linspace(float(noise.t_max), float(noise.t_min), 20 * max(nfe, 100))
+    lams = np.asarray(noise.lam(grid))
+    way = (lams - lams[0]) / (lams[-1] - lams[0]) + (grid[0] - grid) / (grid[0] - grid[-1])
+    t = np.interp(np.linspace(0.0, 2.0, nfe), way, grid)
+    t[0] = noise_end_t(noise)
+    return Schedule.from_t(noise, t)
 
 
 def sample(denoiser: Denoiser, schedule: Schedule, noise: torch.Tensor, solver: str | None = None) -> torch.Tensor:

@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 
 import hso_jax
-from hso_jax.objectives.expansion import Terms
+from hso_jax.bounds import Terms
 
 NFE = 6
 

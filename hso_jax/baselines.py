@@ -9,11 +9,11 @@ from typing import Any
 import numpy as np
 
 from hso_jax.checks import check_nfe, choice, number
+from hso_jax.mep_spf import PAPER_GAMMA, paper_d_min, resolve_spacing, score
 from hso_jax.noise import NoiseSchedule
 from hso_jax.noise.ends import noise_end_t
 from hso_jax.noise.noise_schedule import check_noise
 from hso_jax.noise.stacking import anonymous
-from hso_jax.objectives.mep_spf import PAPER_GAMMA, paper_d_min, resolve_spacing, score
 from hso_jax.optional_jax import jax
 from hso_jax.schedule import LAYOUTS, Origin, Schedule, versions
 
@@ -270,9 +270,9 @@ def _of_lam(noise: NoiseSchedule, lams: np.ndarray) -> np.ndarray:
 @functools.cache
 def _minimiser() -> Callable[..., Any]:
     # Here, and not above: no other rule needs JAX.
+    from hso_jax import bounds as dm_nonuni
     from hso_jax.compiling import jit
     from hso_jax.lower.trust_region import Feasible, Solution
-    from hso_jax.objectives import dm_nonuni
 
     def minimise(noise: NoiseSchedule, start: jax.Array, intervals: jax.Array, p: jax.Array) -> Solution:
         feasible = Feasible(start[0], start[-1], 0.0 * start[0], intervals)

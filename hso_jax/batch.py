@@ -15,9 +15,8 @@ import numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from hso_jax.checkpoint import Records, record_of, rows_of
 from hso_jax.compiling import compiler_options, under_jax_defaults
-from hso_jax.resuming import record_of, rows_of
-from hso_jax.upper.checkpoint import Records
 
 Progress = Callable[[int, int], None]
 """Called with (lanes done, lanes in all)."""

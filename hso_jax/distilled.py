@@ -218,8 +218,13 @@ def _glued(run: str) -> list[str]:
 
 
 def named_in(names: Iterable[str]) -> tuple[str, str] | None:
-    """The key of the distillation that a model's, a file's or a LoRA's name tells, and that name."""
+    """The key of the distillation that a model's, a file's or a LoRA's name tells, and that name.
+
+    A scheduler's class, which a noise schedule without a name is called by, is no model's name: "Singlestep".
+    """
     for name in names:
+        if name.endswith("Scheduler"):
+            continue
         words = words_of(name)
         found = [
             (key, words[: match.start()].endswith(_NEGATIONS))

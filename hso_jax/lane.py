@@ -7,11 +7,11 @@ from typing import NamedTuple, Protocol
 
 from hso_jax.batch import Progress
 from hso_jax.bilevel import Effort
+from hso_jax.checkpoint import Records
 from hso_jax.checks import check_nfe, check_seed, choice
 from hso_jax.noise import NoiseSchedule
 from hso_jax.noise.noise_schedule import check_noise
 from hso_jax.schedule import LAYOUTS, Schedule
-from hso_jax.upper.checkpoint import Records
 
 
 class Method(Protocol):

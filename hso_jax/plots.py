@@ -19,8 +19,7 @@ from matplotlib.ticker import MaxNLocator
 from hso_jax.checks import printable
 from hso_jax.compiling import under_jax_defaults
 from hso_jax.files import MARK
-from hso_jax.methods.hso.lanes import Box
-from hso_jax.methods.hso.search import edm_nodes
+from hso_jax.hso import Box, edm_nodes
 from hso_jax.noise import PRESETS, NoiseSchedule, preset
 from hso_jax.schedule import LAYOUTS, Schedule
 from hso_jax.searches import refine

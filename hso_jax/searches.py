@@ -13,21 +13,22 @@ from typing import TypedDict, Unpack, overload
 import jax
 import jax.numpy as jnp
 
-from hso_jax import resuming
+from hso_jax import checkpoint as resuming
 from hso_jax.baselines import rule_named
 from hso_jax.batch import Progress
 from hso_jax.bilevel import Effort
+from hso_jax.bounds import Terms, expansion
+from hso_jax.checkpoint import Records
 from hso_jax.checks import brief, choice, whole
 from hso_jax.compiling import platform, quiet, under_jax_defaults
+from hso_jax.hso import Hso
 from hso_jax.lane import Lane, Method
 from hso_jax.lower import trust_region
-from hso_jax.methods import Hso, SolverError
 from hso_jax.noise import PRESETS, NoiseSchedule, preset
 from hso_jax.noise.presets import preset_name
 from hso_jax.noise.stacking import anonymous
-from hso_jax.objectives.expansion import Terms, expansion
 from hso_jax.schedule import Schedule
-from hso_jax.upper.checkpoint import Records
+from hso_jax.solver_error_method import SolverError
 
 METHODS: Mapping[str, Method] = {
     "hso": Hso(),
@@ -92,7 +93,7 @@ def search_many(
     Args:
         many: checked or unchecked lanes.
         effort: how hard to search; each method's own by default.
-        progress: called with (done, total) after each chunk: lanes, and calls of the model for `Measured`.
+        progress: called with (done, total) after each chunk: lanes.
         checkpoint: file that each chunk's results are written to, and that the same call resumes from; on the same
             devices to the same bytes. With several hosts process 0 writes it.
 
@@ -192,18 +193,17 @@ def search(
             a preset's name.
         nfe: the number of model evaluations N, or several.
         method: `Hso(...)`, the paper's, on a bound; `SolverError(...)`, by the error of the solver itself on problems
-            with an exact solution; `Measured(...)`, by a function of yours; or a key of `METHODS`.
+            with an exact solution; or a key of `METHODS`.
         layout: "node" (N nodes and a last step to sigma 0) or "interval" (N + 1 nodes, stops at the last).
         seed: of the upper level.
         effort: how hard to search; the method's own by default.
-        progress: called with (lanes done, lanes in all); in calls of the model with `Measured`.
+        progress: called with (lanes done, lanes in all).
 
     Returns:
         One `Schedule` for an int, a list in the order of `nfe` otherwise.
 
     Raises:
         ValueError: for any bad value, naming it, before any work.
-        Exception: what a `Measured` fitness raises, as it is; its checkpoint then has all judgements before.
     """
     noise, how = _model(noise, method_of(method))
     many = list(nfe) if isinstance(nfe, Iterable) else [nfe]

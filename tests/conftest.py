@@ -13,7 +13,7 @@ from jax.experimental.compilation_cache import compilation_cache
 from problems import EFFORT, SD, filled
 
 from hso_jax import Hso, Lane, Schedule, search_many
-from hso_jax.methods.hso.lanes import SPACING_AS
+from hso_jax.hso import SPACING_AS
 
 if "PYTEST_XDIST_WORKER" in os.environ:  # before anything imports torch: a core a process, none waits for the other's
     os.environ.setdefault("OMP_NUM_THREADS", "1")

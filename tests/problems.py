@@ -1,7 +1,7 @@
 """What the tests share: noise families with their closed forms, random noise, known minimisers, a batched solver.
 
 Oracles are written from the formulas of the papers and share no code with `hso_jax`; the larger ones are in
-`benchmarks/speed/scipy_search.py`.
+`tests/oracles/scipy_search.py`.
 """
 
 from __future__ import annotations
@@ -13,14 +13,14 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from oracles import scipy_search as reference
 
-from benchmarks.speed import scipy_search as reference
 from hso_jax import Effort, Hso, Lane
 from hso_jax.lower import trust_region
-from hso_jax.lower.newton import interval_objective
+from hso_jax.lower.trust_region import interval_objective
+from hso_jax.mep_spf import mep_interval_derivatives
 from hso_jax.noise import NoiseSchedule, cosine, discrete, edm, flow, linear_vp, ve
 from hso_jax.noise.stacking import stack
-from hso_jax.objectives.mep_spf import mep_interval_derivatives
 
 SD_TABLE = reference.sd_lam_table()
 """alphas_cumprod of Stable Diffusion, from the oracle's own formula."""

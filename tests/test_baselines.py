@@ -5,9 +5,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import scipy.stats
+from oracles import scipy_search as reference
 from problems import KINKED, SD
 
-from benchmarks.speed import scipy_search as reference
 from hso_jax import BASELINES, baseline, paper_d_min, preset
 from hso_jax.baselines import AYS, inapplicable
 from hso_jax.noise import discrete

@@ -12,8 +12,8 @@ import solver_error_cells as shared
 from solver_error_cells import find
 
 from hso_jax.cli import main
-from hso_jax.methods.solver_error.method import COMPARED
 from hso_jax.schedule_file import from_json
+from hso_jax.solver_error_method import COMPARED
 
 SEARCH = ["search", "--model", "sd3-medium", "--method", "solver-error"]
 

@@ -125,7 +125,16 @@ def test_names_tell(name: str, kind: str) -> None:
     assert named_in(["base", name]) == (kind, name)
 
 
-@pytest.mark.parametrize("name", ["", *names(OTHERS), *sorted(set(PRESETS) - {"flux-schnell", "z-image-turbo"})])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "",
+        "DPMSolverSinglestepScheduler",
+        "LCMScheduler",
+        *names(OTHERS),
+        *sorted(set(PRESETS) - {"flux-schnell", "z-image-turbo"}),
+    ],
+)
 def test_other_names_do_not(name: str) -> None:
     assert named_in([name]) is None
 

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from solver_error_cells import EFFORT, SD, SD3, method, small_family
 
-from hso_jax import Coefficients, Hso, Lane, Measured, baseline, mep, refine, search, search_many, solver_error, spf
+from hso_jax import Coefficients, Hso, Lane, baseline, mep, refine, search, search_many, solver_error, spf
 from hso_jax import problems as p
 from hso_jax.noise import PRESETS, NoiseSchedule, preset
 from hso_jax.plots import landscape_figure
@@ -64,7 +64,6 @@ DOORS: dict[str, Callable[[], Any]] = {
     "solver-error": lambda: search(SD, 3, method=method("dpmpp-2m", compare=("ddim",)), effort=EFFORT).t,
     "a start": lambda: search(SD, 3, method=method("heun", start=baseline("karras", SD, 3)), effort=EFFORT).t,
     "nonstationary": lambda: search(SD3, 3, method=method("nonstationary", coefficients=FREE), effort=EFFORT).t,
-    "measured": lambda: search(SD, 3, method=Measured(lambda schedule: schedule.t[1], 16)).t,
     "refine": lambda: [refined(2), refined(jnp.asarray(2.0)), jax.vmap(refined)(jnp.array([1.0, 2.0]))],
     "refine's derivatives": lambda: [jax.jacrev(refined)(2.0), jax.jacfwd(jax.jacrev(refined))(2.0)],
     "mep": lambda: [mep(jnp.asarray(LAMS), 1), jax.hessian(mep)(jnp.asarray(LAMS))],

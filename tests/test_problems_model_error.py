@@ -13,10 +13,7 @@ import pytest
 from scipy.integrate import solve_ivp
 
 from hso_jax import Lane, NoiseSchedule, SolverError, baseline, from_config, preset, search, solver_error, solvers
-from hso_jax.methods.solver_error.lanes import data_of_lane, pack
-from hso_jax.noise import PREDICTIONS, PRESETS, alpha_sigma
-from hso_jax.noise.stacking import anonymous, stack
-from hso_jax.objectives.solver_error import (
+from hso_jax.error import (
     Chunks,
     ErrorData,
     denoiser,
@@ -27,10 +24,13 @@ from hso_jax.objectives.solver_error import (
     mean_error,
     squared_errors,
 )
+from hso_jax.noise import PREDICTIONS, PRESETS, alpha_sigma
+from hso_jax.noise.stacking import anonymous, stack
 from hso_jax.problems import ETA, ModelError, collect, family, mixture, power_law, product, spectral
 from hso_jax.problems.bank import pick, predict, spread
 from hso_jax.problems.model_error import CAP, SATURATION, Waves, check_model_error, draw, error, guided, over_sigma
 from hso_jax.searches import checked
+from hso_jax.solver_error_levels import data_of_lane, pack
 
 SD, FLOW, EDM = preset("sd15"), preset("sd3-medium"), preset("edm-cifar10")
 V = SD.with_prediction("v_prediction")

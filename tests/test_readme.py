@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 
 import hso_jax
+from benchmarks import runner
 from benchmarks.heldout.measure import FREE, FREE_PROFILED, RULES, SEARCHED
-from benchmarks.networks import records
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
@@ -63,8 +63,8 @@ def test_the_numbers_to_paste_are_the_recommended_ones() -> None:
 
 
 def test_the_gains_are_those_of_the_records() -> None:
-    lines = map(json.loads, (ROOT / "docs" / "results" / "tuning.jsonl").read_text().splitlines())
-    error = {(line["network"], line["nfe"], line["method"]): line["rmse"] for line in lines}
+    found = runner.read(ROOT / "docs" / "results" / "tuning.jsonl").cells
+    error = {(r.model, r.nfe, r.method): r.rmse for r in found}
     for nfe, *told in _table("gains"):
         found = []
         for method in ("zoo", "tune"):
@@ -88,7 +88,7 @@ def test_the_gains_over_pipelines_are_those_of_the_records() -> None:
 
 def test_ratios_to_the_best_known_solver_are_those_of_the_records() -> None:
     """In README and the docs: coefficients of their own, with a profile and without."""
-    found = records.read(ROOT / "docs" / "results" / "heldout.jsonl").cells
+    found = runner.read(ROOT / "docs" / "results" / "heldout.jsonl").cells
     budgets, ratios = (4, 5, 6, 7, 8, 10), {}
     known = {m: min(r.rmse for r in found if (r.model, r.nfe) == m and r.method in (*RULES, *SEARCHED) and r.rmse)
              for m in {(r.model, r.nfe) for r in found}}  # fmt: skip

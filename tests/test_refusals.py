@@ -30,8 +30,8 @@ from hso_jax import (
 from hso_jax import search as find
 from hso_jax import zoo as from_zoo
 from hso_jax.checks import brief, check_nfe, check_seed, flag, json_object, number, numbers, whole
+from hso_jax.error import error_data
 from hso_jax.noise import beta_table, ve
-from hso_jax.objectives.solver_error import error_data
 from hso_jax.problems import ModelError, generic, mixture, stack_problems
 
 NO_NUMBERS: list[Any] = [

@@ -1,1 +1,1 @@
-"""Schedules judged on trained networks that the project did not make: loaded from a folder, measured, not kept."""
+"""Schedules compared on trained networks of other people."""

@@ -11,9 +11,9 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from benchmarks import arguments
-from benchmarks.arguments import budgets, exit_code, names
-from benchmarks.solvers import COMPARED
+from benchmarks import runner
+from benchmarks.compared import COMPARED
+from benchmarks.runner import budgets, exit_code, names
 from hso_jax.files import write_whole
 
 RECORDS = Path("docs/results/heldout.jsonl")
@@ -21,45 +21,34 @@ RECORDS = Path("docs/results/heldout.jsonl")
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit code, 2 for bad input."""
-    return exit_code(_run, _parser().parse_args(argv), "finished cells")
-
-
-def _run(args: argparse.Namespace) -> int:
-    from benchmarks.heldout import measure, picture, report
-    from benchmarks.networks import charts, records
-
-    path: Path = args.records
-    if args.networks is not None:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        chosen = {"nfes": args.nfe, "solvers": args.solvers, "methods": args.methods, "count": args.count}
-        chosen = {name: x for name, x in chosen.items() if x is not None}
-        print(f"{measure.run(args.networks, path, seed=args.seed, **chosen)} cells measured: {path}")
-    page, found = path.with_suffix(".md"), records.read(path)
-    write_whole(page, report.report(found, path.name).encode())
-    print(f"wrote {page}")
-    if rows := picture.gains(found.cells):
-        chart = path.with_name(f"{path.stem}-predicted.png")
-        charts.save(picture.figure(rows), chart)
-        print(f"wrote {chart}")
-    return 0
-
-
-def _parser() -> argparse.ArgumentParser:
-    parser = arguments.parser("python -m benchmarks.heldout", __doc__)
+    parser = runner.command("python -m benchmarks.heldout", __doc__)
     add = parser.add_argument
     add("--networks", type=Path, metavar="PATH", help="folder with networks.py, which says what there is and loads it")
     add("--nfe", type=budgets, help="such as 4,6,8 or 4-8; default 4,6,8")
     add("--solvers", type=names, help=f"default {','.join(COMPARED)}")
-    add(
-        "--methods",
-        type=names,
-        help="default every rule, hso, and both searches by the solver's error, with a profile and without, and with "
-        "other weights of detail",
-    )
+    add("--methods", type=names, help="default all: every rule and every search; a wrong name lists them")
     add("--count", type=int, help="images a cell, default 64; points, samples of few numbers, 16 times as many")
-    add("--seed", type=int, default=0, help="of noise and searches; default %(default)s")
     add("--records", type=Path, default=RECORDS, metavar="FILE", help="default %(default)s; the page is beside it")
-    return parser
+    return exit_code(_run, parser.parse_args(argv), "finished cells")
+
+
+def _run(args: argparse.Namespace) -> int:
+    from benchmarks import plots
+    from benchmarks.heldout import measure, report
+
+    path: Path = args.records
+    if args.networks is not None:
+        chosen = {"nfes": args.nfe, "solvers": args.solvers, "methods": args.methods, "count": args.count}
+        chosen = {name: x for name, x in chosen.items() if x is not None}
+        print(f"{measure.run(args.networks, path, **chosen)} cells measured: {path}")
+    page, found = path.with_suffix(".md"), runner.read(path)
+    write_whole(page, report.report(found, path.name).encode())
+    print(f"wrote {page}")
+    if rows := report.gains(found.cells):
+        chart = path.with_name(f"{path.stem}-predicted.png")
+        plots.save(plots.gain_figure(rows), chart)
+        print(f"wrote {chart}")
+    return 0
 
 
 if __name__ == "__main__":

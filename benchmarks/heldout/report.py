@@ -3,18 +3,15 @@
 from __future__ import annotations
 
 import itertools
-import math
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
 
+from benchmarks.compared import SOLVERS
 from benchmarks.heldout.measure import DETAILED, FREE, FREE_PROFILED, PLAIN, PROFILED, RULES, SEARCHED
-from benchmarks.heldout.picture import gains
-from benchmarks.networks.ablations import DETAILS
-from benchmarks.networks.records import Record, Records
-from benchmarks.networks.report import main_group
-from benchmarks.networks.tables import beside_best, columns, geometric_mean, markdown, number
-from benchmarks.solvers import SOLVERS
+from benchmarks.methods import DETAILS
+from benchmarks.plots import Gain
+from benchmarks.runner import Record, Records, main_group
+from benchmarks.tables import Versus, beside_best, columns, geometric_mean, markdown, number, outcomes, versus
 
 OURS = SEARCHED[::-1]
 BESIDE = (*SEARCHED, PROFILED)
@@ -47,39 +44,6 @@ Cells won / tied / lost against the best rule: tied is not better, but inside th
 """
 
 
-class Versus(NamedTuple):
-    """One cell of a method beside the best rule."""
-
-    network: str
-    solver: str
-    nfe: int
-    best: Record
-    own: Record
-
-    @property
-    def ratio(self) -> float:
-        """Above 1 the rule is better; inf where the samples diverged."""
-        return math.inf if self.own.rmse is None else self.own.rmse / (self.best.rmse or math.nan)
-
-    @property
-    def outcome(self) -> int:
-        """0 won, 1 tied, 2 lost."""
-        if self.ratio <= 1.0:
-            return 0
-        return 1 if self.own.rmse is not None and self.own.rmse <= (self.best.rmse_high or 0.0) else 2
-
-
-def versus(found: Sequence[Record], method: str, against: Sequence[str] = RULES) -> list[Versus]:
-    """Every cell that has the method and a rule with finite samples."""
-    rows = []
-    for (network, _, solver, nfe), cells in columns(found).items():
-        rules = [cells[m] for m in against if m in cells and cells[m].rmse is not None]
-        if rules and method in cells:
-            best = min(rules, key=lambda r: r.rmse or 0.0)
-            rows.append(Versus(network, solver, nfe, best, cells[method]))
-    return rows
-
-
 WITH_PROFILE = """\
 The same searches with `SolverError(profile=...)`: each network looked at once, 96 trajectories of 32 evaluations from
 other noise than what is judged here (`bridge.profile`'s default budget). How problems are made of a profile was chosen
@@ -88,17 +52,18 @@ on these five networks, see [profile.md](../profile.md).
 
 
 def summary(found: Sequence[Record], methods: Sequence[str] = OURS, against: Sequence[str] = RULES) -> str:
-    """A row a network and solver, and one for all."""
+    """Count wins, ties and losses, a row a network and solver, and one for all."""
     every = {method: versus(found, method, against) for method in methods}
     places: dict[str, list[str]] = {}
-    for v in itertools.chain(*every.values()):
-        solvers = places.setdefault(v.network, [])
-        solvers += [v.solver] if v.solver not in solvers else []
+    for network, _, solver, _ in (v.column for v in itertools.chain(*every.values())):
+        solvers = places.setdefault(network, [])
+        solvers += [solver] if solver not in solvers else []
     rows = []
     for network, solver in [*((n, s) for n, solvers in places.items() for s in (*solvers, "all")), ("all", "all")]:
         row = [network, SOLVERS.get(solver, solver)]
         for method in methods:
-            row += _counts([v for v in every[method] if network in (v.network, "all") and solver in (v.solver, "all")])
+            here = [v for v in every[method] if network in (v.column[0], "all") and solver in (v.column[2], "all")]
+            row += _counts(here)
         rows.append(row)
     head = [f"`{m}` {what}" for m in methods for what in ("won / tied / lost", "mean ratio", "largest")]
     return markdown(["network", "solver", *head], rows, left=2)
@@ -108,21 +73,19 @@ def _counts(cells: Sequence[Versus]) -> list[str]:
     """Won / tied / lost, the geometric mean of the ratios, and the largest."""
     if not cells:
         return ["-", "-", "-"]
-    outcomes = [v.outcome for v in cells]
     ratios = [v.ratio for v in cells]
-    won = " / ".join(str(outcomes.count(i)) for i in range(3))
-    return [won, f"{geometric_mean(ratios):.2f}", f"{max(ratios):.2f}"]
+    return [" / ".join(map(str, outcomes(cells))), f"{geometric_mean(ratios):.2f}", f"{max(ratios):.2f}"]
 
 
 def cells(found: Sequence[Record]) -> str:
-    """A row a cell: the best rule, and what each search has."""
-    others = {m: {(v.network, v.solver, v.nfe): v for v in versus(found, m)} for m in BESIDE}
+    """Show the best rule of every cell, and what each search has there."""
+    others = {m: {v.column: v for v in versus(found, m, RULES)} for m in BESIDE}
     others = {m: own for m, own in others.items() if own}
     rows = []
-    for key in dict.fromkeys(itertools.chain(*others.values())):
-        here = {m: own[key] for m, own in others.items() if key in own}
-        best = next(iter(here.values())).best
-        row = [key[0], SOLVERS[key[1]], str(key[2]), f"`{best.method}`", number(best.rmse), number(best.rmse_high)]
+    for column in dict.fromkeys(itertools.chain(*others.values())):
+        here = {m: own[column] for m, own in others.items() if column in own}
+        best, (network, _, solver, nfe) = next(iter(here.values())).best, column
+        row = [network, SOLVERS[solver], str(nfe), f"`{best.method}`", number(best.rmse), number(best.rmse_high)]
         for m in others:
             row += [number(here[m].own.rmse), f"{here[m].ratio:.2f}"] if m in here else ["", ""]
         rows.append(row)
@@ -165,6 +128,19 @@ def with_profile(found: Sequence[Record]) -> str:
     return "\n".join(["## With a profile\n", WITH_PROFILE, *parts]) if parts else ""
 
 
+def gains(found: Sequence[Record]) -> list[Gain]:
+    """List every cell that has coefficients of its own, and a known solver with nodes by the same search."""
+    rows = []
+    for own in found:
+        if own.method not in (FREE, FREE_PROFILED) or own.predicted is None or own.rmse is None:
+            continue
+        nodes = "solver-error" if own.method == FREE else PROFILED
+        known = [r.rmse for r in found if (r.model, r.nfe, r.method) == (own.model, own.nfe, nodes) and r.rmse]
+        if known:
+            rows.append(Gain(own.model, own.nfe, own.method == FREE_PROFILED, own.predicted, own.rmse / min(known)))
+    return rows
+
+
 PREDICTED = """\
 The error on the reference problems says what coefficients of their own gain there over the best known solver with its
 own nodes; the networks say what they gain of it.
@@ -201,14 +177,16 @@ def detail(found: Sequence[Record]) -> str:
     rows = []
     for kind in ("solver-error", FREE):
         names = [next((n for n, own in DETAILED.items() if own == (kind, x)), kind) for x in DETAILS]
-        logs: dict[str, list[list[float]]] = {}
+        ratios: dict[str, list[list[float]]] = {}
         for (network, *_), cells in columns(found).items():
-            values = [cells[name].rmse if name in cells else None for name in names]
+            values = [cells[name].rmse or 0.0 if name in cells else 0.0 for name in names]
             if all(values):
-                logs.setdefault(network, []).append([(x or 0.0) / (values[0] or 1.0) for x in values])
-        everywhere = [ratios for own in logs.values() for ratios in own]
-        for network, own in [*logs.items(), *([("all", everywhere)] if everywhere else [])]:
-            rows.append([network, f"`{kind}`", *(f"{geometric_mean(column):.3f}" for column in zip(*own, strict=True))])
+                for place in (network, "all"):
+                    ratios.setdefault(place, []).append([x / values[0] for x in values])
+        if "all" in ratios:
+            ratios["all"] = ratios.pop("all")  # the last row
+        for place, own in ratios.items():
+            rows.append([place, f"`{kind}`", *(f"{geometric_mean(column):.3f}" for column in zip(*own, strict=True))])
     head = ["network", "", *(f"detail {x:g}" for x in DETAILS)]
     return f"## The weight of fine detail\n\n{DETAIL}\n{markdown(head, rows, left=2)}" if rows else ""
 
@@ -253,9 +231,6 @@ def report(found: Records, name: str) -> str:
     Args:
         found: all records of the file.
         name: of the records file.
-
-    Raises:
-        ValueError: if there are no records.
     """
     if not found.cells:
         raise ValueError("there are no records to report; give --networks PATH to measure")

@@ -17,14 +17,10 @@ import numpy as np
 from rich.progress import Progress
 
 from benchmarks.metrics import frechet_distance, moments_of
-from benchmarks.models.denoiser import own_subject
 from benchmarks.models.subjects import Subject
-from hso_jax import Schedule, baseline
-from hso_jax.schedule import Origin
+from hso_jax import Origin, Schedule, baseline
 
-IMAGES = 100
-BUDGET = 30_000
-START = "trailing"
+IMAGES, BUDGET = 100, 30_000
 ROUND, PARENTS, MUTATIONS, CROSSOVERS = 10, 2, 5, 2
 MUTATION = 0.1
 _TRIES = 100  # for a row that was not rated yet
@@ -50,36 +46,24 @@ class Result(NamedTuple):
 
 
 def search(
-    subject: Subject,
-    solver: str,
-    nfe: int,
-    real: np.ndarray,
-    *,
-    images: int = IMAGES,
-    budget: int = BUDGET,
-    seed: int = 0,
+    subject: Subject, solver: str, nfe: int, real: np.ndarray, images: int = IMAGES, budget: int = BUDGET, seed: int = 0
 ) -> Result:
-    """The timesteps whose samples come closest to real images.
+    """Find the timesteps whose samples come closest to real images.
 
     Args:
         subject: what the schedule is for; other noises than its own are used, the same for all candidates.
-        solver: of `benchmarks.solvers.SOLVERS`.
+        solver: of `benchmarks.compared.SOLVERS`.
         nfe: N.
         real: [m, d] `subject.features` of real images; not those that are judged with.
         images: samples a candidate.
         budget: evaluations of the network; a candidate takes images x N.
         seed: of the noise and of the search.
-
-    Raises:
-        ValueError: for a budget that does not pay for one candidate, or less than two real images or samples.
     """
     affordable = budget // (images * nfe)
     if affordable < 1 or min(len(real), images) < 2:
-        raise ValueError(
-            f"budget is {budget}, with {images} samples, {len(real)} real images and N = {nfe}; need two of each or "
-            f"more and a budget of {images * nfe} or more"
-        )
-    own, wanted = own_subject(subject, images, seed), moments_of(np.asarray(real, np.float64))
+        given = f"budget is {budget}, with {images} samples, {len(real)} real images and N = {nfe}"
+        raise ValueError(f"{given}; need two of each or more and a budget of {images * nfe} or more")
+    own, wanted = subject.for_preparation(images, seed), moments_of(np.asarray(real, np.float64))
 
     def rate(row: Row) -> float:
         found = own.features(own.sample(_schedule(own, row), solver).images)
@@ -92,23 +76,17 @@ def search(
         task = progress.add_task(f"{own.name} {solver} {nfe}: AutoDiffusion", total=affordable)
         ratings = evolve(rate, _uniform(own, nfe), _levels(own), affordable, seed)
     row = min(ratings, key=ratings.__getitem__)
-    t = _schedule(own, row).t
     origin = Origin(method="autodiffusion", solver=solver, guidance=own.guidance, seed=seed)
-    schedule = Schedule.from_t(own.noise, t, origin=origin)
+    schedule = Schedule.from_t(own.noise, _schedule(own, row).t, origin=origin)
     return Result(schedule, ratings[row], next(iter(ratings.values())), len(ratings) * images * nfe)
 
 
 def evolve(
     rate: Callable[[Row], float], start: Row, levels: np.ndarray, candidates: int, seed: int
 ) -> dict[Row, float]:
-    """The ratings of all rows tried, `start`'s first; less than `candidates` only where no new row is found.
+    """Rate rows made of `levels`, the lower the better; returns all ratings, that of `start`, the uniform row, first.
 
-    Args:
-        rate: the lower the better.
-        start: the uniform row.
-        levels: that rows are made of.
-        candidates: how many rows to rate.
-        seed: of the search.
+    There are less than `candidates` only where no new row is found.
     """
     draw = np.random.default_rng(seed)
     known: dict[Row, float] = {}
@@ -166,7 +144,7 @@ def _levels(subject: Subject) -> np.ndarray:
 
 
 def _uniform(subject: Subject, nfe: int) -> Row:
-    t = baseline(START, subject.noise, nfe).t
+    t = baseline("trailing", subject.noise, nfe).t
     return _row(np.rint(subject.noise.num_train_timesteps * t).astype(int))
 
 

@@ -13,72 +13,42 @@ from __future__ import annotations
 
 import functools
 import time
-from typing import NamedTuple
 
 import numpy as np
 import torch
 from rich.progress import track
 
 import bridge
-from benchmarks.models.denoiser import denoiser, own_subject
 from benchmarks.models.subjects import Subject
-from bridge.sampling import Level
 from bridge.tuning import gits
-from bridge.tuning.gits import COEFFICIENT, best_path
-from hso_jax import NoiseSchedule, Schedule
-from hso_jax.schedule import Origin
+from hso_jax import NoiseSchedule, Origin, Schedule
 
-IMAGES = 256
-LEVELS = 60
-RHO = 7.0
+IMAGES, LEVELS, RHO = 256, 60, 7.0
 _BATCH = 64
 
 
-class Result(NamedTuple):
-    """A schedule and what it took: the network's evaluations, each of a single image, and seconds."""
-
-    schedule: Schedule
-    calls: int
-    seconds: float
-
-
 def search(
-    subject: Subject,
-    nfe: int,
-    *,
-    images: int = IMAGES,
-    levels: int = LEVELS,
-    coefficient: float = COEFFICIENT,
-    seed: int = 0,
-) -> Result:
-    """The schedule of N evaluations for any solver; images x levels evaluations of the network, whatever N.
+    subject: Subject, nfe: int, *, images: int = IMAGES, levels: int = LEVELS, seed: int = 0
+) -> tuple[Schedule, int, float]:
+    """Find the schedule of N evaluations for any solver, on other noises than the subject's own.
 
-    Args:
-        subject: what the schedule is for; other noises than its own are used.
-        nfe: N, at most `levels`.
-        images: warm-up samples.
-        levels: of the teacher's grid.
-        coefficient: by how much more each further step counts, see `best_path`.
-        seed: of the warm-up's noise.
-
-    Raises:
-        ValueError: for an N that is not in 1..levels.
+    Returns:
+        The schedule; the network's evaluations, images x levels whatever N; and seconds.
     """
     if not 1 <= nfe <= levels:
         raise ValueError(f"nfe is {nfe}; the teacher's grid has {levels} levels, so use 1 to {levels}")
     costs, spent = mean_costs(subject, images, levels, seed)
     begin = time.perf_counter()
-    chosen = best_path(costs, nfe, coefficient)
-    t = teacher_grid(subject.noise, levels).t[chosen]
+    t = teacher_grid(subject.noise, levels).t[gits.best_path(costs, nfe, gits.COEFFICIENT)]
     schedule = Schedule.from_t(subject.noise, t, origin=Origin(method="gits", guidance=subject.guidance, seed=seed))
-    return Result(schedule, images * levels, spent + time.perf_counter() - begin)
+    return schedule, images * levels, spent + time.perf_counter() - begin
 
 
 @functools.lru_cache(maxsize=8)
 def mean_costs(subject: Subject, images: int, levels: int, seed: int) -> tuple[np.ndarray, float]:
-    """`euler_costs` averaged over the warm-up samples, and the seconds it took; kept, since every N uses the same."""
+    """Average `euler_costs` over the warm-up samples; also the seconds it took. Kept, since every N uses the same."""
     begin = time.perf_counter()
-    own, grid = own_subject(subject, images, seed), teacher_grid(subject.noise, levels)
+    own, grid = subject.for_preparation(images, seed), teacher_grid(subject.noise, levels)
     parts = [slice(i, min(i + _BATCH, images)) for i in range(0, images, _BATCH)]
     shown = track(parts, description=f"{own.name}: GITS", transient=True)
     costs = sum(euler_costs(own, grid, rows) for rows in shown) / images
@@ -87,7 +57,7 @@ def mean_costs(subject: Subject, images: int, levels: int, seed: int) -> tuple[n
 
 
 def teacher_grid(noise: NoiseSchedule, levels: int) -> Schedule:
-    """Levels evenly in (sigma/alpha)^(1/rho) between the model's ends (EDM, arXiv 2206.00364, eq. 5)."""
+    """Spread levels evenly in (sigma/alpha)^(1/rho) between the model's ends (EDM, arXiv 2206.00364, eq. 5)."""
     high, low = (float(noise.ksigma(float(t))) ** (1.0 / RHO) for t in (noise.t_max, noise.t_min))
     t = np.asarray(noise.t_of_lam(-RHO * np.log(np.linspace(high, low, levels))))
     t[0], t[-1] = float(noise.t_max), float(noise.t_min)
@@ -101,11 +71,10 @@ def euler_costs(subject: Subject, grid: Schedule, rows: slice) -> np.ndarray:
     The step from i starts on the teacher's trajectory and has the prediction that the teacher had there, so that the
     trajectory (DPM++ 2M) is all that is evaluated.
     """
-    predict = denoiser(subject, rows)
-    positions, predictions, levels = [], [], list[Level]()
+    positions, predictions, levels = [], [], list[bridge.Level]()
 
-    def recorded(x: torch.Tensor, level: Level) -> torch.Tensor:
-        x0 = predict(x, level)
+    def recorded(x: torch.Tensor, level: bridge.Level) -> torch.Tensor:
+        x0 = subject.trained.denoise(x, level, subject.labels[rows], subject.guidance)
         positions.append(x)
         predictions.append(x0)
         levels.append(level)

@@ -12,19 +12,18 @@ the rare samples of its own noise is not a limit that any schedule of these prob
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
 import functools
-import json
 import os
 import time
-from pathlib import Path
+from collections.abc import Sequence
 from typing import Any
 
 import jax
 import numpy as np
 
-from benchmarks.solvers import COMPARED
+from benchmarks import runner
+from benchmarks.compared import COMPARED
 from hso_jax import (
     BASELINES,
     Hso,
@@ -38,6 +37,7 @@ from hso_jax import (
     search_many,
     solver_error,
 )
+from hso_jax.baselines import inapplicable
 from hso_jax.problems import KINDS, Problem, family
 
 BUDGETS = (4, 5, 6, 8, 10)
@@ -51,14 +51,9 @@ def held_out() -> Problem:
 
 
 def rules(noise: NoiseSchedule, nfe: int) -> dict[str, Schedule]:
-    """Every rule that applies to this noise schedule, DM-NonUni, and HSO in the paper's box."""
-    found = {"hso": search(noise, nfe, method=Hso(relax=True))}
-    for name in BASELINES:
-        try:
-            found[name] = baseline(name, noise, nfe)
-        except ValueError as error:
-            print(f"  {name} does not apply: {error}")
-    return found
+    """Make the schedule of HSO in the paper's box, and of every rule that applies to this noise schedule."""
+    known = [name for name in BASELINES if not inapplicable(name, noise)]
+    return {"hso": search(noise, nfe, method=Hso(relax=True)), **{name: baseline(name, noise, nfe) for name in known}}
 
 
 def limits(lanes: list[Lane], transferred: list[Schedule], seeds: int) -> list[Schedule]:
@@ -75,7 +70,7 @@ def limits(lanes: list[Lane], transferred: list[Schedule], seeds: int) -> list[S
     return [min(column, key=lambda s: np.inf if s.error is None else s.error) for column in zip(*found, strict=True)]
 
 
-def table(noise: NoiseSchedule, guidance: float, budgets: tuple[int, ...], seeds: int) -> list[dict[str, Any]]:
+def table(noise: NoiseSchedule, guidance: float, budgets: Sequence[int], seeds: int) -> list[dict[str, Any]]:
     """One record a cell: errors on the held-out problems by method, and the limit."""
     lanes = [Lane(noise, n, method=SolverError(s, guidance, compare=())) for s in COMPARED for n in budgets]
     begin = time.perf_counter()
@@ -91,18 +86,13 @@ def table(noise: NoiseSchedule, guidance: float, budgets: tuple[int, ...], seeds
     records = []
     for lane, schedule, error, limit in zip(lanes, found, judged, best, strict=True):
         errors = {name: judge(s, solver=schedule.solver) for name, s in others[lane.nfe].items()}
-        records.append(
-            {
-                "model": noise.name, "guidance": guidance, "solver": schedule.solver, "nfe": lane.nfe, "limit": limit,
-                "solver-error": error, "on its own problems": schedule.error, **errors,
-            }
-        )  # fmt: skip
+        records.append({"solver": schedule.solver, "nfe": lane.nfe, "limit": limit, "solver-error": error, **errors})
     return records
 
 
 def markdown(records: list[dict[str, Any]]) -> str:
     """The records as a table; the best method of a row in bold, the limit aside."""
-    names = [n for n in records[0] if n not in ("model", "guidance", "solver", "nfe", "limit", "on its own problems")]
+    names = [n for n in records[0] if n not in ("solver", "nfe", "limit")]
     lines = [f"| solver, N | limit | {' | '.join(names)} | above limit |", f"|{'---|' * (len(names) + 3)}"]
     for r in records:
         least = min(r[n] for n in names)
@@ -113,22 +103,18 @@ def markdown(records: list[dict[str, Any]]) -> str:
 
 
 def main() -> None:
-    """Print the table; --json keeps the records."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    """Print the table."""
+    parser = runner.command("python -m benchmarks.mixtures.limits", __doc__)
     parser.add_argument("--model", default="sd15")
     parser.add_argument("--guidance", type=float, default=1.0)
-    parser.add_argument("--nfe", default=",".join(map(str, BUDGETS)))
+    parser.add_argument("--nfe", type=runner.budgets, default=BUDGETS)
     parser.add_argument("--seeds", type=int, default=3, help="direct searches for the limit")
-    parser.add_argument("--json", type=Path, help="also write the records here")
     options = parser.parse_args()
     if "JAX_NUM_CPU_DEVICES" not in os.environ:
         jax.config.update("jax_num_cpu_devices", min(os.cpu_count() or 1, 8))
-    budgets = tuple(int(n) for n in options.nfe.split(","))
-    records = table(preset(options.model), options.guidance, budgets, options.seeds)
+    records = table(preset(options.model), options.guidance, options.nfe, options.seeds)
     print(f"\n{options.model}, guidance {options.guidance:g}, {jax.devices()[0].platform}, float32\n")
     print(markdown(records))
-    if options.json:
-        options.json.write_text(json.dumps(records, indent=1) + "\n")
 
 
 if __name__ == "__main__":

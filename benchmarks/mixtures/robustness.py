@@ -8,10 +8,10 @@ schedule found on them, its error there, and what the default family's schedule 
 
 from __future__ import annotations
 
-import argparse
 from typing import Any
 
-from benchmarks.solvers import COMPARED
+from benchmarks import runner
+from benchmarks.compared import COMPARED
 from hso_jax import SolverError, preset, search, solver_error
 from hso_jax.problems import KINDS, family
 
@@ -33,14 +33,14 @@ SAMPLES = 256
 
 def main() -> None:
     """Print a table a solver."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser = runner.command("python -m benchmarks.mixtures.robustness", __doc__)
     parser.add_argument("--model", default="sd15")
     parser.add_argument("--nfe", type=int, default=6)
     parser.add_argument("--guidance", type=float, default=1.0)
-    parser.add_argument("--solvers", default=",".join(COMPARED))
+    parser.add_argument("--solvers", type=runner.names, default=COMPARED)
     options = parser.parse_args()
     noise, n, w = preset(options.model), options.nfe, options.guidance
-    for solver in options.solvers.split(","):
+    for solver in options.solvers:
         usual = search(noise, n, method=SolverError(solver, w, compare=()))
         print(f"\n{solver}, N = {n}, guidance {w:g}, {options.model}\n")
         print("| problems | timesteps | error | default family's schedule there | costs |\n|---|---|---|---|---|")

@@ -9,18 +9,17 @@ rule-based schedules and for the MEP family (p, t_eps) at t_max = 1, on Stable D
 
 from __future__ import annotations
 
-import argparse
 import functools
 import itertools
 import time
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from benchmarks.solvers import COMPARED
+from benchmarks import runner
+from benchmarks.compared import COMPARED
 from hso_jax import NoiseSchedule, baseline, preset, refine, solvers
 from hso_jax.problems import Problem, denoiser, exact, generic
 
@@ -62,11 +61,15 @@ def candidates(noise: NoiseSchedule, nfe: int) -> tuple[list[str], np.ndarray]:
     return names, np.concatenate([rules, np.asarray(family(noise, nfe))])
 
 
-def study(problem: Problem, noise: NoiseSchedule, samples: int, seed: int) -> dict[tuple[float, int, str], Any]:
-    """Squared errors [schedules, samples] of every cell, with the schedules' names."""
+Cells = dict[tuple[float, int, str], tuple[list[str], np.ndarray]]
+"""Guidance, N and solver to the schedules' names and their squared errors [schedules, samples]."""
+
+
+def study(problem: Problem, noise: NoiseSchedule, samples: int, seed: int) -> Cells:
+    """Measure every cell."""
     x = jax.random.normal(jax.random.key(seed), (samples, problem.means.shape[1]))
     start = float(noise.lam(float(noise.t_max)))
-    cells = {}
+    cells: Cells = {}
     for weight in GUIDANCE:
         truth = exact(problem, x, start=start, guidance=weight)
         print(f"w {weight:g}: exact solution, error estimate {float(truth.error):.1e}")
@@ -77,7 +80,7 @@ def study(problem: Problem, noise: NoiseSchedule, samples: int, seed: int) -> di
     return cells
 
 
-def report(cells: dict[tuple[float, int, str], Any]) -> None:
+def report(cells: Cells) -> None:
     """One row a cell."""
     print(f"\n| w | N | solver | best (p, t_eps) | (2, 0.03) | {' | '.join(RULES)} |\n|{'---|' * (5 + len(RULES))}")
     for (weight, nfe, solver), (names, squares) in cells.items():
@@ -87,66 +90,35 @@ def report(cells: dict[tuple[float, int, str], Any]) -> None:
         print(f"| {weight:g} | {nfe} | {solver} | {rmse[best]:.3f} {best} | {others} |")
 
 
-def ranking(cells: dict[tuple[float, int, str], Any], draws: int = 200) -> None:
+def ranking(cells: Cells, draws: int = 200) -> None:
     """What choosing by few of the samples costs: regret of the choice on all of them, over random subsets."""
     rng = np.random.default_rng(SEED)
     print("\n| samples | same choice | regret of RMSE: mean | worst 5% |\n|---|---|---|---|")
     for count in (8, 16, 32, 64, 128, 256):
         same, regret = [], []
-        for names, squares in cells.values():
+        for _, squares in cells.values():
             full = np.sqrt(squares[len(RULES) :].mean(1))
             for _ in range(draws):
                 subset = rng.choice(squares.shape[1], count, replace=False)
                 chosen = squares[len(RULES) :, subset].mean(1).argmin()
                 same.append(chosen == full.argmin())
                 regret.append(full[chosen] / full.min() - 1.0)
-            assert len(names) == len(squares)
         print(f"| {count} | {np.mean(same):.0%} | {np.mean(regret):.2%} | {np.quantile(regret, 0.95):.2%} |")
-
-
-def timings(problem: Problem, noise: NoiseSchedule, nfe: int = 10) -> None:
-    """One schedule at N = 10: forward, gradient, and the samples' whole Jacobian in the nodes."""
-    x = jax.random.normal(jax.random.key(SEED), (SAMPLES, problem.means.shape[1]))
-    lams = jnp.asarray(baseline("uniform-lam", noise, nfe).lams, x.dtype)
-    print(f"\n{jax.devices()[0]}, {x.dtype}, seed {SEED}, {SAMPLES} samples, N = {nfe}: compile s / run ms")
-    for solver in COMPARED:
-
-        def forward(row: Array, solver: str = solver) -> Array:
-            return solvers.sample(denoiser(problem, 3.0), row, x, solver=solver)
-
-        programs = {
-            "forward": forward,
-            "gradient": jax.grad(lambda row, f=forward: jnp.mean(f(row) ** 2)),
-            "Jacobian": jax.jacfwd(forward),
-        }
-        row = []
-        for name, program in programs.items():
-            begin = time.perf_counter()
-            compiled = jax.jit(program).lower(lams).compile()
-            compile_seconds, runs = time.perf_counter() - begin, []
-            for _ in range(21):
-                begin = time.perf_counter()
-                jax.block_until_ready(compiled(lams))
-                runs.append(time.perf_counter() - begin)
-            row.append(f"{name} {compile_seconds:.2f} / {1e3 * float(np.median(runs)):.2f}")
-        print(f"  {solver}: {', '.join(row)}")
 
 
 def main() -> None:
     """Print everything."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser = runner.command("python -m benchmarks.mixtures.study", __doc__)
     parser.add_argument("--samples", action="store_true", help="also measure how many samples a ranking takes")
-    parser.add_argument("--seed", type=int, default=SEED)
     options = parser.parse_args()
-    noise, problem = preset("sd21-base"), generic(jax.random.key(options.seed))
-    print(f"{jax.devices()[0]}, generic mixture of seed {options.seed}, {SAMPLES} samples")
+    noise, problem = preset("sd21-base"), generic(jax.random.key(SEED))
+    print(f"{jax.devices()[0]}, generic mixture of seed {SEED}, {SAMPLES} samples")
     begin = time.perf_counter()
-    cells = study(problem, noise, SAMPLES, options.seed + 1)
+    cells = study(problem, noise, SAMPLES, SEED + 1)
     print(f"{time.perf_counter() - begin:.1f} s with compilation")
     report(cells)
     if options.samples:
         ranking(cells)
-    timings(problem, noise)
 
 
 if __name__ == "__main__":

@@ -11,7 +11,8 @@ import json
 from pathlib import Path
 from typing import Any, NamedTuple
 
-WEIGHTS = Path(__file__).parent / "weights"
+from benchmarks.runner import WEIGHTS
+
 LOSS = {
     "epsilon": "mean squared error of eps with the Min-SNR weight (gamma 5)",
     "v_prediction": "mean squared error of v with the Min-SNR weight (gamma 5)",
@@ -49,19 +50,28 @@ SEEN = {
 }
 """What a person sees in samples.png; to be looked at again when a model is trained again."""
 
+LICENCE = "Apache-2.0, as this repository"
+MODEL_END = (
+    "Made for judging schedules on a real network that is quick to run; a small, briefly trained model, no good for "
+    "pictures."
+)
+CLASSIFIER_END = (
+    "Its features measure distances between pictures of this one kind: they compare samplers of one model, and say "
+    "nothing of other data. The distances are on another scale than those of Inception."
+)
 
-def write_model_card(folder: Path) -> None:
-    """Write the card of a model from its training.json, loss.csv, scheduler and, where there is one, samples.json."""
-    (folder / "README.md").write_text(model_card(folder))
 
+def write_card(folder: Path) -> None:
+    """Write the card of a model from its training.json, loss.csv, scheduler and, where there is one, samples.json.
 
-def write_classifier_card(folder: Path) -> None:
-    """Write the card of a classifier from its config.json."""
-    (folder / "README.md").write_text(classifier_card(folder))
+    That of a classifier is written from its config.json.
+    """
+    text = classifier_card(folder) if (folder / "config.json").exists() else model_card(folder)
+    (folder / "README.md").write_text(text)
 
 
 def model_card(folder: Path) -> str:
-    """The card's text."""
+    """Write the text of a model's card."""
     facts = _read(folder / "training.json")
     levels = _read(folder / "scheduler" / "scheduler_config.json")
     size = (folder / "unet" / "diffusion_pytorch_model.safetensors").stat().st_size
@@ -71,15 +81,14 @@ def model_card(folder: Path) -> str:
     if kind == "flow":
         noise = f"rectified flow, shift {levels['shift']:g}, timestep = 1000 sigma; predicts noise - data"
     else:
-        noise = (
-            f"{levels['num_train_timesteps']} levels, betas {levels['beta_schedule']} "
-            f"{levels['beta_start']:g}..{levels['beta_end']:g}; predicts {kind.removesuffix('_prediction')}"
-        )
+        betas = f"betas {levels['beta_schedule']} {levels['beta_start']:g}..{levels['beta_end']:g}"
+        noise = f"{levels['num_train_timesteps']} levels, {betas}; predicts {kind.removesuffix('_prediction')}"
     runs = [
         f"{run['name']}, {run['steps']} steps, {run['minutes']:g} min, held-out loss {run['held_out_loss']:g}"
         for run in facts["started_from"]
     ]
     before = f"started from the weights of {'; then '.join(runs)}; then " if runs else ""
+    threads = f"{facts['threads']} thread{'s' if facts['threads'] > 1 else ''}"
     rows = {
         "network": f"diffusers `UNet2DModel`, {channels} x 32 x 32, class-conditional; label {facts['no_label']} is "
         "none",
@@ -87,24 +96,18 @@ def model_card(folder: Path) -> str:
         "noise": noise,
         "data": f"{source.words}; licence {source.licence}",
         "classes": ", ".join(facts["classes"]),
-        "training": f"{before}{facts['steps']} steps of {facts['batch']} images, {facts['minutes']:g} min on "
-        f"{facts['threads']} thread{'s' if facts['threads'] > 1 else ''} of a shared {facts['machine']} CPU, "
-        f"seed {facts['seed']}, torch {facts['torch']}",
+        "training": f"{before}{facts['steps']} steps of {facts['batch']} images, {facts['minutes']:g} min on {threads} "
+        f"of a shared {facts['machine']} CPU, seed {facts['seed']}, torch {facts['torch']}",
         "loss": f"{LOSS[kind]}: training {trained:g} (last batches), held out {held_out:g} ([curve](loss.png))",
-        "licence": "Apache-2.0, as this repository",
+        "licence": LICENCE,
     }
-    text = [f"# {facts['name']}", "", _table(rows), "", "```bash", *_commands(facts, source.file), "```", ""]
-    if (folder / "samples.json").exists():
-        text += [*_seen(facts["name"], _read(folder / "samples.json")), ""]
-    text += [
-        "Made for judging schedules on a real network that is quick to run; a small, briefly trained model, no good "
-        "for pictures."
-    ]
-    return "\n".join(text) + "\n"
+    samples = folder / "samples.json"
+    seen = _seen(facts["name"], _read(samples)) if samples.exists() else []
+    return _card(facts["name"], rows, _commands(facts, source.file), [*seen, MODEL_END])
 
 
 def _commands(facts: dict[str, Any], file: str) -> list[str]:
-    """What trains it: this run and those it started from."""
+    """List the commands that train it: this run and those it started from."""
     lines: list[str] = []
     before: list[str] = []
     for run in [*facts["started_from"], facts]:
@@ -120,20 +123,16 @@ def _commands(facts: dict[str, Any], file: str) -> list[str]:
 
 def _seen(name: str, drawn: dict[str, Any]) -> list[str]:
     shares = drawn["agreement"]
-    least = sorted(shares, key=shares.__getitem__)[:3]
+    least = ", ".join(f"{label} ({shares[label]:.0%})" for label in sorted(shares, key=shares.__getitem__)[:3])
     mean = sum(shares.values()) / len(shares)
-    return [
-        "![samples, a row for each class](samples.png)",
-        "",
-        f"{drawn['columns']} samples of each class, {drawn['steps']} steps, guidance {drawn['guidance']:g}, seed "
-        f"{drawn['seed']}. The classifier gives {mean:.0%} of them their label; least often "
-        f"{', '.join(f'{label} ({shares[label]:.0%})' for label in least)}.",
-        *([SEEN[name]] if name in SEEN else []),
-    ]
+    how = f"{drawn['steps']} steps, guidance {drawn['guidance']:g}, seed {drawn['seed']}"
+    told = f"{drawn['columns']} samples of each class, {how}. The classifier gives {mean:.0%} of them their label; "
+    told += f"least often {least}."
+    return ["![samples, a row for each class](samples.png)", "", told, *([SEEN[name]] if name in SEEN else []), ""]
 
 
 def classifier_card(folder: Path) -> str:
-    """The card's text."""
+    """Write the text of a classifier's card."""
     facts = _read(folder / "config.json")
     data = folder.name.removesuffix("-classifier")
     source = DATA[data]
@@ -147,42 +146,22 @@ def classifier_card(folder: Path) -> str:
         "training": f"{facts['epochs']} epochs, {facts['minutes']:g} min, seed {facts['seed']}",
         "accuracy": f"{facts['test_accuracy']:.1%} of {facts['test_images']} held-out images; mean of the classes' own "
         f"{facts['mean_of_classes']:.1%}; always saying the commonest class {facts['commonest_class']:.1%}",
-        "licence": "Apache-2.0, as this repository",
+        "licence": LICENCE,
     }
     command = f"python -m benchmarks.models.train_classifier {data} --data {source.file} --epochs {facts['epochs']}"
-    return (
-        "\n".join(
-            [
-                f"# {folder.name}",
-                "",
-                _table(rows),
-                "",
-                "```bash",
-                command,
-                "```",
-                "",
-                "Its features measure distances between pictures of this one kind: they compare samplers of one model, "
-                "and say nothing of other data. The distances are on another scale than those of Inception.",
-            ]
-        )
-        + "\n"
-    )
+    return _card(folder.name, rows, [command], [CLASSIFIER_END])
 
 
-def _table(rows: dict[str, str]) -> str:
-    return "\n".join(["| | |", "|---|---|", *(f"| {key} | {value} |" for key, value in rows.items())])
+def _card(title: str, rows: dict[str, str], commands: list[str], end: list[str]) -> str:
+    table = ["| | |", "|---|---|", *(f"| {key} | {value} |" for key, value in rows.items())]
+    return "\n".join([f"# {title}", "", *table, "", "```bash", *commands, "```", "", *end]) + "\n"
 
 
 def _read(file: Path) -> Any:
     return json.loads(file.read_text())
 
 
-def main() -> None:
-    """Write the cards of all folders in `WEIGHTS`."""
-    for folder in sorted(path for path in WEIGHTS.iterdir() if path.is_dir()):
-        (write_classifier_card if (folder / "config.json").exists() else write_model_card)(folder)
-        print(folder / "README.md")
-
-
 if __name__ == "__main__":
-    main()
+    for place in sorted(path for path in WEIGHTS.iterdir() if path.is_dir()):
+        write_card(place)
+        print(place / "README.md")

@@ -2,7 +2,7 @@
 
 Fashion-MNIST (Xiao et al. 2017, arXiv 1708.07747; MIT licence): an .npz with `train_images`, `train_labels`,
 `test_images`, `test_labels`; or the folder with the four IDX files of github.com/zalandoresearch/fashion-mnist, gzipped
-or not; or `hub`, the data set "zalando-datasets/fashion_mnist" through the `datasets` package.
+or not.
 
 Emoji (Google Noto, Apache-2.0): an .npz with `images`, `labels`, `categories`, `names`; or the `package` folder of the
 npm package emoji-datasource-google (`emoji.json`, `img/google/64/*.png`).
@@ -11,12 +11,11 @@ npm package emoji-datasource-google (`emoji.json`, `img/google/64/*.png`).
 from __future__ import annotations
 
 import gzip
-import importlib
 import json
 import re
 import struct
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
@@ -45,7 +44,7 @@ def load_data(name: str, path: str | Path) -> Images:
     readers = {"fashion": _fashion, "emoji": _emoji}
     if name not in readers:
         raise ValueError(f"data set {name!r} is not one of {', '.join(readers)}")
-    if str(path) != "hub" and not Path(path).exists():
+    if not Path(path).exists():
         raise ValueError(f"{path} does not exist: give an .npz file or a folder as benchmarks/models/data.py says")
     return readers[name](path)
 
@@ -56,30 +55,16 @@ def to_unit(images: np.ndarray) -> np.ndarray:
 
 
 def _fashion(path: str | Path) -> Images:
-    if str(path) == "hub":
-        arrays = _fashion_from_hub()
-    elif Path(path).is_dir():
-        arrays = [_idx(Path(path), name) for name in IDX]
-    else:
-        arrays = _npz(path, ("train_images", "train_labels", "test_images", "test_labels"))
-    train, train_labels, test, test_labels = arrays
-    for images in (train, test):
-        if images.ndim != 3 or images.shape[1:] != (28, 28):
-            raise ValueError(f"{path} holds images of shape {images.shape}, not [n, 28, 28]")
-    pad = ((0, 0), (2, 2), (2, 2))
-    return Images(
-        np.pad(train, pad)[:, None],
-        train_labels.astype(np.int64),
-        np.pad(test, pad)[:, None],
-        test_labels.astype(np.int64),
-        FASHION,
-        np.full(len(train), 1 / len(train)),
-    )
+    keys = ("train_images", "train_labels", "test_images", "test_labels")
+    arrays = [_idx(Path(path), name) for name in IDX] if Path(path).is_dir() else _npz(path, keys)
+    if arrays[0].shape[1:] != (28, 28):
+        raise ValueError(f"{path} holds images of shape {arrays[0].shape}, not [n, 28, 28]")
+    train, test = (np.pad(images, ((0, 0), (2, 2), (2, 2)))[:, None] for images in (arrays[0], arrays[2]))
+    train_labels, test_labels = (labels.astype(np.int64) for labels in (arrays[1], arrays[3]))
+    return Images(train, train_labels, test, test_labels, FASHION, np.full(len(train), 1 / len(train)))
 
 
 def _emoji(path: str | Path) -> Images:
-    if str(path) == "hub":
-        raise ValueError("the emoji are not on the hub: give the unpacked npm package emoji-datasource-google")
     if Path(path).is_dir():
         images, labels, categories, names = _emoji_from_package(Path(path))
     else:
@@ -104,8 +89,7 @@ def _npz(path: str | Path, keys: tuple[str, ...]) -> list[np.ndarray]:
             arrays = dict(file)
     except (OSError, ValueError, TypeError, AttributeError) as error:
         raise ValueError(f"{path} is not an .npz file: {error}") from error
-    missing = [key for key in keys if key not in arrays]
-    if missing:
+    if missing := [key for key in keys if key not in arrays]:
         raise ValueError(f"{path} lacks the arrays {', '.join(missing)}; it holds {', '.join(arrays)}")
     return [arrays[key] for key in keys]
 
@@ -116,25 +100,9 @@ def _idx(folder: Path, name: str) -> np.ndarray:
     if path is None:
         raise ValueError(f"{folder} has neither {name} nor {name}.gz")
     raw = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
-    if len(raw) < 4 or raw[:3] != b"\0\0\x08":
-        raise ValueError(f"{path} is not an IDX file of unsigned bytes")
     shape = struct.unpack_from(f">{raw[3]}I", raw, 4)
     data = np.frombuffer(raw, np.uint8, offset=4 + 4 * raw[3])
-    if data.size != np.prod(shape):
-        raise ValueError(f"{path} is cut short: {data.size} bytes of {shape}")
     return data.reshape(shape)
-
-
-def _fashion_from_hub() -> list[np.ndarray]:
-    try:
-        load_dataset = importlib.import_module("datasets").load_dataset
-    except ImportError as error:
-        raise ValueError("reading from the hub needs `pip install datasets`") from error
-    arrays: list[np.ndarray] = []
-    for split in ("train", "test"):
-        rows: Any = load_dataset("zalando-datasets/fashion_mnist", split=split)
-        arrays += [np.stack([np.asarray(image) for image in rows["image"]]), np.asarray(rows["label"])]
-    return arrays
 
 
 def _emoji_from_package(folder: Path) -> list[np.ndarray]:
@@ -157,6 +125,4 @@ def _emoji_from_package(folder: Path) -> list[np.ndarray]:
             images.append(np.asarray(Image.alpha_composite(Image.new("RGBA", tile.size, "white"), tile))[..., :3])
             labels.append(categories.index(category))
             names.append(name)
-    if not images:
-        raise ValueError(f"{folder} has no images in img/google/64")
     return [np.stack(images), np.array(labels), np.array(categories), np.array(names)]

@@ -1,4 +1,4 @@
-"""The trained models and the feature networks, from the committed folders, offline.
+"""The trained models and the classifiers that give features, from the committed folders, offline.
 
 >>> trained = load("fashion-eps")
 >>> images = sample(trained, labels=torch.arange(10), steps=50, guidance=2.0)
@@ -15,12 +15,59 @@ from typing import Any, NamedTuple
 import torch
 from diffusers import DDIMScheduler, DPMSolverMultistepScheduler, FlowMatchEulerDiscreteScheduler, UNet2DModel
 from safetensors.torch import load_file
+from torch import nn
 
-from benchmarks.models.card import WEIGHTS
-from benchmarks.models.networks import Classifier
+from benchmarks.models.data import SIZE
+from benchmarks.runner import WEIGHTS
 
 MODELS = ("fashion-eps", "emoji-flow", "fashion-v")
 CLASSIFIERS = {"fashion": "fashion-classifier", "emoji": "emoji-classifier"}
+ATTEND_AT = 8  # attention where the feature map is this wide or narrower
+
+
+def unet(in_channels: int, classes: int, channels: tuple[int, ...]) -> UNet2DModel:
+    """Build a U-Net for 32 x 32 images, [B, C, 32, 32] to [B, C, 32, 32].
+
+    Label `classes`, one past the last, stands for "no label" (classifier-free guidance, Ho & Salimans 2022).
+    """
+    wide = [SIZE >> level > ATTEND_AT for level in range(len(channels))]
+    return UNet2DModel(
+        sample_size=SIZE,
+        in_channels=in_channels,
+        out_channels=in_channels,
+        block_out_channels=channels,
+        layers_per_block=1,
+        down_block_types=tuple("DownBlock2D" if w else "AttnDownBlock2D" for w in wide),
+        up_block_types=tuple("UpBlock2D" if w else "AttnUpBlock2D" for w in reversed(wide)),
+        norm_num_groups=8,
+        attention_head_dim=32,
+        time_embedding_dim=128,
+        num_class_embeds=classes + 1,
+    )
+
+
+class Classifier(nn.Module):
+    """Four convolutions, a global mean and two dense layers; `features` is the penultimate layer, [B, 96]."""
+
+    def __init__(self, in_channels: int, classes: int):
+        super().__init__()
+        layers: list[nn.Module] = []
+        before = in_channels
+        for after, stride in ((32, 1), (64, 2), (96, 2), (128, 2)):
+            layers += [nn.Conv2d(before, after, 3, stride, 1, bias=False), nn.BatchNorm2d(after), nn.ReLU()]
+            before = after
+        self.body = nn.Sequential(*layers)
+        self.embed = nn.Linear(before, 96)
+        self.dropout = nn.Dropout(0.2)
+        self.head = nn.Linear(96, classes)
+
+    def features(self, x: torch.Tensor) -> torch.Tensor:
+        """[B, C, 32, 32] in [-1, 1] to [B, 96], before the last activation and layer."""
+        return self.embed(self.body(x).mean((2, 3)))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """[B, C, 32, 32] in [-1, 1] to logits [B, classes]."""
+        return self.head(self.dropout(torch.relu(self.features(x))))
 
 
 class Trained(NamedTuple):
@@ -40,7 +87,7 @@ class Trained(NamedTuple):
         return self.unet.config.in_channels, self.unet.config.sample_size, self.unet.config.sample_size
 
     def predict(self, x: torch.Tensor, t: torch.Tensor | float, labels: torch.Tensor, guidance: float) -> torch.Tensor:
-        """The network's output [B, C, H, W] at timestep t (in 0..1000), guided: none + guidance (labelled - none).
+        """Evaluate the network at timestep t (in 0..1000), guided: none + guidance (labelled - none); [B, C, H, W].
 
         Guidance 1 calls the network once, any other value on a batch twice as large.
         """
@@ -48,13 +95,24 @@ class Trained(NamedTuple):
         if guidance == 1.0:
             return self.unet(x, t, class_labels=labels).sample
         both = torch.cat([torch.full_like(labels, self.no_label), labels])
-        out = self.unet(torch.cat([x, x]), torch.cat([t, t]), class_labels=both).sample
-        none, labelled = out.chunk(2)
+        none, labelled = self.unet(torch.cat([x, x]), torch.cat([t, t]), class_labels=both).sample.chunk(2)
         return none + guidance * (labelled - none)
+
+    def denoise(self, x: torch.Tensor, level: Any, labels: torch.Tensor, guidance: float) -> torch.Tensor:
+        """Predict the clean data of x [B, C, H, W] at a `bridge.Level`.
+
+        Its timestep, alpha and sigma may be 0-dim tensors: the result is differentiable in x and in all three
+        (`UNet2DModel` embeds a float timestep as it is).
+        """
+        output = self.predict(x, level.timestep, labels, guidance)
+        kind = self.scheduler.config.get("prediction_type", "flow")
+        if kind == "epsilon":
+            return (x - level.sigma * output) / level.alpha
+        return (level.alpha * x if kind == "v_prediction" else x) - level.sigma * output
 
 
 def load(name: str, folder: Path | None = None) -> Trained:
-    """The model `name`, in evaluation mode, float32; `folder` where it is not the committed one."""
+    """Load the model `name` in evaluation mode, float32; `folder` where it is not the committed one."""
     if name not in MODELS and folder is None:
         raise ValueError(f"model {name!r} is not one of {', '.join(MODELS)}")
     folder = folder or WEIGHTS / name
@@ -73,7 +131,7 @@ def load(name: str, folder: Path | None = None) -> Trained:
 
 
 def classifier(data: str) -> Classifier:
-    """The classifier of "fashion" or "emoji" images, in evaluation mode."""
+    """Load the classifier of "fashion" or "emoji" images, in evaluation mode."""
     if data not in CLASSIFIERS:
         raise ValueError(f"no classifier of {data!r}, only of {', '.join(CLASSIFIERS)}")
     folder = WEIGHTS / CLASSIFIERS[data]
@@ -84,7 +142,7 @@ def classifier(data: str) -> Classifier:
 
 
 def features(data: str, batch: int = 500) -> Callable[[torch.Tensor], torch.Tensor]:
-    """Maps images [n, C, 32, 32] in [-1, 1] (clipped to it) to feature vectors [n, 96] of the penultimate layer."""
+    """Make the map of images [n, C, 32, 32] in [-1, 1] (clipped to it) to features [n, 96] of the penultimate layer."""
     net = classifier(data)
     return lambda images: torch.cat([net.features(part.clamp(-1, 1)) for part in images.split(batch)])
 
@@ -93,7 +151,7 @@ def features(data: str, batch: int = 500) -> Callable[[torch.Tensor], torch.Tens
 def sample(
     trained: Trained, labels: torch.Tensor, steps: int = 50, guidance: float = 2.0, seed: int = 0, solver: Any = None
 ) -> torch.Tensor:
-    """[B, C, H, W] in [-1, 1], by DPM++ 2M for VP models and Euler for flows, or the diffusers scheduler `solver`."""
+    """Sample [B, C, H, W] in [-1, 1]: DPM++ 2M for VP models, Euler for flows, or the diffusers scheduler `solver`."""
     if solver is None:
         solver = trained.scheduler
         if isinstance(solver, DDIMScheduler):

@@ -1,18 +1,17 @@
 """A trained model as the benchmarks judge it: fixed noise, labels and guidance, and the converged samples of these.
 
 Every schedule is judged on the same noise and the same labels, so that what differs between two schedules is the error
-of their steps alone. The *converged samples* are what infinitely many steps would make of that noise: the
-probability-flow ODE from the model's own end (timestep 999 of the discrete models, sigma 1 of the flow) to its smallest
-level, and from there one step to clean data.
+of their steps alone. Converged samples run the probability-flow ODE from the model's own end (timestep 999 of the
+discrete models, sigma 1 of the flow) to its smallest level, and from there in one step to clean data.
 """
 
 from __future__ import annotations
 
 import functools
 import hashlib
+import io
 import json
 import math
-import os
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -22,14 +21,16 @@ import torch
 from rich.progress import track
 
 import bridge
-from benchmarks.converged import UNIFORM_T, fine_schedule
+from benchmarks.compared import SOLVERS, UNIFORM_T, fine_schedule, scheduler_class, scheduler_config
 from benchmarks.models.load import features, load
-from benchmarks.solvers import SOLVERS, scheduler_class, scheduler_config
 from hso_jax import NoiseSchedule, Schedule
+from hso_jax.files import write_whole
 from hso_jax.solvers import NONSTATIONARY
 
 CACHE = Path("build/benchmarks")
-DTYPES = ("float32", "bfloat16")
+OWN_SEEDS = 1_000_000
+"""Subjects with seeds from here on belong to preparation; schedules are judged on smaller ones."""
+
 # Evaluations of a quick approximation (for searches), of the converged samples, and of what these are checked against.
 # The networks' output wiggles in time with a period of 6.3 timesteps, that of the fastest sine of their time embedding.
 # Longer steps meet the wiggle at random, whatever the solver's order: measured RMSE 7e-4 to 2e-3 with 128 evaluations,
@@ -58,93 +59,68 @@ class Subject:
     """A trained model at one guidance weight, with `count` noises and labels.
 
     Attributes:
-        name, guidance, count, seed, dtype: as given.
+        name, guidance, count, seed: as given.
+        trained: the model.
         data: "fashion" or "emoji".
         noise: the model's noise schedule, what searches need.
         start: [count, C, 32, 32] float32, standard normal; the first rows do not depend on `count`.
         labels: [count] int64, each class in turn.
     """
 
-    def __init__(
-        self,
-        name: str,
-        guidance: float = 1.0,
-        count: int = 256,
-        seed: int = 0,
-        dtype: str = "float32",
-        batch: int = 32,
-    ) -> None:
-        """Load the model.
+    def __init__(self, name: str, guidance: float = 1.0, count: int = 256, seed: int = 0, batch: int = 32) -> None:
+        """Load the model and draw its noise.
 
         Args:
             name: of `benchmarks.models.load.MODELS`.
             guidance: weight w of classifier-free guidance, none + w (labelled - none); 1 is without.
             count: of samples.
             seed: of the noise.
-            dtype: "float32" or "bfloat16", in which the network computes; samples and solver stay float32.
             batch: images a call of the network.
-
-        Raises:
-            ValueError: for an unknown name or dtype, a count or batch below 1, or a guidance that is not finite.
         """
-        if dtype not in DTYPES:
-            raise ValueError(f"dtype is {dtype!r}; use one of {', '.join(DTYPES)}")
-        if count < 1 or batch < 1:
-            raise ValueError(f"count is {count} and batch {batch}; both must be 1 or more")
-        if not math.isfinite(guidance):
-            raise ValueError(f"guidance is {guidance}; need a number")
-        self._trained = load(name)
-        self.name, self.guidance, self.count, self.seed, self.dtype = name, float(guidance), count, seed, dtype
-        self.data = self._trained.data
-        self.noise: NoiseSchedule = bridge.noise_schedule_of(self._trained.scheduler, name=name)
-        self.start = torch.randn(count, *self._trained.shape, generator=torch.Generator().manual_seed(seed))
-        self.labels = torch.arange(count) % len(self._trained.classes)
+        if count < 1 or not math.isfinite(guidance):
+            raise ValueError(f"count is {count} and guidance {guidance}; need 1 or more, and a number")
+        self.trained = load(name)
+        self.name, self.guidance, self.count, self.seed = name, float(guidance), count, seed
+        self.data = self.trained.data
+        self.noise: NoiseSchedule = bridge.noise_schedule_of(self.trained.scheduler, name=name)
+        self.start = torch.randn(count, *self.trained.shape, generator=torch.Generator().manual_seed(seed))
+        self.labels = torch.arange(count) % len(self.trained.classes)
         self._batch = batch
         self._calls = 0
-        unet = self._trained.unet
+        unet = self.trained.unet
         unet.to(memory_format=torch.channels_last)  # a fifth faster on CPUs at this batch
-        if dtype == "bfloat16":
-            unet.bfloat16()
-            unet.register_forward_pre_hook(lambda module, args: (args[0].bfloat16(), *args[1:]))
         unet.register_forward_hook(self._count)
 
-    def _count(self, module: Any, args: Any, output: Any) -> Any:
-        """Count the call, and hand the output on in float32: guidance then extrapolates without rounding."""
+    def _count(self, module: Any, args: Any, output: Any) -> None:
         self._calls += 1
-        output.sample = output.sample.float()
-        return output
 
     def scheduler(self, solver: str) -> Any:
         """A diffusers scheduler of the model that takes the steps of the solver of `hso_jax.solvers` with this name.
 
         For "nonstationary" any: what is installed in it is a scheduler of its own.
-
-        Raises:
-            ValueError: for a solver that is not in `SOLVERS`.
         """
         solver = "dpmpp-2m" if solver == NONSTATIONARY else solver
         if solver not in SOLVERS:
             raise ValueError(f"solver is {solver!r}; use one of {', '.join(SOLVERS)}")
         flow = self.noise.kind == "flow"
         kind = getattr(diffusers, scheduler_class(solver, flow))
-        return kind.from_config(self._trained.scheduler.config, **scheduler_config(solver, flow))
+        return kind.from_config(self.trained.scheduler.config, **scheduler_config(solver, flow))
 
-    @torch.no_grad()
-    def predict(self, x: torch.Tensor, timestep: torch.Tensor | float, rows: slice | None = None) -> torch.Tensor:
-        """The guided output of the network [n, C, 32, 32], float32, for `x` standing at the noise of `rows`."""
-        return self._trained.predict(x, timestep, self.labels[rows or slice(None)], self.guidance)
+    def for_preparation(self, count: int, seed: int) -> Subject:
+        """Take the same model and guidance on `count` other noises: nothing is judged on what it was prepared with.
+
+        Preparations with seeds 0, 1, ... each have their own noises.
+        """
+        if seed < 0 or self.seed >= OWN_SEEDS:
+            raise ValueError(
+                f"seed is {seed}, the subject's {self.seed}; need 0 or more, and a subject below {OWN_SEEDS}"
+            )
+        return Subject(self.name, self.guidance, count=count, seed=OWN_SEEDS + seed)
 
     def sample(self, schedule: Schedule, solver: str, rows: slice | None = None) -> Samples:
         """Sample with diffusers' scheduler at the schedule, through `bridge.with_schedule`.
 
-        Args:
-            schedule: for the model.
-            solver: of `SOLVERS`.
-            rows: which of the fixed noises and labels; all by default.
-
-        Raises:
-            ValueError: for an unknown solver or a schedule that is not for this model.
-            RuntimeError: if the network was not called exactly `schedule.nfe` times.
+        `solver` is of `SOLVERS`; `rows` are the fixed noises and labels that are taken, all by default.
         """
         plain = self.scheduler(solver)
         if schedule.coefficients is None:
@@ -152,8 +128,6 @@ class Subject:
         else:
             scheduler = bridge.NonstationaryScheduler.from_schedule(plain, schedule)
         chosen = range(self.count)[rows or slice(None)]
-        if not chosen:
-            raise ValueError(f"{rows} picks no row of {self.count}")
         parts = []
         for first in range(0, len(chosen), self._batch):
             part = np.asarray(chosen[first : first + self._batch])
@@ -170,15 +144,11 @@ class Subject:
         scheduler.set_timesteps(nfe)
         x, labels = self.start[part], self.labels[part]
         for t in scheduler.timesteps:
-            x = scheduler.step(self._trained.predict(x, t, labels, self.guidance), t, x).prev_sample
+            x = scheduler.step(self.trained.predict(x, t, labels, self.guidance), t, x).prev_sample
         return x
 
     def teacher(self) -> Teacher:
-        """The converged samples; solved once, then read from `CACHE`.
-
-        Raises:
-            RuntimeError: if the last two refinements differ by more than `LIMIT`.
-        """
+        """The converged samples; solved once, then read from `CACHE`."""
         file = CACHE / f"teacher-{self.name}-{self._key()}.npz"
         if file.exists():
             with np.load(file) as kept:
@@ -188,17 +158,13 @@ class Subject:
         error = float((self._converge(finer, CHECKED) - images[:CHECKED]).square().mean().sqrt())
         if not error <= LIMIT:
             raise RuntimeError(
-                f"{self.name}, guidance {self.guidance:g}, {self.dtype}: the converged samples still move by "
+                f"{self.name}, guidance {self.guidance:g}: the converged samples still move by "
                 f"{error:.2g} from {used} to {finer} evaluations, more than {LIMIT:g}"
             )
+        buffer = io.BytesIO()
+        np.savez(buffer, images=images.numpy(), error=error)
         CACHE.mkdir(parents=True, exist_ok=True)
-        part = file.with_suffix(f".{os.getpid()}.part")
-        try:
-            with part.open("wb") as stream:
-                np.savez(stream, images=images.numpy(), error=error)
-            os.replace(part, file)
-        finally:
-            part.unlink(missing_ok=True)
+        write_whole(file, buffer.getvalue())
         return Teacher(images, error)
 
     def _converge(self, nfe: int, count: int) -> torch.Tensor:
@@ -210,14 +176,14 @@ class Subject:
 
     def _key(self) -> str:
         """16 hexadecimal digits of everything the converged samples depend on."""
-        weights = self._trained.folder / "unet" / "diffusion_pytorch_model.safetensors"
+        weights = self.trained.folder / "unet" / "diffusion_pytorch_model.safetensors"
         facts = {
             "weights": hashlib.sha256(weights.read_bytes()).hexdigest(),
             "noise": self.noise.fingerprint(),
             "guidance": self.guidance,
             "count": self.count,
             "seed": self.seed,
-            "dtype": self.dtype,
+            "dtype": "float32",
             "batch": self._batch,
             "integrator": [FINE_SOLVER, UNIFORM_T, *REFINEMENTS[1:]],
             "versions": [torch.__version__, diffusers.__version__],

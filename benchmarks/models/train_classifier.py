@@ -11,24 +11,22 @@ from __future__ import annotations
 import argparse
 import json
 import time
-from pathlib import Path
 
 import numpy as np
 import torch
-from rich.progress import track
 from safetensors.torch import save_file
 from torch.nn.functional import cross_entropy
 
-from benchmarks.models.card import write_classifier_card
+from benchmarks.models.card import write_card
 from benchmarks.models.data import Images, load_data, to_unit
-from benchmarks.models.load import CLASSIFIERS, WEIGHTS
-from benchmarks.models.networks import Classifier
+from benchmarks.models.load import CLASSIFIERS, Classifier
+from benchmarks.runner import WEIGHTS
 
-BATCH, PEAK = 128, 3e-3
+BATCH, PEAK, SEED = 128, 3e-3, 0
 
 
 def augment(x: torch.Tensor, draw: np.random.Generator) -> torch.Tensor:
-    """A batch [B, C, 32, 32], each image flipped or not and shifted; edges are repeated."""
+    """Flip or not and shift each image of a batch [B, C, 32, 32]; edges are repeated."""
     flip = torch.from_numpy(draw.random(len(x)) < 0.5)
     x = torch.where(flip[:, None, None, None], x.flip(3), x)
     wide = torch.nn.functional.pad(x, (2, 2, 2, 2), mode="replicate")
@@ -41,17 +39,17 @@ def augment(x: torch.Tensor, draw: np.random.Generator) -> torch.Tensor:
     return x
 
 
-def train(data: Images, epochs: int, seed: int) -> Classifier:
-    """The trained classifier, in evaluation mode."""
-    torch.manual_seed(seed)
-    draw = np.random.default_rng(seed)
+def train(data: Images, epochs: int) -> Classifier:
+    """Train the classifier; it is returned in evaluation mode."""
+    torch.manual_seed(SEED)
+    draw = np.random.default_rng(SEED)
     net = Classifier(data.train.shape[1], len(data.classes))
     per_epoch = len(data.train) // BATCH
     optimiser = torch.optim.AdamW(net.parameters(), lr=PEAK, weight_decay=0.05)
     rate = torch.optim.lr_scheduler.OneCycleLR(optimiser, PEAK, total_steps=epochs * per_epoch)
     for epoch in range(epochs):
         order = draw.choice(len(data.train), (per_epoch, BATCH), p=data.chances)
-        for pick in track(order, description=f"epoch {epoch + 1}/{epochs}"):
+        for pick in order:
             x = augment(torch.from_numpy(to_unit(data.train[pick])), draw)
             with torch.autocast("cpu", torch.bfloat16):
                 out = net(x)
@@ -60,12 +58,13 @@ def train(data: Images, epochs: int, seed: int) -> Classifier:
             loss.backward()
             optimiser.step()
             rate.step()
+        print(f"epoch {epoch + 1} of {epochs}: loss {float(loss.detach()):.3f}", flush=True)
     return net.eval()
 
 
 @torch.no_grad()
 def judge(net: Classifier, images: np.ndarray, labels: np.ndarray) -> dict[str, float]:
-    """How many images [n, C, 32, 32] uint8 are given their label: share of all, mean of the classes' shares, by chance.
+    """Count the images [n, C, 32, 32] uint8 that get their label: share of all, mean of the classes' shares, by chance.
 
     Chance is the share of the commonest class.
     """
@@ -85,26 +84,22 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("name", choices=CLASSIFIERS)
     parser.add_argument("--data", required=True, help="the .npz file or the folder; see benchmarks/models/data.py")
     parser.add_argument("--epochs", type=int, default=8)
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--out", type=Path, default=WEIGHTS, help="the classifier's folder is written into this")
     args = parser.parse_args(argv)
-    torch.set_num_threads(args.threads)
     data, start = load_data(args.name, args.data), time.monotonic()
-    net = train(data, args.epochs, args.seed)
-    folder = args.out / CLASSIFIERS[args.name]
+    net = train(data, args.epochs)
+    folder = WEIGHTS / CLASSIFIERS[args.name]
     folder.mkdir(parents=True, exist_ok=True)
     save_file(net.state_dict(), folder / "model.safetensors")
     facts = {
         "in_channels": data.train.shape[1],
         "classes": list(data.classes),
-        "seed": args.seed,
+        "seed": SEED,
         "epochs": args.epochs,
         "minutes": round((time.monotonic() - start) / 60, 1),
         **judge(net, data.test, data.test_labels),
     }
     (folder / "config.json").write_text(json.dumps(facts, indent=1) + "\n")
-    write_classifier_card(folder)
+    write_card(folder)
     print(facts)
 
 

@@ -1,1 +1,1 @@
-"""Schedules compared on the trained networks: cells, records, report."""
+"""Schedules compared on the trained networks: cells, grids of images, report."""

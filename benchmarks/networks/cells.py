@@ -1,4 +1,4 @@
-"""Which cells there are, in which order, and how one is measured.
+"""Which cells of the trained networks there are, in which order, and how one is measured.
 
 The order makes a run that is stopped early useful: whole columns of the tables, the rules and the fast searches
 first, then the studies, guidance, and last what takes minutes a cell.
@@ -9,39 +9,26 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from benchmarks import metrics
-from benchmarks.methods.registry import METHODS, Inapplicable
-from benchmarks.metrics import Estimate
+from benchmarks import metrics, runner
+from benchmarks.compared import COMPARED
+from benchmarks.methods import ABLATIONS, FREE_FIRST, METHODS, prepare
 from benchmarks.models.data import load_data, to_unit
 from benchmarks.models.load import MODELS
 from benchmarks.models.subjects import Subject, Teacher
-from benchmarks.networks import ablations, records
-from benchmarks.networks.ablations import ABLATIONS
-from benchmarks.networks.records import Cell, Record
-from benchmarks.solvers import COMPARED
+from benchmarks.runner import Cell, Inapplicable, Record, check_names, rounded
 from hso_jax.solvers import NONSTATIONARY
 
 BUDGETS = (6, 4, 8, 10, 5, 7)  # in the order of work
 COSTLY = ("gits", "direct", "autodiffusion")  # run the network to find a schedule
 ALL_METHODS = (*METHODS, *ABLATIONS)
 GUIDANCE = (1.0, 2.0, 4.0)
-GUIDED = (
-    "solver-error",
-    ablations.FREE_FIRST,
-    "nonstationary",
-    "hso",
-    "trailing",
-    "karras",
-    "ays",
-    "beta-t",
-    "uniform-lam",
-)
+RULES_WITH_GUIDANCE = ("trailing", "karras", "ays", "beta-t", "uniform-lam")
+GUIDED = ("solver-error", FREE_FIRST, NONSTATIONARY, "hso", *RULES_WITH_GUIDANCE)
 TRAINING_IMAGES = 2000  # as training draws them; with as many, their own share of a Frechet distance is small
 
 
@@ -51,32 +38,19 @@ def plan(
     nfes: Collection[int] = BUDGETS,
     methods: Collection[str] = ALL_METHODS,
     guidance: Collection[float] = GUIDANCE,
-    *,
-    seed: int = 0,
     samples: int = 256,
-    dtype: str = "float32",
 ) -> list[Cell]:
-    """The cells in the order of work.
-
-    Without guidance every method, with guidance the methods `GUIDED`.
-
-    Raises:
-        ValueError: for an unknown name, or if no cell is left.
-    """
-    for what, chosen, known in (
-        ("model", models, MODELS),
-        ("solver", solvers, COMPARED),
-        ("method", methods, ALL_METHODS),
-    ):
-        if unknown := [x for x in chosen if x not in known]:
-            raise ValueError(f"{what} {unknown[0]!r} is not one of {', '.join(known)}")
+    """List the cells in the order of work: without guidance every method, with guidance the methods `GUIDED`."""
+    check_names("model", models, MODELS)
+    check_names("solver", solvers, COMPARED)
+    check_names("method", methods, ALL_METHODS)
     if samples < 2:
         raise ValueError(f"samples is {samples}; a spread needs 2 or more")
     budgets = [n for n in BUDGETS if n in nfes] + sorted(set(nfes) - set(BUDGETS))
 
     def block(known: Iterable[str], weight: float = 1.0) -> list[Cell]:
         return [
-            Cell(model, weight, solver, nfe, method, seed, samples, dtype)
+            Cell(model, weight, solver, nfe, method, 0, samples, "float32")
             for nfe in budgets
             for model in models
             for solver in solvers
@@ -86,8 +60,7 @@ def plan(
 
     cells: list[Cell] = []
     if 1.0 in guidance:
-        cells += block([m for m in METHODS if m not in COSTLY])
-        cells += block(ABLATIONS)
+        cells += block([m for m in METHODS if m not in COSTLY]) + block(ABLATIONS)
     for weight in guidance:
         if weight != 1.0:
             cells += block(GUIDED, weight)
@@ -105,116 +78,75 @@ def run(
     *,
     data: Mapping[str, Path] | None = None,
     subject: Callable[..., Any] = Subject,
-    prepare: Callable[..., Any] = ablations.prepare,
     progress: bool = True,
 ) -> int:
-    """Measure what the records in `path` do not have yet; a record is added as soon as its cell is done.
+    """Measure what the records in `path` do not have yet; returns how many were measured.
 
     Args:
         cells: in the order of work.
-        path: of the records file; its folder exists.
+        path: of the records file.
         data: "fashion" or "emoji" to the data set's path; without, the distance to held-out images is unknown, and
             there is no AutoDiffusion, which needs training images.
         subject: makes a subject, as `Subject` does.
-        prepare: makes a schedule, as `ablations.prepare` does.
         progress: show a bar.
-
-    Returns:
-        How many were measured.
-
-    Raises:
-        ValueError: for data that is not readable, before any work.
-        RuntimeError: if a solver calls the network more or less often than N times.
     """
     real = {name: _real(name, place) for name, place in (data or {}).items()}
-    finished = {record.cell for record in records.read(path).cells}
-    waiting = [cell for cell in cells if cell not in finished]
-    setup = records.this_setup(torch.get_num_threads())
     target = functools.cache(lambda *key: _Target(subject(*key), real))
-    measured = 0
-    columns = (BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())
-    with Progress(*columns, TextColumn("{task.description}"), disable=not progress) as bar:
-        task = bar.add_task("", total=len(cells), completed=len(cells) - len(waiting))
-        for cell in waiting:
-            bar.update(task, description=str(cell))
-            one = target(cell.model, cell.guidance, cell.samples, cell.seed, cell.dtype)
-            if one.converges:
-                try:
-                    records.append(path, one.measure(cell, prepare), setup)
-                    measured += 1
-                except Inapplicable as reason:
-                    bar.console.print(f"{cell}: left out, {reason}")
-            else:
-                bar.console.print(f"{cell}: left out, {one.reason}")
-            bar.advance(task)
-    return measured
 
+    def measure(cell: Cell) -> Record:
+        return target(cell.model, cell.guidance, cell.samples, cell.seed).measure(cell)
 
-class _Real(NamedTuple):
-    """Real images [n, C, 32, 32] in [-1, 1]: those to judge with, and those that a method may look at."""
-
-    held_out: torch.Tensor
-    training: torch.Tensor
+    return runner.run(path, cells, measure, progress=progress)
 
 
 class _Target:
     """A subject with what its samples are compared with, computed when first needed."""
 
-    def __init__(self, subject: Any, real: Mapping[str, _Real]) -> None:
+    def __init__(self, subject: Any, real: Mapping[str, tuple[torch.Tensor, torch.Tensor]]) -> None:
         self.subject = subject
         self._real = real.get(subject.data)
-        self.teacher: Teacher
-        self.reason = ""
 
     @functools.cached_property
-    def converges(self) -> bool:
-        """Whether there are converged samples; `reason` says why not. The other subjects go on without it."""
+    def teacher(self) -> Teacher | RuntimeError:
+        """The converged samples, or why there are none."""
         try:
-            self.teacher = self.subject.teacher()
+            return self.subject.teacher()
         except RuntimeError as error:
-            self.reason = str(error)
-            return False
-        return True
+            return error
 
     @functools.cached_property
-    def converged(self) -> np.ndarray:
-        return self.subject.features(self.teacher.images)
+    def features(self) -> tuple[np.ndarray, np.ndarray | None, np.ndarray | None]:
+        """Of the converged samples, of held-out images, and of images that a method may look at."""
+        assert isinstance(self.teacher, Teacher)
+        held_out, training = (None, None) if self._real is None else map(self.subject.features, self._real)
+        return self.subject.features(self.teacher.images), held_out, training
 
-    @functools.cached_property
-    def held_out(self) -> np.ndarray | None:
-        return None if self._real is None else self.subject.features(self._real.held_out)
-
-    @functools.cached_property
-    def training(self) -> np.ndarray | None:
-        return None if self._real is None else self.subject.features(self._real.training)
-
-    def measure(self, cell: Cell, prepare: Callable[..., Any]) -> Record:
-        """The record of a cell of this subject. Raises Inapplicable where the method has no schedule."""
-        prepared = prepare(cell.method, self.subject, cell.solver, cell.nfe, seed=cell.seed, real=self.training)
-        nodes = records.nodes_of(prepared.schedule)
-        solver = prepared.schedule.solver if cell.method == NONSTATIONARY else cell.solver
-        images, counted = self.subject.sample(prepared.schedule, solver)
-        estimates: dict[str, Estimate] = {}
-        if bool(images.isfinite().all()):
-            squares = metrics.mean_squares(images, self.teacher.images)
-            estimates = metrics.compare(squares, self.subject.features(images), self.converged, self.held_out)
-        psi = prepared.schedule.psi
-        return Record(
-            **cell._asdict(),
-            lams=nodes,
-            psi=None if psi is None else {name: float(f"{x:.6g}") for name, x in psi.items()},
-            predicted=records.predicted(prepared.schedule),
-            seconds=float(f"{prepared.seconds:.4g}"),
-            compile_seconds=float(f"{prepared.compile_seconds:.3g}"),
-            calls=int(prepared.calls),
+    def measure(self, cell: Cell) -> Record:
+        """Measure a cell of this subject. Raises Inapplicable where the method has no schedule."""
+        teacher = self.teacher
+        if isinstance(teacher, RuntimeError):
+            raise Inapplicable(str(teacher))
+        converged, held_out, training = self.features
+        made = prepare(cell.method, self.subject, cell.solver, cell.nfe, seed=cell.seed, real=training)
+        solver = made.schedule.solver if cell.method == NONSTATIONARY else cell.solver
+        images, counted = self.subject.sample(made.schedule, solver)
+        record = Record(
+            *cell,
+            seconds=rounded(made.seconds, 4) or 0.0,
+            compile_seconds=rounded(made.compile_seconds, 3) or 0.0,
+            calls=int(made.calls),
             counted=int(counted),
-            teacher=float(f"{self.teacher.error:.4g}"),
-            **records.figures(estimates),  # type: ignore[arg-type]
-        )
+            teacher=rounded(teacher.error, 4) or 0.0,
+        ).with_schedule(made.schedule)
+        if not bool(images.isfinite().all()):
+            return record
+        squares = metrics.mean_squares(images, teacher.images)
+        return record.with_estimates(metrics.compare(squares, self.subject.features(images), converged, held_out))
 
 
-def _real(name: str, place: Path) -> _Real:
+def _real(name: str, place: Path) -> tuple[torch.Tensor, torch.Tensor]:
+    """Images [n, C, 32, 32] in [-1, 1]: those to judge with, and those that a method may look at."""
     data = load_data(name, place)
     drawn = np.random.default_rng(0).choice(len(data.train), TRAINING_IMAGES, p=data.chances)
     held_out, training = (torch.from_numpy(to_unit(images)) for images in (data.test, data.train[drawn]))
-    return _Real(held_out, training)
+    return held_out, training

@@ -12,25 +12,18 @@ from __future__ import annotations
 
 import argparse
 import datetime
-import hashlib
 import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from benchmarks import arguments
-from benchmarks.arguments import budgets, exit_code, names
+from benchmarks import runner
+from benchmarks.compared import COMPARED
 from benchmarks.pipelines import settings
 from benchmarks.pipelines.prompts import read_prompts
-from benchmarks.solvers import COMPARED
-
-if TYPE_CHECKING:
-    from benchmarks.metrics import Moments
-    from benchmarks.pipelines.features import Extraction
-    from benchmarks.pipelines.generate import Job, Sampler
-    from benchmarks.pipelines.image_store import Store
-    from benchmarks.pipelines.settings import Setting
+from benchmarks.pipelines.settings import CONVERGED, CONVERGED_SOLVER, Setting
+from benchmarks.runner import budgets, exit_code, names
 
 OUT = Path("build/benchmarks")
 CHECKED = 16  # converged samples that are made with half as many evaluations too
@@ -45,8 +38,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _run(args: argparse.Namespace) -> int:
     methods = settings.read_methods(args.methods)
-    wanted = settings.combinations(methods, settings.read_solvers(args.solvers), args.nfe)
-    call = _call(args)
+    solvers, call = settings.read_solvers(args.solvers), _call(args)
+    wanted = [Setting(method, solver, nfe) for solver in solvers for nfe in args.nfe for method in methods]
     if args.converged < 4 * max(args.nfe):
         raise ValueError(f"--converged {args.converged}: use at least 4 times the largest N, {4 * max(args.nfe)}")
     if args.batch < 1 or args.seed < 0:
@@ -56,14 +49,22 @@ def _run(args: argparse.Namespace) -> int:
     import diffusers
     from accelerate import PartialState  # type: ignore[import-untyped]
 
-    from benchmarks.pipelines import generate, image_store
+    from benchmarks.pipelines import images, judge
     from bridge import noise_schedule_of
     from bridge.cli import commands, pictures
 
     folder = commands.pipeline_folder(args.pipeline)
-    out: Path = args.out or OUT / folder.resolve().name
     settings.check(methods, noise_schedule_of(commands.read_scheduler(folder)))
-    extraction, reference = _judged_by(args, len(prompts))
+    extraction: Any = None
+    reference: Any = None
+    if args.extractor is not None:
+        if len(prompts) < 2:
+            raise ValueError("--extractor needs two prompts or more")
+        extraction = judge.read_extraction(args.extractor, max(args.batch, 16))
+    if args.reference is not None:
+        if extraction is None:
+            raise ValueError("--reference needs --extractor FILE, a TorchScript file that makes features of images")
+        reference = judge.read_reference(args.reference, extraction)
     state = PartialState(cpu=args.device == "cpu", timeout=_WAIT)
     if args.device not in (None, "cpu") and state.num_processes > 1:
         raise ValueError(f"--device {args.device}: leave it out with several processes, each has its own")
@@ -71,34 +72,46 @@ def _run(args: argparse.Namespace) -> int:
     dtype = args.dtype or ("float32" if device.partition(":")[0] == "cpu" else "bfloat16")
     main_process = state.is_main_process
     facts = _facts(folder, call, args.seed, dtype, device)
-    store = image_store.Store(out, facts, prompts, args.batch)
+    store = images.Store(args.out or OUT / folder.resolve().name, facts, prompts, args.batch)
 
     pipe = pictures.load(folder, device, dtype)
     plan = pictures.Plan("", (), call, False, None)
     noise = noise_schedule_of(pipe, image_seq_len=pictures.tokens(pipe, plan), name=folder.resolve().name)
-    sampler = generate.Sampler(pipe, noise, call, args.seed)
-    converged, half = settings.converged(args.converged), settings.converged(args.converged // 2)
+    sampler = images.Sampler(pipe, noise, call, args.seed)
+    converged, half = (Setting(CONVERGED, CONVERGED_SOLVER, n) for n in (args.converged, args.converged // 2))
+    counts = {converged: len(prompts), half: min(CHECKED, len(prompts)), **dict.fromkeys(wanted, len(prompts))}
     if main_process:
         store.open()
-        for setting, prepared in _prepared([converged, half, *wanted], methods, store, sampler).items():
+        # A file is always read again, since it may have changed.
+        known = {s: store.prepared(s) for s in counts if methods.get(s.method) is None}
+        rest = [s for s in counts if known.get(s) is None]
+        if rest:
+            print(f"finding {len(rest)} schedules", file=sys.stderr)
+        for setting, prepared in settings.prepare(rest, methods, noise, sampler.guidance).items():
             sampler.scheduler(setting, prepared.schedule)  # raises where it does not fit
             store.keep(setting, prepared)
-    counts = {converged: len(prompts), half: min(CHECKED, len(prompts)), **dict.fromkeys(wanted, len(prompts))}
     state.wait_for_everyone()
-    jobs = [generate.Job(s, batch) for s, count in counts.items() for batch in store.missing(s, count)]
+    jobs = [images.Job(s, batch) for s, count in counts.items() for batch in store.missing(s, count)]
     state.wait_for_everyone()  # nobody makes an image before all have seen what is missing
     if main_process:
-        _announce(jobs, store, sampler)
-    own = generate.share(jobs, state.process_index, state.num_processes)
+        count, work = sum(len(job.indices) for job in jobs), sum(job.work for job in jobs)
+        double = " (each of them two in one batch, for guidance)" if sampler.guidance > 1.0 else ""
+        print(
+            f"{count} images to make in {store.folder}: {work:,} network evaluations of one image{double}", flush=True
+        )
+    # Every so many jobs to a process, so that the long ones are spread evenly.
+    own = jobs[state.process_index :: state.num_processes]
     verbosity = diffusers.logging.get_verbosity()
     diffusers.logging.set_verbosity_error()  # a warning for every prompt that is longer than the text encoder takes
     try:
-        generate.generate(store, own, sampler, progress=main_process)
+        images.generate(store, own, sampler, progress=main_process)
     finally:
         diffusers.logging.set_verbosity(verbosity)
     state.wait_for_everyone()
     if main_process:
-        _judge(args, store, wanted, counts, sampler, facts, extraction, reference)
+        if isinstance(reference, list):
+            reference = judge.moments_of_images(reference, extraction, store.folder / "reference.npz")
+        _report(args, judge.Judge(store, counts, extraction, reference), store, counts, sampler, facts)
     state.destroy_process_group()
     return 0
 
@@ -108,11 +121,11 @@ def _facts(folder: Path, call: dict[str, Any], seed: int, dtype: str, device: st
     import diffusers
     import torch
 
-    from benchmarks.pipelines import image_store
+    from benchmarks.pipelines import images
 
     return {
         "pipeline": json.loads((folder / "model_index.json").read_text()).get("_class_name"),
-        "model": image_store.fingerprint(folder),
+        "model": images.fingerprint(folder),
         "call": call,
         "seed": seed,
         "dtype": dtype,
@@ -137,93 +150,26 @@ def _call(args: argparse.Namespace) -> dict[str, Any]:
     return call
 
 
-def _judged_by(args: argparse.Namespace, count: int) -> tuple[Extraction | None, Moments | Path | None]:
-    """The extractor, and the reference: a stats file's moments, or a folder whose images can be read."""
-    if args.extractor is None:
-        if args.reference is not None:
-            raise ValueError("--reference needs --extractor FILE, a TorchScript file that makes features of images")
-        return None, None
-    import torch
-
-    from benchmarks import metrics
-    from benchmarks.pipelines import features
-
-    if count < 2:
-        raise ValueError("--extractor needs two prompts or more")
-    extract = metrics.extractor(args.extractor, "")
-    try:
-        shape = extract(torch.zeros(2, 3, 64, 64)).shape
-    except RuntimeError as error:
-        raise ValueError(f"--extractor {args.extractor} does not take images [2, 3, 64, 64]: {error}") from error
-    if len(shape) != 2 or shape[0] != 2:
-        raise ValueError(f"--extractor {args.extractor} makes {shape} of two images; it must be [2, features]")
-    digest = hashlib.sha256(args.extractor.read_bytes()).hexdigest()
-    extraction = features.Extraction(extract, digest, shape[1], max(args.batch, 16))
-    if args.reference is None:
-        return extraction, None
-    if args.reference.is_dir():
-        features.list_images(args.reference)
-        return extraction, args.reference
-    if not args.reference.is_file():
-        raise ValueError(f"--reference {args.reference} is neither a folder of images nor a stats file (.npz)")
-    return extraction, features.read_stats(args.reference, extraction.features)
-
-
-def _prepared(
-    wanted: Sequence[Setting], methods: dict[str, Path | None], store: Store, sampler: Sampler
-) -> dict[Setting, settings.Prepared]:
-    """Schedules from the store, and new ones for the rest; a file is always read, since it may have changed."""
-    known = {s: store.prepared(s) for s in wanted if methods.get(s.method) is None}
-    found = {s: prepared for s, prepared in known.items() if prepared is not None}
-    rest = [s for s in wanted if s not in found]
-    if rest:
-        print(f"finding {len(rest)} schedules", file=sys.stderr)
-    return found | settings.prepare(rest, methods, sampler.noise, sampler.guidance)
-
-
-def _announce(jobs: Sequence[Job], store: Store, sampler: Sampler) -> None:
-    images = sum(len(job.indices) for job in jobs)
-    work = sum(job.work for job in jobs)
-    double = " (each of them two in one batch, for guidance)" if sampler.guidance > 1.0 else ""
-    print(f"{images} images to make in {store.folder}: {work:,} network evaluations of one image{double}", flush=True)
-
-
-def _judge(
-    args: argparse.Namespace,
-    store: Store,
-    wanted: Sequence[Setting],
-    counts: dict[Setting, int],
-    sampler: Sampler,
-    facts: dict[str, Any],
-    extraction: Extraction | None,
-    reference: Moments | Path | None,
+def _report(
+    args: argparse.Namespace, judge: Any, store: Any, counts: dict[Setting, int], sampler: Any, facts: dict[str, Any]
 ) -> None:
     """Measure, and write records, tables and grids."""
     import torch
 
-    from benchmarks.networks import records
-    from benchmarks.pipelines import features, report
-    from benchmarks.pipelines.measure import Judge
+    from benchmarks.pipelines.judge import write
 
-    converged, half = list(counts)[:2]
-    if isinstance(reference, Path) and extraction is not None:
-        files = features.list_images(reference)
-        reference = features.moments_of_images(files, extraction, store.folder / "reference.npz", progress=True)
-    assert not isinstance(reference, Path)
-    judge = Judge(store, converged, half, counts[half], extraction, reference, progress=True)
-    setup = records.this_setup(torch.get_num_threads())
+    setup = runner.this_setup()
     if facts["device"] == "cuda":
         setup["gpu"] = torch.cuda.get_device_name()
     common = {"model": sampler.noise.name, "guidance": sampler.guidance, "seed": args.seed, "dtype": facts["dtype"]}
     path = store.folder / "records.jsonl"
-    known = {record.cell: record for record in records.read(path).cells}
+    known = {record.cell: record for record in runner.read(path).cells}
+    (converged, _), (_, checked), *wanted = counts.items()
     found = []
-    for setting in wanted:
-        prepared = store.prepared(setting)
-        assert prepared is not None
-        record = judge.record(setting, prepared.seconds, common)
+    for setting, _ in wanted:
+        record = judge.record(setting, store.prepared(setting).seconds, common)
         if known.get(record.cell) != record:
-            records.append(path, record, setup)
+            runner.append(path, record, setup)
         found.append(record)
     head = {
         "pipeline": f"{facts['pipeline']}, {facts['dtype']}",
@@ -232,42 +178,30 @@ def _judge(
         "guidance weight that schedules are searched for": f"{sampler.guidance:g}",
         "seed": str(args.seed),
     }
-    files = report.write(found, store, converged, counts[half], head)
+    files = write(found, store, converged, checked, head)
     print(f"{len(found)} settings measured: {path}, {', '.join(file.name for file in files)}")
     worst = min((r.rmse for r in found if r.rmse), default=None)
     if worst is not None and judge.error > worst / 3:
-        print(
-            f"the converged samples still move by {judge.error:.3g}, and the smallest error is {worst:.3g}: take more "
-            f"--converged evaluations than {args.converged}",
-            file=sys.stderr,
-        )
+        moved = f"the converged samples still move by {judge.error:.3g}, and the smallest error is {worst:.3g}"
+        print(f"{moved}: take more --converged evaluations than {args.converged}", file=sys.stderr)
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = arguments.parser("python -m benchmarks.pipelines", __doc__)
+    parser = runner.command("python -m benchmarks.pipelines", __doc__)
     add = parser.add_argument
     add("--pipeline", type=Path, required=True, metavar="PATH", help="local folder that save_pretrained wrote")
-    add(
-        "--prompts",
-        type=Path,
-        required=True,
-        metavar="FILE",
-        help="a prompt a line, or COCO captions .json, .csv, .tsv",
-    )
+    add("--prompts", type=Path, required=True, metavar="FILE", help="a prompt a line, COCO captions .json, .csv, .tsv")
     add("--column", metavar="NAME", help="of a table; default prompt or caption")
     add("--count", type=int, metavar="N", help="first N prompts; default all")
     add("--shuffle", type=int, metavar="SEED", help="take prompts in a random order")
     add("--solvers", type=names, default=COMPARED, help=f"default {','.join(COMPARED)}")
     add("--nfe", type=budgets, default=[4, 6, 8], help="such as 4,6,8 or 4-8; default 4,6,8")
-    add(
-        "--methods", type=names, default=("default", "trailing", "hso", "solver-error"),
-        help=f"{', '.join(settings.METHODS)}, or a schedule file (.json); default default,trailing,hso,solver-error",
-    )  # fmt: skip
+    methods = ("default", "trailing", "hso", "solver-error")
+    told = f"{', '.join(settings.METHODS)}, or a schedule file (.json); default {','.join(methods)}"
+    add("--methods", type=names, default=methods, help=told)
     add("--guidance", type=float, metavar="W", help="guidance_scale of the pipeline's call; default the pipeline's")
-    add(
-        "--option", action="append", default=[], metavar="KEY=VALUE",
-        help="another argument of the call, VALUE in JSON: height=512, max_sequence_length=256; repeatable",
-    )  # fmt: skip
+    told = "another argument of the call, VALUE in JSON: height=512, max_sequence_length=256; repeatable"
+    add("--option", action="append", default=[], metavar="KEY=VALUE", help=told)
     add("--converged", type=int, default=64, metavar="N", help="evaluations of the converged samples; default 64")
     add("--extractor", type=Path, metavar="FILE", help="TorchScript: images [n, 3, H, W] in [-1, 1] to features [n, d]")
     add("--reference", type=Path, metavar="PATH", help="a folder of images, or mu and sigma in a .npz (pytorch-fid's)")

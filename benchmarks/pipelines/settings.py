@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
 import hso_jax
-from benchmarks.converged import fine_schedule
-from benchmarks.solvers import SOLVERS, scheduler_class, scheduler_config
+from benchmarks.compared import SOLVERS, fine_schedule, scheduler_class, scheduler_config
+from benchmarks.runner import check_names
 from bridge import solver_of, with_schedule
 from bridge.cli.commands import plain
 from bridge.schedulers.rows import SPACING_FLAGS
@@ -21,8 +21,7 @@ from hso_jax.solvers import canonical
 
 METHODS = ("default", "hso", "solver-error", "zoo", *hso_jax.BASELINES)
 KINDS = ("vp", "flow")
-CONVERGED = "converged"
-CONVERGED_SOLVER = "unipc-3"
+CONVERGED, CONVERGED_SOLVER = "converged", "unipc-3"
 
 
 class Setting(NamedTuple):
@@ -46,11 +45,7 @@ class Prepared(NamedTuple):
 
 
 def read_methods(names: Iterable[str]) -> dict[str, Path | None]:
-    """Name to schedule file; a name of `METHODS` to None. A file (`.json`) is called by its stem.
-
-    Raises:
-        ValueError: for an unknown name, a file that does not exist, or two methods of one name.
-    """
+    """Read name to schedule file; a name of `METHODS` to None. A file (`.json`) is called by its stem."""
     found: dict[str, Path | None] = {}
     for name in names:
         path = Path(name) if name.endswith(".json") else None
@@ -66,31 +61,15 @@ def read_methods(names: Iterable[str]) -> dict[str, Path | None]:
 
 
 def read_solvers(names: Iterable[str]) -> list[str]:
-    """Names of `SOLVERS`; "euler", which is DDIM for a flow, and "unipc" are known as well.
-
-    Raises:
-        ValueError: for another.
-    """
-    found = ["ddim" if name == "euler" else "unipc-2" if name == "unipc" else name for name in names]
-    if unknown := [name for name in found if name not in SOLVERS]:
-        raise ValueError(f"solver {unknown[0]!r} is not one of {', '.join(SOLVERS)} (or euler, of a flow)")
+    """Read names of `SOLVERS`; "euler", which is DDIM for a flow, and "unipc" are known as well."""
+    found = [{"euler": "ddim", "unipc": "unipc-2"}.get(name, name) for name in names]
+    check_names("solver", found, SOLVERS)
     return list(dict.fromkeys(found))
 
 
-def combinations(methods: Iterable[str], solvers: Sequence[str], nfes: Sequence[int]) -> list[Setting]:
-    """Every combination."""
-    return [Setting(method, solver, nfe) for solver in solvers for nfe in nfes for method in methods]
-
-
-def converged(nfe: int) -> Setting:
-    """The setting of many evaluations that the others are compared with."""
-    return Setting(CONVERGED, CONVERGED_SOLVER, nfe)
-
-
-def check(methods: Mapping[str, Path | None], noise: NoiseSchedule) -> None:
+def check(methods: Iterable[str], noise: NoiseSchedule) -> None:
     """Raise ValueError for a model, or for a rule with this model, that cannot be compared."""
-    if noise.kind not in KINDS:
-        raise ValueError(f"noise of kind {noise.kind!r}; only {' and '.join(KINDS)} can be compared")
+    check_names("noise of kind", [noise.kind], KINDS)
     for method in methods:
         if method in hso_jax.BASELINES and (reason := inapplicable(method, noise)):
             raise ValueError(f"{reason}, or leave it out of --methods")
@@ -99,17 +78,9 @@ def check(methods: Mapping[str, Path | None], noise: NoiseSchedule) -> None:
 def prepare(
     wanted: Sequence[Setting], methods: Mapping[str, Path | None], noise: NoiseSchedule, guidance: float
 ) -> dict[Setting, Prepared]:
-    """A schedule for every setting; all N of a search in one call, whose seconds are shared evenly.
+    """Make a schedule for every setting; all N of a search in one call, whose seconds are shared evenly.
 
-    Args:
-        wanted: of `combinations` and `converged`.
-        methods: of `read_methods`.
-        noise: the pipeline's noise schedule.
-        guidance: weight of classifier-free guidance, 1 for none; "solver-error" and "zoo" look at it.
-
-    Raises:
-        ValueError: for a rule that does not apply, an N that a file does not have, or a weight that is not in the zoo.
-        RuntimeError: if a method makes another number of nodes.
+    `guidance` is the weight of classifier-free guidance, 1 for none; "solver-error" and "zoo" look at it.
     """
     found: dict[Setting, Prepared] = {}
     for method, solver in dict.fromkeys((s.method, s.solver) for s in wanted):
@@ -120,43 +91,33 @@ def prepare(
         for setting, schedule in zip(own, schedules, strict=True):
             if schedule is not None and schedule.nfe != setting.nfe:
                 raise RuntimeError(f"{method} made {schedule.nfe} nodes where {setting.nfe} were asked for")
-        found |= {s: Prepared(schedule, seconds) for s, schedule in zip(own, schedules, strict=True)}
+            found[setting] = Prepared(schedule, seconds)
     return {s: found[s] for s in wanted}
 
 
 def _schedules(
     method: str, path: Path | None, solver: str, nfes: list[int], noise: NoiseSchedule, guidance: float
 ) -> Sequence[Schedule | None]:
+    if path is not None:
+        every = schedule_file.load(path)
+        return [schedule_file.select(every, nfe=nfe, layout="node") for nfe in nfes]
     if method == "default":
         return [None] * len(nfes)
     if method == "hso":
         return hso_jax.search(noise, nfes)
     if method == "solver-error":
         return hso_jax.search(noise, nfes, method=hso_jax.SolverError(solver, guidance))
-    one: Callable[[int], Schedule]
     if method == "zoo":
-        one = lambda nfe: hso_jax.zoo(noise, nfe, solver, guidance=guidance)  # noqa: E731
-    elif path is not None:
-        every = schedule_file.load(path)
-        one = lambda nfe: schedule_file.select(every, nfe=nfe, layout="node")  # noqa: E731
-    elif method == CONVERGED:
-        one = lambda nfe: fine_schedule(noise, nfe)  # noqa: E731
-    else:
-        one = lambda nfe: hso_jax.baseline(method, noise, nfe)  # noqa: E731
-    return [one(nfe) for nfe in nfes]
+        return [hso_jax.zoo(noise, nfe, solver, guidance=guidance) for nfe in nfes]
+    if method == CONVERGED:
+        return [fine_schedule(noise, nfe) for nfe in nfes]
+    return [hso_jax.baseline(method, noise, nfe) for nfe in nfes]
 
 
 def scheduler(own: Any, solver: str, flow: bool, schedule: Schedule | None) -> Any:
-    """A diffusers scheduler with the pipeline's noise that takes the solver's steps.
+    """Make a diffusers scheduler with the pipeline's noise that takes the solver's steps.
 
-    Args:
-        own: the pipeline's scheduler.
-        solver: of `SOLVERS`.
-        flow: whether the model is a rectified flow.
-        schedule: installed; without one the spacing is what the pipeline's config says.
-
-    Raises:
-        ValueError: for a schedule that is not for this model.
+    `own` is the pipeline's scheduler. Without a schedule the spacing is what the pipeline's config says.
     """
     built = plain(own, scheduler_class(solver, flow))
     config, changed = built.config, scheduler_config(solver, flow)
@@ -172,12 +133,7 @@ def scheduler(own: Any, solver: str, flow: bool, schedule: Schedule | None) -> A
 
 
 def told_lams(timesteps: Any, noise: NoiseSchedule) -> list[float | None]:
-    """Half log-SNR of the levels that a pipeline told its network; None for pure noise.
-
-    Args:
-        timesteps: [N] a scheduler's, after the pipeline has run.
-        noise: the pipeline's noise schedule.
-    """
+    """Read half log-SNR of the levels that a scheduler [N] told the pipeline's network; None for pure noise."""
     steps = np.asarray(timesteps.cpu(), np.float64)
     if noise.kind == "flow":
         s = steps / noise.num_train_timesteps

@@ -1,1 +1,1 @@
-"""What searches and installed schedules cost, and the SciPy search they are held against."""
+"""What searches and installed schedules cost."""

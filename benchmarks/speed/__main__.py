@@ -8,11 +8,11 @@ Each measurement that depends on a fresh process (cold start, peak memory) start
 
 from __future__ import annotations
 
-import argparse
-import functools
+import itertools
 import json
 import os
 import platform
+import resource
 import statistics
 import subprocess
 import sys
@@ -22,145 +22,124 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-OUTPUT = Path(__file__).parents[2] / "docs" / "results" / "speed.md"
-SEED = 0
-REPEATS = 7
+from benchmarks import runner
+from benchmarks.tables import markdown
+
+ROOT = Path(__file__).parents[2]
+OUTPUT = ROOT / "docs" / "results" / "speed.md"
+SEED, REPEATS = 0, 7
+SIZES = ((100, 20), (1000, 20), (1000, 64), (4000, 20), (10000, 20))
+"""Lanes, and the largest N among them."""
+
+WARM = 4000  # more lanes are searched once
 
 
-def timed(function: Callable[[], object], repeats: int = REPEATS) -> list[float]:
-    """Seconds of each call, after none to warm up."""
-    seconds = []
-    for _ in range(repeats):
-        begin = time.perf_counter()
-        function()
-        seconds.append(time.perf_counter() - begin)
-    return seconds
+def seconds_of(function: Callable[[], object]) -> float:
+    """Time one call."""
+    begin = time.perf_counter()
+    function()
+    return time.perf_counter() - begin
+
+
+def use_devices(devices: int) -> None:
+    """Split the CPU into so many devices, before JAX starts."""
+    import jax
+
+    if devices > 1:
+        jax.config.update("jax_num_cpu_devices", devices)
 
 
 def main_job(devices: int) -> dict[str, Any]:
-    """All 34 searches of the main job: first call (compiles), then warm calls. Run in a process of its own."""
+    """Run all 34 searches of the main job: first call (compiles), then warm calls. For a process of its own."""
+    use_devices(devices)
     import jax
 
-    if devices > 1:
-        jax.config.update("jax_num_cpu_devices", devices)
     from hso_jax import lanes, preset, search_many
 
     many = lanes([preset("sd21-base")], range(4, 21), layouts=("node", "interval"), seeds=[SEED])
-    begin = time.perf_counter()
-    search_many(many)
-    first = time.perf_counter() - begin
-    warm = timed(lambda: search_many(many))
-    return {
-        "devices": [str(d) for d in jax.devices()],
-        "dtype": str(jax.dtypes.canonicalize_dtype(float)),
-        "first": first,
-        "median": statistics.median(warm),
-        "spread": [min(warm), max(warm)],
-    }
+    first, *warm = (seconds_of(lambda: search_many(many)) for _ in range(REPEATS + 1))
+    dtype = str(jax.dtypes.canonicalize_dtype(float))
+    return {"devices": [str(d) for d in jax.devices()], "dtype": dtype, "first": first, "warm": warm}
 
 
 def many_lanes(count: int, nfe_max: int, devices: int) -> dict[str, Any]:
-    """`count` lanes of all presets x N x seeds in one call: seconds and peak memory. Run in a process of its own."""
-    import itertools
-    import resource
-
-    import jax
-
-    if devices > 1:
-        jax.config.update("jax_num_cpu_devices", devices)
+    """Search `count` lanes of all presets x N x seeds in one call. For a process of its own."""
+    use_devices(devices)
     from hso_jax import Hso, lanes, preset, search_many
     from hso_jax.noise import PRESETS
 
-    noises = [preset(name) for name in PRESETS]
-    nfes = range(4, nfe_max + 1)
+    noises, nfes = [preset(name) for name in PRESETS], range(4, nfe_max + 1)
     seeds = range(-(-count // (len(noises) * len(nfes))))
     many = list(itertools.islice(lanes(noises, nfes, seeds=seeds, method=Hso(relax=True)), count))
     begin = time.perf_counter()
-    found = search_many(many)
+    bad = sum(s.result != "converged" for s in search_many(many))
     seconds = time.perf_counter() - begin
-    again = time.perf_counter()
-    if count <= 4000:
-        search_many(many)
-    warm = time.perf_counter() - again if count <= 4000 else None
+    warm = seconds_of(lambda: search_many(many)) if count <= WARM else None
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
-    bad = sum(s.result != "converged" for s in found)
     return {"seconds": seconds, "warm": warm, "peak_gib": peak, "not_converged": bad}
 
 
-def in_process(expression: str) -> dict[str, Any]:
-    """The value of a call in this module, from a fresh process."""
+def in_process(*command: str, **environment: str) -> str:
+    """Run Python in a fresh process; returns the last line that it prints."""
+    env = {**os.environ, **environment}
+    done = subprocess.run([sys.executable, *command], check=True, capture_output=True, text=True, env=env)
+    return (done.stdout.splitlines() or [""])[-1]
+
+
+def called(expression: str) -> dict[str, Any]:
+    """Evaluate a call in this module, in a fresh process."""
     code = f"import json; from benchmarks.speed import __main__ as speed; print(json.dumps(speed.{expression}))"
-    done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
-    return dict(json.loads(done.stdout.splitlines()[-1]))
-
-
-def cold_start() -> tuple[float, float]:
-    """Seconds from process start to saved file of `hso-jax search`, without and with its compilation cache."""
-    seconds = []
-    with tempfile.TemporaryDirectory() as folder:
-        environment = {**os.environ, "JAX_COMPILATION_CACHE_DIR": folder}
-        for _ in range(2):
-            begin = time.perf_counter()
-            command = [sys.executable, "-m", "hso_jax.cli", "search", "-o", f"{folder}/schedules.json"]
-            subprocess.run(command, check=True, env=environment, stdout=subprocess.DEVNULL)
-            seconds.append(time.perf_counter() - begin)
-    return seconds[0], seconds[1]
-
-
-def scipy_seconds() -> dict[str, float]:
-    """Seconds of the SciPy re-derivation of the paper's search at N = 4, per layout."""
-    from benchmarks.speed.scipy_search import LinearNoise, reference_search, sd_lam_table
-
-    noise = LinearNoise(sd_lam_table())
-    return {name: timed(functools.partial(reference_search, noise, 4, name), 1)[0] for name in ("node", "interval")}
+    return dict(json.loads(in_process("-c", code)))
 
 
 def report(quick: bool) -> str:
     """Measure everything; returns Markdown."""
-    cores = os.cpu_count() or 1
     import jax
 
-    lines = ["# Speed of the search", ""]
-    lines += [
-        f"{platform.machine()}, {cores} cores, Python {platform.python_version()}, JAX {jax.__version__}, seed {SEED}."
+    cores = os.cpu_count() or 1
+    job = called(f"main_job({cores})")
+    warm = statistics.median(job["warm"])
+    with tempfile.TemporaryDirectory() as folder:
+        command = ("-m", "hso_jax.cli", "search", "-o", f"{folder}/schedules.json")
+        run = lambda: in_process(*command, JAX_COMPILATION_CACHE_DIR=folder)  # noqa: E731
+        cold, cached = seconds_of(run), seconds_of(run)
+    rows = [
+        ["devices, dtype", f"{', '.join(job['devices'])}, {job['dtype']}"],
+        ["first call, with tracing and compilation", f"{job['first']:.2f}"],
+        ["warm", f"{warm:.3f} ({min(job['warm']):.3f}..{max(job['warm']):.3f})"],
+        ["`hso-jax search`, process start to saved file, cold", f"{cold:.2f}"],
+        ["the same with the compilation cache", f"{cached:.2f}"],
     ]
-    lines += [
-        "Made by `python -m benchmarks.speed`. Seconds; warm figures are medians of 7 calls (smallest..largest).",
-        "",
-    ]
-    job = in_process(f"main_job({cores})")
-    low, high = job["spread"]
-    lines += ["| 34 searches: N = 4..20, both layouts, SD 2.1-base | |", "|---|---|"]
-    lines += [f"| devices, dtype | {', '.join(job['devices'])}, {job['dtype']} |"]
-    lines += [f"| first call, with tracing and compilation | {job['first']:.2f} |"]
-    lines += [f"| warm | {job['median']:.3f} ({low:.3f}..{high:.3f}) |"]
-    cold, cached = cold_start()
-    lines += [f"| `hso-jax search`, process start to saved file, cold | {cold:.2f} |"]
-    lines += [f"| the same with the compilation cache | {cached:.2f} |"]
     if not quick:
-        scipy = scipy_seconds()
-        for layout, seconds in scipy.items():
-            ratio = seconds / float(job["median"])
-            lines += [f"| SciPy, N = 4 {layout} alone | {seconds:.2f} = {ratio:.0f} times all 34 warm |"]
-        lines += [
-            "",
-            "| lanes | N up to | first call | warm | warm lanes per second | peak memory, GiB | not converged |",
-        ]
-        lines += ["|---|---|---|---|---|---|---|"]
-        for count, nfe_max in ((100, 20), (1000, 20), (1000, 64), (4000, 20), (10000, 20)):
-            row = in_process(f"many_lanes({count}, {nfe_max}, {cores})")
-            warm = row["warm"]
-            rate = count / float(warm or row["seconds"])
-            shown = "-" if warm is None else f"{warm:.2f}"
-            cells = [count, nfe_max, f"{row['seconds']:.1f}", shown, f"{rate:.0f}", f"{row['peak_gib']:.2f}"]
-            lines += ["| " + " | ".join(map(str, [*cells, row["not_converged"]])) + " |"]
-        lines += ["", "For 10,000 lanes the rate counts the first call, compilation included."]
-    return "\n".join(lines) + "\n"
+        # The tests' oracle runs as a program, so that nothing here imports from the tests.
+        for layout, seconds in json.loads(in_process(str(ROOT / "tests" / "oracles" / "scipy_search.py"))).items():
+            rows.append([f"SciPy, N = 4 {layout} alone", f"{seconds:.2f} = {seconds / warm:.0f} times all 34 warm"])
+    text = f"""# Speed of the search
+
+{platform.machine()}, {cores} cores, Python {platform.python_version()}, JAX {jax.__version__}, seed {SEED}.
+Made by `python -m benchmarks.speed`. Seconds; warm figures are medians of {REPEATS} calls (smallest..largest).
+
+{markdown(["34 searches: N = 4..20, both layouts, SD 2.1-base", ""], rows, left=2)}"""
+    return text if quick else text + lanes_table(cores)
+
+
+def lanes_table(cores: int) -> str:
+    """Measure many lanes."""
+    rows = []
+    for count, nfe_max in SIZES:
+        row = called(f"many_lanes({count}, {nfe_max}, {cores})")
+        rate = count / float(row["warm"] or row["seconds"])
+        shown = "-" if row["warm"] is None else f"{row['warm']:.2f}"
+        figures = (f"{row['seconds']:.1f}", shown, f"{rate:.0f}", f"{row['peak_gib']:.2f}", str(row["not_converged"]))
+        rows.append([str(count), str(nfe_max), *figures])
+    head = ["lanes", "N up to", "first call", "warm", "warm lanes per second", "peak memory, GiB", "not converged"]
+    end = "For 10,000 lanes the rate counts the first call, compilation included."
+    return f"\n{markdown(head, rows, left=len(head))}\n{end}\n"
 
 
 def main() -> None:
     """Measure, print, write."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = runner.command("python -m benchmarks.speed", __doc__)
     parser.add_argument("--quick", action="store_true", help="only the main job")
     parser.add_argument("-o", "--output", type=Path, default=OUTPUT)
     args = parser.parse_args()

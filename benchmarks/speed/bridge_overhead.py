@@ -23,44 +23,34 @@ import torch
 
 from bridge import noise_schedule_of, with_schedule
 from bridge.schedulers.rows import ROWS
-from hso_jax.schedule import Schedule
+from hso_jax import Schedule
 
 NFE, REPEATS, SEED = 10, 40, 0
 SD = {"beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.012}
 
 
-def median(work: Callable[[], Any], repeats: int = REPEATS) -> float:
-    """Seconds of one call, the median."""
+def median(work: Callable[[], Any]) -> float:
+    """Time one call in seconds, the median."""
     times = []
-    for _ in range(repeats):
+    for _ in range(REPEATS):
         start = time.perf_counter()
         work()
         times.append(time.perf_counter() - start)
     return statistics.median(times)
 
 
-def build(name: str) -> tuple[Any, Schedule]:
-    """A scheduler with Stable Diffusion's betas where it has some, and a schedule for it."""
-    config: dict[str, Any] = {} if name.startswith(("EDM", "FlowMatch")) else dict(SD)
-    if name == "PNDMScheduler":
-        config["skip_prk_steps"] = True
-    scheduler = getattr(diffusers, name)(**config)
-    t = np.linspace(0.98, 0.08, NFE)  # on the distillation grid of LCM and TCD
-    return scheduler, Schedule.from_t(noise_schedule_of(scheduler), t)
-
-
 def steps(scheduler: Any, sample: torch.Tensor) -> float:
-    """Seconds a step takes, as the median of whole runs."""
+    """Time a step in seconds, the median of whole runs."""
     if hasattr(scheduler, "is_scale_input_called"):
         scheduler.is_scale_input_called = True
-    means = []
+    seconds = []
     for _ in range(REPEATS):
         scheduler.set_timesteps(NFE)
         start = time.perf_counter()
         for t in scheduler.timesteps:
             scheduler.step(sample, t, sample)
-        means.append((time.perf_counter() - start) / len(scheduler.timesteps))
-    return statistics.median(means)
+        seconds.append((time.perf_counter() - start) / len(scheduler.timesteps))
+    return statistics.median(seconds)
 
 
 def main() -> None:
@@ -72,7 +62,12 @@ def main() -> None:
     print(f"{'scheduler':32} {'install ms':>10} {'set ms':>8} {'parent':>8} {'step us':>8} {'ratio':>6}")
     sample = torch.randn(1, 4, 64, 64, generator=torch.Generator().manual_seed(SEED))
     for name in ROWS:
-        plain, schedule = build(name)
+        config: dict[str, Any] = {} if name.startswith(("EDM", "FlowMatch")) else dict(SD)
+        if name == "PNDMScheduler":
+            config["skip_prk_steps"] = True
+        plain = getattr(diffusers, name)(**config)
+        t = np.linspace(0.98, 0.08, NFE)  # on the distillation grid of LCM and TCD
+        schedule = Schedule.from_t(noise_schedule_of(plain), t)
         installed = with_schedule(plain, schedule)
         install = median(partial(with_schedule, plain, schedule))
         setting = [median(partial(s.set_timesteps, NFE)) for s in (installed, plain)]

@@ -9,7 +9,6 @@ order 3 beside H = 4.
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
 import statistics
 import time
@@ -19,8 +18,9 @@ import diffusers
 import numpy as np
 import torch
 
+from benchmarks import runner
 from bridge import NonstationaryScheduler, noise_schedule_of
-from hso_jax.schedule import Origin, Schedule
+from hso_jax import Origin, Schedule
 from hso_jax.solvers import NONSTATIONARY
 
 NFE, REPEATS, SEED = 10, 200, 0
@@ -57,21 +57,20 @@ def wait(sample: torch.Tensor) -> None:
         torch.cuda.synchronize()
 
 
-def measured(history: int, sample: torch.Tensor, repeats: int = REPEATS) -> tuple[float, float]:
+def measured(history: int, sample: torch.Tensor) -> tuple[float, float]:
     """Median seconds of a step, ours and DPM-Solver++'s."""
     schedulers = pair(history)
     for scheduler in schedulers:
         seconds_a_step(scheduler, sample)
-    runs = [[seconds_a_step(scheduler, sample) for scheduler in schedulers] for _ in range(repeats)]
+    runs = [[seconds_a_step(scheduler, sample) for scheduler in schedulers] for _ in range(REPEATS)]
     ours, theirs = (statistics.median(column) for column in zip(*runs, strict=True))
     return ours, theirs
 
 
 def main() -> None:
     """Print the table."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = runner.command("python -m benchmarks.speed.nonstationary_step", __doc__)
     parser.add_argument("--device", default="cpu", help="cpu or cuda; default %(default)s")
-    parser.add_argument("--repeats", type=int, default=REPEATS, help="runs of N steps; default %(default)s")
     args = parser.parse_args()
     torch.set_num_threads(1)
     device = torch.device(args.device)
@@ -83,7 +82,7 @@ def main() -> None:
         for dtype in (torch.float32, torch.bfloat16):
             sample = torch.randn(shape, generator=generator).to(device, dtype)
             for history in (2, 3, 4):
-                ours, theirs = measured(history, sample, args.repeats)
+                ours, theirs = measured(history, sample)
                 row = f"{'x'.join(map(str, shape)):18} {str(dtype).removeprefix('torch.'):9} {history:2}"
                 print(f"{row} {ours * 1e6:9.1f} {theirs * 1e6:9.1f} {ours / theirs:6.2f}")
 

@@ -19,14 +19,11 @@ from typing import Any, NamedTuple
 
 import jax
 import numpy as np
-from matplotlib.figure import Figure
-from matplotlib.ticker import NullLocator
 
-from benchmarks import arguments
-from benchmarks.networks import charts
-from benchmarks.solvers import COMPARED
+from benchmarks import plots, runner
+from benchmarks.compared import COMPARED
 from hso_jax import Lane, SolverError, preset, search_many
-from hso_jax.objectives.solver_error import SAMPLES, default_family, error_data
+from hso_jax.error import SAMPLES, default_family, error_data
 from hso_jax.problems import family
 
 REPEATS = 3
@@ -73,29 +70,6 @@ def _peak() -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
 
 
-def figure(found: dict[str, list[tuple[Size, dict[str, float]]]]) -> Figure:
-    """Seconds and memory against what grows, each relative to the default's size."""
-    drawn = Figure(figsize=(8.0, 3.6), layout="constrained")
-    for panel, (what, label) in zip(
-        drawn.subplots(1, 2),
-        {"seconds": "search and exact solution, warm, s", "memory": "memory, GiB"}.items(),
-        strict=True,
-    ):
-        for (grown, points), colour in zip(found.items(), ("#0072b2", "#d55e00", "#009e73"), strict=True):
-            usual = getattr(USUAL, grown)
-            name = f"{'N' if grown == 'nfe' else grown} (1 is {usual})"
-            xs = [getattr(size, grown) / usual for size, _ in points]
-            panel.plot(xs, [one[what] for _, one in points], "o-", color=colour, label=name, markersize=4)
-        panel.set_xscale("log")
-        panel.set_ylim(bottom=0.0)
-        panel.set(xlabel="times the default", ylabel=label)
-        panel.set_xticks([0.25, 0.5, 1, 2, 4], ["1/4", "1/2", "1", "2", "4"])
-        panel.xaxis.set_minor_locator(NullLocator())
-        panel.grid(alpha=0.25, which="both")
-    drawn.axes[0].legend(frameon=False, fontsize=9)
-    return drawn
-
-
 def plot(path: Path) -> None:
     """Measure every size in a process of its own, and draw; prints a table."""
     known: dict[Size, dict[str, float]] = {}
@@ -106,10 +80,14 @@ def plot(path: Path) -> None:
         cold = {k: v for k, v in os.environ.items() if k != "JAX_COMPILATION_CACHE_DIR"}
         told = subprocess.run(command, check=True, capture_output=True, text=True, env=cold).stdout
         known[size] = json.loads(told.splitlines()[-1])
-        print(
-            f"| {' | '.join(map(str, size))} | {known[size]['seconds']:.2f} | {known[size]['memory']:.2f} |", flush=True
-        )
-    charts.save(figure({grown: [(size, known[size]) for size in sizes] for grown, sizes in GROWN.items()}), path)
+        sizes = " | ".join(map(str, size))
+        print(f"| {sizes} | {known[size]['seconds']:.2f} | {known[size]['memory']:.2f} |", flush=True)
+    found = {
+        grown: [(getattr(size, grown) / getattr(USUAL, grown), known[size]) for size in every]
+        for grown, every in GROWN.items()
+    }
+    names = {g: f"{'N' if g == 'nfe' else g} (1 is {getattr(USUAL, g)})" for g in GROWN}
+    plots.save(plots.cost_figure(found, names), path)
     print(f"\nwrote {path}")
 
 
@@ -134,7 +112,7 @@ def table() -> None:
 
 def main() -> None:
     """Run the command line."""
-    parser = arguments.parser("python -m benchmarks.speed.solver_error", __doc__)
+    parser = runner.command("python -m benchmarks.speed.solver_error", __doc__)
     parser.add_argument("--plot", type=Path, metavar="FILE", help="time and memory against the size, as a picture")
     parser.add_argument("--size", help=argparse.SUPPRESS)
     args = parser.parse_args()

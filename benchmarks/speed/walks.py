@@ -14,7 +14,6 @@ dataclass wrote count with the function that they stand in. `--list` names them.
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import io
 import sys
@@ -29,6 +28,7 @@ import torch
 
 import bridge
 import hso_jax
+from benchmarks import runner
 from hso_jax.cli import main as command
 
 ROOTS = tuple(str(Path(package.__file__).parent) + "/" for package in (hso_jax, bridge) if package.__file__)
@@ -96,7 +96,7 @@ def entered(found: set[tuple[str, str]]) -> Iterator[None]:
 
 def main() -> int:
     """Walk and print."""
-    parser = argparse.ArgumentParser(description="functions and files that three calls enter")
+    parser = runner.command("python -m benchmarks.speed.walks", __doc__)
     parser.add_argument("--list", action="store_true", help="name the functions")
     given = parser.parse_args()
     for name, walk in WALKS.items():

@@ -1,30 +1,33 @@
-"""Which cells there are, and how each is measured: one line of JSON a cell, appended whole."""
+"""Which cells of tuning there are, and how each is measured; and the README's picture of what tuning buys."""
 
 from __future__ import annotations
 
 import functools
-import json
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Collection, Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
-import numpy as np
-from rich.progress import track
-
-from benchmarks import metrics
-from benchmarks.heldout.outside import MANY, SMALL
-from benchmarks.tuning.targets import Judged, Target, target, tuning_seed
+from benchmarks import metrics, plots, runner
+from benchmarks.models.subjects import OWN_SEEDS
+from benchmarks.plots import Row
+from benchmarks.runner import ANY, Cell, Inapplicable, Record, check_names, rounded
+from benchmarks.tables import number
+from benchmarks.targets import Judged, Target, names, target
 from bridge import Tuned, tune_denoiser
-from hso_jax import BASELINES, NoiseSchedule, Schedule, SolverError, baseline, search
+from hso_jax import BASELINES, Schedule, SolverError, baseline, recommend, search
 from hso_jax.baselines import inapplicable
-from hso_jax.files import write_whole
 from hso_jax.solvers import NONSTATIONARY
 
 BUDGETS = (4, 5, 6, 8)
 EVALUATIONS, MANY_EVALUATIONS = 5000, 50_000
 RULE_SOLVERS = ("ddim", "dpmpp-2m", "unipc-3")
 LATENTS = 1024
+JUDGED, FINE = 64, 192
+"""Samples that schedules are judged on, and the evaluations that their converged samples take."""
+
+PICTURED, PICTURED_NFE, PICTURED_COLUMNS = "emoji-flow", 4, 9
 
 
 class Way(NamedTuple):
@@ -54,111 +57,118 @@ AT_END = "zoo-end"
 """The search without the model, its first node at the noise end; another than "zoo" for epsilon models alone."""
 
 METHODS = (*PLAIN, AT_END, *WAYS)
-Key = tuple[str, int, str]
-"""Network, N and method."""
+
+
+def tuned(one: Target, nfe: int, way: Way) -> Tuned:
+    """Tune on noise that nothing is judged on."""
+    return tune_denoiser(
+        one.denoiser, one.noise, nfe, latents=one.latents(LATENTS, OWN_SEEDS), condition=one.condition(LATENTS),
+        budget=way.budget, solver=way.solver, by=way.by,
+    )  # fmt: skip
 
 
 class _Network:
     """One network, its converged samples made when first needed."""
 
     def __init__(self, name: str, folder: Path | None) -> None:
-        self.target: Target = target(name, folder)
-        self.many = MANY if np.prod(self.target.shape) < SMALL else 1
+        self.target = target(name, folder)
 
     @functools.cached_property
     def judged(self) -> Judged:
-        return Judged(self.target, self.many)
+        return Judged(self.target, JUDGED, FINE)
 
-    def measure(self, nfe: int, method: str) -> dict[str, Any]:
-        """A record's figures."""
-        begin = time.perf_counter()
-        if method == "rule":
-            return {"solver": "", "evaluations": 0, **self._best_rule(nfe)}
-        if method in ("zoo", AT_END):
-            first = "end" if method == AT_END else "auto"
-            schedule = search(self.target.noise, nfe, method=SolverError(NONSTATIONARY, first=first))
-            return {"solver": schedule.solver, "evaluations": 0, **self._figures(schedule, schedule.solver)}
-        way = WAYS[method]
-        found = self._tune(nfe, way)
-        return {
-            "solver": found.schedule.solver,
-            "evaluations": found.evaluations,
-            "seconds": round(time.perf_counter() - begin, 1),
-            "start": found.start,
-            "start_error": rounded(found.start_error),
-            "error": rounded(found.error),
-            "history": [[count, rounded(own), rounded(apart)] for count, own, apart in found.history],
-            **self._figures(found.schedule, found.schedule.solver),
-        }
-
-    def _tune(self, nfe: int, way: Way) -> Tuned:
-        one = self.target
-        options: dict[str, Any] = {"budget": way.budget, "solver": way.solver, "by": way.by}
-        latents = one.latents(LATENTS, tuning_seed(0))
-        return tune_denoiser(one.denoiser, one.noise, nfe, latents=latents, condition=one.condition(LATENTS), **options)
-
-    def _best_rule(self, nfe: int) -> dict[str, Any]:
-        found = {}
-        for name, schedule in rules(self.target.noise, nfe):
-            for solver in RULE_SOLVERS:
-                found[name, solver] = self._figures(schedule, solver)
-        (name, solver), figures = min(found.items(), key=lambda pair: pair[1]["rmse"] or np.inf)
-        return {"rule": name, "solver": solver, **figures}
-
-    def _figures(self, schedule: Schedule, solver: str) -> dict[str, Any]:
-        samples = self.target.sample(schedule, solver, self.judged.latents)
-        if not bool(samples.isfinite().all()):
-            return {"rmse": None}
-        figures: dict[str, Any] = {"rmse": rounded(self.judged.rmse(samples))}
-        if (pair := self.judged.features(samples)) is not None:
-            figures["fid"] = rounded(metrics.frechet_distance(*map(metrics.moments_of, pair)))
-        return figures
-
-
-def rules(noise: NoiseSchedule, nfe: int) -> Iterator[tuple[str, Schedule]]:
-    """Every rule that fits the noise, by name."""
-    for name in BASELINES:
-        if not inapplicable(name, noise):
-            try:
-                yield name, baseline(name, noise, nfe)
-            except ValueError:  # no such N
-                continue
-
-
-def rounded(x: float) -> float | None:
-    """To five digits; None for what is not finite."""
-    return float(f"{x:.5g}") if np.isfinite(x) else None
-
-
-def read(path: Path) -> dict[Key, dict[str, Any]]:
-    """The records so far."""
-    if not path.exists():
-        return {}
-    lines = (json.loads(line) for line in path.read_text(encoding="utf-8").splitlines())
-    return {(line["network"], line["nfe"], line["method"]): line for line in lines}
-
-
-def run(path: Path, networks: Sequence[str], nfes: Sequence[int], methods: Sequence[str], folder: Path | None) -> int:
-    """Measure what the records do not have yet; a record is written as soon as it is done. Returns how many.
-
-    Raises:
-        ValueError: for an unknown method, before any work.
-    """
-    if unknown := [name for name in methods if name not in METHODS]:
-        raise ValueError(f"methods has {', '.join(unknown)}; use {', '.join(METHODS)}")
-    done = read(path)
-    network: Callable[[str], _Network] = functools.lru_cache(maxsize=2)(lambda name: _Network(name, folder))
-    cells = [(name, nfe, method) for nfe in nfes for name in networks for method in methods]
-    missing = [cell for cell in cells if cell not in done]
-    for name, nfe, method in track(missing, description="tuning", transient=True):
+    def measure(self, cell: Cell) -> Record:
+        """Measure a cell. Raises Inapplicable for gradients through a network that has none."""
+        begin, record = time.perf_counter(), Record(*cell)
+        if cell.method == "rule":
+            return self._best_rule(record)
+        if cell.method in ("zoo", AT_END):
+            first = "end" if cell.method == AT_END else "auto"
+            found = search(self.target.noise, cell.nfe, method=SolverError(NONSTATIONARY, first=first))
+            return self._judged(record, found, found.solver)
+        way = WAYS[cell.method]
         try:
-            found = network(name).measure(nfe, method)
+            made = tuned(self.target, cell.nfe, way)
         except ValueError as reason:
-            if method not in WAYS or WAYS[method].by != "gradients":
+            if way.by != "gradients":
                 raise
-            # a network that has none
-            print(f"{name}, N = {nfe}, {method}: left out, {reason}")
-            continue
-        done[name, nfe, method] = {"network": name, "nfe": nfe, "method": method, **found}
-        write_whole(path, "".join(json.dumps(line) + "\n" for line in done.values()).encode())
-    return len(missing)
+            raise Inapplicable(str(reason)) from reason
+        record = replace(
+            record,
+            calls=made.evaluations,
+            seconds=round(time.perf_counter() - begin, 1),
+            start=made.start,
+            start_error=rounded(made.start_error),
+            error=rounded(made.error),
+            history=[[count, rounded(own), rounded(apart)] for count, own, apart in made.history],
+        )
+        return self._judged(record, made.schedule, made.schedule.solver)
+
+    def _best_rule(self, record: Record) -> Record:
+        found = []
+        for name in BASELINES:
+            if not inapplicable(name, self.target.noise):
+                try:
+                    made = baseline(name, self.target.noise, record.nfe)
+                except ValueError:  # the rule has no such N
+                    continue
+                for solver in RULE_SOLVERS:
+                    found.append(replace(self._judged(record, made, solver), chosen=f"{name} {solver}"))
+        return min(found, key=lambda one: float("inf") if one.rmse is None else one.rmse)
+
+    def _judged(self, record: Record, schedule: Schedule, solver: str) -> Record:
+        samples = self.target.sample(schedule, solver, self.judged.latents)
+        record = replace(record, chosen=solver, counted=schedule.nfe).with_schedule(schedule)
+        if not bool(samples.isfinite().all()):
+            return record
+        pair = self.judged.features(samples)
+        fid = None if pair is None else rounded(metrics.frechet_distance(*map(metrics.moments_of, pair)))
+        return replace(record, rmse=rounded(self.judged.rmse(samples)), fid=fid)
+
+
+def run(
+    path: Path,
+    folder: Path | None,
+    *,
+    networks: Collection[str] | None = None,
+    nfes: Sequence[int] = BUDGETS,
+    methods: Collection[str] = METHODS,
+) -> int:
+    """Measure what the records do not have yet; returns how many cells were measured."""
+    every = names(folder)
+    check_names("only", networks or (), every)
+    check_names("method", methods, METHODS)
+    network = functools.lru_cache(maxsize=2)(lambda name: _Network(name, folder))
+    cells = [
+        Cell(name, 1.0, ANY, nfe, method, 0, JUDGED, "float32")
+        for nfe in nfes
+        for name in networks or every
+        for method in methods
+    ]
+    return runner.run(path, cells, lambda cell: network(cell.model).measure(cell))
+
+
+def picture(path: Path) -> None:
+    """Draw the same noise in few steps as pipelines have them, recommended and tuned; and converged.
+
+    No choice sees the noise that is drawn; each error is that of all of it.
+    """
+    if path.exists():
+        raise ValueError(f"{path} is there already; remove it, or name another file")
+    one, nfe = target(PICTURED, None), PICTURED_NFE
+    judged = Judged(one, JUDGED, FINE)
+    best, made = recommend(one.noise, nfe, guidance=1.0), tuned(one, nfe, WAYS["tune"])
+    trailing = baseline("trailing", one.noise, nfe)
+
+    def row(name: str, schedule: Schedule, solver: str, detail: str) -> Row:
+        samples = one.sample(schedule, solver, judged.latents)
+        return Row(name, f"{detail}\nRMSE {number(judged.rmse(samples))}", samples)
+
+    rows = [
+        row(f"{nfe} steps of Euler", trailing, "ddim", "evenly spaced, as FLUX has it"),
+        row("of UniPC", trailing, "unipc-2", "evenly spaced"),
+        row("recommended", best.schedule, best.solver, "no evaluation of the model"),
+        row("tuned", made.schedule, made.schedule.solver, f"{made.evaluations:,} evaluations"),
+        Row("converged", f"{FINE} steps", judged.converged),
+    ]
+    plots.save(plots.samples_figure(rows, PICTURED_COLUMNS), path)

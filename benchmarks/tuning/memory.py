@@ -14,7 +14,7 @@ from unittest import mock
 import diffusers
 import torch
 
-from benchmarks.networks.tables import markdown
+from benchmarks.tables import markdown
 
 DTYPE = torch.bfloat16
 GIB = 2**30
@@ -24,100 +24,74 @@ class Network(NamedTuple):
     """A network as its repository configures it, and what it is called with for one image.
 
     Attributes:
-        make: builds it; on the meta device.
-        call: makes the keyword arguments, tensors of one sample.
+        make: its class; made on the meta device.
+        config: what it is made with.
+        call: the keyword arguments; a tuple stands for a tensor of that shape.
         source: of the configuration.
         embedded: whether guidance is an input, and not a second evaluation.
     """
 
-    make: Callable[[], torch.nn.Module]
-    call: Callable[[], Mapping[str, Any]]
+    make: Callable[..., torch.nn.Module]
+    config: Mapping[str, Any]
+    call: Mapping[str, Any]
     source: str
     embedded: bool = False
 
 
-def _meta(*shape: int) -> torch.Tensor:
-    return torch.empty(shape, dtype=DTYPE, device="meta")
-
-
-def _sd15() -> torch.nn.Module:
-    return diffusers.UNet2DConditionModel(sample_size=64, cross_attention_dim=768, attention_head_dim=8)
-
-
-def _sdxl() -> torch.nn.Module:
-    return diffusers.UNet2DConditionModel(
-        sample_size=128,
-        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
-        up_block_types=("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
-        block_out_channels=(320, 640, 1280),
-        transformer_layers_per_block=[1, 2, 10],
-        attention_head_dim=[5, 10, 20],
-        cross_attention_dim=2048,
-        use_linear_projection=True,
-        addition_embed_type="text_time",
-        addition_time_embed_dim=256,
-        projection_class_embeddings_input_dim=2816,
-    )
-
-
-def _sd3() -> torch.nn.Module:
-    return diffusers.SD3Transformer2DModel(
-        sample_size=128,
-        num_layers=24,
-        attention_head_dim=64,
-        num_attention_heads=24,
-        joint_attention_dim=4096,
-        caption_projection_dim=1536,
-        pooled_projection_dim=2048,
-        pos_embed_max_size=192,
-    )
-
-
-def _flux() -> torch.nn.Module:
-    return diffusers.FluxTransformer2DModel(guidance_embeds=True)
-
-
+DEFAULTS = "the class's defaults"
 NETWORKS = {
     "SD 1.5, 512 x 512": Network(
-        _sd15,
-        lambda: {"sample": _meta(1, 4, 64, 64), "timestep": 500, "encoder_hidden_states": _meta(1, 77, 768)},
-        "the class's defaults",
+        diffusers.UNet2DConditionModel,
+        {"sample_size": 64, "cross_attention_dim": 768, "attention_head_dim": 8},
+        {"sample": (1, 4, 64, 64), "timestep": 500, "encoder_hidden_states": (1, 77, 768)},
+        DEFAULTS,
     ),
     "SDXL, 1024 x 1024": Network(
-        _sdxl,
-        lambda: {
-            "sample": _meta(1, 4, 128, 128),
-            "timestep": 500,
-            "encoder_hidden_states": _meta(1, 77, 2048),
-            "added_cond_kwargs": {"text_embeds": _meta(1, 1280), "time_ids": _meta(1, 6)},
+        diffusers.UNet2DConditionModel,
+        {
+            "sample_size": 128, "block_out_channels": (320, 640, 1280), "cross_attention_dim": 2048,
+            "down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
+            "up_block_types": ("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
+            "transformer_layers_per_block": [1, 2, 10], "attention_head_dim": [5, 10, 20],
+            "use_linear_projection": True, "addition_embed_type": "text_time", "addition_time_embed_dim": 256,
+            "projection_class_embeddings_input_dim": 2816,
+        },
+        {
+            "sample": (1, 4, 128, 128), "timestep": 500, "encoder_hidden_states": (1, 77, 2048),
+            "added_cond_kwargs": {"text_embeds": (1, 1280), "time_ids": (1, 6)},
         },
         "SDXL base 1.0's unet/config.json",
     ),
     "SD3 medium, 1024 x 1024": Network(
-        _sd3,
-        lambda: {
-            "hidden_states": _meta(1, 16, 128, 128),
-            "encoder_hidden_states": _meta(1, 333, 4096),
-            "pooled_projections": _meta(1, 2048),
-            "timestep": _meta(1),
+        diffusers.SD3Transformer2DModel,
+        {
+            "sample_size": 128, "num_layers": 24, "attention_head_dim": 64, "num_attention_heads": 24,
+            "joint_attention_dim": 4096, "caption_projection_dim": 1536, "pooled_projection_dim": 2048,
+            "pos_embed_max_size": 192,
+        },
+        {
+            "hidden_states": (1, 16, 128, 128), "encoder_hidden_states": (1, 333, 4096),
+            "pooled_projections": (1, 2048), "timestep": (1,),
         },
         "SD3 medium's transformer/config.json",
     ),
     "FLUX.1-dev, 1024 x 1024": Network(
-        _flux,
-        lambda: {
-            "hidden_states": _meta(1, 4096, 64),
-            "encoder_hidden_states": _meta(1, 512, 4096),
-            "pooled_projections": _meta(1, 768),
-            "timestep": _meta(1),
-            "guidance": _meta(1),
-            "img_ids": _meta(4096, 3),
-            "txt_ids": _meta(512, 3),
+        diffusers.FluxTransformer2DModel,
+        {"guidance_embeds": True},
+        {
+            "hidden_states": (1, 4096, 64), "encoder_hidden_states": (1, 512, 4096), "pooled_projections": (1, 768),
+            "timestep": (1,), "guidance": (1,), "img_ids": (4096, 3), "txt_ids": (512, 3),
         },
-        "the class's defaults",
+        DEFAULTS,
         True,
     ),
-}
+}  # fmt: skip
+
+
+def _tensors(given: Any) -> Any:
+    if isinstance(given, Mapping):
+        return {name: _tensors(x) for name, x in given.items()}
+    return torch.empty(given, dtype=DTYPE, device="meta") if isinstance(given, tuple) else given
 
 
 class _Attention(torch.autograd.Function):
@@ -141,7 +115,7 @@ def _attention(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, *_: 
 def gradient_bytes(network: Network) -> tuple[int, int]:
     """Bytes of the parameters, and of the activations that one evaluation of one sample keeps for its backward pass."""
     with torch.device("meta"):
-        made = network.make().to(DTYPE).requires_grad_(False)
+        made = network.make(**network.config).to(DTYPE).requires_grad_(False)
     parameters = {x.untyped_storage()._cdata for x in made.parameters()}
     held: list[torch.Tensor] = []  # a storage that was freed would give its address to another
     kept: dict[int, int] = {}
@@ -153,7 +127,7 @@ def gradient_bytes(network: Network) -> tuple[int, int]:
             kept[place] = x.untyped_storage().nbytes()
         return x
 
-    inputs = dict(network.call())
+    inputs = _tensors(network.call)
     first = next(iter(inputs))
     inputs[first] = inputs[first].requires_grad_()
     fused = mock.patch.object(torch.nn.functional, "scaled_dot_product_attention", _attention)

@@ -1,41 +1,37 @@
-"""The page and the picture of what tuning buys, from the records alone."""
+"""The page of what tuning buys, from the records alone."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
-
-import numpy as np
-from matplotlib.figure import Figure
 
 from benchmarks.models.load import MODELS
-from benchmarks.networks.charts import save
-from benchmarks.networks.tables import geometric_mean, markdown, number
+from benchmarks.plots import save, tuning_figure
+from benchmarks.runner import Record
+from benchmarks.tables import geometric_mean, markdown, number, table
 from benchmarks.tuning import memory
-from benchmarks.tuning.measure import EVALUATIONS, MANY_EVALUATIONS, METHODS, PLAIN, WAYS, Key
-from benchmarks.tuning.targets import FINE, JUDGED
+from benchmarks.tuning.measure import EVALUATIONS, FINE, JUDGED, MANY_EVALUATIONS, METHODS, PLAIN, WAYS
 from hso_jax.files import write_whole
 
 LIMITS = {"tune": "tune-50k", "nodes": "nodes-50k"}
+Network = tuple[str, int]  # its name, and N
 
-Records = Mapping[Key, Mapping[str, Any]]
 
-
-def write(records: Records, path: Path) -> list[Path]:
-    """The page beside the records, and its picture; returns their paths."""
+def write(records: Sequence[Record], path: Path) -> list[Path]:
+    """Write the page beside the records, and its picture; returns their paths."""
     if not records:
         raise ValueError(f"{path} has no records; measure some with --measure")
     page, picture = path.with_suffix(".md"), path.with_suffix(".png")
-    save(figure(records), picture)
+    save(tuning_figure(records), picture)
     write_whole(page, text(records, picture.name).encode())
     return [page, picture]
 
 
-def text(records: Records, picture: str) -> str:
-    """The page."""
-    methods = [name for name in METHODS if any(key[2] == name for key in records)]
+def text(records: Sequence[Record], picture: str) -> str:
+    """Write the page's text."""
+    found = by_network(records)
+    methods = [name for name in METHODS if any(r.method == name for r in records)]
     ways = "\n".join(f"- `{name}`: {way.description}." for name, way in WAYS.items() if name in methods)
     return f"""# What tuning on the model buys
 
@@ -53,11 +49,11 @@ samples are points) to converged ones of {FINE} evaluations, on noise that no me
 
 ## Error
 
-{_errors(records, methods, "rmse")}
+{_errors(found, methods, "rmse")}
 
 Geometric means of the ratio to the best rule and to the zoo's schedule, over the cells that both have:
 
-{_ratios(records, methods)}
+{_ratios(found, methods)}
 
 ![Error against evaluations]({picture})
 
@@ -66,17 +62,17 @@ Geometric means of the ratio to the best rule and to the zoo's schedule, over th
 `nodes` searches the nodes directly, `nodes-gradients` by gradients through the network (as LD3), `gits` by dynamic
 programming; geometric means of the ratio to the best rule.
 
-{_equal(records)}
+{_equal(found)}
 
 ## What ten times the evaluations reach
 
-{_limits(records)}
+{_limits(found)}
 
 ## Fréchet distance to the converged samples
 
 Of the features of the project's own classifiers, on its own networks alone; {JUDGED} samples are few for it.
 
-{_errors(records, methods, "fid")}
+{_errors(found, methods, "fid")}
 
 ## Not better than its start
 
@@ -92,94 +88,80 @@ The default, `by="differences"`, needs what sampling needs.
 """
 
 
-def _cells(records: Records) -> list[tuple[str, int]]:
-    names = dict.fromkeys([*MODELS, *(key[0] for key in records)])
-    found = {key[:2] for key in records}
-    return [(name, nfe) for name in names for nfe in sorted({n for _, n in found}) if (name, nfe) in found]
+Found = dict[Network, dict[str, Record]]
 
 
-def _errors(records: Records, methods: Sequence[str], field: str) -> str:
+def by_network(records: Sequence[Record]) -> Found:
+    """Sort records into network and N to method to record, the project's own networks first."""
+    names = list(dict.fromkeys([*MODELS, *(r.model for r in records)]))
+    found: Found = {}
+    for r in sorted(records, key=lambda r: (names.index(r.model), r.nfe)):
+        found.setdefault((r.model, r.nfe), {})[r.method] = r
+    return found
+
+
+def _errors(found: Found, methods: Sequence[str], field: str) -> str:
     rows = []
-    for name, nfe in _cells(records):
-        found = [records.get((name, nfe, method), {}).get(field) for method in methods]
-        if any(x is not None for x in found):
-            rows.append([name, str(nfe), *map(number, found)])
+    for (name, nfe), cells in found.items():
+        values = [getattr(cells.get(method), field, None) for method in methods]
+        if any(x is not None for x in values):
+            rows.append([name, str(nfe), *map(number, values)])
     return markdown(["network", "N", *methods], rows, left=1)
 
 
-def ratio(records: Records, method: str, other: str) -> tuple[float, float, int]:
+def pairs(found: Found, method: str, other: str) -> dict[Network, tuple[float, float]]:
+    """Collect the errors of two methods where both have one."""
+    both = {
+        key: (cells[method].rmse, cells[other].rmse) for key, cells in found.items() if {method, other} <= set(cells)
+    }
+    return {key: (mine, theirs) for key, (mine, theirs) in both.items() if mine and theirs}
+
+
+def ratio(found: Found, method: str, other: str) -> tuple[float, float, int]:
     """Geometric mean and largest of the ratios of a method's error to another's, and the number of cells."""
-    ratios = []
-    for name, nfe in _cells(records):
-        mine, theirs = (records.get((name, nfe, m), {}).get("rmse") for m in (method, other))
-        if mine and theirs:
-            ratios.append(mine / theirs)
+    ratios = [mine / theirs for mine, theirs in pairs(found, method, other).values()]
     return (geometric_mean(ratios), max(ratios), len(ratios)) if ratios else (math.nan, math.nan, 0)
 
 
-def _equal(records: Records) -> str:
-    """All ways at the same budget, over the cells that have them all."""
-    ways = [name for name, way in WAYS.items() if way.budget == EVALUATIONS and any(k[2] == name for k in records)]
-    every = [cell for cell in _cells(records) if all((*cell, m) in records for m in ("rule", *ways))]
-    own = {key: record for key, record in records.items() if key[:2] in every}
+def _equal(found: Found) -> str:
+    """Compare all ways at the same budget, over the cells that have them all."""
+    ways = [m for m, way in WAYS.items() if way.budget == EVALUATIONS and any(m in cells for cells in found.values())]
+    own = {key: cells for key, cells in found.items() if {"rule", *ways} <= set(cells)}
     rows = []
-    for name in ways:
+    for name in ways if len(ways) > 1 and own else ():
         mean, largest, _ = ratio(own, name, "rule")
-        spent = [record["evaluations"] for key, record in own.items() if key[2] == name]
+        spent = [cells[name].calls for cells in own.values()]
         rows.append([f"`{name}`", f"{mean:.3f}", f"{largest:.2f}", f"{min(spent)} to {max(spent)}"])
-    if len(ways) < 2 or not every:
-        return "Not measured.\n"
-    cells = ", ".join(f"{name} at N = {nfe}" for name, nfe in every)
-    return f"Cells: {cells}.\n\n{markdown(['', 'to rule', 'largest', 'evaluations spent'], rows, left=1)}"
+    places = ", ".join(f"{name} at N = {nfe}" for name, nfe in own)
+    made = table(["", "to rule", "largest", "evaluations spent"], rows, left=1)
+    return f"Cells: {places}.\n\n{made}" if rows else made
 
 
-def _limits(records: Records) -> str:
-    """What ten times the evaluations reach, a row a cell."""
-    rows = []
-    for few, many in LIMITS.items():
-        for name, nfe in _cells(records):
-            mine, theirs = (records.get((name, nfe, m), {}).get("rmse") for m in (few, many))
-            if mine and theirs:
-                rows.append([f"`{few}`", name, str(nfe), number(mine), number(theirs), f"{mine / theirs:.2f}"])
-    head = ["", "network", "N", f"{EVALUATIONS} evaluations", f"{MANY_EVALUATIONS}", "ratio"]
-    return markdown(head, rows, left=2) if rows else "Not measured.\n"
+def _limits(found: Found) -> str:
+    """Show what ten times the evaluations reach, a row a cell."""
+    rows = [
+        [f"`{few}`", name, str(nfe), number(mine), number(theirs), f"{mine / theirs:.2f}"]
+        for few, many in LIMITS.items()
+        for (name, nfe), (mine, theirs) in pairs(found, few, many).items()
+    ]
+    return table(["", "network", "N", f"{EVALUATIONS} evaluations", f"{MANY_EVALUATIONS}", "ratio"], rows)
 
 
-def _ratios(records: Records, methods: Sequence[str]) -> str:
+def _ratios(found: Found, methods: Sequence[str]) -> str:
     rows = []
     for method in methods:
         figures = []
         for other in PLAIN:
-            mean, most, cells = ratio(records, method, other)
+            mean, most, cells = ratio(found, method, other)
             figures += [f"{mean:.3f}", f"{most:.2f}", str(cells)] if cells and method != other else ["", "", ""]
         rows.append([method, *figures])
     return markdown(["method", "to rule", "largest", "cells", "to zoo", "largest", "cells"], rows, left=1)
 
 
-def _worse(records: Records) -> str:
+def _worse(records: Sequence[Record]) -> str:
     worse = [
-        f"- {r['network']}, N = {r['nfe']}, {r['method']}: no better point, its start ({r['start']}) is returned"
-        for r in records.values()
-        if r["method"] in WAYS and r["error"] == r["start_error"]
+        f"- {r.model}, N = {r.nfe}, {r.method}: no better point, its start ({r.start}) is returned"
+        for r in records
+        if r.method in WAYS and r.error == r.start_error
     ]
     return "\n".join(worse) or "None: on the samples kept apart every one is better than its start."
-
-
-def figure(records: Records) -> Figure:
-    """Error on the samples kept apart, as a share of the start's, against evaluations; a line a cell of `tune`."""
-    shown = Figure(figsize=(7, 4), layout="constrained")
-    axes = shown.subplots()
-    colours = {nfe: f"C{i}" for i, nfe in enumerate(sorted({key[1] for key in records}))}
-    for (_, nfe, method), record in records.items():
-        if method == "tune" and record["history"]:
-            spent = [0, *(point[0] for point in record["history"])]
-            least = np.minimum.accumulate([1.0, *(point[2] / record["start_error"] for point in record["history"])])
-            axes.step(spent, least, where="post", color=colours[nfe], alpha=0.7, linewidth=1.2)
-    for nfe, colour in colours.items():
-        axes.plot([], [], color=colour, label=f"N = {nfe}")
-    axes.set(
-        xlabel="evaluations of the network", ylabel="error as a share of the start's", ylim=(0, 1.05), xlim=(0, None)
-    )
-    axes.legend(frameon=False)
-    axes.grid(alpha=0.3)
-    return shown

@@ -16,7 +16,7 @@ import diffusers
 
 from bridge.cli import pictures
 from bridge.cli.recommended import recommended, stand_in
-from bridge.profiling import profile as measure
+from bridge.profile import profile as measure
 from bridge.schedulers.checks import check_class
 from bridge.schedulers.install import replace_scheduler, with_schedule
 from bridge.schedulers.rows import check_supported

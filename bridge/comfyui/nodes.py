@@ -314,8 +314,9 @@ def found(noise: NoiseSchedule, nfe: int, layout: str, method: str, solver: str,
         schedule, why = fitted(noise, nfe, guidance, None if solver == NONSTATIONARY else solver)
         logging.getLogger(__name__).info("HSO Scheduler: %s", why)
         return schedule
-    from hso_jax.methods import Hso, SolverError
+    from hso_jax.hso import Hso
     from hso_jax.searches import METHODS, search
+    from hso_jax.solver_error_method import SolverError
 
     if method in ("zoo", "solver-error"):
         return search(noise, nfe, layout=layout, method=SolverError(solver, guidance))

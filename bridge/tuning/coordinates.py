@@ -1,10 +1,9 @@
 """What tuning moves: the nodes and, for the non-stationary solver, its coefficients, as numbers without constraints.
 
-A point z holds the logarithms of the gaps between the nodes (`hso_jax.lower.gaps`, the last gap's logarithm taken as
-0; the first node is the model's noise end, or placed like the others), then the coefficients' deviations from those of
-a known solver on the same nodes. A step of 0.1 changes a gap by a tenth or a weight by a tenth, wherever it is. All
-solvers of one evaluation a step are linear in the predictions, so that one loop with one table of weights runs them
-all.
+A point z holds the logarithms of the gaps between the nodes (`hso_jax.lower.quasi_newton`, the last one taken as 0; the
+first node is the model's noise end, or placed like the others), then the coefficients' deviations from those of a known
+solver on the same nodes. A step of 0.1 changes a gap by a tenth or a weight by a tenth, wherever it is. All solvers of
+one evaluation a step are linear in the predictions, so that one loop with one table of weights runs them all.
 """
 
 from __future__ import annotations
@@ -20,11 +19,11 @@ import numpy as np
 from jax import Array
 
 from hso_jax import solvers
-from hso_jax.lower.gaps import Range, lams_of, logits_of, nodes_of
-from hso_jax.methods.solver_error.coefficients import older_of
+from hso_jax.lower.quasi_newton import Range, lams_of, logits_of, nodes_of
 from hso_jax.noise import NoiseSchedule, alpha_sigma
 from hso_jax.noise.ends import s_of_lam
 from hso_jax.schedule import Origin, Schedule
+from hso_jax.solver_error_levels import older_of
 from hso_jax.solvers.nonstationary import MOST, coefficients_of, known, weights_of
 from hso_jax.solvers.weights import grid
 
@@ -77,6 +76,11 @@ class Coordinates:
         if noise.noise_end == -math.inf and base.endswith("bh1"):
             raise ValueError(f"solver {base!r} cannot start at lam = -inf; use {base.removesuffix('-bh1')!r}")
         return cls(noise, nfe, solvers.NONSTATIONARY if searched else base, base, free)
+
+    @classmethod
+    def at(cls, schedule: Schedule, noise: NoiseSchedule, solver: str, base: str) -> Coordinates:
+        """For a schedule: the first node is free if the schedule's is not the noise end."""
+        return cls.of(noise, schedule.nfe, solver, base, float(schedule.lams[0]) > noise.noise_end + 1e-6)
 
     @property
     def places(self) -> np.ndarray:
@@ -227,3 +231,12 @@ _table = jax.jit(table_of, static_argnames=STATIC)
 @functools.partial(jax.jit, static_argnames=STATIC)
 def _pull(z: Array, slopes: Table, noise: NoiseSchedule, range_: Range, nfe: int, base: str, searched: bool) -> Array:
     return jax.vjp(lambda z: table_of(z, noise, range_, nfe, base, searched), z)[1](slopes)[0]
+
+
+def with_coefficients(schedule: Schedule, noise: NoiseSchedule, solver: str, base: str) -> Schedule:
+    """A schedule with its known solver's coefficients where these are free: any sampler then takes the same steps."""
+    coordinates = Coordinates.at(schedule, noise, solver, base)
+    if schedule.coefficients is not None or not coordinates.places.any():  # one step is the same by all solvers
+        return schedule
+    origin = dataclasses.replace(schedule.origin, solver=solvers.NONSTATIONARY)
+    return coordinates.schedule(coordinates.point(schedule), origin)

@@ -6,18 +6,30 @@ import os
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 
 from bridge.fingerprint import fingerprint
-from bridge.fitness import several
-from bridge.tuning.judging import Error
+from bridge.pipeline import IMAGES, PipelineJobs, image_for_each, several
 from bridge.tuning.models import DenoiserModel, PipelineModel
-from bridge.tuning.options import BUDGET, TEACHER_STEPS, checked, jobs
-from bridge.tuning.partial import IMAGES, for_each, image_text
-from bridge.tuning.report import Progress, Tuned
-from bridge.tuning.running import run_tuning, sha
+from bridge.tuning.options import (
+    BUDGET,
+    FEWEST_SCORES,
+    SCORED,
+    SCORES,
+    TEACHER_STEPS,
+    Error,
+    Options,
+    Progress,
+    Score,
+    Tuned,
+    check_start,
+    checked,
+    jobs,
+)
+from bridge.tuning.run import run, sha
 from hso_jax import solvers
-from hso_jax.checks import brief, check_guidance
+from hso_jax.checks import brief, check_guidance, check_nfe, count
 from hso_jax.noise import NoiseSchedule
 from hso_jax.noise.noise_schedule import check_noise
 from hso_jax.profile import Profile
@@ -61,7 +73,7 @@ def tune(
         solver: "nonstationary" tunes coefficients too; a known solver of one evaluation a step ("unipc-3",
             "dpmpp-2m", "ddim", ...) keeps its own.
         budget: evaluations of the network at most, the converged samples' included; one of a batch counts as many as
-            it has samples, guidance does not double them, and a gradient counts as `judging.GRADIENT` = 3.
+            it has samples, guidance does not double them, and a gradient counts as 3.
         teacher_steps: of the converged samples.
         samples: to tune on, and half as many to keep apart; by default as the budget allows, `samples_for`.
         batch: samples a call of the pipeline; processes of a `torch.distributed` group share them.
@@ -81,7 +93,7 @@ def tune(
         checkpoint: file that every judgement is written to, and that the same call resumes from, to the same bytes. The
             converged samples lie beside it, in `CHECKPOINT.samples.npz`. To spend more later, give the schedule that
             was found as `start`.
-        progress: see `Progress`.
+        progress: called with (evaluations so far, budget, least error so far on the samples kept apart, or None).
         improved: called with each schedule that is the best so far, the start first.
         **call: further arguments of the pipeline, such as height, width, negative_prompt, strength; image, mask_image
             and control_image are one image, or a list with one for each prompt.
@@ -93,21 +105,25 @@ def tune(
         ValueError: before any evaluation, for bad arguments, a model that is distilled for its scheduler, a budget
             that is too small; for a checkpoint of another call, or in use.
     """
-    options = checked(solver, budget, teacher_steps, samples, batch, by, start, profile, detail, error, seed, nfe)
-    texts = several(prompts, "prompts")
-    places = jobs(list(range(len(texts))), options)
+    options = Options(
+        nfe=nfe, solver=solver, budget=budget, teacher_steps=teacher_steps, samples=samples, batch=batch, by=by,
+        start=start, profile=profile, detail=detail, error=error, seed=seed, checkpoint=checkpoint, progress=progress,
+        improved=improved,
+    )  # fmt: skip
+    options, texts = checked(options), several(prompts, "prompts")
+    places = jobs(range(len(texts)), options)
     drawn = [(texts[i], own_seed) for i, own_seed in places]
-    given = {k: for_each(call.pop(k), len(texts), k) for k in IMAGES if call.get(k) is not None}
+    given = {k: image_for_each(call.pop(k), len(texts), k) for k in IMAGES if call.get(k) is not None}
     images = {k: [v[i] for i, _ in places] for k, v in given.items()}
-    model = PipelineModel(pipe, drawn, guidance, call, images)
-    told = {
-        **model.told,
+    model = PipelineModel(PipelineJobs(pipe, drawn, guidance, call, images))
+    facts = {
+        **model.facts,
         "weights": fingerprint(pipe),
         "prompts": sha([str(prompt) for prompt, _ in drawn]),
-        **{k: sha([image_text(image) for image in v]) for k, v in given.items()},
+        **{k: sha([_image_text(image) for image in v]) for k, v in given.items()},
         "seeds": f"{seed}..{seed + len(drawn) - 1}",
     }
-    return run_tuning(model, nfe, options, told, checkpoint, progress, improved)
+    return run(model, options, facts)
 
 
 def tune_denoiser(
@@ -135,7 +151,7 @@ def tune_denoiser(
     """Tune on a model outside diffusers: a function that predicts the clean data, as `bridge.sample` takes it.
 
     Args:
-        denoiser: `(x, level) -> x0`, or `(x, level, condition) -> x0`; level is a `bridge.sampling.Level`. For
+        denoiser: `(x, level) -> x0`, or `(x, level, condition) -> x0`; level is a `bridge.Level`. For
             `by="gradients"` it is differentiable in x and in the level's entries, which then are tensors.
         noise: the model's noise schedule.
         nfe: N.
@@ -143,18 +159,18 @@ def tune_denoiser(
         condition: [n, ...] what the denoiser is given for each of the latents, such as their classes.
         guidance: w that the denoiser has; starts are chosen for it.
         solver: as for `tune`, as all below.
-        budget: evaluations at most.
-        teacher_steps: of the converged samples.
-        samples: to tune on.
+        budget: as for `tune`.
+        teacher_steps: as for `tune`.
+        samples: as for `tune`.
         batch: samples a call of the denoiser.
-        by: how it is searched.
-        start: a schedule to begin with.
-        profile: of the model.
-        detail: weight of fine detail.
-        error: in place of the root-mean-square error.
-        checkpoint: file to resume from.
-        progress: see `Progress`.
-        improved: called with each schedule that is the best so far.
+        by: as for `tune`.
+        start: as for `tune`.
+        profile: as for `tune`.
+        detail: as for `tune`.
+        error: as for `tune`.
+        checkpoint: as for `tune`.
+        progress: as for `tune`.
+        improved: as for `tune`.
 
     Returns:
         As `tune`.
@@ -165,8 +181,12 @@ def tune_denoiser(
     check_noise(noise)
     if not isinstance(latents, torch.Tensor) or latents.dim() < 2 or not latents[0].numel():
         raise ValueError(f"latents is {brief(latents)}; need a tensor [n, ...] of standard normal numbers")
-    numbers = latents[0].numel()
-    options = checked(solver, budget, teacher_steps, samples, batch, by, start, profile, detail, error, 0, nfe, numbers)
+    options = Options(
+        nfe=nfe, solver=solver, budget=budget, teacher_steps=teacher_steps, samples=samples, batch=batch, by=by,
+        start=start, profile=profile, detail=detail, error=error, checkpoint=checkpoint, progress=progress,
+        improved=improved,
+    )  # fmt: skip
+    options = checked(options, latents[0].numel())
     needed = options.samples + options.kept_apart
     if len(latents) < needed:
         raise ValueError(f"latents has {len(latents)} samples; give {needed}, or samples={len(latents) * 2 // 3}")
@@ -174,7 +194,65 @@ def tune_denoiser(
         raise ValueError(f"condition is {brief(condition)}; need a tensor with an entry for each of {needed} latents")
     weight = check_guidance(guidance)
     model = DenoiserModel(denoiser, noise, latents[:needed], weight, None if condition is None else condition[:needed])
-    told = {**model.told, "latents": sha([latents[:needed].double().cpu().numpy().tobytes().hex()])}
+    facts = {**model.facts, "latents": _tensor_sha(latents[:needed])}
     if condition is not None:
-        told["condition"] = sha([condition[:needed].double().cpu().numpy().tobytes().hex()])
-    return run_tuning(model, nfe, options, told, checkpoint, progress, improved)
+        facts["condition"] = _tensor_sha(condition[:needed])
+    return run(model, options, facts)
+
+
+def tune_score(
+    score: Score,
+    noise: NoiseSchedule,
+    nfe: int,
+    *,
+    solver: str = solvers.NONSTATIONARY,
+    guidance: float = 1.0,
+    budget: int = SCORES,
+    start: Schedule | None = None,
+    checkpoint: str | os.PathLike[str] | None = None,
+    progress: Progress | None = None,
+    improved: Callable[[Schedule], None] | None = None,
+) -> Tuned:
+    """Tune by any number for a schedule: a reward model's of your sampler's images, a distance of features, a person's.
+
+    Args:
+        score: schedule -> a number, the smaller the better; what is not finite is the worst. It samples as it likes,
+            such as `bridge.install(pipe, schedule)` and `pipe(...)`, and is asked once for each distinct schedule. What
+            it raises passes through.
+        noise: the model's noise schedule.
+        nfe: N.
+        solver: "nonstationary" hands the score schedules with coefficients; a known solver moves the nodes alone.
+        guidance: w that the score samples with; starts are chosen for it.
+        budget: scores at most; a dozen go to the usual rules and the start.
+        start: a schedule to begin with; by default the zoo's, or the best of the usual rules.
+        checkpoint: file that every score is written to, and that the same call resumes from, to the same bytes.
+        progress: called with (scores so far, budget, least score so far).
+        improved: called with each schedule that is the best so far, the start first.
+
+    Returns:
+        As `tune`; its errors are scores.
+
+    Raises:
+        ValueError: before any score, for bad arguments, or for a checkpoint of another call, or in use; for a score
+            that is no number.
+    """
+    check_noise(noise)
+    if not callable(score):
+        raise ValueError(f"score is {brief(score)}; give a function of a schedule that returns a number")
+    check_start(start, check_nfe(nfe))
+    budget, weight = count("budget", budget, FEWEST_SCORES), check_guidance(guidance)
+    options = Options(nfe, solvers.canonical(solver, solvers.EVERY), budget, by=SCORED, start=start)
+    options = options._replace(checkpoint=checkpoint, progress=progress, improved=improved)
+    name = getattr(score, "__qualname__", type(score).__qualname__)
+    nothing = DenoiserModel(lambda *_: torch.empty(0), noise, torch.empty(0), weight)  # the score samples
+    return run(nothing, options, {"model": noise.name, "score": name}, score)
+
+
+def _tensor_sha(values: torch.Tensor) -> str:
+    return sha([values.double().cpu().numpy().tobytes().hex()])
+
+
+def _image_text(value: Any) -> str:
+    """What tells one image from another, for a digest."""
+    array = value.detach().cpu().numpy() if isinstance(value, torch.Tensor) else np.asarray(value)
+    return f"{array.shape} {array.dtype} {array.tobytes().hex()}"

@@ -14,13 +14,13 @@ from hso_jax.cli import arguments, search_arguments, tables, terminal
 from hso_jax.cli.compiling import prepare_jax
 from hso_jax.cli.searches import exit_code
 from hso_jax.files import check_writable, figure_kind, write_all
-from hso_jax.methods import Hso
-from hso_jax.methods.solver_error import solver_error
+from hso_jax.hso import Hso
 from hso_jax.noise import PRESETS, NoiseSchedule
 from hso_jax.recommendation import recommend
 from hso_jax.schedule import LAYOUTS, Schedule
 from hso_jax.searches import lanes, search_many
 from hso_jax.shelf.shipped import NotShippedError
+from hso_jax.solver_error_method import solver_error
 
 SOLVER = "dpmpp-2m"
 

@@ -6,10 +6,10 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from hso_jax.methods import Box
-from hso_jax.methods.solver_error.lanes import FIRST
-from hso_jax.objectives.mep_spf import Spacing, paper_d_min
+from hso_jax.hso import Box
+from hso_jax.mep_spf import Spacing, paper_d_min
 from hso_jax.profile import Profile
+from hso_jax.solver_error_levels import FIRST
 from hso_jax.solvers import EVERY
 
 

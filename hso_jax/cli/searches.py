@@ -13,13 +13,13 @@ from hso_jax.checks import choice, printable
 from hso_jax.cli import arguments, search_arguments, tables, terminal
 from hso_jax.cli.compiling import prepare_jax
 from hso_jax.files import check_writable, figure_kind, is_stdout, is_stream, write_all
+from hso_jax.hso import SPACING_AS, Hso
 from hso_jax.lane import Lane, Method
-from hso_jax.methods import Hso, SolverError
-from hso_jax.methods.hso.lanes import SPACING_AS
 from hso_jax.noise import PRESETS, NoiseSchedule
 from hso_jax.schedule import LAYOUTS, Schedule
 from hso_jax.searches import METHODS, lanes, not_searched, search_many
 from hso_jax.shelf.shipped import CHOICES, zoo
+from hso_jax.solver_error_method import SolverError
 
 EXIT_NOT_CONVERGED = 1
 

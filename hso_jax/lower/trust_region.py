@@ -3,6 +3,10 @@
 Each step finds, by a projected-gradient step, which gaps are held at their least length; takes a Newton step
 on that face, damped by the multiplier of the trust region (Levenberg-Marquardt form; Conn, Gould and Toint,
 Trust-Region Methods, 2000, ch. 7 and 12); projects it; and keeps it if the objective falls. NaN means reject.
+
+First the projection onto the feasible schedules, then the second-order expansion of an objective and its Newton step.
+An objective is either a sum over intervals (MEP), whose Hessian is tridiagonal and costs O(K), or any function of the
+nodes, whose Hessian is dense.
 """
 
 from __future__ import annotations
@@ -13,12 +17,235 @@ from typing import Any, NamedTuple
 import chex
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import Array
 
-from hso_jax.lower.newton import Expansion, Objective, Tridiagonal, face_step, predicted_change, unevaluated
-from hso_jax.lower.results import CONVERGED, MAX_STEPS, NOT_FINITE
-from hso_jax.lower.simplex import nodes_of_gaps, project, project_gaps
 from hso_jax.noise import NoiseSchedule
+
+CONVERGED, MAX_STEPS, NOT_FINITE = 0, 1, 2
+RESULTS = ("converged", "max_steps", "not_finite")
+
+
+def project_gaps(gaps: Array, lower: Array, total: Array, free: Array) -> Array:
+    """Euclidean projection of gaps [M] onto {g >= lower, sum g = total} (a shifted simplex).
+
+    Args:
+        gaps: [M] any finite numbers. (Test `isfinite` first: XLA's min and max may drop a NaN.)
+        lower: scalar lower bound, with `lower * (number of free gaps) <= total`.
+        total: scalar sum.
+        free: [M] bool, which gaps exist; the others are returned as 0.
+    """
+    from optax.projections import projection_simplex  # takes as long to import as the rest of the package
+
+    chex.assert_rank(gaps, 1)
+    chex.assert_equal_shape([gaps, free])
+    room = total - lower * jnp.sum(free)
+    above = gaps - lower
+    # The projection does not see a common shift; with the largest at 0, what lies 2 room below it is never in it.
+    scale = jnp.where(room > 0, room, 1.0)
+    below = jnp.maximum(above - jnp.max(jnp.where(free, above, -jnp.inf)), -2.0 * scale)
+    kept = free & (projection_simplex(jnp.where(free, below, -2.0 * scale), scale) > 0)
+    # Again from what it keeps: its own sums round to eps times the room, these to eps times the gaps. Twice, so that
+    # a gap which rounding kept or dropped at the very edge is put right.
+    for _ in range(2):
+        theta = (jnp.sum(jnp.where(kept, above, 0.0)) - room) / jnp.maximum(jnp.sum(kept), 1)
+        kept = free & (above > theta)
+    shares = jnp.where(room > 0, jnp.maximum(above - theta, 0.0), 0.0)
+    return jnp.where(free, shares + lower, 0.0)
+
+
+def nodes_of_gaps(t_max: Array, t_eps: Array, gaps: Array) -> Array:
+    """Nodes [M + 1] that fall from t_max by the gaps [M]; from the last real one on they are t_eps exactly."""
+    t = t_max - jnp.concatenate([jnp.zeros_like(gaps[:1]), jnp.cumsum(gaps)])
+    after = jnp.cumsum(gaps[::-1])[::-1]
+    last = jnp.concatenate([after <= 0.0, jnp.ones_like(after[:1], dtype=bool)])
+    return jnp.where(last, t_eps, t)
+
+
+def project(t: Array, t_max: Array, t_eps: Array, spacing: Array | float, intervals: Array | int) -> Array:
+    """The nearest feasible schedule, in the Euclidean metric of its gaps.
+
+    Args:
+        t: [K] finite nodes; only the first `intervals + 1` count.
+        t_max: the first node.
+        t_eps: the last node, below t_max.
+        spacing: least gap; `spacing * intervals <= t_max - t_eps`.
+        intervals: number of real intervals, 1..K - 1; later nodes come back as t_eps.
+    """
+    free = jnp.arange(t.shape[0] - 1) < intervals
+    gaps = project_gaps(t[:-1] - t[1:], jnp.asarray(spacing), t_max - t_eps, free)
+    return nodes_of_gaps(t_max, t_eps, gaps)
+
+
+def spread(t: np.ndarray, spacing: float) -> np.ndarray:
+    """Falling nodes moved, by no more than they must, until neighbours are `spacing` apart; the ends stay.
+
+    What float32 leaves of the lower level's constraint is rounding; this makes it exact in float64 (NumPy).
+    """
+    steps = spacing * np.arange(len(t))
+    below = np.minimum.accumulate(t + steps) - steps  # at least the spacing below the node before
+    below[-1] = t[-1]
+    above = np.maximum.accumulate((below + steps)[::-1])[::-1] - steps  # and above the node after
+    return np.concatenate([t[:1], above[1:-1], t[-1:]])
+
+
+Interval = Callable[[Array, Array], tuple[Array, ...]]
+"""(lam_i, lam_{i+1}) -> value, two first and three second derivatives, elementwise (`mep_interval_derivatives`)."""
+
+
+class Tridiagonal(NamedTuple):
+    """A symmetric tridiagonal matrix: diagonal [K], neighbours [K - 1]."""
+
+    diagonal: Array
+    neighbours: Array
+
+
+class Expansion(NamedTuple):
+    """Second-order expansion of an objective at nodes t [K]: scalar value, gradient [K] and Hessian."""
+
+    value: Array
+    gradient: Array
+    hessian: Tridiagonal | Array
+
+
+Objective = Callable[[NoiseSchedule, Array], Expansion]
+"""(noise, t) -> expansion in t; padded nodes repeat the last one and cost nothing."""
+
+
+def interval_objective(interval: Interval) -> Objective:
+    """The expansion of `sum_i interval(lam(t_i), lam(t_{i+1}))`, with its tridiagonal Hessian."""
+
+    def expand(noise: NoiseSchedule, t: Array) -> Expansion:
+        lam, rate, bend = noise.lam_derivatives(t)
+        value, da, db, daa, dab, dbb = interval(lam[:-1], lam[1:])
+        zero = jnp.zeros_like(lam[:1])
+        slope = jnp.concatenate([da, zero]) + jnp.concatenate([zero, db])
+        curve = jnp.concatenate([daa, zero]) + jnp.concatenate([zero, dbb])
+        hessian = Tridiagonal(curve * rate * rate + slope * bend, dab * rate[:-1] * rate[1:])
+        return Expansion(jnp.sum(value), slope * rate, hessian)
+
+    return expand
+
+
+def dense_objective(function: Callable[[Array], Array]) -> Objective:
+    """The expansion of any scalar function of lams [K], with its dense Hessian (K gradients)."""
+
+    def expand(noise: NoiseSchedule, t: Array) -> Expansion:
+        def of_t(t: Array) -> Array:
+            return function(noise.lam(t))
+
+        value, gradient = jax.value_and_grad(of_t)(t)
+        return Expansion(value, gradient, jax.hessian(of_t)(t))
+
+    return expand
+
+
+def unevaluated(objective: Objective, noise: NoiseSchedule, t: Array) -> Expansion:
+    """An expansion of the objective's kind that any value improves on and whose Newton step is zero."""
+    kind = type(jax.eval_shape(objective, noise, t).hessian)
+    ones = jnp.ones_like(t)
+    hessian = Tridiagonal(ones, jnp.zeros_like(t[1:])) if kind is Tridiagonal else jnp.diag(ones)
+    return Expansion(jnp.full((), jnp.inf, t.dtype), jnp.zeros_like(t), hessian)
+
+
+def predicted_change(expansion: Expansion, move: Array) -> Array:
+    """What the expansion says the objective changes by, `g s + s H s / 2`."""
+    hessian = expansion.hessian
+    if isinstance(hessian, Tridiagonal):
+        curved = hessian.diagonal * move
+        curved = curved.at[1:].add(hessian.neighbours * move[:-1]).at[:-1].add(hessian.neighbours * move[1:])
+    else:
+        curved = hessian @ move
+    return jnp.sum(move * (expansion.gradient + 0.5 * curved))
+
+
+def face_step(expansion: Expansion, active: Array, change: Array, first: Array, last: Array, damping: Array) -> Array:
+    """The Newton step that keeps the active gaps as prescribed.
+
+    Minimises `g s + s H s / 2 + damping s |diag H| s / 2` over steps s [K] with s_0 = first, s_K-1 = last and
+    `s_i - s_{i+1} = change_i` wherever gap i is active.
+
+    Args:
+        expansion: at the current nodes.
+        active: [K - 1] bool, gaps that are held (padded gaps are, with change 0).
+        change: [K - 1] prescribed change of each active gap.
+        first: step of the fixed first node.
+        last: step of the fixed last node.
+        damping: multiplier of the trust region, >= 0, in the metric of the Hessian's diagonal (Marquardt).
+
+    Returns:
+        [K] the step. Where the Hessian is not positive definite on the face it is modified so that the step descends.
+    """
+    if isinstance(expansion.hessian, Tridiagonal):
+        return _tridiagonal_step(expansion, active, change, first, last, damping)
+    return _dense_step(expansion, active, change, first, last, damping)
+
+
+def _tridiagonal_step(
+    expansion: Expansion, active: Array, change: Array, first: Array, last: Array, damping: Array
+) -> Array:
+    """Elimination from noise to data: s_i = ratio_i s_{i+1} + shift_i, and back. O(K).
+
+    The part of the quadratic that has been eliminated is a parabola a s^2/2 + b s in the current node; a node
+    is pinned while held gaps tie it to the fixed first one.
+    """
+    assert isinstance(expansion.hessian, Tridiagonal)
+    diagonal, neighbours = expansion.hessian
+    diagonal = diagonal + damping * jnp.abs(diagonal)
+    # Where the objective is concave along a pivot its sign is turned (a modified Cholesky).
+    least = 1e-2 * jnp.max(jnp.abs(diagonal))
+
+    def eliminate(carry: Any, node: Any) -> Any:
+        a, b, pinned, place = carry
+        held, gap, off, next_diagonal, next_gradient = node
+        free = ~(pinned | held)
+        a = jnp.where(free & (a <= 0), jnp.maximum(-a, least), a)
+        pivot = jnp.where(free, a, 1.0)
+        ratio = jnp.where(pinned, 0.0, jnp.where(held, 1.0, -off / pivot))
+        shift = jnp.where(pinned, place, jnp.where(held, gap, -b / pivot))
+        b = next_gradient + (a * shift + b) * ratio + off * shift
+        a = next_diagonal + (a * ratio + 2.0 * off) * ratio
+        return (a, b, pinned & held, place - gap), (ratio, shift)
+
+    zero = jnp.zeros_like(first + diagonal[0])
+    nodes = (active, change, neighbours, diagonal[1:], expansion.gradient[1:])
+    start = (zero, zero, jnp.asarray(True), first + zero)
+    _, (ratio, shift) = jax.lax.scan(eliminate, start, nodes)
+
+    def substitute(s: Array, node: tuple[Array, Array]) -> tuple[Array, Array]:
+        s = node[0] * s + node[1]
+        return s, s
+
+    _, steps = jax.lax.scan(substitute, last + zero, (ratio, shift), reverse=True)
+    return jnp.concatenate([steps, (last + zero)[None]])
+
+
+def _dense_step(expansion: Expansion, active: Array, change: Array, first: Array, last: Array, damping: Array) -> Array:
+    """Nodes tied by held gaps move as one cluster; the Hessian of the clusters is made positive by |eigenvalues|."""
+    count = expansion.gradient.shape[0]
+    hessian = expansion.hessian
+    assert not isinstance(hessian, Tridiagonal)
+    cluster = jnp.concatenate([jnp.zeros(1, int), jnp.cumsum(~active)])
+    member = (cluster[:, None] == jnp.arange(count)).astype(expansion.gradient.dtype)
+    fall = jnp.concatenate([jnp.zeros_like(change[:1]), jnp.cumsum(jnp.where(active, change, 0.0))])
+    # Within a cluster nodes differ by what its gaps prescribe; the clusters of the two ends are given.
+    base = jnp.where(cluster == cluster[-1], last + fall[-1] - fall, first - fall)
+    base = jnp.where(cluster == 0, first - fall, base)
+    moving = (jnp.arange(count) > 0) & (jnp.arange(count) < cluster[-1])
+    member = member * moving
+    size = jnp.abs(jnp.diagonal(hessian))
+    target = member.T @ (expansion.gradient + hessian @ base + damping * size * base)
+    # Scaled by the diagonal: damping is then Marquardt's, and the eigenvalues of all nodes are comparable.
+    metric = member.T @ size
+    scale = jnp.where(metric > 0, jax.lax.rsqrt(jnp.where(metric > 0, metric, 1.0)), 1.0)
+    scaled = scale[:, None] * (member.T @ hessian @ member) * scale
+    finite = jnp.all(jnp.isfinite(scaled))
+    values, vectors = jnp.linalg.eigh(jnp.where(finite, scaled, jnp.eye(count, dtype=scaled.dtype)))
+    least = 8.0 * jnp.finfo(values.dtype).eps * jnp.max(jnp.abs(values))
+    values = jnp.maximum(jnp.abs(values), least) + damping
+    step = scale * (vectors @ ((vectors.T @ (scale * target)) / values))
+    return jnp.where(finite, base - member @ step, jnp.nan)
+
 
 MAX_STEPS_DEFAULT = 40
 
@@ -146,7 +373,7 @@ def solve(
     """Refine a start until it is stationary, in at most `max_steps` steps (always as many, for batches).
 
     Args:
-        objective: see `hso_jax.lower.newton`.
+        objective: see `hso_jax.lower.trust_region`.
         noise: the noise schedule.
         start: [K] nodes, in any order and place; NaN is replaced by equal gaps.
         feasible: the ends, spacing and number of intervals.

@@ -6,9 +6,7 @@ import torch
 from scipy.linalg import sqrtm
 
 from benchmarks import metrics
-from benchmarks.models.load import features
 
-pytestmark = pytest.mark.filterwarnings("ignore:__array_?.*:DeprecationWarning")
 DRAW = np.random.default_rng(0)
 MIX = DRAW.normal(size=(12, 12))
 
@@ -90,34 +88,24 @@ def test_what_cannot_be_compared_is_refused():
         metrics.frechet(a[:1], a[:1])
     with pytest.raises(ValueError, match="two images or more"):
         metrics.frechet(a, a[:, :2])
-    with pytest.raises(ValueError, match=r"shape \(4,\)"):
+    with pytest.raises(ValueError, match=r"shapes \(4,\)"):
         metrics.frechet(a[:, 0], a)
     for metric in (metrics.rmse, metrics.feature_distance, metrics.frechet):
         with pytest.raises(ValueError, match="1 values are not finite"):
             metric(a, np.where(np.arange(12).reshape(4, 3) == 5, np.inf, a))
 
 
-def test_the_default_extractor_is_the_shipped_classifier():
-    images = pictures(3)
-    found = metrics.extractor("classifier", "fashion")(images)
-    assert found.shape == (3, 96) and found.dtype == np.float64
-    np.testing.assert_array_equal(found, features("fashion")(images))
-
-
-@pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning")  # of the writing; reading is silent by itself
 def test_an_extractor_may_be_a_torchscript_file(tmp_path):
     network = torch.nn.Sequential(torch.nn.AdaptiveAvgPool2d(2), torch.nn.Flatten())
     torch.jit.trace(network, pictures(1)).save(str(tmp_path / "network.pt"))
     images = 0.1 * pictures(3)
-    found = metrics.extractor(tmp_path / "network.pt", "fashion")(images)
+    found = metrics.extractor(tmp_path / "network.pt")(images)
     np.testing.assert_allclose(found, network(images), rtol=1e-6)
 
 
 def test_extractors_that_are_none_are_refused(tmp_path):
-    with pytest.raises(ValueError, match="neither 'classifier' nor a file"):
-        metrics.extractor(tmp_path / "nothing.pt", "fashion")
+    with pytest.raises(ValueError, match="is not a file"):
+        metrics.extractor(tmp_path / "nothing.pt")
     torch.save({"weights": 1}, tmp_path / "state.pt")
     with pytest.raises(ValueError, match="not a TorchScript file"):
-        metrics.extractor(tmp_path / "state.pt", "fashion")
-    with pytest.raises(ValueError, match="no classifier of 'cats'"):
-        metrics.extractor("classifier", "cats")
+        metrics.extractor(tmp_path / "state.pt")

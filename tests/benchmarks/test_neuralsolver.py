@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from benchmarks import neuralsolver
-from benchmarks.tuning.targets import Target
+from benchmarks.targets import Target
 from hso_jax import Schedule, noise
 
 

@@ -1,11 +1,30 @@
-"""Subjects with small untrained networks, for tests of what runs a model."""
+"""Subjects with small untrained networks, for tests of what runs a model; and a folder of networks from outside."""
 
 import torch
 from diffusers import DDIMScheduler, FlowMatchEulerDiscreteScheduler
 
-from benchmarks.models.load import Trained
-from benchmarks.models.networks import unet
+from benchmarks.models.load import Trained, unet
 from benchmarks.models.subjects import Subject
+
+OUTSIDE = """
+import numpy as np
+import torch
+NAMES = ["gauss-eps", "gauss-flow"]
+SCALES = torch.tensor([2.0, 0.5])
+
+class Net:
+    def __init__(self, name):
+        self.shape, self.kind, self.data_std = (2,), name.split("-")[1], 1.0
+        self.alphas_cumprod = np.cumprod(1 - np.linspace(1e-4, 0.02, 1000)) if self.kind == "eps" else None
+        self.sigma_min, self.sigma_max = 0.01, 158.0 if self.kind == "eps" else 1e3
+
+    def denoise(self, x, sigma):
+        return x * (SCALES**2 / (SCALES**2 + sigma**2))
+
+def load(name):
+    return Net(name)
+"""
+"""networks.py whose data are Gaussian, so that every sample is known exactly."""
 
 
 def tiny(name: str) -> Trained:

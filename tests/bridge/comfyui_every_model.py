@@ -151,7 +151,7 @@ def check(module: Any, name: str, model: Model) -> str:
         assert len(sigmas) == steps + 1 and (sigmas.diff() < 0).all() and sigmas[-1] == 0 and sigmas.isfinite().all()
         assert float(sigmas[0]) <= 1.001 * float(model.sampling.sigma_max), (name, sigmas)
         noise = connected.noise_of(model)
-        if denoise == 1.0 and noise.prediction != "epsilon" and "the grid" not in why:
+        if denoise == 1.0 and noise.prediction != "epsilon" and "predicted error" in why:
             assert math.isclose(float(sigmas[0]), float(model.sampling.sigma_max), rel_tol=2e-3), (name, sigmas)
         true, inside = true_ksigmas(model.sampling, sigmas[:-1]), sigmas[:-1].numpy().astype(float)
         scale = connected.scaling_of(model).noise

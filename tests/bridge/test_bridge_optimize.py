@@ -238,7 +238,7 @@ SWITCHED = [
     ("EulerDiscreteScheduler", "unipc-3", "UniPCMultistepScheduler", {"solver_order": 3}),
     ("EulerDiscreteScheduler", "uni_pc", "UniPCMultistepScheduler", {"solver_order": 2}),
     ("HeunDiscreteScheduler", "DPM++ 2M Karras", "DPMSolverMultistepScheduler", {}),
-    ("DDPMScheduler", "euler", "DDIMScheduler", {"clip_sample": True}),  # as DDPM does by default
+    ("DDPMScheduler", "euler", "DDIMScheduler", {"clip_sample": False}),
     ("UniPCMultistepScheduler", "DPMSolverMultistepScheduler", "DPMSolverMultistepScheduler", {}),
     ("PNDMScheduler", "unipc-2", "UniPCMultistepScheduler", {}),
 ]
@@ -255,14 +255,15 @@ DOORS: dict[str, Callable[[Any, str], Any]] = {
 @pytest.mark.filterwarnings("ignore:the schedule is for solver")
 @pytest.mark.parametrize(
     ("has", "asked", "cls", "config", "door"),
-    [*((*row, "zoo") for row in SWITCHED), *((*SWITCHED[0], d) for d in DOORS)],
+    [*((*row, "zoo") for row in SWITCHED), *((*SWITCHED[0], d) for d in list(DOORS)[1:])],
 )
 def test_the_solver_that_is_asked_for_takes_the_steps(
     has: str, asked: str, cls: str, config: dict[str, Any], door: str
 ) -> None:
     """The samples are those of diffusers' own class for the solver, at the same nodes."""
     pipe = built("StableDiffusionPipeline")
-    pipe.scheduler = getattr(diffusers, has)(**SD)
+    clips = {"clip_sample": False} if "clip_sample" in config else {}  # as DDIM clips, the noise keeps its direction
+    pipe.scheduler = getattr(diffusers, has)(**SD, **clips)
     DOORS[door](pipe, asked)
     found, nodes = latents(pipe), schedule_of(pipe).sampler_sigmas()
     pipe.scheduler = with_schedule(getattr(diffusers, cls)(**SD, **config), nodes)

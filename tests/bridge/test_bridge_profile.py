@@ -11,7 +11,7 @@ import jax
 import numpy as np
 import pytest
 import torch
-from test_bridge_fitness import pipeline, seen_by
+from test_bridge_pipeline import pipeline, seen_by
 from test_pipelines_schedule import family_of, use
 
 import bridge

@@ -14,11 +14,10 @@ import numpy as np
 import pytest
 
 from hso_jax import BASELINES, NoiseSchedule, Schedule, baseline, from_config, preset
+from hso_jax.checkpoint import Checkpoint, fault, record_of, rows_of
 from hso_jax.noise import beta_table, cosine, discrete, dynamic_shift, edm, flow, linear_vp, ve
 from hso_jax.noise.from_config import KNOWN_CLASSES
-from hso_jax.resuming import fault, record_of, rows_of
 from hso_jax.schedule_file import from_json, to_json
-from hso_jax.upper.checkpoint import Checkpoint
 
 SHORT, LONG = 250, 12_000
 REFUSALS = (ValueError, TypeError, OSError)

@@ -12,7 +12,7 @@ import pytest
 from scipy import optimize
 
 from hso_jax.lower.quasi_newton import State, init, settled, solve, step
-from hso_jax.lower.results import CONVERGED, MAX_STEPS, NOT_FINITE
+from hso_jax.lower.trust_region import CONVERGED, MAX_STEPS, NOT_FINITE
 
 
 def rosenbrock(y: jax.Array) -> jax.Array:

@@ -9,7 +9,7 @@ import pytest
 from optax.projections import projection_simplex
 from scipy import optimize
 
-from hso_jax.lower.simplex import nodes_of_gaps, project, project_gaps
+from hso_jax.lower.trust_region import nodes_of_gaps, project, project_gaps
 
 K = 9
 vmapped = jax.jit(jax.vmap(project_gaps))

@@ -9,15 +9,23 @@ import jax.numpy as jnp
 import numpy as np
 import problems
 import pytest
+from oracles import scipy_search as reference
 from problems import KINKED, SD, Problem
 
-from benchmarks.speed import scipy_search as reference
 from hso_jax import refine
 from hso_jax.lower import trust_region
-from hso_jax.lower.newton import Expansion, Tridiagonal, dense_objective, face_step, interval_objective
-from hso_jax.lower.trust_region import CONVERGED, NOT_FINITE, Feasible
+from hso_jax.lower.trust_region import (
+    CONVERGED,
+    NOT_FINITE,
+    Expansion,
+    Feasible,
+    Tridiagonal,
+    dense_objective,
+    face_step,
+    interval_objective,
+)
+from hso_jax.mep_spf import mep, mep_interval_derivatives
 from hso_jax.noise import discrete, flow
-from hso_jax.objectives.mep_spf import mep, mep_interval_derivatives
 
 DTYPES = pytest.mark.parametrize("dtype", [np.float32, np.float64])
 

@@ -19,9 +19,9 @@ import numpy as np
 import pytest
 from worker import checkpointed, solver_error_lanes, worker_lanes
 
-from hso_jax import Effort, Lane, Measured, Schedule, preset, resuming, search_many
+from hso_jax import Effort, Lane, search_many
+from hso_jax import checkpoint as resuming
 from hso_jax.noise import discrete
-from hso_jax.schedule_file import to_json
 
 WORKER = Path(__file__).with_name("worker.py")
 EFFORT = Effort(population=4, generations=1, lanes=2)
@@ -77,28 +77,6 @@ def test_killed_at_random_moments_and_resumed(tmp_path: Path) -> None:
     done = sum(record["lanes"] for record in json.loads(file.read_text())["searches"]["0"]["records"])
     assert done > 0
     assert checkpointed(str(file)) == wanted
-
-
-def test_a_measured_lane_beside_others(tmp_path: Path) -> None:
-    """Its judgements are kept in the same file, and not asked for again."""
-    seen: list[Schedule] = []
-
-    def fitness(schedule: Schedule) -> float:
-        if len(seen) == 10:
-            raise Stop
-        seen.append(schedule)
-        return float(np.square(schedule.t).sum())
-
-    lanes = [Lane(preset("sd15"), 3, method=Measured(fitness, 16)), *worker_lanes(3)]
-    with pytest.raises(Stop):
-        search_many(lanes, effort=None, checkpoint=tmp_path / "c.json")
-    first = len(seen)
-    seen.clear()
-    found = search_many(lanes, checkpoint=tmp_path / "c.json")
-    assert first == 10 and len(seen) == 6
-    seen.clear()
-    lanes[0] = lanes[0]._replace(method=Measured(lambda s: float(np.square(s.t).sum()), 16))
-    assert to_json(search_many(lanes)) == to_json(found)
 
 
 OTHER: dict[str, tuple[dict[str, Any], str]] = {

@@ -8,12 +8,12 @@ from typing import Any
 
 import numpy as np
 import pytest
+from oracles import scipy_search as reference
 from problems import EFFORT, KINKED, SD, Problem, Smooth, filled, solve
 
-from benchmarks.speed import scipy_search as reference
 from hso_jax import Box, Effort, Hso, Lane, Schedule, lanes, paper_d_min, preset, search, search_many
-from hso_jax.lower.simplex import spread
-from hso_jax.methods.hso.lanes import SPACING_AS
+from hso_jax.hso import SPACING_AS
+from hso_jax.lower.trust_region import spread
 from hso_jax.noise import PRESETS
 
 Key = tuple[int, str, str]

@@ -10,13 +10,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax.sharding import PartitionSpec
+from oracles import scipy_search as reference
 from problems import EFFORT, KINKED, SD, filled
 from worker import worker_lanes
 
-from benchmarks.speed import scipy_search as reference
-from hso_jax import Effort, Hso, Lane, Schedule, batch, search_many
-from hso_jax.methods.hso import search as hso
-from hso_jax.methods.hso.lanes import check
+from hso_jax import Effort, Hso, Lane, Schedule, batch, hso, search_many
+from hso_jax.hso import check
 from hso_jax.noise import discrete
 from hso_jax.upper.evolution import Evolution
 

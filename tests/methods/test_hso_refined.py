@@ -7,10 +7,10 @@ from typing import Any
 import jax
 import numpy as np
 import pytest
+from oracles import scipy_search as oracle
 from problems import Smooth
 from solver_error_cells import EFFORT, PLAIN, SAMPLES, SD, method, small_family
 
-from benchmarks.speed import scipy_search as oracle
 from hso_jax import Hso, Lane, Origin, Schedule, SolverError, search, search_many, solver_error
 from hso_jax.problems import generic
 

@@ -11,11 +11,11 @@ import numpy as np
 import pytest
 import solver_error_cells as shared
 from jax.sharding import PartitionSpec
+from oracles import scipy_search as oracle
 from problems import Smooth
 from scipy import optimize
 from solver_error_cells import EFFORT, NAMES, SAMPLES, SD, SD3, WEIGHTS, deviations, find, grid, small_family
 
-from benchmarks.speed import scipy_search as oracle
 from hso_jax import (
     Hso,
     Lane,
@@ -30,16 +30,15 @@ from hso_jax import (
     search_many,
     solver_error,
 )
-from hso_jax.lower.gaps import SPACING
-from hso_jax.methods.solver_error import lanes as lanes_module
-from hso_jax.methods.solver_error import method as method_module
-from hso_jax.methods.solver_error.method import COMPARED
-from hso_jax.methods.solver_error.schedules import measure
-from hso_jax.methods.solver_error.search import search_lane
+from hso_jax import solver_error_levels as lanes_module
+from hso_jax import solver_error_method as method_module
+from hso_jax.error import Chunks, error_data, in_chunks
+from hso_jax.lower.quasi_newton import SPACING
 from hso_jax.noise.ends import s_of_lam
-from hso_jax.objectives.solver_error import Chunks, error_data, in_chunks
 from hso_jax.problems import denoiser, family, generic, pick
 from hso_jax.searches import checked
+from hso_jax.solver_error_levels import search_lane
+from hso_jax.solver_error_method import COMPARED, measure
 from hso_jax.solvers import sample
 
 DATA: dict[str, Any] = {"samples": SAMPLES, **shared.PLAIN}

@@ -13,9 +13,8 @@ import jax
 import numpy as np
 from solver_error_cells import SD, SD3, method
 
-from hso_jax import Box, Effort, Hso, Lane, Refinement, search_many
-from hso_jax.methods.hso import search as hso
-from hso_jax.methods.hso.lanes import check
+from hso_jax import Box, Effort, Hso, Lane, Refinement, hso, search_many
+from hso_jax.hso import check
 from hso_jax.noise import discrete
 from hso_jax.schedule_file import to_json
 

@@ -11,7 +11,7 @@ import numpy as np
 import problems
 import pytest
 
-from hso_jax.methods.hso.lanes import stack
+from hso_jax.hso import stack
 from hso_jax.noise import NoiseSchedule, alpha_sigma, cosine, discrete, preset
 from hso_jax.noise.noise_schedule import cubic_coefficients, from_knots
 

@@ -10,10 +10,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from benchmarks.zoo import rules
 from hso_jax import baseline, preset, search, solver_error
-from hso_jax.methods import Hso
+from hso_jax.hso import Hso
 from hso_jax.noise import PRESETS, discrete, flow
-from hso_jax.shelf import rules
 from hso_jax.shelf.predicted import HSO, RULES, SHIFTS, row_key, rule_errors, shift_of, text
 from hso_jax.shelf.shipped import MAX_NFE, SOLVERS, shipped_guidance
 

@@ -14,11 +14,11 @@ from typing import Any
 import numpy as np
 import pytest
 
+from benchmarks.zoo import build as zoo_build
 from hso_jax import NoiseSchedule, Schedule, preset, search_many, solver_error
 from hso_jax.noise import PRESETS, edm, flow
 from hso_jax.noise.ends import first_lam
 from hso_jax.problems import ModelError
-from hso_jax.shelf import build as zoo_build
 from hso_jax.shelf.shipped import FILE, FREE_NFE, MAX_NFE, SOLVERS, _document, _shelves, shelf_key, text, zoo
 from hso_jax.solvers import NONSTATIONARY
 
@@ -231,7 +231,7 @@ def test_parts_cover_every_cell_once() -> None:
     ]
     assert len(cells) == len(set(cells))
     weights = {ends: [w for _, w in shelf] for ends, shelf in zoo_build.shelves().items()}
-    scratch = MAX_NFE - len(zoo_build.EXTENDED)
+    scratch = MAX_NFE - len(zoo_build.EXTENDED_NFE)
     assert len(cells) == sum(map(len, weights.values())) * len(SOLVERS) * scratch
     for name, entry in PRESETS.items():
         assert {1.0, entry.guidance} <= set(weights[shelf_key(preset(name))])

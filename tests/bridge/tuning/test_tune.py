@@ -14,13 +14,15 @@ import torch
 from closed_form import Network, latents
 
 from bridge import Tuned, tune_denoiser
-from bridge.tuning import gits, running, searching
+from bridge.pipeline import ImageToImage
+from bridge.sampling import converged
+from bridge.tuning import gits, run, search
 from bridge.tuning.coordinates import Table, table_at
-from bridge.tuning.judging import Judge, SpentError
+from bridge.tuning.judge import Judge, SpentError, fault
 from bridge.tuning.models import DenoiserModel
-from bridge.tuning.teacher import fault
+from bridge.tuning.options import Options
 from hso_jax import Origin, baseline, load, preset, save, zoo
-from hso_jax.upper.checkpoint import Checkpoint
+from hso_jax.checkpoint import Checkpoint
 
 SD, N = preset("sd15"), 4
 SMALL: dict[str, Any] = {"latents": latents(), "teacher_steps": 24, "samples": 4, "budget": 1200}
@@ -32,8 +34,6 @@ def small(network: Network | None = None, **options: Any) -> Tuned:
 
 def error(network: Network, tuned: Any, start: torch.Tensor, steps: int = 200) -> float:
     """To converged samples of other noise."""
-    from bridge.fitness import converged
-
     model = DenoiserModel(network, SD, start)
     many, few = (
         model.run(Table(*(x.tolist() for x in table_at(SD, s, "dpmpp-2m"))), range(len(start)))
@@ -76,17 +76,18 @@ def test_the_budget_is_never_exceeded_and_all_is_counted(by: str, solver: str) -
 
 def test_a_budget_is_spent_to_its_last_evaluation() -> None:
     class Constant:
+        part = ImageToImage(SD, SD)
+
         def run(self, table: Table, rows: Any, seen: Any = None) -> torch.Tensor:
             return torch.ones(len(rows), 3)
 
     records = Checkpoint(None, {}).search("judgements", {}, fault)
-    options: dict[str, Any] = {"error": None, "detail": 0.0, "batch": 8, "evaluations": 0, "records": records}
-    judge = Judge(Constant(), N, torch.zeros(2, 3), budget=2 * N, **options)
-    table = table_at(SD, zoo("sd15", N, "ddim"), "ddim")
-    judge.value(table, range(2))
+    judge = Judge(Constant(), Options(N, "ddim", budget=2 * N, batch=8), "ddim", torch.zeros(2, 3), records)
+    schedule = zoo("sd15", N, "ddim")
+    judge.value(schedule, range(2))
     assert judge.evaluations == 2 * N
     with pytest.raises(SpentError):
-        judge.value(table, range(1))
+        judge.value(schedule, range(1))
 
 
 def test_gits_takes_its_coefficient(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -184,10 +185,14 @@ def test_out_of_memory_it_samples_one_at_a_time(found: Tuned) -> None:
     assert tuned.error == pytest.approx(found.error, rel=1e-6)
 
 
-def test_without_memory_for_gradients_it_needs_none(found: Tuned) -> None:
-    tuned = small(Network(gradients=False), by="gradients")
+def test_without_memory_for_gradients_it_needs_none(found: Tuned, tmp_path: Path) -> None:
+    tuned = small(Network(gradients=False), by="gradients", checkpoint=tmp_path / "c.json")
     assert tuned.by == "differences" and tuned.error == pytest.approx(found.error, rel=0.05)
     assert [note.split(":")[0] for note in tuned.notes][-1].startswith("no gradients (not enough memory")
+    again = Network(gradients=False)
+    resumed = small(again, by="gradients", checkpoint=tmp_path / "c.json")
+    assert resumed.schedule == tuned.schedule and again.calls == 0
+    assert resumed.notes == ("no gradients (given up before the search was interrupted): by differences",)
 
 
 def test_a_model_without_gradients_is_searched_without_or_refused() -> None:
@@ -210,7 +215,7 @@ def test_a_known_solver_s_start_that_nothing_beats_carries_its_coefficients(monk
     """So that it is what was judged, whatever sampler a pipeline has."""
     origin = Origin(method="trailing", solver="unipc-3")
     start = dataclasses.replace(baseline("trailing", SD, N), origin=origin)
-    monkeypatch.setattr(searching, "differences", lambda *_: None)
+    monkeypatch.setattr(search, "differences", lambda *_: None)
     tuned = small(start=start)
     assert tuned.error == tuned.start_error and not tuned.history
     assert tuned.schedule.solver == "nonstationary" and tuned.schedule.coefficients is not None
@@ -298,7 +303,7 @@ def test_what_the_budget_has_left_goes_to_the_other_starts(monkeypatch: pytest.M
     def differences(judge: Judge, z: np.ndarray, curvature: Any, rows: Any, seen: Any) -> None:
         begun.append((z.tobytes(), judge.value(z, range(4))))
 
-    monkeypatch.setattr(running.searching, "differences", differences)
+    monkeypatch.setattr(search, "differences", differences)
     tuned = small(by="differences")
     assert len({z for z, _ in begun}) == 2 and begun[0][1] < begun[1][1]
     assert tuned.error == tuned.start_error and tuned.evaluations < 1200
@@ -311,9 +316,9 @@ def test_a_profile_of_the_converged_samples_is_a_start(found: Tuned, monkeypatch
     """At no evaluations but its own judgement's; what a search finds with it is a start if it is the best of them."""
     asked: list[Any] = []
     bends: dict[bool, list[Any]] = {True: [], False: []}
-    curvature = running.reference_curvature
+    curvature = search.reference_curvature
 
-    def search(noise: Any, nfe: int, *, method: Any) -> Any:
+    def searched(noise: Any, nfe: int, *, method: Any) -> Any:
         asked.append(method)
         return found.schedule if good else zoo("sd15", N, "ddim", guidance=7.5)
 
@@ -321,9 +326,9 @@ def test_a_profile_of_the_converged_samples_is_a_start(found: Tuned, monkeypatch
         bends[good].append(profile)
         return curvature(coordinates, z, guidance, profile)
 
-    monkeypatch.setattr(running, "search", search)
-    monkeypatch.setattr(running, "zoo", lambda *args, **options: zoo("sd15", N, "ddim", guidance=7.5))
-    monkeypatch.setattr(running, "reference_curvature", bend)
+    monkeypatch.setattr(run, "search_without_model", searched)
+    monkeypatch.setattr(run, "zoo", lambda *args, **options: zoo("sd15", N, "ddim", guidance=7.5))
+    monkeypatch.setattr(search, "reference_curvature", bend)
     for good in (True, False):
         network = Network()
         tuned = small(network, samples=8, latents=latents(), by="differences", budget=900)
@@ -340,7 +345,7 @@ def test_a_profile_of_the_converged_samples_is_a_start(found: Tuned, monkeypatch
 def test_gradients_that_fail_at_a_later_start_give_way_from_the_best_so_far(monkeypatch: pytest.MonkeyPatch) -> None:
     """The starts of an epsilon model with a far noise end are in other coordinates: from 25 and from the end."""
     calls: list[bool] = []
-    real = searching.gradients
+    real = search.gradients
 
     def fails_later(judge: Any, *rest: Any) -> None:
         calls.append(judge.coordinates.free)
@@ -348,7 +353,7 @@ def test_gradients_that_fail_at_a_later_start_give_way_from_the_best_so_far(monk
             raise MemoryError("not enough memory")
         real(judge, *rest)
 
-    monkeypatch.setattr(searching, "gradients", fails_later)
+    monkeypatch.setattr(search, "gradients", fails_later)
     noise = preset("ddpm-cifar10")
     options = {**SMALL, "budget": 4000, "by": "gradients"}
     tuned = tune_denoiser(Network(), noise, N, **options)

@@ -13,10 +13,10 @@ from pipelines import FAMILIES, Family, family_of
 
 import bridge
 from bridge import tune
+from bridge.pipeline import ImageToImage, PipelineJobs
+from bridge.sampling import converged
 from bridge.tuning.coordinates import Table, table_at
 from bridge.tuning.models import PipelineModel
-from bridge.tuning.partial import Part
-from bridge.tuning.teacher import grid
 from hso_jax import Schedule, baseline, load, preset, zoo
 from hso_jax.cli import main
 from hso_jax.noise.partial import from_level
@@ -54,8 +54,8 @@ def test_what_was_judged_is_what_the_pipeline_makes(family: Family) -> None:
     assert found.schedule.lams[-steps - (found.schedule.end != "clean")] == pytest.approx(float(noise.lam(STRENGTH)))
     jobs = [(prompt, 4 + k) for k, prompt in enumerate(["a fox", "a car"])]  # those that were kept apart
     images = {k: [call.pop(k)] * 2 for k in ("image", "mask_image") if k in call}
-    model = PipelineModel(pipe, jobs, None, call, images)
-    made = table_at(model.part.noise, grid(model.part.noise, 12), "dpmpp-2m")
+    model = PipelineModel(PipelineJobs(pipe, jobs, None, call, images))
+    made = table_at(model.part.noise, converged(model.part.noise, 12), "dpmpp-2m")
     with torch.no_grad():
         wanted = model.run(Table(*(x.tolist() for x in made)), [0, 1])
     calls: list[Any] = []
@@ -146,7 +146,7 @@ def test_a_pipeline_that_keeps_its_steps_to_itself_is_refused() -> None:
         def __call__(self, prompt: str, strength: float = 0.5) -> None: ...
 
     with pytest.raises(ValueError, match="Silent does not say which steps it takes"):
-        Part.of(Silent(), preset("sd15"), {})
+        ImageToImage.of(Silent(), preset("sd15"), {})
 
 
 @pytest.mark.parametrize("model", ["sd15", "pixart-alpha", "sd21", "sd3-medium", "flux-dev"])
@@ -165,7 +165,7 @@ def test_a_part_of_a_noise_schedule_has_its_levels(model: str, t: float) -> None
 
 def test_cut_and_joined_are_each_others_inverse() -> None:
     noise = preset("sd3-medium")
-    part = Part.of(family_of("StableDiffusion3Img2ImgPipeline").build(0), noise, {"strength": STRENGTH})
+    part = ImageToImage.of(family_of("StableDiffusion3Img2ImgPipeline").build(0), noise, {"strength": STRENGTH})
     steps = part.steps(N)
     coefficients = np.tril(np.random.default_rng(0).normal(size=(steps, 3)), -1)
     lams = np.linspace(part.noise.noise_end, 2.0, steps)

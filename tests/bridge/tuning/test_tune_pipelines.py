@@ -13,8 +13,12 @@ from pipelines import family_of
 
 import bridge
 from bridge import tune
+from bridge.pipeline import PipelineJobs
+from bridge.tuning import search
+from bridge.tuning.coordinates import Coordinates, Table
+from bridge.tuning.models import PipelineModel
 from bridge.tuning.options import Options, jobs
-from hso_jax import load
+from hso_jax import load, zoo
 from hso_jax.cli import main
 
 KINDS = (
@@ -52,14 +56,10 @@ def test_a_pipeline_is_tuned_with_gradients_through_its_own_loop(kind: str) -> N
 
 
 def test_gradients_are_those_of_differences_through_a_pipeline() -> None:
-    from bridge.tuning.coordinates import Coordinates, Table
-    from bridge.tuning.models import PipelineModel
-    from hso_jax import zoo
-
     pipe, call = built("StableDiffusionPipeline")
     for part in (pipe.unet, pipe.text_encoder, pipe.vae):
         part.double()
-    model = PipelineModel(pipe, [("a fox", 0)], None, call)
+    model = PipelineModel(PipelineJobs(pipe, [("a fox", 0)], None, call))
     coordinates = Coordinates.of(model.part.noise, N, "nonstationary", "dpmpp-2m")
     z = coordinates.point(zoo(model.part.noise, N, "nonstationary"))
 
@@ -113,17 +113,15 @@ def test_the_command_writes_the_best_so_far_and_goes_on(
     Path("prompts.txt").write_text("a fox\na car\n")
     command = ["tune", "--pipeline", "model", "--nfe", str(N), "--prompts", "prompts.txt", "--budget", "200"]
     command += ["--teacher-steps", "8", "--samples", "2", "--option", "height=16", "--option", "width=16"]
-    from bridge.tuning import running
-
-    given_up = running.searching.differences
+    given_up = search.differences
 
     def interrupted(*args: Any) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(running.searching, "differences", interrupted)
+    monkeypatch.setattr(search, "differences", interrupted)
     assert main([*command, "-o", "tuned.json"]) == 130
     (first,) = load("tuned.json")
-    monkeypatch.setattr(running.searching, "differences", given_up)
+    monkeypatch.setattr(search, "differences", given_up)
     assert main([*command, "-o", "tuned.json"]) == 0
     (found,) = load("tuned.json")
     assert found.method == "tuned" and found.fitness <= first.fitness
@@ -141,7 +139,7 @@ def test_the_command_writes_the_best_so_far_and_goes_on(
 
 
 def test_prompts_kept_apart_are_no_prompts_that_are_tuned_on() -> None:
-    options = Options("ddim", 1, 8, 8, 4, 8, "auto", None, None, 0.0, None, 0)
+    options = Options(4, "ddim", budget=1, samples=8)
     every = jobs(list("abcdef"), options)
     assert not {prompt for prompt, _ in every[:8]} & {prompt for prompt, _ in every[8:]}
     assert [seed for _, seed in every] == list(range(12))

@@ -1,0 +1,279 @@
+"""Images from a pipeline at given schedules, in a folder that a second run goes on with.
+
+The noise is the same for each schedule, and every evaluation of the network is counted.
+
+    OUT/manifest.json                 pipeline, guidance, seed, prompts, ...: equal in every run into this folder
+    OUT/trailing-ddim-6/setting.json  the schedule
+    OUT/trailing-ddim-6/00000.png     the first prompt's image
+    OUT/trailing-ddim-6/diverged.txt  only where the solver returned values that are not numbers
+
+Everything is written beside and renamed: a file that is there is whole.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import inspect
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from PIL import Image
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+from benchmarks.pipelines.settings import Prepared, Setting, scheduler, told_lams
+from bridge.cli.image_grid import save_png
+from hso_jax import NoiseSchedule, Schedule, schedule_file
+from hso_jax.files import write_whole
+
+NETWORKS = ("transformer", "unet")
+MANIFEST = "manifest.json"
+_WHOLE = 1 << 20  # bytes; of larger files two pieces of this size are looked at
+
+
+class Store:
+    """The images of one pipeline and one list of prompts.
+
+    Attributes:
+        folder: where they are.
+        prompts: of all images, in the order of their indices.
+        batch: images that are made together. The rounding of an image depends on its neighbours, so a batch is always
+            made as a whole, by whichever process.
+    """
+
+    def __init__(self, folder: Path, facts: Mapping[str, Any], prompts: Sequence[str], batch: int) -> None:
+        """Compare with what is there; nothing is written, and the folder need not exist.
+
+        `facts` is everything beside the prompts that all images depend on, as JSON. The prompts may be longer or
+        shorter than in earlier runs, if they begin alike.
+        """
+        self.folder, self.prompts, self.batch = folder, list(prompts), batch
+        self._facts: dict[str, Any] = json.loads(json.dumps({**facts, "batch": batch}))
+        self._longest = self.prompts
+        file = folder / MANIFEST
+        if not file.is_file():
+            if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+                raise ValueError(f"{folder} exists and has no {MANIFEST}; choose a new folder with --out")
+            return
+        kept = json.loads(file.read_text(encoding="utf-8"))
+        before, old = kept["facts"], kept["prompts"]
+        told = "images made with {} = {}, now it is {}; choose another folder with --out"
+        for key in {**before, **self._facts}:
+            if before.get(key) != self._facts.get(key):
+                raise ValueError(
+                    f"{folder} has {told.format(key, *map(_short, (before.get(key), self._facts.get(key))))}"
+                )
+        for i, (one, other) in enumerate(zip(old, self.prompts, strict=False)):
+            if one != other:
+                raise ValueError(f"{folder} has {told.format(f'prompt {i}', _short(one), _short(other))}")
+        self._longest = max(old, self.prompts, key=len)
+
+    def open(self) -> None:
+        """Make the folder and write its manifest; one process does it, before the others write images."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        text = json.dumps({"facts": self._facts, "prompts": self._longest}, indent=1, ensure_ascii=False)
+        write_whole(self.folder / MANIFEST, text.encode())
+
+    def place(self, setting: Setting, name: str) -> Path:
+        """Find a file of a setting."""
+        return self.folder / setting.name / name
+
+    def keep(self, setting: Setting, prepared: Prepared) -> None:
+        """Keep a setting's schedule, before its first image. Raises ValueError if it has images of another schedule."""
+        if (known := self.prepared(setting)) is not None:
+            if not _same(known.schedule, prepared.schedule):
+                raise ValueError(
+                    f"{self.folder / setting.name} has images of another schedule; remove that folder, or rename the "
+                    "method's file"
+                )
+            return
+        schedule = None if prepared.schedule is None else json.loads(schedule_file.to_json(prepared.schedule))
+        (self.folder / setting.name).mkdir(exist_ok=True)
+        text = json.dumps({"seconds": prepared.seconds, "schedule": schedule}, indent=1)
+        write_whole(self.place(setting, "setting.json"), text.encode())
+
+    def prepared(self, setting: Setting) -> Prepared | None:
+        """Read what `keep` kept."""
+        file = self.place(setting, "setting.json")
+        if not file.is_file():
+            return None
+        kept = json.loads(file.read_text())
+        schedule = None if kept["schedule"] is None else schedule_file.from_json(json.dumps(kept["schedule"]))[0]
+        return Prepared(schedule, kept["seconds"])
+
+    def missing(self, setting: Setting, count: int) -> Iterator[range]:
+        """Yield the batches of the first `count` images that are not all there; none of a setting that diverged."""
+        if not self.diverged(setting):
+            for first in range(0, count, self.batch):
+                batch = range(first, min(first + self.batch, count))
+                if not all(self.path(setting, i).is_file() for i in batch):
+                    yield batch
+
+    def path(self, setting: Setting, index: int) -> Path:
+        """Find an image."""
+        return self.place(setting, f"{index:05d}.png")
+
+    def write(self, setting: Setting, batch: range, images: np.ndarray, lams: Sequence[float | None]) -> None:
+        """Keep images [n, H, W, 3] in [0, 1] (clipped to it), and the levels that they were made at.
+
+        Images that are not numbers are not kept: the setting is given up.
+        """
+        if not np.isfinite(images).all():
+            text = f"images {batch.start} to {batch.stop - 1} are not numbers\n"
+            write_whole(self.place(setting, "diverged.txt"), text.encode())
+            return
+        write_whole(self.place(setting, "nodes.json"), json.dumps(list(lams)).encode())
+        levels = (images.clip(0.0, 1.0) * 255.0).round().astype(np.uint8)
+        for index, pixels in zip(batch, levels, strict=True):
+            save_png(Image.fromarray(pixels), self.path(setting, index), {})
+
+    def lams(self, setting: Setting) -> list[float | None]:
+        """Read the half log-SNR of the evaluated levels; None for pure noise."""
+        file = self.place(setting, "nodes.json")
+        return list(json.loads(file.read_text())) if file.is_file() else []
+
+    def diverged(self, setting: Setting) -> bool:
+        """Whether the setting was given up."""
+        return self.place(setting, "diverged.txt").is_file()
+
+
+def read_picture(path: Path) -> Image.Image:
+    """Read an image file as RGB. Raises ValueError for one that is not readable."""
+    try:
+        with Image.open(path) as image:
+            return image.convert("RGB")
+    except OSError as error:
+        raise ValueError(f"{path} is not a readable image ({error}); remove it") from error
+
+
+def unit(paths: Sequence[Path]) -> np.ndarray:
+    """Read pictures of one size as an array [n, 3, H, W] float32 in [-1, 1]."""
+    return np.stack([np.asarray(read_picture(p), np.float32).transpose(2, 0, 1) for p in paths]) / 127.5 - 1.0
+
+
+def fingerprint(folder: Path) -> str:
+    """Make 16 hexadecimal digits of a folder: all of its small files, and size, middle and end of the large ones."""
+    digest = hashlib.sha256()
+    for file in sorted(p for p in folder.rglob("*") if p.is_file() and not p.name.startswith(".")):
+        size = file.stat().st_size
+        digest.update(f"{file.relative_to(folder)} {size}\n".encode())
+        with file.open("rb") as stream:
+            for start in (0,) if size <= _WHOLE else (size // 2, size - _WHOLE):
+                stream.seek(start)
+                digest.update(stream.read(_WHOLE))
+    return digest.hexdigest()[:16]
+
+
+def _same(a: Schedule | None, b: Schedule | None) -> bool:
+    if a is None or b is None:
+        return a is b
+    return np.array_equal(a.lams, b.lams) and a.end == b.end
+
+
+def _short(value: Any) -> str:
+    text = json.dumps(value, ensure_ascii=False)
+    return text if len(text) <= 60 else text[:59] + "…"
+
+
+class Job(NamedTuple):
+    """A batch of images of one setting that is to be made."""
+
+    setting: Setting
+    indices: range
+
+    @property
+    def work(self) -> int:
+        """Network evaluations, of one image each."""
+        return self.setting.nfe * len(self.indices)
+
+
+class Sampler:
+    """A text-to-image pipeline with its call's arguments, told one scheduler after the other.
+
+    Attributes:
+        noise: the pipeline's noise schedule.
+        guidance: weight of classifier-free guidance, 1 for none: what schedules are searched for. A pipeline with
+            `true_cfg_scale` (FLUX) guides by that; its `guidance_scale` is an input of the network.
+    """
+
+    def __init__(self, pipe: Any, noise: NoiseSchedule, call: Mapping[str, Any], seed: int) -> None:
+        """Look at the pipeline; it is kept, and has a hook at its network from now on.
+
+        `call` has the arguments beside prompt, steps and noise; `seed` is of the noise.
+        """
+        known = inspect.signature(pipe.__call__).parameters
+        kind = type(pipe).__name__
+        networks = [getattr(pipe, name) for name in NETWORKS if getattr(pipe, name, None) is not None]
+        if "prompt" not in known or "image" in known or not networks:
+            raise ValueError(f"{kind} is not a text-to-image pipeline with a network; only these are compared")
+        if unknown := [name for name in call if name not in known]:
+            raise ValueError(f"{kind} does not take {', '.join(unknown)}; it takes: {', '.join(known)}")
+        self.pipe, self.noise, self.call, self._seed = pipe, noise, dict(call), seed
+        weight = "true_cfg_scale" if "true_cfg_scale" in known else "guidance_scale"
+        given = self.call.get(weight, known[weight].default) if weight in known else None
+        self.guidance = max(1.0, float(given or 1.0))
+        self._own = pipe.scheduler
+        self._calls = 0
+        networks[0].register_forward_pre_hook(self._count)
+        if getattr(pipe, "safety_checker", None) is not None:
+            pipe.safety_checker = None  # a blacked-out image says nothing of the schedule
+
+    def _count(self, module: Any, args: Any) -> None:
+        self._calls += 1
+
+    def scheduler(self, setting: Setting, schedule: Schedule | None) -> Any:
+        """Make the scheduler of a setting. Raises ValueError if the schedule is not for this pipeline."""
+        return scheduler(self._own, setting.solver, self.noise.kind == "flow", schedule)
+
+    def images(self, scheduler: Any, nfe: int, prompts: Sequence[str], indices: Sequence[int]) -> np.ndarray:
+        """Make images [n, H, W, 3] float32, in [0, 1] where they are numbers.
+
+        The noise of an image depends on its index and the seed alone.
+        """
+        call = dict(self.call)
+        if isinstance(call.get("negative_prompt"), str):
+            call["negative_prompt"] = [call["negative_prompt"]] * len(prompts)
+        # Drawn on the CPU, so that every device has the same.
+        noise = [torch.Generator("cpu").manual_seed(noise_seed(self._seed, i)) for i in indices]
+        self.pipe.scheduler = scheduler
+        self._calls = 0
+        result = self.pipe(list(prompts), num_inference_steps=nfe, generator=noise, output_type="np", **call)
+        if self._calls != nfe:
+            raise RuntimeError(
+                f"{type(self.pipe).__name__} called its network {self._calls} times in {nfe} steps of "
+                f"{type(scheduler).__name__}; only pipelines that guide in one call a step are compared"
+            )
+        return np.asarray(result.images, np.float32)
+
+
+def noise_seed(seed: int, index: int) -> int:
+    """Make a seed for torch, another one for each image and each seed of the run."""
+    return int(np.random.SeedSequence((seed, index)).generate_state(1, np.uint64)[0] >> np.uint64(1))
+
+
+def generate(store: Store, jobs: Sequence[Job], sampler: Sampler, *, progress: bool) -> None:
+    """Make the images of the jobs, one process' share, and keep them.
+
+    A setting whose images are not numbers is given up: the rest of its jobs is left out, here and in other processes.
+    """
+    columns = (BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())
+    text = TextColumn("{task.description}")
+    with Progress(*columns, text, disable=not progress, console=Console(stderr=True)) as bar:
+        task = bar.add_task("", total=sum(job.work for job in jobs))
+        current: Setting | None = None
+        for job in jobs:
+            setting = job.setting
+            bar.update(task, description=f"evaluations: {setting.name}")
+            if setting != current:
+                prepared = store.prepared(setting)
+                assert prepared is not None
+                own, current = sampler.scheduler(setting, prepared.schedule), setting
+            if not store.diverged(setting):
+                prompts = [store.prompts[i] for i in job.indices]
+                images = sampler.images(own, setting.nfe, prompts, job.indices)
+                store.write(setting, job.indices, images, told_lams(own.timesteps, sampler.noise))
+            bar.advance(task, job.work)

@@ -1,0 +1,247 @@
+"""What the images of a setting are worth: errors to the converged samples, distance to reference images; the report.
+
+A stats file is an `.npz` with `mu` [d] and `sigma` [d, d] of reference images, as pytorch-fid writes them.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import textwrap
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from PIL import Image
+from rich.console import Console
+from rich.progress import track
+
+from benchmarks import metrics
+from benchmarks.compared import SOLVERS
+from benchmarks.metrics import Extractor, Moments, moments_of
+from benchmarks.networks.report import cost, errors
+from benchmarks.pipelines.images import Store, read_picture, unit
+from benchmarks.pipelines.settings import Setting
+from benchmarks.runner import Record, rounded
+from benchmarks.tables import columns, number
+from bridge.cli.image_grid import Row, grid, save_png
+from hso_jax.files import write_whole
+
+SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
+SHOWN = 4  # images of a setting in a grid
+HEADINGS = {
+    "rmse": "RMSE to the converged samples",
+    "feature": "Feature distance to the converged samples",
+    "fid": "Frechet distance to the converged samples",
+    "fid_data": "Frechet distance to the reference images",
+}
+HOW = """\
+Rows are schedules, columns a solver and its number of network evaluations N, counted at the network. The noise of each
+prompt is the same everywhere. The *converged samples* are those of {converged}; half as many make images that
+differ from these by an RMSE of {error} (first {checked} prompts). RMSE is over all pixels in [-1, 1], paired by prompt,
+of PNG files, whose rounding alone makes 0.003. Frechet distances are biased upwards, the more the fewer the samples:
+compare them within a column. Intervals (95 %, in `records.jsonl`) are over the prompts. **Bold**: the best of a column.
+*Italic*: inside the interval of the best.
+"""
+
+
+class Extraction(NamedTuple):
+    """How features are extracted: images [n, 3, H, W] in [-1, 1] to [n, d], a digest of it, d, and images at once."""
+
+    extract: Extractor
+    fingerprint: str
+    features: int
+    batch: int
+
+
+def read_extraction(file: Path, batch: int) -> Extraction:
+    """Read an extractor and try it. Raises ValueError for a file that makes no features of images."""
+    extract = metrics.extractor(file)
+    try:
+        shape = extract(torch.zeros(2, 3, 64, 64)).shape
+    except RuntimeError as error:
+        raise ValueError(f"--extractor {file} does not take images [2, 3, 64, 64]: {error}") from error
+    if len(shape) != 2 or shape[0] != 2:
+        raise ValueError(f"--extractor {file} makes {shape} of two images; it must be [2, features]")
+    return Extraction(extract, hashlib.sha256(file.read_bytes()).hexdigest(), shape[1], batch)
+
+
+def read_reference(path: Path, how: Extraction) -> Moments | list[Path]:
+    """Read a stats file, or list the images in a folder by name; folders in it are not looked at."""
+    if path.is_dir():
+        files = sorted(p for p in path.iterdir() if p.suffix.lower() in SUFFIXES)
+        if len(files) < 2:
+            raise ValueError(f"reference: {path} has {len(files)} images ({', '.join(SUFFIXES)}); need two or more")
+        sizes: dict[tuple[int, int], str] = {}
+        for file in files:
+            try:
+                with Image.open(file) as image:
+                    sizes.setdefault(image.size, file.name)
+            except OSError as error:
+                raise ValueError(f"reference: {file} is not a readable image ({error}); remove it") from error
+        if len(sizes) > 1:
+            told = ", ".join(f"{name} {width} x {height}" for (width, height), name in sizes.items())
+            raise ValueError(f"reference: {path} has images of different sizes ({told}); crop or resize them to one")
+        return files
+    if not path.is_file():
+        raise ValueError(f"--reference {path} is neither a folder of images nor a stats file (.npz)")
+    try:
+        with np.load(path) as kept:
+            mu, sigma = (np.asarray(kept[name], np.float64) for name in ("mu", "sigma"))
+    except (OSError, KeyError, ValueError) as error:
+        raise ValueError(f"reference: {path} is not a .npz file with mu and sigma ({error})") from error
+    if mu.shape != (how.features,) or sigma.shape != (how.features, how.features):
+        raise ValueError(
+            f"reference: {path} has mu {mu.shape} and sigma {sigma.shape}, but the extractor {how.features} features; "
+            "make it with the same extractor, or give the folder of images instead"
+        )
+    values, vectors = np.linalg.eigh(sigma)
+    return Moments(mu, np.sqrt(values.clip(0.0))[:, None] * vectors.T)
+
+
+def moments_of_images(files: Sequence[Path], how: Extraction, kept: Path) -> Moments:
+    """Compute the moments of image files of one size once, then read them from `kept`, a stats file."""
+    facts = [how.fingerprint, *(f"{p.resolve()} {p.stat().st_size} {p.stat().st_mtime_ns}" for p in files)]
+    key = hashlib.sha256(json.dumps(facts).encode()).hexdigest()
+
+    def make() -> dict[str, Any]:
+        moments = moments_of(features_of(files, how, "reference images"))
+        return {"mu": moments.mu, "sigma": moments.root.T @ moments.root}
+
+    _kept(kept, key, make)
+    found = read_reference(kept, how)
+    assert isinstance(found, Moments)
+    return found
+
+
+def features_of(files: Sequence[Path], how: Extraction, label: str) -> np.ndarray:
+    """[n, d] float64 features of image files of one size; `label` names the bar."""
+    starts = range(0, len(files), how.batch)
+    shown = track(starts, f"features: {label}", console=Console(stderr=True), transient=True)
+    return np.concatenate([how.extract(torch.from_numpy(unit(files[i : i + how.batch]))) for i in shown])
+
+
+def _kept(file: Path, key: str, make: Any) -> dict[str, np.ndarray]:
+    """Arrays of a file with this key, made and written first where it has them not."""
+    if file.is_file():
+        with np.load(file) as found:
+            if str(found["key"]) == key:
+                return dict(found)
+    arrays = {**make(), "key": key}
+    buffer = io.BytesIO()
+    np.savez(buffer, **arrays)
+    write_whole(file, buffer.getvalue())
+    return arrays
+
+
+class Judge:
+    """Compares settings of one store with its converged samples.
+
+    Attributes:
+        error: RMSE between the converged samples and those of half as many evaluations: at least their own error.
+    """
+
+    def __init__(
+        self, store: Store, counts: Mapping[Setting, int], how: Extraction | None, reference: Moments | None
+    ) -> None:
+        """Read what every setting is compared with.
+
+        `counts` is how many images a setting has; the first is the converged samples, the second half as many
+        evaluations. Without `how` pixels alone are compared, without a reference the converged samples alone.
+        """
+        self._converged, half = list(counts)[:2]
+        for setting in (self._converged, half):
+            if store.diverged(setting):
+                raise ValueError(
+                    f"the converged samples are not numbers; use --dtype bfloat16 or float32 (and another --out), or "
+                    f"remove {store.folder / setting.name} to try again"
+                )
+        self._store, self._how, self._reference = store, how, reference
+        self.error = metrics.root_mean_square(self.measured(half, counts[half])["squares"]).value
+        self._features = self.measured(self._converged, counts[self._converged]).get("features")
+
+    def measured(self, setting: Setting, count: int) -> dict[str, np.ndarray]:
+        """Compute once, then read from the setting's folder, for the first `count` images.
+
+        "squares" are [n] mean squared differences to the converged image, of pixels in [-1, 1]; "features" [n, d].
+        """
+        store, how = self._store, self._how
+        facts = [self._converged.name, count, None if how is None else how.fingerprint]
+
+        def make() -> dict[str, Any]:
+            shown = track(range(count), f"errors: {setting.name}", console=Console(stderr=True), transient=True)
+            found: dict[str, Any] = {"squares": np.array([self._square(setting, i) for i in shown])}
+            if how is not None:
+                found["features"] = features_of([store.path(setting, i) for i in range(count)], how, setting.name)
+            return found
+
+        key = hashlib.sha256(json.dumps(facts).encode()).hexdigest()
+        return _kept(store.place(setting, "measured.npz"), key, make)
+
+    def _square(self, setting: Setting, index: int) -> float:
+        image, other = unit([self._store.path(s, index) for s in (setting, self._converged)])
+        return float(np.square(image - other, dtype=np.float64).mean())
+
+    def record(self, setting: Setting, seconds: float, facts: Mapping[str, Any]) -> Record:
+        """Make the record of a setting, its images made; `facts` are model, guidance, seed and dtype."""
+        count = len(self._store.prompts)
+        record = Record(
+            **facts,
+            **setting._asdict(),
+            samples=count,
+            lams=tuple(rounded(x, 9) for x in self._store.lams(setting)),
+            seconds=rounded(seconds, 4) or 0.0,
+            counted=setting.nfe,  # images that took another number were never written
+            teacher=rounded(self.error) or 0.0,
+        )
+        if self._store.diverged(setting):
+            return record
+        own = self.measured(setting, count)
+        found = metrics.compare(own["squares"], own.get("features"), self._features, self._reference)
+        return record.with_estimates(found)
+
+
+def write(
+    records: Sequence[Record], store: Store, converged: Setting, checked: int, facts: Mapping[str, str]
+) -> list[Path]:
+    """Write `results.md` and the grids beside the images; returns the files.
+
+    `checked` is how many converged samples were made with half as many evaluations too; `facts` are for the head.
+    """
+    files = [_sheet(list(cells.values()), store, converged) for cells in columns(records).values()]
+    first = records[0]
+    made = f"{SOLVERS[converged.solver]} with {converged.nfe} evaluations"
+    parts = [f"# Schedules for {first.model}\n", "".join(f"- {name}: {value}\n" for name, value in facts.items())]
+    parts.append(HOW.format(converged=made, error=number(first.teacher), checked=checked))
+    for metric, heading in HEADINGS.items():
+        if any(getattr(record, metric) is not None for record in records):
+            parts += [f"## {heading}\n", errors(records, metric)]
+    parts += ["## Preparation\n", "Seconds to find one schedule, compilation included.\n", cost(records)]
+    parts += ["## Images\n", "\n\n".join(f"![{file.stem}]({file.name})" for file in files) + "\n"]
+    report = store.folder / "results.md"
+    write_whole(report, "\n".join(parts).encode())
+    return [report, *files]
+
+
+def _sheet(records: Sequence[Record], store: Store, converged: Setting) -> Path:
+    """Draw the grid of one solver and N: a row for each schedule, the converged samples last."""
+    solver, nfe = records[0].solver, records[0].nfe
+    indices = range(min(SHOWN, len(store.prompts)))
+    rows = []
+    for record in records:
+        setting = Setting(record.method, solver, nfe)
+        if not store.diverged(setting):
+            distance = "" if record.fid is None else f"\nFrechet {number(record.fid)}"
+            images = [read_picture(store.path(setting, i)) for i in indices]
+            rows.append(Row(record.method, f"RMSE {number(record.rmse)}{distance}", images))
+    images = [read_picture(store.path(converged, i)) for i in indices]
+    rows.append(Row("converged", f"{converged.nfe} evaluations", images))
+    labels = [textwrap.shorten(store.prompts[i], 32, placeholder=" …") for i in indices]
+    text = "The same noise in each column. Errors are those of all prompts, to the converged samples."
+    title = f"{records[0].model}: {nfe} evaluations, {SOLVERS[solver]}"
+    file = store.folder / f"grid-{solver}-{nfe}.png"
+    save_png(grid(rows, labels, title, text), file, {})
+    return file

@@ -1,0 +1,257 @@
+"""All pictures of the benchmarks: figures from records, and images side by side.
+
+Colours are Okabe and Ito's and a brown, told apart by all kinds of colour vision; each line has its own marker as well.
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from matplotlib.figure import Figure
+from matplotlib.layout_engine import ConstrainedLayoutEngine
+from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, NullFormatter, NullLocator
+from PIL import Image
+
+from benchmarks.compared import COMPARED, SOLVERS
+from benchmarks.runner import Record
+from benchmarks.tables import METRICS, columns
+from hso_jax.files import write_whole
+
+BLUE, RED, GREEN, PINK, YELLOW, GREY = "#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#7f7f7f"
+LINES = {
+    "trailing": (GREY, "s", "-"),
+    "karras": (YELLOW, "^", "-"),
+    "ays": (PINK, "v", "-"),
+    "beta-t": ("#56b4e9", ">", "-"),
+    "uniform-lam": ("#8b5a2b", "<", "-"),
+    "gits": (GREEN, "D", "-"),
+    "hso": (BLUE, "p", "-"),
+    "nonstationary": ("#6a3d9a", "*", "-"),
+    "solver-error": (RED, "o", "-"),
+    "direct": ("#000000", "x", "--"),
+}
+NETWORK_STYLES = ((BLUE, "o"), (RED, "s"), (GREEN, "^"), (PINK, "D"), (YELLOW, "v"), ("#000000", "x"))
+RATIO_TICKS = (0.1, 0.15, 0.2, 0.3, 0.5, 0.7, 1.0, 1.5, 2.0, 3.0, 5.0)
+MIXTURE_TOP = 3.0
+"""Errors on mixtures above this are off the picture, which says so."""
+
+
+def save(figure: Figure, path: Path) -> None:
+    """Write the picture whole, the same bytes for the same figure."""
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", metadata={"Software": None}, dpi=110)
+    write_whole(path, buffer.getvalue())
+
+
+def pictures(images: torch.Tensor) -> list[Image.Image]:
+    """Turn images [n, 1 or 3, H, W] in [-1, 1] (clipped to it) into pictures."""
+    levels = ((images.clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8).permute(0, 2, 3, 1).numpy()
+    return [Image.fromarray(one[..., 0] if one.shape[-1] == 1 else one) for one in levels]
+
+
+def error_figure(records: Sequence[Record], metric: str) -> Figure:
+    """Draw error against N without guidance: a row of panels a model, a column a solver, all axes logarithmic.
+
+    The bars of `solver-error` are its 95 % intervals.
+    """
+    table = columns(r for r in records if r.guidance == 1.0)
+    budgets = sorted({column[3] for column in table})
+    models = list(dict.fromkeys(column[0] for column in table))
+    solvers = [s for s in SOLVERS if any(column[2] == s for column in table)]
+    figure = Figure(figsize=(3.5 * len(solvers) + 0.6, 3.0 * len(models) + 0.9), layout="constrained")
+    panels = figure.subplots(len(models), len(solvers), sharex=True, sharey="row", squeeze=False)
+    handles = {}
+    for row, model in zip(panels, models, strict=True):
+        for panel, solver in zip(row, solvers, strict=True):
+            for name, (colour, marker, style) in LINES.items():
+                points = [
+                    (n, *r.interval(metric))
+                    for n in budgets
+                    if (r := table.get((model, 1.0, solver, n), {}).get(name)) and getattr(r, metric)
+                ]
+                if not points:
+                    continue
+                x, y, low, high = zip(*points, strict=True)
+                ours = name == "solver-error"
+                (handles[name],) = panel.plot(
+                    x, y, style, color=colour, marker=marker, label=name, linewidth=2.2 if ours else 1.3,
+                    markersize=6.5 if ours else 5, zorder=3 if ours else 2,
+                )  # fmt: skip
+                if ours:
+                    panel.vlines(x, low, high, color=colour, linewidth=1.2, alpha=0.6)
+            panel.set(xscale="log", yscale="log")
+            panel.set_title(f"{model}, {SOLVERS[solver]}", fontsize=10)
+            panel.xaxis.set_major_locator(FixedLocator(budgets))
+            panel.xaxis.set_major_formatter(FuncFormatter(lambda n, _: f"{n:g}"))
+            panel.xaxis.set_minor_locator(FixedLocator([]))
+            panel.yaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
+            panel.yaxis.set_major_formatter(FuncFormatter(lambda y, _: f"{y:g}"))
+            panel.yaxis.set_minor_formatter(NullFormatter())
+            panel.grid(alpha=0.25)
+        row[0].set_ylabel(METRICS[metric])
+    for panel in panels[-1]:
+        panel.set_xlabel("N, model evaluations")
+    ordered = [name for name in reversed(LINES) if name in handles]
+    figure.legend([handles[name] for name in ordered], ordered, loc="outside lower center", ncols=5, frameon=False)
+    return figure
+
+
+def detail_figure(details: Sequence[float], ratios: Mapping[tuple[str, str], Sequence[float]]) -> Figure:
+    """Draw (model, metric) to a ratio for each weight of detail: RMSE solid, FID dashed, a colour a model."""
+    figure = Figure(figsize=(6.4, 4.0), layout="constrained")
+    panel = figure.subplots()
+    colours = dict(zip(dict.fromkeys(model for model, _ in ratios), (BLUE, RED, GREEN), strict=False))
+    for (model, metric), values in ratios.items():
+        style, marker = {"rmse": ("-", "o"), "fid": ("--", "s")}[metric]
+        label = f"{model}, {METRICS[metric]}"
+        panel.plot(list(details), values, style, marker=marker, color=colours[model], label=label)
+    panel.axhline(1.0, color=GREY, linewidth=0.8)
+    panel.set(xlabel="detail", ylabel="relative to detail 0")
+    panel.grid(alpha=0.25)
+    panel.legend(frameon=False, fontsize=9)
+    return figure
+
+
+class Gain(NamedTuple):
+    """A cell with coefficients of its own: its error over the best known solver's, with that solver's own nodes."""
+
+    network: str
+    nfe: int
+    with_profile: bool
+    predicted: float
+    measured: float
+
+
+def gain_figure(rows: Sequence[Gain]) -> Figure:
+    """Draw measured against predicted gains, axes logarithmic: on the diagonal what was predicted is gained."""
+    figure = Figure(figsize=(6.6, 4.6), layout="constrained")
+    panel = figure.subplots()
+    low = 0.9 * min(min(row.predicted, row.measured) for row in rows)
+    high = 1.1 * max(1.0, *(max(row.predicted, row.measured) for row in rows))
+    panel.plot([low, high], [low, high], color=GREY, linewidth=1, label="as predicted")
+    panel.axhline(1.0, color=GREY, linewidth=1, linestyle="--", label="no gain")
+    for network, (colour, marker) in zip(dict.fromkeys(row.network for row in rows), NETWORK_STYLES * 9, strict=False):
+        for filled in (False, True):
+            own = [row for row in rows if row.network == network and row.with_profile == filled]
+            panel.scatter(
+                [row.predicted for row in own], [row.measured for row in own], s=34, marker=marker, linewidths=1.3,
+                edgecolors=colour, facecolors=colour if filled or marker == "x" else "none",
+                label=f"{network}{', with a profile' if filled else ''}" if own else None,
+            )  # fmt: skip
+    panel.set(xscale="log", yscale="log", xlim=(low, high), ylim=(low, high))
+    for axis in (panel.xaxis, panel.yaxis):
+        axis.set_major_locator(FixedLocator([x for x in RATIO_TICKS if low <= x <= high]))
+        axis.set_major_formatter(FuncFormatter(lambda x, _: f"{x:g}"))
+        axis.set_minor_locator(NullLocator())
+    panel.set_xlabel("predicted: ratio of errors on the reference problems")
+    panel.set_ylabel("measured: ratio of RMSE on the network")
+    panel.grid(alpha=0.25)
+    figure.legend(loc="outside right upper", frameon=False, fontsize=8)
+    return figure
+
+
+def tuning_figure(records: Sequence[Record]) -> Figure:
+    """Draw tuning's error on the samples kept apart, as a share of the start's, against evaluations; a line a cell."""
+    figure = Figure(figsize=(7, 4), layout="constrained")
+    panel = figure.subplots()
+    colours = {nfe: f"C{i}" for i, nfe in enumerate(sorted({r.nfe for r in records}))}
+    for r in records:
+        if r.method == "tune" and r.history:
+            spent = [0, *(point[0] for point in r.history)]
+            least = np.minimum.accumulate([1.0, *(point[2] / r.start_error for point in r.history)])
+            panel.step(spent, least, where="post", color=colours[r.nfe], alpha=0.7, linewidth=1.2)
+    for nfe, colour in colours.items():
+        panel.plot([], [], color=colour, label=f"N = {nfe}")
+    panel.set(
+        xlabel="evaluations of the network", ylabel="error as a share of the start's", ylim=(0, 1.05), xlim=(0, None)
+    )
+    panel.legend(frameon=False)
+    panel.grid(alpha=0.3)
+    return figure
+
+
+class Row(NamedTuple):
+    """A name, smaller text below it, and samples [n, 3, H, W]."""
+
+    name: str
+    detail: str
+    samples: torch.Tensor
+
+
+def samples_figure(rows: Sequence[Row], columns: int) -> Figure:
+    """Draw the first samples of each row beside its name."""
+    layout = ConstrainedLayoutEngine(w_pad=0.01, h_pad=0.02, wspace=0, hspace=0)
+    figure = Figure(figsize=(8.6, 0.75 * len(rows)), layout=layout)
+    grid = figure.subplots(len(rows), columns + 1, width_ratios=[2.6, *columns * [1.0]])
+    for axes, row in zip(grid, rows, strict=True):
+        axes[0].text(0, 0.62, row.name, fontsize=9, fontweight="bold", va="bottom")
+        axes[0].text(0, 0.56, row.detail, fontsize=7.5, color="#606068", va="top", linespacing=1.3)
+        for one, picture in zip(axes[1:], pictures(row.samples[:columns]), strict=True):
+            one.imshow(picture, interpolation="nearest")
+        for one in axes:
+            one.axis("off")
+    return figure
+
+
+def mixture_figure(
+    rows: Mapping[float, Mapping[str, Mapping[str, Sequence[float]]]],
+    budgets: Sequence[int],
+    lines: Mapping[str, tuple[str, str, str]],
+    title: str,
+) -> Figure:
+    """Draw error against N on mixtures: guidance -> solver -> method -> errors; a row of panels a guidance weight.
+
+    `lines` is method -> label, colour and marker.
+    """
+    figure = Figure(figsize=(11, 3.6 * len(rows)), layout="constrained")
+    axes = figure.subplots(len(rows), len(COMPARED), sharex=True, squeeze=False)
+    for line, (guidance, found) in zip(axes, rows.items(), strict=True):
+        for panel, solver in zip(line, COMPARED, strict=True):
+            for name, (label, colour, marker) in lines.items():
+                values = np.array(found[solver][name])
+                bold = name == "solver-error"
+                panel.plot(
+                    budgets, np.where(np.isfinite(values), values, np.nan), color=colour, marker=marker, label=label,
+                    linewidth=2.2 if bold else 1.2, markersize=6 if bold else 4, zorder=3 if bold else 2,
+                )  # fmt: skip
+            panel.set(xscale="log", yscale="log", title=f"{SOLVERS[solver]}, guidance {guidance:g}")
+            panel.set_xticks(budgets, [str(n) for n in budgets], minor=False)
+            panel.set_xticks([], minor=True)
+            if panel.get_ylim()[1] > MIXTURE_TOP:
+                panel.set_ylim(top=MIXTURE_TOP)
+                told = f"some above {MIXTURE_TOP:g}"
+                panel.text(0.98, 0.97, told, transform=panel.transAxes, ha="right", va="top", fontsize=8)
+            panel.yaxis.set_major_formatter("{x:g}")
+            panel.yaxis.set_minor_formatter("")
+            panel.grid(alpha=0.3, which="both")
+        line[0].set_ylabel("RMSE in standard deviations of the data")
+    for panel in axes[-1]:
+        panel.set_xlabel("N, model evaluations")
+    handles, labels = axes[0, 0].get_legend_handles_labels()
+    figure.legend(handles[::-1], labels[::-1], loc="outside lower center", ncols=4, frameon=False)
+    figure.suptitle(title, fontsize=11)
+    return figure
+
+
+def cost_figure(found: Mapping[str, Sequence[tuple[float, Mapping[str, float]]]], names: Mapping[str, str]) -> Figure:
+    """Draw a search's seconds and memory against what grows: size relative to the default's, and what was measured."""
+    figure = Figure(figsize=(8.0, 3.6), layout="constrained")
+    panels: Any = figure.subplots(1, 2)
+    labels = {"seconds": "search and exact solution, warm, s", "memory": "memory, GiB"}
+    for panel, (what, label) in zip(panels, labels.items(), strict=True):
+        for (grown, points), colour in zip(found.items(), (BLUE, RED, GREEN), strict=True):
+            ys = [one[what] for _, one in points]
+            panel.plot([x for x, _ in points], ys, "o-", color=colour, label=names[grown], markersize=4)
+        panel.set_xscale("log")
+        panel.set_ylim(bottom=0.0)
+        panel.set(xlabel="times the default", ylabel=label)
+        panel.set_xticks([0.25, 0.5, 1, 2, 4], ["1/4", "1/2", "1", "2", "4"])
+        panel.xaxis.set_minor_locator(NullLocator())
+        panel.grid(alpha=0.25, which="both")
+    panels[0].legend(frameon=False, fontsize=9)
+    return figure

@@ -1,0 +1,341 @@
+"""The one way that networks, pipelines, held-out networks and tuning are measured: cells, records, and the loop.
+
+A *cell* is one setting: a model, guidance, solver, N and method. A *record* is a measured cell. Records are lines of
+JSON in a file, appended whole as soon as a cell is done, so that a run can be stopped and the same command goes on. A
+line with "setup" says on what machine, and with which versions, records of the file were made. Every figure of the
+reports comes from these lines alone.
+"""
+
+from __future__ import annotations
+
+import argparse
+import collections
+import csv
+import dataclasses
+import functools
+import io
+import json
+import os
+import platform
+import sys
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+from hso_jax import NoiseSchedule, Origin, Schedule, from_config
+from hso_jax.cli.arguments import parse_nfe
+from hso_jax.files import write_whole
+from hso_jax.schedule import versions
+
+WEIGHTS = Path(__file__).parent / "models" / "weights"
+METRICS = ("rmse", "feature", "fid", "fid_data")
+ANY = "any"
+"""The solver of a cell whose method chooses its own."""
+
+
+class Inapplicable(Exception):
+    """A cell cannot be measured: its method has no schedule for the model, say. The message says why."""
+
+
+class Cell(NamedTuple):
+    """What is measured: the key of a record."""
+
+    model: str
+    guidance: float
+    solver: str
+    nfe: int
+    method: str
+    seed: int
+    samples: int
+    dtype: str
+
+    def __str__(self) -> str:
+        """For messages."""
+        guided = "" if self.guidance == 1.0 else f", guidance {self.guidance:g}"
+        return f"{self.model}, {self.solver}, N = {self.nfe}, {self.method}{guided}"
+
+
+@dataclasses.dataclass(frozen=True)
+class Record:
+    """One cell, measured. None is unknown; a `rmse` of None says that the samples were not finite.
+
+    Attributes:
+        model, guidance, solver, nfe, method, seed, samples, dtype: the key, see `Cell`.
+        lams: [N] half log-SNR of the evaluated nodes; None for -inf, pure noise.
+        seconds: that the preparation of the schedule took, without compilation.
+        calls: network evaluations of one image that it took.
+        counted: network evaluations of one image while sampling, counted at the model; equal to nfe.
+        teacher: error of the converged samples, an RMSE.
+        compile_seconds: of the preparation; most of it only once for an N.
+        psi: the upper level's choice, where there was one.
+        predicted: of coefficients of their own, the error on the reference problems divided by that of the best known
+            solver with its own nodes.
+        rmse, feature: root-mean-square error to the converged samples, of pixels and of features.
+        fid, fid_data: Frechet distance of features to the converged samples and to held-out data.
+        *_low, *_high: 95 % interval.
+        chosen: the solver that the method chose, where the cell's is `ANY`.
+        start, start_error, error, history: of tuning: the schedule it started from, that one's error, the error of the
+            result, and [evaluations, error, error on samples kept apart] of each better point.
+    """
+
+    model: str
+    guidance: float
+    solver: str
+    nfe: int
+    method: str
+    seed: int
+    samples: int
+    dtype: str
+    lams: tuple[float | None, ...] = ()
+    seconds: float = 0.0
+    calls: int = 0
+    counted: int = 0
+    teacher: float = 0.0
+    compile_seconds: float = 0.0
+    psi: dict[str, float] | None = None
+    predicted: float | None = None
+    rmse: float | None = None
+    rmse_low: float | None = None
+    rmse_high: float | None = None
+    feature: float | None = None
+    feature_low: float | None = None
+    feature_high: float | None = None
+    fid: float | None = None
+    fid_low: float | None = None
+    fid_high: float | None = None
+    fid_data: float | None = None
+    fid_data_low: float | None = None
+    fid_data_high: float | None = None
+    chosen: str | None = None
+    start: str | None = None
+    start_error: float | None = None
+    error: float | None = None
+    history: Sequence[Any] | None = None
+
+    @property
+    def cell(self) -> Cell:
+        """The key."""
+        return Cell(*(getattr(self, name) for name in Cell._fields))
+
+    def interval(self, metric: str) -> tuple[float | None, float | None, float | None]:
+        """Value, low and high of one of `METRICS`."""
+        return getattr(self, metric), getattr(self, f"{metric}_low"), getattr(self, f"{metric}_high")
+
+    def with_schedule(self, schedule: Schedule) -> Record:
+        """Keep what a record says of a schedule: its nodes, psi, and what coefficients of its own are to gain."""
+        scores, gain = schedule.scores, None
+        if schedule.coefficients is not None and scores.error is not None and scores.others_own_nodes:
+            gain = rounded(scores.error / min(scores.others_own_nodes.values()), 4)
+        psi = None if schedule.psi is None else {name: float(f"{x:.6g}") for name, x in schedule.psi.items()}
+        return dataclasses.replace(self, lams=nodes_of(schedule), psi=psi, predicted=gain)
+
+    def with_estimates(self, estimates: Mapping[str, tuple[float, float, float]]) -> Record:
+        """Keep what `metrics.compare` found: each value, and the ends of its interval."""
+        found: dict[str, Any] = {}
+        for name, estimate in estimates.items():
+            for suffix, x in zip(("", "_low", "_high"), estimate, strict=True):
+                found[name + suffix] = rounded(x)
+        return dataclasses.replace(self, **found)
+
+
+FIELDS = tuple(field.name for field in dataclasses.fields(Record))
+CSV_FIELDS = FIELDS[: FIELDS.index("chosen")]
+
+
+class Records(NamedTuple):
+    """A records file, in its order: one record a cell (the last written), and the distinct setups."""
+
+    cells: list[Record]
+    setups: list[dict[str, str]]
+
+
+def read(path: Path) -> Records:
+    """Read a records file; there is none in one that does not exist. A last line that was cut off is left out."""
+    cells: dict[Cell, Record] = {}
+    setups: list[dict[str, str]] = []
+    for number, line in enumerate(_whole_lines(path).decode().splitlines() if path.exists() else (), 1):
+        try:
+            entry = json.loads(line)
+            if set(entry) == {"setup"}:
+                if entry["setup"] not in setups:
+                    setups.append(entry["setup"])
+            else:
+                entry = _renamed(entry) if "network" in entry else entry
+                record = Record(**{**entry, "lams": tuple(entry.get("lams", ()))})
+                cells.pop(record.cell, None)
+                cells[record.cell] = record
+        except (ValueError, TypeError, KeyError) as error:
+            raise ValueError(f"{path}, line {number} is not a record ({error}); mend or remove it") from error
+    return Records(list(cells.values()), setups)
+
+
+def _renamed(entry: dict[str, Any]) -> dict[str, Any]:
+    """Read a line as tuning wrote them until 0.2.0, with names of its own and without what was the same in all."""
+    rest = {name: x for name, x in entry.items() if name not in ("network", "evaluations", "solver", "rule")}
+    chosen = " ".join(entry[name] for name in ("rule", "solver") if entry.get(name))
+    same = {"guidance": 1.0, "solver": ANY, "seed": 0, "samples": 64, "dtype": "float32"}
+    return {"model": entry["network"], "calls": entry["evaluations"], "chosen": chosen, **same, **rest}
+
+
+def append(path: Path, record: Record, setup: dict[str, str]) -> None:
+    """Add a record, and before it the setup if the file does not have it yet. Fields that are None are left out."""
+    if path.exists() and len(kept := _whole_lines(path)) < path.stat().st_size:
+        write_whole(path, kept)  # what an interrupted program left of a line
+    entries: list[dict[str, Any]] = [] if setup in read(path).setups else [{"setup": setup}]
+    entries.append({name: value for name, value in dataclasses.asdict(record).items() if value is not None})
+    text = "".join(json.dumps(entry, separators=(",", ":"), allow_nan=False) + "\n" for entry in entries)
+    with path.open("ab") as file:
+        file.write(text.encode())
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _whole_lines(path: Path) -> bytes:
+    content = path.read_bytes()
+    return content[: content.rfind(b"\n") + 1]
+
+
+def run(
+    path: Path,
+    cells: Sequence[Cell],
+    measure: Callable[[Cell], Record],
+    setup: Callable[[Cell], dict[str, str]] | None = None,
+    *,
+    progress: bool = True,
+) -> int:
+    """Measure what the records in `path` do not have yet, in the order of the cells; returns how many were measured.
+
+    `measure` raises `Inapplicable` for a cell that cannot be measured: it is named and left out. `setup` says on what a
+    cell is measured, by default on this machine.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    finished = {record.cell for record in read(path).cells}
+    waiting = [cell for cell in cells if cell not in finished]
+    columns = (BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())
+    measured = 0
+    with Progress(*columns, TextColumn("{task.description}"), disable=not progress) as bar:
+        task = bar.add_task("", total=len(cells), completed=len(cells) - len(waiting))
+        for cell in waiting:
+            bar.update(task, description=str(cell))
+            try:
+                append(path, measure(cell), (setup or _this_setup)(cell))
+                measured += 1
+            except Inapplicable as reason:
+                bar.console.print(f"{cell}: left out, {reason}")
+            bar.advance(task)
+    return measured
+
+
+def check_names(what: str, chosen: Iterable[str], known: Iterable[str]) -> None:
+    """Raise ValueError for a name that is not known."""
+    known = tuple(known)
+    if unknown := [x for x in chosen if x not in known]:
+        raise ValueError(f"{what} {unknown[0]!r} is not one of {', '.join(known)}")
+
+
+def rounded(x: float | None, digits: int = 5) -> float | None:
+    """Round to few digits, less than intervals are wide; None for what is not finite."""
+    return float(f"{x:.{digits}g}") if x is not None and np.isfinite(x) else None
+
+
+def nodes_of(schedule: Schedule) -> tuple[float | None, ...]:
+    """Keep the lams of the evaluated nodes: nine digits give the same samples to float32 rounding."""
+    if schedule.end != "clean":
+        raise ValueError(f"the schedule ends at {schedule.end!r}; methods are compared with a last step to clean data")
+    return tuple(rounded(float(lam), 9) for lam in schedule.lams[: schedule.nfe])
+
+
+def schedule_of(record: Record) -> Schedule:
+    """Rebuild the schedule of a record of one of the project's own models."""
+    lams = np.array([-np.inf if lam is None else lam for lam in record.lams])
+    return Schedule.from_lams(noise_of(record.model), lams, origin=Origin(method=record.method))
+
+
+@functools.cache
+def noise_of(model: str) -> NoiseSchedule:
+    """Read the noise schedule of one of the project's own models from its config; the network is not loaded."""
+    return from_config(WEIGHTS / model / "scheduler", name=model)
+
+
+def main_group(records: Sequence[Record]) -> list[Record]:
+    """Keep the records of the seed, count and dtype that most have: only these are compared with each other."""
+    groups = collections.Counter((r.seed, r.samples, r.dtype) for r in records)
+    chosen = groups.most_common(1)[0][0] if groups else None
+    return [r for r in records if (r.seed, r.samples, r.dtype) == chosen]
+
+
+def comma_separated(records: Sequence[Record]) -> str:
+    """Write all records as CSV: a column a field, lams and psi as texts with spaces."""
+    stream = io.StringIO()
+    writer = csv.writer(stream, lineterminator="\n")
+    writer.writerow(CSV_FIELDS)
+    for record in records:
+        row = dataclasses.asdict(record)
+        row["lams"] = " ".join("-inf" if lam is None else f"{lam:.9g}" for lam in record.lams)
+        row["psi"] = " ".join(f"{name}={x:g}" for name, x in (record.psi or {}).items())
+        writer.writerow(["" if row[name] is None else row[name] for name in CSV_FIELDS])
+    return stream.getvalue()
+
+
+def this_setup() -> dict[str, str]:
+    """Describe the machine, without its name, and the versions that figures and seconds depend on."""
+    import diffusers
+    import torch
+
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        lines = []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return {
+        "cpu": names[0] if names else platform.machine(),
+        "cores": str(os.cpu_count()),
+        "threads": str(torch.get_num_threads()),
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "diffusers": diffusers.__version__,
+        **versions(),
+    }
+
+
+def _this_setup(cell: Cell) -> dict[str, str]:
+    return this_setup()
+
+
+# ---- command lines
+
+
+def command(prog: str, doc: str | None) -> argparse.ArgumentParser:
+    """Make a parser that describes itself by a module's docstring: its first line, and the rest below the options."""
+    summary, _, examples = (doc or "").partition("\n\n")
+    return argparse.ArgumentParser(
+        prog=prog, description=summary, epilog=examples, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+
+
+def names(text: str) -> tuple[str, ...]:
+    """Read a comma-separated list."""
+    return tuple(part.strip() for part in text.split(","))
+
+
+def budgets(text: str) -> list[int]:
+    """Read numbers of evaluations such as 4,6,8 or 4-8."""
+    try:
+        return parse_nfe(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
+
+
+def exit_code(work: Callable[[argparse.Namespace], int], args: argparse.Namespace, kept: str) -> int:
+    """Run a command: 2 for bad input, 130 when interrupted, with a line on stderr; `kept` is what is not lost then."""
+    try:
+        return work(args)
+    except (ValueError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print(f"interrupted; {kept} are kept, the same command goes on", file=sys.stderr)
+        return 130

@@ -1,0 +1,63 @@
+"""Modules of older versions, for one release: they import, forward their names to where these are now, and warn."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+import warnings
+from importlib.machinery import ModuleSpec
+from types import ModuleType
+from typing import Any
+
+_LEVELS, _METHOD = "solver_error_levels", "solver_error_method"
+
+_PLACES: dict[tuple[str, ...], str] = {
+    ("hso",): "methods methods.hso methods.hso.lanes methods.hso.method methods.hso.schedules methods.hso.search",
+    (_METHOD, _LEVELS): "methods methods.solver_error methods.solver_error.method methods.solver_error.schedules",
+    (_LEVELS,): "methods.family " + " ".join(f"methods.solver_error.{x}" for x in ("coefficients", "lanes", "search")),
+    ("mep_spf",): "objectives objectives.mep_spf",
+    ("bounds",): "objectives objectives.dm_nonuni objectives.expansion",
+    ("error",): "objectives.solver_error",
+    ("lower.trust_region",): "lower.newton lower.results lower.simplex",
+    ("lower.quasi_newton",): "lower.gaps",
+    ("checkpoint",): "resuming upper.checkpoint",
+    ("schedule",): "exports origin schedule_checks",
+}
+
+MOVED = {
+    name: tuple(place for places, names in _PLACES.items() if name in names.split() for place in places)
+    for name in " ".join(_PLACES.values()).split()
+}
+"""An old module's name, and the modules that its names are looked for in."""
+
+
+class _Moved(ModuleType):
+    def __getattr__(self, name: str) -> Any:
+        if not name.startswith("__"):
+            for place in MOVED[self.__name__.removeprefix("hso_jax.")]:
+                module = importlib.import_module(f"hso_jax.{place}")
+                if hasattr(module, name):
+                    told = f"{self.__name__}.{name} is now hso_jax.{place}.{name}"
+                    warnings.warn(told, DeprecationWarning, stacklevel=2)
+                    return getattr(module, name)
+        raise AttributeError(f"module {self.__name__!r} has no attribute {name!r}")
+
+
+class _Finder:
+    """Python's protocol of finders and loaders."""
+
+    @staticmethod
+    def find_spec(name: str, path: object = None, target: object = None) -> ModuleSpec | None:
+        known = name.startswith("hso_jax.") and name.removeprefix("hso_jax.") in MOVED
+        return ModuleSpec(name, _Finder, is_package=True) if known else None  # type: ignore[arg-type]
+
+    @staticmethod
+    def create_module(spec: ModuleSpec) -> ModuleType:
+        return _Moved(spec.name)
+
+    @staticmethod
+    def exec_module(module: ModuleType) -> None:
+        pass
+
+
+sys.meta_path.insert(0, _Finder)

@@ -1,0 +1,398 @@
+"""HSO, the paper's method: its lanes, its two levels on one lane, its options, and the schedules it finds.
+
+EDM's schedule of each psi is refined by Newton steps on the nodes and judged by SPF (arXiv 2511.11688).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import math
+from collections.abc import Callable, Hashable, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+
+from hso_jax import batch
+from hso_jax.batch import Progress
+from hso_jax.bilevel import Effort, bilevel
+from hso_jax.bounds import NodeObjective, Terms, check_objective, expansion, objective_name
+from hso_jax.checkpoint import Records
+from hso_jax.checks import brief, choice, flag, number
+from hso_jax.compiling import under_jax_defaults
+from hso_jax.lane import Lane, check_lane
+from hso_jax.lower import trust_region
+from hso_jax.lower.trust_region import CONVERGED, NOT_FINITE, RESULTS, Feasible, Solution, spread
+from hso_jax.mep_spf import PAPER_GAMMA, Spacing, paper_d_min, resolve_spacing, score, spacing_penalty
+from hso_jax.noise import NoiseSchedule
+from hso_jax.noise.stacking import stack
+from hso_jax.schedule import Origin, Schedule, versions
+from hso_jax.upper.evolution import Evolution
+
+SPACING_AS = ("constraint", "penalty")
+
+
+class Box(NamedTuple):
+    """Where the upper level searches psi; equal ends fix a value. The defaults are the paper's.
+
+    Attributes:
+        rho: exponent of the initial EDM schedule.
+        t_eps: time of the last node. (ksigma_min is ksigma(t_eps).)
+        t_max: time of the first node. (ksigma_max is ksigma(t_max).)
+    """
+
+    rho: tuple[float, float] = (3.0, 16.0)
+    t_eps: tuple[float, float] = (0.01, 0.03)
+    t_max: tuple[float, float] = (0.96, 1.0)
+
+
+PAPER_BOX = Box()
+
+
+class LaneArrays(NamedTuple):
+    """Lanes as arrays with a leading axis; `noise` indexes a bank of noise schedules.
+
+    Attributes:
+        noise, intervals, seed: [L] integers.
+        p, d_min, least_gap, gamma: [L]; least_gap is what the lower level keeps.
+        lower, upper: [L, 3] the box of (rho, t_eps, t_max).
+    """
+
+    noise: Array
+    intervals: Array
+    seed: Array
+    p: Array
+    d_min: Array
+    least_gap: Array
+    gamma: Array
+    lower: Array
+    upper: Array
+
+
+def check(lane: Lane) -> Lane:
+    """The lane with its spacing as a number and its box cut to the noise schedule's range; `method` is an `Hso`.
+
+    Raises:
+        ValueError: naming the value that is wrong; in particular when the spacing does not fit into the box.
+    """
+    lane = check_lane(lane)
+    hso: Any = lane.method
+    check_objective("objective", hso.objective)
+    choice("spacing_as", hso.spacing_as, SPACING_AS)
+    flag("relax", hso.relax)
+    p = 2.0 if hso.p is None else hso.p
+    p = number("p", p, low=-100.0, high=100.0, need="a finite number (2 for latent, 1 for pixel models)")
+    number("gamma", hso.gamma, low=0.0, high=1e30, closed=True, need="a finite number of at least 0")
+    box = _cut(hso.box, lane.noise)
+    room = box.t_max[1] - box.t_eps[0]
+    d_min = resolve_spacing(hso.spacing, lane.nfe)
+    if hso.relax and lane.intervals * d_min > room:
+        d_min = room / lane.intervals
+    if hso.spacing_as == "constraint" and lane.intervals * d_min > room + 1e-12:
+        raise ValueError(
+            f"spacing {d_min:.6g} does not fit: {lane.intervals} intervals (nfe {lane.nfe}, layout {lane.layout}) "
+            f"need {lane.intervals * d_min:.6g} of t, but t_max - t_eps is at most {room:.6g} for {lane.noise.name}; "
+            f"use a spacing of at most {room / lane.intervals:.6g}, a wider box, or relax=True"
+        )
+    return lane._replace(method=dataclasses.replace(hso, p=p, spacing=d_min, box=box))
+
+
+def _cut(box: Box, noise: NoiseSchedule) -> Box:
+    low, high = float(noise.t_min), float(noise.t_max)
+    if not isinstance(box, Box):
+        raise ValueError(f"box is {brief(box)}; need a Box(rho=..., t_eps=..., t_max=...)")
+    for name, pair in box._asdict().items():
+        if not isinstance(pair, (tuple, list)) or len(pair) != 2:
+            raise ValueError(f"box {name} is {brief(pair)}; need two finite numbers, the smaller first")
+        try:
+            a, b = (number(name, x) for x in pair)
+        except ValueError:
+            raise ValueError(f"box {name} is {brief(pair)}; need two finite numbers, the smaller first") from None
+        if not (math.isfinite(a) and math.isfinite(b) and a <= b):
+            raise ValueError(f"box {name} is ({a}, {b}); need two finite numbers, the smaller first")
+    if box.rho[0] <= 0:
+        raise ValueError(f"box rho is {box.rho}; need positive numbers")
+    for name in ("t_eps", "t_max"):
+        a, b = getattr(box, name)
+        if not 0 < a <= b <= 1:
+            raise ValueError(f"box {name} is ({a}, {b}); need 0 < low <= high <= 1")
+        if b < low or a > high:
+            raise ValueError(f"box {name} is ({a}, {b}), outside [{low:.6g}, {high:.6g}], the range of {noise.name}")
+    if box.t_eps[1] >= box.t_max[0]:
+        raise ValueError(f"box t_eps {box.t_eps} must lie below t_max {box.t_max}")
+    t_eps = (max(box.t_eps[0], low), max(box.t_eps[1], low))
+    return box._replace(t_eps=t_eps, t_max=(min(box.t_max[0], high), min(box.t_max[1], high)))
+
+
+def pack(lanes: Sequence[Lane], dtype: np.dtype) -> tuple[LaneArrays, NoiseSchedule]:
+    """Checked lanes as arrays, and the bank: the distinct noise schedules stacked on a leading axis."""
+    bank: dict[int, int] = {}
+    schedules: list[NoiseSchedule] = []
+    for lane in lanes:
+        if id(lane.noise) not in bank:
+            bank[id(lane.noise)] = len(schedules)
+            schedules.append(lane.noise)
+    methods: list[Any] = [lane.method for lane in lanes]
+    columns = {
+        "noise": np.array([bank[id(lane.noise)] for lane in lanes], np.int32),
+        "intervals": np.array([lane.intervals for lane in lanes], np.int32),
+        "seed": np.array([lane.seed for lane in lanes], np.int32),
+        "p": np.array([m.p for m in methods], dtype),
+        "d_min": np.array([m.spacing for m in methods], dtype),
+        "least_gap": np.array([m.spacing if m.spacing_as == "constraint" else 0.0 for m in methods], dtype),
+        "gamma": np.array([m.gamma for m in methods], dtype),
+        "lower": np.array([[low for low, _ in m.box] for m in methods], dtype),
+        "upper": np.array([[high for _, high in m.box] for m in methods], dtype),
+    }
+    return LaneArrays(**columns), stack(schedules, dtype)  # type: ignore[arg-type]
+
+
+EFFORT = Effort(population=16, generations=20, steps=3, polish=3, lanes=128)
+"""From EDM's start three steps usually do already."""
+
+_AGAIN = 200  # steps for a lane that has not converged
+
+
+def edm_nodes(noise: NoiseSchedule, psi: Array, count: int, intervals: Array) -> Array:
+    """EDM's nodes (Karras et al. 2022, eq. 5) between ksigma(t_max) and ksigma(t_eps), as times [count].
+
+    `ksigma_i = (ksigma_max^(1/rho) + i/M (ksigma_min^(1/rho) - ksigma_max^(1/rho)))^rho`; padding repeats t_eps.
+    """
+    rho, t_eps, t_max = psi
+    noisy, clean = jnp.exp(-noise.lam(t_max) / rho), jnp.exp(-noise.lam(t_eps) / rho)
+    i = jnp.minimum(jnp.arange(count), intervals)
+    # 16 iterations: exact but for nodes within 1e-5 of an end, and this is only where the lower level starts.
+    inner = noise.t_of_lam(-rho * jnp.log(noisy + i / intervals * (clean - noisy)), iterations=16)
+    return jnp.where(i == 0, t_max, jnp.where(i == intervals, t_eps, inner))
+
+
+class Levels(NamedTuple):
+    """What HSO gives to `bilevel`. Its psi is (rho, t_eps, t_max); a lane is one row of `LaneArrays`.
+
+    Attributes:
+        bank: noise schedules on a leading axis.
+        objective: of the lower level.
+        nodes: K, at least the lane's number of nodes.
+        steps: of the lower level.
+    """
+
+    bank: NoiseSchedule
+    objective: str | NodeObjective
+    nodes: int
+    steps: int
+
+    def boxes(self, lane: LaneArrays) -> tuple[Array, Array]:
+        """One box."""
+        return lane.lower[None], lane.upper[None]
+
+    def blank(self, lane: LaneArrays) -> Solution:
+        """No nodes yet."""
+        return trust_region.blank(self.nodes, lane.lower.dtype)
+
+    def lower(self, lane: LaneArrays, psi: Array, before: Solution) -> Solution:
+        """The nodes from EDM's (or those before) that minimise the objective between psi's ends."""
+        noise = self.noise(lane)
+        start = jnp.where(jnp.isfinite(before.t[0]), before.t, edm_nodes(noise, psi, self.nodes, lane.intervals))
+        found = refined(self, lane, psi, start, self.steps)
+        return found._replace(steps=before.steps + found.steps)
+
+    def fitness(self, lane: LaneArrays, found: Solution) -> Array:
+        """SPF: the lower level's objective and the spacing penalty."""
+        return found.value + lane.gamma * spacing_penalty(found.t, lane.d_min, lane.intervals)
+
+    def refine(self, lane: LaneArrays, starts: Evolution) -> Evolution:
+        """The one start as it is."""
+        return jax.tree.map(lambda x: x[0], starts)
+
+    def noise(self, lane: LaneArrays) -> NoiseSchedule:
+        """The lane's noise schedule."""
+        return jax.tree.map(lambda leaf: leaf[lane.noise], self.bank)
+
+
+def refined(levels: Levels, lane: LaneArrays, psi: Array, start: Array, steps: int) -> Solution:
+    """The lower level from `start` [K], in so many steps."""
+    _, t_eps, t_max = psi
+    least = jnp.minimum(_with_margin(lane.least_gap), (t_max - t_eps) / lane.intervals)
+    objective = expansion(levels.objective, Terms(lane.p, lane.intervals))
+    feasible = Feasible(t_max, t_eps, least, lane.intervals)
+    return trust_region.minimise(objective, levels.noise(lane), start, feasible, max_steps=steps)[0]
+
+
+def _with_margin(gap: Array) -> Array:
+    """A gap that is still kept after the rounding of up to 64 summed gaps."""
+    return jnp.where(gap > 0, gap + 16.0 * jnp.finfo(gap.dtype).eps, gap)
+
+
+@functools.lru_cache(maxsize=64)
+def search_lane(
+    objective: str | NodeObjective, nodes: int, effort: Any
+) -> Callable[[LaneArrays, NoiseSchedule], Evolution]:
+    """The bilevel search of one lane, (lane, bank of noise schedules) -> result. Pure; map it over lanes."""
+    effort = effort._replace(polish=effort.polish if effort.steps else 0)
+
+    def search(lane: LaneArrays, bank: NoiseSchedule) -> Evolution:
+        return bilevel(Levels(bank, objective, nodes, effort.steps), lane, effort)
+
+    return search
+
+
+def run(
+    lanes: Sequence[Lane],
+    effort: Any,
+    *,
+    nodes: int | None = None,
+    progress: batch.Progress | None = None,
+    records: Records | None = None,
+) -> Evolution:
+    """Search checked lanes of one objective, each with at least one interval; NumPy results in the lanes' order."""
+    effort = effort.over(EFFORT)
+    arrays, bank = pack(lanes, np.dtype(jax.dtypes.canonicalize_dtype(float)))
+    count = nodes or 1 + max(lane.intervals for lane in lanes)
+    objective = lanes[0].method.objective  # type: ignore[union-attr]
+    search = search_lane(objective, count, effort)
+    found = batch.run(search, arrays, bank, chunk=effort.lanes, progress=progress, records=records)
+    return found if effort.steps == 0 else _finish(lanes, found, objective)
+
+
+def _finish(lanes: Sequence[Lane], found: Evolution, objective: str | NodeObjective) -> Evolution:
+    """Refine the few lanes that have not converged again, one by one in float64 and with many more steps.
+
+    They are those whose objective is concave at the start (EDM's noise with p = 2 at large N) or whose curvature
+    spans more than float32 resolves (flow models with many held gaps).
+    """
+    hard = np.flatnonzero(found.memo.result != CONVERGED)
+    if not hard.size:
+        return found
+    columns = [np.array(x, np.float64 if x.dtype.kind == "f" else x.dtype) for x in found.memo]
+    with jax.enable_x64(True):
+        arrays, bank = pack(lanes, np.dtype(np.float64))
+        for i in hard:
+            lane = jax.tree.map(lambda column: column[i], arrays)  # noqa: B023
+            again = _refine_again(lane, bank, found.best[i].astype(np.float64), columns[0][i], objective)
+            again = again._replace(steps=again.steps + found.memo.steps[i])
+            for column, value in zip(columns, again, strict=True):
+                column[i] = value
+    return found._replace(memo=Solution(*columns))  # type: ignore[arg-type]
+
+
+@under_jax_defaults
+@functools.partial(jax.jit, static_argnames="objective")
+def _refine_again(
+    lane: LaneArrays, bank: NoiseSchedule, psi: Array, t: Array, objective: str | NodeObjective
+) -> Solution:
+    return refined(Levels(bank, objective, len(t), _AGAIN), lane, psi, t, _AGAIN)
+
+
+_DISTINCT = 1e-6  # in t: nodes that the objective merges (p > 2 without a spacing) stay this far apart
+
+
+def schedule_of(lane: Lane, found: Evolution | None) -> Schedule:
+    """The result in float64: ends as psi has them, spacing exact, everything else derived from t.
+
+    Nodes that are not finite (an objective that has no value there) are replaced by equal gaps; `result` says so.
+
+    Args:
+        lane: checked.
+        found: its row of the program's results; None for a lane without intervals.
+    """
+    hso: Any = lane.method
+    name = objective_name(hso.objective)
+    fields: dict[str, Any] = {
+        "p": hso.p,
+        "d_min": hso.spacing,
+        "versions": versions(),
+        "method": "hso" if name == "mep" else f"hso-{name}",
+    }
+    if found is None:  # a single node: nothing to place, pure noise is where every sampler starts
+        return Schedule.from_t(lane.noise, [hso.box.t_max[1]], layout=lane.layout, origin=Origin(**fields))
+    code = int(found.memo.result)
+    t = np.asarray(found.memo.t[: lane.intervals + 1], np.float64)
+    psi: Any = found.best
+    if not (np.isfinite(psi).all() and np.isfinite(t).all() and np.isfinite(found.memo.value)):
+        code, psi = NOT_FINITE, np.asarray([(low + high) / 2 for low, high in hso.box])
+        t = np.linspace(psi[2], psi[1], lane.intervals + 1)
+    rho, t_eps, t_max = (_shortest(x) for x in psi)
+    t_eps = float(np.clip(t_eps, *hso.box.t_eps))
+    t_max = float(np.clip(t_max, *hso.box.t_max))
+    t_eps, t_max = _with_room(t_eps, t_max, lane)
+    t[0], t[-1] = t_max, t_eps
+    least = max(hso.spacing if hso.spacing_as == "constraint" else 0.0, _DISTINCT)
+    t = spread(t, min(least, (t_max - t_eps) / lane.intervals))
+    ends = lane.noise.ksigma(np.array([t_eps, t_max]))
+    stationarity = float(found.memo.stationarity)
+    origin = Origin(
+        psi={"rho": rho, "t_eps": t_eps, "t_max": t_max, "ksigma_min": float(ends[0]), "ksigma_max": float(ends[1])},
+        result=RESULTS[code],
+        iterations=int(found.memo.steps),
+        stationarity=stationarity if np.isfinite(stationarity) else None,
+        seed=int(lane.seed),
+        **fields,
+    )
+    schedule = Schedule.from_t(lane.noise, t, layout=lane.layout, origin=origin)
+    return schedule.with_scores(**score(schedule, p=hso.p, d_min=hso.spacing, gamma=hso.gamma))
+
+
+def _with_room(t_eps: float, t_max: float, lane: Lane) -> tuple[float, float]:
+    """The ends moved outward in the box by what rounding took of the room that the spacing needs."""
+    hso: Any = lane.method
+    if hso.spacing_as != "constraint":
+        return t_eps, t_max
+    needed = lane.intervals * hso.spacing
+    t_max = min(max(t_max, t_eps + needed), hso.box.t_max[1])
+    return max(min(t_eps, t_max - needed), hso.box.t_eps[0]), t_max
+
+
+def _shortest(x: np.floating[Any]) -> float:
+    """The float with the fewest digits that is this float32: 0.03, not 0.029999999329."""
+    return float(str(x))
+
+
+@dataclasses.dataclass(frozen=True)
+class Hso:
+    """Hierarchical schedule optimization (arXiv 2511.11688): no network, no problems, a bound alone.
+
+    Attributes:
+        objective: what the lower level minimises: "mep"; "dm-nonuni", the baseline's bound; or any JAX function of
+            (lams [K], terms), see `hso_jax.bounds.NodeObjective`.
+        p: exponent of the model-error bound, 2 for latent, 1 for pixel models. None is the preset's own where the
+            noise schedule is given by a preset's name, else 2.
+        spacing: least distance in t, a number or a function of N; the paper's rule by default.
+        spacing_as: "constraint" (the lower level keeps it) or "penalty" (the paper's SPF: only the fitness sees it).
+        gamma: weight of the penalty in the fitness.
+        box: for psi; its ends are cut to the noise schedule's range.
+        relax: reduce a spacing that does not fit to the largest that does, instead of raising.
+    """
+
+    objective: str | NodeObjective = "mep"
+    p: float | None = None
+    spacing: Spacing = paper_d_min
+    spacing_as: str = "constraint"
+    gamma: float = PAPER_GAMMA
+    box: Box = PAPER_BOX
+    relax: bool = False
+
+    def check(self, lane: Lane) -> Lane:
+        """See `lane.Method`."""
+        return check(lane)
+
+    def group(self, lane: Lane) -> Hashable:
+        """One program for all lanes of one objective."""
+        return Hso, self.objective
+
+    def search(
+        self,
+        lanes: Sequence[Lane],
+        effort: Effort | None,
+        progress: Progress | None,
+        records: Records | None = None,
+    ) -> list[Schedule]:
+        """Search checked lanes of this objective, each by its own options."""
+        moving = [i for i, lane in enumerate(lanes) if lane.intervals > 0]
+        found = {}
+        if moving:
+            rows = run([lanes[i] for i in moving], effort or Effort(), progress=progress, records=records)
+            found = {i: jax.tree.map(lambda x: x[row], rows) for row, i in enumerate(moving)}  # noqa: B023
+        return [schedule_of(lane, found.get(i)) for i, lane in enumerate(lanes)]

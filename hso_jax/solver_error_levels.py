@@ -1,0 +1,598 @@
+"""The search on the solver's error, as a program: its lanes, the family of its starts, its levels, free coefficients.
+
+Members of the family of HSO's bound are proposed, and the best of them refined on the error. For a non-stationary
+solver nodes and coefficients are then refined together: started from a known solver on its own best nodes, with a
+deviation from that solver's coefficients that is searched and penalised. At zero deviation it is the known solver.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+
+from hso_jax import solvers
+from hso_jax.bilevel import bilevel
+from hso_jax.bounds import NodeObjective, Terms, expansion
+from hso_jax.checks import brief, check_guidance, choice, number, whole
+from hso_jax.error import (
+    OF_A_MODEL,
+    Chunks,
+    ErrorData,
+    error_data,
+    error_gradient,
+    in_chunks,
+    mean_error,
+    squared_errors,
+)
+from hso_jax.lane import Lane, check_lane
+from hso_jax.lower import quasi_newton, trust_region
+from hso_jax.lower.quasi_newton import SPACING, Range, lams_of, logits_of, nodes_of
+from hso_jax.lower.trust_region import MAX_STEPS, NOT_FINITE, Feasible, Solution
+from hso_jax.noise import NoiseSchedule, flow
+from hso_jax.noise.ends import first_lam, s_of_lam
+from hso_jax.problems.model_error import ModelError
+from hso_jax.solvers.nonstationary import MOST, amplification, coefficients_of, weights_of
+from hso_jax.solvers.weights import grid
+from hso_jax.upper.evolution import Evolution
+
+FIRST = ("auto", "end", "free")
+
+
+class LaneArrays(NamedTuple):
+    """Lanes as arrays with a leading axis; `data` indexes a bank of exact solutions.
+
+    Attributes:
+        data, solver, nfe, nodes, seed: [L] integers.
+        clean, free: [L] bool: whether the last step goes to clean data; whether the first node is free.
+        top, floor: [L] largest and smallest s of a node.
+        starts: [L, S, K] nodes in s to start from; S = 0 lets the upper level propose them.
+        penalty, growth: [L] see `coefficients.Coefficients`; of the non-stationary solver's lanes alone.
+    """
+
+    data: Array
+    solver: Array
+    nfe: Array
+    nodes: Array
+    seed: Array
+    clean: Array
+    free: Array
+    top: Array
+    floor: Array
+    starts: Array
+    penalty: Array
+    growth: Array
+
+    @property
+    def range(self) -> Range:
+        """Where a lane's nodes may be."""
+        return Range(self.top, self.floor, self.free, self.nodes)
+
+
+def check(lane: Lane) -> tuple[Lane, str, float]:
+    """The lane, its solver's full name and its guidance weight; `method` has solver, guidance and first.
+
+    Raises:
+        ValueError: naming the value that is wrong and what would be right.
+    """
+    lane = check_lane(lane)
+    method: Any = lane.method
+    choice("first", method.first, FIRST)
+    solver = solvers.canonical(method.solver, solvers.EVERY)
+    guidance = check_guidance(method.guidance)
+    if method.first != "free" and lane.noise.noise_end == -math.inf and (solver.endswith("bh1") or solver == "heun"):
+        raise ValueError(
+            f"solver {solver!r} cannot start at lam = -inf, where {lane.noise.name} ends; use first='free', "
+            f"{'heun-flow' if solver == 'heun' else solver.removesuffix('-bh1')!r} or another solver"
+        )
+    check_room(lane)
+    return lane, solver, guidance
+
+
+def begin(lane: Lane) -> float:
+    """Lam of the first node, or what it may be at most where it is free; the noise end for methods without `first`."""
+    method: Any = lane.method
+    auto = getattr(method, "first", "end") == "auto"
+    return first_lam(lane.noise, lane.nfe, method.guidance) if auto else lane.noise.noise_end
+
+
+def check_room(lane: Lane) -> None:
+    """Raises ValueError unless the nodes fit between the noise schedule's ends, `SPACING` apart in s."""
+    room = s_of_lam(begin(lane)) - s_of_lam(lane.noise.data_end)
+    if lane.nodes * SPACING > room:
+        raise ValueError(
+            f"nfe is {lane.nfe}: {lane.nodes} nodes at least {SPACING:g} apart in s do not fit {room:.4g}; "
+            f"use at most {int(room / SPACING)}"
+        )
+
+
+def data_of_lane(lane: Lane) -> ErrorData:
+    """What a checked lane's schedules are measured on: its noise end, what its model predicts and its method's options.
+
+    Raises:
+        ValueError: as `error_data`.
+    """
+    method: Any = lane.method
+    return error_data(
+        lane.noise.noise_end,
+        method.guidance,
+        prediction=lane.noise.prediction,
+        model_error=method.model_error,
+        problems=method.problems,
+        detail=method.detail,
+        power=method.power,
+        samples=method.samples,
+        seed=method.noise_seed,
+    )
+
+
+def pack(lanes: Sequence[Lane], names: Sequence[str]) -> tuple[LaneArrays, Chunks, np.ndarray]:
+    """Checked lanes as arrays without starts, their bank of exact solutions, and [L] the inaccuracy of each lane's.
+
+    The distinct solutions of a bank share all but `OF_A_MODEL`, which have a leading axis.
+
+    Raises:
+        ValueError: unless the method's `chunk` divides its samples, and as `error_data`.
+    """
+    methods: list[Any] = [lane.method for lane in lanes]
+    first = methods[0]
+    if whole("samples", first.samples, 1, 10**6) % whole("chunk", first.chunk, 1, 10**6):
+        raise ValueError(f"samples is {first.samples!r}; need a multiple of {first.chunk}, the method's chunk")
+    dtype = np.dtype(jax.dtypes.canonicalize_dtype(float))
+    noisy = [lane.noise.noise_end for lane in lanes]
+    tops = [begin(lane) for lane in lanes]
+    error = first.model_error or ModelError()
+    sizes = [error.numbers(lane.noise.prediction) for lane in lanes]
+    keys = [(end, m.guidance, size) for end, m, size in zip(noisy, methods, sizes, strict=True)]
+    distinct = dict(zip(keys, lanes, strict=True))
+    data = [data_of_lane(lane) for lane in distinct.values()]
+    cut = [in_chunks(d, first.chunk) for d in data]
+    bank = cut[0]._replace(**{name: jnp.stack([getattr(c, name) for c in cut]) for name in OF_A_MODEL})  # type: ignore[arg-type]
+    columns = {
+        "data": np.array([list(distinct).index(key) for key in keys], np.int32),
+        "solver": np.array([list(names).index(m.solver) for m in methods], np.int32),
+        "nfe": np.array([lane.nfe for lane in lanes], np.int32),
+        "nodes": np.array([lane.nodes for lane in lanes], np.int32),
+        "seed": np.array([lane.seed for lane in lanes], np.int32),
+        "clean": np.array([lane.layout == "node" for lane in lanes]),
+        "free": np.array([m.first == "free" for m in methods]),
+        "top": np.array([s_of_lam(lam) for lam in tops], dtype),
+        "floor": np.array([s_of_lam(lane.noise.data_end) for lane in lanes], dtype),
+        # Two nodes at least: a schedule of one has no gap, and arrays of length 0 have no largest entry.
+        "starts": np.zeros((len(lanes), 0, max(2, *(lane.nodes for lane in lanes))), dtype),
+        "penalty": np.zeros(len(lanes), dtype),
+        "growth": np.ones(len(lanes), dtype),
+    }
+    inaccuracy = np.array([float(d.inaccuracy) for d in data])[columns["data"]]
+    return LaneArrays(**columns), jax.tree.map(np.asarray, bank), inaccuracy  # type: ignore[arg-type]
+
+
+P_RANGE = (0.5, 4.0)
+
+ISLANDS = ((-0.5, 1.25), (1.25, 2.25), (2.25, 20.0))
+"""Ranges of lam_eps in which an upper level looks for one start each: local minima differ most in the last node."""
+
+FIRST_HIGH, LAST_LOW = -1.1, ISLANDS[0][0]
+"""t_max is looked for from the model's end to s = 0.75, t_eps from s = 0.6 to the model's end: further in, neither is
+of use."""
+
+
+def member(psi: Array, nodes: Array, before: Array, *, objective: str | NodeObjective, steps: int) -> Solution:
+    """The member psi of the family: `t` is its nodes in s, from lam_max to lam_eps.
+
+    Args:
+        psi: [3] p, lam_eps, lam_max.
+        nodes: how many nodes are real; the others repeat the last.
+        before: [K] nodes in s to start from; uniform lam where they are NaN.
+        objective: of the family, see `hso_jax.bounds`.
+        steps: of the trust region, static.
+
+    Returns:
+        The solution; uniform lam where the minimisation fails, and its result then says so.
+    """
+    p, last, first = psi
+    intervals = nodes - 1
+    i = jnp.minimum(jnp.arange(before.shape[0]), intervals)
+    even = jax.nn.sigmoid(-(first + (last - first) * i / jnp.maximum(intervals, 1)))
+    ends = jax.nn.sigmoid(-first), jax.nn.sigmoid(-last)
+    room = jnp.minimum(SPACING, (ends[0] - ends[1]) / jnp.maximum(intervals, 1))
+    feasible = Feasible(*ends, room, intervals)
+    start = jnp.where(jnp.isfinite(before[0]), before, even)
+    function = expansion(objective, Terms(p, intervals))
+    found, _ = trust_region.minimise(function, _coordinate(start.dtype), start, feasible, max_steps=steps)
+    usable = (intervals > 0) & jnp.all(jnp.isfinite(found.t))
+    return found._replace(t=jnp.where(usable, found.t, even))
+
+
+@functools.cache
+def _coordinate(dtype: np.dtype) -> NoiseSchedule:
+    # Of the traced dtype: JAX may reuse in float64 what it once made in float32 of a closed-over float64 array.
+    return jax.tree.map(lambda leaf: np.asarray(leaf, dtype), flow(1.0))
+
+
+class Refinement(NamedTuple):
+    """How hard the starts are refined on the error; all static.
+
+    Attributes:
+        more: chunks of samples that the starts are refined on, of which the best on all samples is refined further.
+        steps: at most, of each refinement of a start.
+        final_steps: at most, of the last one on all samples.
+    """
+
+    more: int = 36
+    steps: int = 20
+    final_steps: int = 60
+
+
+class Found(NamedTuple):
+    """Result of a lane.
+
+    Attributes:
+        nodes: [K] in s; the real ones first.
+        psi: [3] p, lam_eps and lam_max of the start that led there; NaN if that was none of the family.
+        error: root mean square over all samples and dimensions.
+        result: code, an index into `results.RESULTS`, of what placed the nodes.
+        steps: of the last refinement.
+        stationarity: see the lower level that placed the nodes.
+    """
+
+    nodes: Array
+    psi: Array
+    error: Array
+    result: Array
+    steps: Array
+    stationarity: Array
+
+
+class Levels(NamedTuple):
+    """What the method gives to `bilevel`. Its psi is (p, lam_eps, lam_max); a lane is one row of `LaneArrays`.
+
+    Attributes:
+        names: of the solvers; static, as all but `bank`.
+        family: objective of the lower level.
+        steps: of the lower level.
+        few: chunks that the fitness sees.
+        refinement: of the starts; None takes the best as it is.
+        axis: of the devices that share the samples, if any.
+        bank: chunks of samples, with the exact solutions on a leading axis.
+    """
+
+    names: tuple[str, ...]
+    family: str | NodeObjective
+    steps: int
+    few: int
+    refinement: Refinement | None
+    axis: str | None
+    bank: Chunks
+
+    def boxes(self, lane: LaneArrays) -> tuple[Array, Array]:
+        """One box for each island of lam_eps."""
+        dtype = lane.top.dtype
+        top = jnp.minimum(lane.top, 1.0 - SPACING)
+        noisiest, cleanest = (jnp.log1p(-s) - jnp.log(s) for s in (top, lane.floor))
+        high = jnp.maximum(noisiest + 0.5, FIRST_HIGH)
+        # A pinned first node is psi's own, unless it is pure noise: there MEP starts at a node of its own.
+        high = jnp.where(lane.free | (lane.top >= 1.0), high, noisiest)
+        least, most = (jnp.asarray(column, dtype) for column in zip(*ISLANDS, strict=True))
+        least = jnp.maximum(jnp.minimum(least, cleanest - 0.5), jnp.asarray(LAST_LOW, dtype))
+        most = jnp.minimum(most, cleanest)
+        p_low, p_high = (jnp.full_like(least, p) for p in P_RANGE)
+        first_low, first_high = (jnp.full_like(least, x) for x in (noisiest, high))
+        return jnp.stack([p_low, least, first_low], 1), jnp.stack([p_high, most, first_high], 1)
+
+    def blank(self, lane: LaneArrays) -> Solution:
+        """No nodes yet."""
+        return trust_region.blank(lane.starts.shape[-1], lane.top.dtype)
+
+    def lower(self, lane: LaneArrays, psi: Array, before: Solution) -> Solution:
+        """The family's member psi, a pinned first node at the model's end."""
+        found = member(psi, lane.nodes, before.t, objective=self.family, steps=self.steps)
+        return found._replace(t=pinned(lane, found.t))
+
+    def fitness(self, lane: LaneArrays, found: Solution) -> Array:
+        """The (power) mean of the solver's squared errors on the first few chunks."""
+        return self.error(lane, found.t, jnp.minimum(self.few, self.chunks))
+
+    def refine(self, lane: LaneArrays, starts: Evolution) -> Found:
+        """The best of the starts and of one rule on all samples, refined on the error if that was asked for."""
+        psi = jnp.concatenate([starts.best, jnp.full_like(starts.best[:1], jnp.nan)])
+        rule = trust_region.blank(lane.starts.shape[-1], lane.top.dtype)._replace(t=shifted(lane))
+        found = jax.tree.map(lambda many, one: jnp.concatenate([many, one[None]]), starts.memo, rule)
+        return self.best(lane, psi, found) if self.refinement is None else self.descend(lane, psi, found.t)
+
+    @property
+    def chunks(self) -> int:
+        """How many chunks the samples are."""
+        return self.bank.problem.shape[0]
+
+    def error(self, lane: LaneArrays, nodes: Array, chunks: Array | int) -> Array:
+        """The (power) mean of squared errors on so many chunks; +inf where it is not finite."""
+        weights = weigh(self.names, lane, lams_of(lane.range, nodes))
+        data = data_of(self.bank, lane)
+        value = mean_error(data, squared_errors(data, weights, chunks), chunks, self.axis)
+        return jnp.where(jnp.isfinite(value), value, jnp.inf)
+
+    def best(self, lane: LaneArrays, psi: Array, found: Solution) -> Found:
+        """The start with the smallest error on all samples."""
+        values = jax.lax.map(lambda nodes: self.error(lane, nodes, self.chunks), found.t)
+        i = jnp.argmin(values)
+        result = jnp.where(jnp.isfinite(values[i]), found.result[i], NOT_FINITE)
+        steps, stationarity = found.steps[i], found.stationarity[i]
+        return Found(found.t[i], psi[i], jnp.sqrt(values[i]), result, steps, stationarity)
+
+    def descend(self, lane: LaneArrays, psi: Array, starts: Array) -> Found:
+        """Each start [S, K] refined on a part of the samples and judged on all, then the best of them refined on all.
+
+        A judgement is a refinement of no steps: the error is then compiled once in this loop.
+        """
+        assert self.refinement is not None
+        more, steps, final_steps = self.refinement
+
+        def job(before: tuple[Array, Found], row: tuple[Array, ...]) -> tuple[tuple[Array, Found], None]:
+            y, best = before
+            start, psi, role, chunks, limit = row
+            begin = jnp.where(role == refining, start, jnp.where(role == judging, y, logits_of(lane.range, best.nodes)))
+            psi = jnp.where(role == last, best.psi, psi)
+            found = quasi_newton.solve(log_error(self, lane, chunks), begin, limit)
+            value = jnp.exp(found.value)
+            better = (role == last) | ((role == judging) & (value < best.error))
+            placed = nodes_of(lane.range, found.y)
+            new = Found(placed, psi, value, found.result, found.steps, found.stationarity)
+            return (found.y, jax.tree.map(lambda a, b: jnp.where(better, a, b), new, best)), None
+
+        many, every = len(starts), self.chunks
+        refining, judging, last = range(3)
+        roles = jnp.array([refining, judging] * many + [last])
+        chunks = jnp.array([min(more, every), every] * many + [every])
+        limits = jnp.array([steps, 0] * many + [final_steps])
+        begins = jax.vmap(lambda nodes: logits_of(lane.range, nodes))(starts)
+        rows = (jnp.concatenate([jnp.repeat(x, 2, 0), x[:1]]) for x in (begins, psi))
+        inf = jnp.full((), jnp.inf, lane.top.dtype)
+        none = Found(starts[0], psi[0], inf, jnp.asarray(MAX_STEPS), jnp.asarray(0), inf)
+        (_, found), _ = jax.lax.scan(job, (begins[0], none), (*rows, roles, chunks, limits))
+        result = jnp.where(jnp.isfinite(found.error), found.result, NOT_FINITE)
+        return found._replace(error=jnp.sqrt(found.error), result=result)
+
+
+def data_of(bank: Chunks, lane: LaneArrays) -> Chunks:
+    """The lane's samples."""
+    return bank._replace(**{name: getattr(bank, name)[lane.data] for name in OF_A_MODEL})
+
+
+def pinned(lane: LaneArrays, nodes: Array) -> Array:
+    """Nodes [K] in s, the first at the model's end unless it is free."""
+    return jnp.where(lane.free | (jnp.arange(nodes.shape[0]) > 0), nodes, lane.top)
+
+
+def shifted(lane: LaneArrays) -> Array:
+    """Equal steps of a rectified flow's time with shift 2, nodes in s: a start that owes nothing to any bound.
+
+    Trailing timesteps of Stable Diffusion come close to it, and strong guidance may have its best minimum there.
+    """
+    top = jnp.minimum(lane.top, 1.0 - SPACING)
+    u = 1.0 - jnp.arange(lane.starts.shape[-1]) / lane.nodes
+    return pinned(lane, jnp.clip(2.0 * u / (1.0 + u) * top, lane.floor, top))
+
+
+def weigh(names: Sequence[str], lane: LaneArrays, lams: Array) -> solvers.Weights:
+    """The weights of the lane's solver on nodes lams [K], one of `names`; of one shape for all of them."""
+    end = end_of(lane, lams)
+
+    def of(name: str) -> Callable[[], solvers.Weights]:
+        return lambda: solvers.weights(name, lams, end=end, nfe=lane.nfe)
+
+    if len(names) == 1:
+        return of(names[0])()
+    return jax.lax.switch(lane.solver, solvers.alike([of(name) for name in names]))
+
+
+def end_of(lane: LaneArrays, lams: Array) -> Array:
+    """Where sampling stops: clean data, or the node after the evaluated ones."""
+    return jnp.where(lane.clean, jnp.inf, lams[jnp.minimum(lane.nfe, lams.shape[0] - 1)])
+
+
+def log_error(levels: Levels, lane: LaneArrays, chunks: Array) -> Callable[[Array], tuple[Array, Array]]:
+    """The logarithm of the mean squared error and its gradient in logits y [K + 1]; over all devices along the axis."""
+    data = data_of(levels.bank, lane)
+
+    def function(y: Array) -> tuple[Array, Array]:
+        lams, pull = jax.vjp(lambda y: lams_of(lane.range, nodes_of(lane.range, y)), y)
+        weights = functools.partial(weigh, levels.names, lane)
+        value, gradient = error_gradient(data, weights, lams, chunks, levels.axis)
+        return value, pull(gradient)[0]
+
+    return function
+
+
+@functools.lru_cache(maxsize=64)
+def search_lane(
+    names: tuple[str, ...],
+    family: str | NodeObjective,
+    few: int,
+    refinement: Refinement | None,
+    effort: Any,
+    axis: str | None,
+) -> Callable[[LaneArrays, Chunks], Any]:
+    """Both levels for one lane, (lane, bank) -> Found. Pure; map it over lanes. Starts that are given are refined."""
+
+    def search(lane: LaneArrays, bank: Chunks) -> Found:
+        levels = Levels(names, family, effort.steps, few, refinement, axis, bank)
+        if not len(lane.starts):
+            return bilevel(levels, lane, effort)
+        return levels.descend(lane, jnp.full((len(lane.starts), 3), jnp.nan, lane.starts.dtype), lane.starts)
+
+    return search
+
+
+_STIFF = 10.0
+"""Weight of the squared excess of the amplification's logarithm."""
+
+
+class Coefficients(NamedTuple):
+    """Options of the search for a non-stationary solver.
+
+    Attributes:
+        history: H, predictions that a step combines, its own included.
+        penalty: on the sum of squared deviations from the known solver's coefficients, in the logarithm of the error.
+            By default `penalty_of` the model's error.
+        growth: how often the known solver's amplification of errors in the predictions (see `solvers.amplification`)
+            the new one's may be; what exceeds it is penalised.
+        start: the known solver that it starts from and is drawn to. By default "unipc-3"; under guidance, where third
+            order turns unstable, "dpmpp-2m".
+        known: solvers that it is to beat, each with its own best nodes; `start` is one of them anyway.
+        gain: where the error is not this share below the best known solver's, that one is returned instead.
+        steps: at most, of the search on a part of the samples.
+        final_steps: at most, of the last one on all samples.
+        part: the chunks of that part, as `Refinement.more`.
+    """
+
+    history: int = 4
+    penalty: float | None = None
+    growth: float = 2.0
+    start: str | None = None
+    known: tuple[str, ...] = ("dpmpp-2m", "unipc-3")
+    gain: float = 0.03
+    steps: int = 60
+    final_steps: int = 30
+    part: int = 36
+
+
+PENALTY, PENALTY_OF_ERROR = 0.1, 0.075
+"""Of the default penalty: without an error of the model, and for each unit of that error's variance."""
+
+
+def penalty_of(size: float) -> float:
+    """The default penalty for a model whose predicted x_0 is off by `size` standard deviations at the noise end.
+
+    A model's own error is not what the problems' is; coefficients fitted to a large one do not carry over.
+    """
+    return PENALTY + PENALTY_OF_ERROR * size * size
+
+
+def start_of(guidance: float) -> str:
+    """The default known solver to start from."""
+    return "unipc-3" if guidance == 1.0 else "dpmpp-2m"
+
+
+def check_coefficients_options(options: object, size: float, guidance: float) -> Coefficients:
+    """The options with their numbers plain, penalty and start filled in; `size` as in `penalty_of`.
+
+    Raises:
+        ValueError: naming the value that is wrong and what would be right.
+    """
+    options = Coefficients() if options is None else options
+    if not isinstance(options, Coefficients):
+        raise ValueError(f"coefficients is {brief(options)}; need a Coefficients(...)")
+    history = whole("coefficients.history", options.history, 2, MOST)
+    penalty = penalty_of(size) if options.penalty is None else options.penalty
+    penalty = number("coefficients.penalty", penalty, low=0.0, high=1e6, closed=True)
+    growth = number("coefficients.growth", options.growth, low=1.0, high=1e6, closed=True)
+    gain = number("coefficients.gain", options.gain, low=0.0, high=1.0, closed=True)
+    start = solvers.canonical(start_of(guidance) if options.start is None else options.start)
+    if older_of(start) >= history:
+        raise ValueError(
+            f"coefficients.start is {start!r}, which combines {older_of(start) + 1} predictions; "
+            f"coefficients.history is {history}"
+        )
+    if not isinstance(options.known, (tuple, list)):
+        raise ValueError(
+            f"coefficients.known is {brief(options.known)}; need names in a tuple: ('dpmpp-2m', 'unipc-3')"
+        )
+    known = tuple(dict.fromkeys((start, *(solvers.canonical(name) for name in options.known))))
+    for name in known:
+        older_of(name)
+    counts = {
+        name: whole(f"coefficients.{name}", getattr(options, name), 1, 10**6)
+        for name in ("steps", "final_steps", "part")
+    }
+    return Coefficients(history, penalty, growth, start, known, gain, **counts)
+
+
+def older_of(name: str) -> int:
+    """Earlier predictions that a known solver combines. Raises ValueError for one of two evaluations a step."""
+    solver = solvers.find(name)
+    if solver.calls != 1:
+        raise ValueError(f"coefficients has {name!r}, which is no multistep solver; use 'dpmpp-2m', 'unipc-3', ...")
+    return {"ddim": 0, "dpmpp-2m": 1, "dpmpp-3m": 2}.get(name, solver.order - 1)
+
+
+class FreeFound(NamedTuple):
+    """Result of a lane.
+
+    Attributes:
+        nodes: [K] in s; the real ones first.
+        coefficients: [K, H - 1].
+        error: root mean square over all samples and dimensions, without the penalty.
+        amplification: see `solvers.amplification`.
+        result, steps, stationarity: see `quasi_newton.Solution`.
+    """
+
+    nodes: Array
+    coefficients: Array
+    error: Array
+    amplification: Array
+    result: Array
+    steps: Array
+    stationarity: Array
+
+
+@functools.lru_cache(maxsize=64)
+def search_free(options: Coefficients, axis: str | None) -> Callable[[LaneArrays, Chunks], FreeFound]:
+    """The search of one lane, which has the nodes that the known solver has found. Pure; map it over lanes."""
+    assert options.start is not None
+    start, history, part = options.start, options.history, options.part
+
+    def search(lane: LaneArrays, bank: Chunks) -> FreeFound:
+        data = data_of(bank, lane)
+        count, older = lane.starts.shape[-1], history - 1
+
+        def made(z: Array) -> solvers.Weights:
+            lams = lams_of(lane.range, nodes_of(lane.range, z[: count + 1]))
+            return free_weights(start, lane, lams, z[count + 1 :].reshape(count, older))
+
+        begin = jnp.concatenate([logits_of(lane.range, lane.starts[0]), jnp.zeros(count * older, lane.top.dtype)])
+        limit = jnp.log(lane.growth * amplification(made(begin)))
+
+        def penalty(z: Array) -> Array:
+            excess = jnp.maximum(jnp.log(amplification(made(z))) - limit, 0.0)
+            return 2.0 * (lane.penalty * jnp.sum(z[count + 1 :] ** 2) + _STIFF * excess**2)
+
+        every = bank.problem.shape[0]
+
+        def stage(carry: tuple[Array, Array], row: tuple[Array, Array]) -> tuple[tuple[Array, Array], Any]:
+            chunks, most = row
+
+            def function(z: Array) -> tuple[Array, Array]:
+                value, gradient = error_gradient(data, made, z, chunks, axis)
+                more, slope = jax.value_and_grad(penalty)(z)
+                return value + more, gradient + slope
+
+            found = quasi_newton.solve(function, carry[0], most, carry[1])
+            return (found.y, found.hessian), found
+
+        rows = jnp.array([min(part, every), every]), jnp.array([options.steps, options.final_steps])
+        _, stages = jax.lax.scan(stage, (begin, jnp.eye(len(begin), dtype=begin.dtype)), rows)
+        found = jax.tree.map(lambda x: x[-1], stages)
+        nodes = nodes_of(lane.range, found.y[: count + 1])
+        weights = made(found.y)
+        lams = lams_of(lane.range, nodes)
+        coefficients = coefficients_of(weights, grid(lams, end_of(lane, lams), lane.nfe), history)
+        error = jnp.exp(0.5 * (found.value - penalty(found.y)))
+        result = jnp.where(jnp.isfinite(error), found.result, NOT_FINITE)
+        grown = amplification(weights)
+        return FreeFound(nodes, coefficients, error, grown, result, stages.steps.sum(), found.stationarity)
+
+    return search
+
+
+def free_weights(start: str, lane: LaneArrays, lams: Array, deviation: Array) -> solvers.Weights:
+    """The weights on nodes lams [K] of the known solver `start` with a deviation [K, H - 1] added."""
+    steps = grid(lams, end_of(lane, lams), lane.nfe)
+    base = coefficients_of(weigh((start,), lane, lams), steps, deviation.shape[1] + 1)
+    return weights_of(steps, base + deviation)

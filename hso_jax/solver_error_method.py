@@ -1,0 +1,478 @@
+"""`SolverError`: schedules by the error of the solver itself, with its options, its results and `solver_error`."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Hashable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import PartitionSpec
+
+from hso_jax import batch, solvers
+from hso_jax.bilevel import Effort
+from hso_jax.bounds import NodeObjective, check_objective, objective_name
+from hso_jax.checkpoint import Records
+from hso_jax.checkpoint import fault as resuming_fault
+from hso_jax.checks import brief, choice, whole
+from hso_jax.compiling import jit, platform
+from hso_jax.error import (
+    DETAIL,
+    POWER,
+    SAMPLES,
+    Chunks,
+    check_weights,
+    error_data,
+    in_chunks,
+    mean_error,
+    squared_errors,
+)
+from hso_jax.lane import Lane, Method
+from hso_jax.lower.quasi_newton import SPACING
+from hso_jax.lower.trust_region import NOT_FINITE, RESULTS
+from hso_jax.noise import NoiseSchedule
+from hso_jax.noise.ends import lam_of_s, s_of_lam
+from hso_jax.noise.noise_schedule import check_noise
+from hso_jax.problems.bank import Problems, collect
+from hso_jax.problems.model_error import ModelError, check_model_error
+from hso_jax.profile import Profile
+from hso_jax.schedule import Origin, Schedule, Scores, versions
+from hso_jax.solver_error_levels import (
+    Coefficients,
+    Found,
+    FreeFound,
+    LaneArrays,
+    Refinement,
+    begin,
+    check,
+    check_coefficients_options,
+    data_of_lane,
+    pack,
+    search_free,
+    search_lane,
+)
+
+
+def schedule_of(lane: Lane, found: Found, inaccuracy: float) -> Schedule:
+    """The result in float64, in the model's own t.
+
+    Where the error is nowhere finite the nodes are equal gaps in s; `result` says so.
+
+    Args:
+        lane: checked.
+        found: its row of the program's results.
+        inaccuracy: of the exact solution: no error is told below it.
+    """
+    method: Any = lane.method
+    nodes, error, code = np.asarray(found.nodes[: lane.nodes], np.float64), float(found.error), int(found.result)
+    top, floor = (float(s_of_lam(lam)) for lam in (begin(lane), lane.noise.data_end))
+    failed = not np.isfinite(error)
+    if failed and not (np.isfinite(nodes).all() and (np.diff(nodes) < 0).all() and nodes[-1] > 0):
+        nodes = np.linspace(min(top, 1.0 - SPACING), floor, lane.nodes + 1)[: lane.nodes]
+    lams = lam_of_s(nodes)
+    if method.first != "free":
+        lams[0] = begin(lane)
+    p, last, first = (float(x) for x in found.psi)
+    psi = None
+    if np.isfinite(p):  # else the start was not the family's
+        ends = {"t_eps": float(lane.noise.t_of_lam(last)), "t_max": float(lane.noise.t_of_lam(first))}
+        psi = {"p": p, **ends, "ksigma_min": float(np.exp(-last)), "ksigma_max": float(np.exp(-first))}
+    # A rule that is taken as it is has not been optimised.
+    result = "fixed" if psi is None and method.refinement is None else RESULTS[code]
+    origin = Origin(
+        method="solver-error" if method.refinement else f"{objective_name(method.family)}/solver-error",
+        solver=method.solver,
+        guidance=method.guidance,
+        psi=psi,
+        p=2.0 if psi is None else p,
+        result=RESULTS[NOT_FINITE] if failed else result,
+        iterations=int(found.steps),
+        stationarity=float(found.stationarity) if np.isfinite(found.stationarity) else None,
+        seed=int(lane.seed),
+        versions=versions(),
+    )
+    scores = Scores(error=None if failed else max(error, inaccuracy))
+    return Schedule.from_lams(lane.noise, lams, layout=lane.layout, origin=origin, scores=scores)
+
+
+def free_schedule_of(lane: Lane, found: FreeFound, known: Schedule, inaccuracy: float) -> Schedule:
+    """The non-stationary solver's result, or the known solver's where that is about as good.
+
+    Args:
+        lane: checked.
+        found: its row of the program's results.
+        known: the best known solver on its own best nodes, or what `on_start` says of a start that was given.
+        inaccuracy: as in `schedule_of`.
+    """
+    method: Any = lane.method
+    error = max(float(found.error), inaccuracy)
+    reached = known.error if known.error is not None else float("inf")
+    if not np.isfinite(error) or error > (1.0 - method.coefficients.gain) * reached:
+        return known
+    lams = lam_of_s(np.asarray(found.nodes[: lane.nodes], np.float64))
+    if method.first != "free":
+        lams[0] = begin(lane)
+    coefficients = np.asarray(found.coefficients[: lane.nfe], np.float64)
+    origin = Origin(
+        method="solver-error",
+        solver=solvers.NONSTATIONARY,
+        guidance=method.guidance,
+        result=RESULTS[int(found.result)],
+        iterations=int(found.steps),
+        stationarity=float(found.stationarity),
+        seed=int(lane.seed),
+        versions=versions(),
+    )
+    others = {known.solver: reached} if np.isfinite(reached) else {}
+    scores = Scores(error=error, others_own_nodes=others, amplification=float(found.amplification))
+    return Schedule.from_lams(
+        lane.noise, lams, layout=lane.layout, origin=origin, scores=scores, coefficients=coefficients
+    )
+
+
+def on_start(lane: Lane, start: Schedule, solver: str) -> Schedule:
+    """The nodes of a start that was given, for a known solver and with its error on the lane's problems.
+
+    What the start says of itself is of another solver, or of other problems.
+    """
+    method: Any = lane.method
+    data = data_of_lane(lane)
+    error = measure(start, solver, in_chunks(data, data.noise.shape[1]))
+    origin = dataclasses.replace(start.origin, solver=solver, guidance=method.guidance)
+    scores = Scores(error=max(error, float(data.inaccuracy)) if np.isfinite(error) else None)
+    return Schedule.from_t(lane.noise, start.t, layout=start.layout, end=start.end, origin=origin, scores=scores)
+
+
+def compared(schedule: Schedule, lane: Lane) -> Schedule:
+    """With `others_same_nodes`: each other solver's error on these nodes, which is at least what its own would be."""
+    method: Any = lane.method
+    names = [name for name in method.compare if name != method.solver]
+    if not names or solvers.SOLVERS[method.solver].calls != 1:
+        return schedule
+    data = data_of_lane(lane)
+    chunks = in_chunks(data, data.noise.shape[1])
+    errors = {name: measure(schedule, name, chunks) for name in names}
+    return schedule.with_scores(others_same_nodes={name: e for name, e in errors.items() if np.isfinite(e)})
+
+
+def solver_error(
+    schedule: Schedule,
+    noise: NoiseSchedule,
+    *,
+    solver: str | None = None,
+    guidance: float | None = None,
+    problems: Problems | None = None,
+    **options: Any,
+) -> float:
+    """Root-mean-square error of a solver's samples on problems with a known solution, with any schedule.
+
+    Per dimension, relative to the standard deviation of each problem's data. Infinite where the solver fails.
+
+    Args:
+        schedule: of any method.
+        noise: the noise schedule it is for: its noise end is where the exact solution starts.
+        solver: a name that `hso_jax.solvers.canonical` knows; by default the schedule's own.
+        guidance: w; by default the schedule's own, or 1.
+        problems: of either kind, stacked or a sequence; the family that schedules are optimised on by default.
+        options: further arguments of `objectives.solver_error.error_data`: model_error, detail, power, samples, seed,
+            steps.
+
+    Raises:
+        ValueError: for an unknown solver, a schedule of another noise schedule, or as `error_data`.
+    """
+    if not isinstance(schedule, Schedule):
+        raise ValueError(f"schedule is {brief(schedule)}; need a Schedule")
+    if schedule.noise != check_noise(noise).fingerprint():
+        raise ValueError(f"the schedule was made for {schedule.model}, whose noise differs from {noise.name}'s")
+    name = schedule.solver if solver is None else solver
+    if name == "any":
+        raise ValueError("the schedule was made for any solver; say solver='ddim', 'dpmpp-2m', 'unipc-3', ...")
+    name = solvers.canonical(name, solvers.EVERY)
+    if name == solvers.NONSTATIONARY and schedule.coefficients is None:
+        raise ValueError("solver is 'nonstationary'; the schedule has no coefficients: it was made for a known solver")
+    weight = guidance if guidance is not None else (schedule.guidance if schedule.guidance is not None else 1.0)
+    platform()
+    data = error_data(noise.noise_end, weight, prediction=noise.prediction, problems=problems, **options)
+    return measure(schedule, name, in_chunks(data, data.noise.shape[1]))
+
+
+def measure(schedule: Schedule, solver: str, data: Chunks) -> float:
+    """The error of a solver, by its full name, on all samples; infinite where it fails."""
+    dtype = data.noise.dtype
+    evaluated = np.asarray(schedule.lams[: schedule.nfe], dtype)
+    # Padded, so that one compilation serves many N.
+    lams = np.pad(evaluated, (0, -len(evaluated) % 10), mode="edge")
+    end = np.inf if schedule.end == "clean" else schedule.lams[-1]
+    program = _program(solver)
+    coefficients = None
+    if solver == solvers.NONSTATIONARY:
+        assert schedule.coefficients is not None
+        coefficients = jnp.asarray(np.pad(schedule.coefficients, ((0, len(lams) - schedule.nfe), (0, 0))), dtype)
+    value = float(program(data, jnp.asarray(lams), jnp.asarray(end, dtype), jnp.asarray(schedule.nfe), coefficients))
+    return value if np.isfinite(value) else float("inf")
+
+
+@functools.cache
+def _program(solver: str) -> Any:
+    def error(
+        data: Chunks, lams: jax.Array, end: jax.Array, nfe: jax.Array, coefficients: jax.Array | None
+    ) -> jax.Array:
+        if coefficients is None:
+            weights = solvers.weights(solver, lams, end=end, nfe=nfe)
+        else:
+            weights = solvers.nonstationary(lams, coefficients, end=end, nfe=nfe)
+        chunks = data.problem.shape[0]
+        return jnp.sqrt(mean_error(data, squared_errors(data, weights, chunks), chunks))
+
+    return jit(error)
+
+
+COMPARED = ("ddim", "dpmpp-2m", "unipc-2", "unipc-3")
+"""Solvers whose error a result tells beside its own: one evaluation a step, usable in every pipeline."""
+
+EFFORT = Effort(population=8, generations=6, steps=5, polish=2, lanes=1)
+"""Of the upper level, on each island of lam_eps. One lane at once is right for a CPU, whose caches hold one."""
+
+REFINEMENT = Refinement()
+
+_CHUNK = 16  # lanes a call: how often progress is told
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class SolverError:
+    """The schedule with the least error of one solver, on problems whose exact solution is known.
+
+    Attributes:
+        solver: a name that `hso_jax.solvers.canonical` knows: "ddim", "dpmpp-2m", "unipc-2", "unipc-3", "heun", ...;
+            or "nonstationary", whose coefficients are searched with the nodes (see `Coefficients`).
+        guidance: w of classifier-free guidance; 0 and 1 are without.
+        first: "auto" (the first node is the model's noise end, or up to N = 10 sigma/alpha = 60 where that is less and
+            the network predicts epsilon, see `noise.ends.first_lam`), "end" (the noise end) or "free" (placed like the
+            others).
+        family: bound whose minimisers are the starts: "mep", "dm-nonuni" or a function, as `Hso.objective`.
+        refinement: how hard the starts are refined on the error; None takes the best of the family as it is.
+        start: a schedule, or a method whose schedule is refined, instead of the starts of the family.
+        compare: names of solvers whose error on the nodes is told in `others_same_nodes`.
+        coefficients: how the coefficients of "nonstationary" are searched; the defaults if None.
+        problems: a stacked Problem or Product, or a sequence of problems of both kinds; the family of 36 by default.
+        profile: what was measured of the model (`bridge.profile`, `profile_of`): its problems in place of the default
+            family, and its network's error unless `model_error` says otherwise.
+        model_error: what a network adds to the exact denoiser; by default of size `problems.ETA` for what the model
+            predicts.
+        detail: a direction's squared error weighs its `variance^-detail`: 0 is the plain error, 1 all details alike.
+        power: of the mean over problems: 1 is the mean of their squared errors, 0 that of their logarithms.
+        samples: noise samples a problem.
+        noise_seed: of these samples.
+        chunk: samples taken through the solver at once; divides `samples`.
+        few: chunks that the upper level sees.
+    """
+
+    solver: str = "dpmpp-2m"
+    guidance: float = 1.0
+    first: str = "auto"
+    family: str | NodeObjective = "mep"
+    refinement: Refinement | None = REFINEMENT
+    start: Method | Schedule | None = None
+    compare: tuple[str, ...] = COMPARED
+    coefficients: Coefficients | None = None
+    problems: Problems | None = None
+    profile: Profile | None = None
+    model_error: ModelError | None = None
+    detail: float = DETAIL
+    power: float = POWER
+    samples: int = SAMPLES
+    noise_seed: int = 0
+    chunk: int = 32
+    few: int = 12
+
+    def check(self, lane: Lane) -> Lane:
+        """See `lane.Method`; also checks the lane of the method that it starts from."""
+        lane, solver, guidance = check(lane)
+        check_objective("family", self.family)
+        whole("few", self.few, 1, 10**6)
+        for name, value in (self.refinement or REFINEMENT)._asdict().items():
+            whole(f"refinement.{name}", value, 0 if name == "final_steps" else 1, 10**6)
+        compare = tuple(solvers.canonical(name) for name in self.compare)
+        detail, power = check_weights(self.detail, self.power)
+        problems, model_error = _of_profile(self, lane.noise)
+        model_error = check_model_error(model_error, lane.noise.prediction, lane.noise.noise_end)
+        if problems is not None:
+            collect(problems)
+        method = dataclasses.replace(self, solver=solver, guidance=guidance, compare=compare, problems=problems)
+        method = dataclasses.replace(method, model_error=model_error, detail=detail, power=power)
+        if solver == solvers.NONSTATIONARY:
+            if self.refinement is None or not (self.start is None or isinstance(self.start, Schedule)):
+                raise ValueError(
+                    "solver 'nonstationary' starts from known solvers' own searches, or from a Schedule as start; "
+                    "leave start and refinement out"
+                )
+            size = model_error.size(lane.noise.prediction, lane.noise.noise_end, guidance)
+            options = check_coefficients_options(self.coefficients, size, guidance)
+            for name in options.known:
+                check(lane._replace(method=dataclasses.replace(method, solver=name)))
+            method = dataclasses.replace(method, coefficients=options)
+        elif self.coefficients is not None:
+            raise ValueError(f"coefficients are given for solver {solver!r}; only 'nonstationary' has them free")
+        if self.start is not None and self.refinement is None:
+            raise ValueError("refinement is None, with a start there would be nothing to do; give a Refinement(...)")
+        if isinstance(self.start, Schedule):
+            _check_start(lane, self.start)
+        elif self.start is not None:
+            started = self.start.check(lane._replace(method=self.start))
+            method = dataclasses.replace(method, start=started.method)  # type: ignore[arg-type]
+        return lane._replace(method=method)
+
+    def group(self, lane: Lane) -> Hashable:
+        """Solvers of one and of two evaluations a step have programs of their own, and so has each family."""
+        data = id(self.problems), self.samples, self.noise_seed, self.chunk, self.few, self.detail, self.power
+        error = self.model_error or ModelError()
+        waves = error.numbers(lane.noise.prediction)[0] > 0  # a model without error is spared its waves
+        start: Hashable = None
+        if self.start is not None:
+            start = "schedule" if isinstance(self.start, Schedule) else self.start.group(lane)
+        calls: Hashable = 0 if self.solver == solvers.NONSTATIONARY else solvers.SOLVERS[self.solver].calls
+        if self.coefficients is not None:  # what differs from lane to lane is in the lanes
+            calls = self.coefficients._replace(penalty=None, growth=0.0, gain=0.0)
+        return SolverError, calls, self.family, self.refinement, data, error, waves, start
+
+    def search(
+        self,
+        lanes: Sequence[Lane],
+        effort: Effort | None,
+        progress: batch.Progress | None,
+        records: Records | None = None,
+    ) -> list[Schedule]:
+        """Search checked lanes of one group, each for its own solver and guidance."""
+        if self.solver == solvers.NONSTATIONARY:
+            return _search_free(lanes, effort, progress, records)
+        methods: list[SolverError] = [lane.method for lane in lanes]  # type: ignore[misc]
+        names = tuple(dict.fromkeys(method.solver for method in methods))
+        arrays, bank, inaccuracy = pack(lanes, names)
+        if self.start is not None:
+            arrays = arrays._replace(starts=_starts(lanes, self.start, arrays))  # type: ignore[arg-type]
+        complete = (effort or Effort()).over(EFFORT)
+        search = search_lane(names, self.family, self.few, self.refinement, complete, batch.DEVICES)
+        rows = batch.run(
+            search,
+            arrays,
+            bank,
+            chunk=max(_CHUNK, complete.lanes),
+            at_once=complete.lanes,
+            split=batch.Split(_SAMPLES_SPLIT, self.chunk),
+            progress=progress,
+            records=records,
+        )
+        found = []
+        for i, lane in enumerate(lanes):
+            schedule = schedule_of(lane, jax.tree.map(lambda x: x[i], rows), float(inaccuracy[i]))  # noqa: B023
+            found.append(compared(schedule, lane))
+        return found
+
+
+_SAMPLES_SPLIT = Chunks(*[PartitionSpec()] * len(Chunks._fields))._replace(  # type: ignore[arg-type]
+    noise=PartitionSpec(None, batch.DEVICES),  # type: ignore[arg-type]
+    truth=PartitionSpec(None, None, batch.DEVICES),  # type: ignore[arg-type]
+    coefficients=PartitionSpec(None, None, None, batch.DEVICES),  # type: ignore[arg-type]
+)
+
+
+def _search_free(
+    lanes: Sequence[Lane], effort: Effort | None, progress: batch.Progress | None, records: Records | None
+) -> list[Schedule]:
+    """The known solvers' own searches first, unless a start is given; then nodes and coefficients from there."""
+    methods: list[SolverError] = [lane.method for lane in lanes]  # type: ignore[misc]
+    options = methods[0].coefficients
+    assert options is not None and options.start is not None
+    total = len(lanes) * (1 if methods[0].start else 1 + len(options.known))
+
+    def told(before: int) -> batch.Progress | None:
+        if progress is None:
+            return None
+        return lambda done, _: progress((before + done) * len(lanes) // total, len(lanes))
+
+    if methods[0].start is None:
+        first = None if records is None else records.search("known", {}, resuming_fault)
+        starts, best = _known(lanes, options, effort, told(0), first)
+    else:
+        starts = best = [on_start(lane, m.start, options.start) for lane, m in zip(lanes, methods, strict=True)]  # type: ignore[arg-type]
+    again = [
+        lane._replace(method=dataclasses.replace(lane.method, solver=options.start))  # type: ignore[type-var]
+        for lane in lanes
+    ]
+    arrays, bank, inaccuracy = pack(again, (options.start,))
+    penalty, growth = (
+        np.array([getattr(m.coefficients, name) for m in methods], arrays.top.dtype) for name in ("penalty", "growth")
+    )
+    results = batch.run(
+        search_free(options._replace(penalty=None, growth=0.0, gain=0.0, known=()), batch.DEVICES),
+        arrays._replace(starts=_padded(starts, arrays), penalty=penalty, growth=growth),  # type: ignore[arg-type]
+        bank,
+        chunk=_CHUNK,
+        at_once=1,
+        split=batch.Split(_SAMPLES_SPLIT, methods[0].chunk),
+        progress=told(total - len(lanes)),
+        records=None if records is None else records.search("coefficients", {}, resuming_fault),
+    )
+    return [
+        free_schedule_of(lane, jax.tree.map(lambda x: x[i], results), best[i], float(inaccuracy[i]))  # noqa: B023
+        for i, lane in enumerate(lanes)
+    ]
+
+
+def _known(
+    lanes: Sequence[Lane],
+    options: Coefficients,
+    effort: Effort | None,
+    progress: batch.Progress | None,
+    records: Records | None,
+) -> tuple[list[Schedule], list[Schedule]]:
+    """For each lane the schedule to start from, and that of the best known solver; all searched in one program."""
+    known = [
+        lane._replace(method=dataclasses.replace(lane.method, solver=name, coefficients=None, compare=()))  # type: ignore[type-var]
+        for name in options.known
+        for lane in lanes
+    ]
+    found = known[0].method.search(known, effort, progress, records)  # type: ignore[union-attr]
+    rows = [found[i :: len(lanes)] for i in range(len(lanes))]
+    best = [min(row, key=lambda s: s.error if s.error is not None else float("inf")) for row in rows]
+    return [row[options.known.index(options.start)] for row in rows], best
+
+
+def _starts(lanes: Sequence[Lane], start: Method | Schedule, arrays: LaneArrays) -> np.ndarray:
+    """[L, 1, K] the nodes in s of each lane's own start, padded with the last."""
+    own = [lane.method.start for lane in lanes]  # type: ignore[union-attr]
+    if not isinstance(start, Schedule):
+        own = start.search([lane._replace(method=m) for lane, m in zip(lanes, own, strict=True)], None, None, None)
+    return _padded(own, arrays)
+
+
+def _padded(starts: Sequence[Schedule], arrays: LaneArrays) -> np.ndarray:
+    """[L, 1, K] their nodes in s, padded with the last."""
+    count = arrays.starts.shape[-1]
+    rows = [np.pad(s_of_lam(s.lams), (0, count - len(s.lams)), mode="edge") for s in starts]
+    return np.stack(rows)[:, None].astype(arrays.top.dtype)
+
+
+def _of_profile(method: SolverError, noise: NoiseSchedule) -> tuple[Problems | None, ModelError | None]:
+    """The problems and the error that a method's profile stands for; those of the method without one."""
+    profile = method.profile
+    if profile is None:
+        return method.problems, method.model_error
+    if not isinstance(profile, Profile):
+        raise ValueError(f"profile is {brief(profile)}; need a Profile: profile_of(latents), Profile.load(path)")
+    profile.check_noise(noise)
+    problems = profile.problems()  # the same object for an equal profile: lanes are grouped by it
+    if method.problems is not None and method.problems is not problems:
+        raise ValueError("problems and profile are both given; a profile has problems of its own: leave one out")
+    return problems, profile.model_error() if method.model_error is None else method.model_error
+
+
+def _check_start(lane: Lane, start: Schedule) -> None:
+    choice("start.layout", start.layout, (lane.layout,))
+    if start.nfe != lane.nfe or start.noise != lane.noise.fingerprint():
+        raise ValueError(
+            f"start is for {start.model}, N = {start.nfe}; the search is for {lane.noise.name}, N = {lane.nfe}"
+        )

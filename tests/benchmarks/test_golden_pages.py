@@ -1,0 +1,45 @@
+"""The pages of docs/results that are made of committed records: the commands make them again, to the byte."""
+
+import re
+import shutil
+from pathlib import Path
+
+import pytest
+
+from benchmarks import __main__ as networks
+from benchmarks.heldout import __main__ as heldout
+from benchmarks.tuning import __main__ as tuning
+
+RESULTS = Path(__file__).parents[2] / "docs" / "results"
+
+
+def by_networks(records: Path) -> int:
+    return networks.main(["--report-only", "--records", str(records), "--out", str(records.parent)])
+
+
+PAGES = {
+    "benchmarks.jsonl": (by_networks, ("benchmarks.md", "benchmarks.csv")),
+    "samples-2048/benchmarks.jsonl": (by_networks, ("benchmarks.md", "benchmarks.csv")),
+    "heldout.jsonl": (lambda records: heldout.main(["--records", str(records)]), ("heldout.md",)),
+    "tuning.jsonl": (lambda records: tuning.main(["--records", str(records)]), ("tuning.md",)),
+}
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("records", PAGES)
+def test_the_command_makes_the_committed_page(records, tmp_path):
+    copy = Path(shutil.copy(RESULTS / records, tmp_path))
+    for grid in (RESULTS / records).parent.glob("grid-*.png"):  # a page shows those that have been drawn
+        shutil.copy(grid, tmp_path)
+    command, made = PAGES[records]
+    assert command(copy) == 0
+    for name in made:
+        assert (tmp_path / name).read_bytes() == ((RESULTS / records).parent / name).read_bytes(), name
+    for picture in re.findall(r"!\[.*?\]\((.*?)\)", (tmp_path / made[0]).read_text()):
+        assert (tmp_path / picture).stat().st_size > 10_000, picture
+
+
+@pytest.mark.parametrize("page", sorted(RESULTS.glob("**/*.md")), ids=lambda page: str(page.relative_to(RESULTS)))
+def test_every_picture_and_page_that_the_results_name_is_there(page):
+    for link in re.findall(r"\]\(([^)#]+)\)", page.read_text()):
+        assert link.startswith("https://") or (page.parent / link).is_file(), link

@@ -1,0 +1,367 @@
+"""Schedules compared in a pipeline: what is evaluated, what is kept, what is measured, and what is refused."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import diffusers
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from benchmarks import metrics, runner
+from benchmarks.pipelines import images as generate
+from benchmarks.pipelines.__main__ import main
+from bridge import noise_schedule_of, solver_of, with_schedule
+from hso_jax import Origin, Schedule, baseline, save
+
+sys.path.append(str(Path(__file__).parents[1] / "bridge"))
+from pipelines import family_of
+
+PROMPTS = [f"a small fox, number {i}" for i in range(5)]
+SIZE = ["--option", "height=16", "--option", "width=16"]
+SD, FLUX = "StableDiffusionPipeline", "FluxPipeline"
+
+
+class Shrink(torch.nn.Module):
+    """Features of any image: its means over quarters."""
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        return torch.nn.functional.interpolate(images, size=(2, 2), mode="area").flatten(1)
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory) -> Path:
+    """A folder with two pipelines, an extractor, prompts and a schedule."""
+    folder = tmp_path_factory.mktemp("models")
+    for cls in (SD, FLUX):
+        family_of(cls).build().save_pretrained(folder / cls)
+    torch.jit.trace(Shrink(), torch.zeros(2, 3, 8, 8)).save(str(folder / "shrink.pt"))
+    (folder / "prompts.txt").write_text("\n".join(PROMPTS))
+    noise = noise_schedule_of(family_of(SD).build())
+    save(
+        [Schedule.from_t(noise, np.linspace(0.97, 0.05, n), origin=Origin(method="hso")) for n in (3, 4)],
+        folder / "mine.json",
+    )
+    return folder
+
+
+@pytest.fixture
+def calls(monkeypatch) -> list[tuple[str, torch.Tensor]]:
+    """Every evaluation of a network: what it is called and its first input."""
+    seen: list[tuple[str, torch.Tensor]] = []
+    for cls, name in ((diffusers.UNet2DConditionModel, "sample"), (diffusers.FluxTransformer2DModel, "hidden_states")):
+
+        def forward(self, *args, _own=cls.forward, _name=name, **kwargs):
+            given = kwargs.get(_name, args[0] if args else None)
+            seen.append((type(self).__name__, given.clone()))
+            return _own(self, *args, **kwargs)
+
+        monkeypatch.setattr(cls, "forward", forward)
+    return seen
+
+
+def command(models: Path, out: Path, *more: str, pipeline: str = SD, count: int = 5) -> list[str]:
+    fixed = ["--pipeline", str(models / pipeline), "--prompts", str(models / "prompts.txt"), "--out", str(out)]
+    return [*fixed, *SIZE, "--device", "cpu", "--batch", "2", "--count", str(count), "--converged", "16", *more]
+
+
+SMALL = ["--solvers", "ddim,dpmpp-2m", "--nfe", "3", "--methods", "default,trailing"]
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {str(p.relative_to(folder)): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()}
+
+
+def pixels(path: Path) -> np.ndarray:
+    with Image.open(path) as image:
+        return np.asarray(image, np.float64) / 127.5 - 1.0
+
+
+@pytest.fixture(scope="module")
+def made(models, tmp_path_factory) -> Path:
+    """The results of one small comparison."""
+    out = tmp_path_factory.mktemp("made") / "out"
+    assert main(command(models, out, *SMALL, "--extractor", str(models / "shrink.pt"))) == 0
+    return out
+
+
+# ---- a whole comparison
+
+
+def test_every_setting_takes_exactly_n_evaluations_from_the_same_noise(models, tmp_path, calls):
+    mine = str(models / "mine.json")
+    more = ["--solvers", "ddim,unipc-3", "--nfe", "3-4", "--methods", f"default,trailing,{mine}", "--guidance", "3"]
+    out = tmp_path / "out"
+    assert main(command(models, out, *more, count=3)) == 0
+    batches = 2  # of 2 images and 1
+    budgets = [16, 8, *(n for _ in range(2) for n in (3, 4) for _ in range(3))]
+    assert len(calls) == batches * sum(budgets)
+    starts = np.cumsum([0, *(n for n in budgets for _ in range(batches))])[:-1]
+    first = [calls[i][1] for i in starts]
+    for i, given in enumerate(first):  # guidance doubles the batch, and the call counts once
+        assert given.shape[0] == (4, 2)[i % 2]
+        torch.testing.assert_close(given, first[i % 2], rtol=0, atol=0)
+    assert not torch.equal(first[0][0], first[0][1])
+    kept = runner.read(out / "records.jsonl").cells
+    assert [(r.method, r.nfe, r.counted) for r in kept[:6]] == [
+        (m, n, n) for n in (3, 4) for m in ("default", "trailing", "mine")
+    ]
+    assert len(kept) == 12 and {r.guidance for r in kept} == {3.0} and all(len(r.lams) == r.nfe for r in kept)
+    wanted = baseline("trailing", noise_schedule_of(family_of(SD).build()), 3).lams
+    np.testing.assert_allclose(kept[1].lams, wanted, rtol=1e-3)  # the network is told float32 timesteps
+
+
+def test_images_are_those_of_the_pipeline_with_the_schedule(models, made):
+    pipe = diffusers.DiffusionPipeline.from_pretrained(models / SD, local_files_only=True)
+    pipe.set_progress_bar_config(disable=True)
+    noise = noise_schedule_of(pipe)
+    pipe.scheduler = with_schedule(pipe.scheduler, baseline("trailing", noise, 3))
+    seeds = [torch.Generator().manual_seed(generate.noise_seed(0, i)) for i in (2, 3)]
+    own = pipe(PROMPTS[2:4], num_inference_steps=3, height=16, width=16, generator=seeds, output_type="np").images
+    for i in (2, 3):
+        kept = pixels(made / "trailing-ddim-3" / f"{i:05d}.png")
+        np.testing.assert_allclose(kept, own[i - 2].clip(0, 1) * 2 - 1, atol=1.01 / 127.5)
+
+
+def test_errors_are_what_the_images_say(models, made):
+    many = made / "converged-unipc-3-16"
+    shrink = metrics.extractor(models / "shrink.pt")
+    kept = runner.read(made / "records.jsonl").cells
+    assert len(kept) == 4 and {r.samples for r in kept} == {5} and {r.fid_data for r in kept} == {None}
+    for r in kept:
+        own = made / f"{r.method}-{r.solver}-{r.nfe}"
+        a, b = (np.stack([pixels(p) for p in sorted(folder.glob("*.png"))]) for folder in (own, many))
+        assert r.rmse == pytest.approx(np.sqrt(np.square(a - b).mean()), rel=1e-4)
+        fa, fb = (shrink(torch.from_numpy(x.transpose(0, 3, 1, 2).astype(np.float32))) for x in (a, b))
+        assert r.feature == pytest.approx(np.sqrt(np.square(fa - fb).sum(1).mean()), rel=1e-4)
+        assert r.fid == pytest.approx(metrics.frechet(fa, fb).value, rel=1e-3)
+        assert r.rmse_low < r.rmse < r.rmse_high and r.fid_low <= r.fid <= r.fid_high
+        assert 0 < r.teacher < r.rmse
+    report = (made / "results.md").read_text()
+    assert "| `trailing` |" in report and "## Frechet distance to the converged samples" in report
+    for name in ("grid-ddim-3.png", "grid-dpmpp-2m-3.png"):
+        assert name in report and min(pixels(made / name).shape[:2]) > 3 * 224
+
+
+def test_a_flow_with_embedded_guidance_and_reference_images(models, tmp_path, calls):
+    """FLUX: Euler as ddim, DPM++ and UniPC on flow sigmas; what schedules are searched for is weight 1."""
+    folder = tmp_path / "real"
+    folder.mkdir()
+    for i in range(4):
+        values = np.random.default_rng(i).integers(0, 256, (24, 24, 3), np.uint8)
+        Image.fromarray(values).save(folder / f"{i}.png")
+    more = ["--solvers", "euler,dpmpp-2m,unipc-2", "--nfe", "4", "--methods", "default,trailing,karras"]
+    more += ["--option", "max_sequence_length=16", "--extractor", str(models / "shrink.pt"), "--reference"]
+    asked = command(models, tmp_path / "out", *more, str(folder), pipeline=FLUX, count=2)
+    assert main(asked) == 0
+    assert len(calls) == 16 + 8 + 9 * 4
+    kept = runner.read(tmp_path / "out" / "records.jsonl").cells
+    assert [r.solver for r in kept[::3]] == ["ddim", "dpmpp-2m", "unipc-2"]
+    assert {r.guidance for r in kept} == {1.0} and {r.counted for r in kept} == {4}
+    assert all(r.fid_data is not None and r.fid_data > r.fid for r in kept)
+    # The reference's stats, as a file for the next run, give the same distances.
+    calls.clear()
+    before = (tmp_path / "out" / "records.jsonl").read_bytes()
+    asked[-1] = str(tmp_path / "out" / "reference.npz")
+    with np.load(asked[-1]) as stats:
+        assert set(stats) == {"mu", "sigma", "key"}
+    assert main(asked) == 0 and not calls
+    again = runner.read(tmp_path / "out" / "records.jsonl").cells
+    np.testing.assert_allclose([r.fid_data for r in again], [r.fid_data for r in kept], rtol=1e-4)
+    assert (tmp_path / "out" / "records.jsonl").read_bytes().startswith(before)
+
+
+@pytest.mark.parametrize(
+    ("cls", "guidance", "more"),
+    [
+        ("StableDiffusionXLPipeline", 5.0, []),
+        ("PixArtAlphaPipeline", 4.5, ["use_resolution_binning=false", "clean_caption=false"]),
+        ("StableDiffusion3Pipeline", 7.0, ["max_sequence_length=16", "negative_prompt=a dog"]),
+    ],
+)
+def test_the_other_families(models, tmp_path, cls, guidance, more):
+    family_of(cls).build().save_pretrained(tmp_path / cls)
+    asked = command(models, tmp_path / "out", "--solvers", "unipc-3", "--nfe", "4", "--methods", "default,trailing")
+    options = [text for option in more for text in ("--option", option)]
+    assert main([*asked, *options, "--pipeline", str(tmp_path / cls), "--count", "2"]) == 0
+    kept = runner.read(tmp_path / "out" / "records.jsonl").cells
+    assert [(r.model, r.method, r.counted) for r in kept] == [(cls, "default", 4), (cls, "trailing", 4)]
+    assert all(0 < r.rmse < 1 and None not in r.lams for r in kept)
+    assert {r.guidance for r in kept} == {guidance}  # the pipeline's own default
+
+
+# ---- stopping and going on
+
+
+def test_a_second_run_makes_nothing(models, made, calls, capsys):
+    before = contents(made)
+    assert main(command(models, made, *SMALL, "--extractor", str(models / "shrink.pt"))) == 0
+    assert not calls and contents(made) == before
+    assert "0 images to make" in capsys.readouterr().out
+
+
+def test_what_is_missing_is_made_again_to_the_byte_and_nothing_else(models, made, calls):
+    before = contents(made)
+    (made / "trailing-ddim-3" / "00003.png").unlink()
+    (made / "converged-unipc-3-16" / "00004.png").unlink()
+    assert main(command(models, made, *SMALL, "--extractor", str(models / "shrink.pt"))) == 0
+    assert len(calls) == 3 + 16  # the batches of 2, 3 and of 4 alone
+    assert contents(made) == before
+
+
+def test_the_same_seed_gives_the_same_bytes_elsewhere_and_another_does_not(models, made, tmp_path):
+    assert main(command(models, tmp_path / "a", *SMALL[:4], "--methods", "trailing")) == 0
+    images = {name: data for name, data in contents(tmp_path / "a").items() if name.count("/") and name.endswith("png")}
+    assert len(images) == 4 * 5
+    assert images == {name: (made / name).read_bytes() for name in images}
+    assert main(command(models, tmp_path / "b", *SMALL[:4], "--methods", "trailing", "--seed", "1", count=2)) == 0
+    name = "trailing-ddim-3/00000.png"
+    assert (tmp_path / "b" / name).read_bytes() != images[name]
+
+
+def test_more_prompts_go_on_and_other_options_are_refused(models, tmp_path, calls, capsys):
+    few = ["--solvers", "ddim", "--nfe", "3", "--methods", "trailing"]
+    out = tmp_path / "out"
+    assert main(command(models, out, *few, count=2)) == 0
+    assert len(calls) == 3 + 16 + 8
+    calls.clear()
+    before = contents(out)
+    for change, told in (
+        (["--seed", "1"], "made with seed = 0, now it is 1"),
+        (["--guidance", "2"], "made with call = "),
+        (["--batch", "3"], "made with batch = 2, now it is 3"),
+        (["--shuffle", "1"], "made with prompt 0 = "),
+    ):
+        assert main([*command(models, out, *few, count=2), *change]) == 2
+        error = capsys.readouterr().err
+        assert told in error and "--out" in error
+    assert not calls and contents(out) == before
+    assert main(command(models, out, *few, count=4)) == 0
+    assert len(calls) == 3 + 16 + 8
+    assert main(command(models, out, *few, count=2)) == 0  # fewer are looked at, none is lost
+    assert len(list((out / "trailing-ddim-3").glob("*.png"))) == 4
+    assert len(json.loads((out / "manifest.json").read_text())["prompts"]) == 4
+
+
+def test_another_schedule_under_the_name_of_an_earlier_one_is_refused(models, tmp_path, capsys):
+    few = ["--solvers", "ddim", "--nfe", "3", "--methods", str(tmp_path / "mine.json")]
+    noise = noise_schedule_of(family_of(SD).build())
+    save(Schedule.from_t(noise, [0.9, 0.5, 0.1]), tmp_path / "mine.json")
+    assert main(command(models, tmp_path / "out", *few, count=2)) == 0
+    save(Schedule.from_t(noise, [0.9, 0.5, 0.2]), tmp_path / "mine.json")
+    assert main(command(models, tmp_path / "out", *few, count=2)) == 2
+    assert "has images of another schedule" in capsys.readouterr().err
+
+
+def test_images_that_are_not_numbers_end_their_setting_alone(models, tmp_path, monkeypatch):
+    own = generate.Sampler.images
+
+    def broken(self, scheduler, nfe, prompts, indices):
+        found = own(self, scheduler, nfe, prompts, indices)
+        return found * np.nan if solver_of(scheduler) == "dpmpp-2m" else found
+
+    monkeypatch.setattr(generate.Sampler, "images", broken)
+    out = tmp_path / "out"
+    assert main(command(models, out, *SMALL, count=3)) == 0
+    kept = runner.read(out / "records.jsonl").cells
+    assert {(r.solver, r.rmse is None) for r in kept} == {("ddim", False), ("dpmpp-2m", True)}
+    assert "diverged" in (out / "results.md").read_text()
+    assert not list((out / "trailing-dpmpp-2m-3").glob("*.png"))
+
+
+def test_a_network_that_is_called_twice_a_step_is_refused(models):
+    pipe = diffusers.DiffusionPipeline.from_pretrained(models / SD, local_files_only=True)
+    pipe.set_progress_bar_config(disable=True)
+    sampler = generate.Sampler(pipe, noise_schedule_of(pipe), {"height": 16, "width": 16}, 0)
+    twice = diffusers.HeunDiscreteScheduler.from_config(pipe.scheduler.config)
+    with pytest.raises(RuntimeError, match="called its network 5 times in 3 steps of HeunDiscreteScheduler"):
+        sampler.images(twice, 3, PROMPTS[:1], [0])
+
+
+# ---- several processes
+
+
+def test_two_processes_make_the_same_images(models, made, tmp_path):
+    """What `accelerate launch` sets, without its launcher; each process says how often it called the network."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = str(probe.getsockname()[1])
+    script = (
+        "import sys, diffusers; from benchmarks.pipelines.__main__ import main; n = []\n"
+        "own = diffusers.UNet2DConditionModel.forward\n"
+        "diffusers.UNet2DConditionModel.forward = lambda *a, **k: n.append(1) or own(*a, **k)\n"
+        "code = main(sys.argv[1:]); print('calls', len(n)); sys.exit(code)"
+    )
+    ranks = {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    asked = command(models, tmp_path / "out", *SMALL)
+    running = [
+        subprocess.Popen(
+            [sys.executable, "-c", script, *asked],
+            env={**os.environ, **ranks, "RANK": str(i), "LOCAL_RANK": str(i), "OMP_NUM_THREADS": "1"},
+            cwd=Path(__file__).parents[2],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for i in range(2)
+    ]
+    said = [process.communicate(timeout=240) for process in running]
+    assert [process.returncode for process in running] == [0, 0], said
+    counts = [int(out.rpartition("calls ")[2]) for out, _ in said]
+    assert sum(counts) == 3 * (16 + 8 + 4 * 3) and min(counts) >= sum(counts) // 3
+    assert "images to make" in said[0][0] and "images to make" not in said[1][0]
+    images = {name: data for name, data in contents(tmp_path / "out").items() if name.endswith("0.png")}
+    assert images and images == {name: (made / name).read_bytes() for name in images}
+
+
+# ---- bad input, before any work
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        (["--methods", "trailing,nonsense"], "method 'nonsense' is not one of default, hso, solver-error, zoo"),
+        (["--methods", "gone.json"], "no such schedule file"),
+        (["--methods", "trailing,trailing"], "two methods are called 'trailing'"),
+        (["--methods", "ays-svd"], "'vp': use 'ays'"),
+        (["--solvers", "heun"], "solver 'heun' is not one of ddim"),
+        (["--prompts", "gone.txt"], "gone.txt does not exist"),
+        (["--pipeline", "gone"], "gone is not a folder"),
+        (["--pipeline", "empty"], "it has no model_index.json"),
+        (["--converged", "8"], "at least 4 times the largest N, 12"),
+        (["--batch", "0"], "--batch is 0"),
+        (["--option", "steps"], "write KEY=VALUE"),
+        (["--option", "generator=1"], "--option generator"),
+        (["--option", "nonsense=1"], "does not take nonsense; it takes: prompt"),
+        (["--reference", "empty"], "--reference needs --extractor"),
+        (["--extractor", "gone.pt"], "is not a file"),
+        (["--extractor", "prompts.txt"], "not a TorchScript file"),
+        (["--extractor", "shrink.pt", "--reference", "gone"], "neither a folder of images nor a stats file"),
+        (["--extractor", "shrink.pt", "--reference", "empty"], "empty has 0 images"),
+        (["--extractor", "shrink.pt", "--reference", "mixed"], "0.png 8 x 8, 1.png 9 x 8"),
+        (["--extractor", "shrink.pt", "--reference", "small.npz"], "mu (3,) and sigma (3, 3), but the extractor 12"),
+        (["--extractor", "shrink.pt", "--reference", "none.npz"], "not a .npz file with mu and sigma"),
+        (["--out", "empty/.."], "has no manifest.json"),
+    ],
+)
+def test_bad_input_is_named_with_what_to_do(models, tmp_path, monkeypatch, calls, capsys, change, told):
+    monkeypatch.chdir(tmp_path)
+    for name in ("shrink.pt", "prompts.txt"):
+        Path(name).symlink_to(models / name)
+    for folder in ("empty", "mixed"):
+        Path(folder).mkdir()
+    for i in range(2):
+        Image.new("RGB", (8 + i, 8)).save(f"mixed/{i}.png")
+    np.savez("small.npz", mu=np.zeros(3), sigma=np.eye(3))
+    np.savez("none.npz", mu=np.zeros(12))
+    assert main([*command(models, tmp_path / "out", *SMALL), *change]) == 2
+    _, marked, error = capsys.readouterr().err.rpartition("error: ")  # bars stand before it
+    assert marked and told in error
+    assert not calls and not (tmp_path / "out").exists()

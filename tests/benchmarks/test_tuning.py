@@ -1,0 +1,80 @@
+"""What tuning buys: ways are compared over the cells that have them all, memory is counted, no file is replaced."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from benchmarks import plots, runner
+from benchmarks.runner import Record
+from benchmarks.tuning import measure, memory, report
+from benchmarks.tuning.__main__ import main
+
+
+def record(network: str, nfe: int, method: str, rmse: float) -> Record:
+    return Record(network, 1.0, runner.ANY, nfe, method, 0, 64, "float32", rmse=rmse, calls=100 * nfe)
+
+
+def test_ways_are_compared_over_common_cells_alone() -> None:
+    every = report.by_network([
+        *(record("a", 6, m, x) for m, x in (("rule", 0.4), ("tune", 0.1), ("nodes", 0.2), ("tune-50k", 0.05))),
+        *(record("b", 8, m, x) for m, x in (("rule", 0.4), ("tune", 0.2), ("nodes", 0.4))),
+        *(record("c", 6, m, x) for m, x in (("rule", 0.4), ("tune", 0.4))),  # no nodes: left out
+    ])  # fmt: skip
+    text = report._equal(every)
+    assert text.startswith("Cells: a at N = 6, b at N = 8.") and "50k" not in text
+    assert "| `tune` | 0.354 | 0.50 | 600 to 800 |" in text and "| `nodes` | 0.707 | 1.00 | 600 to 800 |" in text
+    assert "| `tune` | a | 6 | 0.100 | 0.0500 | 2.00 |" in report._limits(every)
+    assert report.ratio(every, "tune", "rule") == pytest.approx((0.5, 1.0, 3))
+    alone = report.by_network([record("a", 6, "rule", 0.4), record("a", 6, "tune", 0.1)])
+    assert report._equal(alone) == report._limits(alone) == "Not measured.\n"
+
+
+def test_a_network_is_measured_and_its_records_are_reported(tmp_path, monkeypatch, capsys) -> None:
+    monkeypatch.setattr(measure, "JUDGED", 4)
+    monkeypatch.setattr(measure, "FINE", 12)
+    monkeypatch.setattr(report.memory, "table", lambda: "")
+    path = tmp_path / "tuning.jsonl"
+    asked = ["--measure", "--only", "fashion-eps", "--nfe", "4", "--methods", "rule", "--records", str(path)]
+    assert main(asked) == 0
+    (found,) = runner.read(path).cells
+    assert found.chosen is not None and found.chosen.split()[1] in measure.RULE_SOLVERS and 0 < found.rmse < 1
+    assert main(asked) == 0 and len(runner.read(path).cells) == 1
+    assert "| fashion-eps | 4 |" in path.with_suffix(".md").read_text()
+    assert main(["--measure", "--only", "cats"]) == 2 and "only 'cats' is not one of" in capsys.readouterr().err
+
+
+class Block(torch.nn.Module):
+    """Attention over itself, and a layer with an activation."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = torch.nn.Linear(8, 16)
+
+    def forward(self, x: torch.Tensor, return_dict: bool) -> torch.Tensor:
+        x = torch.nn.functional.scaled_dot_product_attention(x, x, x)
+        return torch.relu(self.layer(x))
+
+
+def test_memory_is_the_count_by_hand() -> None:
+    parameters, activations = memory.gradient_bytes(memory.Network(Block, {}, {"x": (2, 5, 8)}, "here"))
+    assert parameters == 2 * (8 * 16 + 16)
+    assert activations == 2 * (2 * 5 * 8 + 2 * 5 * 8 + 2 * 5 * 16)  # x, what attention makes of it, what relu makes
+
+
+def test_a_row_of_the_picture_has_its_name_and_its_samples() -> None:
+    columns = 5
+    samples = torch.linspace(-1.0, 1.0, columns + 3)[:, None, None, None].expand(-1, 3, 2, 2)
+    rows = [plots.Row("one", "RMSE 1", samples), plots.Row("two", "RMSE 2", -samples)]
+    sheet = plots.samples_figure(rows, columns)
+    panels = [axes for axes in sheet.axes if axes.images]
+    shades = [int(axes.images[0].get_array()[0, 0, 0]) for axes in panels]
+    assert len(panels) == 2 * columns and shades[:columns] == sorted(shades[:columns]) and shades[0] == 0
+    assert [text.get_text() for axes in sheet.axes for text in axes.texts] == ["one", "RMSE 1", "two", "RMSE 2"]
+
+
+def test_a_picture_that_is_there_is_left_alone(tmp_path, capsys) -> None:
+    path = tmp_path / "mine.png"
+    path.write_text("mine")
+    assert main(["--picture", str(path)]) == 2
+    assert "is there already" in capsys.readouterr().err and path.read_text() == "mine"

@@ -1,0 +1,233 @@
+"""The solver's error, its gradient and curvature, against plain sampling and finite differences, in float64."""
+
+from __future__ import annotations
+
+import functools
+import itertools
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import solver_error_cells as shared
+from solver_error_cells import SD, SD3, deviations, small_family
+
+from hso_jax import solvers
+from hso_jax.compiling import compiler_options
+from hso_jax.error import OF_A_MODEL, Chunks, error_data, squared_errors
+from hso_jax.lane import Lane
+from hso_jax.lower.quasi_newton import SPACING, lams_of, logits_of, nodes_of
+from hso_jax.lower.trust_region import Expansion, face_step
+from hso_jax.noise.ends import lam_of_s, s_of_lam
+from hso_jax.problems import denoiser, exact, pick, spread
+from hso_jax.solver_error_levels import LaneArrays, Levels, data_of, log_error, pack, weigh
+
+NAMES = ("ddim", "dpmpp-2m", "unipc-3")
+NFE, COUNT = 3, 6  # real nodes are 3 or 4, the rest is padding
+STARTS = {"free": (SD3, "free"), "pure noise": (SD3, "end"), "finite end": (SD, "end")}
+NODES = np.array([0.93, 0.61, 0.34, 0.12])
+CELLS = list(itertools.product(NAMES, ("node", "interval"), STARTS, (1.0, 5.0)))
+
+
+class Cell(NamedTuple):
+    """One lane with what the oracle needs of it."""
+
+    lane: Lane
+    arrays: LaneArrays
+    data: Chunks
+    y: np.ndarray
+    """[COUNT + 1] logits of the gaps."""
+
+    @property
+    def gaps(self) -> int:
+        """How many of the logits stand for a gap."""
+        return self.lane.nodes + (self.lane.method.first == "free")
+
+
+@functools.cache
+def cells() -> list[Cell]:
+    with jax.enable_x64(True):
+        lanes = []
+        for solver, layout, start, weight in CELLS:
+            noise, first = STARTS[start]
+            lanes.append(shared.lane(noise, NFE, layout, solver, weight, first, chunk=4))
+        arrays, bank, _ = pack(lanes, NAMES)
+        made = []
+        for i, lane in enumerate(lanes):
+            one = jax.tree.map(lambda x, i=i: x[i], arrays)
+            data = data_of(bank, one)
+            nodes = np.full(COUNT, 0.5)
+            nodes[:4] = NODES
+            if lane.method.first == "end":
+                nodes[0] = s_of_lam(lane.noise.noise_end)
+            y = np.asarray(logits_of(one.range, jnp.asarray(nodes)))
+            made.append(Cell(lane, one, data, y))
+    return made
+
+
+QUICK = compiler_options(jax.default_backend())  # the compilation is most of the time
+
+
+@functools.partial(jax.jit, compiler_options=QUICK)
+def slope(lane: LaneArrays, data: Chunks, y: jax.Array) -> tuple[jax.Array, jax.Array]:
+    bank = data._replace(**{name: getattr(data, name)[None] for name in OF_A_MODEL})
+    levels = Levels(NAMES, "mep", 5, 2, None, None, bank)
+    return log_error(levels, lane._replace(data=0), jnp.asarray(data.problem.shape[0]))(y)
+
+
+@functools.partial(jax.jit, static_argnames="solver", compiler_options=QUICK)
+def plain(data: Chunks, lams: jax.Array, end: jax.Array, solver: str) -> jax.Array:
+    """Residuals [Q B D] of `solvers.sample` on exactly N nodes, relative to the data's standard deviation."""
+    scale = jnp.asarray(deviations())[data.problem, None, None]
+
+    def one(i: jax.Array) -> jax.Array:
+        problem = pick(data.problems, data.problem[i])
+        return solvers.sample(denoiser(problem, data.guidance), lams, data.noise[i], solver=solver, end=end)
+
+    return ((jax.lax.map(one, jnp.arange(data.problem.shape[0])) - data.truth) / scale).reshape(-1)
+
+
+def nodes_by_hand(cell: Cell, y: np.ndarray) -> np.ndarray:
+    """[nodes] in s: gaps of at least SPACING between the model's ends."""
+    free = cell.lane.method.first == "free"
+    upper = s_of_lam(cell.lane.noise.noise_end)
+    upper = min(upper + SPACING, 1.0) if free else upper
+    lower = max(s_of_lam(cell.lane.noise.data_end) - SPACING, 0.0)
+    parts = np.exp(y[: cell.gaps])
+    gaps = SPACING + (upper - lower - SPACING * cell.gaps) * parts / parts.sum()
+    nodes = upper - np.cumsum(gaps)[:-1]
+    return nodes if free else np.concatenate([[upper], nodes])
+
+
+def residual(cell: Cell, y: np.ndarray) -> np.ndarray:
+    """The same of logits."""
+    nodes = nodes_by_hand(cell, y)
+    lams = lam_of_s(np.minimum(nodes, 1.0 - 1e-12))
+    if cell.lane.method.first == "end":
+        lams[0] = cell.lane.noise.noise_end
+    end = np.inf if cell.lane.layout == "node" else lams[-1]
+    return np.asarray(plain(cell.data, jnp.asarray(lams[:NFE]), jnp.asarray(end), cell.lane.method.solver))
+
+
+def differences(cell: Cell, h: float = 1e-3) -> np.ndarray:
+    """[gaps] the derivative of the log of the mean square, by central differences of order 4."""
+
+    def value(y: np.ndarray) -> float:
+        return float(np.log(np.mean(residual(cell, y) ** 2)))
+
+    shifts = h * np.eye(len(cell.y))[: cell.gaps]
+    far, near = (np.array([value(cell.y + a * s) - value(cell.y - a * s) for s in shifts]) for a in (2, 1))
+    return (8.0 * near - far) / (12.0 * h)
+
+
+@pytest.mark.parametrize("index", range(len(CELLS)), ids=["-".join(map(str, cell)) for cell in CELLS])
+def test_value_and_gradient(index: int) -> None:
+    """Padded nodes and the switch over solvers are in the tested side only."""
+    cell = cells()[index]
+    with jax.enable_x64(True):
+        value, gradient = (np.asarray(x) for x in slope(cell.arrays, cell.data, jnp.asarray(cell.y)))
+        r, wanted = residual(cell, cell.y), differences(cell)
+    assert value == pytest.approx(np.log(np.mean(r**2)), rel=1e-10)
+    assert np.abs(wanted).min() > 0 and not gradient[cell.gaps :].any()
+    np.testing.assert_allclose(gradient[: cell.gaps], wanted, rtol=1e-6, atol=1e-6 * np.abs(wanted).max())
+
+
+@pytest.mark.parametrize("index", range(0, len(CELLS), 2), ids=["-".join(map(str, c)) for c in CELLS[::2]])
+def test_logits_and_nodes_are_inverse(index: int) -> None:
+    cell = cells()[index]
+    with jax.enable_x64(True):
+        nodes = np.asarray(nodes_of(cell.arrays.range, jnp.asarray(cell.y)))[: cell.lane.nodes]
+        again = np.asarray(logits_of(cell.arrays.range, nodes_of(cell.arrays.range, jnp.asarray(cell.y))))
+        shifted = np.asarray(nodes_of(cell.arrays.range, jnp.asarray(cell.y + 3.0)))[: cell.lane.nodes]
+    begin = int(cell.lane.method.first == "end")
+    np.testing.assert_allclose(nodes[begin:], NODES[begin : cell.lane.nodes], rtol=0, atol=1e-12)
+    np.testing.assert_allclose(nodes, nodes_by_hand(cell, cell.y), rtol=0, atol=1e-12)
+    np.testing.assert_allclose(again, cell.y, rtol=0, atol=1e-9)
+    np.testing.assert_allclose(shifted, nodes, rtol=0, atol=1e-12)  # only differences of logits count
+
+
+def test_squared_errors_are_those_of_sampling_and_the_exact_flow() -> None:
+    """Of the first chunks only; and the truth is `problems.exact`."""
+    cell = cells()[CELLS.index(("dpmpp-2m", "interval", "pure noise", 5.0))]
+    with jax.enable_x64(True):
+        lams = lams_of(cell.arrays.range, nodes_of(cell.arrays.range, jnp.asarray(cell.y)))
+        weights = weigh(NAMES, cell.arrays, lams)
+        errors = np.asarray(jax.jit(squared_errors)(cell.data, weights, jnp.asarray(3)))
+        wanted = np.mean(residual(cell, cell.y).reshape(len(errors), -1) ** 2, axis=1)
+        problem = jax.tree.map(lambda leaf: jnp.asarray(leaf[1], float), small_family())
+        mine = [i for i, p in enumerate(cell.data.problem) if p == 1]
+        noise = jnp.concatenate([cell.data.noise[i] for i in mine])
+        truth = exact(problem, noise, start=-np.inf, guidance=5.0, steps=64).value
+    np.testing.assert_allclose(errors[:3], wanted[:3], rtol=1e-12)
+    assert len(errors) == 4 and errors[3] == 0
+    np.testing.assert_allclose(truth, np.concatenate([cell.data.truth[i] for i in mine]), rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("names", [("dpmpp-3m", "ddim", "unipc-3-bh1"), ("dpmpp-3m", "ddim"), ("heun", "heun-flow")])
+def test_solvers_made_alike_sample_as_each_alone(names: tuple[str, ...]) -> None:
+    problem = jax.tree.map(lambda leaf: leaf[0], small_family())
+    model = denoiser(problem, 3.0)
+    noise = np.random.default_rng(0).normal(size=(5, 4)).astype(np.float32)
+    lams = np.array([-2.5, -1.0, 0.2, 1.1, 2.0, 9.0], np.float32)  # the last one is padding
+
+    @jax.jit
+    def switched(index: jax.Array, end: jax.Array) -> jax.Array:
+        makers = [functools.partial(solvers.weights, name, jnp.asarray(lams), end=end, nfe=5) for name in names]
+        return solvers.run(model, jax.lax.switch(index, solvers.alike(makers)), noise)
+
+    alone = jax.jit(functools.partial(solvers.sample, model), static_argnames="solver")
+    for i, name in enumerate(names):
+        for end in np.array([np.inf, 2.7], np.float32):
+            found, wanted = switched(jnp.asarray(i), end), alone(lams[:5], noise, solver=name, end=end)
+            np.testing.assert_allclose(found, wanted, rtol=0, atol=5e-6)
+
+
+def test_solvers_of_one_and_two_evaluations_are_not_alike() -> None:
+    makers = [functools.partial(solvers.weights, name, jnp.linspace(-2.0, 2.0, 4)) for name in ("ddim", "heun")]
+    with pytest.raises(ValueError, match="one and of two evaluations"):
+        solvers.alike(makers)
+
+
+def test_an_indefinite_dense_hessian_still_gives_descent() -> None:
+    rng = np.random.default_rng(3)
+    k, rows = 6, 50
+    matrix = rng.normal(size=(rows, k, k))
+    matrix = matrix + matrix.swapaxes(1, 2)
+    gradient = rng.normal(size=(rows, k))
+    gradient[:, [0, -1]] = 0.0
+    values = np.linalg.eigvalsh(matrix[:, 1:-1, 1:-1])
+    assert np.mean((values[:, 0] < 0) & (values[:, -1] > 0)) > 0.8
+    held, none = jnp.zeros(k - 1, bool), jnp.zeros(k - 1)
+
+    @jax.jit
+    @jax.vmap
+    def steps(gradient: jax.Array, matrix: jax.Array, damping: jax.Array) -> jax.Array:
+        return face_step(Expansion(jnp.zeros(()), gradient, matrix), held, none, *jnp.zeros(2), damping)
+
+    free, damped = (np.asarray(steps(gradient, matrix, np.full(rows, d))) for d in (0.0, 10.0))
+    for move in (free, damped):
+        assert np.all(np.isfinite(move)) and not move[:, [0, -1]].any()
+        assert np.all(np.sum(gradient * move, axis=1) < 0)
+    size = np.sqrt(np.abs(np.diagonal(matrix, axis1=1, axis2=2)))
+    assert np.all(np.linalg.norm(size * damped, axis=1) < np.linalg.norm(size * free, axis=1))
+
+
+def test_another_seed_draws_other_noise() -> None:
+    with jax.enable_x64(True):
+        some = [error_data(-3.0, problems=small_family(), samples=8, seed=seed) for seed in (0, 0, 1)]
+    first, again, other = (jax.tree.leaves(data) for data in some)
+    assert all(np.array_equal(x, y) for x, y in zip(first, again, strict=True))
+    assert not np.array_equal(some[0].noise, some[2].noise) and not np.array_equal(some[0].truth, some[2].truth)
+    assert np.array_equal(some[0].importance, some[2].importance)
+    assert len(other) == len(first)
+
+
+@pytest.mark.parametrize("detail", [0.0, 0.5, 1.0])
+def test_detail_weighs_what_varies_little(detail: float) -> None:
+    """By variance^-detail; the data's own variance weighs 1 in all."""
+    with jax.enable_x64(True):
+        data = error_data(-3.0, problems=small_family(), samples=2, detail=detail)
+    variances, counts = spread(data.problems)
+    wanted = counts * variances**-detail
+    np.testing.assert_allclose(data.importance, wanted / (wanted * variances).sum(1, keepdims=True), rtol=1e-5)

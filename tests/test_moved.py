@@ -1,0 +1,45 @@
+"""Modules of older versions forward to where their names are now, and warn."""
+
+from __future__ import annotations
+
+import importlib
+
+import pytest
+
+import hso_jax
+from hso_jax._moved import MOVED
+
+NAMES = {
+    "methods": "SolverError",
+    "methods.hso": "Box",
+    "methods.hso.search": "edm_nodes",
+    "methods.solver_error": "solver_error",
+    "methods.solver_error.coefficients": "Coefficients",
+    "objectives": "Terms",
+    "objectives.mep_spf": "paper_d_min",
+    "objectives.expansion": "expansion",
+    "objectives.solver_error": "error_data",
+    "lower.newton": "face_step",
+    "lower.gaps": "nodes_of",
+    "resuming": "record_of",
+    "upper.checkpoint": "Checkpoint",
+}
+
+
+@pytest.mark.parametrize("module", NAMES)
+def test_an_old_path_gives_the_same_object_and_warns(module: str) -> None:
+    old, name = importlib.import_module(f"hso_jax.{module}"), NAMES[module]
+    with pytest.warns(DeprecationWarning, match=f"hso_jax.{module}.{name} is now hso_jax."):
+        found = getattr(old, name)
+    assert any(getattr(importlib.import_module(f"hso_jax.{place}"), name, None) is found for place in MOVED[module])
+
+
+@pytest.mark.parametrize("module", MOVED)
+def test_every_old_module_imports_and_knows_no_other_name(module: str) -> None:
+    with pytest.raises(AttributeError, match="no_such_name"):
+        importlib.import_module(f"hso_jax.{module}").no_such_name  # noqa: B018
+
+
+def test_the_old_package_is_an_attribute_as_it_was() -> None:
+    with pytest.warns(DeprecationWarning, match=r"now hso_jax\.mep_spf\.mep"):
+        assert hso_jax.objectives.mep is hso_jax.mep
