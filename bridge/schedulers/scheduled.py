@@ -31,7 +31,6 @@ Array = np.ndarray[Any, Any]
 SCHEDULE_KEY = "hso_schedule"
 REPLACED_KEY = "hso_replaced"
 NONSTATIONARY_CLASS = "NonstationaryScheduler"
-_MODULE = "bridge"
 
 
 class Installed:
@@ -227,11 +226,6 @@ def scheduled_class(name: str) -> type:
     """
     check_supported(name)
     parent, row = getattr(diffusers, name), ROWS[name]
-    body: dict[str, Any] = {
-        "__module__": _MODULE,
-        "__doc__": f"`diffusers.{name}` at the levels of a schedule.",
-        "_row": row,
-    }
 
     def __init__(self: Any, *args: Any, **kwargs: Any) -> None:
         Installed.__init__(self, *args, **kwargs)
@@ -244,19 +238,19 @@ def scheduled_class(name: str) -> type:
     __init__.__signature__ = theirs.replace(  # type: ignore[attr-defined]
         parameters=[*theirs.parameters.values(), *ours]
     )
-    body["__init__"] = __init__
-    # Pipelines look in these signatures for `eta` and `generator`, and pass only what they find.
-    body["step"] = _step_like(parent.step)
+    # Pipelines look in the signature of `step` for `eta` and `generator`, and pass only what they find.
+    step = _step_like(parent.step)
+    body: dict[str, Any] = {"__init__": __init__, "__module__": "bridge", "_row": row, "step": step}
+    body["__doc__"] = f"`diffusers.{name}` at the levels of a schedule."
     if hasattr(parent, "batch_step_no_noise"):
         body["batch_step_no_noise"] = _like(parent.batch_step_no_noise, _batch_step_no_noise)
     if not hasattr(parent, "scale_model_input"):  # which pipelines call unless the class is exactly the one they know
         body["scale_model_input"] = _unscaled
     if row.k_scaled:
-        theirs = parent.init_noise_sigma.fget
-        body["init_noise_sigma"] = property(lambda self: init_noise_sigma(self, theirs(self)))
+        parents = parent.init_noise_sigma.fget
+        body["init_noise_sigma"] = property(lambda self: init_noise_sigma(self, parents(self)))
     if row.layout in TABLES or name == "SASolverScheduler":
         body["add_noise"] = _like(parent.add_noise, add_noise)
-    step = body["step"]
     body.update({method: make(parent, step) for method, make in _OWN_METHODS.get(name, {}).items()})
     return type(name, (Installed, parent), body)
 
@@ -282,17 +276,12 @@ def without_schedule(scheduler: Any) -> Any:
     """
     if not isinstance(scheduler, Installed):
         return scheduler
-    plain = plain_of(scheduler.config, type(scheduler).__name__)
+    config = plain_config(scheduler.config)
+    name = type(scheduler).__name__
+    plain = getattr(diffusers, config["_class_name"] if name == NONSTATIONARY_CLASS else name).from_config(config)
     if "alphas_cumprod" in vars(scheduler):  # someone may have set it to what no config says
         plain.alphas_cumprod = scheduler.alphas_cumprod  # type: ignore[attr-defined]
     return plain
-
-
-def plain_of(config: Any, class_name: str) -> Any:
-    """The plain scheduler of a config, maybe with a schedule, that belongs to a class of that name."""
-    kept = plain_config(config)
-    own = kept.get("_class_name") if class_name == NONSTATIONARY_CLASS else class_name
-    return getattr(diffusers, own or class_name).from_config(kept)
 
 
 def plain_config(config: Any) -> dict[str, Any]:
@@ -365,11 +354,9 @@ PURE_NOISE_S = 1.0 - 1e-6
 class Levels:
     """What is written into a scheduler by `set_timesteps`, and shown to its parent's `step`; made once.
 
-    Attributes:
-        alphas, sigmas: [N + 1] of the nodes and of the end (alpha 1, sigma 0 for a clean one), in the class's scaling.
-        nodes: [N] timesteps of the nodes, float32.
-        written: name -> array of the attributes to set ("timesteps" goes to the caller's device).
-        table: [K] alphas_cumprod of the nodes, rising in noise, for the classes that step through a training table.
+    `alphas`, `sigmas` [N + 1] are those of the nodes and of the end (1 and 0 for a clean one), in the class's scaling;
+    `nodes` [N] the nodes' timesteps; `written` the attributes to set; `table` [K] the nodes' alphas_cumprod, rising in
+    noise, for the classes that step through a training table.
     """
 
     def __init__(self, schedule: Schedule, row: Row, nodes: Array, written: Mapping[str, Array]) -> None:
@@ -407,10 +394,9 @@ class Levels:
     def shown(self, scheduler: Any, timestep: Any) -> tuple[Any, dict[str, Any]]:
         """What the parent's `step` must see where the class has no attribute for a schedule's levels.
 
-        Returns:
-            The timestep to pass on, and attributes to replace for the time of the step. For "table" and "plms" the
-            schedule becomes the model's whole training table, and the timestep its row, so that one stride of the
-            parent is one step of the schedule. TCD's last step, to training level 0, is shown clean data there.
+        The timestep to pass on, and attributes to replace for the time of the step. For "table" and "plms" the schedule
+        becomes the model's whole training table, and the timestep its row, so that one stride of the parent is one step
+        of the schedule. TCD's last step, to training level 0, is shown clean data there.
         """
         node = self.place(timestep)
         if self.table is None:
@@ -472,9 +458,7 @@ def _two_evaluations(
         again = np.asarray(noise.timestep(_time_of(noise, -np.log(middle[middle > 0]))))
     else:
         again = np.append(steps[1:], end_timestep(schedule))
-    if (
-        row.layout == "ancestral"
-    ):  # its middle level, between sigma and what the noise does not make up for, is the next
+    if row.layout == "ancestral":  # the middle level, between sigma and what the noise leaves open, is the next
         down = np.append(sigmas[1:] ** 2 / sigmas[:-1], 0.0)
         up = np.append(np.sqrt(np.maximum(sigmas[1:] ** 2 - down[:-1] ** 2, 0.0)), 0.0)
         between = {"sigmas_up": up, "sigmas_down": down, "sigmas_interpol": np.append(sigmas[1:], 0.0)}
@@ -551,13 +535,9 @@ def init_noise_sigma(scheduler: Any, parents: Any) -> Any:
 
 
 def add_noise(scheduler: Any, original_samples: Any, noise: Any, timesteps: Any) -> Any:
-    """`alpha x_0 + sigma noise` at nodes of the schedule (the parent indexes its training table, with integers).
+    """`alpha x_0 + sigma noise` [B, ...] at nodes of the schedule; timesteps [B] or one for all.
 
-    Args:
-        scheduler: with an installed schedule.
-        original_samples: [B, ...] clean data.
-        noise: [B, ...] standard normal.
-        timesteps: [B], or one for all, of the schedule.
+    (The parent indexes its training table, with integers.)
     """
     levels: Levels = scheduler._levels
     nodes = [levels.place(t) for t in torch.as_tensor(timesteps).flatten()]

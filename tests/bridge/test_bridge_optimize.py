@@ -151,7 +151,7 @@ def test_the_search_on_the_solver_s_error_too(asked: list[dict[str, Any]], capsy
         (
             "PixArtAlphaPipeline",
             {"method": "zoo", "guidance": 1.0},
-            "before: DPMSolverMultistepScheduler, levels: its own\n"
+            "before: DPMSolverMultistepScheduler, levels: sgm-uniform\n"
             "now:    6 steps of dpmpp-2m, levels: solver-error, for guidance 1 (as asked)\n"
             "call:   pipe(..., num_inference_steps=6)\n"
             "undo:   pipe.scheduler = bridge.without_schedule(pipe.scheduler)\n",
@@ -167,7 +167,9 @@ def test_four_lines_say_what_was_done_and_how_to_undo_it(
     said = capsys.readouterr().err
     assert said == f"{cls}\n{lines}"
     exec(said.partition("undo:   ")[2], {"pipe": pipe, "bridge": bridge})
-    assert type(pipe.scheduler) is type(plain) and pipe.scheduler.config == plain.config
+    assert type(pipe.scheduler) is type(plain)
+    now, then = ({k: v for k, v in x.config.items() if k[0] != "_"} for x in (pipe.scheduler, plain))
+    assert now == then
 
 
 class Called(SimpleNamespace):
@@ -215,6 +217,7 @@ def test_a_weight_that_is_not_shipped_becomes_the_nearest(capsys: pytest.Capture
     assert "guidance 7.5 (shipped; the nearest to 9, the pipeline's default guidance_scale)" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_with_the_real_search() -> None:
     pipe = SimpleNamespace(scheduler=diffusers.DPMSolverMultistepScheduler(**SD))
     schedule = optimize_pipeline(pipe, 4, method="hso", effort=Effort(population=8, generations=2))
