@@ -22,6 +22,7 @@ from typing import Any
 import diffusers
 import numpy as np
 
+import hso_jax
 from bridge.noise_of import adds_noise, check_pipeline, noise_schedule_of, solver_of
 from bridge.schedulers.checks import check_use
 from bridge.schedulers.install import (
@@ -35,20 +36,18 @@ from bridge.schedulers.install import (
 )
 from bridge.schedulers.nonstationary import NonstationaryScheduler
 from bridge.schedulers.scheduled import Installed, without_schedule
-from hso_jax import recommendation
 from hso_jax.baselines import baseline, inapplicable
 from hso_jax.batch import Progress
 from hso_jax.bilevel import Effort
 from hso_jax.checks import brief, check_nfe, choice
-from hso_jax.distilled import MOST_STEPS, named_in, of_class, of_configs, t_of_s
 from hso_jax.lane import Method
 from hso_jax.noise import NoiseSchedule, flow
 from hso_jax.profile import Profile
-from hso_jax.recommendation import Before, Recommendation
 from hso_jax.schedule import Origin, Schedule
 from hso_jax.searches import METHODS, not_searched, search
-from hso_jax.shelf.predicted import RULES
-from hso_jax.shelf.shipped import NotShippedError, nearest_guidance, zoo
+from hso_jax.shipped.distilled import MOST_STEPS, named_in, of_class, of_configs, t_of_s
+from hso_jax.shipped.recommend import Before, Recommendation
+from hso_jax.shipped.zoo import RULES, NotInZooError, nearest_guidance, zoo
 from hso_jax.solver_error_method import SolverError
 from hso_jax.solvers import EVERY, canonical
 
@@ -103,7 +102,7 @@ def recommend(
         scm = type(pipe.scheduler).__name__ == "SCMScheduler"
         noise = flow(1.0) if scm else noise_schedule_of(pipe, image_seq_len=image_seq_len, mu=mu)
     usual, why = usual_guidance(pipe)
-    found = recommendation.recommend(
+    found = hso_jax.recommend(
         noise, nfe, guidance=guidance, solver=solver, distilled=told[0] if told else distilled, usual=usual
     )
     now = current_sampling(pipe, noise, nfe)
@@ -180,7 +179,7 @@ def optimize_pipeline(
     if method == "recommend":
         try:
             return _recommended(pipe, nfe, noise, for_solver)
-        except NotShippedError as error:
+        except NotInZooError as error:
             print(f"{error.why}; a search on the solver's error takes its place", file=sys.stderr)
         method = "solver-error"
         for_solver["solver"] = solver or own_solver(pipe.scheduler) or _FALLBACK
@@ -278,7 +277,7 @@ def _found(
     if method == "zoo":
         try:
             schedule = zoo(noise, nfe, **for_solver)
-        except NotShippedError as error:
+        except NotInZooError as error:
             raise ValueError(f"{error.why}; use method='solver-error', which searches") from error
     else:
         with _progress(f"searching nodes for N = {nfe}" + (f", solver {solver}" if solver else "")):

@@ -82,11 +82,15 @@ def run(
         parts, done = rows_of(records, lambda: jax.eval_shape(compiled, first, shared), total)
         if progress is not None and done:
             progress(done, total)
-    for begin in range(done, total, size):
+
+    def start(begin: int) -> Any:
         # The last chunk is filled up with the last lane: one shape, one compilation.
         rows = np.minimum(np.arange(begin, begin + size), total - 1)
-        part = jax.tree.map(lambda column: column[rows], lanes)  # noqa: B023
-        found = compiled(_placed(part, mesh, spread), shared)
+        return compiled(_placed(jax.tree.map(lambda column: column[rows], lanes), mesh, spread), shared)
+
+    ahead = start(done) if done < total else None
+    for begin in range(done, total, size):
+        found, ahead = ahead, start(begin + size) if begin + size < total else None  # the device waits for no host
         found = multihost_utils.process_allgather(found, tiled=True) if jax.process_count() > 1 else found
         kept = min(size, total - begin)
         parts.append(jax.tree.map(lambda x: np.asarray(x)[:kept], found))  # noqa: B023

@@ -19,7 +19,7 @@ from matplotlib.ticker import MaxNLocator
 from hso_jax.checks import printable
 from hso_jax.compiling import under_jax_defaults
 from hso_jax.files import MARK
-from hso_jax.hso import Box, edm_nodes
+from hso_jax.hso import Box, edm_nodes, times_even_in_lam
 from hso_jax.noise import PRESETS, NoiseSchedule, preset
 from hso_jax.schedule import LAYOUTS, Schedule
 from hso_jax.searches import refine
@@ -137,7 +137,8 @@ def landscape_figure(schedule: Schedule, noise: NoiseSchedule | None = None) -> 
         raise ValueError("a schedule of one node has no MEP")
     t_eps = np.linspace(max(0.005, float(noise.t_min)), 0.12, _GRID)
     t_max = np.linspace(0.85, float(noise.t_max), _GRID)
-    value, gap = _landscape(noise, jnp.asarray(t_eps), jnp.asarray(t_max), intervals, schedule.origin.p)
+    times = jnp.asarray(times_even_in_lam(noise))
+    value, gap = _landscape(noise, jnp.asarray(t_eps), jnp.asarray(t_max), times, intervals, schedule.origin.p)
     figure = Figure(figsize=(7.4, 5.4), layout="constrained")
     panel = figure.subplots()
     filled = panel.contourf(t_eps, t_max, np.asarray(value).T, 24, cmap="viridis_r")
@@ -177,11 +178,11 @@ def landscape_figure(schedule: Schedule, noise: NoiseSchedule | None = None) -> 
 @under_jax_defaults
 @functools.partial(jax.jit, static_argnames="intervals")
 def _landscape(
-    noise: NoiseSchedule, t_eps: jax.Array, t_max: jax.Array, intervals: int, p: float
+    noise: NoiseSchedule, t_eps: jax.Array, t_max: jax.Array, times: jax.Array, intervals: int, p: float
 ) -> tuple[jax.Array, jax.Array]:
     def at(end: jax.Array, top: jax.Array) -> tuple[jax.Array, jax.Array]:
         psi = jnp.stack([jnp.asarray(7.0, end.dtype), end, top])
-        start = edm_nodes(noise, psi, intervals + 1, jnp.asarray(intervals))
+        start = edm_nodes(noise, psi, intervals + 1, jnp.asarray(intervals), times)
         found = refine(noise, start, t_max=top, t_eps=end, p=p, max_steps=8)
         return found.value, jnp.min(found.t[:-1] - found.t[1:])
 

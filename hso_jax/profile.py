@@ -16,8 +16,7 @@ import numpy as np
 from hso_jax.checks import brief, check_guidance, choice, is_number, number, numbers, whole
 from hso_jax.compiling import random_key
 from hso_jax.files import PROFILE_FORMAT, parse_json, read_text, write_whole
-from hso_jax.noise import NoiseSchedule
-from hso_jax.noise.noise_schedule import PREDICTIONS, check_noise
+from hso_jax.noise import PREDICTIONS, NoiseSchedule, check_noise
 from hso_jax.problems.bank import Bank, collect
 from hso_jax.problems.mixture import family, shrunk
 from hso_jax.problems.model_error import ModelError

@@ -8,8 +8,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from hso_jax.noise import PRESETS, NoiseSchedule, discrete, edm, flow, preset
-from hso_jax.noise.ends import first_lam
+from hso_jax.noise import PRESETS, NoiseSchedule, discrete, edm, first_lam, flow, preset
 from hso_jax.schedule import Schedule
 
 FROM_MODEL = "from MODEL"
@@ -205,7 +204,7 @@ def refuse_misfit(made_for: Levels, model: Any, schedule: Schedule | None = None
         made_for: the model they were made for, or the sigmas themselves.
         model: a ComfyUI MODEL.
         schedule: whose sigmas `made_for` are: the largest may be as little as half of the MODEL's, or where so many
-            steps of it begin by default (`noise.ends.first_lam`). Without, `made_for` is a model's whole range, which
+            steps of it begin by default (`noise.first_lam`). Without, `made_for` is a model's whole range, which
             must end where the MODEL's does.
 
     Raises:

@@ -6,10 +6,9 @@ import functools
 
 import numpy as np
 
-from hso_jax.noise import PRESETS, NoiseSchedule, preset
-from hso_jax.noise.ends import first_lam, lam_of_s, s_of_lam
+from hso_jax.noise import PRESETS, NoiseSchedule, first_lam, lam_of_s, preset, s_of_lam
 from hso_jax.schedule import Origin, Schedule
-from hso_jax.shelf.shipped import MAX_NFE, SOLVERS, nearest_guidance, shelf_key, shipped_guidance, zoo
+from hso_jax.shipped.zoo import MAX_NFE, SOLVERS, nearest_guidance, shipped_guidance, zoo, zoo_key
 from hso_jax.solvers import canonical
 
 
@@ -60,13 +59,13 @@ def fitted(noise: NoiseSchedule, nfe: int, guidance: float, solver: str | None =
 
 def _nearest(noise: NoiseSchedule) -> NoiseSchedule:
     """The preset with shipped schedules whose ends are nearest; first of all it has the kind of error and of end."""
-    end, data_end, unbounded = shelf_key(noise)
+    end, data_end, unbounded = zoo_key(noise)
 
     def distance(other: tuple[float | None, float, bool]) -> tuple[bool, bool, float, float]:
         far = abs((other[0] or 0.0) - (end or 0.0))
         return (other[0] is None) != (end is None), other[2] != unbounded, far, abs(other[1] - data_end)
 
-    return min(_shipped(), key=lambda other: distance(shelf_key(other)))
+    return min(_shipped(), key=lambda other: distance(zoo_key(other)))
 
 
 @functools.cache

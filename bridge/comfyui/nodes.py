@@ -15,7 +15,7 @@ from hso_jax import optional_jax, schedule_file
 from hso_jax.baselines import BASELINES, baseline
 from hso_jax.noise import PRESETS, NoiseSchedule
 from hso_jax.schedule import LAYOUTS, Schedule
-from hso_jax.shelf.shipped import SOLVERS, zoo
+from hso_jax.shipped.zoo import SOLVERS, zoo
 from hso_jax.solvers import NONSTATIONARY, canonical
 
 from .connected import FAMILIES, FROM_MODEL, Levels, chosen_noise, refuse_misfit

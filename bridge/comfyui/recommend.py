@@ -6,9 +6,9 @@ from typing import Any
 
 import torch
 
-from hso_jax.distilled import DISTILLATIONS, own_grid
-from hso_jax.recommendation import recommend
-from hso_jax.shelf.shipped import MAX_NFE, NotShippedError
+from hso_jax.shipped.distilled import DISTILLATIONS, own_grid
+from hso_jax.shipped.recommend import recommend
+from hso_jax.shipped.zoo import MAX_NFE, NotInZooError
 
 from .connected import FAMILIES, FROM_MODEL, chosen_noise, noise_of, scaling_of, usual_guidance
 from .fallback import fitted
@@ -70,7 +70,7 @@ class HsoRecommend:
         distilled = False if scaling_of(diffusion_model).unscaled else None
         try:
             found = recommend(noise, total, guidance=weight, usual=usual, distilled=distilled)
-        except NotShippedError:
+        except NotInZooError:
             schedule, why = fitted(noise, total, weight)
             return *sampler_and_sigmas(schedule, steps, diffusion_model), why
         if found.distilled is not None:

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from hso_jax.noise.refused_classes import REFUSED, unknown
+from hso_jax.noise.from_config import REFUSED, unknown
 from hso_jax.schedule import Schedule
 
 Array = np.ndarray[Any, Any]

@@ -8,8 +8,7 @@ from pathlib import Path
 
 from hso_jax.checks import nearest, printable
 from hso_jax.cli import terminal
-from hso_jax.noise import PRESETS, NoiseSchedule, from_config, preset
-from hso_jax.noise.presets import preset_name
+from hso_jax.noise import PRESETS, NoiseSchedule, from_config, preset, preset_name
 
 DEFAULT_MODEL = "sd21-base"
 QUIET = "print nothing but errors and what was asked for as JSON or on standard output"

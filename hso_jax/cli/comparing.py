@@ -16,10 +16,10 @@ from hso_jax.cli.searches import exit_code
 from hso_jax.files import check_writable, figure_kind, write_all
 from hso_jax.hso import Hso
 from hso_jax.noise import PRESETS, NoiseSchedule
-from hso_jax.recommendation import recommend
 from hso_jax.schedule import LAYOUTS, Schedule
 from hso_jax.searches import lanes, search_many
-from hso_jax.shelf.shipped import NotShippedError
+from hso_jax.shipped.recommend import recommend
+from hso_jax.shipped.zoo import NotInZooError
 from hso_jax.solver_error_method import solver_error
 
 SOLVER = "dpmpp-2m"
@@ -120,7 +120,7 @@ def _recommended(noise: NoiseSchedule, nfe: int, solver: str, weight: float, ski
     for kept in (solver, None):
         try:
             best = recommend(noise, nfe, guidance=weight, solver=kept, distilled=False).schedule
-        except NotShippedError as error:
+        except NotInZooError as error:
             skipped.append(f"a recommendation at N = {nfe}: {error.why}")
         else:
             found += [best] if best not in found else []

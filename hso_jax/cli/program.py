@@ -165,7 +165,7 @@ def parser_for(argv: Sequence[str]) -> argparse.ArgumentParser:
 
 def _with_command(error: ValueError) -> str:
     """The message; what is to be searched for as a command, not as Python."""
-    why = getattr(error, "why", None)  # of the zoo's NotShippedError, which is not imported for every command
+    why = getattr(error, "why", None)  # of the zoo's NotInZooError, which is not imported for every command
     if why is None:
         return str(error)
     solver = "" if error.solver is None else f" --solver {error.solver}"  # type: ignore[attr-defined]

@@ -13,11 +13,11 @@ from hso_jax import schedule_file
 from hso_jax.checks import printable
 from hso_jax.cli import arguments, tables, terminal
 from hso_jax.cli.arguments import DEFAULT_MODEL
-from hso_jax.distilled import DISTILLATIONS, of_folder
 from hso_jax.files import check_writable, is_stdout, json_text, write_all
 from hso_jax.noise import PRESETS
-from hso_jax.recommendation import SHIPPED, Recommendation, recommend
-from hso_jax.shelf.shipped import CHOICES
+from hso_jax.shipped.distilled import DISTILLATIONS, of_folder
+from hso_jax.shipped.recommend import SHIPPED, Recommendation, recommend
+from hso_jax.shipped.zoo import CHOICES
 
 
 def add_parsers(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:

@@ -18,7 +18,7 @@ from hso_jax.lane import Lane, Method
 from hso_jax.noise import PRESETS, NoiseSchedule
 from hso_jax.schedule import LAYOUTS, Schedule
 from hso_jax.searches import METHODS, lanes, not_searched, search_many
-from hso_jax.shelf.shipped import CHOICES, zoo
+from hso_jax.shipped.zoo import CHOICES, zoo
 from hso_jax.solver_error_method import SolverError
 
 EXIT_NOT_CONVERGED = 1

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from hso_jax.noise.noise_schedule import Array, namespace
+from hso_jax.noise import Array, namespace
 from hso_jax.solvers.weights import Grid, Weights, before, phi
 
 _LOWERED_BELOW = 15

@@ -18,6 +18,7 @@ import torch
 from cases import FLOW, SD, noise_of
 from diffusers import SchedulerMixin
 from diffusers.utils import is_torchsde_available
+from hso_jax.noise.noise_schedule import NoiseSchedule
 
 import bridge
 from bridge import noise_schedule_of, with_schedule
@@ -25,10 +26,8 @@ from bridge.schedulers.rows import INSTEAD, ROWS
 from hso_jax import from_config
 from hso_jax.baselines import baseline
 from hso_jax.noise import flux2_shift
-from hso_jax.noise.from_config import CLASSES, READERS
-from hso_jax.noise.noise_schedule import NoiseSchedule
-from hso_jax.noise.refused_classes import REFUSED
-from hso_jax.noise.variance_preserving import BETA_RULES
+from hso_jax.noise.families import BETA_RULES
+from hso_jax.noise.from_config import CLASSES, READERS, REFUSED
 from hso_jax.schedule import Schedule
 
 

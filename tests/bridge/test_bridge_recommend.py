@@ -19,7 +19,7 @@ from bridge.recommending import active_loras, distillation_of, guidance_call, ru
 from hso_jax import SolverError
 from hso_jax.bilevel import Effort
 from hso_jax.noise import edm, flow, preset
-from hso_jax.recommendation import OWN, Before
+from hso_jax.shipped.recommend import OWN, Before
 
 LEADING = {**SD, "timestep_spacing": "leading", "steps_offset": 1}
 DYNAMIC = {"use_dynamic_shifting": True, "base_shift": 0.5, "max_shift": 1.15}

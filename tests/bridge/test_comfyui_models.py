@@ -22,7 +22,7 @@ import hso_jax
 from bridge import sample
 from hso_jax import baseline, preset, save, solver_error, zoo
 from hso_jax.baselines import inapplicable
-from hso_jax.noise.variance_preserving import beta_table, rescale_zero_terminal_snr
+from hso_jax.noise.families import beta_table, rescale_zero_terminal_snr
 from hso_jax.optional_jax import INSTALLED
 
 COMFYUI_ZERO = 4.8973451890853435e-08

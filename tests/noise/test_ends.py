@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from hso_jax import noise, preset
-from hso_jax.noise.ends import first_lam, lam_of_s, s_of_lam
+from hso_jax.noise import first_lam, lam_of_s, s_of_lam
 
 
 @pytest.mark.parametrize("model", ["pixart-alpha", "ddpm-cifar10", "dit-xl-2"])

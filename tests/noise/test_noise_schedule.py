@@ -13,7 +13,7 @@ import pytest
 
 from hso_jax.hso import stack
 from hso_jax.noise import NoiseSchedule, alpha_sigma, cosine, discrete, preset
-from hso_jax.noise.noise_schedule import cubic_coefficients, from_knots
+from hso_jax.noise.schedule import cubic_coefficients, from_knots
 
 ALL = problems.every_noise()
 CLOSED = problems.CLOSED_FORMS
@@ -260,7 +260,7 @@ def test_derivatives_of_the_inverse_are_right_to_second_order(name: str) -> None
         reverse = jax.jacrev(jax.jacrev(noise.t_of_lam))(lam)
     assert first == pytest.approx(1.0 / slope, rel=1e-9)
     assert second == pytest.approx(-bend / slope**3, rel=1e-6)
-    assert reverse == pytest.approx(second, rel=1e-9)
+    assert reverse == pytest.approx(float(second), rel=1e-9)
 
 
 @pytest.mark.parametrize("name", [*problems.TABLES][:1])

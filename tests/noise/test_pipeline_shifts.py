@@ -17,7 +17,7 @@ import pytest
 from hso_jax import from_config, preset
 from hso_jax.cli import arguments, main
 from hso_jax.noise import flux2_shift
-from hso_jax.noise.rectified_flow import MU_RULES, pipeline_mu
+from hso_jax.noise.shifts import MU_RULES, pipeline_mu
 
 FLOW = {"_class_name": "FlowMatchEulerDiscreteScheduler", "use_dynamic_shifting": True}
 # The config of a published model, with values of its own everywhere.

@@ -15,8 +15,7 @@ from typing import NamedTuple
 import numpy as np
 
 from hso_jax.files import read_json
-from hso_jax.noise import NoiseSchedule
-from hso_jax.noise.rectified_flow import flow
+from hso_jax.noise import NoiseSchedule, flow
 from hso_jax.schedule import Origin, Schedule
 
 MOST_STEPS = 8
@@ -306,7 +305,8 @@ def own_grid(kind: str, noise: NoiseSchedule, nfe: int) -> Schedule:
             raise ValueError(f"nfe is {nfe}; {entry.words} has {LCM_LEVELS} levels")
         grid = np.arange(LCM_LEVELS, 0, -1) * (levels // LCM_LEVELS)
         t = grid[np.floor(np.linspace(0, LCM_LEVELS, nfe, endpoint=False)).astype(int)] / levels
-    return Schedule.from_t(noise, np.clip(t, float(noise.t_min), float(noise.t_max)), origin=origin)
+    first = 1.0 if noise.kind == "flow" else float(noise.t_max)  # a flow's sampler begins at s = 1 itself
+    return Schedule.from_t(noise, np.clip(t, float(noise.t_min), first), origin=origin)
 
 
 def _s_of_t(noise: NoiseSchedule, t: float) -> float:

@@ -12,13 +12,10 @@ from typing import NamedTuple
 from hso_jax import solvers
 from hso_jax.baselines import baseline
 from hso_jax.checks import check_guidance, check_nfe, choice
-from hso_jax.distilled import DISTILLATIONS, FEW_STEP, MOST_STEPS, named_in, own_grid
-from hso_jax.noise import PRESETS, NoiseSchedule, preset
-from hso_jax.noise.noise_schedule import check_noise
-from hso_jax.noise.presets import preset_name
+from hso_jax.noise import NoiseSchedule, named
 from hso_jax.schedule import Schedule
-from hso_jax.shelf.predicted import HSO, RULES, rule_errors
-from hso_jax.shelf.shipped import CHOICES, SOLVERS, nearest_guidance, zoo
+from hso_jax.shipped.distilled import DISTILLATIONS, FEW_STEP, MOST_STEPS, named_in, own_grid
+from hso_jax.shipped.zoo import CHOICES, HSO, RULES, SOLVERS, nearest_guidance, rule_errors, zoo
 
 GAIN = 0.1
 """Share of the best known solver's error that coefficients of their own must save to be recommended. What they save on
@@ -130,19 +127,18 @@ def recommend(
             without guidance. Embedded guidance (FLUX) is none: its weight here is 1.
         solver: "ddim" (Euler), "dpmpp-2m", "unipc-2", "unipc-3" by any of their names
             (`hso_jax.solvers.canonical`), "nonstationary"; by default the best.
-        distilled: a key of `hso_jax.distilled.DISTILLATIONS` ("lightning", "lcm", ...): such a model gets its own grid.
-            False says that it is none. By default the name decides, and N and guidance: at most 8 steps without
-            guidance, asked for at a model that is used with it.
+        distilled: a key of `hso_jax.shipped.distilled.DISTILLATIONS` ("lightning", "lcm", ...): such a model gets its
+            own grid. False says that it is none. By default the name decides, and N and guidance: at most 8 steps
+            without guidance, asked for at a model that is used with it.
         usual: the weight that the model is used with, if it is no preset's.
 
     Raises:
         ValueError: for an unknown model, solver or distillation, N outside 1..20, or a noise schedule that nothing is
             shipped for; the message says how to search instead.
     """
-    noise = preset(model) if isinstance(model, str) else check_noise(model)
+    noise, facts = named(model)
     check_nfe(nfe)
-    if usual is None:
-        usual = PRESETS[preset_name(model)].guidance if isinstance(model, str) else 1.0
+    usual = facts.guidance if usual is None else usual
     asked = check_guidance(guidance, usual)
     if solver is not None:
         solver = solvers.canonical(solver, CHOICES)

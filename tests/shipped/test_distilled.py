@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 
 from hso_jax import preset
-from hso_jax.distilled import DISTILLATIONS, named_in, of_class, of_folder, own_grid
 from hso_jax.noise import PRESETS, flow
+from hso_jax.shipped.distilled import DISTILLATIONS, named_in, of_class, of_folder, own_grid
 
 TOLD = {
     "few-step": """
