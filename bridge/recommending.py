@@ -46,7 +46,7 @@ from hso_jax.profile import Profile
 from hso_jax.schedule import Origin, Schedule
 from hso_jax.searches import METHODS, not_searched, search
 from hso_jax.shipped.distilled import MOST_STEPS, named_in, of_class, of_configs, t_of_s
-from hso_jax.shipped.recommend import Before, Recommendation
+from hso_jax.shipped.recommend import CurrentSampling, Recommendation
 from hso_jax.shipped.zoo import RULES, NotInZooError, nearest_guidance, zoo
 from hso_jax.solver_error_method import SolverError
 from hso_jax.solvers import EVERY, canonical
@@ -295,7 +295,7 @@ def _nearest_to(wanted: float, weight: float, why: str) -> str:
     return why if weight == wanted else f"shipped; the nearest to {wanted:g}, {why}"
 
 
-def _said(pipe: Any, before: Any, now: Before, schedule: Schedule, why: str, order: str = "") -> str:
+def _said(pipe: Any, before: Any, now: CurrentSampling, schedule: Schedule, why: str, order: str = "") -> str:
     """What an installation is reported by: what was there, what is there, how to call it and how to undo it."""
     solver = now.solver if schedule.solver == "any" else schedule.solver
     found_for = "any guidance" if schedule.guidance is None else f"guidance {schedule.guidance:g} ({why})"
@@ -332,14 +332,14 @@ def _progress(words: str) -> Iterator[None]:
         teller.join()
 
 
-def current_sampling(pipe: Any, noise: NoiseSchedule, nfe: int) -> Before:
+def current_sampling(pipe: Any, noise: NoiseSchedule, nfe: int) -> CurrentSampling:
     """The solver and the nodes that a pipeline samples with now."""
     scheduler = pipe.scheduler
     if isinstance(scheduler, Installed):
         installed = scheduler.schedule
         nodes = installed.method if installed.nfe == nfe else f"{installed.method} for N = {installed.nfe}"
-        return Before(installed.solver if installed.solver != "any" else _solver(scheduler), nodes, None)
-    return Before(_solver(scheduler), rule_of(pipe, noise, nfe), None)
+        return CurrentSampling(installed.solver if installed.solver != "any" else _solver(scheduler), nodes, None)
+    return CurrentSampling(_solver(scheduler), rule_of(pipe, noise, nfe), None)
 
 
 def _solver(scheduler: Any) -> str:

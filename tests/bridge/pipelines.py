@@ -254,7 +254,16 @@ class Family(NamedTuple):
         pipe.set_progress_bar_config(disable=True)
         return pipe
 
+    def shared(self) -> Any:
+        """The pipeline, built once a process, with its own scheduler: for tests that change that alone."""
+        if self.name not in _BUILT:
+            pipe = self.build()
+            _BUILT[self.name] = pipe, pipe.scheduler
+        pipe, pipe.scheduler = _BUILT[self.name]
+        return pipe
 
+
+_BUILT: dict[str, tuple[Any, Any]] = {}
 _PROMPT = {"prompt": "a small fox", "height": 16, "width": 16}
 _IMAGE = {"prompt": "a small fox", "image": picture()}
 _INPAINT = {"prompt": "a small fox", "image": picture(), "mask_image": mask(), "height": 16, "width": 16}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import json
 import re
 import time
@@ -36,11 +35,6 @@ from hso_jax.noise import NoiseSchedule
 from hso_jax.profile import Profile
 from hso_jax.schedule import Schedule
 from hso_jax.schedule_file import to_json
-
-
-@functools.cache
-def built(cls: str) -> Any:
-    return family_of(cls).build()
 
 
 @pytest.fixture
@@ -115,7 +109,7 @@ def test_a_failure_leaves_the_pipeline_as_it_was(asked: list[dict[str, Any]]) ->
 def test_the_zoo_is_asked_for_the_pipelines_guidance_and_says_so(
     cls: str, weight: float, why: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    pipe = built(cls)
+    pipe = family_of(cls).shared()
     schedule = optimize_pipeline(pipe, 6, method="zoo")
     assert schedule.guidance == weight
     said = capsys.readouterr().err
@@ -125,7 +119,7 @@ def test_the_zoo_is_asked_for_the_pipelines_guidance_and_says_so(
 
 
 def test_the_search_on_the_solver_s_error_too(asked: list[dict[str, Any]], capsys: pytest.CaptureFixture[str]) -> None:
-    pipe = built("StableDiffusionPipeline")
+    pipe = family_of("StableDiffusionPipeline").shared()
     optimize_pipeline(pipe, 4, method="solver-error")
     assert asked[0]["method"].guidance == 7.5
     optimize_pipeline(pipe, 4, method="hso")
@@ -264,7 +258,7 @@ def test_the_solver_that_is_asked_for_takes_the_steps(
     has: str, asked: str, cls: str, config: dict[str, Any], door: str
 ) -> None:
     """The samples are those of diffusers' own class for the solver, at the same nodes."""
-    pipe = built("StableDiffusionPipeline")
+    pipe = family_of("StableDiffusionPipeline").shared()
     clips = {"clip_sample": False} if "clip_sample" in config else {}  # as DDIM clips, the noise keeps its direction
     pipe.scheduler = getattr(diffusers, has)(**SD, **clips)
     DOORS[door](pipe, asked)

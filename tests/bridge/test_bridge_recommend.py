@@ -19,7 +19,7 @@ from bridge.recommending import active_loras, distillation_of, guidance_call, ru
 from hso_jax import SolverError
 from hso_jax.bilevel import Effort
 from hso_jax.noise import edm, flow, preset
-from hso_jax.shipped.recommend import OWN, Before
+from hso_jax.shipped.recommend import OWN, CurrentSampling
 
 LEADING = {**SD, "timestep_spacing": "leading", "steps_offset": 1}
 DYNAMIC = {"use_dynamic_shifting": True, "base_shift": 0.5, "max_shift": 1.15}
@@ -99,7 +99,7 @@ def test_the_solver_is_kept_where_it_is_asked_for() -> None:
 
 def test_solvers_that_are_not_known_are_named() -> None:
     found = bridge.recommend(pipeline(diffusers.EulerAncestralDiscreteScheduler(**SD)), 6)
-    assert found.before == Before("EulerAncestralDiscreteScheduler", "linspace", None)
+    assert found.before == CurrentSampling("EulerAncestralDiscreteScheduler", "linspace", None)
     assert "EulerAncestralDiscreteScheduler" in found.reason
 
 
@@ -180,14 +180,14 @@ def test_few_steps_without_guidance_are_a_distilled_model_s() -> None:
 
 @pytest.mark.parametrize("family", ["StableDiffusionXLPipeline", "StableDiffusion3Pipeline", "FluxPipeline"])
 def test_optimize_pipeline_installs_it(family: str, capsys: pytest.CaptureFixture[str]) -> None:
-    pipe = family_of(family).build()
+    pipe = family_of(family).shared()
     best = bridge.recommend(pipe, 6)
     schedule = bridge.optimize_pipeline(pipe, 6)
     assert schedule == best.schedule
     said = capsys.readouterr().err
     assert said.startswith(f"{family}\nbefore: ") and f"now:    6 steps of {best.solver}, " in said
     np.testing.assert_allclose(bridge.schedule_of(pipe).timesteps, schedule.timesteps)
-    assert bridge.recommend(pipe, 6).before == Before("nonstationary", "solver-error", best.error)
+    assert bridge.recommend(pipe, 6).before == CurrentSampling("nonstationary", "solver-error", best.error)
 
 
 def test_a_known_solver_is_installed_in_its_own_class_or_as_coefficients() -> None:

@@ -76,7 +76,7 @@ def wanted(schedule: Schedule, family: Family, skip: int = 0) -> np.ndarray:
 @pytest.mark.parametrize(("family", "solver"), WITH_SOLVERS, ids=lambda x: getattr(x, "name", x))
 @pytest.mark.parametrize("end", ["clean", "t_eps"])
 def test_the_network_is_told_the_schedules_timesteps(family: Family, solver: str, end: str) -> None:
-    pipe = family.build()
+    pipe = family.shared()
     use(pipe, family, solver)
     assert type(pipe.scheduler) is getattr(diffusers, solver)
     call = {"strength": 1.0} if family.strength else {}
@@ -93,7 +93,7 @@ def test_the_network_is_told_the_schedules_timesteps(family: Family, solver: str
 
 @pytest.mark.parametrize("family", FAMILIES, ids=lambda family: family.name)
 def test_another_number_of_steps_raises(family: Family) -> None:
-    pipe = family.build()
+    pipe = family.shared()
     pipe.scheduler = with_schedule(pipe.scheduler, random_schedule(noise_schedule_of(pipe), NFE, "clean", seed=1))
     for steps in (NFE - 1, NFE + 1, NFE + 2, 50):
         with pytest.raises(ValueError, match=f"num_inference_steps is {steps}.* has {NFE} evaluations"):
@@ -104,7 +104,7 @@ def test_another_number_of_steps_raises(family: Family) -> None:
 
 @pytest.mark.parametrize("family", FAMILIES, ids=lambda family: family.name)
 def test_a_saved_pipeline_keeps_the_schedule(family: Family, tmp_path: Path) -> None:
-    pipe = family.build()
+    pipe = family.shared()
     schedule = random_schedule(noise_schedule_of(pipe), NFE, "t_eps", seed=2)
     pipe.scheduler = with_schedule(pipe.scheduler, schedule)
     output = generate(pipe, family, NFE)
@@ -124,7 +124,7 @@ def test_a_saved_pipeline_keeps_the_schedule(family: Family, tmp_path: Path) -> 
 def test_arguments_that_pipelines_pass_on(cls: str) -> None:
     """The schedule's own values, given again, change nothing; other timesteps are an error."""
     family = family_of(cls)
-    pipe = family.build()
+    pipe = family.shared()
     schedule = random_schedule(noise_schedule_of(pipe), NFE, "clean", seed=3)
     pipe.scheduler = with_schedule(pipe.scheduler, schedule)
     output = generate(pipe, family, NFE)
@@ -152,7 +152,7 @@ def test_bfloat16_rounds_only_what_the_network_is_told() -> None:
 def test_pndm_evaluates_its_second_level_twice() -> None:
     """The scheduler that Stable Diffusion 1.5 comes with spends N + 1 evaluations on N steps."""
     family = family_of("StableDiffusionPipeline")
-    pipe = family.build()
+    pipe = family.shared()
     pipe.scheduler = diffusers.PNDMScheduler.from_config(pipe.scheduler.config, skip_prk_steps=True)
     schedule = random_schedule(noise_schedule_of(pipe), NFE, "clean", seed=5)
     pipe.scheduler = with_schedule(pipe.scheduler, schedule)
@@ -194,7 +194,7 @@ def even(pipe: Any) -> Schedule:
 
 def built(family: Family, solver: str) -> tuple[Any, dict[str, Any]]:
     """The pipeline with this scheduler, and what its call takes beside the family's."""
-    pipe = family.build()
+    pipe = family.shared()
     if solver not in SOLVERS:
         return pipe, {}
     name, config, call = SOLVERS[solver]
@@ -247,7 +247,7 @@ def left_out(family: Family, strength: float) -> int:
 
 
 def scheduled(family: Family, end: str, seed: int = 1) -> Any:
-    pipe = family.build()
+    pipe = family.shared()
     schedule = random_schedule(noise_schedule_of(pipe), LONG, end, seed)
     pipe.scheduler = with_schedule(pipe.scheduler, schedule)
     return pipe
@@ -264,7 +264,7 @@ def test_strength_keeps_the_last_steps(family: Family, strength: float) -> None:
         assert len(seen) == LONG - skip
         assert np.isfinite(output).all() and output.std() > 0.01
         np.testing.assert_array_equal(output, generate(pipe, family, LONG, strength=strength))
-    plain = generate(family.build(), family, LONG, strength=strength)
+    plain = generate(family.shared(), family, LONG, strength=strength)
     assert np.abs(output - plain).max() > 1e-4
 
 
@@ -279,7 +279,7 @@ def test_the_two_ways_to_round() -> None:
 @pytest.mark.parametrize("cls", ["StableDiffusionImg2ImgPipeline", "StableDiffusionXLInpaintPipeline"])
 def test_other_solvers_begin_in_the_middle(cls: str, solver: str) -> None:
     family = family_of(cls)
-    pipe = family.build()
+    pipe = family.shared()
     use(pipe, family, solver)
     schedule = random_schedule(noise_schedule_of(pipe), LONG, "clean", 2)
     pipe.scheduler = with_schedule(pipe.scheduler, schedule)
@@ -299,10 +299,11 @@ def test_img2img_starts_at_the_schedules_level() -> None:
     family = family_of("StableDiffusionImg2ImgPipeline")
     pipe = scheduled(family, "clean")
     seen: list[torch.Tensor] = []
-    pipe.unet.register_forward_pre_hook(lambda module, args: seen.append(args[0][:1].clone()))
+    hook = pipe.unet.register_forward_pre_hook(lambda module, args: seen.append(args[0][:1].clone()))
     image = torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(3))
     call = {**family.call, "image": image, "strength": 0.5, "num_inference_steps": LONG, "output_type": "np"}
     pipe(**call, generator=torch.Generator().manual_seed(0))
+    hook.remove()
     noise = torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(0))
     schedule = pipe.scheduler.schedule
     alpha = 1.0 / math.sqrt(1.0 + schedule.sigmas[LONG // 2] ** 2)
@@ -341,7 +342,7 @@ SAMPLED = [
 @pytest.mark.parametrize(("cls", "scheduler", "solver"), SAMPLED)
 def test_the_pipeline_is_the_plain_sampler_around_its_network(cls: str, scheduler: str, solver: str, end: str) -> None:
     family = family_of(cls)
-    pipe = family.build()
+    pipe = family.shared()
     use(pipe, family, scheduler)
     schedule = random_schedule(noise_schedule_of(pipe), 6, end, seed=7)
     if solver == "unipc-3":
