@@ -32,6 +32,17 @@ def test_links_lead_somewhere(page: Path) -> None:
         assert not anchor or anchor in anchors(target), f"{page.name} links to {file}#{anchor}"
 
 
+NOW = [page for page in PAGES if page.name != "CHANGELOG.md"]  # which names what was
+
+
+@pytest.mark.parametrize("page", NOW, ids=lambda page: str(page.relative_to(ROOT)))
+def test_files_that_pages_name_exist(page: Path) -> None:
+    named = re.findall(
+        r"`((?:hso_jax|bridge|benchmarks|tests|examples|docs)/[\w/.-]+)`", page.read_text(encoding="utf-8")
+    )
+    assert [name for name in named if not (ROOT / name).exists()] == []
+
+
 def test_a_newcomer_s_questions_are_answered_by_files_that_are_there() -> None:
     text = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
     rows = text.split("### A newcomer's questions")[1].split("\n\n")[1].splitlines()[2:]

@@ -181,8 +181,7 @@ def clipped_cosine(offset: float = 0.008, scaler: float = 1.0, *, name: str = "c
     Raises:
         ValueError: unless offset >= 0 and scaler > 0.
     """
-    if not (0 <= offset < np.inf and 0 < scaler < np.inf):
-        raise ValueError(f"s {offset}, scaler {scaler}: need s >= 0 and scaler > 0")
+    offset, scaler = number("s", offset, low=0.0, closed=True), number("scaler", scaler, low=0.0)
     first = np.cos(offset / (1 + offset) * np.pi / 2)
     ends = np.array([0.9999, 1e-4])
     u = np.arccos(first * np.sqrt(ends)) * 2 / np.pi * (1 + offset) - offset

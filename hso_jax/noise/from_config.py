@@ -16,7 +16,7 @@ from hso_jax.noise.schedule import NoiseSchedule
 
 _STABLE_DIFFUSION = (0.00085, 0.012, "scaled_linear")
 _DDPM = (0.0001, 0.02, "linear")
-_KATHERINE = (0.00085, 0.012, "linear")
+_K_DIFFUSION = (0.00085, 0.012, "linear")
 _RULES = ("linear", "scaled_linear", "squaredcos_cap_v2")
 _MORE_RULES = (*_RULES, "laplace", "sigmoid")
 _ZERO, _SNR, _CONTINUOUS, _FLOW = "rescale_betas_zero_snr", "snr_shift_scale", "timestep_type", "use_flow_sigmas"
@@ -50,13 +50,13 @@ CLASSES: Mapping[str, Known] = {
     "DEISMultistepScheduler": Known("vp", (_FLOW,)),
     "DPMSolverMultistepInverseScheduler": Known("vp", (_FLOW,)),
     "DPMSolverMultistepScheduler": Known("vp", (_FLOW, _ZERO)),
-    "DPMSolverSDEScheduler": Known("vp", (), _KATHERINE),
+    "DPMSolverSDEScheduler": Known("vp", (), _K_DIFFUSION),
     "DPMSolverSinglestepScheduler": Known("vp", (_FLOW,)),
     "EulerAncestralDiscreteScheduler": Known("vp", (_ZERO,)),
     "EulerDiscreteScheduler": Known("vp", (_ZERO, _CONTINUOUS)),
-    "HeunDiscreteScheduler": Known("vp", (), _KATHERINE, (*_RULES, "exp")),
-    "KDPM2AncestralDiscreteScheduler": Known("vp", (), _KATHERINE),
-    "KDPM2DiscreteScheduler": Known("vp", (), _KATHERINE),
+    "HeunDiscreteScheduler": Known("vp", (), _K_DIFFUSION, (*_RULES, "exp")),
+    "KDPM2AncestralDiscreteScheduler": Known("vp", (), _K_DIFFUSION),
+    "KDPM2DiscreteScheduler": Known("vp", (), _K_DIFFUSION),
     "LCMScheduler": Known("vp", (_ZERO,), _STABLE_DIFFUSION),
     "LMSDiscreteScheduler": Known("vp"),
     "PNDMScheduler": Known("vp"),
@@ -78,7 +78,6 @@ CLASSES: Mapping[str, Known] = {
     "ScoreSdeVeScheduler": Known("ve-sde"),
     "ScoreSdeVpScheduler": Known("vp-sde"),
 }
-KNOWN_CLASSES = sorted(CLASSES)
 FLOW_CLASSES = tuple(name for name, known in CLASSES.items() if known.family == "flow")
 # Keys of the noise that some classes alone look at -> one that does.
 READERS: Mapping[str, str] = {
@@ -179,7 +178,9 @@ def from_config(
         folder = path.parent.parent if path.parent.name == "scheduler" else path.parent
         name = name or folder.name or None
         config = _read(path)
-        pipeline = _pipeline_of(folder) if pipeline is None else pipeline
+        for file in (folder / "model_index.json", folder / "modular_model_index.json"):
+            if pipeline is None and file.is_file():
+                pipeline = _read(file)
     cls = config.get("_class_name")
     if not isinstance(cls, str):
         keys = brief(", ".join(map(str, config)) or "none").strip("'")
@@ -258,8 +259,11 @@ def _build(cls: str, family: str, config: Mapping[str, Any], name: str) -> Noise
         return families.edm(low, high, name=name)
     if family == "edm":
         return families.edm(real("sigma_min", 0.002), real("sigma_max", 80.0), real("rho", 7.0), name=name)
-    if family == "stable-audio":
-        return _stable_audio(config, name)
+    if family == "stable-audio":  # EDM's noise, whose network is told 2/pi arctan(sigma); t is its own ramp
+        low, high, rho = real("sigma_min", 0.3), real("sigma_max", 500.0), real("rho", 7.0)
+        rule = choice("sigma_schedule", config.get("sigma_schedule", "exponential"), ("exponential", "karras"))
+        noise = families.edm(low, high, rho, name=name) if rule == "karras" else families.ve(low, high, name=name)
+        return dataclasses.replace(noise, timestep_rule="arctan_ksigma").with_prediction("edm")
     if family == "wuerstchen":
         return families.clipped_cosine(real("s", 0.008), real("scaler", 1.0), name=name)
     if family == "ve-sde":
@@ -273,18 +277,6 @@ def _build(cls: str, family: str, config: Mapping[str, Any], name: str) -> Noise
     alphas_cumprod = alphas_cumprod / (scale + (1.0 - scale) * alphas_cumprod)
     zero_snr = flag(_ZERO, config.get(_ZERO, False))
     return families.discrete(alphas_cumprod, rescale_betas_zero_snr=zero_snr, name=name)
-
-
-def _stable_audio(config: Mapping[str, Any], name: str) -> NoiseSchedule:
-    """EDM's noise of Stable Audio Open, whose network is told 2/pi arctan(sigma); t is its own ramp."""
-    low, high, rho = (
-        number(key, config.get(key, default))
-        for key, default in (("sigma_min", 0.3), ("sigma_max", 500.0), ("rho", 7.0))
-    )
-    rule = config.get("sigma_schedule", "exponential")
-    choice("sigma_schedule", rule, ("exponential", "karras"))
-    noise = families.edm(low, high, rho, name=name) if rule == "karras" else families.ve(low, high, name=name)
-    return dataclasses.replace(noise, timestep_rule="arctan_ksigma").with_prediction("edm")
 
 
 def _betas(cls: str, config: Mapping[str, Any]) -> np.ndarray:
@@ -317,14 +309,6 @@ def _shift(
     if shift == 1.0 and config.get(other) is not None:  # the key of the class that this config was made from
         shift = number(other, config[other], low=0.0, need="a positive number")
     return shift * shifts.grid_shift(pipeline, image_seq_len)
-
-
-def _pipeline_of(folder: Path) -> Mapping[str, Any] | None:
-    """The config of the pipeline in a model's folder; None where there is none."""
-    for file in (folder / "model_index.json", folder / "modular_model_index.json"):
-        if file.is_file():
-            return _read(file)
-    return None
 
 
 def _config_file(path: Path) -> Path:

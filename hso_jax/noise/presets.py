@@ -42,19 +42,22 @@ class Preset(NamedTuple):
 
 
 _UNNAMED = Preset("", "", {})
+_DDIM = {"_class_name": "DDIMScheduler", "num_train_timesteps": 1000}
+_SD = {**_DDIM, "beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.012}
+_LINEAR = {**_DDIM, "beta_schedule": "linear", "beta_start": 0.0001, "beta_end": 0.02}
+_FLUX = {"_class_name": "FlowMatchEulerDiscreteScheduler", "num_train_timesteps": 1000}
+_UNIPC = {
+    **_FLUX,
+    "_class_name": "UniPCMultistepScheduler",
+    "prediction_type": "flow_prediction",
+    "use_flow_sigmas": True,
+}
+_FIXED = "the same at every size"
+_FLUX_SIZES = "exp(.5) at 256 tokens to exp(1.15) at 4096; a token is 16 x 16 pixels"
 
 
-def _vp(rule: str, start: float, end: float) -> dict[str, Any]:
-    values = {"beta_schedule": rule, "beta_start": start, "beta_end": end, "num_train_timesteps": 1000}
-    return {"_class_name": "DDIMScheduler", **values}
-
-
-_SD = _vp("scaled_linear", 0.00085, 0.012)
-_LINEAR = _vp("linear", 0.0001, 0.02)
-
-
-def _flow(shift: float) -> dict[str, Any]:
-    return {**_FLUX, "shift": shift}
+def _flow(description: str, source: str, shift: float, guidance: float = 1.0) -> Preset:
+    return Preset(description, source, {**_FLUX, "shift": shift}, guidance=guidance, resolution=_FIXED)
 
 
 def _dynamic(base: float, most: float, base_tokens: int, most_tokens: int) -> dict[str, Any]:
@@ -62,19 +65,10 @@ def _dynamic(base: float, most: float, base_tokens: int, most_tokens: int) -> di
     return {**_FLUX, "use_dynamic_shifting": True, "base_shift": base, "max_shift": most, **lengths}
 
 
-def _unipc_flow(shift: float) -> dict[str, Any]:
-    values = {"prediction_type": "flow_prediction", "use_flow_sigmas": True, "flow_shift": shift}
-    return {"_class_name": "UniPCMultistepScheduler", **values, "num_train_timesteps": 1000}
-
-
 def _cogvideox(snr_shift_scale: float) -> dict[str, Any]:
     values = {"prediction_type": "v_prediction", "rescale_betas_zero_snr": True, "snr_shift_scale": snr_shift_scale}
     return {**_SD, "_class_name": "CogVideoXDDIMScheduler", **values}
 
-
-_FLUX = {"_class_name": "FlowMatchEulerDiscreteScheduler", "num_train_timesteps": 1000}
-_FIXED = "the same at every size"
-_FLUX_SIZES = "exp(.5) at 256 tokens to exp(1.15) at 4096; a token is 16 x 16 pixels"
 
 PRESETS: Mapping[str, Preset] = {
     "sd15": Preset(
@@ -102,26 +96,20 @@ PRESETS: Mapping[str, Preset] = {
         {"_class_name": "EDMEulerScheduler", "sigma_min": 0.002, "sigma_max": 80.0, "rho": 7.0},
         p=1.0,
     ),
-    "sd3-medium": Preset(
-        "Stable Diffusion 3 medium",
-        "arXiv 2403.03206; stable-diffusion-3-medium scheduler config",
-        _flow(3.0),
-        guidance=7.0,
-        resolution=_FIXED,
+    "sd3-medium": _flow(
+        "Stable Diffusion 3 medium", "arXiv 2403.03206; stable-diffusion-3-medium scheduler config", 3.0, 7.0
     ),
-    "sd35-medium": Preset(
+    "sd35-medium": _flow(
         "Stable Diffusion 3.5 medium",
         "stable-diffusion-3.5-medium scheduler config; guidance of its model card",
-        _flow(3.0),
-        guidance=4.5,
-        resolution=_FIXED,
+        3.0,
+        4.5,
     ),
-    "sd35-large": Preset(
+    "sd35-large": _flow(
         "Stable Diffusion 3.5 large",
         "stable-diffusion-3.5-large scheduler config; guidance of its model card",
-        _flow(3.0),
-        guidance=3.5,
-        resolution=_FIXED,
+        3.0,
+        3.5,
     ),
     "flux-dev": Preset(
         "FLUX.1-dev (shift follows the image's size; 1024 x 1024 here)",
@@ -129,7 +117,7 @@ PRESETS: Mapping[str, Preset] = {
         _dynamic(0.5, 1.15, 256, 4096),
         resolution=_FLUX_SIZES,
     ),
-    "flux-schnell": Preset("FLUX.1-schnell", "FLUX.1-schnell scheduler config", _flow(1.0), resolution=_FIXED),
+    "flux-schnell": _flow("FLUX.1-schnell", "FLUX.1-schnell scheduler config", 1.0),
     "flux-krea": Preset(
         "FLUX.1-Krea-dev (guidance is embedded)",
         "FLUX.1-Krea-dev scheduler config, that of FLUX.1-dev",
@@ -158,46 +146,23 @@ PRESETS: Mapping[str, Preset] = {
         guidance=4.0,
         resolution="exp(.5) at 256 tokens to exp(.9) at 8192; a token is 16 x 16 pixels",
     ),
-    "z-image": Preset(
-        "Z-Image",
-        "Z-Image scheduler config; guidance of its model card (3 to 5)",
-        _flow(6.0),
-        guidance=4.0,
-        resolution=_FIXED,
+    "z-image": _flow("Z-Image", "Z-Image scheduler config; guidance of its model card (3 to 5)", 6.0, 4.0),
+    "z-image-turbo": _flow(
+        "Z-Image-Turbo (8 steps, distilled)", "Z-Image-Turbo scheduler config; no guidance by its model card", 3.0
     ),
-    "z-image-turbo": Preset(
-        "Z-Image-Turbo (8 steps, distilled)",
-        "Z-Image-Turbo scheduler config; no guidance by its model card",
-        _flow(3.0),
-        resolution=_FIXED,
-    ),
-    "chroma": Preset(
-        "Chroma1-HD",
-        "Chroma1-HD scheduler config; guidance of diffusers' page",
-        _flow(3.0),
-        guidance=3.0,
-        resolution=_FIXED,
-    ),
+    "chroma": _flow("Chroma1-HD", "Chroma1-HD scheduler config; guidance of diffusers' page", 3.0, 3.0),
     "sana": Preset(
         "Sana 1.6B (shift 3; 4096 pixels use 6)",
         "arXiv 2410.10629; diffusers' conversion of Sana and its SanaPipeline",
-        {**_unipc_flow(3.0), "_class_name": "DPMSolverMultistepScheduler"},
+        {**_UNIPC, "flow_shift": 3.0, "_class_name": "DPMSolverMultistepScheduler"},
         guidance=4.5,
         resolution="3; 6 for 4096 x 4096 pixels",
     ),
-    "auraflow": Preset(
-        "AuraFlow",
-        "AuraFlow scheduler config, ComfyUI's AuraFlow; diffusers' AuraFlowPipeline",
-        _flow(1.73),
-        guidance=3.5,
-        resolution=_FIXED,
+    "auraflow": _flow(
+        "AuraFlow", "AuraFlow scheduler config, ComfyUI's AuraFlow; diffusers' AuraFlowPipeline", 1.73, 3.5
     ),
-    "lumina2": Preset(
-        "Lumina-Image 2.0",
-        "Lumina-Image-2.0 scheduler config, ComfyUI's Lumina2; diffusers' Lumina2Pipeline",
-        _flow(6.0),
-        guidance=4.0,
-        resolution=_FIXED,
+    "lumina2": _flow(
+        "Lumina-Image 2.0", "Lumina-Image-2.0 scheduler config, ComfyUI's Lumina2; diffusers' Lumina2Pipeline", 6.0, 4.0
     ),
     "ltx-video": Preset(
         "LTX-Video 0.9.1",
@@ -207,23 +172,20 @@ PRESETS: Mapping[str, Preset] = {
         guidance=3.0,
         resolution="exp(.95) at 1024 tokens, exp(2.05) at 4096, and on; a token is 32 x 32 pixels of 8 frames",
     ),
-    "hunyuan-video": Preset(
-        "HunyuanVideo (guidance is embedded)",
-        "diffusers' conversion of HunyuanVideo, ComfyUI's HunyuanVideo",
-        _flow(7.0),
-        resolution=_FIXED,
+    "hunyuan-video": _flow(
+        "HunyuanVideo (guidance is embedded)", "diffusers' conversion of HunyuanVideo, ComfyUI's HunyuanVideo", 7.0
     ),
     "wan21": Preset(
         "Wan 2.1 text-to-video (shift 3, for 480p; 720p uses 5)",
         "arXiv 2503.20314; Wan2.1-T2V scheduler config",
-        _unipc_flow(3.0),
+        {**_UNIPC, "flow_shift": 3.0},
         guidance=5.0,
         resolution="3 for 480p, 5 for 720p",
     ),
     "wan22-t2v": Preset(
         "Wan 2.2 A14B text-to-video, two experts",
         "diffusers' conversion of Wan 2.2; boundary and guidance (4, low noise 3) of Wan2.2's configs",
-        _unipc_flow(3.0),
+        {**_UNIPC, "flow_shift": 3.0},
         guidance=4.0,
         resolution="3 as converted for diffusers; Wan's own program samples with 12",
         boundary=0.875,
@@ -231,7 +193,7 @@ PRESETS: Mapping[str, Preset] = {
     "wan22-i2v": Preset(
         "Wan 2.2 A14B image-to-video, two experts",
         "diffusers' conversion of Wan 2.2; boundary and guidance (3.5 for both) of Wan2.2's configs",
-        _unipc_flow(3.0),
+        {**_UNIPC, "flow_shift": 3.0},
         guidance=3.5,
         resolution="3 as converted for diffusers; Wan's own program samples with 5",
         boundary=0.9,
@@ -239,7 +201,7 @@ PRESETS: Mapping[str, Preset] = {
     "wan22-5b": Preset(
         "Wan 2.2 TI2V 5B",
         "diffusers' conversion of Wan 2.2; guidance of Wan2.2's configs",
-        _unipc_flow(5.0),
+        {**_UNIPC, "flow_shift": 5.0},
         guidance=5.0,
         resolution=_FIXED,
     ),

@@ -18,7 +18,7 @@ import torch
 from cases import FLOW, SD, noise_of
 from diffusers import SchedulerMixin
 from diffusers.utils import is_torchsde_available
-from hso_jax.noise.noise_schedule import NoiseSchedule
+from hso_jax.noise import NoiseSchedule
 
 import bridge
 from bridge import noise_schedule_of, with_schedule
