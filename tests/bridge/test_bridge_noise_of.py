@@ -18,14 +18,13 @@ import torch
 from cases import FLOW, SD, noise_of
 from diffusers import SchedulerMixin
 from diffusers.utils import is_torchsde_available
-from hso_jax.noise import NoiseSchedule
 
 import bridge
 from bridge import noise_schedule_of, with_schedule
 from bridge.schedulers.rows import INSTEAD, ROWS
 from hso_jax import from_config
 from hso_jax.baselines import baseline
-from hso_jax.noise import flux2_shift
+from hso_jax.noise import NoiseSchedule, flux2_shift
 from hso_jax.noise.families import BETA_RULES
 from hso_jax.noise.from_config import CLASSES, READERS, REFUSED
 from hso_jax.schedule import Schedule

@@ -22,10 +22,14 @@ _VP = ("DDIMScheduler", "UniPCMultistepScheduler", "DPMSolverMultistepScheduler"
 _FLOW = ("FlowMatchEulerDiscreteScheduler", "UniPCMultistepScheduler", "DPMSolverMultistepScheduler")
 # Every solver in text-to-image; `strength` has its own tests, and here the family's usual solver.
 WITH_SOLVERS = [
-    (family, solver)
+    pytest.param(
+        family, solver, end, id=f"{family.name}-{solver}-{end}", marks=[pytest.mark.slow] * (end != "clean" and i > 0)
+    )
     for family in FAMILIES
-    for solver in (_FLOW if family.flow else _VP)[: 1 if family.strength else None]
+    for i, solver in enumerate((_FLOW if family.flow else _VP)[: 1 if family.strength else None])
+    for end in ("clean", "t_eps")
 ]
+SAVED = [pytest.param(x, id=x.name, marks=[pytest.mark.slow] * x.strength) for x in FAMILIES]
 
 
 def use(pipe: Any, family: Family, solver: str) -> None:
@@ -73,8 +77,7 @@ def wanted(schedule: Schedule, family: Family, skip: int = 0) -> np.ndarray:
     return (torch.tensor(schedule.timesteps[skip:], dtype=torch.float32) / family.told).to(torch.float64).numpy()
 
 
-@pytest.mark.parametrize(("family", "solver"), WITH_SOLVERS, ids=lambda x: getattr(x, "name", x))
-@pytest.mark.parametrize("end", ["clean", "t_eps"])
+@pytest.mark.parametrize(("family", "solver", "end"), WITH_SOLVERS)
 def test_the_network_is_told_the_schedules_timesteps(family: Family, solver: str, end: str) -> None:
     pipe = family.shared()
     use(pipe, family, solver)
@@ -102,7 +105,7 @@ def test_another_number_of_steps_raises(family: Family) -> None:
         pipe(**family.call)
 
 
-@pytest.mark.parametrize("family", FAMILIES, ids=lambda family: family.name)
+@pytest.mark.parametrize("family", SAVED)
 def test_a_saved_pipeline_keeps_the_schedule(family: Family, tmp_path: Path) -> None:
     pipe = family.shared()
     schedule = random_schedule(noise_schedule_of(pipe), NFE, "t_eps", seed=2)
@@ -254,7 +257,9 @@ def scheduled(family: Family, end: str, seed: int = 1) -> Any:
 
 
 @pytest.mark.parametrize("family", WITH_STRENGTH, ids=lambda family: family.name)
-@pytest.mark.parametrize("strength", [1.0, 0.8, 0.5, 0.3])
+@pytest.mark.parametrize(
+    "strength", [pytest.param(1.0, marks=pytest.mark.slow), 0.8, pytest.param(0.5, marks=pytest.mark.slow), 0.3]
+)
 def test_strength_keeps_the_last_steps(family: Family, strength: float) -> None:
     for end in ("clean", "t_eps"):
         pipe = scheduled(family, end)
