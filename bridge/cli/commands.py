@@ -17,10 +17,10 @@ import diffusers
 from bridge.cli import pictures
 from bridge.cli.recommended import recommended, stand_in
 from bridge.profile import profile as measure
-from bridge.schedulers.installing import replace_scheduler, with_schedule
-from bridge.schedulers.pipelines import check_class
-from bridge.schedulers.plain import NONSTATIONARY_CLASS, check_supported, plain_config, without_schedule
-from bridge.schedulers.scheduled import SCHEDULE_KEY
+from bridge.schedulers.checks import check_class
+from bridge.schedulers.install import replace_scheduler, with_schedule
+from bridge.schedulers.rows import check_supported
+from bridge.schedulers.scheduled import NONSTATIONARY_CLASS, SCHEDULE_KEY, plain_config, without_schedule
 from hso_jax import files, schedule_file
 from hso_jax.checks import printable
 from hso_jax.cli import terminal

@@ -18,7 +18,7 @@ from rich.progress import track
 
 from bridge.cli.image_grid import Row, encoded, grid, strip
 from bridge.noise_of import noise_schedule_of
-from bridge.schedulers.installing import replace_scheduler, with_schedule
+from bridge.schedulers.install import replace_scheduler, with_schedule
 from bridge.schedulers.nonstationary import NonstationaryScheduler
 from hso_jax.baselines import baseline
 from hso_jax.cli import terminal

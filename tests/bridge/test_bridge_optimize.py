@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import json
 import re
 import time
@@ -17,6 +16,7 @@ import torch
 from cases import SD, noise_of
 from pipelines import family_of
 
+import bridge
 from bridge import (
     install,
     noise_schedule_of,
@@ -27,9 +27,8 @@ from bridge import (
     without_schedule,
 )
 from bridge import noise_of as noise_of_module
-from bridge.guidance import usual_guidance
 from bridge.noise_of import adds_noise
-from bridge.optimize import _progress
+from bridge.recommending import _progress, usual_guidance
 from hso_jax import SolverError, zoo
 from hso_jax.bilevel import Effort
 from hso_jax.noise import NoiseSchedule
@@ -47,7 +46,7 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
         calls.append({"noise": noise, "nfe": nfe, "layout": layout, **options})
         return Schedule.from_t(noise, np.linspace(0.95, 0.05, nfe + (layout == "interval")), layout=layout)
 
-    monkeypatch.setattr("bridge.optimize.search", search)
+    monkeypatch.setattr("bridge.recommending.search", search)
     return calls
 
 
@@ -110,26 +109,61 @@ def test_a_failure_leaves_the_pipeline_as_it_was(asked: list[dict[str, Any]]) ->
 def test_the_zoo_is_asked_for_the_pipelines_guidance_and_says_so(
     cls: str, weight: float, why: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    pipe = family_of(cls).build()
+    pipe = family_of(cls).shared()
     schedule = optimize_pipeline(pipe, 6, method="zoo")
-    said = capsys.readouterr().err
     assert schedule.guidance == weight
-    for part in (cls, "N = 6", f"solver {schedule.solver}", f"guidance {weight:g} ({why})", "num_inference_steps=6"):
-        assert part in said
+    said = capsys.readouterr().err
+    assert f"6 steps of {schedule.solver}, levels: solver-error, for guidance {weight:g} ({why})\n" in said
     assert optimize_pipeline(pipe, 6, method="zoo", guidance=1.0).guidance == 1.0
     assert "guidance 1 (as asked)" in capsys.readouterr().err
 
 
 def test_the_search_on_the_solver_s_error_too(asked: list[dict[str, Any]], capsys: pytest.CaptureFixture[str]) -> None:
-    pipe = family_of("StableDiffusionPipeline").build()
+    pipe = family_of("StableDiffusionPipeline").shared()
     optimize_pipeline(pipe, 4, method="solver-error")
     assert asked[0]["method"].guidance == 7.5
     optimize_pipeline(pipe, 4, method="hso")
     assert asked[1]["method"] == "hso"
-    assert "N = 4, any solver, any guidance" in capsys.readouterr().err
+    assert "4 steps of ddim, levels: custom, for any guidance" in capsys.readouterr().err
     profile = Profile((1.0,), 2.0, 4)
     optimize_pipeline(pipe, 4, method="solver-error", profile=profile)
     assert asked[2]["method"].profile is profile and asked[2]["method"].guidance == 7.5
+
+
+@pytest.mark.parametrize(
+    ("cls", "options", "lines"),
+    [
+        (
+            "StableDiffusionXLPipeline",
+            {},
+            "before: EulerDiscreteScheduler, levels: linspace\n"
+            "now:    6 steps of nonstationary, levels: solver-error, for guidance 5 (the pipeline's default "
+            "guidance_scale); predicted error: lower than before\n"
+            "call:   pipe(..., num_inference_steps=6)\n"
+            "undo:   pipe.scheduler = bridge.without_schedule(pipe.scheduler)\n",
+        ),
+        (
+            "PixArtAlphaPipeline",
+            {"method": "zoo", "guidance": 1.0},
+            "before: DPMSolverMultistepScheduler, levels: sgm-uniform\n"
+            "now:    6 steps of dpmpp-2m, levels: solver-error, for guidance 1 (as asked)\n"
+            "call:   pipe(..., num_inference_steps=6)\n"
+            "undo:   pipe.scheduler = bridge.without_schedule(pipe.scheduler)\n",
+        ),
+    ],
+)
+def test_four_lines_say_what_was_done_and_how_to_undo_it(
+    cls: str, options: dict[str, Any], lines: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pipe = family_of(cls).build()
+    plain = pipe.scheduler
+    optimize_pipeline(pipe, 6, **options)
+    said = capsys.readouterr().err
+    assert said == f"{cls}\n{lines}"
+    exec(said.partition("undo:   ")[2], {"pipe": pipe, "bridge": bridge})
+    assert type(pipe.scheduler) is type(plain)
+    now, then = ({k: v for k, v in x.config.items() if k[0] != "_"} for x in (pipe.scheduler, plain))
+    assert now == then
 
 
 class Called(SimpleNamespace):
@@ -177,6 +211,7 @@ def test_a_weight_that_is_not_shipped_becomes_the_nearest(capsys: pytest.Capture
     assert "guidance 7.5 (shipped; the nearest to 9, the pipeline's default guidance_scale)" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_with_the_real_search() -> None:
     pipe = SimpleNamespace(scheduler=diffusers.DPMSolverMultistepScheduler(**SD))
     schedule = optimize_pipeline(pipe, 4, method="hso", effort=Effort(population=8, generations=2))
@@ -188,11 +223,6 @@ def test_with_the_real_search() -> None:
 def test_a_weight_below_1_is_no_guidance_at_all() -> None:
     """Turbo pipelines say 0 for it; the weight of the class itself is 1."""
     assert usual_guidance(Turbo()) == (1.0, "the pipeline's default guidance_scale")
-
-
-@functools.cache
-def stable_diffusion() -> Any:
-    return family_of("StableDiffusionPipeline").build()
 
 
 def latents(pipe: Any) -> np.ndarray:
@@ -228,7 +258,7 @@ def test_the_solver_that_is_asked_for_takes_the_steps(
     has: str, asked: str, cls: str, config: dict[str, Any], door: str
 ) -> None:
     """The samples are those of diffusers' own class for the solver, at the same nodes."""
-    pipe = stable_diffusion()
+    pipe = family_of("StableDiffusionPipeline").shared()
     clips = {"clip_sample": False} if "clip_sample" in config else {}  # as DDIM clips, the noise keeps its direction
     pipe.scheduler = getattr(diffusers, has)(**SD, **clips)
     DOORS[door](pipe, asked)
@@ -376,7 +406,7 @@ def test_what_is_not_shipped_is_searched_and_said_from_the_start(
 def test_a_long_search_says_how_long_it_has_run(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr("bridge.optimize._EVERY", 0.02)
+    monkeypatch.setattr("bridge.recommending._EVERY", 0.02)
     with _progress("searching"):
         time.sleep(0.2)
     first, *more = capsys.readouterr().err.splitlines()

@@ -15,10 +15,11 @@ from pipelines import family_of
 
 import bridge
 import hso_jax
-from bridge.at_hand import distillation_of, rule_of
-from bridge.guidance import guidance_call, usual_guidance
+from bridge.recommending import active_loras, distillation_of, guidance_call, rule_of, usual_guidance
+from hso_jax import SolverError
+from hso_jax.bilevel import Effort
 from hso_jax.noise import edm, flow, preset
-from hso_jax.shipped.recommend import OWN, Before
+from hso_jax.shipped.recommend import OWN, CurrentSampling
 
 LEADING = {**SD, "timestep_spacing": "leading", "steps_offset": 1}
 DYNAMIC = {"use_dynamic_shifting": True, "base_shift": 0.5, "max_shift": 1.15}
@@ -98,7 +99,7 @@ def test_the_solver_is_kept_where_it_is_asked_for() -> None:
 
 def test_solvers_that_are_not_known_are_named() -> None:
     found = bridge.recommend(pipeline(diffusers.EulerAncestralDiscreteScheduler(**SD)), 6)
-    assert found.before == Before("EulerAncestralDiscreteScheduler", "linspace", None)
+    assert found.before == CurrentSampling("EulerAncestralDiscreteScheduler", "linspace", None)
     assert "EulerAncestralDiscreteScheduler" in found.reason
 
 
@@ -179,14 +180,14 @@ def test_few_steps_without_guidance_are_a_distilled_model_s() -> None:
 
 @pytest.mark.parametrize("family", ["StableDiffusionXLPipeline", "StableDiffusion3Pipeline", "FluxPipeline"])
 def test_optimize_pipeline_installs_it(family: str, capsys: pytest.CaptureFixture[str]) -> None:
-    pipe = family_of(family).build()
+    pipe = family_of(family).shared()
     best = bridge.recommend(pipe, 6)
     schedule = bridge.optimize_pipeline(pipe, 6)
     assert schedule == best.schedule
     said = capsys.readouterr().err
-    assert family in said and "N = 6" in said and best.reason in said and "num_inference_steps=6" in said
+    assert said.startswith(f"{family}\nbefore: ") and f"now:    6 steps of {best.solver}, " in said
     np.testing.assert_allclose(bridge.schedule_of(pipe).timesteps, schedule.timesteps)
-    assert bridge.recommend(pipe, 6).before == Before("nonstationary", "solver-error", best.error)
+    assert bridge.recommend(pipe, 6).before == CurrentSampling("nonstationary", "solver-error", best.error)
 
 
 def test_a_known_solver_is_installed_in_its_own_class_or_as_coefficients() -> None:
@@ -214,7 +215,7 @@ def test_what_is_not_shipped_is_searched(monkeypatch: pytest.MonkeyPatch, capsys
         asked.append(method)
         return hso_jax.Schedule.from_t(noise, np.linspace(0.9, 0.1, nfe))
 
-    monkeypatch.setattr("bridge.optimize.search", search)
+    monkeypatch.setattr("bridge.recommending.search", search)
     pipe = pipeline(diffusers.EDMEulerScheduler(sigma_min=0.01, sigma_max=11.0))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -230,7 +231,10 @@ def test_what_is_not_shipped_is_searched(monkeypatch: pytest.MonkeyPatch, capsys
     ("options", "message"),
     [
         ({"layout": "interval"}, "layout: not of method 'recommend'.*method='hso'"),
-        ({"seed": 1, "effort": None}, "seed, effort: not of method"),
+        ({"seed": 1, "effort": Effort()}, "seed, effort: not of method"),
+        ({"method": "hso", "solver": "ddim"}, "solver: not of method 'hso'.*leave it out"),
+        ({"method": "zoo", "seed": 0}, "seed: not of method 'zoo'"),
+        ({"method": SolverError("ddim"), "guidance": 3.0}, "guidance: not of method SolverError"),
         ({"end": "t_eps"}, "method='hso'"),
     ],
 )
@@ -252,7 +256,7 @@ def test_a_pipeline_that_cannot_change_its_solver_keeps_it() -> None:
         raise ValueError("no")
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("bridge.optimize.NonstationaryScheduler", SimpleNamespace(from_schedule=from_schedule))
+        patch.setattr("bridge.recommending.NonstationaryScheduler", SimpleNamespace(from_schedule=from_schedule))
         schedule = bridge.optimize_pipeline(pipe, 6)
     assert refuse.calls == 1 and schedule.solver == "ddim"
     assert type(pipe.scheduler).__name__ == "EulerDiscreteScheduler" and bridge.schedule_of(pipe) is not None
@@ -274,3 +278,108 @@ def test_a_pipeline_that_adds_its_guidance_is_called_with_one_less() -> None:
         pipe = pipeline(diffusers.FlowMatchEulerDiscreteScheduler(shift=3.0), name)
         assert guidance_call(pipe, 5.0, {}) == {"guidance_scale": scale}
         assert usual_guidance(pipe)[0] == pytest.approx(5.0 + (5.0 - scale))
+
+
+EULER = diffusers.EulerDiscreteScheduler(**SD)
+
+
+class Layer(torch.nn.Module):
+    """What peft 0.21 leaves in a network that has adapters."""
+
+    def __init__(self, active: list[str], weights: dict[str, float], fused: tuple[str, ...] = (), off: bool = False):
+        super().__init__()
+        self.active_adapters, self.scaling, self.merged_adapters, self.disable_adapters = active, weights, fused, off
+
+
+def network(*layers: Layer, names: tuple[str, ...] = ("default_0", "style")) -> torch.nn.Module:
+    found = torch.nn.Sequential(torch.nn.Linear(1, 1), *layers)
+    found.config, found.peft_config = {}, dict.fromkeys(names, SimpleNamespace(base_model_name_or_path=None))
+    return found
+
+
+@pytest.mark.parametrize(
+    ("parts", "active"),
+    [
+        ({"unet": network(Layer(["default_0"], {"default_0": 4.0, "style": 4.0}))}, ["default_0"]),
+        ({"unet": network(Layer(["default_0", "style"], {"default_0": 4.0, "style": 0.0}))}, ["default_0"]),
+        ({"unet": network(Layer(["default_0"], {"default_0": 0.0}))}, []),
+        ({"unet": network(Layer(["style"], {"style": 0.0}), Layer(["style"], {"style": 1.0}))}, ["style"]),
+        ({"unet": network(Layer(["style"], {"style": 4.0}, off=True))}, []),
+        ({"unet": network(Layer([], {"style": 4.0}, fused=("style",))), "fused_loras": {"style"}}, ["style"]),
+        ({"unet": SimpleNamespace(config={}), "_merged_adapters": {"default_0"}}, ["default_0"]),  # and unloaded
+        ({"unet": SimpleNamespace(config={}), "_merged_adapters": set()}, []),
+        ({"transformer_2": network(Layer(["default_0"], {"default_0": 1.0}))}, ["default_0"]),
+        ({"text_encoder": network(Layer(["default_0"], {"default_0": 1.0})), "fused_loras": {"default_0"}}, []),
+        ({"unet": SimpleNamespace(config={}, peft_config={"a": None}, active_adapters=lambda: "a")}, ["a"]),
+    ],
+)
+def test_loras_count_while_they_change_what_the_network_predicts(parts: dict[str, Any], active: list[str]) -> None:
+    pipe = pipeline(EULER, **parts)
+    assert active_loras(pipe) == active
+    assert distillation_of(pipe) is None
+    reason = bridge.recommend(pipe, 4).reason
+    assert ("LoRA" in reason and "`distilled=`" in reason) == bool(active)
+    assert "LoRA" not in bridge.recommend(pipe, 4, distilled=False).reason
+    assert "LoRA" not in bridge.recommend(pipe, 9).reason
+
+
+def test_a_fused_lora_with_a_telling_name_tells() -> None:
+    pipe = pipeline(EULER, unet=SimpleNamespace(config={}), fused_loras={"sdxl_lightning_4step"})
+    assert bridge.recommend(pipe, 4).distilled == "lightning"
+
+
+@pytest.mark.parametrize(
+    ("name", "parts", "kind"),
+    [
+        ("Flux2KleinPipeline", {"config": {"is_distilled": True}}, "klein"),
+        ("Flux2KleinPipeline", {"config": {"is_distilled": False}}, None),
+        ("Flux2Pipeline", {"transformer": SimpleNamespace(config={"guidance_embeds": False})}, None),
+        ("Krea2Pipeline", {"config": {"is_distilled": True}}, "few-step"),
+        ("AceStepPipeline", {"transformer": SimpleNamespace(config={"is_turbo": True})}, "turbo"),
+        ("DreamLiteMobilePipeline", {}, "few-step"),
+        ("FluxPipeline", {"name_or_path": "./FLUX.1-dev-De-Distill"}, None),
+        ("WanPipeline", {"name_or_path": "Wan-AI/Wan2.1-T2V-14B"}, None),
+    ],
+)
+def test_configs_and_classes_of_pipelines_tell(name: str, parts: dict[str, Any], kind: str | None) -> None:
+    found = distillation_of(pipeline(diffusers.FlowMatchEulerDiscreteScheduler(), name, **parts))
+    assert (found and found[0]) == kind
+
+
+@pytest.mark.parametrize(
+    "scheduler",
+    [
+        diffusers.FlowMatchLCMScheduler(shift=3.0),
+        diffusers.LCMScheduler(**SD),
+        diffusers.LCMScheduler(**SD, original_inference_steps=100),
+        diffusers.TCDScheduler(**SD),
+    ],
+)
+@pytest.mark.parametrize("nfe", [1, 2, 4, 8])
+def test_a_scheduler_of_distilled_models_keeps_its_own_levels(scheduler: Any, nfe: int) -> None:
+    found = bridge.recommend(pipeline(scheduler, "WanPipeline"), nfe).schedule
+    scheduler.set_timesteps(nfe)
+    np.testing.assert_allclose(found.timesteps, scheduler.timesteps, atol=1.01)
+
+
+def test_a_pipeline_that_gives_its_scheduler_sigmas_samples_at_those() -> None:
+    found = bridge.recommend(pipeline(diffusers.FlowMatchLCMScheduler(shift=3.0), "FluxPipeline"), 4).schedule
+    t = 1.0 - np.arange(4) / 4
+    np.testing.assert_allclose(found.sampler_sigmas()[:-1], 3.0 * t / (1.0 + 2.0 * t), atol=1.01e-3)
+
+
+@pytest.mark.parametrize("nfe", [1, 2, 4])
+def test_sana_sprint_keeps_its_angles(nfe: int) -> None:
+    found = bridge.recommend(pipeline(diffusers.SCMScheduler(), "SanaSprintPipeline"), nfe)
+    angles = {1: [np.pi / 2], 2: [np.pi / 2, 1.3], 4: np.pi / 2 * np.array([1.0, 0.75, 0.5, 0.25])}[nfe]
+    wanted = np.sin(angles) / (np.sin(angles) + np.cos(angles))
+    assert found.distilled == "sprint"
+    np.testing.assert_allclose(found.schedule.sampler_sigmas()[:-1], wanted, atol=1.01e-3)
+
+
+@pytest.mark.parametrize(
+    ("name", "rule"), [("FluxPipeline", "trailing"), ("WanPipeline", "linspace"), ("LTXPipeline", "trailing")]
+)
+def test_pipelines_that_give_no_sigmas_leave_the_grid_to_the_scheduler(name: str, rule: str) -> None:
+    pipe = pipeline(diffusers.FlowMatchEulerDiscreteScheduler(shift=3.0), name)
+    assert bridge.recommend(pipe, 6).before.nodes == rule

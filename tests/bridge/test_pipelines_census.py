@@ -11,7 +11,7 @@ from typing import NamedTuple
 import diffusers
 import pytest
 
-from bridge.schedulers import pipelines as ways
+from bridge.schedulers import checks as ways
 
 ROOT = Path(diffusers.__file__).parent
 

@@ -2,16 +2,36 @@
 
 from __future__ import annotations
 
+import copy
 import itertools
+import warnings
+from types import SimpleNamespace
 from typing import Any
 
+import cases
 import diffusers
 import numpy as np
 import pytest
 import torch
+from cases import SD
 from diffusers.configuration_utils import FrozenDict
-from pipelines import _SHORT, FLUX_CONFIG, family_of, picture, t5_encoder, t5_tokenizer
+from mixture import random_schedule
+from pipelines import (
+    _SHORT,
+    FLUX_CONFIG,
+    VISUAL_CLOZE,
+    clip_encoder,
+    clip_tokenizer,
+    family_of,
+    kandinsky_combined,
+    picture,
+    t5_encoder,
+    t5_tokenizer,
+)
+from test_pipelines_schedule import told, wanted
+from transformers import CLIPTextModelWithProjection
 
+import bridge
 from bridge import (
     NonstationaryScheduler,
     install,
@@ -21,8 +41,9 @@ from bridge import (
     schedule_of,
     with_schedule,
 )
-from bridge.schedulers import pipelines as ways
-from hso_jax import Schedule, zoo
+from bridge.schedulers import checks as ways
+from hso_jax import zoo
+from hso_jax.schedule import Schedule
 
 DATA = 0.5  # standard deviation of the data, whose exact denoiser is x data^2 / (data^2 + sigma^2)
 EDM = {"sigma_min": 0.002, "sigma_max": 80.0, "sigma_data": DATA, "final_sigmas_type": "sigma_min"}
@@ -261,3 +282,167 @@ def test_a_pipeline_of_a_users_own_is_looked_at_too() -> None:
     pipe.scheduler = NonstationaryScheduler.from_schedule(pipe.scheduler, zoo("flux-dev", 4, "nonstationary"))
     ways.check_use(pipe, pipe.scheduler)
     assert FLUX_CONFIG.items() <= dict(pipe.scheduler.config).items()
+
+
+STEPS = 5
+_PROMPT = {"prompt": "a small fox", "height": 16, "width": 16, "output_type": "latent"}
+
+
+def mochi() -> Any:
+    transformer = diffusers.MochiTransformer3DModel(
+        patch_size=2, num_attention_heads=2, attention_head_dim=8, num_layers=2, pooled_projection_dim=16,
+        in_channels=12, out_channels=None, text_embed_dim=32, time_embed_dim=4, max_sequence_length=16,
+    )  # fmt: skip
+    vae = diffusers.AutoencoderKLMochi(
+        latent_channels=12, out_channels=3, encoder_block_out_channels=(32, 32, 32, 32),
+        decoder_block_out_channels=(32, 32, 32, 32), layers_per_block=(1, 1, 1, 1, 1),
+    )  # fmt: skip
+    scheduler = diffusers.FlowMatchEulerDiscreteScheduler(invert_sigmas=True)
+    return diffusers.MochiPipeline(scheduler, vae, t5_encoder(), t5_tokenizer(), transformer)
+
+
+def cogvideox() -> Any:
+    transformer = diffusers.CogVideoXTransformer3DModel(
+        num_attention_heads=4, attention_head_dim=8, in_channels=4, out_channels=4, time_embed_dim=2,
+        text_embed_dim=32, num_layers=1, sample_width=2, sample_height=2, sample_frames=9, patch_size=2,
+        temporal_compression_ratio=4, max_text_seq_length=16,
+    )  # fmt: skip
+    vae = diffusers.AutoencoderKLCogVideoX(
+        block_out_channels=(8, 8, 8, 8), latent_channels=4, layers_per_block=1, norm_num_groups=2,
+        down_block_types=("CogVideoXDownBlock3D",) * 4, up_block_types=("CogVideoXUpBlock3D",) * 4,
+    )  # fmt: skip
+    scheduler = diffusers.CogVideoXDPMScheduler(prediction_type="v_prediction", rescale_betas_zero_snr=True)
+    return diffusers.CogVideoXPipeline(t5_tokenizer(), t5_encoder(), vae, transformer, scheduler)
+
+
+def stable_cascade_prior() -> Any:
+    prior = diffusers.StableCascadeUNet(
+        conditioning_dim=128, block_out_channels=(8, 8), num_attention_heads=(2, 2), down_num_layers_per_block=(1, 1),
+        up_num_layers_per_block=(1, 1), switch_level=(False,), clip_image_in_channels=768, clip_text_in_channels=32,
+        clip_text_pooled_in_channels=32, dropout=(0.1, 0.1), in_channels=4, out_channels=4, self_attn=True,
+    )  # fmt: skip
+    text_encoder = clip_encoder(CLIPTextModelWithProjection)
+    return diffusers.StableCascadePriorPipeline(
+        clip_tokenizer(), text_encoder, prior.eval(), diffusers.DDPMWuerstchenScheduler()
+    )
+
+
+def run_latents(pipe: Any, network: str, call: dict[str, Any], seed: int = 0) -> tuple[np.ndarray, list[float]]:
+    """The latents, and what the network was told, once a step."""
+    seen: list[float] = []
+
+    def hook(module: Any, args: Any, kwargs: Any) -> None:
+        given = kwargs.get("timestep", kwargs.get("timestep_ratio"))
+        seen.append(float(given.flatten()[0]))
+
+    handle = getattr(pipe, network).register_forward_pre_hook(hook, with_kwargs=True)
+    output = pipe(num_inference_steps=STEPS, generator=torch.Generator().manual_seed(seed), **call)
+    handle.remove()
+    return np.asarray(output[0]), seen
+
+
+@pytest.mark.filterwarnings("ignore:In CPU autocast:UserWarning")  # Mochi asks for it whatever its dtype
+@pytest.mark.filterwarnings("ignore:sigmas .* differ:UserWarning")  # and proposes a grid of its own
+@pytest.mark.parametrize("end", ["clean", "t_eps"])
+@pytest.mark.parametrize(
+    ("build", "network", "call", "told"),
+    [
+        (
+            mochi,
+            "transformer",
+            {**_PROMPT, **_SHORT, "num_frames": 7},
+            lambda s: 1000.0 * (1.0 - s.sampler_sigmas()[:-1]),
+        ),
+        (cogvideox, "transformer", {**_PROMPT, **_SHORT, "num_frames": 8}, lambda s: s.timesteps),
+        (
+            stable_cascade_prior,
+            "prior",
+            {"prompt": "a small fox", "height": 128, "width": 128, "output_type": "np"},
+            lambda s: s.timesteps,
+        ),
+    ],
+    ids=["mochi", "cogvideox", "stable-cascade"],
+)
+def test_the_network_is_told_the_schedules_levels(
+    build: Any, network: str, call: dict[str, Any], told: Any, end: str
+) -> None:
+    torch.manual_seed(0)
+    pipe = build()
+    pipe.set_progress_bar_config(disable=True)
+    default, _ = run_latents(pipe, network, call)
+    schedule = random_schedule(noise_schedule_of(pipe), STEPS, end, seed=1)
+    pipe.scheduler = with_schedule(pipe.scheduler, schedule)
+    output, seen = run_latents(pipe, network, call)
+    np.testing.assert_allclose(seen, told(schedule), rtol=1e-6, atol=1e-4 if max(seen) > 2 else 1e-6)
+    assert np.isfinite(output).all() and output.shape == default.shape
+    np.testing.assert_array_equal(output, run_latents(pipe, network, call)[0])
+    assert not np.array_equal(output, run_latents(pipe, network, call, seed=1)[0])
+    assert np.abs(output - default).max() > 1e-3
+
+
+INNER = 4
+
+
+def test_visual_cloze_samples_at_the_schedule_in_both_its_pipelines() -> None:
+    pipe = VISUAL_CLOZE.build()
+    schedule = random_schedule(noise_schedule_of(pipe), INNER, "clean", 1)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        install(pipe, schedule)
+    for part in (pipe, pipe.generation_pipe, pipe.upsampling_pipe):
+        assert part.scheduler is pipe.scheduler
+        part.set_progress_bar_config(disable=True)
+    output, seen = told(pipe, VISUAL_CLOZE, INNER)
+    np.testing.assert_array_equal(seen, [*wanted(schedule, VISUAL_CLOZE), *wanted(schedule, VISUAL_CLOZE, skip=2)])
+    assert np.isfinite(output).all()
+
+
+def test_installing_again_reaches_inner_schedulers_that_fell_behind() -> None:
+    pipe = VISUAL_CLOZE.build()
+    pipe.scheduler = diffusers.FlowMatchEulerDiscreteScheduler(shift=3.0)  # the inner ones keep the old
+    install(pipe, random_schedule(noise_schedule_of(pipe), INNER, "clean", 1))
+    assert pipe.generation_pipe.scheduler is pipe.upsampling_pipe.scheduler is pipe.scheduler
+
+
+def test_kandinskys_prior_keeps_its_scheduler_and_is_named() -> None:
+    pipe = kandinsky_combined()
+    prior = pipe.prior_pipe.scheduler
+    schedule = random_schedule(noise_schedule_of(pipe), INNER, "clean", 1)
+    with pytest.warns(UserWarning, match=r"prior_pipe of KandinskyV22CombinedPipeline .*keeps its UnCLIPScheduler"):
+        install(pipe, schedule)
+    assert schedule_of(pipe.decoder_pipe) is schedule and pipe.decoder_pipe.scheduler is pipe.scheduler
+    assert pipe.prior_pipe.scheduler is prior is pipe.prior_scheduler
+
+
+def test_one_scheduler_for_two_models_is_refused() -> None:
+    scheduler = diffusers.DDIMScheduler(**SD)
+    pipe = SimpleNamespace(
+        scheduler=scheduler,
+        prior_scheduler=scheduler,
+        prior_pipe=SimpleNamespace(scheduler=scheduler),
+        decoder_pipe=SimpleNamespace(scheduler=scheduler),
+    )
+    before = copy.copy(vars(pipe))
+    with pytest.raises(ValueError, match="prior_pipe and decoder_pipe share one scheduler"):
+        install(pipe, random_schedule(cases.noise_of("sd15"), INNER, "clean", 1))
+    assert vars(pipe) == before and pipe.decoder_pipe.scheduler is scheduler
+
+
+def test_optimize_pipeline_and_a_fitness_reach_them_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    def search(noise: Any, nfe: int, **options: Any) -> Schedule:
+        return Schedule.from_t(noise, np.linspace(0.95, 0.05, nfe))
+
+    monkeypatch.setattr("bridge.recommending.search", search)
+    pipe = VISUAL_CLOZE.build()
+    schedule = bridge.optimize_pipeline(pipe, INNER)
+    assert schedule_of(pipe.generation_pipe) is schedule_of(pipe.upsampling_pipe) is schedule
+
+
+def test_a_pipeline_without_inner_ones() -> None:
+    pipe = family_of("DiTPipeline").build()
+    schedule = random_schedule(noise_schedule_of(pipe), INNER, "clean", 1)
+    install(pipe, schedule)
+    assert schedule_of(pipe) is schedule
+    with pytest.raises(ValueError, match="kind 'flow'"):
+        install(pipe, random_schedule(cases.noise_of("sd3-medium"), INNER, "clean", 1))
+    assert schedule_of(pipe) is schedule

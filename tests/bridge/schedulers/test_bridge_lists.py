@@ -12,7 +12,7 @@ import torch
 from cases import FLOW, SD
 
 from bridge import NonstationaryScheduler, noise_schedule_of, with_schedule
-from bridge.schedulers.adapters import ROWS, distillation_grid
+from bridge.schedulers.rows import ROWS, distillation_grid
 from hso_jax import Schedule, noise, preset
 from hso_jax.checks import level_list, rounding
 
@@ -20,6 +20,7 @@ AYS_SDXL = [14.615, 6.315, 3.771, 2.181, 1.342, 0.862, 0.555, 0.380, 0.234, 0.11
 README_SDXL = [14.615, 6.110, 2.927, 1.514, 0.850, 0.307, 0]
 AYS_SVD = [700.00, 54.5, 15.886, 7.977, 4.248, 1.789, 0.981, 0.403, 0.173, 0.034, 0.002]
 SVD = {"timestep_type": "continuous", "prediction_type": "v_prediction", "sigma_min": 0.002, "sigma_max": 700.0}
+FLOW_EULER = diffusers.FlowMatchEulerDiscreteScheduler()
 CONFIGS = {"PNDMScheduler": {"skip_prk_steps": True}}
 
 
@@ -186,20 +187,21 @@ def test_zero_terminal_snr_has_4096_for_pure_noise() -> None:
         (diffusers.DPMSolverMultistepScheduler(**SD), [14.0, 3.0, 0.02], r"sigma 0\.02 is outside .*sigma/alpha"),
         (diffusers.DPMSolverMultistepScheduler(**SD), [999, 500, 100, 0], r"sigma 999 .* of timesteps t make .*from_t"),
         (diffusers.EDMEulerScheduler(), [81.0, 3.0, 0.0], r"sigma 81 is outside \[0\.002, 80\]"),
-        (diffusers.FlowMatchEulerDiscreteScheduler(), [1.5, 0.5, 0.0], r"s = 1\.5 is above 1; .* s in \(0, 1\]"),
-        (diffusers.FlowMatchEulerDiscreteScheduler(), [1000, 500, 0], r"s = 1000 .*of timesteps pass t / 1000"),
-        (diffusers.FlowMatchEulerDiscreteScheduler(), [0.5, 0.9, 0.0], r"0\.5 and sigmas\[1\] 0\.9; .* sort the list"),
-        (diffusers.FlowMatchEulerDiscreteScheduler(), [0.9, 0.5, 0.5, 0.0], r"sigmas\[1\] is 0\.5 .* give it once"),
-        (diffusers.FlowMatchEulerDiscreteScheduler(), [0.9, 0.5, 0, 0], r"sigmas\[2\] is 0 .* give it once"),
-        (diffusers.FlowMatchEulerDiscreteScheduler(), [0.9, float("nan"), 0], r"sigmas\[1\] is nan; .* must fall"),
-        (diffusers.FlowMatchEulerDiscreteScheduler(), [0.9, float("inf"), 0], r"sigmas\[1\] is inf; .* must fall"),
-        (diffusers.FlowMatchEulerDiscreteScheduler(), [0.9, -0.1], r"sigmas\[1\] is -0\.1; .* must fall"),
-        (diffusers.FlowMatchEulerDiscreteScheduler(), [], r"need one list of N \+ 1 values"),
-        (diffusers.FlowMatchEulerDiscreteScheduler(), "", r"need one list of N \+ 1 values"),
-        (diffusers.FlowMatchEulerDiscreteScheduler(), [0.9], r"N \+ 1 values.*append a final 0"),
-        (diffusers.FlowMatchEulerDiscreteScheduler(), "0.9, half, 0", r"numbers apart by commas or blanks .*'half'"),
-        (diffusers.FlowMatchEulerDiscreteScheduler(), [0.9, "0.5", 0], r"sigmas is .*need numbers"),
-        (diffusers.FlowMatchEulerDiscreteScheduler(), None, r"sigmas is None"),
+        (FLOW_EULER, [1.5, 0.5, 0.0], r"s = 1\.5 is above 1; .* s in \(0, 1\]"),
+        (FLOW_EULER, [1000, 500, 0], r"s = 1000 .*of timesteps pass t / 1000"),
+        (FLOW_EULER, [0.5, 0.9, 0.0], r"0\.5 and sigmas\[1\] 0\.9; .* sort the list"),
+        (FLOW_EULER, [0.9, 0.5, 0.5, 0.0], r"sigmas\[1\] is 0\.5 .* give it once"),
+        (FLOW_EULER, [0.9, 0.5, 0, 0], r"sigmas\[2\] is 0 .* give it once"),
+        (FLOW_EULER, [0.9, float("nan"), 0], r"sigmas\[1\] is nan; .* must fall"),
+        (FLOW_EULER, [0.9, float("inf"), 0], r"sigmas\[1\] is inf; .* must fall"),
+        (FLOW_EULER, [0.9, -0.1], r"sigmas\[1\] is -0\.1; .* must fall"),
+        (FLOW_EULER, [], r"need one list of N \+ 1 values"),
+        (FLOW_EULER, [[0.9, 0.5], [0.5, 0.0]], r"need one list of N \+ 1 values"),
+        (FLOW_EULER, "", r"need one list of N \+ 1 values"),
+        (FLOW_EULER, [0.9], r"N \+ 1 values.*append a final 0"),
+        (FLOW_EULER, "0.9, half, 0", r"numbers apart by commas or blanks .*'half'"),
+        (FLOW_EULER, [0.9, "0.5", 0], r"sigmas is .*need numbers"),
+        (FLOW_EULER, None, r"sigmas is None"),
     ],
     ids=lambda x: str(x)[:24] if not hasattr(x, "config") else "",
 )

@@ -89,7 +89,7 @@ def test_euler_takes_n_plus_1_sigmas_as_they_are() -> None:
 )
 def test_in_a_pipeline(cls: str, size: dict[str, int]) -> None:
     family = family_of(cls)
-    pipe = family.build()
+    pipe = family.shared()
     sigmas = FLOWING.diffusers_sigmas(pipe, **size)
     with_argument, seen = told(pipe, family, NFE, sigmas=sigmas)
     np.testing.assert_allclose(seen * family.told, FLOWING.timesteps, rtol=1e-5)
