@@ -17,7 +17,7 @@ from benchmarks.targets import Judged, find, outside, provenance
 from hso_jax import BASELINES, Hso, NoiseSchedule, Profile, Schedule, SolverError, baseline, search
 from hso_jax.baselines import inapplicable
 from hso_jax.error import DETAIL
-from hso_jax.noise.ends import s_of_lam
+from hso_jax.noise import s_of_lam
 
 RULES = (*BASELINES, *SHIFTS)
 PLAIN = ("trailing", "karras", "uniform-lam", "beta-t", *SHIFTS)
