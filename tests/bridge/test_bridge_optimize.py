@@ -194,6 +194,7 @@ def network(**config: Any) -> Any:
         (Called(unet=network(time_cond_proj_dim=256)), 1.0, "an input of the network"),
         (Called(transformer=network(guidance_embeds=True)), 1.0, "an input of the network"),
         (Called(transformer=network(guidance_embeds=False)), 1.0, "an input of the network"),
+        (Turbo(), 1.0, "the pipeline's default guidance_scale"),  # 0 is without guidance, whose weight is 1
         (Silent(), 1.0, "names no weight"),
         (SimpleNamespace(), 1.0, "names no weight"),
         (ZImagePipeline(), 5.0, "default guidance_scale"),  # cond + 4 (cond - uncond)
@@ -205,9 +206,10 @@ def test_usual_guidance(pipe: Any, weight: float, why: str) -> None:
     assert found == weight and why in reason
 
 
-def test_a_weight_that_is_not_shipped_becomes_the_nearest(capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize("method", ["zoo", "recommend"])
+def test_a_weight_that_is_not_shipped_becomes_the_nearest(method: str, capsys: pytest.CaptureFixture[str]) -> None:
     pipe = Called(scheduler=diffusers.DDIMScheduler(**SD))
-    assert optimize_pipeline(pipe, 5, method="zoo").guidance == 7.5
+    assert optimize_pipeline(pipe, 5, method=method).guidance == 7.5
     assert "guidance 7.5 (shipped; the nearest to 9, the pipeline's default guidance_scale)" in capsys.readouterr().err
 
 
@@ -218,11 +220,6 @@ def test_with_the_real_search() -> None:
     pipe.scheduler.set_timesteps(4)
     assert pipe.scheduler.timesteps.tolist() == np.float32(schedule.timesteps).tolist()
     assert schedule.method == "hso"
-
-
-def test_a_weight_below_1_is_no_guidance_at_all() -> None:
-    """Turbo pipelines say 0 for it; the weight of the class itself is 1."""
-    assert usual_guidance(Turbo()) == (1.0, "the pipeline's default guidance_scale")
 
 
 def latents(pipe: Any) -> np.ndarray:

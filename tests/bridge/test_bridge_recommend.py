@@ -18,7 +18,6 @@ import hso_jax
 from bridge.recommending import active_loras, distillation_of, guidance_call, rule_of, usual_guidance
 from hso_jax import SolverError
 from hso_jax.bilevel import Effort
-from hso_jax.noise import edm, flow, preset
 from hso_jax.shipped.recommend import OWN, CurrentSampling
 
 LEADING = {**SD, "timestep_spacing": "leading", "steps_offset": 1}
@@ -50,6 +49,8 @@ def pipeline(scheduler: Any, name: str = "Pipeline", guidance: float = 5.0, **pa
         (lambda: diffusers.FlowMatchEulerDiscreteScheduler(shift=3.0), "FluxPipeline", "trailing"),
         (lambda: diffusers.FlowMatchEulerDiscreteScheduler(shift=3.0), "StableDiffusion3Pipeline", "linspace"),
         (lambda: diffusers.FlowMatchEulerDiscreteScheduler(**DYNAMIC), "FluxPipeline", "trailing"),
+        (lambda: diffusers.EDMEulerScheduler(), "Pipeline", "karras"),
+        (lambda: diffusers.EDMEulerScheduler(sigma_schedule="exponential"), "Pipeline", "uniform-lam"),
         (lambda: diffusers.DPMSolverMultistepScheduler(**LEADING), "Pipeline", "its own"),  # spaced for N + 1 steps
         (lambda: diffusers.HeunDiscreteScheduler(**SD), "Pipeline", "its own"),  # every inner node twice
     ],
@@ -167,6 +168,12 @@ def test_distilled_models_keep_their_own(pipe: Any, kind: str, how: str, capsys:
     assert pipe.scheduler is before and "left as it is" in capsys.readouterr().err
 
 
+def test_a_lora_that_may_distil_the_model_is_noted(capsys: pytest.CaptureFixture[str]) -> None:
+    unet = SimpleNamespace(config={}, peft_config={"style": None}, active_adapters=lambda: ["style"])
+    bridge.optimize_pipeline(pipeline(diffusers.DDIMScheduler(**SD), unet=unet), 6, guidance=7.5)
+    assert "note:   a LoRA is active (style)" in capsys.readouterr().err
+
+
 def test_other_loras_are_none_and_inactive_ones_do_not_count() -> None:
     unet = SimpleNamespace(config={}, peft_config={"style": None, "lcm": None}, active_adapters=lambda: ["style"])
     assert distillation_of(pipeline(diffusers.DDIMScheduler(**SD), unet=unet)) is None
@@ -188,24 +195,6 @@ def test_optimize_pipeline_installs_it(family: str, capsys: pytest.CaptureFixtur
     assert said.startswith(f"{family}\nbefore: ") and f"now:    6 steps of {best.solver}, " in said
     np.testing.assert_allclose(bridge.schedule_of(pipe).timesteps, schedule.timesteps)
     assert bridge.recommend(pipe, 6).before == CurrentSampling("nonstationary", "solver-error", best.error)
-
-
-def test_a_known_solver_is_installed_in_its_own_class_or_as_coefficients() -> None:
-    own = pipeline(diffusers.DPMSolverMultistepScheduler(**SD))
-    bridge.optimize_pipeline(own, 6, solver="dpmpp-2m")
-    assert type(own.scheduler).__name__ == "DPMSolverMultistepScheduler"
-    other = pipeline(diffusers.EulerDiscreteScheduler(**SD))
-    schedule = bridge.optimize_pipeline(other, 6, solver="dpmpp-2m")
-    assert type(other.scheduler).__name__ == "NonstationaryScheduler" and schedule.solver == "dpmpp-2m"
-    x = {}
-    for pipe in (own, other):
-        scheduler = pipe.scheduler
-        scheduler.set_timesteps(6)
-        x[pipe is own] = torch.linspace(-1.0, 1.0, 8, dtype=torch.float64)
-        for t in scheduler.timesteps:
-            x[pipe is own] = scheduler.step(torch.tanh(x[pipe is own]), t, x[pipe is own]).prev_sample
-    torch.testing.assert_close(x[True], x[False], rtol=1e-4, atol=1e-4)
-    assert type(bridge.without_schedule(other.scheduler)).__name__ == "EulerDiscreteScheduler"
 
 
 def test_what_is_not_shipped_is_searched(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
@@ -260,16 +249,6 @@ def test_a_pipeline_that_cannot_change_its_solver_keeps_it() -> None:
         schedule = bridge.optimize_pipeline(pipe, 6)
     assert refuse.calls == 1 and schedule.solver == "ddim"
     assert type(pipe.scheduler).__name__ == "EulerDiscreteScheduler" and bridge.schedule_of(pipe) is not None
-
-
-def test_rules_are_told_for_every_kind_of_noise() -> None:
-    for noise in (preset("sdxl"), flow(3.0), edm()):
-        scheduler = {
-            "vp": lambda: diffusers.DDIMScheduler(**SD),
-            "flow": lambda: diffusers.FlowMatchEulerDiscreteScheduler(shift=3.0),
-            "ve": lambda: diffusers.EDMEulerScheduler(),
-        }[noise.kind]()
-        assert rule_of(pipeline(scheduler), bridge.noise_schedule_of(scheduler), 5)
 
 
 def test_a_pipeline_that_adds_its_guidance_is_called_with_one_less() -> None:

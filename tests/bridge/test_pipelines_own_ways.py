@@ -428,14 +428,13 @@ def test_one_scheduler_for_two_models_is_refused() -> None:
     assert vars(pipe) == before and pipe.decoder_pipe.scheduler is scheduler
 
 
-def test_optimize_pipeline_and_a_fitness_reach_them_too(monkeypatch: pytest.MonkeyPatch) -> None:
-    def search(noise: Any, nfe: int, **options: Any) -> Schedule:
-        return Schedule.from_t(noise, np.linspace(0.95, 0.05, nfe))
-
-    monkeypatch.setattr("bridge.recommending.search", search)
+def test_optimize_pipeline_reaches_them_too_and_says_how_to_undo_it(capsys: pytest.CaptureFixture[str]) -> None:
     pipe = VISUAL_CLOZE.build()
-    schedule = bridge.optimize_pipeline(pipe, INNER)
-    assert schedule_of(pipe.generation_pipe) is schedule_of(pipe.upsampling_pipe) is schedule
+    bridge.optimize_pipeline(pipe, INNER)
+    parts = (pipe, pipe.generation_pipe, pipe.upsampling_pipe)
+    assert all(schedule_of(part) is schedule_of(pipe) is not None for part in parts)
+    exec(capsys.readouterr().err.partition("undo:   ")[2], {"pipe": pipe, "bridge": bridge})
+    assert all(schedule_of(part) is None for part in parts)
 
 
 def test_a_pipeline_without_inner_ones() -> None:

@@ -161,14 +161,6 @@ def test_timesteps_follow_the_device() -> None:
         assert scheduler.timesteps.device.type == "cpu"
 
 
-def test_the_schedule_in_the_config_is_a_schedule_file() -> None:
-    schedule = random_schedule(NOISE, 4, "clean", 1)
-    scheduler = with_schedule(diffusers.DDIMScheduler(**SD), schedule)
-    record = scheduler.config["hso_schedule"]
-    assert record["format"] == "hso-jax/schedules"
-    assert isinstance(schedule_of(scheduler), Schedule)
-
-
 VP = random_schedule(cases.noise_of("sd15"), 4, "clean", 1)
 FLOWING = random_schedule(cases.noise_of("sd3-medium"), 4, "clean", 1)
 FLAGGED = [
