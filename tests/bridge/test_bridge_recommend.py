@@ -195,6 +195,8 @@ def test_optimize_pipeline_installs_it(family: str, capsys: pytest.CaptureFixtur
     assert said.startswith(f"{family}\nbefore: ") and f"now:    6 steps of {best.solver}, " in said
     np.testing.assert_allclose(bridge.schedule_of(pipe).timesteps, schedule.timesteps)
     assert bridge.recommend(pipe, 6).before == CurrentSampling("nonstationary", "solver-error", best.error)
+    bridge.optimize_pipeline(pipe, 6, solver="ddim")
+    assert "predicted error: not lower than before" in capsys.readouterr().err
 
 
 def test_what_is_not_shipped_is_searched(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
