@@ -92,7 +92,7 @@ def test_embedded_guidance_is_none() -> None:
     assert found.error == pytest.approx(hso_jax.recommend("flux-dev", 6).error)
 
 
-def test_the_solver_is_kept_where_it_is_asked_for() -> None:
+def test_a_requested_solver_is_kept() -> None:
     pipe = pipeline(diffusers.UniPCMultistepScheduler(**SD, solver_order=3))
     kept = bridge.recommend(pipe, 6, solver=bridge.solver_of(pipe.scheduler))
     assert kept.solver == "unipc-3" and kept.gain > 0 and "Switching to" in kept.reason
@@ -168,18 +168,18 @@ def test_distilled_models_keep_their_own(pipe: Any, kind: str, how: str, capsys:
     assert pipe.scheduler is before and "left as it is" in capsys.readouterr().err
 
 
-def test_a_lora_that_may_distil_the_model_is_noted(capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_lora_without_a_telling_name_is_noted(capsys: pytest.CaptureFixture[str]) -> None:
     unet = SimpleNamespace(config={}, peft_config={"style": None}, active_adapters=lambda: ["style"])
     bridge.optimize_pipeline(pipeline(diffusers.DDIMScheduler(**SD), unet=unet), 6, guidance=7.5)
     assert "note:   a LoRA is active (style)" in capsys.readouterr().err
 
 
-def test_other_loras_are_none_and_inactive_ones_do_not_count() -> None:
+def test_inactive_loras_do_not_count() -> None:
     unet = SimpleNamespace(config={}, peft_config={"style": None, "lcm": None}, active_adapters=lambda: ["style"])
     assert distillation_of(pipeline(diffusers.DDIMScheduler(**SD), unet=unet)) is None
 
 
-def test_few_steps_without_guidance_are_a_distilled_model_s() -> None:
+def test_few_steps_without_guidance_mean_distilled() -> None:
     pipe = pipeline(diffusers.EulerDiscreteScheduler(**SD))
     assert bridge.recommend(pipe, 4, guidance=0.0).distilled == "few-step"
     assert bridge.recommend(pipe, 4, guidance=1.0, distilled=False).distilled is None
@@ -237,7 +237,7 @@ def test_options_of_a_search_need_one(options: dict[str, Any], message: str) -> 
     assert pipe.scheduler is before
 
 
-def test_a_pipeline_that_cannot_change_its_solver_keeps_it() -> None:
+def test_a_pipeline_may_keep_its_solver() -> None:
     """Pipelines with CosineDPMSolver count on its own form of timesteps."""
     pipe = pipeline(diffusers.EulerDiscreteScheduler(**SD))
     refuse = SimpleNamespace(calls=0)
@@ -253,7 +253,7 @@ def test_a_pipeline_that_cannot_change_its_solver_keeps_it() -> None:
     assert type(pipe.scheduler).__name__ == "EulerDiscreteScheduler" and bridge.schedule_of(pipe) is not None
 
 
-def test_a_pipeline_that_adds_its_guidance_is_called_with_one_less() -> None:
+def test_added_guidance_is_one_less() -> None:
     """Z-Image and Cosmos write cond + scale (cond - uncond)."""
     for name, scale in (("ZImagePipeline", 4.0), ("StableDiffusionPipeline", 5.0)):
         pipe = pipeline(diffusers.FlowMatchEulerDiscreteScheduler(shift=3.0), name)
@@ -294,7 +294,7 @@ def network(*layers: Layer, names: tuple[str, ...] = ("default_0", "style")) -> 
         ({"unet": SimpleNamespace(config={}, peft_config={"a": None}, active_adapters=lambda: "a")}, ["a"]),
     ],
 )
-def test_loras_count_while_they_change_what_the_network_predicts(parts: dict[str, Any], active: list[str]) -> None:
+def test_loras_count_while_they_are_active(parts: dict[str, Any], active: list[str]) -> None:
     pipe = pipeline(EULER, **parts)
     assert active_loras(pipe) == active
     assert distillation_of(pipe) is None
@@ -337,13 +337,13 @@ def test_configs_and_classes_of_pipelines_tell(name: str, parts: dict[str, Any],
     ],
 )
 @pytest.mark.parametrize("nfe", [1, 2, 4, 8])
-def test_a_scheduler_of_distilled_models_keeps_its_own_levels(scheduler: Any, nfe: int) -> None:
+def test_distilled_schedulers_keep_their_own_levels(scheduler: Any, nfe: int) -> None:
     found = bridge.recommend(pipeline(scheduler, "WanPipeline"), nfe).schedule
     scheduler.set_timesteps(nfe)
     np.testing.assert_allclose(found.timesteps, scheduler.timesteps, atol=1.01)
 
 
-def test_a_pipeline_that_gives_its_scheduler_sigmas_samples_at_those() -> None:
+def test_sigmas_that_a_pipeline_gives_are_used() -> None:
     found = bridge.recommend(pipeline(diffusers.FlowMatchLCMScheduler(shift=3.0), "FluxPipeline"), 4).schedule
     t = 1.0 - np.arange(4) / 4
     np.testing.assert_allclose(found.sampler_sigmas()[:-1], 3.0 * t / (1.0 + 2.0 * t), atol=1.01e-3)
@@ -361,6 +361,6 @@ def test_sana_sprint_keeps_its_angles(nfe: int) -> None:
 @pytest.mark.parametrize(
     ("name", "rule"), [("FluxPipeline", "trailing"), ("WanPipeline", "linspace"), ("LTXPipeline", "trailing")]
 )
-def test_pipelines_that_give_no_sigmas_leave_the_grid_to_the_scheduler(name: str, rule: str) -> None:
+def test_without_sigmas_the_scheduler_has_its_grid(name: str, rule: str) -> None:
     pipe = pipeline(diffusers.FlowMatchEulerDiscreteScheduler(shift=3.0), name)
     assert bridge.recommend(pipe, 6).before.nodes == rule

@@ -333,7 +333,7 @@ SAMPLED = [
 
 @pytest.mark.parametrize("end", ["clean", "t_eps"])
 @pytest.mark.parametrize(("cls", "scheduler", "solver"), SAMPLED)
-def test_the_pipeline_is_the_plain_sampler_around_its_network(cls: str, scheduler: str, solver: str, end: str) -> None:
+def test_the_pipeline_is_the_plain_sampler(cls: str, scheduler: str, solver: str, end: str) -> None:
     family = family_of(cls)
     pipe = family.shared()
     use(pipe, family, scheduler)

@@ -63,7 +63,7 @@ def test_unipc_clean_end_is_finite_in_every_form(variant: str, predict_x0: bool)
 
 
 @pytest.mark.parametrize("name", ["DPMSolverMultistepScheduler", "UniPCMultistepScheduler", "DEISMultistepScheduler"])
-def test_t_eps_end_keeps_full_order_for_few_steps(name: str) -> None:
+def test_a_t_eps_end_keeps_full_order(name: str) -> None:
     """By default diffusers lowers the order of the last steps for N < 15, even to a sigma > 0."""
     schedule = random_schedule(NOISE, 6, "t_eps", 1)
     default = getattr(diffusers, name)(**SD, solver_order=3)
@@ -76,7 +76,7 @@ def test_t_eps_end_keeps_full_order_for_few_steps(name: str) -> None:
     assert default.config.lower_order_final is True
 
 
-def test_changing_the_end_restores_what_the_first_end_replaced() -> None:
+def test_another_end_restores_what_the_first_replaced() -> None:
     scheduler = diffusers.DPMSolverMultistepScheduler(**SD, euler_at_final=True)
     interval = random_schedule(NOISE, 6, "t_eps", 1)
     there = with_schedule(scheduler, interval)
@@ -174,7 +174,7 @@ def test_zero_terminal_snr(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", ["EulerDiscreteScheduler", "HeunDiscreteScheduler", "LMSDiscreteScheduler"])
-def test_start_below_t_max_is_scaled_for_data_plus_noise(name: str) -> None:
+def test_a_start_below_t_max_is_scaled(name: str) -> None:
     schedule = Schedule.from_t(NOISE, [0.6, 0.3])
     scheduler = with_schedule(getattr(diffusers, name)(**SD, timestep_spacing="trailing"), schedule)
     scheduler.set_timesteps(2)
@@ -273,7 +273,7 @@ def test_sliced_schedule_is_exact(case: cases.Case, skip: int) -> None:
         assert ((got - reference).abs().max() / reference.abs().max()).item() < 1e-10
 
 
-def test_pndm_begins_one_level_earlier_since_its_second_level_counts_twice() -> None:
+def test_pndm_begins_one_level_earlier() -> None:
     """A start between the two entries of the second level evaluates twice there, and uses the first."""
     schedule = random_schedule(cases.noise_of("sd15"), NFE, "clean", 0)
     case = next(c for c in cases.CASES if c.scheduler == "PNDMScheduler")
