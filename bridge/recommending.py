@@ -377,6 +377,8 @@ def own_levels(pipe: Any, noise: NoiseSchedule, nfe: int, kind: str) -> Schedule
     """The levels that a distilled pipeline's own scheduler takes; None where it takes none for so many steps."""
     try:
         told = _timesteps(pipe, noise, nfe)
+        if len(told) != nfe:  # SCMScheduler's angles and their end
+            return None
         levels = noise.num_train_timesteps
         t = t_of_s(noise, told / levels) if noise.kind == "flow" else (told + 1.0) / levels
         return Schedule.from_t(noise, np.clip(t, noise.t_min, noise.t_max), origin=Origin(method=f"own-{kind}"))

@@ -106,7 +106,7 @@ def test_a_failure_leaves_the_pipeline_as_it_was(asked: list[dict[str, Any]]) ->
         ("FluxPipeline", 1.0, "the pipeline's default true_cfg_scale"),
     ],
 )
-def test_the_zoo_is_asked_for_the_pipelines_guidance_and_says_so(
+def test_the_zoo_answers_for_the_pipelines_guidance(
     cls: str, weight: float, why: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     pipe = family_of(cls).shared()
@@ -152,7 +152,7 @@ def test_the_search_on_the_solver_s_error_too(asked: list[dict[str, Any]], capsy
         ),
     ],
 )
-def test_four_lines_say_what_was_done_and_how_to_undo_it(
+def test_four_lines_say_what_was_done(
     cls: str, options: dict[str, Any], lines: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     pipe = family_of(cls).build()
@@ -194,6 +194,7 @@ def network(**config: Any) -> Any:
         (Called(unet=network(time_cond_proj_dim=256)), 1.0, "an input of the network"),
         (Called(transformer=network(guidance_embeds=True)), 1.0, "an input of the network"),
         (Called(transformer=network(guidance_embeds=False)), 1.0, "an input of the network"),
+        (Turbo(), 1.0, "the pipeline's default guidance_scale"),  # 0 is without guidance, whose weight is 1
         (Silent(), 1.0, "names no weight"),
         (SimpleNamespace(), 1.0, "names no weight"),
         (ZImagePipeline(), 5.0, "default guidance_scale"),  # cond + 4 (cond - uncond)
@@ -205,9 +206,10 @@ def test_usual_guidance(pipe: Any, weight: float, why: str) -> None:
     assert found == weight and why in reason
 
 
-def test_a_weight_that_is_not_shipped_becomes_the_nearest(capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize("method", ["zoo", "recommend"])
+def test_an_unshipped_weight_becomes_the_nearest(method: str, capsys: pytest.CaptureFixture[str]) -> None:
     pipe = Called(scheduler=diffusers.DDIMScheduler(**SD))
-    assert optimize_pipeline(pipe, 5, method="zoo").guidance == 7.5
+    assert optimize_pipeline(pipe, 5, method=method).guidance == 7.5
     assert "guidance 7.5 (shipped; the nearest to 9, the pipeline's default guidance_scale)" in capsys.readouterr().err
 
 
@@ -218,11 +220,6 @@ def test_with_the_real_search() -> None:
     pipe.scheduler.set_timesteps(4)
     assert pipe.scheduler.timesteps.tolist() == np.float32(schedule.timesteps).tolist()
     assert schedule.method == "hso"
-
-
-def test_a_weight_below_1_is_no_guidance_at_all() -> None:
-    """Turbo pipelines say 0 for it; the weight of the class itself is 1."""
-    assert usual_guidance(Turbo()) == (1.0, "the pipeline's default guidance_scale")
 
 
 def latents(pipe: Any) -> np.ndarray:
@@ -254,7 +251,7 @@ DOORS: dict[str, Callable[[Any, str], Any]] = {
     ("has", "asked", "cls", "config", "door"),
     [*((*row, "zoo") for row in SWITCHED), *((*SWITCHED[0], d) for d in list(DOORS)[1:])],
 )
-def test_the_solver_that_is_asked_for_takes_the_steps(
+def test_the_requested_solver_takes_the_steps(
     has: str, asked: str, cls: str, config: dict[str, Any], door: str
 ) -> None:
     """The samples are those of diffusers' own class for the solver, at the same nodes."""
@@ -282,7 +279,7 @@ ANCESTRAL = [
 
 
 @pytest.mark.parametrize(("cls", "config"), ANCESTRAL)
-def test_a_sampler_that_adds_noise_is_not_replaced_without_a_word(cls: str, config: dict[str, Any]) -> None:
+def test_replacing_a_noisy_sampler_warns(cls: str, config: dict[str, Any]) -> None:
     plain = getattr(diffusers, cls)(**SD, **config)
     assert adds_noise(plain)
     if cls in ("LCMScheduler", "TCDScheduler"):
@@ -309,7 +306,7 @@ def test_others_are_not_said_to_add_noise(cls: str, config: dict[str, Any]) -> N
     assert not adds_noise(getattr(diffusers, cls).from_config({**SD, **config}))
 
 
-def test_a_flow_sampler_that_adds_noise_is_none_of_the_known_solvers() -> None:
+def test_a_noisy_flow_sampler_has_no_known_solver() -> None:
     scheduler = diffusers.FlowMatchEulerDiscreteScheduler(shift=3.0, stochastic_sampling=True)
     assert adds_noise(scheduler)
     with pytest.raises(ValueError, match="none of the solvers"):
@@ -318,7 +315,7 @@ def test_a_flow_sampler_that_adds_noise_is_none_of_the_known_solvers() -> None:
         with_schedule(scheduler, zoo("sd3-medium", 6, "ddim"))
 
 
-def test_the_scheduler_s_own_solver_stays_in_its_class() -> None:
+def test_its_own_solver_stays_in_its_class() -> None:
     for cls, solver in (("EulerDiscreteScheduler", "ddim"), ("DPMSolverMultistepScheduler", "dpmpp-2m")):
         plain = getattr(diffusers, cls)(**SD)
         assert type(with_schedule(plain, zoo("sd15", 6, solver))).__name__ == cls
@@ -334,7 +331,7 @@ def test_the_scheduler_s_own_solver_stays_in_its_class() -> None:
         ("FlowMatchEulerDiscreteScheduler", {"shift": 3.0}, "heun", None),
     ],
 )
-def test_heun_is_refused_before_any_search_with_a_way_that_works(
+def test_heun_is_refused_before_any_search(
     asked: list[dict[str, Any]], cls: str, config: dict[str, Any], solver: str, way: str | None
 ) -> None:
     pipe = Called(scheduler=getattr(diffusers, cls)(**config))
@@ -392,7 +389,7 @@ def test_what_cannot_be_done_names_the_cure(pipe: Any, nfe: Any, options: dict[s
     ],
 )
 @pytest.mark.filterwarnings("ignore:the schedule is for solver")
-def test_what_is_not_shipped_is_searched_and_said_from_the_start(
+def test_what_is_not_shipped_is_searched(
     asked: list[dict[str, Any]], capsys: pytest.CaptureFixture[str], cls: str, config: dict, nfe: int, solver: str
 ) -> None:
     pipe = Called(scheduler=getattr(diffusers, cls)(**config))
@@ -403,9 +400,7 @@ def test_what_is_not_shipped_is_searched_and_said_from_the_start(
     assert said[1].startswith(f"searching nodes for N = {nfe}, solver {solver}")
 
 
-def test_a_long_search_says_how_long_it_has_run(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_long_search_reports_its_time(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.setattr("bridge.recommending._EVERY", 0.02)
     with _progress("searching"):
         time.sleep(0.2)

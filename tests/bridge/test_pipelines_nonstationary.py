@@ -85,7 +85,7 @@ _FLOW = {"use_flow_sigmas": True, "prediction_type": "flow_prediction", "flow_sh
         ("StableDiffusion3Img2ImgPipeline", {}, "ddim", {"strength": 0.5}),  # DPM++ cannot do that in diffusers
     ],
 )
-def test_with_a_known_solvers_coefficients_the_image_is_that_of_diffusers(
+def test_a_known_solvers_coefficients_give_its_image(
     cls: str, config: dict[str, Any] | None, solver: str, call: dict[str, Any]
 ) -> None:
     family = family_of(cls)
@@ -116,7 +116,7 @@ def test_flux_in_bfloat16() -> None:
     assert low.dtype == torch.bfloat16 and torch.isfinite(low).all() and low.std() > 0.01
 
 
-def test_a_flow_pipelines_own_proposals_and_mu_do_not_move_the_nodes() -> None:
+def test_proposals_and_mu_do_not_move_the_nodes() -> None:
     """FLUX and Qwen-Image pass sigmas and mu; a caller's own, which are no even grid, are told of."""
     for family in (family_of("FluxPipeline"), QWEN_IMAGE):
         pipe = family.shared()
@@ -129,7 +129,7 @@ def test_a_flow_pipelines_own_proposals_and_mu_do_not_move_the_nodes() -> None:
         np.testing.assert_array_equal(seen, wanted(schedule, family))
 
 
-def test_a_scheduler_in_use_is_replaced_by_any_other_schedule() -> None:
+def test_any_schedule_replaces_one_in_use() -> None:
     family = family_of("StableDiffusionPipeline")
     pipe = family.shared()
     plain = copy.deepcopy(pipe.scheduler)

@@ -116,7 +116,7 @@ def shell(name: str, scheduler: Any, **parts: Any) -> Any:
     return pipe
 
 
-def test_cosmos_1_steps_twice_from_each_node_and_ends_where_ddim_does() -> None:
+def test_cosmos_1_ends_where_ddim_does() -> None:
     pipe = cosmos_1()
     noise = torch.randn(1, 4, 3, 8, 8, generator=torch.Generator().manual_seed(0))
     schedule = Schedule.from_sigmas(noise_schedule_of(pipe), [80.0, 20.0, 5.0, 1.0, 0.3])
@@ -131,7 +131,7 @@ def test_cosmos_1_steps_twice_from_each_node_and_ends_where_ddim_does() -> None:
     torch.testing.assert_close(latents, noise * x, rtol=1e-5, atol=1e-7)
 
 
-def test_cosmos_1_takes_only_what_starts_where_it_starts_and_steps_as_it_steps() -> None:
+def test_cosmos_1_needs_its_start_and_class() -> None:
     pipe = shell("CosmosVideoToWorldPipeline", diffusers.EDMEulerScheduler(**EDM))
     with pytest.raises(ValueError, match="sigma_max, 80, and the schedule at 70: use one whose first sigma is 80"):
         install(pipe, [70.0, 5.0, 1.0, 0.0])
@@ -167,7 +167,7 @@ def test_a_timestep_for_each_token(end: float) -> None:
     assert optimize_pipeline(pipe, 4).coefficients is None
 
 
-def test_cosmos_2_5_is_told_the_schedules_own_sigmas() -> None:
+def test_cosmos_2_5_is_told_the_sigmas() -> None:
     """Its scheduler has sigma_max 200 and Karras' rule in a flow config; the network is told `sigmas[i]`."""
     scheduler = diffusers.UniPCMultistepScheduler(
         use_karras_sigmas=True, use_flow_sigmas=True, prediction_type="flow_prediction", sigma_max=200.0, sigma_min=0.01
@@ -189,9 +189,7 @@ def _scheduler_of(name: str) -> Any:
 
 
 @pytest.mark.parametrize("name", [name for name in ways.REFUSED if hasattr(diffusers, name)])
-def test_what_cannot_sample_at_a_schedule_is_refused_before_anything_is_installed(
-    name: str, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_refused_pipelines_are_left_as_they_are(name: str, capsys: pytest.CaptureFixture[str]) -> None:
     pipe = shell(name, _scheduler_of(name))
     before = pipe.scheduler
     doors = (lambda: install(pipe, [0.9, 0.5, 0.0]), lambda: optimize_pipeline(pipe, 4), lambda: recommend(pipe, 4))
@@ -214,7 +212,7 @@ VP = {"beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.012
 
 
 @pytest.mark.parametrize("name", [name for name in ways.ONLY if hasattr(diffusers, name)])
-def test_what_works_with_some_classes_takes_these_and_no_other(name: str) -> None:
+def test_some_pipelines_take_certain_classes_only(name: str) -> None:
     allowed = ways.ONLY[name].schedulers
     made = {
         "DDIMScheduler": lambda cls: cls(**VP),
@@ -243,13 +241,13 @@ def test_what_works_with_some_classes_takes_these_and_no_other(name: str) -> Non
         ("SanaWMPipeline", diffusers.FlowMatchHeunDiscreteScheduler(), "calls step with arguments"),
     ],
 )
-def test_a_step_that_the_class_does_not_know_is_refused(name: str, scheduler: Any, why: str) -> None:
+def test_unknown_arguments_of_step_are_refused(name: str, scheduler: Any, why: str) -> None:
     pipe = shell(name, scheduler)
     with pytest.raises(ValueError, match=why):
         install(pipe, [0.9, 0.5, 0.2, 0.0])
 
 
-def test_sound_with_a_scheduler_of_its_own_would_keep_other_levels() -> None:
+def test_an_audio_scheduler_of_its_own_is_refused() -> None:
     flow = diffusers.FlowMatchEulerDiscreteScheduler
     pipe = shell("LTX2ConditionPipeline", flow(), audio_scheduler=flow())
     with pytest.raises(ValueError, match=r"set pipe\.audio_scheduler = None"):
@@ -258,7 +256,7 @@ def test_sound_with_a_scheduler_of_its_own_would_keep_other_levels() -> None:
     install(pipe, [1.0, 0.5, 0.0])
 
 
-def test_a_proposal_that_starts_below_noise_must_start_where_the_schedule_does() -> None:
+def test_proposals_below_noise_must_start_with_the_schedule() -> None:
     """Stable Audio 3 noises its audio to `init_noise_level`, the first s that it proposes; LTX-2's second stage too."""
     scheduler = with_schedule(diffusers.FlowMatchEulerDiscreteScheduler(), [1.0, 0.6, 0.3, 0.0])
     with pytest.raises(ValueError, match=r"s = 0\.6, .* schedule starts at 1: install .* sigma is 0\.6"):
@@ -269,7 +267,7 @@ def test_a_proposal_that_starts_below_noise_must_start_where_the_schedule_does()
     np.testing.assert_allclose(scheduler.sigmas, [0.6, 0.5, 0.3, 0.0])
 
 
-def test_a_pipeline_of_a_users_own_is_looked_at_too() -> None:
+def test_a_users_own_pipeline_is_checked() -> None:
     """A subclass is its parent; a class whose `step` call fits is taken."""
 
     class Mine(diffusers.Cosmos2TextToImagePipeline):  # type: ignore[misc]
@@ -383,7 +381,7 @@ def test_the_network_is_told_the_schedules_levels(
 INNER = 4
 
 
-def test_visual_cloze_samples_at_the_schedule_in_both_its_pipelines() -> None:
+def test_visual_cloze_samples_at_the_schedule_twice() -> None:
     pipe = VISUAL_CLOZE.build()
     schedule = random_schedule(noise_schedule_of(pipe), INNER, "clean", 1)
     with warnings.catch_warnings():
@@ -428,14 +426,13 @@ def test_one_scheduler_for_two_models_is_refused() -> None:
     assert vars(pipe) == before and pipe.decoder_pipe.scheduler is scheduler
 
 
-def test_optimize_pipeline_and_a_fitness_reach_them_too(monkeypatch: pytest.MonkeyPatch) -> None:
-    def search(noise: Any, nfe: int, **options: Any) -> Schedule:
-        return Schedule.from_t(noise, np.linspace(0.95, 0.05, nfe))
-
-    monkeypatch.setattr("bridge.recommending.search", search)
+def test_optimize_pipeline_and_its_undo_reach_inner_pipelines(capsys: pytest.CaptureFixture[str]) -> None:
     pipe = VISUAL_CLOZE.build()
-    schedule = bridge.optimize_pipeline(pipe, INNER)
-    assert schedule_of(pipe.generation_pipe) is schedule_of(pipe.upsampling_pipe) is schedule
+    bridge.optimize_pipeline(pipe, INNER)
+    parts = (pipe, pipe.generation_pipe, pipe.upsampling_pipe)
+    assert all(schedule_of(part) is schedule_of(pipe) is not None for part in parts)
+    exec(capsys.readouterr().err.partition("undo:   ")[2], {"pipe": pipe, "bridge": bridge})
+    assert all(schedule_of(part) is None for part in parts)
 
 
 def test_a_pipeline_without_inner_ones() -> None:

@@ -268,7 +268,7 @@ def test_other_kinds_of_pipeline(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
         (["apply", "flow.json", "--pipeline", "model"], "noise of kind 'flow'"),
         (
             ["apply", "schedules.json", "--pipeline", "model", "--nfe", "6", "--method", "hso", "--scheduler", "Nope"],
-            "not supported",
+            "'Nope' is not known",
         ),
         (
             ["apply", "schedules.json", "--pipeline", "model", "--nfe", "6", "--method", "hso", "--save", "a/b"],

@@ -160,7 +160,7 @@ def built(name: str) -> Any:
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_an_error_in_a_step_leaves_the_model_alone(name: str) -> None:
+def test_an_error_in_step_leaves_the_model_alone(name: str) -> None:
     """The solver's own memory (step_index, model_outputs) is the parent's business; the model's levels are not."""
     scheduler, x = built(name), start()
     scheduler.scale_model_input(x, scheduler.timesteps[0])
@@ -185,7 +185,7 @@ def test_an_error_in_a_step_leaves_the_model_alone(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", [*STATELESS, "PNDMScheduler"])
-def test_an_error_in_a_step_through_a_table_changes_nothing_at_all(name: str) -> None:
+def test_an_error_in_a_table_step_changes_nothing(name: str) -> None:
     scheduler, x = built(name), start()
     scheduler.step(torch.tanh(x), scheduler.timesteps[0], x)
     before = attributes(scheduler)

@@ -198,7 +198,7 @@ def table_level(scheduler: Any, index: int) -> Level:
 
 @pytest.mark.parametrize("prediction", ["epsilon", "v_prediction", "sample"])
 @pytest.mark.parametrize("indices", [[999], [999, 499], [979, 739, 459, 19], [999, 979, 959, 500 - 1, 39, 19]])
-def test_on_the_grid_it_agrees_with_the_independent_solver(prediction: str, indices: list[int]) -> None:
+def test_distilled_solvers_agree_with_the_independent_ones(prediction: str, indices: list[int]) -> None:
     # The levels are the float32 table's, so agreement with the schedule's float64 levels is to float32.
     schedule = on_grid(indices)
     generator = torch.Generator().manual_seed(1)

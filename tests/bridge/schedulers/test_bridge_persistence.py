@@ -78,13 +78,13 @@ def test_with_schedule_replaces_an_installed_schedule() -> None:
     assert type(first) is type(second)
 
 
-def test_the_schedule_goes_with_the_config_to_another_solver() -> None:
+def test_the_config_takes_the_schedule_along() -> None:
     ddim = with_schedule(diffusers.DDIMScheduler(**SD), random_schedule(NOISE, 6, "clean", 1))
     unipc = bridge.UniPCMultistepScheduler.from_config(ddim.config)
     same(unipc, with_schedule(diffusers.UniPCMultistepScheduler(**SD), ddim.schedule))
 
 
-def test_a_plain_class_drops_the_schedule_but_not_its_record(tmp_path: Path) -> None:
+def test_a_plain_class_keeps_only_the_record(tmp_path: Path) -> None:
     scheduled = with_schedule(diffusers.DDIMScheduler(**SD), random_schedule(NOISE, 6, "clean", 1))
     scheduled.save_pretrained(tmp_path)
     plain = diffusers.DDIMScheduler.from_pretrained(tmp_path)
@@ -161,14 +161,6 @@ def test_timesteps_follow_the_device() -> None:
         assert scheduler.timesteps.device.type == "cpu"
 
 
-def test_the_schedule_in_the_config_is_a_schedule_file() -> None:
-    schedule = random_schedule(NOISE, 4, "clean", 1)
-    scheduler = with_schedule(diffusers.DDIMScheduler(**SD), schedule)
-    record = scheduler.config["hso_schedule"]
-    assert record["format"] == "hso-jax/schedules"
-    assert isinstance(schedule_of(scheduler), Schedule)
-
-
 VP = random_schedule(cases.noise_of("sd15"), 4, "clean", 1)
 FLOWING = random_schedule(cases.noise_of("sd3-medium"), 4, "clean", 1)
 FLAGGED = [
@@ -185,9 +177,7 @@ def flag_of(config: dict[str, Any]) -> str:
 
 
 @pytest.mark.parametrize(("name", "config", "schedule"), FLAGGED, ids=lambda x: x if isinstance(x, str) else "")
-def test_spacing_flags_are_switched_off_said_once_and_put_back(
-    name: str, config: dict[str, Any], schedule: Schedule
-) -> None:
+def test_spacing_flags_are_switched_off_and_back(name: str, config: dict[str, Any], schedule: Schedule) -> None:
     flag = flag_of(config)
     plain = getattr(diffusers, name)(**config)
     with pytest.warns(UserWarning, match=f"{name}: the schedule replaces {flag}, now switched off"):
@@ -224,7 +214,7 @@ def test_stable_video_diffusion_as_it_is_shipped() -> None:
     np.testing.assert_allclose(scheduler.sigmas, [700.0, 30.0, 2.0, 0.1, 0.0], rtol=1e-9)
 
 
-def test_without_schedule_puts_back_what_an_end_replaced_and_leaves_a_plain_scheduler_alone() -> None:
+def test_without_schedule_puts_back_what_was_replaced() -> None:
     plain = diffusers.DPMSolverMultistepScheduler(**SD, euler_at_final=True)
     scheduler = with_schedule(plain, random_schedule(cases.noise_of("sd15"), 4, "t_eps", 1))
     assert not scheduler.config.euler_at_final

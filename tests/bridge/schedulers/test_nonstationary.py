@@ -192,7 +192,7 @@ def test_pixel_models_are_clipped_as_their_scheduler_did(option: str) -> None:
     assert torch.equal(copied.step(torch.zeros_like(x), copied.timesteps[0], x).pred_original_sample, got)
 
 
-def test_the_range_of_clipping_is_the_scheduler_s_own() -> None:
+def test_clipping_has_the_schedulers_range() -> None:
     plain = diffusers.DDIMScheduler(**SD, clip_sample=True, clip_sample_range=2.5)
     scheduler = NonstationaryScheduler.from_schedule(plain, free_schedule(VP, 4))
     scheduler.set_timesteps(4)
@@ -212,7 +212,7 @@ def test_a_learned_variance_is_left_out() -> None:
     assert torch.equal(got, scheduler.step(both[:, :3], scheduler.timesteps[0], x).prev_sample)
 
 
-def test_steps_beyond_the_last_and_unknown_timesteps_are_refused() -> None:
+def test_further_steps_and_unknown_timesteps_are_refused() -> None:
     scheduler = of(EPS, 2)
     x = start()
     with pytest.raises(ValueError, match="timestep 3 is not in the installed schedule"):
@@ -336,7 +336,7 @@ def test_it_is_made_from_pasted_text() -> None:
         assert found.coefficients.tolist() == schedule.coefficients.tolist()
 
 
-def test_a_table_that_only_the_scheduler_knows_is_its_noise() -> None:
+def test_a_table_set_by_hand_is_kept() -> None:
     plain = diffusers.DDIMScheduler(**SD)
     plain.alphas_cumprod = plain.alphas_cumprod**2
     own = noise_schedule_of(plain)
