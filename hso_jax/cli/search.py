@@ -152,7 +152,7 @@ def _search(args: argparse.Namespace) -> int:
     show.print_advice(schedules)
     if args.method == "hso":
         common.warn(
-            "the paper's method minimises a bound; `hso-jax recommend` gives the schedules with the least predicted error"
+            "the paper's method minimises a bound; `hso-jax recommend` gives schedules with the least predicted error"
         )
     return _exit_code(schedules)
 
