@@ -119,7 +119,7 @@ def warn_of_unused_size(args: argparse.Namespace, any_shift: Collection[str] = (
     for name in dict.fromkeys(args.model or [DEFAULT_MODEL]) if args.image_seq_len is not None else ():
         small, large = (noise_named(name, tokens)[0] for tokens in (256, 4096))
         if small.fingerprint() == large.fingerprint():
-            warn(f"--image-seq-len changes nothing for {name}: its noise is the same at every image size")
+            warn(f"--image-seq-len changes nothing for {name}: its noise is the same at every size")
         elif name in any_shift:
             warn(f"--image-seq-len changes no level for {name}: the shipped schedule is the same at any shift")
 

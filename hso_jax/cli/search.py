@@ -166,7 +166,7 @@ def _method(args: argparse.Namespace, p: float) -> Method:
     mine, other = ("solver-error", "hso") if args.method == "solver-error" else ("hso", "solver-error")
     if given := [f"--{name.replace('_', '-')}" for name in _OPTIONS[other] if getattr(args, name) is not None]:
         raise ValueError(
-            f"{', '.join(given)}: --method {args.method} ignores it; leave it out, or use --method {other}"
+            f"{', '.join(given)}: --method {args.method} does not use it; use --method {other}"
         )
     options: dict[str, Any] = {name: getattr(args, name) for name in _OPTIONS[mine] if getattr(args, name) is not None}
     if args.method == "solver-error":

@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 from hso_jax import from_config, preset
-from hso_jax.cli import arguments, main
+from hso_jax.cli import common, main
 from hso_jax.noise import flux2_shift
 from hso_jax.noise.rectified_flow import MU_RULES, pipeline_mu
 
@@ -152,7 +152,7 @@ def test_what_the_config_of_another_class_is_silent_on(pipeline: str, config: di
         ("recommend --model sd35-large --nfe 5,6", "changes nothing for sd35-large"),
         (
             "recommend --model flux-dev --nfe 5,6",
-            "changes no level for flux-dev: what is shipped is the same at any shift",
+            "changes no level for flux-dev: the shipped schedule is the same at any shift",
         ),
         ("zoo --model qwen-image --nfe 6", "changes no level for qwen-image"),
     ],
@@ -167,7 +167,7 @@ def test_an_image_s_size_that_changes_nothing_is_told_once(
 
 
 def test_searches_and_rules_follow_the_size_where_the_shift_does(capsys: pytest.CaptureFixture[str]) -> None:
-    arguments.read_models(argparse.Namespace(model=["flux-dev", "sdxl"], image_seq_len=256, p=None))
+    common.read_models(argparse.Namespace(model=["flux-dev", "sdxl"], image_seq_len=256, p=None))
     assert capsys.readouterr().err.count("--image-seq-len changes nothing for sdxl") == 1
-    arguments.read_models(argparse.Namespace(model=["flux-dev"], image_seq_len=256, p=None))
+    common.read_models(argparse.Namespace(model=["flux-dev"], image_seq_len=256, p=None))
     assert "image-seq-len" not in capsys.readouterr().err
