@@ -46,10 +46,11 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureF
 
 
 def refused(run: Run, command: str | Sequence[str], message: str) -> str:
-    """Run a command that must exit with 2, say why in one line, and write nothing; returns the line."""
+    """Run a command that must exit with 2, end with one line that says why, and write nothing; returns the line."""
     before = contents()
     out, err = run(command, 2)
-    (line,) = err.splitlines()
-    assert line.startswith("error: ") and message in line and "Traceback" not in err, line
+    line = err.splitlines()[-1]  # diffusers may have told something before
+    assert err.count("error: ") == 1 and "Traceback" not in err, err
+    assert line.startswith("error: ") and message in line, line
     assert not out and contents() == before
     return line

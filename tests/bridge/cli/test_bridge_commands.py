@@ -238,7 +238,7 @@ PROFILE = (
         ("apply schedules.json --pipeline . --nfe 6 --method hso", "has no model_index.json"),
         ("apply missing.json --pipeline model --nfe 6 --method hso", "missing.json"),
         ("apply flow.json --pipeline model", "noise of kind 'flow'"),
-        (f"{APPLY} --scheduler Nope", "not supported"),
+        (f"{APPLY} --scheduler Nope", "scheduler class 'Nope' is not known"),
         (f"{APPLY} --save a/b", "does not exist"),
         (f"{SAMPLE} -o a.jpg", "ends in .png"),
         (f"{SAMPLE} -o foreign.png", "--force"),
