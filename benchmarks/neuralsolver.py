@@ -21,7 +21,7 @@ from benchmarks.tuning.measure import FINE, JUDGED
 from bridge import Level
 from hso_jax import Schedule, SolverError, baseline, search
 from hso_jax.files import write_whole
-from hso_jax.noise.ends import lam_of_s
+from hso_jax.noise import lam_of_s
 from hso_jax.solvers import NONSTATIONARY
 
 OUT = Path("docs/results/neuralsolver.md")
@@ -123,6 +123,7 @@ def _run(args: argparse.Namespace) -> int:
     mean = f"{geometric_mean([float(row[-1]) for row in found]):.2f}"
     found.append(["all", "", "", "", "geometric mean", mean])
     head = ["network", "N", "NeuralSolver", "ours", "DPM++ 2M, `trailing`", "ours / theirs"]
+    args.out.parent.mkdir(parents=True, exist_ok=True)
     write_whole(args.out, f"{HOW}\n{markdown(head, found, left=1)}".encode())
     print(f"wrote {args.out}")
     return 0

@@ -20,8 +20,8 @@ from benchmarks.tables import markdown
 from hso_jax import Hso, Lane, NoiseSchedule, Schedule, SolverError, baseline, from_config, noise, search_many, zoo
 from hso_jax.baselines import inapplicable
 from hso_jax.files import write_whole
-from hso_jax.noise.ends import lam_of_s
-from hso_jax.shelf.shipped import MAX_NFE, shipped_guidance
+from hso_jax.noise import lam_of_s
+from hso_jax.shipped.zoo import MAX_NFE, shipped_guidance
 
 OUT = Path("docs/results/published.md")
 RULES = ("trailing", "karras", "uniform-lam", "beta-t", "ays", "dm-nonuni")
@@ -187,6 +187,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _run(args: argparse.Namespace) -> int:
     text = page(read(args.file))
+    args.out.parent.mkdir(parents=True, exist_ok=True)
     write_whole(args.out, text.encode())
     print(f"wrote {args.out}")
     return 0

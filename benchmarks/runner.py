@@ -221,7 +221,7 @@ def run(
         for cell in waiting:
             bar.update(task, description=str(cell))
             try:
-                append(path, measure(cell), (setup or _this_setup)(cell))
+                append(path, measure(cell), setup(cell) if setup else this_setup())
                 measured += 1
             except Inapplicable as reason:
                 bar.console.print(f"{cell}: left out, {reason}")
@@ -299,10 +299,6 @@ def this_setup() -> dict[str, str]:
         "diffusers": diffusers.__version__,
         **versions(),
     }
-
-
-def _this_setup(cell: Cell) -> dict[str, str]:
-    return this_setup()
 
 
 # ---- command lines

@@ -16,11 +16,11 @@ from bridge.noise_of import solver_of
 from bridge.schedulers.plain import without_schedule
 from bridge.schedulers.scheduled import Installed
 from hso_jax.baselines import baseline, inapplicable
-from hso_jax.distilled import named_in, of_class, of_configs, t_of_s
 from hso_jax.noise import NoiseSchedule
-from hso_jax.recommendation import Before
 from hso_jax.schedule import Origin, Schedule
-from hso_jax.shelf.predicted import RULES
+from hso_jax.shipped.distilled import named_in, of_class, of_configs, t_of_s
+from hso_jax.shipped.recommend import Before
+from hso_jax.shipped.zoo import RULES
 
 # Pipelines that take `sigmas` and leave FlowMatch's own grid to it where there are none, and those that give it some
 # of their own without taking any.

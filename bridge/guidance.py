@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from hso_jax.noise import NoiseSchedule
-from hso_jax.shelf.shipped import nearest_guidance
+from hso_jax.shipped.zoo import nearest_guidance
 
 # Pipelines that write guidance as cond + scale (cond - uncond): their scale is w - 1.
 ADDING = ("ZImage", "Krea2", "Cosmos2", "CosmosTextToWorld", "CosmosVideoToWorld")

@@ -11,9 +11,8 @@ import numpy as np
 
 from hso_jax import noise as noises
 from hso_jax.noise import NoiseSchedule
-from hso_jax.noise.from_config import CLASSES, ignored_keys
-from hso_jax.noise.rectified_flow import has_rule
-from hso_jax.noise.refused_classes import REFUSED
+from hso_jax.noise.from_config import CLASSES, REFUSED, ignored_keys
+from hso_jax.noise.shifts import has_rule
 from hso_jax.solvers import NONSTATIONARY, SOLVERS
 from hso_jax.solvers import adds_noise as named_noisy
 

@@ -19,10 +19,10 @@ from bridge.schedulers.pipelines import check_use
 from bridge.schedulers.plain import without_schedule
 from hso_jax.checks import brief, check_nfe, choice
 from hso_jax.noise import NoiseSchedule
-from hso_jax.recommendation import Recommendation
 from hso_jax.schedule import Schedule
 from hso_jax.searches import METHODS, not_searched, search
-from hso_jax.shelf.shipped import NotShippedError, zoo
+from hso_jax.shipped.recommend import Recommendation
+from hso_jax.shipped.zoo import NotInZooError, zoo
 from hso_jax.solver_error_method import SolverError
 from hso_jax.solvers import EVERY, canonical
 
@@ -100,7 +100,7 @@ def _recommended(pipe: Any, nfe: int, noise: NoiseSchedule, options: dict[str, A
     """Install the recommendation, and say so."""
     try:
         found = recommend(pipe, nfe, noise=noise, **options)
-    except NotShippedError as error:
+    except NotInZooError as error:
         print(f"{error.why}; a search on the solver's error takes its place", file=sys.stderr)
         kept = {name: value for name, value in options.items() if name != "distilled"}
         kept["solver"] = kept.get("solver") or own_solver(pipe.scheduler) or _FALLBACK
@@ -162,7 +162,7 @@ def _found(pipe: Any, nfe: int, noise: NoiseSchedule, end: str | None, options: 
     if method == "zoo":
         try:
             schedule = zoo(noise, nfe, **kind)
-        except NotShippedError as error:
+        except NotInZooError as error:
             raise ValueError(f"{error.why}; use method='solver-error', which searches") from error
     else:
         with _progress(f"searching nodes for N = {nfe}" + (f", solver {solver}" if solver else "")):

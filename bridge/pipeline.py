@@ -16,9 +16,7 @@ import torch
 from bridge.guidance import guidance_call, usual_guidance
 from bridge.schedulers.installing import inner_pipelines
 from hso_jax.checks import check_guidance, number
-from hso_jax.noise import NoiseSchedule
-from hso_jax.noise.ends import lam_of_s, s_of_lam
-from hso_jax.noise.partial import from_level
+from hso_jax.noise import NoiseSchedule, from_level, lam_of_s, s_of_lam
 from hso_jax.profile import Profile
 from hso_jax.schedule import Schedule
 

@@ -5,15 +5,15 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
+import hso_jax
 from bridge.at_hand import active_loras, before, distillation_of, own_levels
 from bridge.guidance import usual_guidance
 from bridge.noise_of import check_pipeline, noise_schedule_of
 from bridge.schedulers.pipelines import check_use
 from bridge.schedulers.plain import without_schedule
-from hso_jax import recommendation
-from hso_jax.distilled import of_class
 from hso_jax.noise import NoiseSchedule, flow
-from hso_jax.recommendation import Recommendation
+from hso_jax.shipped.distilled import of_class
+from hso_jax.shipped.recommend import Recommendation
 
 
 def recommend(
@@ -54,7 +54,7 @@ def recommend(
         scm = type(pipe.scheduler).__name__ == "SCMScheduler"
         noise = flow(1.0) if scm else noise_schedule_of(pipe, image_seq_len=image_seq_len, mu=mu)
     usual, why = usual_guidance(pipe)
-    found = recommendation.recommend(
+    found = hso_jax.recommend(
         noise, nfe, guidance=guidance, solver=solver, distilled=told[0] if told else distilled, usual=usual
     )
     at_hand = before(pipe, noise, nfe)

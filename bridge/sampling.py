@@ -17,8 +17,7 @@ import torch
 
 from bridge.schedulers.levels import end_timestep
 from hso_jax import solvers
-from hso_jax.noise import NoiseSchedule, alpha_sigma
-from hso_jax.noise.ends import noise_end_t
+from hso_jax.noise import NoiseSchedule, alpha_sigma, noise_end_t
 from hso_jax.schedule import Schedule
 
 Array = np.ndarray[Any, Any]

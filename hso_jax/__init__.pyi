@@ -17,8 +17,6 @@ from .noise import from_config as from_config
 from .noise import preset as preset
 from .profile import Profile as Profile
 from .profile import profile_of as profile_of
-from .recommendation import Recommendation as Recommendation
-from .recommendation import recommend as recommend
 from .schedule import Origin as Origin
 from .schedule import Schedule as Schedule
 from .schedule import Scores as Scores
@@ -29,7 +27,9 @@ from .searches import lanes as lanes
 from .searches import refine as refine
 from .searches import search as search
 from .searches import search_many as search_many
-from .shelf import zoo as zoo
+from .shipped.recommend import Recommendation as Recommendation
+from .shipped.recommend import recommend as recommend
+from .shipped.zoo import zoo as zoo
 from .solver_error_levels import Coefficients as Coefficients
 from .solver_error_levels import Refinement as Refinement
 from .solver_error_method import SolverError as SolverError

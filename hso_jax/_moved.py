@@ -22,6 +22,13 @@ _PLACES: dict[tuple[str, ...], str] = {
     ("lower.quasi_newton",): "lower.gaps",
     ("checkpoint",): "resuming upper.checkpoint",
     ("schedule",): "exports origin schedule_checks",
+    ("noise.schedule",): "noise.ends noise.noise_schedule noise.partial noise.stacking",
+    ("noise.families", "noise.shifts"): "noise.rectified_flow noise.variance_exploding noise.variance_preserving",
+    ("noise.from_config",): "noise.refused_classes",
+    ("noise.shifts",): "diffusers_sigmas",
+    ("shipped.zoo",): "shelf shelf.predicted shelf.shipped",
+    ("shipped.recommend",): "recommendation",
+    ("shipped.distilled",): "distilled",
 }
 
 MOVED = {

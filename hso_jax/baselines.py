@@ -10,10 +10,7 @@ import numpy as np
 
 from hso_jax.checks import check_nfe, choice, number
 from hso_jax.mep_spf import PAPER_GAMMA, paper_d_min, resolve_spacing, score
-from hso_jax.noise import NoiseSchedule
-from hso_jax.noise.ends import noise_end_t
-from hso_jax.noise.noise_schedule import check_noise
-from hso_jax.noise.stacking import anonymous
+from hso_jax.noise import NoiseSchedule, check_noise, noise_end_t, strip_static
 from hso_jax.optional_jax import jax
 from hso_jax.schedule import LAYOUTS, Origin, Schedule, versions
 
@@ -142,7 +139,7 @@ def dm_nonuniform(noise: NoiseSchedule, nfe: int, layout: str, p: float = 2.0) -
     nodes = max(_DM_NODES, intervals + 1)
     start = np.concatenate([np.linspace(t_max, t_eps, intervals + 1), np.full(nodes - intervals - 1, t_eps)])
     with jax.enable_x64(True):  # its minimum is flat: float32 misses it by up to three timesteps
-        found = _minimiser()(anonymous(noise), start, np.asarray(intervals), np.asarray(p, np.float64))
+        found = _minimiser()(strip_static(noise), start, np.asarray(intervals), np.asarray(p, np.float64))
     t = np.array(found.t[: intervals + 1], np.float64)
     t[0], t[-1] = t_max, t_eps
     return t
@@ -231,7 +228,7 @@ def baseline(
         noise, t, layout=layout, origin=Origin(method=name, p=p, d_min=least, versions=versions())
     )
     with np.errstate(over="ignore"):
-        scores = score(schedule, p=p, d_min=least, gamma=PAPER_GAMMA)
+        scores = score(schedule.lams, schedule.t, p=p, d_min=least, gamma=PAPER_GAMMA)
     if not np.isfinite([value for value in scores.values() if value is not None]).all():
         raise ValueError(f"p is {p:g}; MEP is not finite on {noise.name} with it; need one nearer to 2 or 1")
     return schedule.with_scores(**scores)

@@ -73,7 +73,7 @@ def run(
     size = takers * -(-total // (takers * calls))  # as even as can be: what fills the last chunk is wasted
     spread = PartitionSpec((HOSTS, DEVICES)) if split is None else PartitionSpec(HOSTS)
     specs = PartitionSpec() if split is None else split.shared
-    compiled = program(search, mesh, spread, specs, at_once)
+    compiled = under_jax_defaults(program(search, mesh, spread, specs, at_once))
     shared = _placed(shared, mesh, specs)
     parts: list[Any] = []
     done = 0
@@ -82,11 +82,15 @@ def run(
         parts, done = rows_of(records, lambda: jax.eval_shape(compiled, first, shared), total)
         if progress is not None and done:
             progress(done, total)
-    for begin in range(done, total, size):
+
+    def start(begin: int) -> Any:
         # The last chunk is filled up with the last lane: one shape, one compilation.
         rows = np.minimum(np.arange(begin, begin + size), total - 1)
-        part = jax.tree.map(lambda column: column[rows], lanes)  # noqa: B023
-        found = compiled(_placed(part, mesh, spread), shared)
+        return compiled(_placed(jax.tree.map(lambda column: column[rows], lanes), mesh, spread), shared)
+
+    ahead = start(done) if done < total else None
+    for begin in range(done, total, size):
+        found, ahead = ahead, start(begin + size) if begin + size < total else None  # the device waits for no host
         found = multihost_utils.process_allgather(found, tiled=True) if jax.process_count() > 1 else found
         kept = min(size, total - begin)
         parts.append(jax.tree.map(lambda x: np.asarray(x)[:kept], found))  # noqa: B023
@@ -112,7 +116,7 @@ def program(
         return jax.lax.map(one, lanes, batch_size=at_once if at_once > 1 else None)
 
     sharded = jax.shard_map(every, mesh=mesh, in_specs=(spread, specs), out_specs=spread, check_vma=False)
-    return under_jax_defaults(jax.jit(sharded, compiler_options=compiler_options(mesh.devices.flat[0].platform)))
+    return jax.jit(sharded, compiler_options=compiler_options(mesh.devices.flat[0].platform))
 
 
 def _mesh(split: Split | None) -> Mesh:

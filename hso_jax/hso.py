@@ -27,9 +27,8 @@ from hso_jax.lane import Lane, check_lane
 from hso_jax.lower import trust_region
 from hso_jax.lower.trust_region import CONVERGED, NOT_FINITE, RESULTS, Feasible, Solution, spread
 from hso_jax.mep_spf import PAPER_GAMMA, Spacing, paper_d_min, resolve_spacing, score, spacing_penalty
-from hso_jax.noise import NoiseSchedule
-from hso_jax.noise.stacking import stack
-from hso_jax.schedule import Origin, Schedule, versions
+from hso_jax.noise import NoiseSchedule, stack
+from hso_jax.schedule import Origin, Schedule, Scores, versions
 from hso_jax.upper.evolution import Evolution
 
 SPACING_AS = ("constraint", "penalty")
@@ -127,8 +126,30 @@ def _cut(box: Box, noise: NoiseSchedule) -> Box:
     return box._replace(t_eps=t_eps, t_max=(min(box.t_max[0], high), min(box.t_max[1], high)))
 
 
-def pack(lanes: Sequence[Lane], dtype: np.dtype) -> tuple[LaneArrays, NoiseSchedule]:
-    """Checked lanes as arrays, and the bank: the distinct noise schedules stacked on a leading axis."""
+class Bank(NamedTuple):
+    """The distinct noise schedules of some lanes, stacked on a leading axis.
+
+    Attributes:
+        noise: the schedules.
+        times: [S, 257] see `times_even_in_lam`.
+    """
+
+    noise: NoiseSchedule
+    times: Array
+
+
+_TIMES = 257
+_NEWTON_STEPS = 4  # from a table of so many times: exact to float32
+
+
+def times_even_in_lam(noise: NoiseSchedule) -> np.ndarray:
+    """The times [257] of levels that are even in lam from t_max to t_min. NumPy."""
+    noisy, clean = (float(noise.lam(float(t))) for t in (noise.t_max, noise.t_min))
+    return noise.t_of_lam(np.linspace(noisy, clean, _TIMES))
+
+
+def pack(lanes: Sequence[Lane], dtype: np.dtype) -> tuple[LaneArrays, Bank]:
+    """Checked lanes as arrays, and their bank of noise schedules."""
     bank: dict[int, int] = {}
     schedules: list[NoiseSchedule] = []
     for lane in lanes:
@@ -147,7 +168,8 @@ def pack(lanes: Sequence[Lane], dtype: np.dtype) -> tuple[LaneArrays, NoiseSched
         "lower": np.array([[low for low, _ in m.box] for m in methods], dtype),
         "upper": np.array([[high for _, high in m.box] for m in methods], dtype),
     }
-    return LaneArrays(**columns), stack(schedules, dtype)  # type: ignore[arg-type]
+    times = np.stack([times_even_in_lam(noise) for noise in schedules]).astype(dtype)
+    return LaneArrays(**columns), Bank(stack(schedules, dtype), times)  # type: ignore[arg-type]
 
 
 EFFORT = Effort(population=16, generations=20, steps=3, polish=3, lanes=128)
@@ -156,16 +178,21 @@ EFFORT = Effort(population=16, generations=20, steps=3, polish=3, lanes=128)
 _AGAIN = 200  # steps for a lane that has not converged
 
 
-def edm_nodes(noise: NoiseSchedule, psi: Array, count: int, intervals: Array) -> Array:
+def edm_nodes(noise: NoiseSchedule, psi: Array, count: int, intervals: Array, times: Array) -> Array:
     """EDM's nodes (Karras et al. 2022, eq. 5) between ksigma(t_max) and ksigma(t_eps), as times [count].
 
     `ksigma_i = (ksigma_max^(1/rho) + i/M (ksigma_min^(1/rho) - ksigma_max^(1/rho)))^rho`; padding repeats t_eps.
+    `times` [n] is the table that the inverse starts from, see `times_even_in_lam`.
     """
     rho, t_eps, t_max = psi
     noisy, clean = jnp.exp(-noise.lam(t_max) / rho), jnp.exp(-noise.lam(t_eps) / rho)
     i = jnp.minimum(jnp.arange(count), intervals)
-    # 16 iterations: exact but for nodes within 1e-5 of an end, and this is only where the lower level starts.
-    inner = noise.t_of_lam(-rho * jnp.log(noisy + i / intervals * (clean - noisy)), iterations=16)
+    lams = -rho * jnp.log(noisy + i / intervals * (clean - noisy))
+    noisiest, cleanest = noise.lam(noise.t_max), noise.lam(noise.t_min)
+    place = (lams - noisiest) / (cleanest - noisiest) * (len(times) - 1)
+    cell = jnp.clip(jnp.floor(place).astype(int), 0, len(times) - 2)
+    near = times[cell] + (place - cell) * (times[cell + 1] - times[cell])
+    inner = noise.t_of_lam(lams, iterations=_NEWTON_STEPS, near=near)
     return jnp.where(i == 0, t_max, jnp.where(i == intervals, t_eps, inner))
 
 
@@ -173,13 +200,13 @@ class Levels(NamedTuple):
     """What HSO gives to `bilevel`. Its psi is (rho, t_eps, t_max); a lane is one row of `LaneArrays`.
 
     Attributes:
-        bank: noise schedules on a leading axis.
+        bank: of noise schedules.
         objective: of the lower level.
         nodes: K, at least the lane's number of nodes.
         steps: of the lower level.
     """
 
-    bank: NoiseSchedule
+    bank: Bank
     objective: str | NodeObjective
     nodes: int
     steps: int
@@ -194,8 +221,8 @@ class Levels(NamedTuple):
 
     def lower(self, lane: LaneArrays, psi: Array, before: Solution) -> Solution:
         """The nodes from EDM's (or those before) that minimise the objective between psi's ends."""
-        noise = self.noise(lane)
-        start = jnp.where(jnp.isfinite(before.t[0]), before.t, edm_nodes(noise, psi, self.nodes, lane.intervals))
+        edm = edm_nodes(self.noise(lane), psi, self.nodes, lane.intervals, self.bank.times[lane.noise])
+        start = jnp.where(jnp.isfinite(before.t[0]), before.t, edm)
         found = refined(self, lane, psi, start, self.steps)
         return found._replace(steps=before.steps + found.steps)
 
@@ -209,7 +236,7 @@ class Levels(NamedTuple):
 
     def noise(self, lane: LaneArrays) -> NoiseSchedule:
         """The lane's noise schedule."""
-        return jax.tree.map(lambda leaf: leaf[lane.noise], self.bank)
+        return jax.tree.map(lambda leaf: leaf[lane.noise], self.bank.noise)
 
 
 def refined(levels: Levels, lane: LaneArrays, psi: Array, start: Array, steps: int) -> Solution:
@@ -227,13 +254,11 @@ def _with_margin(gap: Array) -> Array:
 
 
 @functools.lru_cache(maxsize=64)
-def search_lane(
-    objective: str | NodeObjective, nodes: int, effort: Any
-) -> Callable[[LaneArrays, NoiseSchedule], Evolution]:
+def search_lane(objective: str | NodeObjective, nodes: int, effort: Any) -> Callable[[LaneArrays, Bank], Evolution]:
     """The bilevel search of one lane, (lane, bank of noise schedules) -> result. Pure; map it over lanes."""
     effort = effort._replace(polish=effort.polish if effort.steps else 0)
 
-    def search(lane: LaneArrays, bank: NoiseSchedule) -> Evolution:
+    def search(lane: LaneArrays, bank: Bank) -> Evolution:
         return bilevel(Levels(bank, objective, nodes, effort.steps), lane, effort)
 
     return search
@@ -280,9 +305,7 @@ def _finish(lanes: Sequence[Lane], found: Evolution, objective: str | NodeObject
 
 @under_jax_defaults
 @functools.partial(jax.jit, static_argnames="objective")
-def _refine_again(
-    lane: LaneArrays, bank: NoiseSchedule, psi: Array, t: Array, objective: str | NodeObjective
-) -> Solution:
+def _refine_again(lane: LaneArrays, bank: Bank, psi: Array, t: Array, objective: str | NodeObjective) -> Solution:
     return refined(Levels(bank, objective, len(t), _AGAIN), lane, psi, t, _AGAIN)
 
 
@@ -321,7 +344,8 @@ def schedule_of(lane: Lane, found: Evolution | None) -> Schedule:
     t[0], t[-1] = t_max, t_eps
     least = max(hso.spacing if hso.spacing_as == "constraint" else 0.0, _DISTINCT)
     t = spread(t, min(least, (t_max - t_eps) / lane.intervals))
-    ends = lane.noise.ksigma(np.array([t_eps, t_max]))
+    lams = lane.noise.lam(t)
+    ends = np.exp(-lams[[-1, 0]])
     stationarity = float(found.memo.stationarity)
     origin = Origin(
         psi={"rho": rho, "t_eps": t_eps, "t_max": t_max, "ksigma_min": float(ends[0]), "ksigma_max": float(ends[1])},
@@ -331,8 +355,8 @@ def schedule_of(lane: Lane, found: Evolution | None) -> Schedule:
         seed=int(lane.seed),
         **fields,
     )
-    schedule = Schedule.from_t(lane.noise, t, layout=lane.layout, origin=origin)
-    return schedule.with_scores(**score(schedule, p=hso.p, d_min=hso.spacing, gamma=hso.gamma))
+    scores = Scores(**score(lams, t, p=hso.p, d_min=hso.spacing, gamma=hso.gamma))
+    return Schedule.from_t(lane.noise, t, layout=lane.layout, origin=origin, scores=scores)
 
 
 def _with_room(t_eps: float, t_max: float, lane: Lane) -> tuple[float, float]:

@@ -9,8 +9,7 @@ from hso_jax.batch import Progress
 from hso_jax.bilevel import Effort
 from hso_jax.checkpoint import Records
 from hso_jax.checks import check_nfe, check_seed, choice
-from hso_jax.noise import NoiseSchedule
-from hso_jax.noise.noise_schedule import check_noise
+from hso_jax.noise import NoiseSchedule, check_noise
 from hso_jax.schedule import LAYOUTS, Schedule
 
 

@@ -9,15 +9,12 @@ from __future__ import annotations
 
 import numbers
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+from typing import Any
 
 import numpy as np
 
 from hso_jax.checks import brief, whole
-from hso_jax.noise.noise_schedule import Array, namespace
-
-if TYPE_CHECKING:
-    from hso_jax.schedule import Schedule
+from hso_jax.noise import Array, namespace
 
 PAPER_GAMMA = 1e9
 
@@ -139,9 +136,8 @@ def resolve_spacing(spacing: Spacing, nfe: int) -> float:
     return float(value)
 
 
-def score(schedule: Schedule, *, p: float, d_min: float, gamma: float) -> dict[str, float | None]:
-    """Mep and spf of a schedule in float64; None where they are undefined (one node, or lam = -inf)."""
-    if len(schedule.lams) < 2 or not np.isfinite(schedule.lams).all():
+def score(lams: np.ndarray, t: np.ndarray, *, p: float, d_min: float, gamma: float) -> dict[str, Any]:
+    """Mep and spf of nodes in float64; None where they are undefined (one node, or lam = -inf)."""
+    if len(lams) < 2 or not np.isfinite(lams).all():
         return {"mep": None, "spf": None}
-    lams, t = schedule.lams, schedule.t
     return {"mep": float(mep(lams, p)), "spf": float(spf(lams, t, d_min, p=p, gamma=gamma))}

@@ -16,8 +16,7 @@ import numpy as np
 from hso_jax.checks import brief, check_guidance, choice, is_number, number, numbers, whole
 from hso_jax.compiling import random_key
 from hso_jax.files import PROFILE_FORMAT, parse_json, read_text, write_whole
-from hso_jax.noise import NoiseSchedule
-from hso_jax.noise.noise_schedule import PREDICTIONS, check_noise
+from hso_jax.noise import PREDICTIONS, NoiseSchedule, check_noise
 from hso_jax.problems.bank import Bank, collect
 from hso_jax.problems.mixture import family, shrunk
 from hso_jax.problems.model_error import ModelError
@@ -32,7 +31,7 @@ PRODUCTS, CLUSTERS = 8, 12
 ENDS_TOLERANCE = 1e-3
 """In lam: two readings of one model's ends differ by less, other models' by more."""
 
-MOST = 10**12
+MAX_DIMENSION = 10**12
 """Directions: a film of minutes has a hundredth of that."""
 
 _ALMOST = 1e-6  # by which sums of variances may be off
@@ -74,7 +73,10 @@ class Profile:
         """Check every value."""
         own: dict[str, Any] = {"deviations": _row("deviations", self.deviations, need="positive")}
         own |= {"lams": _row("lams", self.lams), "etas": _row("etas", self.etas, need="not negative")}
-        own |= {"dimension": whole("dimension", self.dimension, 1, MOST), "total": number("total", self.total, low=0.0)}
+        own |= {
+            "dimension": whole("dimension", self.dimension, 1, MAX_DIMENSION),
+            "total": number("total", self.total, low=0.0),
+        }
         own |= {"guidance": check_guidance(self.guidance), "ends": _ends(self.ends)}
         if self.prediction is not None:
             choice("prediction", self.prediction, PREDICTIONS)

@@ -15,9 +15,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from hso_jax.checks import MOST_LEVELS, brief, choice, count, level_list, number, numbers, printable, text, to_range
-from hso_jax.diffusers_sigmas import diffusers_sigmas
-from hso_jax.noise import NoiseSchedule, alpha_sigma
-from hso_jax.noise.noise_schedule import check_noise
+from hso_jax.noise import NoiseSchedule, alpha_sigma, check_noise
+from hso_jax.noise.shifts import diffusers_sigmas
 from hso_jax.solvers import NONSTATIONARY, PURE_NOISE, SOLVERS, coefficients_of
 from hso_jax.solvers.nonstationary import MOST, check_coefficients
 from hso_jax.solvers.weights import grid
@@ -288,12 +287,8 @@ class Schedule:
         if values.size == 0 or values[-1] == 0.0:
             raise ValueError(f"sigmas is {brief(sigmas)}; need a value above 0 to evaluate or to stop at")
         values = _reached(noise, values)
-        with np.errstate(divide="ignore", over="ignore"):
-            lams = -np.log(values)
-            t = np.where(np.isneginf(lams), 1.0, noise.t_of_lam(np.where(np.isneginf(lams), 0.0, lams)))
-            if noise.kind == "flow":  # s = k t / (1 + (k - 1) t) has an inverse beyond the training grid too
-                exact = 1.0 / (1.0 + np.exp(lams - noise.lam(0.5)))
-                t = np.where((exact < noise.t_min) | (exact > noise.t_max), exact, t)
+        with np.errstate(divide="ignore"):
+            t = t_of_lams(noise, -np.log(values))
         return cls.from_t(noise, t, layout="node" if end == "clean" else "interval", end=end, **options)
 
     @property
@@ -509,6 +504,17 @@ class Schedule:
             rows.append([str(i), *cells, *[""] * (1 + c.shape[1] - len(told))])
         body = "".join("<tr>" + "".join(f"<td>{cell}</td>" for cell in row) + "</tr>" for row in rows)
         return f"<table><caption>{html.escape(repr(self))}</caption>{body}</table>"
+
+
+def t_of_lams(noise: NoiseSchedule, lams: np.ndarray) -> np.ndarray:
+    """The times of half log-SNRs, -inf among them; a flow model's beyond its training grid too, whatever its shift."""
+    pure = np.isneginf(lams)
+    t = np.where(pure, 1.0, noise.t_of_lam(np.where(pure, 0.0, lams)))
+    if noise.kind != "flow":
+        return t
+    with np.errstate(over="ignore"):  # s = k t / (1 + (k - 1) t) has an inverse beyond the training grid too
+        exact = 1.0 / (1.0 + np.exp(lams - noise.lam(0.5)))
+    return np.where((exact < noise.t_min) | (exact > noise.t_max), exact, t)
 
 
 def _reached(noise: NoiseSchedule, values: np.ndarray) -> np.ndarray:

@@ -24,9 +24,7 @@ from hso_jax.compiling import platform, quiet, under_jax_defaults
 from hso_jax.hso import Hso
 from hso_jax.lane import Lane, Method
 from hso_jax.lower import trust_region
-from hso_jax.noise import PRESETS, NoiseSchedule, preset
-from hso_jax.noise.presets import preset_name
-from hso_jax.noise.stacking import anonymous
+from hso_jax.noise import PRESETS, NoiseSchedule, preset, preset_name, strip_static
 from hso_jax.schedule import Schedule
 from hso_jax.solver_error_method import SolverError
 
@@ -241,7 +239,7 @@ def refine(
         A `Solution`; its `t` is [M + 1].
     """
     platform()
-    return _refine(anonymous(noise), start, t_max, t_eps, p, spacing, max_steps=max_steps)
+    return _refine(strip_static(noise), start, t_max, t_eps, p, spacing, max_steps=max_steps)
 
 
 @under_jax_defaults

@@ -35,8 +35,7 @@ from hso_jax.lane import Lane, check_lane
 from hso_jax.lower import quasi_newton, trust_region
 from hso_jax.lower.quasi_newton import SPACING, Range, lams_of, logits_of, nodes_of
 from hso_jax.lower.trust_region import MAX_STEPS, NOT_FINITE, Feasible, Solution
-from hso_jax.noise import NoiseSchedule, flow
-from hso_jax.noise.ends import first_lam, s_of_lam
+from hso_jax.noise import NoiseSchedule, first_lam, flow, s_of_lam
 from hso_jax.problems.model_error import ModelError
 from hso_jax.solvers.nonstationary import MOST, amplification, coefficients_of, weights_of
 from hso_jax.solvers.weights import grid

@@ -33,9 +33,7 @@ from hso_jax.error import (
 from hso_jax.lane import Lane, Method
 from hso_jax.lower.quasi_newton import SPACING
 from hso_jax.lower.trust_region import NOT_FINITE, RESULTS
-from hso_jax.noise import NoiseSchedule
-from hso_jax.noise.ends import lam_of_s, s_of_lam
-from hso_jax.noise.noise_schedule import check_noise
+from hso_jax.noise import NoiseSchedule, check_noise, lam_of_s, s_of_lam
 from hso_jax.problems.bank import Problems, collect
 from hso_jax.problems.model_error import ModelError, check_model_error
 from hso_jax.profile import Profile
@@ -250,7 +248,7 @@ class SolverError:
             or "nonstationary", whose coefficients are searched with the nodes (see `Coefficients`).
         guidance: w of classifier-free guidance; 0 and 1 are without.
         first: "auto" (the first node is the model's noise end, or up to N = 10 sigma/alpha = 60 where that is less and
-            the network predicts epsilon, see `noise.ends.first_lam`), "end" (the noise end) or "free" (placed like the
+            the network predicts epsilon, see `noise.first_lam`), "end" (the noise end) or "free" (placed like the
             others).
         family: bound whose minimisers are the starts: "mep", "dm-nonuni" or a function, as `Hso.objective`.
         refinement: how hard the starts are refined on the error; None takes the best of the family as it is.

@@ -19,8 +19,7 @@ from hso_jax import Effort, Hso, Lane
 from hso_jax.lower import trust_region
 from hso_jax.lower.trust_region import interval_objective
 from hso_jax.mep_spf import mep_interval_derivatives
-from hso_jax.noise import NoiseSchedule, cosine, discrete, edm, flow, linear_vp, ve
-from hso_jax.noise.stacking import stack
+from hso_jax.noise import NoiseSchedule, cosine, discrete, edm, flow, linear_vp, stack, ve
 
 SD_TABLE = reference.sd_lam_table()
 """alphas_cumprod of Stable Diffusion, from the oracle's own formula."""

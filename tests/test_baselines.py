@@ -107,7 +107,7 @@ def test_beta_in_t_is_comfyui_s(nfe: int) -> None:
         np.testing.assert_allclose(s.t, low + (high - low) * np.append(quantiles, 0), atol=1e-9)
 
 
-def test_beta_in_sigma_at_the_median_and_the_ends() -> None:
+def test_beta_in_sigma_at_median_and_ends() -> None:
     for model in ("sd15", "edm-cifar10", "sd3-medium"):
         noise = preset(model)
         low, high = (float((noise.sigma if noise.kind == "flow" else noise.ksigma)(float(t)))
@@ -159,7 +159,7 @@ def test_which_rules_apply_to_which_models() -> None:
 
 
 @pytest.mark.parametrize("name", ["ays", "ays-sdxl"])
-def test_align_your_steps_is_its_table_at_ten_and_log_linear_elsewhere(name: str) -> None:
+def test_align_your_steps_is_its_table_at_ten(name: str) -> None:
     table = np.array(AYS[name])
     np.testing.assert_allclose(baseline(name, SD, 10).sigmas, np.minimum(table[:10], np.exp(-SD.lam(1.0))), rtol=1e-9)
     interval = baseline(name, SD, 5, layout="interval").sigmas

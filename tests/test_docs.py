@@ -32,14 +32,29 @@ def test_links_lead_somewhere(page: Path) -> None:
         assert not anchor or anchor in anchors(target), f"{page.name} links to {file}#{anchor}"
 
 
+NOW = [page for page in PAGES if page.name != "CHANGELOG.md"]  # which names what was
+
+
+@pytest.mark.parametrize("page", NOW, ids=lambda page: str(page.relative_to(ROOT)))
+def test_files_that_pages_name_exist(page: Path) -> None:
+    named = re.findall(
+        r"`((?:hso_jax|bridge|benchmarks|tests|examples|docs)/[\w/.-]+)`", page.read_text(encoding="utf-8")
+    )
+    assert [name for name in named if not (ROOT / name).exists()] == []
+
+
 def test_a_newcomer_s_questions_are_answered_by_files_that_are_there() -> None:
     text = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
     rows = text.split("### A newcomer's questions")[1].split("\n\n")[1].splitlines()[2:]
     asked = " ".join(row.split("|")[1] for row in rows)
-    assert all(word in asked for word in ("MEP", "lower level", "upper level", "loop", "add an objective"))
+    wanted = (
+        *("MEP", "lower level", "upper level", "loop", "psi", "a lane become a schedule", "in a file"),
+        *("add an objective", "add a solver", "add a preset", "add a diffusers class", "bridge change", "the zoo's"),
+    )
+    assert all(word in asked for word in wanted)
     for row in rows:
         files = re.findall(r"`([^`]+)`", row.split("|")[2])
-        assert files and all((ROOT / file).is_file() for file in files), row
+        assert 1 <= len(files) <= 2 and all((ROOT / file).is_file() for file in files), row
     assert "def mep(" in (ROOT / re.findall(r"`([^`]+)`", rows[0])[0]).read_text(encoding="utf-8")
     assert "def bilevel(" in (ROOT / re.findall(r"`([^`]+)`", rows[3])[0]).read_text(encoding="utf-8")
 

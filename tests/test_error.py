@@ -19,7 +19,7 @@ from hso_jax.error import OF_A_MODEL, Chunks, error_data, squared_errors
 from hso_jax.lane import Lane
 from hso_jax.lower.quasi_newton import SPACING, lams_of, logits_of, nodes_of
 from hso_jax.lower.trust_region import Expansion, face_step
-from hso_jax.noise.ends import lam_of_s, s_of_lam
+from hso_jax.noise import lam_of_s, s_of_lam
 from hso_jax.problems import denoiser, exact, pick, spread
 from hso_jax.solver_error_levels import LaneArrays, Levels, data_of, log_error, pack, weigh
 

@@ -23,6 +23,16 @@ NAMES = {
     "lower.gaps": "nodes_of",
     "resuming": "record_of",
     "upper.checkpoint": "Checkpoint",
+    "noise.ends": "first_lam",
+    "noise.noise_schedule": "NoiseSchedule",
+    "noise.rectified_flow": "flow",
+    "noise.variance_preserving": "beta_table",
+    "noise.refused_classes": "REFUSED",
+    "diffusers_sigmas": "diffusers_sigmas",
+    "shelf": "zoo",
+    "shelf.predicted": "rule_errors",
+    "recommendation": "Recommendation",
+    "distilled": "DISTILLATIONS",
 }
 
 

@@ -9,19 +9,19 @@ import numpy as np
 
 from hso_jax import zoo
 from hso_jax.noise import PRESETS, preset
-from hso_jax.shelf.shipped import shelf_key, shipped_guidance
+from hso_jax.shipped.zoo import shipped_guidance, zoo_key
 
 PAGE = (Path(__file__).parent.parent / "docs" / "presets.md").read_text(encoding="utf-8")
-SHELVES = list(dict.fromkeys(shelf_key(preset(name)) for name in PRESETS))
+KEYS = list(dict.fromkeys(zoo_key(preset(name)) for name in PRESETS))
 
 
 def row(name: str) -> str:
     """The table's line of a preset; the shift is that of 1024 x 1024 pixels (4096 tokens)."""
     entry, noise = PRESETS[name], preset(name)
     shift = f"{float(noise.ksigma(0.5)):.3g}" if noise.kind == "flow" else "-"
-    shelf = "ABCDEFGH"[SHELVES.index(shelf_key(noise))]
+    letter = "ABCDEFGH"[KEYS.index(zoo_key(noise))]
     cells = (f"`{name}`", entry.description, entry.prediction, shift, f"{entry.guidance:g}")
-    return f"| {' | '.join((*cells, entry.resolution or '-', shelf, entry.source))} |"
+    return f"| {' | '.join((*cells, entry.resolution or '-', letter, entry.source))} |"
 
 
 def test_the_table_is_the_presets() -> None:
@@ -29,11 +29,11 @@ def test_the_table_is_the_presets() -> None:
     assert table == [row(name) for name in PRESETS]
 
 
-def test_the_shelves_are_the_zoo_s() -> None:
-    table = PAGE.split("\n| shelf |")[1].split("\n\n")[0].splitlines()[2:]
-    firsts = {shelf_key(preset(name)): name for name in reversed(PRESETS)}
+def test_the_keys_are_the_zoo_s() -> None:
+    table = PAGE.split("\n| zoo |")[1].split("\n\n")[0].splitlines()[2:]
+    firsts = {zoo_key(preset(name)): name for name in reversed(PRESETS)}
     wanted = []
-    for letter, key in zip("ABCDEFGH", SHELVES, strict=False):
+    for letter, key in zip("ABCDEFGH", KEYS, strict=False):
         low, high, unbounded = key
         ends = f"{'pure noise' if low is None else f'{low:g}'} .. {high:g}"
         weights = ", ".join(f"{w:g}" for w in shipped_guidance(preset(firsts[key])))

@@ -24,8 +24,7 @@ from hso_jax.error import (
     mean_error,
     squared_errors,
 )
-from hso_jax.noise import PREDICTIONS, PRESETS, alpha_sigma
-from hso_jax.noise.stacking import anonymous, stack
+from hso_jax.noise import PREDICTIONS, PRESETS, alpha_sigma, stack, strip_static
 from hso_jax.problems import ETA, ModelError, collect, family, mixture, power_law, product, spectral
 from hso_jax.problems.bank import pick, predict, spread
 from hso_jax.problems.model_error import CAP, SATURATION, Waves, check_model_error, draw, error, guided, over_sigma
@@ -301,7 +300,7 @@ def test_what_networks_predict() -> None:
     assert jax.tree.structure(V) == jax.tree.structure(SD)
     assert isinstance(V, NoiseSchedule)
     stacked = stack([SD, V, EDM], np.dtype(np.float32))
-    assert stacked.predicts.tolist() == [0.0, 1.0, 3.0] and anonymous(V).prediction == "v_prediction"
+    assert stacked.predicts.tolist() == [0.0, 1.0, 3.0] and strip_static(V).prediction == "v_prediction"
     config = {"_class_name": "DDIMScheduler", "prediction_type": "v_prediction"}
     assert from_config(config).prediction == "v_prediction"
     assert from_config({"_class_name": "CosineDPMSolverMultistepScheduler"}).prediction == "edm"

@@ -184,7 +184,7 @@ def test_lanes_of_different_profiles_are_searched_apart() -> None:
     assert groups[0] == groups[1] and len(set(groups)) == 4
 
 
-def test_a_profile_of_another_model_is_refused_with_both_values() -> None:
+def test_a_profile_of_another_model_is_refused() -> None:
     for noise, message in (
         (preset("sd3-medium"), r"noise end is lam = -2\.68.*sd3-medium is -inf"),
         (SD.with_prediction("v_prediction"), "predicts 'epsilon', .* predicts 'v_prediction'"),
@@ -232,6 +232,6 @@ def test_no_cluster_is_wider_than_the_data() -> None:
     assert min(some) < 0.3 and some.count(1.0) >= 3
 
 
-def test_the_total_is_the_unbiased_variance_of_all_directions() -> None:
+def test_the_total_is_the_unbiased_variance() -> None:
     data = drawn(20, np.arange(1.0, 101.0) ** -0.5)
     assert profile_of(data).total == pytest.approx(data.var(0, ddof=1).sum(), rel=1e-9)

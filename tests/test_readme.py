@@ -7,6 +7,7 @@ import math
 import re
 from pathlib import Path
 
+import jax
 import pytest
 
 import hso_jax
@@ -42,6 +43,16 @@ def test_python_examples_run(
     if page == "docs/method.md":
         assert "[959 822 655 458 238  29]" in printed  # as the comment says
         assert len(names["every"]) == 17 and (tmp_path / "sdxl.json").is_file()
+
+
+def test_the_lines_that_keep_compiled_programs_run() -> None:
+    before = jax.config.jax_compilation_cache_dir
+    (block,) = _blocks("cache-example", "python", "docs/batch.md")
+    try:
+        exec(compile(block, "docs/batch.md", "exec"), {})
+        assert jax.config.jax_compilation_cache_dir == "/tmp/hso-jax-programs"
+    finally:
+        jax.config.update("jax_compilation_cache_dir", before)
 
 
 def test_commands_are_there_and_ci_uses_the_second() -> None:

@@ -13,8 +13,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from problems import KINKED, SD
 
-from hso_jax import Origin, Schedule, Scores, preset
-from hso_jax.noise import cosine, discrete
+from hso_jax import Origin, Schedule, Scores, preset, zoo
+from hso_jax.noise import cosine, discrete, flow
 
 T = np.array([1.0, 0.8, 0.5, 0.2, 0.03])
 
@@ -210,3 +210,9 @@ def test_from_lams_is_the_inverse_of_from_t(model: str) -> None:
     for lams in ([np.nan], [0.0, np.inf], 0.0, [[0.0]]):
         with pytest.raises(ValueError, match=r"lams is .*; need"):
             Schedule.from_lams(noise, lams)
+
+
+@pytest.mark.parametrize("shift", [0.2, 1.0, 12.0, 24.0, 100.0])
+def test_a_flow_keeps_its_shipped_levels_at_any_shift(shift: float) -> None:
+    ours, theirs = (zoo(flow(k), 20, "unipc-3") for k in (shift, 1.0))
+    np.testing.assert_allclose(ours.sampler_sigmas(), theirs.sampler_sigmas(), rtol=1e-6)

@@ -12,7 +12,7 @@ from hso_jax import solvers
 from hso_jax.baselines import BASELINES, baseline, rule_named
 from hso_jax.cli import main
 from hso_jax.noise import preset
-from hso_jax.shelf.shipped import CHOICES
+from hso_jax.shipped.zoo import CHOICES
 
 SAME = {
     "ddim": "euler, Euler, DDIM, EulerDiscreteScheduler, FlowMatchEulerDiscreteScheduler, DDIMScheduler",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import math
 import time
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
@@ -16,6 +17,7 @@ from benchmarks.targets import Judged, find, outside, provenance
 from hso_jax import BASELINES, Hso, NoiseSchedule, Profile, Schedule, SolverError, baseline, search
 from hso_jax.baselines import inapplicable
 from hso_jax.error import DETAIL
+from hso_jax.noise import s_of_lam
 
 RULES = (*BASELINES, *SHIFTS)
 PLAIN = ("trailing", "karras", "uniform-lam", "beta-t", *SHIFTS)
@@ -89,7 +91,9 @@ class _Network:
         of_solver = cell.method not in (*RULES, "hso")
         every, seconds = self.found(cell.method, cell.solver if of_solver else "any")
         schedule = every[cell.nfe]
-        samples = self.target.sample(schedule, cell.solver, self.judged.latents)
+        # The variance of noise and data stays 1: a flow's sample at its first node is smaller than the noise.
+        s = float(s_of_lam(schedule.lams[0])) if schedule.kind == "flow" else 1.0
+        samples = self.target.sample(schedule, cell.solver, self.judged.latents * math.hypot(s, 1.0 - s))
         record = Record(
             *cell, seconds=rounded(seconds, 4) or 0.0, counted=cell.nfe, teacher=rounded(self.error, 4) or 0.0
         )

@@ -39,8 +39,7 @@ from bridge import Level
 from hso_jax import BASELINES, NoiseSchedule, Origin, Schedule, solvers
 from hso_jax.baselines import inapplicable
 from hso_jax.lower.quasi_newton import SPACING
-from hso_jax.noise import alpha_sigma
-from hso_jax.noise.ends import lam_of_s, s_of_lam
+from hso_jax.noise import alpha_sigma, lam_of_s, s_of_lam
 
 ROWS = 48
 BUDGET = 5_000  # for each of the N

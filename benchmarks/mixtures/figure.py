@@ -15,7 +15,7 @@ from benchmarks.mixtures.limits import JUDGE_SEED, held_out
 from benchmarks.plots import mixture_figure
 from hso_jax import Hso, Schedule, baseline, preset, search, zoo
 from hso_jax.error import error_data, in_chunks
-from hso_jax.shelf.shipped import FREE_NFE
+from hso_jax.shipped.zoo import NONSTATIONARY_NFE
 from hso_jax.solver_error_method import measure
 from hso_jax.solvers import NONSTATIONARY
 
@@ -45,7 +45,7 @@ def errors(model: str, guidance: float) -> dict[str, dict[str, list[float]]]:
         noise.noise_end, guidance, prediction=noise.prediction, problems=held_out(), samples=SAMPLES, seed=JUDGE_SEED
     )
     chunks = in_chunks(data, SAMPLES)  # solved once: `solver_error` would for each schedule
-    free = [zoo(model, n, NONSTATIONARY, guidance=guidance) if n in FREE_NFE else None for n in BUDGETS]
+    free = [zoo(model, n, NONSTATIONARY, guidance=guidance) if n in NONSTATIONARY_NFE else None for n in BUDGETS]
     own = [np.nan if s is None else measure(s, s.solver, chunks) for s in free]
     found: dict[str, dict[str, list[float]]] = {}
     for solver in COMPARED:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from benchmarks.runner import WEIGHTS
 
@@ -20,24 +20,18 @@ LOSS = {
 }
 
 
-class Source(NamedTuple):
-    """The data behind the weights."""
-
-    words: str
-    licence: str
-    file: str
-
-
 DATA = {
-    "fashion": Source(
-        "Fashion-MNIST (Xiao et al. 2017, arXiv 1708.07747), grey, with a border of 2 black pixels",
-        "MIT (Zalando SE)",
+    "fashion": (
+        "Fashion-MNIST (Xiao et al. 2017, arXiv 1708.07747), grey, with a border of 2 black pixels; licence MIT "
+        "(Zalando SE)",
         "fashion_mnist.npz",
     ),
-    "emoji": Source(
-        "Noto emoji by category, on white, 64 x 64 averaged to 32 x 32", "Apache-2.0 (Google)", "emoji64.npz"
+    "emoji": (
+        "Noto emoji by category, on white, 64 x 64 averaged to 32 x 32; licence Apache-2.0 (Google)",
+        "emoji64.npz",
     ),
 }
+"""The data behind the weights and its licence, and the file."""
 
 SEEN = {
     "fashion-eps": "Every row is its class at a glance. Prints on shirts are smears, many dresses and sandals are "
@@ -77,7 +71,7 @@ def model_card(folder: Path) -> str:
     size = (folder / "unet" / "diffusion_pytorch_model.safetensors").stat().st_size
     channels = _read(folder / "unet" / "config.json")["in_channels"]
     trained, held_out = (float(x) for x in (folder / "loss.csv").read_text().split()[-1].split(",")[2:])
-    source, kind = DATA[facts["data"]], levels.get("prediction_type", "flow")
+    (source, file), kind = DATA[facts["data"]], levels.get("prediction_type", "flow")
     if kind == "flow":
         noise = f"rectified flow, shift {levels['shift']:g}, timestep = 1000 sigma; predicts noise - data"
     else:
@@ -94,7 +88,7 @@ def model_card(folder: Path) -> str:
         "none",
         "size": f"{size / 1e6:.1f} MB, float32, averaged weights",
         "noise": noise,
-        "data": f"{source.words}; licence {source.licence}",
+        "data": source,
         "classes": ", ".join(facts["classes"]),
         "training": f"{before}{facts['steps']} steps of {facts['batch']} images, {facts['minutes']:g} min on {threads} "
         f"of a shared {facts['machine']} CPU, seed {facts['seed']}, torch {facts['torch']}",
@@ -103,7 +97,7 @@ def model_card(folder: Path) -> str:
     }
     samples = folder / "samples.json"
     seen = _seen(facts["name"], _read(samples)) if samples.exists() else []
-    return _card(facts["name"], rows, _commands(facts, source.file), [*seen, MODEL_END])
+    return _card(facts["name"], rows, _commands(facts, file), [*seen, MODEL_END])
 
 
 def _commands(facts: dict[str, Any], file: str) -> list[str]:
@@ -135,20 +129,20 @@ def classifier_card(folder: Path) -> str:
     """Write the text of a classifier's card."""
     facts = _read(folder / "config.json")
     data = folder.name.removesuffix("-classifier")
-    source = DATA[data]
+    source, file = DATA[data]
     size = (folder / "model.safetensors").stat().st_size
     rows = {
         "network": "four convolutions with batch norm, a global mean, two dense layers; features are the 96 numbers "
         f"before the last activation; {facts['in_channels']} x 32 x 32 in [-1, 1]",
         "size": f"{size / 1e6:.1f} MB, float32",
-        "data": f"{source.words}; licence {source.licence}",
+        "data": source,
         "classes": ", ".join(facts["classes"]),
         "training": f"{facts['epochs']} epochs, {facts['minutes']:g} min, seed {facts['seed']}",
         "accuracy": f"{facts['test_accuracy']:.1%} of {facts['test_images']} held-out images; mean of the classes' own "
         f"{facts['mean_of_classes']:.1%}; always saying the commonest class {facts['commonest_class']:.1%}",
         "licence": LICENCE,
     }
-    command = f"python -m benchmarks.models.train_classifier {data} --data {source.file} --epochs {facts['epochs']}"
+    command = f"python -m benchmarks.models.train_classifier {data} --data {file} --epochs {facts['epochs']}"
     return _card(folder.name, rows, [command], [CLASSIFIER_END])
 
 

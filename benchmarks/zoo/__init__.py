@@ -9,10 +9,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import hso_jax.shelf
+import hso_jax.shipped
 from hso_jax.files import write_whole
 
-FOLDER = Path(hso_jax.shelf.__file__).parent
+FOLDER = Path(hso_jax.shipped.__file__).parent
 
 
 def kept(path: Path, make: Callable[[], Any]) -> Any:

@@ -1,6 +1,6 @@
-"""Makes the file behind `zoo`: `python -m benchmarks.zoo.build` (resumable; 4 minutes a shelf and weight on two cores).
+"""Makes the file behind `zoo`: `python -m benchmarks.zoo.build` (resumable; 4 minutes a key and weight on two cores).
 
-The search knows a model by the two ends of its noise and what its error is like: the presets share a few shelves. What
+The search knows a model by the two ends of its noise and what its error is like: the presets share a few keys. What
 the file has already stays as it is, so that a new preset costs what is new about it; `--fresh` searches everything.
 """
 
@@ -22,13 +22,14 @@ from benchmarks import runner
 from benchmarks.zoo import FOLDER, kept, write
 from hso_jax import solvers
 from hso_jax.lane import Lane
-from hso_jax.noise import PRESETS, preset
-from hso_jax.noise.ends import first_lam, lam_of_s, s_of_lam
+from hso_jax.noise import PRESETS, first_lam, lam_of_s, preset, s_of_lam
 from hso_jax.schedule import Schedule, versions
 from hso_jax.searches import search_many
-from hso_jax.shelf.shipped import FILE, FORMAT, FREE_NFE, MAX_NFE, SOLVERS, VERSION, shelf_key
+from hso_jax.shipped.zoo import MAX_NFE, NONSTATIONARY_NFE, SOLVERS, ZOO_FILE, zoo_key
 from hso_jax.solver_error_levels import Coefficients, Refinement, start_of
 from hso_jax.solver_error_method import SolverError
+
+FORMAT, VERSION = "hso-jax/zoo", 2
 
 BUDGETS = (range(1, 5), range(5, 9))
 """N that are searched from scratch, of one compiled program each: padding to the largest costs work."""
@@ -42,13 +43,13 @@ MEND_ROUNDS = 2
 """Rounds of `mend` at most."""
 
 
-def shelves() -> dict[tuple[float | None, float, bool], list[tuple[str, float]]]:
-    """For each shelf's key, the presets' (name, guidance) that have it; guidance 1 first."""
+def presets_by_key() -> dict[tuple[float | None, float, bool], list[tuple[str, float]]]:
+    """For each `zoo_key`, the presets' (name, guidance) that have it; guidance 1 first."""
     found: dict[tuple[float | None, float, bool], list[tuple[str, float]]] = {}
     for name, entry in PRESETS.items():
-        shelf = found.setdefault(shelf_key(preset(name)), [(name, 1.0)])
-        if entry.guidance not in [weight for _, weight in shelf]:
-            shelf.append((name, entry.guidance))
+        presets = found.setdefault(zoo_key(preset(name)), [(name, 1.0)])
+        if entry.guidance not in [weight for _, weight in presets]:
+            presets.append((name, entry.guidance))
     return found
 
 
@@ -60,8 +61,8 @@ def lanes(name: str, guidance: float, budgets: range) -> list[Lane]:
 def parts(have: Collection[tuple[str, float]] = ()) -> Iterator[tuple[str, float, range]]:
     """What is searched from scratch at once, but for these (name, guidance)."""
     for budgets in BUDGETS:
-        for shelf in shelves().values():
-            for name, guidance in shelf:
+        for presets in presets_by_key().values():
+            for name, guidance in presets:
                 if (name, guidance) not in have:
                     yield name, guidance, budgets
 
@@ -87,12 +88,12 @@ Records = dict[tuple[str, float], list[dict[str, Any]]]
 
 
 def found_in(content: str) -> Records:
-    """The records that a file's text has of today's shelves and weights."""
+    """The records that a file's text has of today's keys and weights."""
     document = json.loads(content)
-    of = {(*shelf["ends"], shelf["unbounded"]): shelf["guidance"] for shelf in document["shelves"]}
+    of = {(*row["ends"], row["unbounded"]): row["guidance"] for row in document["shelves"]}
     records: Records = {}
-    for key, shelf in shelves().items():
-        for name, guidance in shelf:
+    for key, presets in presets_by_key().items():
+        for name, guidance in presets:
             if (entries := of.get(key, {}).get(f"{guidance:g}")) is not None:
                 records[name, guidance] = [
                     {"solver": solver, "nfe": int(nfe), **entry}
@@ -103,7 +104,7 @@ def found_in(content: str) -> Records:
 
 
 def extend(records: Records, nfe: int) -> list[tuple[str, float, dict[str, Any]]]:
-    """All shelves' schedules of N from those of N - 1, (name, guidance, record)."""
+    """All keys' schedules of N from those of N - 1, (name, guidance, record)."""
     places = [(n, w, r) for (n, w), rows in records.items() for r in rows if r["nfe"] == nfe - 1]
     found = search_many([one_more(*place) for place in places])
     return [(n, w, _record(schedule)) for (n, w, _), schedule in zip(places, found, strict=True)]
@@ -137,7 +138,7 @@ def search_free(name: str, guidance: float, known: list[dict[str, Any]]) -> list
     of = {(r["solver"], r["nfe"]): r for r in known}
     gain = Coefficients().gain
     how = SolverError(solvers.NONSTATIONARY, guidance, coefficients=Coefficients(gain=0.0))
-    known_at = {n: [first_lam(noise, n, guidance), *of[start_of(guidance), n]["lams"]] for n in FREE_NFE}
+    known_at = {n: [first_lam(noise, n, guidance), *of[start_of(guidance), n]["lams"]] for n in NONSTATIONARY_NFE}
     start = [Schedule.from_lams(noise, lams) for lams in known_at.values()]
     many = [Lane(noise, s.nfe, method=dataclasses.replace(how, start=s)) for s in start]
     found = []
@@ -164,9 +165,9 @@ def _record(schedule: Schedule) -> dict[str, Any]:
 def assemble(records: Records) -> str:
     """The file's text."""
     rows = []
-    for (*ends, unbounded), shelf in shelves().items():
+    for (*ends, unbounded), presets in presets_by_key().items():
         weights: dict[str, Any] = {}
-        for name, guidance in shelf:
+        for name, guidance in presets:
             entries: dict[str, Any] = {s: {} for s in (*SOLVERS, solvers.NONSTATIONARY)}
             for record in sorted(records[name, guidance], key=lambda r: r["nfe"]):
                 kept = {k: v for k, v in record.items() if k not in ("solver", "nfe")}
@@ -181,7 +182,7 @@ def main() -> None:
     """Search what the work folder does not have yet, then write the file and its checksum."""
     parser = runner.command("python -m benchmarks.zoo.build", __doc__)
     parser.add_argument("--work", type=Path, default=Path("zoo-work"), help="finished parts; default %(default)s")
-    parser.add_argument("-o", "--output", type=Path, default=FOLDER / FILE)
+    parser.add_argument("-o", "--output", type=Path, default=FOLDER / ZOO_FILE)
     parser.add_argument("--fresh", action="store_true", help="search what the output has already, too")
     options = parser.parse_args()
     if "JAX_NUM_CPU_DEVICES" not in os.environ:

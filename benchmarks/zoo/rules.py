@@ -1,7 +1,7 @@
 """Makes the file behind `recommend`: `python -m benchmarks.zoo.rules` (resumable; 20 minutes on two cores).
 
 For everything that the zoo has, the solver's error with each usual rule and with HSO's nodes, which are kept too. What
-the file has already stays as it is, so that a new shelf or weight costs what is new about it; `--fresh` measures all.
+the file has already stays as it is, so that a new key or weight costs what is new about it; `--fresh` measures all.
 """
 
 from __future__ import annotations
@@ -25,10 +25,10 @@ from hso_jax.lane import Lane
 from hso_jax.noise import PRESETS, NoiseSchedule, flow, preset
 from hso_jax.schedule import Schedule, versions
 from hso_jax.searches import search_many
-from hso_jax.shelf.predicted import FILE, FORMAT, HSO, RULES, SHIFTS, VERSION, row_key
-from hso_jax.shelf.shipped import MAX_NFE, SOLVERS, shipped_guidance
+from hso_jax.shipped.zoo import HSO, MAX_NFE, RULES, RULES_FILE, SHIFTS, SOLVERS, rules_key, shipped_guidance
 from hso_jax.solver_error_method import measure
 
+FORMAT, VERSION = "hso-jax/rules", 1
 DIGITS = 4
 
 
@@ -36,7 +36,7 @@ def noises() -> Iterator[NoiseSchedule]:
     """One of each row: the presets' noises that differ, and rectified flow with each shift of `SHIFTS`."""
     seen = set()
     for noise in [*(flow(shift) for shift in SHIFTS), *(preset(name) for name in PRESETS)]:
-        key = row_key(noise)
+        key = rules_key(noise)
         on_grid = noise.kind != "flow" or any(math.isclose(float(key[-1]), x, rel_tol=1e-9) for x in SHIFTS)
         if on_grid and key not in seen and shipped_guidance(noise):
             seen.add(key)
@@ -83,7 +83,7 @@ def errors_of(
 
 def new_row(noise: NoiseSchedule) -> dict[str, Any]:
     """A row without errors."""
-    *ends, unbounded, what = row_key(noise)
+    *ends, unbounded, what = rules_key(noise)
     name = "shift" if noise.kind == "flow" else "noise"
     return {"ends": ends, "unbounded": unbounded, name: what, HSO: search_hso(noise), "guidance": {}}
 
@@ -102,7 +102,7 @@ def main() -> None:
     """Measure what the file lacks, keep each part in the work folder, then write the file and its checksum."""
     parser = runner.command("python -m benchmarks.zoo.rules", __doc__)
     parser.add_argument("--work", type=Path, default=Path("rules-work"), help="finished rows; default %(default)s")
-    parser.add_argument("-o", "--output", type=Path, default=FOLDER / FILE)
+    parser.add_argument("-o", "--output", type=Path, default=FOLDER / RULES_FILE)
     parser.add_argument("--fresh", action="store_true", help="measure what the output has already, too")
     options = parser.parse_args()
     options.work.mkdir(parents=True, exist_ok=True)
@@ -110,7 +110,7 @@ def main() -> None:
     if options.output.exists() and not options.fresh:
         have = {_key(row): row for row in json.loads(options.output.read_text(encoding="utf-8"))["rows"]}
     rows = []
-    todo = [(noise, row_key(noise)) for noise in noises()]
+    todo = [(noise, rules_key(noise)) for noise in noises()]
     with Progress() as progress:
         task = progress.add_task("measuring", total=sum(len(shipped_guidance(noise)) for noise, _ in todo))
         for noise, key in todo:

@@ -9,28 +9,204 @@ import os
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from hso_jax import optional_jax, schedule_file
 from hso_jax.baselines import BASELINES, baseline
 from hso_jax.noise import PRESETS, NoiseSchedule
 from hso_jax.schedule import LAYOUTS, Schedule
-from hso_jax.shelf.shipped import SOLVERS, zoo
+from hso_jax.shipped.distilled import DISTILLATIONS, own_grid
+from hso_jax.shipped.recommend import recommend
+from hso_jax.shipped.zoo import MAX_NFE, SOLVERS, NotInZooError, zoo
 from hso_jax.solvers import NONSTATIONARY, canonical
 
-from .connected import FAMILIES, FROM_MODEL, Levels, chosen_noise, refuse_misfit
-from .fallback import fitted
-from .outputs import (
-    CHECK,
-    DENOISE,
-    SAMPLER_OUT,
-    SIGMAS_OUT,
-    STEPS,
-    sampler_and_sigmas,
-    sigmas_alone,
-    slice_for,
+from .connected import (
+    FAMILIES,
+    FROM_MODEL,
+    Levels,
+    Scaling,
+    chosen_noise,
+    fitted,
+    noise_of,
+    refuse_misfit,
+    scaling_of,
+    usual_guidance,
 )
-from .recommend import HsoRecommend
+from .sampler import sample_own_nodes, sampler_options
+
+_MOST_STEPS = 998  # a table of 1000 levels, its two ends aside
+STEPS = {"default": 6, "min": 1, "max": 100, "tooltip": "model evaluations, as in BasicScheduler"}
+DENOISE = {
+    "default": 1.0,
+    "min": 0.0,
+    "max": 1.0,
+    "step": 0.01,
+    "tooltip": "as in BasicScheduler: the last steps of a schedule of int(steps / denoise) steps",
+}
+CHECK = "optional: your MODEL; sigmas that were not made for its noise are refused"
+SAMPLER_OUT = "connect to the sampler of SamplerCustom, with the SIGMAS of this node"
+SIGMAS_OUT = "steps + 1 noise levels: connect to the sigmas of SamplerCustom"
+
+
+def slice_for(denoise: float, steps: int) -> int | None:
+    """Steps to make a schedule for, so that its last `steps` begin at `denoise`; None for no sampling at all.
+
+    The rule of ComfyUI's BasicScheduler: `int(steps / denoise)` in all, the last `steps + 1` sigmas kept.
+
+    Raises:
+        ValueError: for a denoise outside [0, 1], fewer than one step, or more in all than models have levels.
+    """
+    if not 0.0 <= denoise <= 1.0:
+        raise ValueError(f"denoise is {denoise}; need 0 to 1")
+    if steps < 1:
+        raise ValueError(f"steps is {steps}; need 1 or more")
+    if denoise == 0.0:
+        return None
+    total = int(steps / denoise)
+    if total > _MOST_STEPS:
+        fixes = [f"at most {fewer} steps"] if (fewer := int(_MOST_STEPS * denoise)) else []
+        if steps <= _MOST_STEPS:
+            fixes.append(f"a denoise of {math.ceil(100 * steps / _MOST_STEPS) / 100:g} or more")
+        raise ValueError(
+            f"{steps} steps at denoise {denoise:g} are the end of a schedule of {total} steps, and models have "
+            f"{_MOST_STEPS} levels for them; use {', or '.join(fixes)}"
+        )
+    return total
+
+
+def levels(schedule: Schedule, steps: int, scaling: Scaling) -> np.ndarray:
+    """[steps + 1] the schedule's last sigmas as ComfyUI's samplers take them, float64; 0 at the end of a clean one.
+
+    Raises:
+        ValueError: for a schedule that begins at pure noise, where ComfyUI knows no sigma for it.
+    """
+    sigmas = schedule.sampler_sigmas()[-(steps + 1) :]
+    if schedule.kind == "flow" and scaling.noise != 1.0:
+        sigmas = sigmas / (sigmas + scaling.noise * (1.0 - sigmas))
+    sigmas = np.where(np.isposinf(sigmas), scaling.pure, sigmas)
+    if not np.isfinite(sigmas).all():
+        raise ValueError(
+            f"the schedule ({schedule.model}, {schedule.method}) begins at pure noise, sigma = {sigmas[0]}; connect "
+            "the MODEL to diffusion_model, and choose 'from MODEL' where a node has this choice"
+        )
+    return sigmas
+
+
+def to_sigmas(schedule: Schedule | None, steps: int, diffusion_model: Any = None) -> torch.Tensor:
+    """[steps + 1] `levels` as float32, written as the connected MODEL has them. Empty without a schedule."""
+    if schedule is None:
+        return torch.FloatTensor([])
+    return torch.tensor(levels(schedule, steps, scaling_of(diffusion_model)), dtype=torch.float32)
+
+
+def sigmas_alone(schedule: Schedule | None, steps: int, diffusion_model: Any = None) -> tuple[torch.Tensor]:
+    """`to_sigmas` for a node without a SAMPLER.
+
+    Raises:
+        ValueError: for a schedule whose sigmas mean nothing without its coefficients, and as `levels`.
+    """
+    if schedule is not None and schedule.coefficients is not None:
+        raise ValueError(
+            f"the schedule ({schedule.method}) is a solver too, and its sigmas belong to its own coefficients; use HSO "
+            "Sampler or HSO Sampler File, and connect both outputs"
+        )
+    return (to_sigmas(schedule, steps, diffusion_model),)
+
+
+def sampler_and_sigmas(schedule: Schedule | None, steps: int, diffusion_model: Any = None) -> tuple[Any, torch.Tensor]:
+    """A ComfyUI SAMPLER that takes the schedule's last steps, and their sigmas.
+
+    Raises:
+        ValueError: as `sampler_options` and `levels`.
+    """
+    import comfy.samplers
+
+    if schedule is None:  # ComfyUI returns the latent as it is, whatever the sampler
+        return comfy.samplers.KSAMPLER(sample_own_nodes, {"nodes": [], "coefficients": []}), to_sigmas(None, steps)
+    scaling = scaling_of(diffusion_model)
+    options = {**sampler_options(schedule, steps), "nodes": levels(schedule, steps, scaling).tolist()}
+    if scaling.unscaled:
+        options["unscaled"] = True
+    sigmas = to_sigmas(schedule, steps, diffusion_model)
+    return comfy.samplers.KSAMPLER(sample_own_nodes, options), sigmas
+
+
+class HsoRecommend:
+    """`hso_jax.recommend`: the solver and the steps, from what is shipped alone."""
+
+    CATEGORY = "sampling/custom_sampling/samplers"
+    RETURN_TYPES = ("SAMPLER", "SIGMAS", "STRING")
+    RETURN_NAMES = ("SAMPLER", "SIGMAS", "why")
+    OUTPUT_TOOLTIPS = (SAMPLER_OUT, SIGMAS_OUT, "what was chosen and why, in words: connect to Preview Any")
+    FUNCTION = "get_sampler"
+    DESCRIPTION = (
+        "Sampler and sigmas for a few steps: connect both. Say your model's family and the cfg you sample with."
+    )
+
+    @classmethod
+    def INPUT_TYPES(cls) -> dict[str, Any]:
+        """The node's inputs, in ComfyUI's form. Saved graphs know widgets by their place: new ones come last."""
+        guidance = {"default": 0.0, "min": 0.0, "max": 100.0, "step": 0.1, "tooltip": _USUAL}
+        return {
+            "required": {
+                "model": ([*FAMILIES, FROM_MODEL], {"default": "sdxl", "tooltip": _MODEL}),
+                "steps": ("INT", {**STEPS, "max": MAX_NFE}),
+                "guidance": ("FLOAT", guidance),
+                "denoise": ("FLOAT", DENOISE),
+            },
+            "optional": {"diffusion_model": ("MODEL", {"tooltip": CHECK})},
+        }
+
+    @classmethod
+    def VALIDATE_INPUTS(cls, model: str = "") -> bool:
+        """Graphs saved with a family that is no longer in the menu still run; other names the node itself refuses."""
+        return True
+
+    def get_sampler(
+        self, model: str, steps: int, guidance: float, denoise: float, diffusion_model: Any = None
+    ) -> tuple[Any, torch.Tensor, str]:
+        """SAMPLER, SIGMAS and the reason; sigmas are empty at denoise 0.
+
+        Raises:
+            ValueError: for an unknown family, a MODEL that does not fit it, more steps than models have levels, or a
+                guidance of 0 with no family to say what is usual.
+        """
+        total = slice_for(denoise, steps)
+        noise = chosen_noise(model, diffusion_model)
+        if total is None:
+            return *sampler_and_sigmas(None, steps), "denoise is 0: no sampling"
+        usual = usual_guidance(model, diffusion_model)
+        weight = guidance or (0.0 if model == FROM_MODEL else usual or 0.0)
+        if not weight:
+            raise ValueError(
+                f"guidance is 0 (the model's usual), which is known for a family only, not {FROM_MODEL!r}; "
+                "set it to the cfg of your sampler"
+            )
+        # Euler and LCM of ComfyUI cannot sample a MODEL that nothing scales, and no such model is distilled.
+        distilled = False if scaling_of(diffusion_model).unscaled else None
+        try:
+            found = recommend(noise, total, guidance=weight, usual=usual, distilled=distilled)
+        except NotInZooError:
+            schedule, why = fitted(noise, total, weight)
+            return *sampler_and_sigmas(schedule, steps, diffusion_model), why
+        if found.distilled is not None:
+            own = noise if diffusion_model is None else noise_of(diffusion_model)  # with the shift of its patches
+            sigmas = to_sigmas(own_grid(found.distilled, own, total), steps, diffusion_model)
+            return own_sampler(found.distilled), sigmas, found.reason
+        asked = "" if weight == found.guidance else f" The nearest guidance to {weight:g} that is shipped is taken."
+        return *sampler_and_sigmas(found.schedule, steps, diffusion_model), found.reason + asked
+
+
+def own_sampler(distilled: str) -> Any:
+    """ComfyUI's SAMPLER for a distilled model's own grid."""
+    import comfy.samplers
+
+    return comfy.samplers.sampler_object(DISTILLATIONS[distilled].sampler)
+
+
+_USUAL = "the cfg you sample with (1 where guidance is an input of the model: FLUX); 0: the family's usual one"
+
 
 MODELS = (*FAMILIES, FROM_MODEL)
 DEFAULT_MODEL = "sdxl"
@@ -301,9 +477,11 @@ def found(noise: NoiseSchedule, nfe: int, layout: str, method: str, solver: str,
     if layout not in LAYOUTS:
         raise ValueError(f"layout is {layout!r}; use one of {', '.join(LAYOUTS)}")
     if method not in ("zoo", *SEARCHED, *BASELINES):
-        raise ValueError(f"method is {method!r}, which is none; choose zoo")
+        raise ValueError(f"method {method!r} does not exist; choose zoo")
     if method in NEED_JAX and not optional_jax.INSTALLED:
-        raise ValueError(f"method is {method!r}, and a search needs JAX, which this Python has not; choose zoo")
+        raise ValueError(
+            f"method is {method!r}, and a search needs JAX, which is not installed in this Python; choose zoo"
+        )
     if method in BASELINES:
         return baseline(method, noise, nfe, layout=layout, p=p)
     if method == "zoo" and layout == "node" and (shipped := _shipped(noise, nfe, solver, guidance)):

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from bridge.schedulers.adapters import ROWS
-from hso_jax.noise.refused_classes import REFUSED, unknown
+from hso_jax.noise.from_config import REFUSED, unknown
 
 _INVERSE = "it goes from data to noise, to invert an image; install the schedule in the sampler"
 _SDE = "its predictor and corrector take the SDE's own thousands of even steps"

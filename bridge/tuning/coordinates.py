@@ -20,8 +20,7 @@ from jax import Array
 
 from hso_jax import solvers
 from hso_jax.lower.quasi_newton import Range, lams_of, logits_of, nodes_of
-from hso_jax.noise import NoiseSchedule, alpha_sigma
-from hso_jax.noise.ends import s_of_lam
+from hso_jax.noise import NoiseSchedule, alpha_sigma, s_of_lam
 from hso_jax.schedule import Origin, Schedule
 from hso_jax.solver_error_levels import older_of
 from hso_jax.solvers.nonstationary import MOST, coefficients_of, known, weights_of

@@ -28,7 +28,7 @@ from hso_jax.lane import Lane
 from hso_jax.profile import FOLDS, Profile, spectrum_of
 from hso_jax.schedule import Origin, Schedule, versions
 from hso_jax.searches import search as search_without_model
-from hso_jax.shelf.shipped import nearest_guidance, zoo
+from hso_jax.shipped.zoo import nearest_guidance, zoo
 from hso_jax.solver_error_levels import check_room, start_of
 from hso_jax.solver_error_method import SolverError
 

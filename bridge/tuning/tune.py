@@ -30,8 +30,7 @@ from bridge.tuning.options import (
 from bridge.tuning.run import run, sha
 from hso_jax import solvers
 from hso_jax.checks import brief, check_guidance, check_nfe, count
-from hso_jax.noise import NoiseSchedule
-from hso_jax.noise.noise_schedule import check_noise
+from hso_jax.noise import NoiseSchedule, check_noise
 from hso_jax.profile import Profile
 from hso_jax.schedule import Schedule
 

@@ -16,8 +16,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from hso_jax.checks import nearest, printable
 from hso_jax.files import is_stdout
-from hso_jax.noise import PRESETS, NoiseSchedule, from_config, preset
-from hso_jax.noise.presets import preset_name
+from hso_jax.noise import PRESETS, NoiseSchedule, from_config, preset, preset_name
 
 DEFAULT_MODEL = "sd21-base"
 QUIET = "print only errors, and what --json or -o - writes to standard output"

@@ -167,7 +167,7 @@ def parser_for(argv: Sequence[str]) -> argparse.ArgumentParser:
 
 def _with_command(error: ValueError) -> str:
     """The message. If a schedule is not shipped, it names the command that searches for it, not the Python call."""
-    why = getattr(error, "why", None)  # NotShippedError has it; not every command imports that class
+    why = getattr(error, "why", None)  # NotInZooError has it; not every command imports that class
     if why is None:
         return str(error)
     solver = "" if error.solver is None else f" --solver {error.solver}"  # type: ignore[attr-defined]

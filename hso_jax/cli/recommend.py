@@ -12,11 +12,11 @@ from rich.table import Table
 from hso_jax import schedule_file
 from hso_jax.checks import printable
 from hso_jax.cli import common, show
-from hso_jax.distilled import DISTILLATIONS, of_folder
 from hso_jax.files import check_writable, is_stdout, json_text, write_all
 from hso_jax.noise import PRESETS
-from hso_jax.recommendation import SHIPPED, Recommendation, recommend
-from hso_jax.shelf.shipped import CHOICES, zoo
+from hso_jax.shipped.distilled import DISTILLATIONS, of_folder
+from hso_jax.shipped.recommend import SHIPPED, Recommendation, recommend
+from hso_jax.shipped.zoo import CHOICES, zoo
 
 
 def add_recommend(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:

@@ -20,10 +20,10 @@ from hso_jax.lane import Method
 from hso_jax.mep_spf import Spacing, paper_d_min
 from hso_jax.noise import PRESETS, NoiseSchedule
 from hso_jax.profile import Profile
-from hso_jax.recommendation import recommend
 from hso_jax.schedule import LAYOUTS, Schedule
 from hso_jax.searches import METHODS, lanes, not_searched, search_many
-from hso_jax.shelf.shipped import NotShippedError
+from hso_jax.shipped.recommend import recommend
+from hso_jax.shipped.zoo import NotInZooError
 from hso_jax.solver_error_method import SolverError, solver_error
 
 EXIT_NOT_CONVERGED = 1
@@ -165,9 +165,7 @@ def _method(args: argparse.Namespace, p: float) -> Method:
     choice("--method", args.method, METHODS)
     mine, other = ("solver-error", "hso") if args.method == "solver-error" else ("hso", "solver-error")
     if given := [f"--{name.replace('_', '-')}" for name in _OPTIONS[other] if getattr(args, name) is not None]:
-        raise ValueError(
-            f"{', '.join(given)}: --method {args.method} does not use it; use --method {other}"
-        )
+        raise ValueError(f"{', '.join(given)}: --method {args.method} does not use it; use --method {other}")
     options: dict[str, Any] = {name: getattr(args, name) for name in _OPTIONS[mine] if getattr(args, name) is not None}
     if args.method == "solver-error":
         if args.profile is not None:
@@ -278,7 +276,7 @@ def _recommended(noise: NoiseSchedule, nfe: int, solver: str, guidance: float, s
     for kept in (solver, None):
         try:
             best = recommend(noise, nfe, guidance=guidance, solver=kept, distilled=False).schedule
-        except NotShippedError as error:
+        except NotInZooError as error:
             skipped.append(f"a recommendation at N = {nfe}: {error.why}")
         else:
             found += [best] if best not in found else []

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import functools
 from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,7 +14,7 @@ from hso_jax import schedule_file
 from hso_jax.checks import printable
 from hso_jax.cli import common
 from hso_jax.files import check_writable, figure_kind, is_stream, json_text, write_all
-from hso_jax.noise import PRESETS, NoiseSchedule, preset
+from hso_jax.noise import PRESETS, preset
 from hso_jax.schedule import LAYOUTS, Schedule
 
 _LEAST_STEPS = 19  # characters of the column of levels; it wraps
@@ -145,7 +144,7 @@ def landscape(schedule: Schedule) -> Any:
     import jax.numpy as jnp
 
     from hso_jax.compiling import under_jax_defaults
-    from hso_jax.hso import PAPER_BOX, edm_nodes
+    from hso_jax.hso import PAPER_BOX, edm_nodes, times_even_in_lam
     from hso_jax.plots import landscape_figure
     from hso_jax.searches import refine
 
@@ -159,16 +158,19 @@ def landscape(schedule: Schedule) -> Any:
 
     @under_jax_defaults
     @functools.partial(jax.jit, static_argnames="intervals")
-    def over_ends(noise: NoiseSchedule, t_eps: Any, t_max: Any, intervals: int, p: float) -> tuple[Any, Any]:
+    def over_ends(
+        noise: NoiseSchedule, t_eps: Any, t_max: Any, times: Any, intervals: int, p: float
+    ) -> tuple[Any, Any]:
         def at(end: Any, top: Any) -> tuple[Any, Any]:
             psi = jnp.stack([jnp.asarray(7.0, end.dtype), end, top])
-            start = edm_nodes(noise, psi, intervals + 1, jnp.asarray(intervals))
+            start = edm_nodes(noise, psi, intervals + 1, jnp.asarray(intervals), times)
             found = refine(noise, start, t_max=top, t_eps=end, p=p, max_steps=8)
             return found.value, jnp.min(found.t[:-1] - found.t[1:])
 
         return jax.vmap(lambda end: jax.vmap(lambda top: at(end, top))(t_max))(t_eps)
 
-    value, gap = over_ends(noise, jnp.asarray(t_eps), jnp.asarray(t_max), intervals, schedule.origin.p)
+    times = jnp.asarray(times_even_in_lam(noise))
+    value, gap = over_ends(jnp.asarray(t_eps), jnp.asarray(t_max), times, schedule.origin.p)
     box = (PAPER_BOX.t_eps, PAPER_BOX.t_max)
     return landscape_figure(schedule, (t_eps, t_max), np.asarray(value), np.asarray(gap), box)
 

@@ -4,20 +4,19 @@ from __future__ import annotations
 
 import dataclasses
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from hso_jax.checks import MOST_LEVELS, brief, choice, flag, json_object, number, numbers, whole
-from hso_jax.noise import rectified_flow, variance_exploding, variance_preserving
-from hso_jax.noise.noise_schedule import NoiseSchedule
-from hso_jax.noise.refused_classes import REFUSED, unknown
+from hso_jax.noise import families, shifts
+from hso_jax.noise.schedule import NoiseSchedule
 
 _STABLE_DIFFUSION = (0.00085, 0.012, "scaled_linear")
 _DDPM = (0.0001, 0.02, "linear")
-_KATHERINE = (0.00085, 0.012, "linear")
+_K_DIFFUSION = (0.00085, 0.012, "linear")
 _RULES = ("linear", "scaled_linear", "squaredcos_cap_v2")
 _MORE_RULES = (*_RULES, "laplace", "sigmoid")
 _ZERO, _SNR, _CONTINUOUS, _FLOW = "rescale_betas_zero_snr", "snr_shift_scale", "timestep_type", "use_flow_sigmas"
@@ -51,13 +50,13 @@ CLASSES: Mapping[str, Known] = {
     "DEISMultistepScheduler": Known("vp", (_FLOW,)),
     "DPMSolverMultistepInverseScheduler": Known("vp", (_FLOW,)),
     "DPMSolverMultistepScheduler": Known("vp", (_FLOW, _ZERO)),
-    "DPMSolverSDEScheduler": Known("vp", (), _KATHERINE),
+    "DPMSolverSDEScheduler": Known("vp", (), _K_DIFFUSION),
     "DPMSolverSinglestepScheduler": Known("vp", (_FLOW,)),
     "EulerAncestralDiscreteScheduler": Known("vp", (_ZERO,)),
     "EulerDiscreteScheduler": Known("vp", (_ZERO, _CONTINUOUS)),
-    "HeunDiscreteScheduler": Known("vp", (), _KATHERINE, (*_RULES, "exp")),
-    "KDPM2AncestralDiscreteScheduler": Known("vp", (), _KATHERINE),
-    "KDPM2DiscreteScheduler": Known("vp", (), _KATHERINE),
+    "HeunDiscreteScheduler": Known("vp", (), _K_DIFFUSION, (*_RULES, "exp")),
+    "KDPM2AncestralDiscreteScheduler": Known("vp", (), _K_DIFFUSION),
+    "KDPM2DiscreteScheduler": Known("vp", (), _K_DIFFUSION),
     "LCMScheduler": Known("vp", (_ZERO,), _STABLE_DIFFUSION),
     "LMSDiscreteScheduler": Known("vp"),
     "PNDMScheduler": Known("vp"),
@@ -79,7 +78,6 @@ CLASSES: Mapping[str, Known] = {
     "ScoreSdeVeScheduler": Known("ve-sde"),
     "ScoreSdeVpScheduler": Known("vp-sde"),
 }
-KNOWN_CLASSES = sorted(CLASSES)
 FLOW_CLASSES = tuple(name for name, known in CLASSES.items() if known.family == "flow")
 # Keys of the noise that some classes alone look at -> one that does.
 READERS: Mapping[str, str] = {
@@ -106,6 +104,44 @@ _FOREIGN: Mapping[str, Mapping[str, str]] = {
     "flow": _OF_VP,
     **{family: {**_OF_FLOW, **_OF_VP} for family in ("edm", "stable-audio", "wuerstchen")},
 }
+
+_TOKENS = "it samples tokens by their confidence, which have no noise levels: no schedule applies to its model"
+_FLOW_EULER = "FlowMatchEulerDiscreteScheduler.from_config(scheduler.config)"
+_DISTILLED = (
+    "its model is distilled, and knows only the levels and steps of this class; call it with num_inference_steps"
+)
+
+REFUSED: Mapping[str, str] = {
+    "AmusedScheduler": _TOKENS,
+    "BlockRefinementScheduler": _TOKENS,
+    "CMStochasticIterativeScheduler": (
+        "a consistency model knows only its own 40 levels; pass the pipeline integer `timesteps`, as in [22, 0]"
+    ),
+    "ConsistencyDecoderScheduler": "its decoder takes two fixed steps; install a schedule in the pipeline's scheduler",
+    "DiscreteDDIMScheduler": _TOKENS,
+    "EntropyBoundScheduler": _TOKENS,
+    "FlowMapEulerDiscreteScheduler": f"{_DISTILLED}, or sample a model that is not a flow map with {_FLOW_EULER}",
+    "HeliosDMDScheduler": f"{_DISTILLED}, or the base model with UniPCMultistepScheduler",
+    "HeliosScheduler": (
+        "it changes the resolution between stages with levels of its own; for a single stage use "
+        "UniPCMultistepScheduler(prediction_type='flow_prediction', use_flow_sigmas=True)"
+    ),
+    "IPNDMScheduler": "its levels are fixed by the cosine rule; use PNDMScheduler or DPMSolverMultistepScheduler",
+    "KarrasVeScheduler": "it is deprecated, and its pipeline is gone; use EDMEulerScheduler",
+    "LTXEulerAncestralRFScheduler": (
+        f"it takes N + 1 sigmas as they are: pass schedule.sampler_sigmas().tolist() as `sigmas`; or use {_FLOW_EULER}"
+    ),
+    "MiniMaxH3Scheduler": "use FlowMatchEulerDiscreteScheduler(shift=scheduler.shift), the same solver",
+    "PiflowScheduler": f"{_DISTILLED}, or the undistilled model with {_FLOW_EULER}",
+    "RFD4ProteinaScheduler": "it rescales the score of two coupled flows by a rule of its own; it has no levels to set",
+    "SCMScheduler": (
+        "it takes its angles itself: pass `timesteps`, N + 1 values of arctan(ksigma / sigma_data) with a final 0, "
+        "or sample the undistilled model with DPMSolverMultistepScheduler"
+    ),
+    "VQDiffusionScheduler": _TOKENS,
+}
+"""Class of diffusers whose noise is not read -> why, and what to use instead: its levels are no noise levels, or belong
+to the class alone. `tests/bridge/test_bridge_noise_of.py` goes through every class of diffusers 0.42.1."""
 
 
 def from_config(
@@ -142,7 +178,9 @@ def from_config(
         folder = path.parent.parent if path.parent.name == "scheduler" else path.parent
         name = name or folder.name or None
         config = _read(path)
-        pipeline = _pipeline_of(folder) if pipeline is None else pipeline
+        for file in (folder / "model_index.json", folder / "modular_model_index.json"):
+            if pipeline is None and file.is_file():
+                pipeline = _read(file)
     cls = config.get("_class_name")
     if not isinstance(cls, str):
         keys = brief(", ".join(map(str, config)) or "none").strip("'")
@@ -156,9 +194,8 @@ def from_config(
         family = _family(cls, config)
         if family == "flow":
             shift = _shift(cls, config, pipeline or {}, image_seq_len, mu)
-            return rectified_flow.flow(
-                shift, num_train_timesteps=config.get("num_train_timesteps", 1000), name=name or cls
-            )
+            levels = config.get("num_train_timesteps", 1000)
+            return families.flow(shift, num_train_timesteps=levels, name=name or cls)
         noise = _build(cls, family, config, name or cls)
         if mu is not None:
             raise ValueError(
@@ -185,11 +222,7 @@ def ignored_keys(config: Mapping[str, Any]) -> dict[str, str]:
 
 
 def _family(cls: str, config: Mapping[str, Any]) -> str:
-    """Of the model that the config was made for.
-
-    Raises:
-        ValueError: for a class that cannot sample it.
-    """
+    """The family of the model that the config was made for; a ValueError for a class that cannot sample it."""
     own = CLASSES[cls].family
     flow = flag(_FLOW, config.get(_FLOW, False)) or config.get("prediction_type") == "flow_prediction"
     if flow and own in ("vp", "flow"):
@@ -223,46 +256,34 @@ def _build(cls: str, family: str, config: Mapping[str, Any], name: str) -> Noise
                 "timestep_type 'continuous' needs sigma_min and sigma_max in the config: "
                 f"use {cls}.from_config(config, sigma_min=0.002, sigma_max=700.0) with the model's"
             )
-        return variance_exploding.edm(low, high, name=name)
+        return families.edm(low, high, name=name)
     if family == "edm":
-        return variance_exploding.edm(real("sigma_min", 0.002), real("sigma_max", 80.0), real("rho", 7.0), name=name)
-    if family == "stable-audio":
-        return _stable_audio(config, name)
+        return families.edm(real("sigma_min", 0.002), real("sigma_max", 80.0), real("rho", 7.0), name=name)
+    if family == "stable-audio":  # EDM's noise, whose network is told 2/pi arctan(sigma); t is its own ramp
+        low, high, rho = real("sigma_min", 0.3), real("sigma_max", 500.0), real("rho", 7.0)
+        rule = choice("sigma_schedule", config.get("sigma_schedule", "exponential"), ("exponential", "karras"))
+        noise = families.edm(low, high, rho, name=name) if rule == "karras" else families.ve(low, high, name=name)
+        return dataclasses.replace(noise, timestep_rule="arctan_ksigma").with_prediction("edm")
     if family == "wuerstchen":
-        return variance_preserving.clipped_cosine(real("s", 0.008), real("scaler", 1.0), name=name)
+        return families.clipped_cosine(real("s", 0.008), real("scaler", 1.0), name=name)
     if family == "ve-sde":
-        return variance_exploding.ve(real("sigma_min", 0.01), real("sigma_max", 1348.0), name=name)
+        return families.ve(real("sigma_min", 0.01), real("sigma_max", 1348.0), name=name)
     if family == "vp-sde":
-        return variance_preserving.linear_vp(real("beta_min", 0.1), real("beta_max", 20.0), name=name)
+        return families.linear_vp(real("beta_min", 0.1), real("beta_max", 20.0), name=name)
     alphas_cumprod = np.cumprod(1.0 - _betas(cls, config))
     # CogVideoX scales the SNR of its training table.
     scale = config.get(_SNR, 3.0 if _SNR in CLASSES[cls].reads else 1.0)
     scale = number(_SNR, scale, low=0.0, high=1e6)
     alphas_cumprod = alphas_cumprod / (scale + (1.0 - scale) * alphas_cumprod)
     zero_snr = flag(_ZERO, config.get(_ZERO, False))
-    return variance_preserving.discrete(alphas_cumprod, rescale_betas_zero_snr=zero_snr, name=name)
-
-
-def _stable_audio(config: Mapping[str, Any], name: str) -> NoiseSchedule:
-    """EDM's noise of Stable Audio Open, whose network is told 2/pi arctan(sigma); t is its own ramp."""
-    low, high, rho = (
-        number(key, config.get(key, default))
-        for key, default in (("sigma_min", 0.3), ("sigma_max", 500.0), ("rho", 7.0))
-    )
-    rule = config.get("sigma_schedule", "exponential")
-    choice("sigma_schedule", rule, ("exponential", "karras"))
-    if rule == "karras":
-        noise = variance_exploding.edm(low, high, rho, name=name)
-    else:
-        noise = variance_exploding.ve(low, high, name=name)
-    return dataclasses.replace(noise, timestep_rule="arctan_ksigma").with_prediction("edm")
+    return families.discrete(alphas_cumprod, rescale_betas_zero_snr=zero_snr, name=name)
 
 
 def _betas(cls: str, config: Mapping[str, Any]) -> np.ndarray:
     trained = config.get("trained_betas")
     if trained is None:
         start, end, rule = CLASSES[cls].betas
-        return variance_preserving.beta_table(
+        return families.beta_table(
             choice("beta_schedule", config.get("beta_schedule", rule), CLASSES[cls].rules),
             config.get("beta_start", start),
             config.get("beta_end", end),
@@ -271,7 +292,7 @@ def _betas(cls: str, config: Mapping[str, Any]) -> np.ndarray:
     table = numbers("trained_betas", trained)
     if table.ndim != 1 or not 2 <= len(table) <= MOST_LEVELS:
         raise ValueError(f"trained_betas is {brief(trained)}; need null or a flat list of 2 to {MOST_LEVELS} numbers")
-    variance_preserving.check_open_unit(table, "trained_betas", last=1.0)
+    families.check_open_unit(table, "trained_betas", last=1.0)
     return table
 
 
@@ -280,22 +301,14 @@ def _shift(
 ) -> float:
     rule = config.get("time_shift_type", "exponential")
     if mu is not None:
-        return rectified_flow.shift_of_mu(mu, rule)
+        return shifts.shift_of_mu(mu, rule)
     if flag("use_dynamic_shifting", config.get("use_dynamic_shifting", False)):
-        return rectified_flow.shift_of_mu(rectified_flow.pipeline_mu(pipeline, config, image_seq_len), rule)
+        return shifts.shift_of_mu(shifts.pipeline_mu(pipeline, config, image_seq_len), rule)
     own, other = ("shift", "flow_shift") if CLASSES[cls].family == "flow" else ("flow_shift", "shift")
     shift = number(own, config.get(own, 1.0), low=0.0, need="a positive number")
     if shift == 1.0 and config.get(other) is not None:  # the key of the class that this config was made from
         shift = number(other, config[other], low=0.0, need="a positive number")
-    return shift * rectified_flow.grid_shift(pipeline, image_seq_len)
-
-
-def _pipeline_of(folder: Path) -> Mapping[str, Any] | None:
-    """The config of the pipeline in a model's folder; None where there is none."""
-    for file in (folder / "model_index.json", folder / "modular_model_index.json"):
-        if file.is_file():
-            return _read(file)
-    return None
+    return shift * shifts.grid_shift(pipeline, image_seq_len)
 
 
 def _config_file(path: Path) -> Path:
@@ -318,3 +331,15 @@ def _read(path: Path) -> Mapping[str, Any]:
         return json_object(path, "a scheduler config")
     except OSError as error:
         raise ValueError(f"{path} cannot be read ({error.strerror})") from error
+
+
+def unknown(name: str, known: Iterable[str], config: Mapping[str, Any]) -> str:
+    """What to say of a class that is in no table: the known class whose name is nearest, or one of its model's kind."""
+    import difflib  # only where something is wrong
+
+    near = difflib.get_close_matches(name[:100], list(known), 1)
+    if not near and ("flow" in name.lower() or "shift" in config or config.get("prediction_type") == "flow_prediction"):
+        near = ["FlowMatchEulerDiscreteScheduler"]
+    elif not near:
+        near = ["EDMEulerScheduler" if "sigma_data" in config else "DDPMScheduler"]
+    return f"scheduler class {brief(name)} is not known; the nearest that is: {near[0]}"

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 from hso_jax.checks import brief, nearest
 from hso_jax.noise.from_config import from_config
-from hso_jax.noise.noise_schedule import NoiseSchedule
+from hso_jax.noise.schedule import NoiseSchedule, check_noise
 
 
 class Preset(NamedTuple):
@@ -17,7 +17,6 @@ class Preset(NamedTuple):
         description: the model, in words.
         source: where the values were published.
         config: the values as a diffusers scheduler config.
-        prediction: "epsilon", "v_prediction", "flow_prediction" or "edm" (preconditioned x0).
         p: exponent of the model-error bound: 2 for latent, 1 for pixel models (arXiv 2511.11688, section 3).
         guidance: usual weight of classifier-free guidance (the default of the model's diffusers pipeline, or what its
             authors sample with); 1 for unconditional models and for those that guidance was distilled into.
@@ -30,25 +29,35 @@ class Preset(NamedTuple):
     description: str
     source: str
     config: Mapping[str, Any]
-    prediction: str = "epsilon"
     p: float = 2.0
     guidance: float = 1.0
     resolution: str = ""
     boundary: float | None = None
     pipeline: str = ""
 
-
-def _vp(rule: str, start: float, end: float) -> dict[str, Any]:
-    values = {"beta_schedule": rule, "beta_start": start, "beta_end": end, "num_train_timesteps": 1000}
-    return {"_class_name": "DDIMScheduler", **values}
-
-
-_SD = _vp("scaled_linear", 0.00085, 0.012)
-_LINEAR = _vp("linear", 0.0001, 0.02)
+    @property
+    def prediction(self) -> str:
+        """What the network predicts: "epsilon", "v_prediction", "flow_prediction" or "edm" (preconditioned x0)."""
+        return from_config(self.config).prediction
 
 
-def _flow(shift: float) -> dict[str, Any]:
-    return {**_FLUX, "shift": shift}
+_UNNAMED = Preset("", "", {})
+_DDIM = {"_class_name": "DDIMScheduler", "num_train_timesteps": 1000}
+_SD = {**_DDIM, "beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.012}
+_LINEAR = {**_DDIM, "beta_schedule": "linear", "beta_start": 0.0001, "beta_end": 0.02}
+_FLUX = {"_class_name": "FlowMatchEulerDiscreteScheduler", "num_train_timesteps": 1000}
+_UNIPC = {
+    **_FLUX,
+    "_class_name": "UniPCMultistepScheduler",
+    "prediction_type": "flow_prediction",
+    "use_flow_sigmas": True,
+}
+_FIXED = "the same at every size"
+_FLUX_SIZES = "exp(.5) at 256 tokens to exp(1.15) at 4096; a token is 16 x 16 pixels"
+
+
+def _flow(description: str, source: str, shift: float, guidance: float = 1.0) -> Preset:
+    return Preset(description, source, {**_FLUX, "shift": shift}, guidance=guidance, resolution=_FIXED)
 
 
 def _dynamic(base: float, most: float, base_tokens: int, most_tokens: int) -> dict[str, Any]:
@@ -56,19 +65,10 @@ def _dynamic(base: float, most: float, base_tokens: int, most_tokens: int) -> di
     return {**_FLUX, "use_dynamic_shifting": True, "base_shift": base, "max_shift": most, **lengths}
 
 
-def _unipc_flow(shift: float) -> dict[str, Any]:
-    values = {"prediction_type": "flow_prediction", "use_flow_sigmas": True, "flow_shift": shift}
-    return {"_class_name": "UniPCMultistepScheduler", **values, "num_train_timesteps": 1000}
-
-
 def _cogvideox(snr_shift_scale: float) -> dict[str, Any]:
     values = {"prediction_type": "v_prediction", "rescale_betas_zero_snr": True, "snr_shift_scale": snr_shift_scale}
     return {**_SD, "_class_name": "CogVideoXDDIMScheduler", **values}
 
-
-_FLUX = {"_class_name": "FlowMatchEulerDiscreteScheduler", "num_train_timesteps": 1000}
-_FIXED = "the same at every size"
-_FLUX_SIZES = "exp(.5) at 256 tokens to exp(1.15) at 4096; a token is 16 x 16 pixels"
 
 PRESETS: Mapping[str, Preset] = {
     "sd15": Preset(
@@ -76,7 +76,10 @@ PRESETS: Mapping[str, Preset] = {
     ),
     "sd21-base": Preset("Stable Diffusion 2.1-base", "stable-diffusion-2-1-base scheduler config", _SD, guidance=7.5),
     "sd21": Preset(
-        "Stable Diffusion 2.1 (768, v)", "stable-diffusion-2-1 scheduler config", _SD, "v_prediction", guidance=7.5
+        "Stable Diffusion 2.1 (768, v)",
+        "stable-diffusion-2-1 scheduler config",
+        {**_SD, "prediction_type": "v_prediction"},
+        guidance=7.5,
     ),
     "sdxl": Preset(
         "Stable Diffusion XL base 1.0", "arXiv 2307.01952; sdxl-base-1.0 scheduler config", _SD, guidance=5.0
@@ -91,62 +94,46 @@ PRESETS: Mapping[str, Preset] = {
         "EDM, CIFAR-10 pixels",
         "arXiv 2206.00364, table 1",
         {"_class_name": "EDMEulerScheduler", "sigma_min": 0.002, "sigma_max": 80.0, "rho": 7.0},
-        "edm",
-        1.0,
+        p=1.0,
     ),
-    "sd3-medium": Preset(
-        "Stable Diffusion 3 medium",
-        "arXiv 2403.03206; stable-diffusion-3-medium scheduler config",
-        _flow(3.0),
-        "flow_prediction",
-        guidance=7.0,
-        resolution=_FIXED,
+    "sd3-medium": _flow(
+        "Stable Diffusion 3 medium", "arXiv 2403.03206; stable-diffusion-3-medium scheduler config", 3.0, 7.0
     ),
-    "sd35-medium": Preset(
+    "sd35-medium": _flow(
         "Stable Diffusion 3.5 medium",
         "stable-diffusion-3.5-medium scheduler config; guidance of its model card",
-        _flow(3.0),
-        "flow_prediction",
-        guidance=4.5,
-        resolution=_FIXED,
+        3.0,
+        4.5,
     ),
-    "sd35-large": Preset(
+    "sd35-large": _flow(
         "Stable Diffusion 3.5 large",
         "stable-diffusion-3.5-large scheduler config; guidance of its model card",
-        _flow(3.0),
-        "flow_prediction",
-        guidance=3.5,
-        resolution=_FIXED,
+        3.0,
+        3.5,
     ),
     "flux-dev": Preset(
         "FLUX.1-dev (shift follows the image's size; 1024 x 1024 here)",
         "FLUX.1-dev scheduler config",
         _dynamic(0.5, 1.15, 256, 4096),
-        "flow_prediction",
         resolution=_FLUX_SIZES,
     ),
-    "flux-schnell": Preset(
-        "FLUX.1-schnell", "FLUX.1-schnell scheduler config", _flow(1.0), "flow_prediction", resolution=_FIXED
-    ),
+    "flux-schnell": _flow("FLUX.1-schnell", "FLUX.1-schnell scheduler config", 1.0),
     "flux-krea": Preset(
         "FLUX.1-Krea-dev (guidance is embedded)",
         "FLUX.1-Krea-dev scheduler config, that of FLUX.1-dev",
         _dynamic(0.5, 1.15, 256, 4096),
-        "flow_prediction",
         resolution=_FLUX_SIZES,
     ),
     "flux-kontext": Preset(
         "FLUX.1-Kontext-dev (guidance is embedded)",
         "FLUX.1-Kontext-dev scheduler config, that of FLUX.1-dev",
         _dynamic(0.5, 1.15, 256, 4096),
-        "flow_prediction",
         resolution=_FLUX_SIZES + " of the output",
     ),
     "flux2-dev": Preset(
         "FLUX.2-dev (guidance is embedded)",
         "diffusers' Flux2Pipeline: its own rule for mu, not the scheduler config's",
         _dynamic(0.5, 1.15, 256, 4096),
-        "flow_prediction",
         resolution="flux2_shift(tokens, N): it follows N as well up to 4300 tokens, here that of N = 50; "
         "a token is 16 x 16 pixels",
         pipeline="Flux2Pipeline",
@@ -156,86 +143,49 @@ PRESETS: Mapping[str, Preset] = {
         "Qwen-Image scheduler config; diffusers' QwenImagePipeline",
         # shift_terminal .02 stretches the pipeline's own grid; schedules here choose their last node.
         _dynamic(0.5, 0.9, 256, 8192),
-        "flow_prediction",
         guidance=4.0,
         resolution="exp(.5) at 256 tokens to exp(.9) at 8192; a token is 16 x 16 pixels",
     ),
-    "z-image": Preset(
-        "Z-Image",
-        "Z-Image scheduler config; guidance of its model card (3 to 5)",
-        _flow(6.0),
-        "flow_prediction",
-        guidance=4.0,
-        resolution=_FIXED,
+    "z-image": _flow("Z-Image", "Z-Image scheduler config; guidance of its model card (3 to 5)", 6.0, 4.0),
+    "z-image-turbo": _flow(
+        "Z-Image-Turbo (8 steps, distilled)", "Z-Image-Turbo scheduler config; no guidance by its model card", 3.0
     ),
-    "z-image-turbo": Preset(
-        "Z-Image-Turbo (8 steps, distilled)",
-        "Z-Image-Turbo scheduler config; no guidance by its model card",
-        _flow(3.0),
-        "flow_prediction",
-        resolution=_FIXED,
-    ),
-    "chroma": Preset(
-        "Chroma1-HD",
-        "Chroma1-HD scheduler config; guidance of diffusers' page",
-        _flow(3.0),
-        "flow_prediction",
-        guidance=3.0,
-        resolution=_FIXED,
-    ),
+    "chroma": _flow("Chroma1-HD", "Chroma1-HD scheduler config; guidance of diffusers' page", 3.0, 3.0),
     "sana": Preset(
         "Sana 1.6B (shift 3; 4096 pixels use 6)",
         "arXiv 2410.10629; diffusers' conversion of Sana and its SanaPipeline",
-        {**_unipc_flow(3.0), "_class_name": "DPMSolverMultistepScheduler"},
-        "flow_prediction",
+        {**_UNIPC, "flow_shift": 3.0, "_class_name": "DPMSolverMultistepScheduler"},
         guidance=4.5,
         resolution="3; 6 for 4096 x 4096 pixels",
     ),
-    "auraflow": Preset(
-        "AuraFlow",
-        "AuraFlow scheduler config, ComfyUI's AuraFlow; diffusers' AuraFlowPipeline",
-        _flow(1.73),
-        "flow_prediction",
-        guidance=3.5,
-        resolution=_FIXED,
+    "auraflow": _flow(
+        "AuraFlow", "AuraFlow scheduler config, ComfyUI's AuraFlow; diffusers' AuraFlowPipeline", 1.73, 3.5
     ),
-    "lumina2": Preset(
-        "Lumina-Image 2.0",
-        "Lumina-Image-2.0 scheduler config, ComfyUI's Lumina2; diffusers' Lumina2Pipeline",
-        _flow(6.0),
-        "flow_prediction",
-        guidance=4.0,
-        resolution=_FIXED,
+    "lumina2": _flow(
+        "Lumina-Image 2.0", "Lumina-Image-2.0 scheduler config, ComfyUI's Lumina2; diffusers' Lumina2Pipeline", 6.0, 4.0
     ),
     "ltx-video": Preset(
         "LTX-Video 0.9.1",
         "diffusers' conversion of LTX-Video and its LTXPipeline",
         # shift_terminal .1: as with Qwen-Image.
         _dynamic(0.95, 2.05, 1024, 4096),
-        "flow_prediction",
         guidance=3.0,
         resolution="exp(.95) at 1024 tokens, exp(2.05) at 4096, and on; a token is 32 x 32 pixels of 8 frames",
     ),
-    "hunyuan-video": Preset(
-        "HunyuanVideo (guidance is embedded)",
-        "diffusers' conversion of HunyuanVideo, ComfyUI's HunyuanVideo",
-        _flow(7.0),
-        "flow_prediction",
-        resolution=_FIXED,
+    "hunyuan-video": _flow(
+        "HunyuanVideo (guidance is embedded)", "diffusers' conversion of HunyuanVideo, ComfyUI's HunyuanVideo", 7.0
     ),
     "wan21": Preset(
         "Wan 2.1 text-to-video (shift 3, for 480p; 720p uses 5)",
         "arXiv 2503.20314; Wan2.1-T2V scheduler config",
-        _unipc_flow(3.0),
-        "flow_prediction",
+        {**_UNIPC, "flow_shift": 3.0},
         guidance=5.0,
         resolution="3 for 480p, 5 for 720p",
     ),
     "wan22-t2v": Preset(
         "Wan 2.2 A14B text-to-video, two experts",
         "diffusers' conversion of Wan 2.2; boundary and guidance (4, low noise 3) of Wan2.2's configs",
-        _unipc_flow(3.0),
-        "flow_prediction",
+        {**_UNIPC, "flow_shift": 3.0},
         guidance=4.0,
         resolution="3 as converted for diffusers; Wan's own program samples with 12",
         boundary=0.875,
@@ -243,8 +193,7 @@ PRESETS: Mapping[str, Preset] = {
     "wan22-i2v": Preset(
         "Wan 2.2 A14B image-to-video, two experts",
         "diffusers' conversion of Wan 2.2; boundary and guidance (3.5 for both) of Wan2.2's configs",
-        _unipc_flow(3.0),
-        "flow_prediction",
+        {**_UNIPC, "flow_shift": 3.0},
         guidance=3.5,
         resolution="3 as converted for diffusers; Wan's own program samples with 5",
         boundary=0.9,
@@ -252,8 +201,7 @@ PRESETS: Mapping[str, Preset] = {
     "wan22-5b": Preset(
         "Wan 2.2 TI2V 5B",
         "diffusers' conversion of Wan 2.2; guidance of Wan2.2's configs",
-        _unipc_flow(5.0),
-        "flow_prediction",
+        {**_UNIPC, "flow_shift": 5.0},
         guidance=5.0,
         resolution=_FIXED,
     ),
@@ -261,14 +209,12 @@ PRESETS: Mapping[str, Preset] = {
         "CogVideoX 2B (zero terminal SNR)",
         "arXiv 2408.06072; diffusers' conversion of CogVideoX",
         _cogvideox(3.0),
-        "v_prediction",
         guidance=6.0,
     ),
     "cogvideox-5b": Preset(
         "CogVideoX 5B (zero terminal SNR)",
         "arXiv 2408.06072; diffusers' conversion of CogVideoX",
         _cogvideox(1.0),
-        "v_prediction",
         guidance=6.0,
     ),
 }
@@ -283,15 +229,9 @@ def preset_name(name: str) -> str:
 def preset(name: str, *, image_seq_len: int = 4096) -> NoiseSchedule:
     """The noise schedule of a published model; `PRESETS` has the names, the values and their sources.
 
-    - `sd15`, `sd21-base`, `sd21`, `sdxl`: scaled_linear 0.00085..0.012, T = 1000 (arXiv 2112.10752).
-    - `pixart-alpha`, `pixart-sigma`, `dit-xl-2`, `ddpm-cifar10`: linear 0.0001..0.02, T = 1000 (arXiv 2006.11239).
-    - `edm-cifar10`: sigma 0.002..80, rho 7 (arXiv 2206.00364).
-    - `sd3-medium`, `sd35-medium`, `sd35-large`: rectified flow, shift 3 (arXiv 2403.03206).
-    - `flux-dev`, `flux-krea`, `flux-kontext`: rectified flow, shift exp(0.5..1.15) by `image_seq_len`; `flux2-dev`: by
-      `flux2_shift`; `flux-schnell`: shift 1; `qwen-image`: exp(0.5..0.9).
-    - `z-image` and `lumina2`: shift 6; `z-image-turbo`, `chroma` and `sana`: 3; `auraflow`: 1.73.
-    - `wan21`, `wan22-t2v`, `wan22-i2v`: shift 3; `wan22-5b`: 5; `hunyuan-video`: 7; `ltx-video`: exp(0.95..2.05).
-    - `cogvideox-2b`, `cogvideox-5b`: scaled_linear 0.00085..0.012 with zero terminal SNR, the SNR divided by 3 and 1.
+    Args:
+        name: a key of `PRESETS`, also as a repository writes it ("Tongyi-MAI/Z-Image-Turbo").
+        image_seq_len: tokens of the image, for models whose shift follows its size: 4096 is 1024 x 1024 in FLUX.
 
     Raises:
         ValueError: for an unknown name; the message lists the known ones.
@@ -302,5 +242,17 @@ def preset(name: str, *, image_seq_len: int = 4096) -> NoiseSchedule:
         raise ValueError(f"model {brief(name)} is not a preset{near}; presets: {', '.join(PRESETS)}")
     found = PRESETS[name]
     pipeline = {"_class_name": found.pipeline}
-    noise = from_config(found.config, image_seq_len=image_seq_len, pipeline=pipeline, name=name)
-    return noise.with_prediction(found.prediction)
+    return from_config(found.config, image_seq_len=image_seq_len, pipeline=pipeline, name=name)
+
+
+def named(model: str | NoiseSchedule) -> tuple[NoiseSchedule, Preset]:
+    """The noise schedule that a preset's name stands for, and what is known of that model.
+
+    Of a noise schedule nothing else is known: `p` and `guidance` are the defaults then.
+
+    Raises:
+        ValueError: for an unknown name, and for anything but a name or a noise schedule.
+    """
+    if isinstance(model, str):
+        return preset(model), PRESETS[preset_name(model)]
+    return check_noise(model), _UNNAMED

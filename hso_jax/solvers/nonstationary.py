@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 
 from hso_jax.checks import numbers
-from hso_jax.noise.noise_schedule import namespace
+from hso_jax.noise import namespace
 from hso_jax.optional_jax import Array, jax, jnp
 from hso_jax.solvers.weights import Grid, Weights, grid
 

@@ -14,8 +14,7 @@ from __future__ import annotations
 import math
 from typing import NamedTuple
 
-from hso_jax.noise import alpha_sigma
-from hso_jax.noise.noise_schedule import Array, namespace
+from hso_jax.noise import Array, alpha_sigma, namespace
 
 PURE_NOISE = {"vp": -0.5 * math.log(2.0**24 - 1.0), "flow": math.log(1e-6 / (1.0 - 1e-6))}
 """What diffusers puts in place of lam = -inf, by the noise schedule's kind.

@@ -101,6 +101,17 @@ def test_searches_are_given_the_profile_and_coefficients_are_installed(folder, t
     assert not torch.isin(one.latents(targets.PROFILED, 2**31), one.latents(8, 0)).any()  # not what is judged
 
 
+def test_a_flow_that_does_not_start_at_pure_noise_starts_smaller(folder, monkeypatch):
+    """x = (1 - s) x0 + s eps of unit data and noise has the deviation sqrt(s^2 + (1 - s)^2)."""
+    one, given = measure._Network(targets.find(folder), "gauss-flow", [4], 2, 0), []
+    judged, own = one.judged, targets.Target.sample
+    monkeypatch.setattr(targets.Target, "sample", lambda *a: given.append(a[-1]) or own(*a))
+    one.measure(runner.Cell("gauss-flow", 1.0, "ddim", 4, "leading", 0, 32, "float32"))
+    s = 1 / (1 + np.exp(baseline("leading", one.target.noise, 4).lams[0]))
+    assert s < 0.9
+    torch.testing.assert_close(given[0], judged.latents * np.hypot(s, 1 - s), rtol=1e-5, atol=1e-6)
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [

@@ -18,8 +18,7 @@ from benchmarks.models.subjects import OWN_SEEDS, REFINEMENTS
 from benchmarks.runner import Inapplicable, noise_of
 from hso_jax import Origin, Schedule, baseline, preset, zoo
 from hso_jax.lower.quasi_newton import SPACING
-from hso_jax.noise import flow
-from hso_jax.noise.ends import s_of_lam
+from hso_jax.noise import flow, s_of_lam
 
 RUN_THE_MODEL = {"gits", "autodiffusion", "direct"}
 KINDS = ("fashion-eps", "fashion-v", "emoji-flow")

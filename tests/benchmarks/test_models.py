@@ -11,10 +11,11 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from safetensors import safe_open
 
 from benchmarks.models import card, train
 from benchmarks.models.data import FASHION, load_data, to_unit
-from benchmarks.models.load import CLASSIFIERS, MODELS, classifier, load, sample
+from benchmarks.models.load import CLASSIFIERS, MODELS, classifier, features, load, sample
 from benchmarks.runner import WEIGHTS
 
 
@@ -185,3 +186,22 @@ def test_a_card_follows_its_numbers_and_does_without_a_picture(tmp_path):
     assert first.endswith("--steps 11")
     assert second.endswith("--steps 22 --start-from benchmarks/models/weights/fashion-eps --work build/models/2")
     assert "samples.png" not in text
+
+
+def test_no_weights_are_larger_than_10_mb_and_all_are_float32():
+    files = list(WEIGHTS.rglob("*.safetensors"))
+    assert len(files) == len(MODELS) + len(CLASSIFIERS)
+    for file in files:
+        assert file.stat().st_size <= 10e6, file
+        with safe_open(file, "pt") as tensors:
+            kinds = {tensors.get_slice(key).get_dtype() for key in tensors.keys()}  # noqa: SIM118
+        assert kinds <= {"F32", "I64"}, file
+
+
+@pytest.mark.parametrize("data", CLASSIFIERS)
+def test_features_have_96_dimensions_and_clip_the_images(data):
+    channels = 1 if data == "fashion" else 3
+    images = torch.randn(5, channels, 32, 32, generator=torch.Generator().manual_seed(0))
+    vectors = features(data, batch=2)(images)
+    assert vectors.shape == (5, 96) and vectors.std() > 0
+    torch.testing.assert_close(features(data)(images.clamp(-1, 1)), vectors)

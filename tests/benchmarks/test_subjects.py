@@ -1,5 +1,7 @@
 """Models as the benchmarks judge them: the solvers, what is counted, the fixed noise and the converged samples."""
 
+import shutil
+
 import numpy as np
 import pytest
 import torch
@@ -141,3 +143,17 @@ def test_bad_input_is_refused_before_any_work(fashion):
             Subject(**{"name": "fashion-eps", **options})
     with pytest.raises(ValueError, match="'heun'; use one of ddim"):
         fashion.sample(hso_jax.baseline("trailing", fashion.noise, 2), "heun")
+
+
+def test_other_weights_are_another_teacher(fashion, tmp_path):
+    folder = tmp_path / "copy"
+    shutil.copytree(fashion.trained.folder / "unet", folder / "unet")
+    other = Subject("fashion-eps", count=4)
+    other.trained = fashion.trained._replace(folder=folder)
+    assert other._key() == fashion._key()
+    with (folder / "unet" / "diffusion_pytorch_model.safetensors").open("r+b") as stream:
+        stream.seek(-1, 2)
+        last = stream.read(1)
+        stream.seek(-1, 2)
+        stream.write(bytes([last[0] ^ 1]))
+    assert other._key() != fashion._key()

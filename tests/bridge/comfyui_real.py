@@ -30,7 +30,7 @@ from hso_jax import BASELINES, baseline, preset, recommend, save, zoo
 from hso_jax.baselines import inapplicable
 from hso_jax.noise import PRESETS
 from hso_jax.schedule import Schedule
-from hso_jax.shelf.shipped import SOLVERS
+from hso_jax.shipped.zoo import SOLVERS
 from hso_jax.solvers import NONSTATIONARY
 from tests.bridge.comfyui_server import Refused, Server, Sigmas, serving, stand_ins
 

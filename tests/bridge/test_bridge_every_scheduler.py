@@ -20,10 +20,9 @@ from bridge import noise_schedule_of
 from bridge.schedulers.adapters import ROWS
 from bridge.schedulers.refusals import INSTEAD
 from hso_jax import from_config
-from hso_jax.noise.from_config import CLASSES
-from hso_jax.noise.noise_schedule import NoiseSchedule
-from hso_jax.noise.refused_classes import REFUSED
-from hso_jax.noise.variance_preserving import BETA_RULES
+from hso_jax.noise import NoiseSchedule
+from hso_jax.noise.families import BETA_RULES
+from hso_jax.noise.from_config import CLASSES, REFUSED
 
 NEED = {
     "AmusedScheduler": {"mask_token_id": 7},

@@ -18,7 +18,7 @@ import hso_jax
 from bridge.at_hand import distillation_of, rule_of
 from bridge.guidance import guidance_call, usual_guidance
 from hso_jax.noise import edm, flow, preset
-from hso_jax.recommendation import OWN, Before
+from hso_jax.shipped.recommend import OWN, Before
 
 LEADING = {**SD, "timestep_spacing": "leading", "steps_offset": 1}
 DYNAMIC = {"use_dynamic_shifting": True, "base_shift": 0.5, "max_shift": 1.15}

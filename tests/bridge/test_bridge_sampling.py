@@ -15,7 +15,7 @@ from oracles import multistep, one_step, plain
 from bridge import Level, sample
 from bridge.sampling import levels
 from hso_jax.schedule import Schedule
-from hso_jax.shelf import zoo
+from hso_jax.shipped.zoo import zoo
 from hso_jax.solvers import SOLVERS, evaluations
 
 MODELS = ["sd15", "sd3-medium", "edm-cifar10"]

@@ -22,7 +22,7 @@ import hso_jax
 from bridge import sample
 from hso_jax import baseline, preset, save, solver_error, zoo
 from hso_jax.baselines import inapplicable
-from hso_jax.noise.variance_preserving import beta_table, rescale_zero_terminal_snr
+from hso_jax.noise.families import beta_table, rescale_zero_terminal_snr
 from hso_jax.optional_jax import INSTALLED
 
 COMFYUI_ZERO = 4.8973451890853435e-08
@@ -139,7 +139,7 @@ def test_what_nothing_is_shipped_for_takes_the_nearest(
 def test_the_nearest_is_better_than_every_rule(nodes: ModuleType, model: Any, steps: int, guidance: float) -> None:
     """By the solver's error on the reference problems, for the solver that is chosen."""
     noise = preset(model) if isinstance(model, str) else inside(nodes, "connected").noise_of(model)
-    found, _ = inside(nodes, "fallback").fitted(noise, steps, guidance)
+    found, _ = inside(nodes, "connected").fitted(noise, steps, guidance)
     error = solver_error(found, noise, guidance=guidance)
     rules = [baseline(rule, noise, steps) for rule in RULES if not inapplicable(rule, noise)]
     assert error < min(solver_error(rule, noise, solver=found.solver, guidance=guidance) for rule in rules)

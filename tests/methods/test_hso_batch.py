@@ -115,7 +115,8 @@ def test_chunks_and_padding(sd_lanes: dict[Key, Lane]) -> None:
 def test_the_initial_schedule_is_edm_s(rho: float) -> None:
     low, high = np.exp(-KINKED.lam([0.02, 0.98]))
     wanted = KINKED.t_of_lam(-np.log(reference.edm_start(rho, low, high, 6)))
-    got = hso.edm_nodes(jax.tree.map(jnp.asarray, SD), jnp.array([rho, 0.02, 0.98]), 10, jnp.asarray(6))
+    times = jnp.asarray(hso.times_even_in_lam(SD), jnp.float32)
+    got = hso.edm_nodes(jax.tree.map(jnp.asarray, SD), jnp.array([rho, 0.02, 0.98]), 10, jnp.asarray(6), times)
     np.testing.assert_allclose(got[:7], wanted, rtol=0, atol=2e-5)  # linear and cubic between the levels
     assert np.all(np.asarray(got)[6:] == np.float32(0.02)) and got[0] == np.float32(0.98)
 

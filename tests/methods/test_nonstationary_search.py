@@ -22,8 +22,7 @@ from hso_jax import solver_error_levels as lanes_module
 from hso_jax.compiling import compiler_options
 from hso_jax.error import error_gradient
 from hso_jax.lower.quasi_newton import lams_of, logits_of, nodes_of
-from hso_jax.noise import discrete
-from hso_jax.noise.ends import s_of_lam
+from hso_jax.noise import discrete, s_of_lam
 from hso_jax.problems import ModelError
 from hso_jax.schedule_file import to_json
 from hso_jax.searches import checked

@@ -34,7 +34,7 @@ from hso_jax import solver_error_levels as lanes_module
 from hso_jax import solver_error_method as method_module
 from hso_jax.error import Chunks, error_data, in_chunks
 from hso_jax.lower.quasi_newton import SPACING
-from hso_jax.noise.ends import s_of_lam
+from hso_jax.noise import s_of_lam
 from hso_jax.problems import denoiser, family, generic, pick
 from hso_jax.searches import checked
 from hso_jax.solver_error_levels import search_lane

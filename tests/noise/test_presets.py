@@ -1,4 +1,4 @@
-"""Every preset against numbers written down from its source, and what its docstring promises."""
+"""Every preset against numbers written down from its source."""
 
 from __future__ import annotations
 
@@ -76,7 +76,6 @@ def test_preset(name: str) -> None:
     np.testing.assert_allclose(noise.lam(T), lam, rtol=0, atol=1e-9)
     assert (noise.kind, noise.name, PRESETS[name].p) == (kind, name, p)
     assert PRESETS[name].source and PRESETS[name].description
-    assert name in preset.__doc__
     v = dict.fromkeys(("sd21", "cogvideox-2b", "cogvideox-5b"), "v_prediction")
     assert PRESETS[name].prediction == v.get(name, {"vp": "epsilon", "ve": "edm", "flow": "flow_prediction"}[kind])
     assert bool(PRESETS[name].resolution) == (kind == "flow")
@@ -86,27 +85,8 @@ def test_flux_follows_the_image_s_size() -> None:
     np.testing.assert_allclose(preset("flux-dev", image_seq_len=256).lam(T), flow(math.exp(0.5)), atol=1e-9)
 
 
-@pytest.mark.parametrize(
-    ("tokens", "steps", "mu"),
-    [
-        (4096, 10, 8.73809524e-05 * 4096 + 1.89833333),
-        (4096, 200, 0.00016927 * 4096 + 0.45666666),
-        (1024, 105, ((8.73809524e-05 + 0.00016927) * 1024 + 1.89833333 + 0.45666666) / 2),
-        (8192, 4, 0.00016927 * 8192 + 0.45666666),
-        (4300, 10, 8.73809524e-05 * 4300 + 1.89833333),
-        (4301, 10, 0.00016927 * 4301 + 0.45666666),
-    ],
-)
-def test_flux2_s_shift(tokens: int, steps: int, mu: float) -> None:
-    assert flux2_shift(tokens, steps) == pytest.approx(math.exp(mu), rel=1e-9)
-
-
 def test_flux2_follows_the_image_s_size() -> None:
     np.testing.assert_allclose(preset("flux2-dev", image_seq_len=1024).lam(T), flow(flux2_shift(1024)), atol=1e-9)
-    with pytest.raises(ValueError, match="image_seq_len is 0"):
-        flux2_shift(0)
-    with pytest.raises(ValueError, match="nfe is 0"):
-        flux2_shift(4096, 0)
 
 
 def test_only_wan_22_has_two_experts() -> None:

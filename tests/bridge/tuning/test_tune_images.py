@@ -19,7 +19,7 @@ from bridge.tuning.coordinates import Table, table_at
 from bridge.tuning.models import PipelineModel
 from hso_jax import Schedule, baseline, load, preset, zoo
 from hso_jax.cli import main
-from hso_jax.noise.partial import from_level
+from hso_jax.noise import from_level
 from hso_jax.schedule import Origin
 from hso_jax.schedule_file import to_json
 

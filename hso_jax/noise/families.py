@@ -1,4 +1,4 @@
-"""Variance-preserving noise: discrete training tables and the closed forms."""
+"""The families of noise: variance preserving (tables and closed forms), variance exploding, and rectified flow."""
 
 from __future__ import annotations
 
@@ -9,12 +9,14 @@ from typing import Any
 import numpy as np
 
 from hso_jax.checks import MOST_LEVELS, choice, flag, number, numbers, whole
-from hso_jax.noise.noise_schedule import Array, NoiseSchedule, from_knots, namespace
+from hso_jax.noise.schedule import CONTINUOUS_LEVELS, Array, NoiseSchedule, from_knots, namespace
 from hso_jax.optional_jax import is_traced
 
 BETA_RULES = ("linear", "scaled_linear", "squaredcos_cap_v2", "sigmoid", "laplace", "exp")
 _LARGEST_BETA = 0.999
 _CLOSED_FORM_KNOTS = 4001
+_EDM_KNOTS = 1001
+_LARGEST_EXPONENT = 700.0  # exp of it is a float64
 
 
 def beta_table(
@@ -179,8 +181,7 @@ def clipped_cosine(offset: float = 0.008, scaler: float = 1.0, *, name: str = "c
     Raises:
         ValueError: unless offset >= 0 and scaler > 0.
     """
-    if not (0 <= offset < np.inf and 0 < scaler < np.inf):
-        raise ValueError(f"s {offset}, scaler {scaler}: need s >= 0 and scaler > 0")
+    offset, scaler = number("s", offset, low=0.0, closed=True), number("scaler", scaler, low=0.0)
     first = np.cos(offset / (1 + offset) * np.pi / 2)
     ends = np.array([0.9999, 1e-4])
     u = np.arccos(first * np.sqrt(ends)) * 2 / np.pi * (1 + offset) - offset
@@ -193,3 +194,72 @@ def clipped_cosine(offset: float = 0.008, scaler: float = 1.0, *, name: str = "c
         lam, t_min, t[1] - t[0], t_min=t_min, t_max=t_max, num_train_timesteps=1, timestep_rule="time", name=name
     )
     return dataclasses.replace(noise, tail=np.zeros_like(noise.tail))  # it ends at its last knot, not at pure noise
+
+
+def _log_sigma_ends(sigma_min: float, sigma_max: float) -> np.ndarray:
+    """[2] logarithms of the two ends."""
+    low, high = number("sigma_min", sigma_min, low=0.0), number("sigma_max", sigma_max, low=0.0)
+    if not low < high:
+        raise ValueError(f"sigma_min is {low:g}, sigma_max {high:g}; need 0 < sigma_min < sigma_max")
+    return np.log([low, high])
+
+
+def ve(sigma_min: float = 0.01, sigma_max: float = 50.0, *, name: str = "ve") -> NoiseSchedule:
+    """The VE SDE, geometric in t: sigma(t) = sigma_min (sigma_max/sigma_min)^t.
+
+    Source: Song et al. 2021, arXiv 2011.13456, eq. 30.
+
+    Raises:
+        ValueError: unless 0 < sigma_min < sigma_max; and as `from_knots`.
+    """
+    return from_knots(
+        -_log_sigma_ends(sigma_min, sigma_max), 0.0, 1.0, kind="ve", timestep_rule="log_ksigma", name=name
+    )
+
+
+def edm(sigma_min: float = 0.002, sigma_max: float = 80.0, rho: float = 7.0, *, name: str = "edm") -> NoiseSchedule:
+    """EDM's noise; t is EDM's own ramp, sigma(t) = (sigma_min^(1/rho) + t (sigma_max^(1/rho) - sigma_min^(1/rho)))^rho.
+
+    Source: Karras et al. 2022, arXiv 2206.00364, eq. 5 and table 1. The network is told log(sigma)/4.
+
+    Raises:
+        ValueError: unless 0 < sigma_min < sigma_max, and 0 < rho is large enough that sigma^(1/rho) is a float; and as
+            `from_knots`.
+    """
+    low, high = _log_sigma_ends(sigma_min, sigma_max)
+    least = (high - low) / _LARGEST_EXPONENT
+    rho = number("rho", rho, low=0.0, need=f"a finite number of at least {least:.3g} (EDM's is 7)")
+    if rho < least:
+        raise ValueError(f"rho is {rho:g}; need at least {least:.3g} between these sigmas (EDM's is 7)")
+    t = np.linspace(0.0, 1.0, _EDM_KNOTS)
+    # log(a + t (b - a)) = log a + log1p(t (b/a - 1)): at large rho a and b are both 1 but for rounding.
+    lam = -(low + rho * np.log1p(t * np.expm1((high - low) / rho)))
+    noise = from_knots(lam, 0.0, t[1], kind="ve", timestep_rule="log_ksigma", name=name)
+    return noise.with_prediction("edm")
+
+
+def flow(shift: Array = 1.0, *, num_train_timesteps: int = 1000, name: str = "flow") -> NoiseSchedule:
+    """Rectified flow whose time is shifted, s(t) = shift t / (1 + (shift - 1) t); lam = log((1 - t)/t) - log(shift).
+
+    lam is -inf at t = 1 (pure noise): `t_max` is (T - 1)/T, the last training level before it. T = 1 (ACE-Step, Stable
+    Audio 3) says only that the network is told s itself, in [0, 1]; the ends are then those of T = 1000.
+
+    Source: Esser et al. 2024 (SD3), arXiv 2403.03206, eq. 23. For FLUX pass `shift=dynamic_shift(...)`.
+
+    Raises:
+        ValueError: unless shift > 0 and T is 1 (continuous time) or at least 3 (T = 2 leaves one level between the
+            ends); and as `from_knots`. (A traced shift is not checked.)
+    """
+    xp = namespace(shift)
+    if not is_traced(shift):
+        checked = number("shift", shift, low=0.0, need="a positive number")
+        shift = np.float64(checked) if xp is np else shift
+    num_train_timesteps = whole("num_train_timesteps", num_train_timesteps, 1, MOST_LEVELS)
+    if num_train_timesteps == 2:
+        raise ValueError("num_train_timesteps is 2; need 1 (continuous time) or at least 3")
+    values = -xp.log(xp.asarray(shift)) * xp.ones(2)
+    grain = 1.0 / (num_train_timesteps if num_train_timesteps > 1 else CONTINUOUS_LEVELS)
+    return from_knots(
+        values, 0.0, 1.0, log_t=1.0, log_1mt=1.0, t_min=grain, t_max=1.0 - grain, kind="flow",
+        num_train_timesteps=num_train_timesteps, timestep_rule="sigma", name=name,
+    ).with_prediction("flow_prediction")  # fmt: skip

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
@@ -157,12 +158,18 @@ class NoiseSchedule:
         d2 = d2 + rate_0 / xp.where(near_0 > 0, near_0, 1.0) - rate_1 / xp.where(near_1 > 0, near_1, 1.0)
         return lam, d1, d2
 
-    def t_of_lam(self, lam: Array, iterations: int = 40) -> Array:
-        """The inverse of `lam`, differentiable; values beyond [t_min, t_max] are taken to that end."""
+    def t_of_lam(self, lam: Array, iterations: int = 40, near: Array | None = None) -> Array:
+        """The inverse of `lam`, differentiable; values beyond [t_min, t_max] are taken to that end.
+
+        Args:
+            lam: half log-SNR, any shape.
+            iterations: of Newton's method.
+            near: of lam's shape: where it starts, if something better is known than the middle.
+        """
         xp = namespace(lam, self)
         frozen: NoiseSchedule = jax.tree.map(jax.lax.stop_gradient, self) if xp is jnp else self
         target = xp.asarray(jax.lax.stop_gradient(lam) if xp is jnp else lam)
-        t, low, high = frozen._newton(target, iterations)
+        t, low, high = frozen._newton(target, iterations, near)
         highest, lowest = frozen.lam(xp.stack([xp.asarray(frozen.t_min), xp.asarray(frozen.t_max)]))
         inside = (lowest < target) & (target < highest)
         if xp is np and (missed := inside & (np.abs(frozen.lam(t) - target) > 1e-3 * INVERSE_TOLERANCE)).any():
@@ -174,7 +181,7 @@ class NoiseSchedule:
             )
         return xp.where(target <= lowest, self.t_max, xp.where(target >= highest, self.t_min, t))
 
-    def _newton(self, target: Array, iterations: int) -> tuple[Array, Array, Array]:
+    def _newton(self, target: Array, iterations: int, near: Array | None = None) -> tuple[Array, Array, Array]:
         """The inverse, and a bracket around it, by Newton's method inside a bracket that it keeps shrinking."""
         xp = namespace(target, self)
         low, high = xp.zeros_like(target) + self.t_min, xp.zeros_like(target) + self.t_max
@@ -186,7 +193,7 @@ class NoiseSchedule:
             newton = t - (value - target) / xp.where(slope < 0, slope, -1.0)
             return xp.where((newton >= low) & (newton <= high), newton, 0.5 * (low + high)), low, high
 
-        carry = (0.5 * (low + high), low, high)
+        carry = (0.5 * (low + high) if near is None else xp.clip(near, low, high), low, high)
         if xp is not np:
             return jax.lax.fori_loop(0, iterations, narrow, carry)
         for i in range(iterations):
@@ -350,14 +357,10 @@ def from_knots(
     leaves = [xp.asarray(x, dtype=coefficients.dtype) for x in fields]
     noise = NoiseSchedule(coefficients, *leaves, kind, num_train_timesteps, timestep_rule, name)  # type: ignore[call-arg]
     if not is_traced(noise):
-        _check_usable(_in_float64(noise))
+        names = [field.name for field in dataclasses.fields(noise) if not field.metadata.get("static")]
+        doubles: dict[str, Any] = {name: np.asarray(getattr(noise, name), np.float64) for name in names}
+        _check_usable(dataclasses.replace(noise, **doubles))
     return noise
-
-
-def _in_float64(noise: NoiseSchedule) -> NoiseSchedule:
-    names = [field.name for field in dataclasses.fields(noise) if not field.metadata.get("static")]
-    values: dict[str, Any] = {name: np.asarray(getattr(noise, name), np.float64) for name in names}
-    return dataclasses.replace(noise, **values)
 
 
 def _check_usable(noise: NoiseSchedule) -> None:
@@ -395,3 +398,96 @@ def _check_usable(noise: NoiseSchedule) -> None:
             f"{noise.name}: the network is told {told[i]:.9g} at t = {t[i]:.6g} and {told[i + 1]:.9g} at "
             f"t = {t[i + 1]:.6g}; use a noise (a shift) whose levels differ by more than rounding"
         )
+
+
+FIRST_KSIGMA = 25.0, 60.0
+"""Most sigma/alpha at which the fewest, and few, steps begin where the network predicts epsilon.
+
+Its error in the clean data grows as sigma/alpha there, and the first step takes it whole; beginning at pure noise of 60
+standard deviations in place of the model's end misses the data's mean by a sixtieth of it (docs/solver-error.md).
+"""
+
+FEWEST, FEW = 4, 10
+"""Steps up to which that is so; more have less error than the mean that is missed. With guidance the fewest are one
+less: four steps make less error on the reference problems from 60."""
+
+
+def first_lam(noise: Any, nfe: int, guidance: float = 1.0) -> float:
+    """Lam of the first of N nodes by default: the noise end, in few steps of epsilon models at most `FIRST_KSIGMA`."""
+    end = float(noise.noise_end)
+    if noise.prediction != "epsilon" or np.isneginf(end) or nfe > FEW:
+        return end
+    fewest = nfe <= FEWEST - (guidance != 1.0)
+    return max(end, -float(np.log(FIRST_KSIGMA[0 if fewest else 1])))
+
+
+def noise_end_t(noise: Any) -> float:
+    """T of the noise end: 1 for a whole model, less for the part that image-to-image samples with."""
+    return 1.0 if noise.zero_terminal_snr else float(noise.t_max)
+
+
+def s_of_lam(lam: Any) -> Any:
+    """S = sigma/(alpha + sigma) in [0, 1], NumPy float64: rectified flow's time, and every model's coordinate."""
+    with np.errstate(over="ignore"):
+        return 1.0 / (1.0 + np.exp(np.asarray(lam, np.float64)))
+
+
+def lam_of_s(s: Any) -> np.ndarray:
+    """The inverse of `s_of_lam`."""
+    s = np.asarray(s, np.float64)
+    with np.errstate(divide="ignore"):
+        return np.log1p(-s) - np.log(s)
+
+
+def from_level(noise: NoiseSchedule, lam: float) -> NoiseSchedule:
+    """The levels from lam on to clean data, which image-to-image samples with: lam takes the place of the noise end.
+
+    Times, and what the network is told, stay the model's own. Where the model's noise end is pure noise, lam lies
+    within 1e-7 of its own (1e-4 for a part up to t = .999); elsewhere it is the same to the bit.
+
+    Args:
+        noise: the model's, with concrete leaves.
+        lam: the new noise end, finite and between the model's ends.
+    """
+    end = float(noise.t_of_lam(np.asarray(float(lam))))
+    part = dataclasses.replace(noise, t_max=np.asarray(end), tail=np.zeros(()))
+    if not noise.log_1mt > 0:
+        return part
+    # The logarithm that takes lam to -inf at t = 1 joins the cubic part.
+    first, cells = float(noise.first), 4096
+    smooth = dataclasses.replace(noise, log_t=np.zeros(())).lam(np.linspace(first, end, cells + 1))
+    return dataclasses.replace(
+        part,
+        coefficients=cubic_coefficients(smooth),
+        cells=np.asarray(float(cells)),
+        spacing=np.asarray((end - first) / cells),
+        log_1mt=np.zeros(()),
+    )
+
+
+def strip_static(noise: NoiseSchedule) -> NoiseSchedule:
+    """The schedule with nothing left that a program would be compiled for: no name, a table of a common length.
+
+    `lam` and its inverse are the same (the rows that are added are never read). What turns lam into alpha, sigma and
+    timesteps is the model's own affair, and lost.
+    """
+    xp = namespace(noise.coefficients)
+    table = xp.asarray(noise.coefficients)
+    rows = 1024  # enough for a thousand training levels; longer tables take the next power of two
+    while rows < len(table):
+        rows *= 2
+    padded = xp.concatenate([table, xp.repeat(table[-1:], rows - len(table), axis=0)])
+    return dataclasses.replace(
+        noise, coefficients=padded, kind="vp", num_train_timesteps=1000, timestep_rule="index", name=""
+    )
+
+
+def stack(schedules: Iterable[NoiseSchedule], dtype: np.dtype) -> NoiseSchedule:
+    """Schedules after `strip_static` on a leading axis, their tables padded to the longest: one program serves all."""
+    many = [strip_static(schedule) for schedule in schedules]
+    rows = max(len(s.coefficients) for s in many)
+    longest = [
+        dataclasses.replace(s, coefficients=np.pad(s.coefficients, ((0, rows - len(s.coefficients)), (0, 0)), "edge"))
+        for s in many
+    ]
+    return jax.tree.map(lambda *leaves: np.stack([np.asarray(x, dtype) for x in leaves]), *longest)

@@ -1,35 +1,48 @@
-"""The shipped reference schedules: how they are looked up, whether all are there, and that they are found again."""
+"""The zoo: looked up, complete, found again by the builder; the errors of rules, measured again and between shifts."""
 
 from __future__ import annotations
 
 import functools
 import hashlib
-import importlib
 import json
 import math
 from collections.abc import Iterator
-from importlib import resources
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
-from benchmarks.zoo import build as zoo_build
-from hso_jax import NoiseSchedule, Schedule, preset, search_many, solver_error
-from hso_jax.noise import PRESETS, edm, flow
-from hso_jax.noise.ends import first_lam
+from benchmarks.zoo import build, rules
+from hso_jax import NoiseSchedule, Schedule, baseline, preset, search, search_many, solver_error
+from hso_jax.hso import Hso
+from hso_jax.noise import PRESETS, discrete, edm, first_lam, flow
 from hso_jax.problems import ModelError
-from hso_jax.shelf.shipped import FILE, FREE_NFE, MAX_NFE, SOLVERS, _document, _shelves, shelf_key, text, zoo
+from hso_jax.shipped import zoo as zoo_module
+from hso_jax.shipped.zoo import (
+    HSO,
+    MAX_NFE,
+    NONSTATIONARY_NFE,
+    RULES,
+    RULES_FILE,
+    SHIFTS,
+    SOLVERS,
+    ZOO_FILE,
+    rule_errors,
+    rules_key,
+    shift_of,
+    shipped_guidance,
+    shipped_text,
+    zoo,
+    zoo_key,
+)
 from hso_jax.solvers import NONSTATIONARY
-
-SHIPPED = resources.files("hso_jax.shelf").joinpath(FILE).is_file()
-needs_file = pytest.mark.skipif(not SHIPPED, reason=f"{FILE} has not been built")
 
 
 def every_cell() -> Iterator[tuple[str, str, float]]:
-    """One preset for each shelf and weight: the others read the same entries."""
-    for shelf in zoo_build.shelves().values():
-        for name, weight in shelf:
+    """One preset for each key and weight: the others read the same entries."""
+    for presets in build.presets_by_key().values():
+        for name, weight in presets:
             for solver in SOLVERS:
                 yield name, solver, weight
 
@@ -45,15 +58,13 @@ def _noise(name: str) -> NoiseSchedule:
     return preset(name)
 
 
-@needs_file
-def test_the_file_is_the_one_that_was_checked() -> None:
-    """`zoo.sha256` says what was measured; a new file needs a new one."""
-    wanted = resources.files("hso_jax.shelf").joinpath("zoo.sha256").read_text(encoding="utf-8").split()[0]
-    assert hashlib.sha256(text().encode()).hexdigest() == wanted
+@pytest.mark.parametrize("file", [ZOO_FILE, RULES_FILE])
+def test_the_shipped_bytes_are_the_checked_ones(file: str) -> None:
+    wanted = shipped_text(file.replace(".json", ".sha256")).split()[0]
+    assert hashlib.sha256(shipped_text(file).encode()).hexdigest() == wanted
 
 
-@needs_file
-def test_every_preset_solver_and_budget_is_there() -> None:
+def test_every_preset_solver_and_nfe_is_there() -> None:
     for name, solver, weight in every_cell():
         errors = []
         noise = _noise(name)
@@ -69,18 +80,16 @@ def test_every_preset_solver_and_budget_is_there() -> None:
         assert errors[-1] < 0.2 * errors[0], (name, solver, weight)
 
 
-@needs_file
-def test_presets_of_one_shelf_share_their_schedules() -> None:
-    firsts = {key: shelf[0][0] for key, shelf in zoo_build.shelves().items()}
+def test_presets_of_one_key_share_their_schedules() -> None:
+    firsts = {key: presets[0][0] for key, presets in build.presets_by_key().items()}
     for name, entry in PRESETS.items():
-        first = firsts[shelf_key(preset(name))]
+        first = firsts[zoo_key(preset(name))]
         mine, its = zoo(name, 6), zoo(first, 6, guidance=entry.guidance)
         assert (mine.model, mine.guidance, mine.solver, mine.error) == (name, entry.guidance, its.solver, its.error)
         np.testing.assert_allclose(mine.lams, its.lams, rtol=0, atol=5e-4)
 
 
-@needs_file
-def test_more_evaluations_are_not_worse_up_to_ten() -> None:
+def test_more_evaluations_are_no_worse_up_to_ten() -> None:
     """A schedule with a node more can do nearly what the one before does. Beyond ten the landscape is rough."""
     worse = []
     for name, solver, weight in every_cell():
@@ -90,13 +99,12 @@ def test_more_evaluations_are_not_worse_up_to_ten() -> None:
     assert not worse, worse
 
 
-@needs_file
 def test_records_are_searches_that_ended_well() -> None:
-    shelves = _document()["shelves"]
-    assert [(*shelf["ends"], shelf["unbounded"]) for shelf in shelves] == list(zoo_build.shelves())
+    rows_by_key = json.loads(shipped_text(ZOO_FILE))["shelves"]
+    assert [(*row["ends"], row["unbounded"]) for row in rows_by_key] == list(build.presets_by_key())
     results = []
-    for shelf in shelves:
-        for entries in shelf["guidance"].values():
+    for row in rows_by_key:
+        for entries in row["guidance"].values():
             assert tuple(entries) == (*SOLVERS, NONSTATIONARY)
             for solver in SOLVERS:
                 assert list(entries[solver]) == [str(n) for n in range(1, MAX_NFE + 1)]
@@ -107,21 +115,19 @@ def test_records_are_searches_that_ended_well() -> None:
     assert set(results) <= {"converged", "max_steps"}
 
 
-@needs_file
 def test_a_small_part_is_found_again() -> None:
     """The builder's own lanes, data and effort; padded to three nodes instead of five, and one solver alone."""
     (name, weight) = ("sd15", 1.0)
-    lanes = [lane for lane in zoo_build.lanes(name, weight, range(1, 4)) if lane.method.solver == "ddim"]
+    lanes = [lane for lane in build.lanes(name, weight, range(1, 4)) if lane.method.solver == "ddim"]
     for s in search_many(lanes):
         shipped = zoo(name, s.nfe, s.solver, guidance=weight)
         np.testing.assert_allclose(s.lams, shipped.lams, rtol=0, atol=2e-3)
         assert s.error == pytest.approx(shipped.error, rel=1e-3)
 
 
-@needs_file
 def test_coefficients_are_worth_it_and_measured_again() -> None:
     """Below every known solver by the threshold, and as far off as it says on the problems, computed anew."""
-    cells = [(n, w, k) for n, w in dict.fromkeys((n, w) for n, _, w in every_cell()) for k in FREE_NFE]
+    cells = [(n, w, k) for n, w in dict.fromkeys((n, w) for n, _, w in every_cell()) for k in NONSTATIONARY_NFE]
     found = {cell: shipped(cell[0], cell[2], NONSTATIONARY, cell[1]) for cell in cells}
     free = {cell: s for cell, s in found.items() if s.coefficients is not None}
     assert len(free) > 0.5 * len(cells)
@@ -134,7 +140,6 @@ def test_coefficients_are_worth_it_and_measured_again() -> None:
         assert s.error == pytest.approx(solver_error(s, preset(name)), rel=2e-3)
 
 
-@needs_file
 def test_without_a_solver_the_best_is_returned() -> None:
     for name, nfe in (("sdxl", 6), ("flux-dev", 8), ("sd15", 20)):
         best = zoo(name, nfe)
@@ -146,9 +151,8 @@ def test_without_a_solver_the_best_is_returned() -> None:
 def small(monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[str, Any]]:
     """A document by the builder from made-up records: errors name their cell, lams are evenly spaced."""
     records: dict[tuple[str, float], list[dict[str, Any]]] = {}
-    shelves = list(zoo_build.shelves().values())
-    for i, shelf in enumerate(shelves):
-        for name, weight in shelf:
+    for i, presets in enumerate(build.presets_by_key().values()):
+        for name, weight in presets:
             records[name, weight] = [
                 {
                     "solver": solver,
@@ -160,24 +164,24 @@ def small(monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[str, Any]]:
                 for j, solver in enumerate(SOLVERS)
                 for n in range(1, MAX_NFE + 1)
             ]
-    content = zoo_build.assemble(records)
-    monkeypatch.setattr(importlib.import_module("hso_jax.shelf.shipped"), "text", lambda: content)
-    for cached in (_document, _shelves):
+    content = build.assemble(records)
+    monkeypatch.setattr(zoo_module, "shipped_text", lambda file: content)
+    for cached in (zoo_module._document, zoo_module._schedules):
         cached.cache_clear()
     yield json.loads(content)
-    for cached in (_document, _shelves):
+    for cached in (zoo_module._document, zoo_module._schedules):
         cached.cache_clear()
 
 
 def test_look_up(small: dict[str, Any]) -> None:
     assert (small["format"], small["version"]) == ("hso-jax/zoo", 2) and "jax" in small["versions"]
-    ends = list(zoo_build.shelves())
+    keys = list(build.presets_by_key())
     for name, solver, weight in every_cell():
         noise = _noise(name)
         for nfe in (1, 7, 20):
             s = zoo(noise, nfe, solver, guidance=weight)
-            shelf = ends.index(shelf_key(noise))
-            at = {x: 1.0 / nfe + 0.01 * j + 0.001 * weight + 0.0001 * shelf for j, x in enumerate(SOLVERS)}
+            place = keys.index(zoo_key(noise))
+            at = {x: 1.0 / nfe + 0.01 * j + 0.001 * weight + 0.0001 * place for j, x in enumerate(SOLVERS)}
             assert s.error == pytest.approx(at.pop(solver), abs=2e-6) and s.others_own_nodes == pytest.approx(
                 at, abs=2e-6
             )
@@ -191,7 +195,7 @@ def test_defaults_and_other_names(small: dict[str, Any]) -> None:
     assert zoo("sd15", 4, "dpmpp-2m").guidance == 7.5 and zoo("sd15", 4, "dpmpp-2m").solver == "dpmpp-2m"
     assert zoo(preset("sd15"), 4, "dpmpp-2m").guidance == 1.0  # a noise schedule alone says nothing of guidance
     assert zoo("sdxl", 4, "unipc").solver == "unipc-2" and zoo("sdxl", 4, "unipc-2").guidance == 5.0
-    assert zoo("sdxl", 4, "dpmpp-2m", guidance=7.5).error == zoo("sd15", 4, "dpmpp-2m").error  # one noise, one shelf
+    assert zoo("sdxl", 4, "dpmpp-2m", guidance=7.5).error == zoo("sd15", 4, "dpmpp-2m").error  # one noise, one key
     other = zoo(flow(2.2, name="mine"), 5, "ddim", guidance=7)
     assert other.model == "mine" and other.error == zoo("sd3-medium", 5, "ddim").error
     np.testing.assert_allclose(other.lams, zoo("sd3-medium", 5, "ddim").lams, atol=1e-9)
@@ -216,7 +220,7 @@ def test_what_is_not_shipped(call: tuple[Any, ...], message: str, small: dict[st
         zoo(*call)
 
 
-def test_a_weight_that_is_not_shipped_names_those_that_are(small: dict[str, Any]) -> None:
+def test_an_unshipped_weight_names_the_shipped(small: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match=r"guidance 3 is not in the zoo for sd15 \(1, 5, 7\.5\); use search.*=3\)"):
         zoo("sd15", 4, "dpmpp-2m", guidance=3.0)
     with pytest.raises(ValueError, match=r"guidance 7 is not in the zoo for edm-cifar10 \(1\)"):
@@ -226,28 +230,94 @@ def test_a_weight_that_is_not_shipped_names_those_that_are(small: dict[str, Any]
 def test_parts_cover_every_cell_once() -> None:
     cells = [
         (lane.noise.name, lane.method.guidance, lane.method.solver, lane.nfe)
-        for p in zoo_build.parts()
-        for lane in _lanes(p)
+        for p in build.parts()
+        for lane in build.lanes(*p)
     ]
     assert len(cells) == len(set(cells))
-    weights = {ends: [w for _, w in shelf] for ends, shelf in zoo_build.shelves().items()}
-    scratch = MAX_NFE - len(zoo_build.EXTENDED_NFE)
+    weights = {key: [w for _, w in presets] for key, presets in build.presets_by_key().items()}
+    scratch = MAX_NFE - len(build.EXTENDED_NFE)
     assert len(cells) == sum(map(len, weights.values())) * len(SOLVERS) * scratch
     for name, entry in PRESETS.items():
-        assert {1.0, entry.guidance} <= set(weights[shelf_key(preset(name))])
+        assert {1.0, entry.guidance} <= set(weights[zoo_key(preset(name))])
 
 
-def test_what_the_file_has_is_kept_as_it_is(small: dict[str, Any]) -> None:
-    """A new shelf or weight is searched alone, and the text of the others does not change."""
-    content = importlib.import_module("hso_jax.shelf.shipped").text()
-    records = zoo_build.found_in(content)
-    assert zoo_build.assemble(records) == content and not list(zoo_build.parts(records))
-    for shelf in small["shelves"]:
-        shelf["guidance"].pop("6", None)
-    shorter = zoo_build.found_in(json.dumps(small))
-    assert {part[:2] for part in zoo_build.parts(shorter)} == {("cogvideox-2b", 6.0), ("cogvideox-5b", 6.0)}
+def test_what_the_file_has_is_kept(small: dict[str, Any]) -> None:
+    """A new key or weight is searched alone, and the text of the others does not change."""
+    content = zoo_module.shipped_text(ZOO_FILE)
+    records = build.found_in(content)
+    assert build.assemble(records) == content and not list(build.parts(records))
+    for row in small["shelves"]:
+        row["guidance"].pop("6", None)
+    shorter = build.found_in(json.dumps(small))
+    assert {part[:2] for part in build.parts(shorter)} == {("cogvideox-2b", 6.0), ("cogvideox-5b", 6.0)}
     assert all(records[place] == rows for place, rows in shorter.items())
 
 
-def _lanes(part: tuple[str, float, range]) -> list[Any]:
-    return zoo_build.lanes(*part)
+def test_everything_in_the_zoo_has_rules() -> None:
+    for name in PRESETS:
+        noise = preset(name)
+        for weight in shipped_guidance(noise):
+            for solver in SOLVERS:
+                for nfe in (1, 6, MAX_NFE):
+                    found = rule_errors(noise, nfe, weight, solver)
+                    assert {"trailing", "karras", "beta-t"} <= set(found) <= {*RULES, HSO}, (name, weight, nfe)
+                    assert (HSO in found) == (noise.kind != "flow" or rules_key(noise)[-1] in SHIFTS)
+                    assert all(0 < error < 1e3 for error in found.values())
+                    assert ("ays" in found) == (noise.kind == "vp") and ("ays-svd" in found) == (noise.kind == "ve")
+
+
+@pytest.mark.parametrize(
+    ("model", "rule", "nfe", "guidance", "solver"),
+    [
+        ("sdxl", "trailing", 6, 5.0, "ddim"),
+        ("sd15", "karras", 4, 7.5, "dpmpp-2m"),
+        ("pixart-alpha", "ays", 10, 4.5, "unipc-3"),
+        ("sd3-medium", "beta-t", 8, 7.0, "unipc-2"),
+        ("edm-cifar10", "ays-svd", 6, 1.0, "dpmpp-2m"),
+    ],
+)
+def test_a_rule_s_error_is_measured_again(model: str, rule: str, nfe: int, guidance: float, solver: str) -> None:
+    noise = preset(model)
+    again = solver_error(baseline(rule, noise, nfe), noise, solver=solver, guidance=guidance)
+    assert rule_errors(noise, nfe, guidance, solver)[rule] == pytest.approx(again, rel=2e-3)
+
+
+def test_between_two_shifts_errors_are_interpolated() -> None:
+    """FLUX's shift is 3.16 and Wan's 5: neither is measured."""
+    for shift in (3.158, 5.0):
+        noise = flow(shift)
+        assert min(abs(shift_of(noise) - x) for x in SHIFTS) > 0.1
+        for rule in ("trailing", "beta-t"):
+            again = solver_error(baseline(rule, noise, 6), noise, solver="dpmpp-2m", guidance=1.0)
+            assert rule_errors(noise, 6, 1.0, "dpmpp-2m")[rule] == pytest.approx(again, rel=0.03), (shift, rule)
+
+
+def test_nothing_is_said_of_what_was_not_measured() -> None:
+    assert rule_errors(flow(50.0), 6, 1.0, "ddim") == {}  # past the last shift
+    assert rule_errors(preset("sdxl"), 6, 3.0, "ddim") == {}  # no such weight
+    betas = np.linspace(0.00085**0.5, 0.012**0.5, 1000) ** 2
+    assert rule_errors(discrete(np.cumprod(1.0 - betas * np.linspace(0.99, 1.01, 1000))), 6, 1.0, "ddim") == {}
+
+
+def test_hso_s_schedule_is_the_search_s() -> None:
+    found = search("sdxl", 6, method=Hso(relax=True))
+    kept = [
+        row[HSO][5]
+        for row in json.loads(shipped_text(RULES_FILE))["rows"]
+        if np.allclose(row[HSO][5], found.lams, atol=2e-3)
+    ]
+    assert kept
+    error = solver_error(found, preset("sdxl"), solver="ddim", guidance=5.0)
+    assert rule_errors(preset("sdxl"), 6, 5.0, "ddim")[HSO] == pytest.approx(error, rel=1e-3)
+    assert HSO not in rule_errors(flow(3.1), 6, 1.0, "ddim")
+
+
+def test_a_complete_rules_file_is_written_unchanged(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The command writes the file again, to the byte, where nothing is missing."""
+    target = tmp_path / "rules.json"
+    target.write_text(shipped_text(RULES_FILE), encoding="utf-8")
+    monkeypatch.setattr("sys.argv", ["rules", "--work", str(tmp_path / "work"), "-o", str(target)])
+    rules.main()
+    assert target.read_text(encoding="utf-8") == shipped_text(RULES_FILE)
+    rows = json.loads(shipped_text(RULES_FILE))["rows"]
+    assert [rules._key(row) for row in rows] == [rules_key(noise) for noise in rules.noises()]

@@ -1,9 +1,10 @@
-"""Every family: its closed form or its table, smoothness, the inverse, derivatives, padding."""
+"""Every family: its closed form or its table, smoothness, the inverse, derivatives, padding; the first node; s."""
 
 from __future__ import annotations
 
 import dataclasses
 import functools
+import math
 
 import jax
 import jax.numpy as jnp
@@ -12,8 +13,8 @@ import problems
 import pytest
 
 from hso_jax.hso import stack
-from hso_jax.noise import NoiseSchedule, alpha_sigma, cosine, discrete, preset
-from hso_jax.noise.noise_schedule import cubic_coefficients, from_knots
+from hso_jax.noise import NoiseSchedule, alpha_sigma, cosine, discrete, first_lam, flow, lam_of_s, preset, s_of_lam
+from hso_jax.noise.schedule import cubic_coefficients, from_knots
 
 ALL = problems.every_noise()
 CLOSED = problems.CLOSED_FORMS
@@ -42,7 +43,7 @@ def test_lam_is_exact_at_the_training_levels(name: str) -> None:
     np.testing.assert_allclose(noise.lam(t), problems.lam_of_bar(table), rtol=0, atol=1e-12)
 
 
-def test_between_the_levels_of_a_smooth_table_lam_follows_the_curve_they_were_taken_from() -> None:
+def test_lam_follows_a_smooth_table_between_levels() -> None:
     closed = CLOSED["linear-vp"].lam
     levels = np.arange(1, 1001) / 1000
     noise = discrete(alphas_cumprod=1.0 / (1.0 + np.exp(-2.0 * closed(levels))))
@@ -59,7 +60,7 @@ def test_lam_falls_everywhere(name: str) -> None:
 
 
 @each
-def test_lam_is_continuously_differentiable_at_the_knots(name: str) -> None:
+def test_lam_is_differentiable_at_the_knots(name: str) -> None:
     noise = ALL[name]
     knots = float(noise.first) + float(noise.spacing) * np.arange(1, int(noise.cells))
     knots = knots[(knots > float(noise.t_min)) & (knots < float(noise.t_max))][:: max(1, len(knots) // 200)]
@@ -129,7 +130,7 @@ def test_round_trip_in_float32(name: str) -> None:
 
 
 @each
-def test_inverse_takes_what_is_out_of_reach_to_the_ends(name: str) -> None:
+def test_the_inverse_stops_at_the_ends(name: str) -> None:
     noise = ALL[name]
     np.testing.assert_array_equal(noise.t_of_lam(np.array([-1e3, 1e3])), [float(noise.t_max), float(noise.t_min)])
 
@@ -146,7 +147,7 @@ def test_alpha_and_sigma_by_kind() -> None:
 
 
 @pytest.mark.parametrize("name", ["linear-vp", "flow-3", "edm"])
-def test_alpha_sigma_and_ksigma_of_a_schedule_agree_with_lam(name: str) -> None:
+def test_alpha_sigma_and_ksigma_agree_with_lam(name: str) -> None:
     noise = CLOSED[name].noise
     t = inner(noise, 50)
     np.testing.assert_allclose(noise.sigma(t) / noise.alpha(t), noise.ksigma(t), rtol=1e-12)
@@ -162,7 +163,7 @@ def test_cubic_keeps_a_monotone_table_monotone() -> None:
     np.testing.assert_allclose(curve[::201], values[:-1], rtol=0, atol=0)
 
 
-def test_stacking_and_padding_leave_lam_unchanged_to_the_bit() -> None:
+def test_stacking_leaves_lam_unchanged_to_the_bit() -> None:
     noises = [ALL["three"], ALL["scaled-linear"], ALL["zero-snr"], ALL["cosine"], ALL["flow-3"]]
     for dtype in (np.float32, np.float64):
         bank = stack(noises, np.dtype(dtype))
@@ -181,26 +182,26 @@ def test_fingerprint_names_the_noise_and_not_the_name() -> None:
     assert len({noise.fingerprint() for noise in ALL.values()} | prints) == len(ALL)
 
 
-def test_fingerprint_tells_kinds_apart_that_share_their_levels() -> None:
+def test_fingerprint_tells_kinds_apart() -> None:
     vp = discrete(alphas_cumprod=problems.SD_TABLE)
     prints = {dataclasses.replace(vp, kind=kind).fingerprint() for kind in ("vp", "ve", "flow")}
     assert len(prints) == 3
 
 
-def test_fingerprint_tells_levels_apart_by_more_than_its_rounding() -> None:
+def test_fingerprint_tells_levels_apart() -> None:
     table = problems.TABLES["two"]
     prints = [discrete(alphas_cumprod=table * (1.0 - change)).fingerprint() for change in (0.0, 1e-9, 1e-3)]
     assert prints[0] == prints[1] != prints[2]
 
 
 @pytest.mark.parametrize("values", [[1.0, np.nan, -1.0], [np.inf, 0.0, -1.0], [1.0, 0.0, -np.inf], [81.0, 0.0, -1.0]])
-def test_knots_that_are_not_finite_or_beyond_float32(values: list[float]) -> None:
+def test_knots_beyond_float32_are_refused(values: list[float]) -> None:
     with np.errstate(invalid="ignore"), pytest.raises(ValueError, match=r"custom: lam is .*need lam"):
         from_knots(np.array(values), 0.0, 0.5)
 
 
 @pytest.mark.parametrize("values", [[1.0, 1.0], [1.0, 2.0], [1.0, 0.9999], [1.0, 0.5, 0.5]])
-def test_knots_that_do_not_fall(values: list[float]) -> None:
+def test_knots_that_do_not_fall_are_refused(values: list[float]) -> None:
     with pytest.raises(ValueError, match=r"custom: lam is .*need it to fall"):
         from_knots(np.array(values), 0.0, 1.0 / (len(values) - 1))
 
@@ -225,7 +226,7 @@ def test_gradients_of_the_inverse() -> None:
 
 
 @each
-def test_it_shows_itself_in_one_line_with_its_ends(name: str) -> None:
+def test_its_repr_is_one_line_with_ends(name: str) -> None:
     noise = ALL[name]
     text = repr(noise)
     assert len(text) < 120 and "\n" not in text and f"lam {noise.noise_end:.4g} .. {noise.data_end:.4g}" in text
@@ -242,7 +243,7 @@ def test_the_ends_are_the_models() -> None:
     assert cosine().noise_end == -np.inf
 
 
-def test_the_inverse_is_found_where_lam_is_flat_and_then_steep() -> None:
+def test_the_inverse_of_flat_then_steep_lam() -> None:
     """Five levels, the middle ones 5e-6 and 3e-7 and 6e-8, the last -76: Newton's steps are of no use there."""
     noise = from_knots(np.array([1.8e-2, 5.5e-6, 2.7e-7, 5.9e-8, -76.0]), 0.2, 0.2, num_train_timesteps=5)
     lam = noise.lam(np.linspace(0.2, 1.0, 1001))
@@ -250,7 +251,7 @@ def test_the_inverse_is_found_where_lam_is_flat_and_then_steep() -> None:
 
 
 @pytest.mark.parametrize("name", list(ALL)[::4])
-def test_derivatives_of_the_inverse_are_right_to_second_order(name: str) -> None:
+def test_the_inverse_s_first_two_derivatives(name: str) -> None:
     """Oracle: t' = 1/lam' and t'' = -lam''/lam'^3, from the table's own closed derivatives."""
     noise = ALL[name]
     with jax.enable_x64(True):
@@ -260,11 +261,11 @@ def test_derivatives_of_the_inverse_are_right_to_second_order(name: str) -> None
         reverse = jax.jacrev(jax.jacrev(noise.t_of_lam))(lam)
     assert first == pytest.approx(1.0 / slope, rel=1e-9)
     assert second == pytest.approx(-bend / slope**3, rel=1e-6)
-    assert reverse == pytest.approx(second, rel=1e-9)
+    assert reverse == pytest.approx(float(second), rel=1e-9)
 
 
 @pytest.mark.parametrize("name", [*problems.TABLES][:1])
-def test_the_slope_at_the_last_level_is_the_table_s(name: str) -> None:
+def test_the_slope_at_the_last_level(name: str) -> None:
     noise = ALL[name]
     with jax.enable_x64(True):
         end = float(noise.t_max)
@@ -275,3 +276,27 @@ def test_the_slope_at_the_last_level_is_the_table_s(name: str) -> None:
 def test_alpha_rises_at_lam_0_as_beside_it(kind: str, slope: float) -> None:
     found = jax.jacfwd(lambda lam: jnp.stack(alpha_sigma(lam, kind)))(0.0)
     np.testing.assert_allclose(found, [slope, -slope], rtol=1e-6)
+
+
+@pytest.mark.parametrize("model", ["pixart-alpha", "ddpm-cifar10", "dit-xl-2"])
+def test_few_steps_of_epsilon_begin_below_the_end(model: str) -> None:
+    noise = preset(model)
+    assert noise.noise_end < -math.log(60.0) - 0.5
+    assert {first_lam(noise, nfe) for nfe in (1, 2, 3, 4)} == {-math.log(25.0)}
+    assert {first_lam(noise, nfe) for nfe in range(5, 11)} == {-math.log(60.0)}
+    assert [first_lam(noise, nfe, 4.5) for nfe in (3, 4)] == [-math.log(25.0), -math.log(60.0)]
+    assert {first_lam(noise, nfe) for nfe in (11, 12, 50)} == {noise.noise_end}
+    assert first_lam(noise.with_prediction("v_prediction"), 4) == noise.noise_end
+
+
+@pytest.mark.parametrize("model", ["sd15", "flux-dev", "edm-cifar10", "cogvideox-5b"])
+def test_all_others_begin_at_their_noise_end(model: str) -> None:
+    noise = preset(model)
+    assert first_lam(noise, 4) == noise.noise_end == first_lam(noise, 20)
+    assert first_lam(flow(3.0), 4) == -math.inf
+
+
+def test_s_and_lam_are_inverse() -> None:
+    lam = np.array([-np.inf, -9.0, -1.0, 0.0, 2.5, 9.0])
+    np.testing.assert_allclose(lam_of_s(s_of_lam(lam)), lam, rtol=1e-12)
+    assert s_of_lam(-np.inf) == 1.0 and s_of_lam(0.0) == 0.5

@@ -15,8 +15,7 @@ from typing import NamedTuple
 import numpy as np
 
 from hso_jax.files import read_json
-from hso_jax.noise import NoiseSchedule
-from hso_jax.noise.rectified_flow import flow
+from hso_jax.noise import NoiseSchedule, flow, lam_of_s, s_of_lam
 from hso_jax.schedule import Origin, Schedule
 
 MOST_STEPS = 8
@@ -34,7 +33,6 @@ def _of_angles(*angles: float) -> tuple[float, ...]:
     return tuple(float(np.sin(a) / (np.sin(a) + np.cos(a))) for a in angles)
 
 
-_NONE: Mapping[str, float] = MappingProxyType({})
 _RCM = (float(np.arctan(80.0)), 1.5, 1.4, 1.0)
 _SCM = 1.5708  # where SCMScheduler begins
 _LTX = (1.0, 0.99375, 0.9875, 0.98125, 0.975, 0.909375, 0.725, 0.421875)
@@ -60,7 +58,7 @@ class Distillation(NamedTuple):
     grid: str = "trailing"
     sampler: str = "euler"
     levels: Mapping[int, tuple[float, ...]] = MappingProxyType({})
-    shifts: Mapping[str, float] = _NONE
+    shifts: Mapping[str, float] = MappingProxyType({})
     source: str = ""
 
 
@@ -300,22 +298,18 @@ def own_grid(kind: str, noise: NoiseSchedule, nfe: int) -> Schedule:
     elif noise.kind == "flow" and entry.grid == "scm":
         t = t_of_s(noise, _of_angles(*np.linspace(_SCM, 0.0, nfe + 1)[:-1]))
     elif noise.kind == "flow" and of_class("FlowMatchLCMScheduler") == kind:
-        t = np.linspace(1.0, _s_of_t(noise, 1.0 / levels), nfe)  # that class shifts its least level twice
+        t = np.linspace(1.0, float(s_of_lam(noise.lam(1.0 / levels))), nfe)  # that class shifts its least level twice
     elif entry.grid == "lcm" and noise.kind == "vp" and levels >= LCM_LEVELS:
         if nfe > LCM_LEVELS:
             raise ValueError(f"nfe is {nfe}; {entry.words} has {LCM_LEVELS} levels")
         grid = np.arange(LCM_LEVELS, 0, -1) * (levels // LCM_LEVELS)
         t = grid[np.floor(np.linspace(0, LCM_LEVELS, nfe, endpoint=False)).astype(int)] / levels
-    return Schedule.from_t(noise, np.clip(t, float(noise.t_min), float(noise.t_max)), origin=origin)
-
-
-def _s_of_t(noise: NoiseSchedule, t: float) -> float:
-    return float(1.0 / (1.0 + np.exp(noise.lam(t))))
+    first = 1.0 if noise.kind == "flow" else float(noise.t_max)  # a flow's sampler begins at s = 1 itself
+    return Schedule.from_t(noise, np.clip(t, float(noise.t_min), first), origin=origin)
 
 
 def t_of_s(noise: NoiseSchedule, s: Iterable[float]) -> np.ndarray:
     """Times of rectified flow's levels; 1 is pure noise."""
     values = np.asarray(list(s))
     pure = values >= 1.0 - 1e-5  # as SCMScheduler's rounded pi/2
-    inner = np.where(pure, 0.5, values)
-    return np.where(pure, 1.0, noise.t_of_lam(np.log1p(-inner) - np.log(inner)))
+    return np.where(pure, 1.0, noise.t_of_lam(lam_of_s(np.where(pure, 0.5, values))))

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 
 from hso_jax import preset
-from hso_jax.distilled import DISTILLATIONS, named_in, of_class, of_folder, own_grid
 from hso_jax.noise import PRESETS, flow
+from hso_jax.shipped.distilled import DISTILLATIONS, named_in, of_class, of_folder, own_grid
 
 TOLD = {
     "few-step": """
@@ -247,13 +247,13 @@ def test_the_grid_follows_the_shift_of_the_noise(kind: str, shift: float) -> Non
         ("self-forcing", "wan21", 5.0),
     ],
 )
-def test_a_family_s_distilled_models_have_their_own_shift(kind: str, model: str, shift: float) -> None:
+def test_distilled_models_have_their_own_shift(kind: str, model: str, shift: float) -> None:
     found, wanted = own_grid(kind, preset(model), 4), own_grid(kind, flow(shift), 4)
     np.testing.assert_allclose(found.sampler_sigmas(), wanted.sampler_sigmas(), atol=1e-9)
 
 
 @pytest.mark.parametrize("kind", DISTILLATIONS)
 @pytest.mark.parametrize("model", ["sdxl", "sd21", "flux-schnell", "edm-cifar10"])
-def test_every_kind_has_a_grid_for_every_kind_of_noise(kind: str, model: str) -> None:
+def test_every_kind_has_a_grid_for_every_noise(kind: str, model: str) -> None:
     found = own_grid(kind, preset(model), 4)
     assert found.nfe == 4 and found.method == f"own-{kind}" and found.end == "clean"

@@ -11,10 +11,10 @@ import pytest
 from hso_jax import Lane, Profile, Schedule, SolverError, baseline, preset, recommend, zoo
 from hso_jax.checks import check_guidance
 from hso_jax.noise import PRESETS, discrete, edm, flow
-from hso_jax.recommendation import GAIN, OWN, SHIPPED, Before
 from hso_jax.schedule_file import select
-from hso_jax.shelf.predicted import HSO, RULES, rule_errors
-from hso_jax.shelf.shipped import MAX_NFE, SOLVERS, nearest_guidance
+from hso_jax.shipped import recommend as module
+from hso_jax.shipped.recommend import GAIN, OWN, SHIPPED, Before
+from hso_jax.shipped.zoo import HSO, MAX_NFE, RULES, SOLVERS, nearest_guidance, rule_errors
 from hso_jax.solvers import NONSTATIONARY
 
 MODELS = ("sd15", "sdxl", "sd21", "pixart-alpha", "edm-cifar10", "sd3-medium", "flux-dev", "qwen-image", "cogvideox-5b")
@@ -52,7 +52,7 @@ def test_what_it_names_is_what_it_returns() -> None:
         assert best.solver in repr(best) and "sdxl" in repr(best)
 
 
-def test_coefficients_of_their_own_have_to_gain_a_tenth() -> None:
+def test_coefficients_have_to_gain_a_tenth() -> None:
     free, known = set(), set()
     for model in ("sdxl", "sd15", "pixart-alpha", "flux-schnell", "sd3-medium"):
         for nfe in (2, 3, 4, 6, 8, 12):
@@ -70,7 +70,7 @@ def test_coefficients_of_their_own_have_to_gain_a_tenth() -> None:
     assert "not enough gain to justify the risk" in recommend(model, nfe).reason
 
 
-def test_a_solver_that_is_kept_is_told_what_it_costs() -> None:
+def test_a_kept_solver_is_told_its_cost() -> None:
     kept = recommend("sdxl", 6, solver="euler", guidance=5)
     best = recommend("sdxl", 6)
     assert kept.solver == "ddim" and kept.gain == pytest.approx(1.0 - best.error / kept.error)
@@ -87,12 +87,10 @@ def test_the_nearest_shipped_weight_is_taken_and_named() -> None:
 
 
 def test_another_rule_is_taken_where_it_is_better(monkeypatch: pytest.MonkeyPatch) -> None:
-    from hso_jax import recommendation
-
-    real = recommendation.rule_errors
+    real = module.rule_errors
     better = {"karras": 1e-3, HSO: 1e-4}  # HSO's begin below the noise end
     monkeypatch.setattr(
-        recommendation,
+        module,
         "rule_errors",
         lambda noise, nfe, w, s: {**real(noise, nfe, w, s), **(better if s == "unipc-3" else {})},
     )
@@ -102,7 +100,7 @@ def test_another_rule_is_taken_where_it_is_better(monkeypatch: pytest.MonkeyPatc
     assert "karras" in found.reason
 
 
-def test_a_noise_schedule_of_one_s_own_may_have_no_rules() -> None:
+def test_a_custom_noise_schedule_may_have_no_rules() -> None:
     noise = preset("sdxl")
     levels = np.exp(2.0 * np.asarray(noise.lam(np.arange(1, 1001) / 1000)))
     bent = levels.copy()
@@ -127,7 +125,7 @@ def test_a_noise_schedule_of_one_s_own_may_have_no_rules() -> None:
         (lambda: recommend("flux-dev", 14, solver="nonstationary"), "2..12"),
     ],
 )
-def test_what_is_not_there_is_named_with_the_way_to_it(call, message: str) -> None:
+def test_a_bad_value_names_the_fix(call, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         call()
 
@@ -135,14 +133,14 @@ def test_what_is_not_there_is_named_with_the_way_to_it(call, message: str) -> No
 def test_distilled_models_keep_their_grid() -> None:
     found = recommend("flux-schnell", 4)
     assert found.distilled == "schnell" and found.solver == OWN and found.error is None and not found.errors
-    np.testing.assert_allclose(found.schedule.t, [0.999, 0.75, 0.5, 0.25])
+    np.testing.assert_allclose(found.schedule.t, [1.0, 0.75, 0.5, 0.25])
     assert "Schnell" in found.reason and "own-schnell" in repr(found)
     assert recommend("flux-schnell", 4, distilled=False).solver != OWN
     assert recommend("sdxl", 4, distilled="lightning").schedule.integer_timesteps().tolist() == [999, 749, 499, 249]
     assert recommend("sdxl", 4, distilled=True).distilled == "few-step"
 
 
-def test_few_steps_without_guidance_are_a_distilled_model_s() -> None:
+def test_few_steps_without_guidance_mean_distilled() -> None:
     found = recommend("sdxl", 4, guidance=0)
     assert found.distilled == "few-step" and "distilled=False" in found.reason
     assert recommend("sdxl", 4, guidance=1, distilled=False).solver != OWN
@@ -163,12 +161,12 @@ def test_nodes_below_the_noise_end_are_not_taken() -> None:
     assert "below" not in recommend("sdxl", 6).reason and "below" not in recommend("sdxl", 6, solver="unipc-3").reason
 
 
-def test_every_rule_that_is_compared_is_one_of_the_usual() -> None:
+def test_only_usual_rules_are_compared() -> None:
     assert set(recommend("sdxl", 6).errors["ddim"]) <= {SHIPPED, HSO, *RULES}
 
 
 @pytest.mark.parametrize("guidance", [0, 0.0, 0.5, 1, 1.0])
-def test_guidance_up_to_1_is_none_at_every_door(guidance: float) -> None:
+def test_guidance_up_to_1_is_none(guidance: float) -> None:
     """As in diffusers, whose pipelines evaluate twice for guidance_scale > 1 alone."""
     method = SolverError("ddim", guidance=guidance)
     assert check_guidance(guidance) == check_guidance(guidance, 7.5) == 1.0 and check_guidance(None, 7.5) == 7.5
@@ -196,19 +194,19 @@ def test_the_usual_guidance_is_the_model_s() -> None:
         *((name, {}) for name in ("z-image-turbo", "Z-Image-Turbo", "Tongyi-MAI/Z-Image-Turbo", "z_image_turbo")),
     ],
 )
-def test_a_few_step_model_of_z_image_is_its_turbo_of_shift_3(model: Any, options: dict[str, float]) -> None:
+def test_few_steps_of_z_image_have_shift_3(model: Any, options: dict[str, float]) -> None:
     s = 1.0 - np.arange(8) / 8
     found = recommend(model, 8, **options)
     assert found.distilled in ("turbo", "few-step")
-    np.testing.assert_allclose(found.schedule.sampler_sigmas(), [*(3.0 * s / (1.0 + 2.0 * s)), 0.0], atol=1e-3)
+    np.testing.assert_allclose(found.schedule.sampler_sigmas(), [*(3.0 * s / (1.0 + 2.0 * s)), 0.0], rtol=1e-9)
 
 
-def test_a_distilled_model_s_grid_has_the_shift_of_its_own_noise() -> None:
+def test_a_distilled_grid_has_its_noise_s_shift() -> None:
     assert recommend("z-image", 8).distilled is None
     assert recommend(flow(6.0), 8, distilled="turbo").schedule.sampler_sigmas()[1] == pytest.approx(42 / 43)
 
 
-def test_a_list_that_is_not_published_for_so_many_steps_is_a_guess() -> None:
+def test_unpublished_levels_are_called_a_guess() -> None:
     assert "for N = 7, 8; for N = 4 these are a guess" in recommend("ltx-video", 4, distilled="ltx").reason
     assert "guess" not in recommend("ltx-video", 8, distilled="ltx").reason
 

@@ -12,13 +12,10 @@ from typing import NamedTuple
 from hso_jax import solvers
 from hso_jax.baselines import baseline
 from hso_jax.checks import check_guidance, check_nfe, choice
-from hso_jax.distilled import DISTILLATIONS, FEW_STEP, MOST_STEPS, named_in, own_grid
-from hso_jax.noise import PRESETS, NoiseSchedule, preset
-from hso_jax.noise.noise_schedule import check_noise
-from hso_jax.noise.presets import preset_name
+from hso_jax.noise import NoiseSchedule, named
 from hso_jax.schedule import Schedule
-from hso_jax.shelf.predicted import HSO, RULES, rule_errors
-from hso_jax.shelf.shipped import CHOICES, SOLVERS, nearest_guidance, zoo
+from hso_jax.shipped.distilled import DISTILLATIONS, FEW_STEP, MOST_STEPS, named_in, own_grid
+from hso_jax.shipped.zoo import CHOICES, HSO, RULES, SOLVERS, nearest_guidance, rule_errors, zoo
 
 GAIN = 0.1
 """Share of the best known solver's error that coefficients of their own must save to be recommended. What they save on
@@ -86,7 +83,7 @@ class Recommendation:
         """Share of `error` that the best solver would save, where the solver was given; 0 where it is the best."""
         if self.error is None:
             return 0.0
-        return max(0.0, 1.0 - _least(self.choices[_best_solver(self.choices, None)])[1] / self.error)
+        return max(0.0, 1.0 - _least(self.choices[_best_solver(self.choices)])[1] / self.error)
 
     @property
     def reason(self) -> str:
@@ -130,19 +127,18 @@ def recommend(
             without guidance. Embedded guidance (FLUX) is none: its weight here is 1.
         solver: "ddim" (Euler), "dpmpp-2m", "unipc-2", "unipc-3" by any of their names
             (`hso_jax.solvers.canonical`), "nonstationary"; by default the best.
-        distilled: a key of `hso_jax.distilled.DISTILLATIONS` ("lightning", "lcm", ...): such a model gets its own grid.
-            False says that it is none. By default the name decides, and N and guidance: at most 8 steps without
-            guidance, asked for at a model that is used with it.
+        distilled: a key of `hso_jax.shipped.distilled.DISTILLATIONS` ("lightning", "lcm", ...): such a model gets its
+            own grid. False says that it is none. By default the name decides, and N and guidance: at most 8 steps
+            without guidance, asked for at a model that is used with it.
         usual: the weight that the model is used with, if it is no preset's.
 
     Raises:
         ValueError: for an unknown model, solver or distillation, N outside 1..20, or a noise schedule that nothing is
             shipped for; the message says how to search instead.
     """
-    noise = preset(model) if isinstance(model, str) else check_noise(model)
+    noise, facts = named(model)
     check_nfe(nfe)
-    if usual is None:
-        usual = PRESETS[preset_name(model)].guidance if isinstance(model, str) else 1.0
+    usual = facts.guidance if usual is None else usual
     asked = check_guidance(guidance, usual)
     if solver is not None:
         solver = solvers.canonical(solver, CHOICES)
@@ -150,35 +146,19 @@ def recommend(
     if kind is not None:
         return Recommendation(own_grid(kind, noise, nfe), OWN, asked, asked, distilled=kind, told_by=told_by)
     weight = nearest_guidance(noise, asked)
-    errors = errors_at(noise, nfe, weight)
+    one = zoo(noise, nfe, SOLVERS[0], guidance=weight)
+    shipped = {one.solver: one.error or math.inf, **one.others_own_nodes}
+    errors = {s: {SHIPPED: shipped[s], **rule_errors(noise, nfe, weight, s)} for s in CHOICES if s in shipped}
     if solver not in (None, *errors):
         zoo(noise, nfe, solver, guidance=weight)  # says what is not shipped; else it gains nothing at this N
-    choices = _choices(noise, nfe, weight, errors)
-    taken = _best_solver(choices, solver)
+    choices = _choices(noise, nfe, errors)
+    taken = solver if solver in choices else _best_solver(choices)
     nodes, error = _least(choices[taken])
-    return Recommendation(
-        _schedule(noise, nfe, weight, taken, nodes, error), taken, weight, asked, error, errors, choices
-    )
+    schedule = _schedule(noise, nfe, weight, taken, nodes, error)
+    return Recommendation(schedule, taken, weight, asked, error, errors, choices)
 
 
-def errors_at(noise: NoiseSchedule, nfe: int, guidance: float) -> dict[str, dict[str, float]]:
-    """By solver, then by what the nodes are ("solver-error" first), the predicted error.
-
-    Raises:
-        ValueError: as `zoo`: for an N, a noise schedule or a weight that is not shipped.
-    """
-    one = zoo(noise, nfe, SOLVERS[0], guidance=guidance)
-    own = {one.solver: one.error or math.inf, **one.others_own_nodes}
-    return {s: {SHIPPED: own[s], **rule_errors(noise, nfe, guidance, s)} for s in sorted(own, key=_place)}
-
-
-def _place(solver: str) -> int:
-    return CHOICES.index(solver)
-
-
-def _choices(
-    noise: NoiseSchedule, nfe: int, weight: float, errors: Mapping[str, Mapping[str, float]]
-) -> dict[str, dict[str, float]]:
+def _choices(noise: NoiseSchedule, nfe: int, errors: Mapping[str, Mapping[str, float]]) -> dict[str, dict[str, float]]:
     """For each solver its own nodes, and what has less error and may be taken.
 
     Nodes that begin below the model's noise end are predicted to be better than they were on trained networks, where
@@ -204,19 +184,15 @@ def _least(rows: Mapping[str, float]) -> tuple[str, float]:
     return name, rows[name]
 
 
-def _best_solver(choices: Mapping[str, Mapping[str, float]], asked: str | None) -> str:
-    """The solver that was asked for, else the best; coefficients of their own have to gain `GAIN`."""
-    if asked in choices:
-        return str(asked)
-    known = _best_known(choices)
-    if solvers.NONSTATIONARY not in choices:
-        return known
-    enough = choices[solvers.NONSTATIONARY][SHIPPED] <= (1.0 - GAIN) * _least(choices[known])[1]
-    return solvers.NONSTATIONARY if enough else known
-
-
 def _best_known(choices: Mapping[str, Mapping[str, float]]) -> str:
     return min(SOLVERS, key=lambda s: _least(choices[s])[1])
+
+
+def _best_solver(choices: Mapping[str, Mapping[str, float]]) -> str:
+    """The best known solver, but for coefficients of their own that gain `GAIN` over it."""
+    known = _best_known(choices)
+    own = choices.get(solvers.NONSTATIONARY, {}).get(SHIPPED, math.inf)
+    return solvers.NONSTATIONARY if own <= (1.0 - GAIN) * _least(choices[known])[1] else known
 
 
 def _schedule(noise: NoiseSchedule, nfe: int, weight: float, solver: str, nodes: str, error: float) -> Schedule:
@@ -257,11 +233,8 @@ def _now(found: Recommendation) -> list[str]:
     if now.error is None or found.error is None:
         return [f"{line}; the error of that is not predicted."]
     saved = 1.0 - found.error / now.error
-    return [f"{line}: predicted error {now.error:.3g}. The recommendation has {abs(saved):.0%} {_less(saved)}."]
-
-
-def _less(saved: float) -> str:
-    return "less" if saved >= 0.0 else "more"
+    less = "less" if saved >= 0.0 else "more"
+    return [f"{line}: predicted error {now.error:.3g}. The recommendation has {abs(saved):.0%} {less}."]
 
 
 def _of_distilled(found: Recommendation) -> list[str]:
@@ -282,7 +255,7 @@ def _of_errors(found: Recommendation) -> list[str]:
     near = "" if found.asked == found.guidance else f" (of those shipped the nearest to {found.asked:g})"
     at = f"N = {found.nfe} and guidance {found.guidance:g}{near}"
     lines = [f"Use {found.solver} with {nodes}: predicted error {found.error:.3g} at {at}."]
-    known, best = _best_known(found.choices), _best_solver(found.choices, None)
+    known, best = _best_known(found.choices), _best_solver(found.choices)
     compared = found.solver
     if found.solver == solvers.NONSTATIONARY:
         compared = known
@@ -293,8 +266,8 @@ def _of_errors(found: Recommendation) -> list[str]:
     rules = {name: error for name, error in found.errors[compared].items() if name in RULES}
     if rules:
         first = min(rules, key=rules.__getitem__)
-        named = dict.fromkeys((first, *(name for name in ("trailing", "karras", "ays", "beta-t") if name in rules)))
-        lines.append(f"Usual rules with {compared}: {', '.join(f'{name} {rules[name]:.3g}' for name in named)}.")
+        told = dict.fromkeys((first, *(name for name in ("trailing", "karras", "ays", "beta-t") if name in rules)))
+        lines.append(f"Usual rules with {compared}: {', '.join(f'{name} {rules[name]:.3g}' for name in told)}.")
     else:
         lines.append("The errors of the usual rules are not known for this noise schedule.")
     if late := {n: e for n, e in rows.items() if n not in taken and e < (1.0 - _ROUNDING) * _least(taken)[1]}:
@@ -315,12 +288,8 @@ def _of_loras(found: Recommendation) -> list[str]:
     if not found.loras or found.nfe > MOST_STEPS:
         return []
     names = ", ".join(found.loras)
-    unnamed = all(_DIFFUSERS_OWN.fullmatch(name) for name in found.loras)
+    unnamed = all(re.fullmatch(r"(default(_\d+)?)?", name) for name in found.loras)  # diffusers' own names
     return [
         f"{'An unnamed LoRA' if unnamed else 'A LoRA'} is active ({names}). If it distils the model to few steps, say "
         "so by `distilled=` (distilled='lightning', ...); if not, distilled=False."
     ]
-
-
-_DIFFUSERS_OWN = re.compile(r"(default(_\d+)?)?")
-"""What an adapter is called whose loader was told no name."""

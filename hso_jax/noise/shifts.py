@@ -1,4 +1,4 @@
-"""Rectified flow: x_s = (1 - s) x_0 + s eps, with s a shifted t."""
+"""What diffusers' pipelines and schedulers do to a flow model's levels: the shift, and `sigmas=` that undo it."""
 
 from __future__ import annotations
 
@@ -8,9 +8,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from hso_jax.checks import MOST_LEVELS, choice, number, whole
-from hso_jax.noise.noise_schedule import CONTINUOUS_LEVELS, Array, NoiseSchedule, from_knots, namespace
-from hso_jax.optional_jax import is_traced
+from hso_jax.checks import choice, number, whole
 
 TIME_SHIFTS = ("exponential", "linear")
 _LARGEST_MU = 50.0
@@ -18,33 +16,6 @@ _FLUX2_STEPS = 50  # its pipeline's default
 _MOST_TOKENS = 10**9  # of an image: its length is computed with as a float
 _MOST_FLUX2_TOKENS = 10**5  # where the shift is e^17: far beyond any picture, and still a float
 _MOST_FLUX2_STEPS = 1000
-
-
-def flow(shift: Array = 1.0, *, num_train_timesteps: int = 1000, name: str = "flow") -> NoiseSchedule:
-    """Rectified flow whose time is shifted, s(t) = shift t / (1 + (shift - 1) t); lam = log((1 - t)/t) - log(shift).
-
-    lam is -inf at t = 1 (pure noise): `t_max` is (T - 1)/T, the last training level before it. T = 1 (ACE-Step, Stable
-    Audio 3) says only that the network is told s itself, in [0, 1]; the ends are then those of T = 1000.
-
-    Source: Esser et al. 2024 (SD3), arXiv 2403.03206, eq. 23. For FLUX pass `shift=dynamic_shift(...)`.
-
-    Raises:
-        ValueError: unless shift > 0 and T is 1 (continuous time) or at least 3 (T = 2 leaves one level between the
-            ends); and as `from_knots`. (A traced shift is not checked.)
-    """
-    xp = namespace(shift)
-    if not is_traced(shift):
-        checked = number("shift", shift, low=0.0, need="a positive number")
-        shift = np.float64(checked) if xp is np else shift
-    num_train_timesteps = whole("num_train_timesteps", num_train_timesteps, 1, MOST_LEVELS)
-    if num_train_timesteps == 2:
-        raise ValueError("num_train_timesteps is 2; need 1 (continuous time) or at least 3")
-    values = -xp.log(xp.asarray(shift)) * xp.ones(2)
-    grain = 1.0 / (num_train_timesteps if num_train_timesteps > 1 else CONTINUOUS_LEVELS)
-    return from_knots(
-        values, 0.0, 1.0, log_t=1.0, log_1mt=1.0, t_min=grain, t_max=1.0 - grain, kind="flow",
-        num_train_timesteps=num_train_timesteps, timestep_rule="sigma", name=name,
-    ).with_prediction("flow_prediction")  # fmt: skip
 
 
 def dynamic_shift(
@@ -131,9 +102,6 @@ def pipeline_mu(
         config: of its scheduler.
         image_seq_len: tokens of the image.
         nfe: N, which FLUX.2's rule looks at.
-
-    Raises:
-        ValueError: for a length below 1, and values of the config of which the rule makes no number.
     """
     whole("image_seq_len", image_seq_len, 1, _MOST_TOKENS)
     name = str(pipeline.get("_class_name", ""))
@@ -207,3 +175,68 @@ def grid_shift(pipeline: Mapping[str, Any], image_seq_len: int) -> float:
     """The shift that a pipeline's own grid has before its scheduler's: Ideogram 4's is sqrt(tokens/1024)."""
     length = whole("image_seq_len", image_seq_len, 1, _MOST_TOKENS)
     return math.sqrt(length / 1024.0) if str(pipeline.get("_class_name", "")).startswith(_IDEOGRAM) else 1.0
+
+
+# Their `set_timesteps` shifts the sigmas it is given, and appends 0.
+SHIFTING = ("FlowMatchEulerDiscreteScheduler", "FlowMatchLCMScheduler")
+# It takes N + 1 sigmas as they are.
+VERBATIM = ("EulerDiscreteScheduler", "LTXEulerAncestralRFScheduler")
+_INSTALL = "use bridge.with_schedule(scheduler, schedule), which needs no argument"
+_SPACING = ("use_karras_sigmas", "use_exponential_sigmas", "use_beta_sigmas")
+_TERMINAL_TOLERANCE = 1e-5
+
+
+def diffusers_sigmas(
+    levels: np.ndarray, kind: str, scheduler: Any, *, mu: float | None = None, image_seq_len: int | None = None
+) -> np.ndarray:
+    """See `Schedule.diffusers_sigmas`; `levels` and `kind` are the schedule's `sampler_sigmas()` and `kind`."""
+    pipeline = {"_class_name": type(scheduler).__name__, **(getattr(scheduler, "config", None) or {})}
+    scheduler = getattr(scheduler, "scheduler", scheduler)
+    config = getattr(scheduler, "config", None)
+    if not isinstance(config, Mapping):
+        raise ValueError(f"need a diffusers scheduler or pipeline, got {type(scheduler).__name__}")
+    # A class that carries a schedule bears the name of diffusers' own.
+    name = type(scheduler).__name__
+    if name not in (*SHIFTING, *VERBATIM):
+        raise ValueError(f"{name} takes no sigmas that it would follow exactly; {_INSTALL}")
+    if (name != "EulerDiscreteScheduler") != (kind == "flow"):
+        raise ValueError(f"the schedule is for noise of kind {kind!r}, which is not what {name} samples; {_INSTALL}")
+    if on := [flag for flag in _SPACING if config.get(flag)]:
+        raise ValueError(f"{name}: {on[0]} would replace the sigmas; switch it off, or {_INSTALL}")
+    if name in VERBATIM:
+        return np.array(levels)
+    if config.get("use_flow_sigmas"):  # left there by another class's config
+        raise ValueError(f"{name}: pipelines drop `sigmas` where the config has use_flow_sigmas; {_INSTALL}")
+    if levels[-1] != 0.0:
+        raise ValueError(f"{name} always goes on to sigma 0; use schedule.with_end('clean'), or {_INSTALL}")
+    values = levels[:-1]
+    terminal = config.get("shift_terminal")
+    if terminal and abs(float(values[-1]) - terminal) > _TERMINAL_TOLERANCE:
+        raise ValueError(
+            f"{name}: shift_terminal stretches any sigmas until the last is {terminal}, and the schedule's is "
+            f"{values[-1]:.6g}; set it to None, or {_INSTALL}"
+        )
+    if config.get("use_dynamic_shifting"):
+        if mu is not None and image_seq_len is not None:
+            raise ValueError("mu and image_seq_len both name the shift; give one of them")
+        if mu is None:
+            mu = _mu(name, config, pipeline, image_seq_len, len(values))
+        shift = shift_of_mu(mu, config.get("time_shift_type", "exponential"))
+    else:
+        shift = number(
+            "shift", getattr(scheduler, "shift", config.get("shift", 1.0)), low=0.0, need="a positive number"
+        )
+    return values / (shift - (shift - 1.0) * values)
+
+
+def _mu(
+    name: str, config: Mapping[str, Any], pipeline: Mapping[str, Any], image_seq_len: int | None, nfe: int
+) -> float:
+    """What the pipeline passes to its scheduler; a shift that is the same at every size needs no size."""
+    same = config.get("base_shift") is not None and config.get("base_shift") == config.get("max_shift")
+    if image_seq_len is None and not (same and config.get("time_shift_type") != "linear"):
+        raise ValueError(
+            f"{name}'s shift follows the image's size: pass image_seq_len (4096 for 1024 x 1024 pixels in FLUX), "
+            "or the mu that the pipeline computes"
+        )
+    return pipeline_mu(pipeline, {**config, "_class_name": name}, image_seq_len or Lengths().base_image_seq_len, nfe)

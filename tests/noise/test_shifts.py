@@ -16,8 +16,8 @@ import pytest
 
 from hso_jax import from_config, preset
 from hso_jax.cli import common, main
-from hso_jax.noise import flux2_shift
-from hso_jax.noise.rectified_flow import MU_RULES, pipeline_mu
+from hso_jax.noise import dynamic_shift, flux2_shift
+from hso_jax.noise.shifts import MU_RULES, pipeline_mu
 
 FLOW = {"_class_name": "FlowMatchEulerDiscreteScheduler", "use_dynamic_shifting": True}
 # The config of a published model, with values of its own everywhere.
@@ -105,7 +105,7 @@ def test_a_folder_has_the_shift_of_its_pipeline(case: str, tmp_path: Path) -> No
         assert from_config(place, image_seq_len=tokens).ksigma(0.5) == pytest.approx(shift, rel=1e-9)
 
 
-def test_ideogram_s_grid_has_its_middle_at_the_shift() -> None:
+def test_ideogram_s_grid_has_the_shift_s_middle() -> None:
     mu = 0.5 * math.log(1024 * 1024 / (512 * 512))  # its pipeline's _resolution_aware_mu; at the middle ndtri is 0
     middle = 1.0 / (1.0 + math.exp(-mu))
     noise = from_config({**FLOW, "use_dynamic_shifting": False}, pipeline={"_class_name": "Ideogram4Pipeline"})
@@ -117,7 +117,7 @@ def test_flux2_by_folder_is_flux2_by_name(tmp_path: Path) -> None:
     assert from_config(folder).fingerprint() == preset("flux2-dev").fingerprint()
 
 
-def test_mu_is_the_shift_itself_where_the_time_shift_is_linear() -> None:
+def test_mu_is_the_shift_of_linear_time_shifts() -> None:
     assert from_config(SQUARE_ROOT, mu=3.25).ksigma(0.5) == pytest.approx(3.25)
     assert from_config(FLOW, mu=math.log(3.25)).ksigma(0.5) == pytest.approx(3.25)
     for bad in (0.0, -1.0, math.nan, "3"):
@@ -139,7 +139,7 @@ def test_mu_is_the_shift_itself_where_the_time_shift_is_linear() -> None:
         ("FluxPipeline", {}, math.exp(1.15)),
     ],
 )
-def test_what_the_config_of_another_class_is_silent_on(pipeline: str, config: dict[str, Any], shift: float) -> None:
+def test_what_another_class_s_config_leaves_out(pipeline: str, config: dict[str, Any], shift: float) -> None:
     unipc = {"_class_name": "UniPCMultistepScheduler", "use_flow_sigmas": True, "use_dynamic_shifting": True}
     found = from_config({**unipc, **config}, pipeline={"_class_name": pipeline})
     assert found.ksigma(0.5) == pytest.approx(shift)
@@ -157,17 +157,65 @@ def test_what_the_config_of_another_class_is_silent_on(pipeline: str, config: di
         ("zoo --model qwen-image --nfe 6", "changes no level for qwen-image"),
     ],
 )
-def test_an_image_s_size_that_changes_nothing_is_told_once(
-    command: str, says: str, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_size_that_changes_nothing_is_told_once(command: str, says: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main([*command.split(), "--image-seq-len", "1024"]) == 0
     assert " ".join(capsys.readouterr().err.split()).count(says) == 1
     assert main(command.split()) == 0
     assert "image-seq-len" not in capsys.readouterr().err
 
 
-def test_searches_and_rules_follow_the_size_where_the_shift_does(capsys: pytest.CaptureFixture[str]) -> None:
+def test_searches_follow_the_size_where_the_shift_does(capsys: pytest.CaptureFixture[str]) -> None:
     common.read_models(argparse.Namespace(model=["flux-dev", "sdxl"], image_seq_len=256, p=None))
     assert capsys.readouterr().err.count("--image-seq-len changes nothing for sdxl") == 1
     common.read_models(argparse.Namespace(model=["flux-dev"], image_seq_len=256, p=None))
     assert "image-seq-len" not in capsys.readouterr().err
+
+
+def test_dynamic_shift_is_flux_s() -> None:
+    assert dynamic_shift(256) == pytest.approx(math.exp(0.5), rel=1e-14)
+    assert dynamic_shift(4096) == pytest.approx(math.exp(1.15), rel=1e-14)
+    assert dynamic_shift(1024) == pytest.approx(math.exp(0.5 + 0.65 * (1024 - 256) / (4096 - 256)), rel=1e-14)
+    assert dynamic_shift(2176, time_shift_type="linear") == pytest.approx(0.825, rel=1e-14)
+
+
+@pytest.mark.parametrize(
+    ("tokens", "steps", "mu"),
+    [
+        (4096, 10, 8.73809524e-05 * 4096 + 1.89833333),
+        (4096, 200, 0.00016927 * 4096 + 0.45666666),
+        (1024, 105, ((8.73809524e-05 + 0.00016927) * 1024 + 1.89833333 + 0.45666666) / 2),
+        (8192, 4, 0.00016927 * 8192 + 0.45666666),
+        (4300, 10, 8.73809524e-05 * 4300 + 1.89833333),
+        (4301, 10, 0.00016927 * 4301 + 0.45666666),
+    ],
+)
+def test_flux2_s_shift(tokens: int, steps: int, mu: float) -> None:
+    assert flux2_shift(tokens, steps) == pytest.approx(math.exp(mu), rel=1e-9)
+
+
+REFUSED: list[tuple[Any, dict[str, Any], str]] = [
+    (flux2_shift, {"image_seq_len": 0}, "image_seq_len is 0"),
+    (flux2_shift, {"image_seq_len": 4096, "nfe": 0}, "nfe is 0"),
+    (dynamic_shift, {"image_seq_len": 0}, "image_seq_len is 0"),
+    (dynamic_shift, {"time_shift_type": "cubic"}, "'cubic'"),
+    (dynamic_shift, {"base_image_seq_len": 256, "max_image_seq_len": 256}, "image_seq_len"),
+    *(
+        (
+            dynamic_shift,
+            {"image_seq_len": 256, "base_shift": mu, "time_shift_type": "linear"},
+            "give 256 tokens a shift of",
+        )
+        for mu in (-1.0, 0.0)
+    ),
+    *(
+        (dynamic_shift, {name: bad}, f"{name} is .*; (need|use)")
+        for name in ("base_image_seq_len", "max_image_seq_len", "base_shift", "max_shift", "time_shift_type")
+        for bad in ("0.5", None, True, math.nan, [1])
+    ),
+]
+
+
+@pytest.mark.parametrize(("rule", "arguments", "message"), REFUSED)
+def test_a_bad_value_is_named(rule: Any, arguments: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        rule(**{"image_seq_len": 4096, **arguments})
