@@ -157,10 +157,8 @@ def landscape(schedule: Schedule) -> Any:
     t_max = np.linspace(0.85, float(noise.t_max), _GRID)
 
     @under_jax_defaults
-    @functools.partial(jax.jit, static_argnames="intervals")
-    def over_ends(
-        noise: NoiseSchedule, t_eps: Any, t_max: Any, times: Any, intervals: int, p: float
-    ) -> tuple[Any, Any]:
+    @jax.jit
+    def over_ends(t_eps: Any, t_max: Any, times: Any, p: float) -> tuple[Any, Any]:
         def at(end: Any, top: Any) -> tuple[Any, Any]:
             psi = jnp.stack([jnp.asarray(7.0, end.dtype), end, top])
             start = edm_nodes(noise, psi, intervals + 1, jnp.asarray(intervals), times)
