@@ -119,7 +119,7 @@ def tune(args: argparse.Namespace) -> int:
     """Tune a schedule on a pipeline; the output file always holds the best one so far."""
     output: Path = args.output
     if files.is_stream(output):
-        raise ValueError(f"output is {output}; name a file: it is written again at each better schedule")
+        raise ValueError(f"output is {output}; name a file, because it is replaced at each better schedule")
     checkpoint = output.with_name(f"{output.name}.checkpoint")
     files.check_writable(output, "schedules", args.force, [args.prompts, args.profile, checkpoint, *(args.image or [])])
     folder = pipeline_folder(args.pipeline)

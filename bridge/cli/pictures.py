@@ -23,6 +23,7 @@ from bridge.noise_of import noise_schedule_of
 from bridge.schedulers.installing import replace_scheduler, with_schedule
 from bridge.schedulers.nonstationary import NonstationaryScheduler
 from hso_jax.baselines import baseline
+from hso_jax.checks import nearest
 from hso_jax.cli.common import parse_nfe, warn
 from hso_jax.files import MARK, check_writable, figure_kind, write_whole
 from hso_jax.schedule import Schedule
@@ -228,7 +229,7 @@ def schedulers(pipe: Any, schedule: Schedule, others: Sequence[Schedule], plan: 
         try:
             rows.append(_entry(base, other))
         except ValueError as error:
-            warn(f"left out {other.method} ({other.layout}): {error}")
+            warn(f"skipped {other.method} ({other.layout}): {error}")
     return [*rows, chosen]
 
 
@@ -261,7 +262,7 @@ def arguments(pipe: Any, plan: Plan) -> dict[str, Any]:
     if missing or ("strength" in known and "image" in known and "image" not in call):
         raise ValueError(f"{type(pipe).__name__} needs {', '.join(missing) or 'image'}; sample it from Python")
     if unknown := [name for name in call if name not in known]:
-        raise ValueError(f"{type(pipe).__name__} does not take {', '.join(unknown)}; it takes: {', '.join(known)}")
+        raise ValueError(f"{type(pipe).__name__} does not take {', '.join(unknown)}{nearest(unknown[0], known)}")
     return call
 
 

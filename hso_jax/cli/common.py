@@ -87,15 +87,15 @@ def noise_named(name: str, image_seq_len: int | None) -> tuple[NoiseSchedule, fl
     """Find the noise schedule and p of a preset, or of a scheduler's config in a file or folder.
 
     Raises:
-        ValueError: for anything else; the message lists the presets, the nearest first.
+        ValueError: for anything else; the message names the nearest preset.
     """
     image_seq_len = 4096 if image_seq_len is None else image_seq_len
     if name in PRESETS:
         return preset(name, image_seq_len=image_seq_len), PRESETS[name].p
     if Path(name).exists():
         return from_config(name, image_seq_len=image_seq_len), 2.0
-    near, names = nearest(name, PRESETS), ", ".join(PRESETS)
-    raise ValueError(f"model {name!r} is neither a preset nor a file or folder{near}; presets: {names}")
+    near = nearest(name, PRESETS)
+    raise ValueError(f"model {name!r} is neither a preset nor a file or folder{near} (see `hso-jax models`)")
 
 
 def read_models(args: argparse.Namespace) -> list[tuple[str, NoiseSchedule, float]]:

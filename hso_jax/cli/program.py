@@ -64,7 +64,7 @@ class _Parser(argparse.ArgumentParser):
     """Reports an error in one printable line, and lets the failure to write its help through."""
 
     def error(self, message: str) -> NoReturn:
-        self.exit(EXIT_BAD_INPUT, f"error: {printable(self._in_words(message))}; see {self.prog} --help\n")
+        self.exit(EXIT_BAD_INPUT, f"error: {printable(self._in_words(message))} (see {self.prog} --help)\n")
 
     def _in_words(self, message: str) -> str:
         """The message of argparse in plain words, with the name that the user probably meant."""
@@ -74,7 +74,7 @@ class _Parser(argparse.ArgumentParser):
             option, given, known = found.groups()
             names = [name.strip("'") for name in known.split(", ")]
             what = "command" if option in (None, _COMMAND) else option
-            return f"{what} is {given!r}{nearest(given, names)}; use one of {', '.join(names)}"
+            return f"{what} is {given!r}" + (nearest(given, names) or f"; use one of {', '.join(names)}")
         if found := _VALUE.fullmatch(message):
             option, kind, given = found.groups()
             return f"{option} is {given!r}; write {'a whole number' if kind == 'int' else 'a number'}"

@@ -149,7 +149,7 @@ def landscape(schedule: Schedule) -> Any:
     from hso_jax.searches import refine
 
     if schedule.model not in PRESETS:
-        raise ValueError(f"model {schedule.model!r} is not a preset; a landscape needs the noise of a preset")
+        raise ValueError(f"model {schedule.model!r} is not a preset; --landscape works for presets only")
     noise, intervals = preset(schedule.model), len(schedule.t) - 1
     if intervals < 1:
         raise ValueError("a schedule of one node has no MEP")
