@@ -12,8 +12,8 @@ import torch
 from bridge.noise_of import noise_schedule_of, solver_of
 from bridge.pipeline import PipelineJobs, several
 from bridge.sampling import Level, converged, levels
-from bridge.schedulers.adapters import ROWS
-from bridge.schedulers.installing import install
+from bridge.schedulers.install import install
+from bridge.schedulers.rows import ROWS
 from hso_jax import solvers
 from hso_jax.checks import count
 from hso_jax.noise import NoiseSchedule

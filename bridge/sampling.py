@@ -15,7 +15,7 @@ import jax
 import numpy as np
 import torch
 
-from bridge.schedulers.levels import end_timestep
+from bridge.schedulers.scheduled import end_timestep
 from hso_jax import solvers
 from hso_jax.noise import NoiseSchedule, alpha_sigma, noise_end_t
 from hso_jax.schedule import Schedule

@@ -73,7 +73,7 @@ def run(
     size = takers * -(-total // (takers * calls))  # as even as can be: what fills the last chunk is wasted
     spread = PartitionSpec((HOSTS, DEVICES)) if split is None else PartitionSpec(HOSTS)
     specs = PartitionSpec() if split is None else split.shared
-    compiled = program(search, mesh, spread, specs, at_once)
+    compiled = under_jax_defaults(program(search, mesh, spread, specs, at_once))
     shared = _placed(shared, mesh, specs)
     parts: list[Any] = []
     done = 0
@@ -116,7 +116,7 @@ def program(
         return jax.lax.map(one, lanes, batch_size=at_once if at_once > 1 else None)
 
     sharded = jax.shard_map(every, mesh=mesh, in_specs=(spread, specs), out_specs=spread, check_vma=False)
-    return under_jax_defaults(jax.jit(sharded, compiler_options=compiler_options(mesh.devices.flat[0].platform)))
+    return jax.jit(sharded, compiler_options=compiler_options(mesh.devices.flat[0].platform))
 
 
 def _mesh(split: Split | None) -> Mesh:

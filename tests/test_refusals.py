@@ -145,7 +145,7 @@ SHOWN_AS = {
 }
 SHOWN_AS |= {"noise": "noise|model"}
 SHOWN_AS |= {"layouts": "layouts?", "seeds": "seeds?", "t": "t ", "means": "means|shapes", "weights": "weights|shapes"}
-SHOWN_AS |= {"variances": "variances|shapes", "fitness": "fitness", "noises": "noises?"}
+SHOWN_AS |= {"variances": "variances|shapes", "fitness": "fitness", "noises": "noises?|is not a preset"}
 
 
 @pytest.mark.parametrize(("call", "name"), [(call, name) for call, (_, usual) in USUAL.items() for name in usual])

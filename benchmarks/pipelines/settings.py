@@ -14,7 +14,7 @@ from benchmarks.compared import SOLVERS, fine_schedule, scheduler_class, schedul
 from benchmarks.runner import check_names
 from bridge import solver_of, with_schedule
 from bridge.cli.commands import plain
-from bridge.schedulers.adapters import SPACING_FLAGS
+from bridge.schedulers.rows import SPACING_FLAGS
 from hso_jax import NoiseSchedule, Schedule, schedule_file
 from hso_jax.baselines import inapplicable
 from hso_jax.solvers import canonical

@@ -23,7 +23,7 @@ import torch
 
 from benchmarks.speed import seconds_of
 from bridge import noise_schedule_of, with_schedule
-from bridge.schedulers.adapters import ROWS
+from bridge.schedulers.rows import ROWS
 from hso_jax import Schedule
 
 NFE, REPEATS, SEED = 10, 40, 0

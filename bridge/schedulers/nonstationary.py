@@ -14,17 +14,20 @@ from diffusers import ConfigMixin, SchedulerMixin
 from diffusers.schedulers.scheduling_euler_discrete import EulerDiscreteSchedulerOutput
 
 from bridge.noise_of import noise_schedule_of
-from bridge.schedulers import levels
-from bridge.schedulers.adapters import ROWS, Row
 from bridge.schedulers.checks import check_fits
-from bridge.schedulers.plain import (
+from bridge.schedulers.rows import ROWS, Row, check_supported
+from bridge.schedulers.scheduled import (
     NONSTATIONARY_CLASS,
-    check_supported,
+    REPLACED_KEY,
+    SCHEDULE_KEY,
+    Installed,
+    Record,
+    add_noise,
+    levels_of,
     schedule_from_list,
     supported_name,
     without_schedule,
 )
-from bridge.schedulers.scheduled import REPLACED_KEY, SCHEDULE_KEY, Installed, Record
 from hso_jax import schedule_file
 from hso_jax.noise import NoiseSchedule, alpha_sigma
 from hso_jax.noise.from_config import FLOW_CLASSES
@@ -38,7 +41,9 @@ def _refuse(config: Mapping[str, Any], schedule: Schedule) -> str | None:
     if ROWS[name].layout == "grid" or name == "FlowMatchLCMScheduler":
         return f"the model of {name} is distilled for that solver; keep it, or use the undistilled model"
     if ROWS[name].layout == "times":
-        return f"pipelines with {name} count on its own form of timesteps; use with_schedule and a schedule without"
+        return (
+            f"pipelines with {name} need its form of timesteps; use with_schedule and a schedule without coefficients"
+        )
     if schedule.coefficients is None:
         return f"the schedule is for solver {schedule.solver!r} and has no coefficients; use with_schedule"
     if schedule.kind == "ve" and config["prediction_type"] not in ("epsilon", "v_prediction"):
@@ -162,7 +167,7 @@ class NonstationaryScheduler(Installed, _Stepper):
     def _adopt(self, schedule: Schedule, noise: NoiseSchedule) -> None:
         check_fits(self, schedule, self._row, noise)
         self.register_to_config(**{SCHEDULE_KEY: Record(schedule_file.to_document(schedule))})
-        self._levels = levels.levels_of(schedule, self._row, self.config, noise)
+        self._levels = levels_of(schedule, self._row, self.config, noise)
         self._steps = _steps(schedule, self.config)
         self._schedule, self._noticed = schedule, False
         _Stepper.set_timesteps(self, schedule.nfe)
@@ -245,7 +250,7 @@ class NonstationaryScheduler(Installed, _Stepper):
 
     def add_noise(self, original_samples: torch.Tensor, noise: torch.Tensor, timesteps: torch.Tensor) -> torch.Tensor:
         """`alpha x_0 + sigma noise` [B, ...] at nodes of the schedule; timesteps [B] or one for all."""
-        return levels.add_noise(self, original_samples, noise, timesteps)
+        return add_noise(self, original_samples, noise, timesteps)
 
     def scale_noise(self, sample: torch.Tensor, timestep: Any, noise: torch.Tensor) -> torch.Tensor:
         """As `add_noise`, in the order that pipelines of flow models use."""

@@ -1,29 +1,36 @@
-"""Scheduler classes that carry a schedule: made from a diffusers class and its row of the table."""
+"""Scheduler classes that carry a schedule: made from a diffusers class and its row of the table.
+
+`Installed` is what they have in common. `Levels` has the arrays that they step by, in the form that each class keeps
+them; the methods at the end are those that must be other than the parent's for a schedule to be exact.
+"""
 
 from __future__ import annotations
 
 import functools
 import inspect
 import warnings
-from collections.abc import Container
+from collections.abc import Container, Mapping
 from typing import Any
 
 import diffusers
 import numpy as np
 import torch
+from diffusers import SchedulerMixin
+from diffusers.schedulers.scheduling_utils import SchedulerOutput
 
 from bridge.noise_of import noise_schedule_of
-from bridge.schedulers import adapters, levels, proposals
-from bridge.schedulers.checks import check_fits, entries, say_switched_off
-from bridge.schedulers.own_methods import own_methods
-from bridge.schedulers.refusals import unsupported
+from bridge.schedulers.checks import check_fits, check_proposal, entries, say_switched_off
+from bridge.schedulers.rows import ROWS, TABLES, Row, check_supported, told_timesteps
 from hso_jax import schedule_file
-from hso_jax.noise import NoiseSchedule
-from hso_jax.schedule import Schedule
+from hso_jax.checks import level_list
+from hso_jax.noise import NoiseSchedule, alpha_sigma
+from hso_jax.schedule import Origin, Schedule
+from hso_jax.solvers import NONSTATIONARY
 
+Array = np.ndarray[Any, Any]
 SCHEDULE_KEY = "hso_schedule"
 REPLACED_KEY = "hso_replaced"
-_MODULE = "bridge"
+NONSTATIONARY_CLASS = "NonstationaryScheduler"
 
 
 class Installed:
@@ -37,7 +44,7 @@ class Installed:
     config: Any
     sigmas: Any
     timesteps: Any
-    _row: adapters.Row
+    _row: Row
     _schedule: Schedule | None = None
     _noticed: bool = False
 
@@ -67,7 +74,7 @@ class Installed:
         self.register_to_config(**record, **wanted)  # type: ignore[attr-defined]
         say_switched_off(type(self).__name__, replaced, before)
         self._schedule, self._noticed = schedule, False
-        self._levels = levels.levels_of(schedule, self._row, self.config, noise)
+        self._levels = levels_of(schedule, self._row, self.config, noise)
 
     @property
     def schedule(self) -> Schedule:
@@ -89,8 +96,8 @@ class Installed:
         Args:
             num_inference_steps: must be the schedule's nfe where it is given.
             device: of the timesteps.
-            timesteps: what the pipeline or its caller proposes, N values; see `bridge.schedulers.proposals`.
-            sigmas: likewise, N values or N + 1 with the end.
+            timesteps: what the pipeline or its caller proposes; see `check_proposal`.
+            sigmas: likewise.
             mu: dynamic shift; the schedule's levels are final, so it has no effect.
             **kwargs: passed to the parent where it knows them (LCM's and TCD's `original_inference_steps`).
 
@@ -101,7 +108,7 @@ class Installed:
             parent: Any = super()
             parent.set_timesteps(num_inference_steps, device, *([] if timesteps is None else [timesteps]))
             return
-        notice = proposals.check(self._schedule, num_inference_steps, timesteps, sigmas)
+        notice = check_proposal(self._schedule, num_inference_steps, timesteps, sigmas)
         view = self._view()
         on_view: Any = super(Installed, view)
         if self._row.layout == "grid":
@@ -122,11 +129,11 @@ class Installed:
         here = self._levels
         if not here.shows:
             if here.lowers_order or here.counts_steps:
-                levels.before_step(self, timestep, options)
+                before_step(self, timestep, options)
             return self._parent_step(model_output, timestep, sample, options)
         view = self._view()
         if here.counts_steps:
-            levels.before_step(view, timestep, options)
+            before_step(view, timestep, options)
         position, seen = here.shown(self, timestep)
         view.__dict__.update(seen)
         result = view._parent_step(model_output, position, sample, options)
@@ -153,13 +160,9 @@ class Installed:
         own.update({k: x for k, x in view.__dict__.items() if x is not own.get(k, view) and k not in but})
 
     def index_for_timestep(self, timestep: Any, schedule_timesteps: Any = None) -> int:
-        """Where a timestep, possibly rounded to half precision by the pipeline, stands in the schedule.
-
-        Raises:
-            ValueError: if it is none of the schedule's.
-        """
+        """The node with this timestep, which the pipeline may have rounded to half precision."""
         known = self._levels.written["timesteps"] if schedule_timesteps is None else schedule_timesteps
-        return levels.nearest(known, timestep, last=self._row.layout in ("pairs", "ancestral"))
+        return nearest(known, timestep, last=self._row.layout in ("pairs", "ancestral"))
 
 
 class Float64(torch.Tensor):
@@ -177,7 +180,7 @@ class Float64(torch.Tensor):
 
 
 def _step_like(parents: Any) -> Any:
-    """`Installed.step` with the signature of the parent's, and arguments by place put under their names."""
+    """`Installed.step` with the signature of the parent's, and positional arguments put under their names."""
     signature = inspect.signature(parents)
 
     @functools.wraps(parents)
@@ -220,42 +223,35 @@ def scheduled_class(name: str) -> type:
 
     It bears the parent's name, so that code which looks at names (diffusers' own `_compatibles`, `hso_jax.noise.
     from_config`) sees the solver it is, and the module `bridge`, so that a saved pipeline says whence to load it.
-
-    Raises:
-        ValueError: for a class that is not in the table.
     """
-    if name not in adapters.ROWS:
-        raise ValueError(unsupported(name))
-    parent, row = getattr(diffusers, name), adapters.ROWS[name]
-    body: dict[str, Any] = {
-        "__module__": _MODULE,
-        "__doc__": f"`diffusers.{name}` at the levels of a schedule.",
-        "_row": row,
-    }
+    check_supported(name)
+    parent, row = getattr(diffusers, name), ROWS[name]
 
-    # diffusers reads this signature to know which config entries belong to the class.
     def __init__(self: Any, *args: Any, **kwargs: Any) -> None:
         Installed.__init__(self, *args, **kwargs)
 
+    # diffusers reads this signature to know which config entries belong to the class.
+    theirs = inspect.signature(parent.__init__)
     ours = [
         inspect.Parameter(key, inspect.Parameter.KEYWORD_ONLY, default=None) for key in (SCHEDULE_KEY, REPLACED_KEY)
     ]
-    theirs = inspect.signature(parent.__init__)
-    signature = theirs.replace(parameters=[*theirs.parameters.values(), *ours])
-    __init__.__signature__ = signature  # type: ignore[attr-defined]
-    body["__init__"] = __init__
-    # Pipelines look in these signatures for `eta` and `generator`, and pass only what they find.
-    body["step"] = _step_like(parent.step)
+    __init__.__signature__ = theirs.replace(  # type: ignore[attr-defined]
+        parameters=[*theirs.parameters.values(), *ours]
+    )
+    # Pipelines look in the signature of `step` for `eta` and `generator`, and pass only what they find.
+    step = _step_like(parent.step)
+    body: dict[str, Any] = {"__init__": __init__, "__module__": "bridge", "_row": row, "step": step}
+    body["__doc__"] = f"`diffusers.{name}` at the levels of a schedule."
     if hasattr(parent, "batch_step_no_noise"):
         body["batch_step_no_noise"] = _like(parent.batch_step_no_noise, _batch_step_no_noise)
     if not hasattr(parent, "scale_model_input"):  # which pipelines call unless the class is exactly the one they know
         body["scale_model_input"] = _unscaled
     if row.k_scaled:
-        theirs = parent.init_noise_sigma.fget
-        body["init_noise_sigma"] = property(lambda self: levels.init_noise_sigma(self, theirs(self)))
-    if row.layout in levels.TABLES or name == "SASolverScheduler":
-        body["add_noise"] = _like(parent.add_noise, levels.add_noise)
-    body.update(own_methods(name, parent, body["step"]))
+        parents = parent.init_noise_sigma.fget
+        body["init_noise_sigma"] = property(lambda self: init_noise_sigma(self, parents(self)))
+    if row.layout in TABLES or name == "SASolverScheduler":
+        body["add_noise"] = _like(parent.add_noise, add_noise)
+    body.update({method: make(parent, step) for method, make in _OWN_METHODS.get(name, {}).items()})
     return type(name, (Installed, parent), body)
 
 
@@ -270,6 +266,65 @@ def schedule_of(scheduler: Any) -> Schedule | None:
         return scheduler.schedule
     record = scheduler.config.get(SCHEDULE_KEY)
     return None if record is None else schedule_file.from_document(record)[0]
+
+
+def without_schedule(scheduler: Any) -> Any:
+    """A plain diffusers scheduler, with the config from before a schedule was installed.
+
+    What the schedule had replaced in it, the rules that space levels (`use_karras_sigmas`, ...) included, is back, and
+    so is the class where `NonstationaryScheduler` stands for another.
+    """
+    if not isinstance(scheduler, Installed):
+        return scheduler
+    config = plain_config(scheduler.config)
+    name = type(scheduler).__name__
+    plain = getattr(diffusers, config["_class_name"] if name == NONSTATIONARY_CLASS else name).from_config(config)
+    if "alphas_cumprod" in vars(scheduler):  # someone may have set it to what no config says
+        plain.alphas_cumprod = scheduler.alphas_cumprod  # type: ignore[attr-defined]
+    return plain
+
+
+def plain_config(config: Any) -> dict[str, Any]:
+    """The config as it was before a schedule was installed."""
+    replaced = dict(config.get(REPLACED_KEY) or {})
+    if "_class_name" in replaced:
+        return replaced
+    return {key: value for key, value in {**config, **replaced}.items() if key not in (SCHEDULE_KEY, REPLACED_KEY)}
+
+
+def supported_name(scheduler: Any) -> str:
+    """The name of the scheduler's class. Raises ValueError, saying what to pass, unless it is one of diffusers' own."""
+    cls = type(scheduler)
+    if isinstance(getattr(scheduler, "scheduler", None), SchedulerMixin):
+        raise ValueError(
+            f"{cls.__name__} is a pipeline: pass pipe.scheduler, as in pipe.scheduler = with_schedule(pipe.scheduler, "
+            "schedule); or use install(pipe, schedule)"
+        )
+    if issubclass(cls, Installed) or getattr(diffusers, cls.__name__, None) is cls:
+        return cls.__name__
+    parent = next((base.__name__ for base in cls.__mro__ if base.__name__ in ROWS), None)
+    nearest = f"; the nearest that is supported: {parent}.from_config(scheduler.config)" if parent else ""
+    raise ValueError(
+        f"{cls.__module__}.{cls.__name__} is not a scheduler class of diffusers, and its step may differ{nearest}"
+    )
+
+
+def schedule_from_list(noise: NoiseSchedule, sigmas: Any, coefficients: Any = None) -> Schedule:
+    """A schedule from N + 1 sigmas in diffusers' convention for such noise; see `with_schedule`."""
+    values = level_list("sigmas", sigmas)
+    if values.size < 2:
+        raise ValueError(f"sigmas is {values.tolist()}; need N + 1 values, the last of them the end (append a final 0)")
+    if noise.kind == "flow":
+        if values[0] > 1 + 1e-6:
+            raise ValueError(
+                f"s = {values[0]:.9g} is above 1; a flow model's sigmas are s in (0, 1], or 0 at the end: of timesteps "
+                f"pass t / {max(noise.num_train_timesteps, 1000)}"
+            )
+        values = np.minimum(values, 1.0)
+        with np.errstate(divide="ignore"):
+            values = values / (1.0 - values)
+    free = {} if coefficients is None else {"origin": Origin(solver=NONSTATIONARY), "coefficients": coefficients}
+    return Schedule.from_sigmas(noise, values, end="clean" if values[-1] == 0.0 else "t_eps", **free)
 
 
 class Record(dict[str, Any]):
@@ -288,3 +343,296 @@ def _plain(result: Any) -> Any:
     for key in list(result):
         result[key] = _plain(result[key])
     return result
+
+
+# Pure noise has no finite log-SNR. These are the levels which diffusers itself puts in its place: alphas_cumprod =
+# 2^-24 at zero terminal SNR, and s = 1 - 1e-6 in UniPC for flow models.
+PURE_NOISE_KSIGMA = float(np.sqrt(2.0**24 - 1.0))
+PURE_NOISE_S = 1.0 - 1e-6
+
+
+class Levels:
+    """What is written into a scheduler by `set_timesteps`, and shown to its parent's `step`; made once.
+
+    `alphas`, `sigmas` [N + 1] are those of the nodes and of the end (1 and 0 for a clean one), in the class's scaling;
+    `nodes` [N] the nodes' timesteps; `written` the attributes to set; `table` [K] the nodes' alphas_cumprod, rising in
+    noise, for the classes that step through a training table.
+    """
+
+    def __init__(self, schedule: Schedule, row: Row, nodes: Array, written: Mapping[str, Array]) -> None:
+        as_vp = schedule.kind == "ve" and row.log_snr and not row.k_scaled  # UniPC with Stable Video Diffusion's model
+        alphas, sigmas = alpha_sigma(schedule.lams, "vp" if as_vp else schedule.kind)
+        if schedule.end == "clean":
+            alphas, sigmas = np.append(alphas[: schedule.nfe], 1.0), np.append(sigmas[: schedule.nfe], 0.0)
+        self.alphas, self.sigmas, self.written = alphas, sigmas, dict(written)
+        self.nodes = nodes
+        self._places = {float(t): i for i, t in enumerate(self.nodes)}
+        self.table: torch.Tensor | None = None
+        if row.layout in TABLES:
+            kept = alphas[: schedule.nfe] if schedule.end == "clean" else alphas
+            self.table = torch.from_numpy((kept**2)[::-1].copy())
+        self.shows = self.table is not None or row.ends_at_level_0
+        self.lowers_order = row.log_snr and schedule.end == "clean"
+        self.counts_steps = row.layout == "plms" or row.own_order
+        self._one = torch.ones((), dtype=torch.float64)
+
+    def write(self, scheduler: Any, device: Any) -> None:
+        """Set the scheduler's `timesteps`, and its `sigmas` and their companions where it has them.
+
+        Sigmas are float64 where the device knows it: 0-dim tensors do not widen the sample, and differences of
+        log-SNR keep their digits.
+        """
+        on_mps = device is not None and torch.device(device).type == "mps"
+        dtype = torch.float32 if on_mps else torch.float64
+        for name, values in self.written.items():
+            if name == "timesteps":
+                scheduler.timesteps = torch.from_numpy(values.copy()).to(device=device, dtype=torch.float32)
+            else:
+                place = getattr(scheduler, name).device
+                setattr(scheduler, name, torch.from_numpy(values.copy()).to(device=place, dtype=dtype))
+
+    def shown(self, scheduler: Any, timestep: Any) -> tuple[Any, dict[str, Any]]:
+        """What the parent's `step` must see where the class has no attribute for a schedule's levels.
+
+        The timestep to pass on, and attributes to replace for the time of the step. For "table" and "plms" the schedule
+        becomes the model's whole training table, and the timestep its row, so that one stride of the parent is one step
+        of the schedule. TCD's last step, to training level 0, is shown clean data there.
+        """
+        node = self.place(timestep)
+        if self.table is None:
+            if node < len(self.nodes) - 1:
+                return timestep, {}
+            clean = scheduler.alphas_cumprod.clone()
+            clean[0] = 1.0
+            return timestep, {"alphas_cumprod": clean}
+        table, one = self.table, self._one
+        if scheduler.timesteps.device.type == "mps":
+            table, one = table.float(), one.float()
+        if "one" in scheduler.__dict__:  # DDPM's name for the clean end; with no timesteps of its own it subtracts 1
+            seen = {"one": one, "num_inference_steps": None, "custom_timesteps": False}
+        else:  # the stride is num_train_timesteps // num_inference_steps
+            seen = {"final_alpha_cumprod": one, "num_inference_steps": scheduler.config.num_train_timesteps}
+        seen["alphas_cumprod"] = table
+        return len(table) - 1 - node, seen
+
+    def place(self, timestep: Any) -> int:
+        """The node with this timestep; see `nearest`."""
+        wanted = float(timestep)
+        found = self._places.get(wanted)
+        return nearest(self.nodes, wanted) if found is None else found
+
+
+def levels_of(schedule: Schedule, row: Row, config: Mapping[str, Any], noise: NoiseSchedule) -> Levels:
+    """The arrays that the row's layout makes of a schedule; `noise` is the model's."""
+    steps = told_timesteps(schedule, row)
+    if row.layout in (*TABLES, "grid", "times"):
+        listed = steps
+        if row.layout == "plms" and schedule.nfe > 1:
+            listed = np.insert(steps, 1, steps[1])
+        elif row.layout == "times":
+            listed = np.append(steps, np.float32(0.0 if schedule.end == "clean" else schedule.t[-1]))
+        return Levels(schedule, row, steps, {"timesteps": listed})
+    sigmas = np.array(schedule.sampler_sigmas())
+    if np.isinf(sigmas[0]):
+        sigmas[0] = PURE_NOISE_KSIGMA
+    elif row.log_snr and schedule.kind == "flow":
+        sigmas[0] = min(sigmas[0], PURE_NOISE_S)
+    if schedule.end == "clean":
+        sigmas[-1] = row.clean_sigma(config)
+    if config.get("invert_sigmas"):  # time runs from 0 at noise to 1 at data
+        sigmas = 1.0 - sigmas
+        steps = np.asarray(schedule.num_train_timesteps * sigmas[:-1], np.float32)
+    if row.layout == "plain":
+        return Levels(schedule, row, steps, {"timesteps": steps, "sigmas": sigmas})
+    return Levels(schedule, row, steps, _two_evaluations(schedule, row, noise, sigmas, steps))
+
+
+def _two_evaluations(
+    schedule: Schedule, row: Row, noise: NoiseSchedule, sigmas: Array, steps: Array
+) -> dict[str, Array]:
+    """Each step evaluates at its start and once more; not so a step to sigma 0, where the solver would divide by 0."""
+    between = {}
+    if row.layout in ("midpoints", "middles"):
+        middle = np.append(0.0, np.sqrt(sigmas[:-1] * sigmas[1:]))
+        between = {"sigmas_interpol": middle}
+        again = np.asarray(noise.timestep(_time_of(noise, -np.log(middle[middle > 0]))))
+    else:
+        again = np.append(steps[1:], end_timestep(schedule))
+    if row.layout == "ancestral":  # the middle level, between sigma and what the noise leaves open, is the next
+        down = np.append(sigmas[1:] ** 2 / sigmas[:-1], 0.0)
+        up = np.append(np.sqrt(np.maximum(sigmas[1:] ** 2 - down[:-1] ** 2, 0.0)), 0.0)
+        between = {"sigmas_up": up, "sigmas_down": down, "sigmas_interpol": np.append(sigmas[1:], 0.0)}
+    again = again[: schedule.nfe - (schedule.end == "clean")]
+    both = np.empty(len(steps) + len(again), np.float32)
+    both[0::2], both[1::2] = steps, again
+    if row.layout in ("pairs", "middles"):
+        return {"timesteps": both, "sigmas": np.concatenate([sigmas[:1], sigmas[1:-1].repeat(2), sigmas[-1:]])}
+    doubled = {
+        name: np.concatenate([x[:1], x[1:].repeat(2), x[-1:]]) for name, x in {"sigmas": sigmas, **between}.items()
+    }
+    return {"timesteps": both, **doubled}
+
+
+def _time_of(noise: NoiseSchedule, lams: Array) -> Array:
+    """`noise.t_of_lam` by interpolation and one Newton step: its 24 would be most of what installing costs."""
+    grid = np.linspace(float(noise.t_max), float(noise.t_min), noise.num_train_timesteps)
+    t = np.interp(lams, np.asarray(noise.lam(grid)), grid)
+    value, slope, _ = noise.lam_derivatives(t)
+    return np.asarray(t - (value - lams) / slope)
+
+
+def end_timestep(schedule: Schedule) -> float:
+    """What a network is told at the node where a "t_eps" end stops (some solvers evaluate there); 0 for a clean end."""
+    if schedule.end == "clean":
+        return 0.0
+    if schedule.kind == "ve":
+        return -0.25 * float(schedule.lams[-1])
+    levels = schedule.num_train_timesteps
+    return (
+        levels * float(schedule.sampler_sigmas()[-1])
+        if schedule.kind == "flow"
+        else levels * float(schedule.t[-1]) - 1.0
+    )
+
+
+def nearest(known: Any, timestep: Any, last: bool = False) -> int:
+    """The position of a timestep that may have been rounded to bfloat16 (8 bits), of equals the first or the last."""
+    values = known.detach().cpu().numpy() if isinstance(known, torch.Tensor) else known
+    wanted = float(timestep)
+    distance = np.abs(values - wanted)
+    if not distance.min() <= abs(wanted) * 2**-8 + 1e-6:
+        raise ValueError(
+            f"timestep {wanted:.9g} is not in the installed schedule, {np.round(values, 3).tolist()}; pass the values "
+            "of scheduler.timesteps as they are"
+        )
+    return int(np.flatnonzero(distance == distance.min())[-1 if last else 0])
+
+
+def before_step(scheduler: Any, timestep: Any, options: dict[str, Any]) -> None:
+    """Keep the parent's order to what the schedule and the steps taken so far allow; may edit the step's options."""
+    levels: Levels = scheduler._levels
+    if levels.lowers_order and scheduler._step_index == len(levels.nodes) - 1:
+        if "lower_order_nums" in scheduler.__dict__:
+            scheduler.lower_order_nums = 0
+        else:  # the single-step solver's way to say it
+            scheduler.order_list[-1] = 1
+    if scheduler._row.own_order:
+        options["order"] = min(options.get("order", 4), len(scheduler.derivatives) + 1)
+    # PNDM counts calls, and takes the second for a repetition of the first step; in img2img there is no such call.
+    if scheduler._row.layout == "plms" and scheduler.counter == 0:
+        scheduler._first_node = levels.place(timestep)
+    elif scheduler._row.layout == "plms" and scheduler.counter == 1 and scheduler._first_node > 0:
+        scheduler.counter, scheduler.cur_sample = 2, None
+
+
+def init_noise_sigma(scheduler: Any, parents: Any) -> Any:
+    """Standard deviation of the start: unit data plus noise, which also holds where a schedule starts below t_max.
+
+    A tensor where the parent's value is one, since pipelines call its methods; else a float.
+    """
+    value = float((scheduler._levels.written["sigmas"][0] ** 2 + 1.0) ** 0.5)
+    return parents.new_tensor(value) if isinstance(parents, torch.Tensor) else value
+
+
+def add_noise(scheduler: Any, original_samples: Any, noise: Any, timesteps: Any) -> Any:
+    """`alpha x_0 + sigma noise` [B, ...] at nodes of the schedule; timesteps [B] or one for all.
+
+    (The parent indexes its training table, with integers.)
+    """
+    levels: Levels = scheduler._levels
+    nodes = [levels.place(t) for t in torch.as_tensor(timesteps).flatten()]
+    shape = (-1,) + (1,) * (original_samples.dim() - 1)
+    alpha, sigma = (
+        torch.from_numpy(x[nodes]).to(original_samples).reshape(shape) for x in (levels.alphas, levels.sigmas)
+    )
+    return alpha * original_samples + sigma * noise
+
+
+def _cogvideox_dpm_step(parent: Any, inherited: Any) -> Any:
+    """Its arguments stand in another order, and name two nodes."""
+
+    @functools.wraps(parent.step)
+    def step(
+        self: Any,
+        model_output: Any,
+        old_pred_original_sample: Any,
+        timestep: Any,
+        timestep_back: Any,
+        sample: Any,
+        *args: Any,
+        **options: Any,
+    ) -> Any:
+        row, seen = self._levels.shown(self, timestep)
+        back = None if timestep_back is None else self._levels.shown(self, timestep_back)[0]
+        view = self._view()  # the parent's step keeps nothing in the scheduler
+        view.__dict__.update(seen)
+        return parent.step(view, model_output, old_pred_original_sample, row, back, sample, *args, **options)
+
+    return step
+
+
+def _pndm_step(parent: Any, inherited: Any) -> Any:
+    """Where img2img begins at the node that stands twice, the second evaluation is of a sample one level on: dropped.
+
+    (A start at that node's second entry cannot be told from this one before the second call.)
+    """
+
+    @functools.wraps(parent.step)
+    def step(self: Any, model_output: Any, timestep: Any, sample: Any, return_dict: bool = True) -> Any:
+        if self.counter != 1 or self._levels.place(timestep) != self._first_node:
+            return inherited(self, model_output, timestep, sample, return_dict=return_dict)
+        self.counter, self.cur_sample = 2, None
+        return SchedulerOutput(prev_sample=sample) if return_dict else (sample,)
+
+    return step
+
+
+def _alpha_cumprod(parent: Any, inherited: Any) -> Any:
+    """Wuerstchen computes its levels from t, in float32 and clipped (so that the end is never clean)."""
+
+    @functools.wraps(parent._alpha_cumprod)
+    def alpha_cumprod(self: Any, t: Any, device: Any) -> Any:
+        levels = self._levels
+        places = [nearest(levels.written["timesteps"], x) for x in t.flatten()]
+        values = torch.from_numpy(levels.alphas[places] ** 2)
+        return values.to(device=device, dtype=torch.float32 if torch.device(device).type == "mps" else torch.float64)
+
+    return alpha_cumprod
+
+
+def _token_step(parent: Any, inherited: Any) -> Any:
+    """Where each token has its own timestep (LTX, SanaWM) the parent keeps the dtype of its sigmas, here float64."""
+
+    @functools.wraps(parent.step)
+    def step(self: Any, model_output: Any, timestep: Any, sample: Any, *args: Any, **options: Any) -> Any:
+        result = inherited(self, model_output, timestep, sample, *args, **options)
+        if options.get("per_token_timesteps") is None:
+            return result
+        wide = torch.promote_types(sample.dtype, torch.float32)  # as the parent has it with float32 sigmas
+        if isinstance(result, tuple):
+            return (result[0].to(wide), *result[1:])
+        result.prev_sample = result.prev_sample.to(wide)
+        return result
+
+    return step
+
+
+def _scale_noise(parent: Any, inherited: Any) -> Any:
+    """With `invert_sigmas` the parent takes the data's share for the noise's."""
+
+    @functools.wraps(parent.scale_noise)
+    def scale_noise(self: Any, sample: Any, timestep: Any, noise: Any = None) -> Any:
+        data, noise = (noise, sample) if self.config.invert_sigmas else (sample, noise)
+        return parent.scale_noise(self, data, timestep, noise)
+
+    return scale_noise
+
+
+_OWN_METHODS: Mapping[str, Mapping[str, Any]] = {
+    "CogVideoXDPMScheduler": {"step": _cogvideox_dpm_step},
+    "DDPMWuerstchenScheduler": {"_alpha_cumprod": _alpha_cumprod},
+    "FlowMatchEulerDiscreteScheduler": {"scale_noise": _scale_noise, "step": _token_step},
+    "FlowMatchLCMScheduler": {"scale_noise": _scale_noise},
+    "PNDMScheduler": {"step": _pndm_step},
+}
+"""Of the scheduled class of a name: each method made from the parent and from the `step` of every scheduled class."""

@@ -23,7 +23,7 @@ from bridge.fingerprint import NETWORKS
 from bridge.noise_of import noise_schedule_of
 from bridge.pipeline import ImageToImage, PipelineJobs
 from bridge.sampling import Level, converged
-from bridge.schedulers.installing import inner_pipelines
+from bridge.schedulers.install import inner_pipelines
 from bridge.schedulers.nonstationary import NonstationaryScheduler, conversion
 from bridge.tuning.coordinates import Table
 from hso_jax import solvers

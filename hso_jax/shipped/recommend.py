@@ -31,7 +31,7 @@ _ROUNDING = 1e-3  # of the shipped errors
 _AT_END = 1e-3  # in t: a training level
 
 
-class Before(NamedTuple):
+class CurrentSampling(NamedTuple):
     """What a pipeline samples with before anything is changed.
 
     Attributes:
@@ -75,7 +75,7 @@ class Recommendation:
     distilled: str | None = None
     told_by: str = ""
     usual: str = ""
-    before: Before | None = None
+    before: CurrentSampling | None = None
     loras: tuple[str, ...] = ()
 
     @property

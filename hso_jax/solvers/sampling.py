@@ -134,6 +134,8 @@ def find(name: str) -> Solver:
 
 def named(name: str) -> str | None:
     """The solver with that name, "nonstationary" among them; None where there is none."""
+    if name in SOLVERS:  # one that a user added, too
+        return name
     return next((_NAMES[key] for key in _keys(name) if key in _NAMES), None)
 
 

@@ -27,9 +27,8 @@ import pytest
 import torch
 
 from bridge import noise_schedule_of
-from bridge.schedulers.adapters import ROWS, SPACING_FLAGS
-from bridge.schedulers.plain import schedule_from_list
-from bridge.schedulers.scheduled import Installed, scheduled_class
+from bridge.schedulers.rows import ROWS, SPACING_FLAGS
+from bridge.schedulers.scheduled import Installed, schedule_from_list, scheduled_class
 from hso_jax.schedule import Schedule
 
 # "Class::test", or "::test" for every class -> why it cannot pass with a schedule installed.

@@ -13,7 +13,7 @@ from cases import FLOW, SD
 from mixture import MEANS, VARIANCES, Model, denoise
 
 from bridge import Level, NonstationaryScheduler, noise_schedule_of
-from bridge.schedulers.levels import end_timestep
+from bridge.schedulers.scheduled import end_timestep
 from hso_jax import Origin, Schedule, solvers
 from hso_jax.noise import NoiseSchedule, alpha_sigma
 

@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import importlib
+import inspect
+import json
 import math
+import re
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -11,11 +16,17 @@ import numpy as np
 import pytest
 import torch
 from cases import FLOW, SD, noise_of
+from diffusers import SchedulerMixin
 from diffusers.utils import is_torchsde_available
 
+import bridge
 from bridge import noise_schedule_of, with_schedule
-from bridge.schedulers.adapters import ROWS
-from hso_jax.noise import flux2_shift
+from bridge.schedulers.rows import INSTEAD, ROWS
+from hso_jax import from_config
+from hso_jax.baselines import baseline
+from hso_jax.noise import NoiseSchedule, flux2_shift
+from hso_jax.noise.families import BETA_RULES
+from hso_jax.noise.from_config import CLASSES, READERS, REFUSED
 from hso_jax.schedule import Schedule
 
 
@@ -25,11 +36,12 @@ def table_lams(scheduler: Any) -> np.ndarray:
     return 0.5 * np.log(bar / (1 - bar))
 
 
-OTHER = ("EDM", "FlowMatch", "Cosine", "DDPMWuerstchen", *(() if is_torchsde_available() else ("DPMSolverSDE",)))
-VP = [name for name in ROWS if not name.startswith(OTHER)]
+OF_VP = [name for name in ROWS if CLASSES[name].family == "vp"]
+if not is_torchsde_available():
+    OF_VP.remove("DPMSolverSDEScheduler")
 
 
-@pytest.mark.parametrize("name", VP)
+@pytest.mark.parametrize("name", OF_VP)
 @pytest.mark.parametrize(
     "config", [{}, SD, {"trained_betas": np.linspace(1e-4, 0.03, 1000).tolist()}], ids=["own", "sd", "betas"]
 )
@@ -55,7 +67,7 @@ def test_wuerstchens_clipped_cosine(scaler: float) -> None:
 
 @pytest.mark.skipif(not is_torchsde_available(), reason="CosineDPMSolverMultistepScheduler needs torchsde")
 @pytest.mark.parametrize("rule", ["exponential", "karras"])
-def test_stable_audios_sigmas_and_what_its_network_is_told(rule: str) -> None:
+def test_stable_audios_sigmas_and_timesteps(rule: str) -> None:
     scheduler = diffusers.CosineDPMSolverMultistepScheduler(sigma_schedule=rule)
     scheduler.set_timesteps(9)
     noise, t = noise_schedule_of(scheduler), np.linspace(1.0, 0.0, 9)
@@ -71,7 +83,7 @@ def test_zero_terminal_snr(name: str) -> None:
     np.testing.assert_allclose(noise.lam(np.arange(1, 1000) / 1000), table_lams(scheduler), atol=1e-3)
 
 
-def test_rules_only_diffusers_knows_and_tables_set_by_hand() -> None:
+def test_diffusers_own_rules_and_tables_set_by_hand() -> None:
     for scheduler in (
         diffusers.DDPMScheduler(beta_schedule="sigmoid"),
         diffusers.HeunDiscreteScheduler(beta_schedule="exp"),
@@ -85,11 +97,6 @@ def test_rules_only_diffusers_knows_and_tables_set_by_hand() -> None:
         noise_schedule_of(scheduler).lam(np.arange(1, 1001) / 1000), table_lams(scheduler), atol=1e-6
     )
     assert noise_schedule_of(diffusers.DDIMScheduler(**SD)).fingerprint() == noise_of("sd15").fingerprint()
-
-
-def test_float32_tables_have_the_presets_fingerprint() -> None:
-    for name in ("DDIMScheduler", "UniPCMultistepScheduler", "EulerDiscreteScheduler"):
-        assert noise_schedule_of(getattr(diffusers, name)(**SD)).fingerprint() == noise_of("sd15").fingerprint()
 
 
 def test_flow() -> None:
@@ -172,3 +179,333 @@ def test_pipelines_installed_schedulers_and_other_things() -> None:
         noise_schedule_of(3)
     with pytest.raises(ValueError, match=r"IPNDMScheduler is not supported: .*; use PNDMScheduler or"):
         noise_schedule_of(diffusers.IPNDMScheduler())
+
+
+NEED = {
+    "AmusedScheduler": {"mask_token_id": 7},
+    "RFD4ProteinaScheduler": {"schedule_mode": "log", "noise_mode": "1/t", "tsr_k": 1.0, "tsr_sigma": 1.0},
+    "VQDiffusionScheduler": {"num_vec_classes": 7},
+}
+WAN_S_OWN = {"FlowDPMSolverMultistepScheduler", "FlowUniPCMultistepScheduler"}  # in no version of diffusers
+
+
+def _every_class() -> dict[str, type]:
+    """The scheduler classes of the whole package, its pipelines and what is deprecated included."""
+    root, found = Path(diffusers.__file__).parent, {}
+    for file in root.rglob("*.py"):
+        if names := re.findall(r"^class (\w*Scheduler)\(.*SchedulerMixin", file.read_text(), re.M):
+            module = importlib.import_module(".".join(["diffusers", *file.relative_to(root).with_suffix("").parts]))
+            found.update({name: getattr(module, name) for name in names})
+    return found
+
+
+EVERY = _every_class()
+if not is_torchsde_available():
+    for needs in ("DPMSolverSDEScheduler", "CosineDPMSolverMultistepScheduler"):
+        EVERY.pop(needs)
+
+
+def by_both(scheduler: Any) -> list[NoiseSchedule | str]:
+    """What the two doors make of a scheduler: of the config that it saves, and of itself."""
+    found: list[NoiseSchedule | str] = []
+    for door, given in ((from_config, json.loads(scheduler.to_json_string())), (noise_schedule_of, scheduler)):
+        try:
+            found.append(door(given))  # type: ignore[operator]
+        except ValueError as error:
+            found.append(str(error))
+    return found
+
+
+def test_every_class_is_in_one_table() -> None:
+    assert len(EVERY) > 50
+    assert set(EVERY) <= set(CLASSES) | set(REFUSED) and not set(CLASSES) & set(REFUSED)
+    assert set(CLASSES) <= set(ROWS) | set(INSTEAD) | WAN_S_OWN
+    assert all(issubclass(cls, SchedulerMixin) for cls in EVERY.values())
+
+
+@pytest.mark.parametrize("name", EVERY)
+def test_both_doors_say_the_same(name: str) -> None:
+    by_path, at_hand = by_both(EVERY[name](**NEED.get(name, {})))
+    if name in REFUSED:
+        assert by_path == at_hand == f"{name} is not supported: {REFUSED[name]}"
+    else:
+        assert isinstance(by_path, NoiseSchedule) and isinstance(at_hand, NoiseSchedule)
+        assert by_path.fingerprint() == at_hand.fingerprint() and by_path.prediction == at_hand.prediction
+
+
+def lams(scheduler: Any) -> np.ndarray:
+    bar = scheduler.alphas_cumprod.double().numpy()
+    return np.asarray(0.5 * np.log(bar / (1 - bar)))
+
+
+READ_AS_VP = [name for name in EVERY if name in CLASSES and CLASSES[name].family == "vp"]
+
+
+@pytest.mark.parametrize("rule", [*BETA_RULES, "cosine"])
+@pytest.mark.parametrize("name", READ_AS_VP)
+def test_each_class_knows_its_beta_rules(name: str, rule: str) -> None:
+    config = {"beta_schedule": rule}
+    try:
+        scheduler = EVERY[name](**config)
+    except (NotImplementedError, ValueError):
+        with pytest.raises(ValueError, match=f"{name}: beta_schedule is '{rule}'; use one of"):
+            from_config({**config, "_class_name": name})
+        return
+    noise = from_config({**config, "_class_name": name})
+    t = np.arange(1, 1001) / 1000
+    np.testing.assert_allclose(noise.lam(t), lams(scheduler), atol=2e-3)
+    assert noise_schedule_of(scheduler).fingerprint() == noise.fingerprint()
+
+
+# Keys and values as configs have them; each class takes those that it knows.
+OFTEN: dict[str, dict[str, Any]] = {
+    "rescaled": {**SD, "rescale_betas_zero_snr": True, "prediction_type": "v_prediction"},
+    "trained": {"trained_betas": np.linspace(1e-4, 0.03, 1000)},
+    "few levels": {**SD, "num_train_timesteps": 100},
+    "SNR shift": {**SD, "snr_shift_scale": 2.0, "rescale_betas_zero_snr": True},
+    "clipped": {**SD, "clip_sample": True, "thresholding": True, "sample_max_value": 3.0},
+    "spaced": {**SD, "use_karras_sigmas": True, "timestep_spacing": "trailing", "steps_offset": 1},
+    "flow": {"use_flow_sigmas": True, "prediction_type": "flow_prediction", "flow_shift": 3.0, "shift": 3.0},
+    "stretched": {"use_flow_sigmas": True, "prediction_type": "flow_prediction", "shift_terminal": 0.1, "shift": 2.0},
+    "from data to noise": {"invert_sigmas": True, "shift": 2.0},
+    "dynamic": {"use_flow_sigmas": True, "prediction_type": "flow_prediction", "use_dynamic_shifting": True},
+    "EDM": {"sigma_min": 0.01, "sigma_max": 50.0, "sigma_data": 1.0, "rho": 5.0, "interpolation_type": "log_linear"},
+    "SVD": {
+        **SD,
+        "timestep_type": "continuous",
+        "prediction_type": "v_prediction",
+        "sigma_min": 0.002,
+        "sigma_max": 700.0,
+        "sigma_data": 1.0,
+    },
+}
+
+
+@pytest.mark.parametrize("case", OFTEN)
+@pytest.mark.parametrize("name", [name for name in EVERY if name in CLASSES])
+def test_both_doors_read_what_configs_often_say(name: str, case: str) -> None:
+    known = inspect.signature(EVERY[name].__init__).parameters
+    given = {key: value for key, value in OFTEN[case].items() if key in known}
+    if name == "UnCLIPScheduler":  # it knows one rule
+        given.pop("beta_schedule", None)
+    by_path, at_hand = by_both(EVERY[name](**given))
+    if isinstance(by_path, str) or isinstance(at_hand, str):
+        assert by_path == at_hand
+    else:
+        assert by_path.fingerprint() == at_hand.fingerprint() and by_path.prediction == at_hand.prediction
+
+
+def test_a_derived_class_is_read_as_its_parent() -> None:
+    class Mine(diffusers.DDIMScheduler):  # type: ignore[misc]
+        pass
+
+    assert noise_schedule_of(Mine(**SD)).fingerprint() == noise_schedule_of(diffusers.DDIMScheduler(**SD)).fingerprint()
+
+
+def test_a_shift_set_by_hand_is_read() -> None:
+    scheduler = diffusers.FlowMatchEulerDiscreteScheduler(shift=3.0)
+    scheduler.set_shift(7.0)
+    assert noise_schedule_of(scheduler).ksigma(0.5) == pytest.approx(7.0)
+
+
+@pytest.mark.parametrize("name", sorted(WAN_S_OWN))
+def test_wan_s_and_hidream_s_own_classes(name: str) -> None:
+    noise = from_config({"_class_name": name, "shift": 3.0, "prediction_type": "flow_prediction"})
+    assert noise.kind == "flow" and noise.ksigma(0.5) == pytest.approx(3.0)
+
+
+V = {**SD, "prediction_type": "v_prediction", "snr_shift_scale": 1.0}
+# What a config of the model says, as its JSON file does.
+MODELS: dict[str, tuple[str, dict[str, Any]]] = {
+    "rescale_betas_zero_snr": ("EulerDiscreteScheduler", {**V, "rescale_betas_zero_snr": True}),
+    "snr_shift_scale": ("CogVideoXDDIMScheduler", {**V, "snr_shift_scale": 3.0}),
+    "timestep_type": (
+        "EulerDiscreteScheduler",
+        {**V, "timestep_type": "continuous", "sigma_min": 0.002, "sigma_max": 700.0},
+    ),
+}
+DATA_STD = 0.5
+STEPS = 200
+OPTIONS = {"skip_prk_steps": True, "clip_sample": False}
+
+
+def made_from(name: str, key: str) -> Any:
+    """A scheduler of the class `name` from the config of a model that has `key`."""
+    cls = getattr(diffusers, name)
+    known = inspect.signature(cls.__init__).parameters
+    return cls.from_config(MODELS[key][1], **{k: v for k, v in OPTIONS.items() if k in known})
+
+
+def predicted_v(noise: Any, z: torch.Tensor, timestep: float) -> torch.Tensor:
+    """What a perfect network of data N(0, DATA_STD^2) says, told a timestep, of a sample scaled as VP."""
+    if noise.kind == "ve":
+        k = np.exp(4.0 * timestep)
+    else:  # beyond the last level but one the model of zero terminal SNR sees noise alone
+        t = (timestep + 1.0) / noise.num_train_timesteps
+        k = np.inf if noise.zero_terminal_snr and t > 1.0 - 1e-6 else float(noise.ksigma(t))
+    alpha, sigma = 1.0 / np.hypot(1.0, k), 1.0 if np.isinf(k) else k / np.hypot(1.0, k)
+    return z * (alpha * sigma * (1.0 - DATA_STD**2) / (alpha**2 * DATA_STD**2 + sigma**2))
+
+
+IGNORING = [(name, key) for key in MODELS for name in OF_VP if key not in CLASSES[name].reads]
+
+
+@pytest.mark.parametrize(("name", "key"), IGNORING)
+def test_ignored_keys_describe_the_model_by_both_doors(name: str, key: str) -> None:
+    origin, config = MODELS[key]
+    model, t = from_config({**config, "_class_name": origin}), np.linspace(0.05, 0.95, 9)
+    for read in (bridge.noise_schedule_of(made_from(name, key)), from_config({**config, "_class_name": name})):
+        assert (read.kind, read.prediction) == (model.kind, model.prediction)
+        np.testing.assert_allclose(read.lam(t), model.lam(t), atol=1e-12)
+
+
+def refused(name: str, key: str) -> bool:
+    """Its steps go by its own training table, which is another model's."""
+    return ROWS[name].layout == "grid" or (key == "timestep_type" and ROWS[name].layout in ("table", "plms"))
+
+
+@pytest.mark.parametrize(("name", "key"), [x for x in IGNORING if refused(*x)])
+def test_a_class_of_other_levels_is_refused(name: str, key: str) -> None:
+    scheduler = made_from(name, key)
+    schedule = baseline("karras", bridge.noise_schedule_of(scheduler), 6)
+    with pytest.raises(ValueError, match=f"{name} ignores {key} of its config.*use {READERS[key]}.from_config"):
+        bridge.with_schedule(scheduler, schedule)
+
+
+@pytest.mark.parametrize(("name", "key"), [x for x in IGNORING if not refused(*x)])
+def test_the_others_sample_right_and_warn(name: str, key: str) -> None:
+    scheduler, steps = made_from(name, key), 50 if name == "DPMSolverSDEScheduler" else STEPS
+    noise = bridge.noise_schedule_of(scheduler)
+    with pytest.warns(UserWarning, match=f"{name} ignores {key} of its config"):
+        installed = bridge.with_schedule(scheduler, baseline("karras", noise, steps))
+    installed.set_timesteps(steps)
+    draws = torch.Generator().manual_seed(0)
+    sample = torch.randn(4000, 1, 1, 1, generator=draws, dtype=torch.float64) * installed.init_noise_sigma
+    seeded = {"generator": draws} if "generator" in inspect.signature(installed.step).parameters else {}
+    for timestep in installed.timesteps:
+        seen = installed.scale_model_input(sample, timestep)
+        sample = installed.step(predicted_v(noise, seen, float(timestep)), timestep, sample, **seeded).prev_sample
+    assert float(sample.std()) == pytest.approx(DATA_STD, rel=0.06)
+
+
+KEYED = [name for name in ROWS if name != "DPMSolverSDEScheduler" or is_torchsde_available()]
+
+
+@pytest.mark.parametrize("name", KEYED)
+@pytest.mark.parametrize("key", READERS)
+def test_the_table_says_what_diffusers_classes_read(name: str, key: str) -> None:
+    known = inspect.signature(getattr(diffusers, name).__init__).parameters
+    assert (key in CLASSES[name].reads) == (key in known)
+    for default, parameter in zip(CLASSES[name].betas, ("beta_start", "beta_end", "beta_schedule"), strict=True):
+        assert parameter not in known or known[parameter].default == default
+
+
+FLOW_KEYS = {"prediction_type": "flow_prediction", "use_flow_sigmas": True}
+CONTRADICTIONS = {
+    "flow in VP": ("UniPCMultistepScheduler", {"shift": 3.0}, "shift is 3.0, .* a flow model's"),
+    "flow in DDIM": ("DDIMScheduler", {"base_shift": 0.5}, "base_shift is 0.5, .* a flow model's"),
+    "EDM in VP": ("EulerDiscreteScheduler", {"sigma_data": 0.5}, "sigma_data is 0.5, .*EDMEulerScheduler"),
+    "Wuerstchen in VP": ("DDPMScheduler", {"scaler": 1.0}, "scaler is 1.0, .*DDPMWuerstchenScheduler"),
+    "VP in flow": ("FlowMatchEulerDiscreteScheduler", SD, "beta_schedule is .*, .*UniPCMultistepScheduler"),
+    "VP in EDM": ("EDMEulerScheduler", SD, "beta_schedule is .*, .*UniPCMultistepScheduler"),
+    "flow in EDM": ("EDMEulerScheduler", FLOW_KEYS, "use_flow_sigmas is True, .*FlowMatchEulerDiscreteScheduler"),
+    "SVD in EDM": ("EDMEulerScheduler", MODELS["timestep_type"][1], r"EDMEulerScheduler.from_config\(.*sigma_data=1.0"),
+}
+
+
+@pytest.mark.parametrize("case", CONTRADICTIONS)
+def test_another_familys_config_is_refused_by_both_doors(case: str) -> None:
+    name, config, match = CONTRADICTIONS[case]
+    messages = []
+    for door, given in (
+        (from_config, {**config, "_class_name": name}),
+        (bridge.noise_schedule_of, getattr(diffusers, name).from_config(config)),
+    ):
+        with pytest.raises(ValueError, match=match) as caught:
+            door(given)  # type: ignore[operator]
+        messages.append(str(caught.value))
+    assert messages[0] == messages[1]
+
+
+@pytest.mark.parametrize(
+    ("name", "config", "match"),
+    [
+        ("EulerDiscreteScheduler", {"use_flow_sigmas": True}, "ignores use_flow_sigmas .*use UniPCMultistepScheduler"),
+        ("DDIMScheduler", {"use_flow_sigmas": True}, "ignores use_flow_sigmas .*use UniPCMultistepScheduler"),
+        ("FlowMatchHeunDiscreteScheduler", {"invert_sigmas": True}, "ignores invert_sigmas .*use FlowMatchEuler"),
+        ("UniPCMultistepScheduler", {**FLOW_KEYS, "invert_sigmas": True}, "ignores invert_sigmas .*use FlowMatchEuler"),
+    ],
+)
+def test_flow_models_need_a_class_that_knows_them(name: str, config: dict[str, Any], match: str) -> None:
+    scheduler = getattr(diffusers, name).from_config(config)
+    with pytest.raises(ValueError, match=match):
+        bridge.with_schedule(scheduler, baseline("trailing", bridge.noise_schedule_of(scheduler), 4))
+
+
+@pytest.mark.parametrize(
+    ("name", "config"),
+    [
+        ("FlowMatchEulerDiscreteScheduler", {**FLOW_KEYS, **SD, "flow_shift": 3.0}),
+        ("FlowMatchHeunDiscreteScheduler", {"flow_shift": 3.0}),
+        ("UniPCMultistepScheduler", {**FLOW_KEYS, "shift": 3.0}),
+    ],
+)
+def test_a_shift_under_the_other_class_s_name(name: str, config: dict[str, Any]) -> None:
+    scheduler = getattr(diffusers, name).from_config(config)
+    for noise in (bridge.noise_schedule_of(scheduler), from_config({**config, "_class_name": name})):
+        assert noise.sigma(0.5) == pytest.approx(0.75)  # 3 s / (1 + 2 s)
+
+
+SOLVERS = [
+    ("DDIMScheduler", {}, "ddim"),
+    ("EulerDiscreteScheduler", {}, "ddim"),
+    ("FlowMatchEulerDiscreteScheduler", {}, "ddim"),
+    ("UniPCMultistepScheduler", {}, "unipc-2"),
+    ("UniPCMultistepScheduler", {"solver_order": 3}, "unipc-3"),
+    ("UniPCMultistepScheduler", {"solver_type": "bh1"}, "unipc-2-bh1"),
+    ("DPMSolverMultistepScheduler", {}, "dpmpp-2m"),
+    ("DPMSolverMultistepScheduler", {"solver_order": 3}, "dpmpp-3m"),
+    ("DPMSolverMultistepScheduler", {"solver_order": 1}, "ddim"),
+    ("HeunDiscreteScheduler", {}, "heun"),
+    ("FlowMatchHeunDiscreteScheduler", {}, "heun-flow"),
+]
+
+
+@pytest.mark.parametrize(("kind", "config", "name"), SOLVERS)
+def test_solver_of_a_scheduler(kind: str, config: dict, name: str) -> None:
+    scheduler = getattr(diffusers, kind)(**config)
+    assert bridge.solver_of(scheduler) == name
+    schedule = Schedule.from_t(bridge.noise_schedule_of(scheduler), [0.9, 0.5, 0.2])
+    assert bridge.solver_of(bridge.with_schedule(scheduler, schedule)) == name
+
+
+@pytest.mark.parametrize(
+    ("kind", "config"),
+    [
+        ("EulerAncestralDiscreteScheduler", {}),
+        ("DEISMultistepScheduler", {}),
+        ("DPMSolverMultistepScheduler", {"algorithm_type": "sde-dpmsolver++"}),
+    ],
+)
+def test_other_solvers_are_refused_by_name(kind: str, config: dict) -> None:
+    with pytest.raises(ValueError, match=f"{kind}.*pass solver= ddim, dpmpp-2m"):
+        bridge.solver_of(getattr(diffusers, kind)(**config))
+
+
+def test_the_zoo_answers_for_the_pipelines_solver() -> None:
+    betas = {"beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.012}
+    pipe = SimpleNamespace(scheduler=diffusers.UniPCMultistepScheduler(**betas, solver_order=3))
+    schedule = bridge.optimize_pipeline(pipe, 6, method="zoo", guidance=7.5)
+    assert (schedule.solver, schedule.guidance, schedule.method) == ("unipc-3", 7.5, "solver-error")
+    pipe.scheduler.set_timesteps(6)
+    assert bridge.schedule_of(pipe.scheduler).t.tolist() == schedule.t.tolist()
+
+
+def test_a_table_that_ends_at_pure_noise() -> None:
+    scheduler = diffusers.DDIMScheduler(**SD)
+    table = torch.linspace(0.999, 0.01, 1000)
+    scheduler.alphas_cumprod = table.clone()
+    assert not noise_schedule_of(scheduler).zero_terminal_snr
+    scheduler.alphas_cumprod = torch.cat([table[:-1], torch.tensor([2.0**-24])])
+    noise = noise_schedule_of(scheduler)
+    assert noise.zero_terminal_snr and noise.noise_end == -np.inf

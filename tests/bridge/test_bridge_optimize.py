@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import json
 import re
 import time
@@ -17,6 +16,7 @@ import torch
 from cases import SD, noise_of
 from pipelines import family_of
 
+import bridge
 from bridge import (
     install,
     noise_schedule_of,
@@ -27,9 +27,8 @@ from bridge import (
     without_schedule,
 )
 from bridge import noise_of as noise_of_module
-from bridge.guidance import usual_guidance
 from bridge.noise_of import adds_noise
-from bridge.optimize import _progress
+from bridge.recommending import _progress, usual_guidance
 from hso_jax import SolverError, zoo
 from hso_jax.bilevel import Effort
 from hso_jax.noise import NoiseSchedule
@@ -47,7 +46,7 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
         calls.append({"noise": noise, "nfe": nfe, "layout": layout, **options})
         return Schedule.from_t(noise, np.linspace(0.95, 0.05, nfe + (layout == "interval")), layout=layout)
 
-    monkeypatch.setattr("bridge.optimize.search", search)
+    monkeypatch.setattr("bridge.recommending.search", search)
     return calls
 
 
@@ -107,29 +106,64 @@ def test_a_failure_leaves_the_pipeline_as_it_was(asked: list[dict[str, Any]]) ->
         ("FluxPipeline", 1.0, "the pipeline's default true_cfg_scale"),
     ],
 )
-def test_the_zoo_is_asked_for_the_pipelines_guidance_and_says_so(
+def test_the_zoo_answers_for_the_pipelines_guidance(
     cls: str, weight: float, why: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    pipe = family_of(cls).build()
+    pipe = family_of(cls).shared()
     schedule = optimize_pipeline(pipe, 6, method="zoo")
-    said = capsys.readouterr().err
     assert schedule.guidance == weight
-    for part in (cls, "N = 6", f"solver {schedule.solver}", f"guidance {weight:g} ({why})", "num_inference_steps=6"):
-        assert part in said
+    said = capsys.readouterr().err
+    assert f"6 steps of {schedule.solver}, levels: solver-error, for guidance {weight:g} ({why})\n" in said
     assert optimize_pipeline(pipe, 6, method="zoo", guidance=1.0).guidance == 1.0
     assert "guidance 1 (as asked)" in capsys.readouterr().err
 
 
 def test_the_search_on_the_solver_s_error_too(asked: list[dict[str, Any]], capsys: pytest.CaptureFixture[str]) -> None:
-    pipe = family_of("StableDiffusionPipeline").build()
+    pipe = family_of("StableDiffusionPipeline").shared()
     optimize_pipeline(pipe, 4, method="solver-error")
     assert asked[0]["method"].guidance == 7.5
     optimize_pipeline(pipe, 4, method="hso")
     assert asked[1]["method"] == "hso"
-    assert "N = 4, any solver, any guidance" in capsys.readouterr().err
+    assert "4 steps of ddim, levels: custom, for any guidance" in capsys.readouterr().err
     profile = Profile((1.0,), 2.0, 4)
     optimize_pipeline(pipe, 4, method="solver-error", profile=profile)
     assert asked[2]["method"].profile is profile and asked[2]["method"].guidance == 7.5
+
+
+@pytest.mark.parametrize(
+    ("cls", "options", "lines"),
+    [
+        (
+            "StableDiffusionXLPipeline",
+            {},
+            "before: EulerDiscreteScheduler, levels: linspace\n"
+            "now:    6 steps of nonstationary, levels: solver-error, for guidance 5 (the pipeline's default "
+            "guidance_scale); predicted error: lower than before\n"
+            "call:   pipe(..., num_inference_steps=6)\n"
+            "undo:   pipe.scheduler = bridge.without_schedule(pipe.scheduler)\n",
+        ),
+        (
+            "PixArtAlphaPipeline",
+            {"method": "zoo", "guidance": 1.0},
+            "before: DPMSolverMultistepScheduler, levels: sgm-uniform\n"
+            "now:    6 steps of dpmpp-2m, levels: solver-error, for guidance 1 (as asked)\n"
+            "call:   pipe(..., num_inference_steps=6)\n"
+            "undo:   pipe.scheduler = bridge.without_schedule(pipe.scheduler)\n",
+        ),
+    ],
+)
+def test_four_lines_say_what_was_done(
+    cls: str, options: dict[str, Any], lines: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pipe = family_of(cls).build()
+    plain = pipe.scheduler
+    optimize_pipeline(pipe, 6, **options)
+    said = capsys.readouterr().err
+    assert said == f"{cls}\n{lines}"
+    exec(said.partition("undo:   ")[2], {"pipe": pipe, "bridge": bridge})
+    assert type(pipe.scheduler) is type(plain)
+    now, then = ({k: v for k, v in x.config.items() if k[0] != "_"} for x in (pipe.scheduler, plain))
+    assert now == then
 
 
 class Called(SimpleNamespace):
@@ -160,6 +194,7 @@ def network(**config: Any) -> Any:
         (Called(unet=network(time_cond_proj_dim=256)), 1.0, "an input of the network"),
         (Called(transformer=network(guidance_embeds=True)), 1.0, "an input of the network"),
         (Called(transformer=network(guidance_embeds=False)), 1.0, "an input of the network"),
+        (Turbo(), 1.0, "the pipeline's default guidance_scale"),  # 0 is without guidance, whose weight is 1
         (Silent(), 1.0, "names no weight"),
         (SimpleNamespace(), 1.0, "names no weight"),
         (ZImagePipeline(), 5.0, "default guidance_scale"),  # cond + 4 (cond - uncond)
@@ -171,28 +206,20 @@ def test_usual_guidance(pipe: Any, weight: float, why: str) -> None:
     assert found == weight and why in reason
 
 
-def test_a_weight_that_is_not_shipped_becomes_the_nearest(capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize("method", ["zoo", "recommend"])
+def test_an_unshipped_weight_becomes_the_nearest(method: str, capsys: pytest.CaptureFixture[str]) -> None:
     pipe = Called(scheduler=diffusers.DDIMScheduler(**SD))
-    assert optimize_pipeline(pipe, 5, method="zoo").guidance == 7.5
+    assert optimize_pipeline(pipe, 5, method=method).guidance == 7.5
     assert "guidance 7.5 (shipped; the nearest to 9, the pipeline's default guidance_scale)" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_with_the_real_search() -> None:
     pipe = SimpleNamespace(scheduler=diffusers.DPMSolverMultistepScheduler(**SD))
     schedule = optimize_pipeline(pipe, 4, method="hso", effort=Effort(population=8, generations=2))
     pipe.scheduler.set_timesteps(4)
     assert pipe.scheduler.timesteps.tolist() == np.float32(schedule.timesteps).tolist()
     assert schedule.method == "hso"
-
-
-def test_a_weight_below_1_is_no_guidance_at_all() -> None:
-    """Turbo pipelines say 0 for it; the weight of the class itself is 1."""
-    assert usual_guidance(Turbo()) == (1.0, "the pipeline's default guidance_scale")
-
-
-@functools.cache
-def stable_diffusion() -> Any:
-    return family_of("StableDiffusionPipeline").build()
 
 
 def latents(pipe: Any) -> np.ndarray:
@@ -224,11 +251,11 @@ DOORS: dict[str, Callable[[Any, str], Any]] = {
     ("has", "asked", "cls", "config", "door"),
     [*((*row, "zoo") for row in SWITCHED), *((*SWITCHED[0], d) for d in list(DOORS)[1:])],
 )
-def test_the_solver_that_is_asked_for_takes_the_steps(
+def test_the_requested_solver_takes_the_steps(
     has: str, asked: str, cls: str, config: dict[str, Any], door: str
 ) -> None:
     """The samples are those of diffusers' own class for the solver, at the same nodes."""
-    pipe = stable_diffusion()
+    pipe = family_of("StableDiffusionPipeline").shared()
     clips = {"clip_sample": False} if "clip_sample" in config else {}  # as DDIM clips, the noise keeps its direction
     pipe.scheduler = getattr(diffusers, has)(**SD, **clips)
     DOORS[door](pipe, asked)
@@ -252,7 +279,7 @@ ANCESTRAL = [
 
 
 @pytest.mark.parametrize(("cls", "config"), ANCESTRAL)
-def test_a_sampler_that_adds_noise_is_not_replaced_without_a_word(cls: str, config: dict[str, Any]) -> None:
+def test_replacing_a_noisy_sampler_warns(cls: str, config: dict[str, Any]) -> None:
     plain = getattr(diffusers, cls)(**SD, **config)
     assert adds_noise(plain)
     if cls in ("LCMScheduler", "TCDScheduler"):
@@ -279,7 +306,7 @@ def test_others_are_not_said_to_add_noise(cls: str, config: dict[str, Any]) -> N
     assert not adds_noise(getattr(diffusers, cls).from_config({**SD, **config}))
 
 
-def test_a_flow_sampler_that_adds_noise_is_none_of_the_known_solvers() -> None:
+def test_a_noisy_flow_sampler_has_no_known_solver() -> None:
     scheduler = diffusers.FlowMatchEulerDiscreteScheduler(shift=3.0, stochastic_sampling=True)
     assert adds_noise(scheduler)
     with pytest.raises(ValueError, match="none of the solvers"):
@@ -288,7 +315,7 @@ def test_a_flow_sampler_that_adds_noise_is_none_of_the_known_solvers() -> None:
         with_schedule(scheduler, zoo("sd3-medium", 6, "ddim"))
 
 
-def test_the_scheduler_s_own_solver_stays_in_its_class() -> None:
+def test_its_own_solver_stays_in_its_class() -> None:
     for cls, solver in (("EulerDiscreteScheduler", "ddim"), ("DPMSolverMultistepScheduler", "dpmpp-2m")):
         plain = getattr(diffusers, cls)(**SD)
         assert type(with_schedule(plain, zoo("sd15", 6, solver))).__name__ == cls
@@ -304,7 +331,7 @@ def test_the_scheduler_s_own_solver_stays_in_its_class() -> None:
         ("FlowMatchEulerDiscreteScheduler", {"shift": 3.0}, "heun", None),
     ],
 )
-def test_heun_is_refused_before_any_search_with_a_way_that_works(
+def test_heun_is_refused_before_any_search(
     asked: list[dict[str, Any]], cls: str, config: dict[str, Any], solver: str, way: str | None
 ) -> None:
     pipe = Called(scheduler=getattr(diffusers, cls)(**config))
@@ -362,7 +389,7 @@ def test_what_cannot_be_done_names_the_cure(pipe: Any, nfe: Any, options: dict[s
     ],
 )
 @pytest.mark.filterwarnings("ignore:the schedule is for solver")
-def test_what_is_not_shipped_is_searched_and_said_from_the_start(
+def test_what_is_not_shipped_is_searched(
     asked: list[dict[str, Any]], capsys: pytest.CaptureFixture[str], cls: str, config: dict, nfe: int, solver: str
 ) -> None:
     pipe = Called(scheduler=getattr(diffusers, cls)(**config))
@@ -373,10 +400,8 @@ def test_what_is_not_shipped_is_searched_and_said_from_the_start(
     assert said[1].startswith(f"searching nodes for N = {nfe}, solver {solver}")
 
 
-def test_a_long_search_says_how_long_it_has_run(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    monkeypatch.setattr("bridge.optimize._EVERY", 0.02)
+def test_a_long_search_reports_its_time(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr("bridge.recommending._EVERY", 0.02)
     with _progress("searching"):
         time.sleep(0.2)
     first, *more = capsys.readouterr().err.splitlines()

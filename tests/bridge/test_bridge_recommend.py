@@ -15,10 +15,10 @@ from pipelines import family_of
 
 import bridge
 import hso_jax
-from bridge.at_hand import distillation_of, rule_of
-from bridge.guidance import guidance_call, usual_guidance
-from hso_jax.noise import edm, flow, preset
-from hso_jax.shipped.recommend import OWN, Before
+from bridge.recommending import active_loras, distillation_of, guidance_call, rule_of, usual_guidance
+from hso_jax import SolverError
+from hso_jax.bilevel import Effort
+from hso_jax.shipped.recommend import OWN, CurrentSampling
 
 LEADING = {**SD, "timestep_spacing": "leading", "steps_offset": 1}
 DYNAMIC = {"use_dynamic_shifting": True, "base_shift": 0.5, "max_shift": 1.15}
@@ -49,6 +49,8 @@ def pipeline(scheduler: Any, name: str = "Pipeline", guidance: float = 5.0, **pa
         (lambda: diffusers.FlowMatchEulerDiscreteScheduler(shift=3.0), "FluxPipeline", "trailing"),
         (lambda: diffusers.FlowMatchEulerDiscreteScheduler(shift=3.0), "StableDiffusion3Pipeline", "linspace"),
         (lambda: diffusers.FlowMatchEulerDiscreteScheduler(**DYNAMIC), "FluxPipeline", "trailing"),
+        (lambda: diffusers.EDMEulerScheduler(), "Pipeline", "karras"),
+        (lambda: diffusers.EDMEulerScheduler(sigma_schedule="exponential"), "Pipeline", "uniform-lam"),
         (lambda: diffusers.DPMSolverMultistepScheduler(**LEADING), "Pipeline", "its own"),  # spaced for N + 1 steps
         (lambda: diffusers.HeunDiscreteScheduler(**SD), "Pipeline", "its own"),  # every inner node twice
     ],
@@ -90,7 +92,7 @@ def test_embedded_guidance_is_none() -> None:
     assert found.error == pytest.approx(hso_jax.recommend("flux-dev", 6).error)
 
 
-def test_the_solver_is_kept_where_it_is_asked_for() -> None:
+def test_a_requested_solver_is_kept() -> None:
     pipe = pipeline(diffusers.UniPCMultistepScheduler(**SD, solver_order=3))
     kept = bridge.recommend(pipe, 6, solver=bridge.solver_of(pipe.scheduler))
     assert kept.solver == "unipc-3" and kept.gain > 0 and "Switching to" in kept.reason
@@ -98,7 +100,7 @@ def test_the_solver_is_kept_where_it_is_asked_for() -> None:
 
 def test_solvers_that_are_not_known_are_named() -> None:
     found = bridge.recommend(pipeline(diffusers.EulerAncestralDiscreteScheduler(**SD)), 6)
-    assert found.before == Before("EulerAncestralDiscreteScheduler", "linspace", None)
+    assert found.before == CurrentSampling("EulerAncestralDiscreteScheduler", "linspace", None)
     assert "EulerAncestralDiscreteScheduler" in found.reason
 
 
@@ -166,12 +168,18 @@ def test_distilled_models_keep_their_own(pipe: Any, kind: str, how: str, capsys:
     assert pipe.scheduler is before and "left as it is" in capsys.readouterr().err
 
 
-def test_other_loras_are_none_and_inactive_ones_do_not_count() -> None:
+def test_a_lora_without_a_telling_name_is_noted(capsys: pytest.CaptureFixture[str]) -> None:
+    unet = SimpleNamespace(config={}, peft_config={"style": None}, active_adapters=lambda: ["style"])
+    bridge.optimize_pipeline(pipeline(diffusers.DDIMScheduler(**SD), unet=unet), 6, guidance=7.5)
+    assert "note:   a LoRA is active (style)" in capsys.readouterr().err
+
+
+def test_inactive_loras_do_not_count() -> None:
     unet = SimpleNamespace(config={}, peft_config={"style": None, "lcm": None}, active_adapters=lambda: ["style"])
     assert distillation_of(pipeline(diffusers.DDIMScheduler(**SD), unet=unet)) is None
 
 
-def test_few_steps_without_guidance_are_a_distilled_model_s() -> None:
+def test_few_steps_without_guidance_mean_distilled() -> None:
     pipe = pipeline(diffusers.EulerDiscreteScheduler(**SD))
     assert bridge.recommend(pipe, 4, guidance=0.0).distilled == "few-step"
     assert bridge.recommend(pipe, 4, guidance=1.0, distilled=False).distilled is None
@@ -179,32 +187,16 @@ def test_few_steps_without_guidance_are_a_distilled_model_s() -> None:
 
 @pytest.mark.parametrize("family", ["StableDiffusionXLPipeline", "StableDiffusion3Pipeline", "FluxPipeline"])
 def test_optimize_pipeline_installs_it(family: str, capsys: pytest.CaptureFixture[str]) -> None:
-    pipe = family_of(family).build()
+    pipe = family_of(family).shared()
     best = bridge.recommend(pipe, 6)
     schedule = bridge.optimize_pipeline(pipe, 6)
     assert schedule == best.schedule
     said = capsys.readouterr().err
-    assert family in said and "N = 6" in said and best.reason in said and "num_inference_steps=6" in said
+    assert said.startswith(f"{family}\nbefore: ") and f"now:    6 steps of {best.solver}, " in said
     np.testing.assert_allclose(bridge.schedule_of(pipe).timesteps, schedule.timesteps)
-    assert bridge.recommend(pipe, 6).before == Before("nonstationary", "solver-error", best.error)
-
-
-def test_a_known_solver_is_installed_in_its_own_class_or_as_coefficients() -> None:
-    own = pipeline(diffusers.DPMSolverMultistepScheduler(**SD))
-    bridge.optimize_pipeline(own, 6, solver="dpmpp-2m")
-    assert type(own.scheduler).__name__ == "DPMSolverMultistepScheduler"
-    other = pipeline(diffusers.EulerDiscreteScheduler(**SD))
-    schedule = bridge.optimize_pipeline(other, 6, solver="dpmpp-2m")
-    assert type(other.scheduler).__name__ == "NonstationaryScheduler" and schedule.solver == "dpmpp-2m"
-    x = {}
-    for pipe in (own, other):
-        scheduler = pipe.scheduler
-        scheduler.set_timesteps(6)
-        x[pipe is own] = torch.linspace(-1.0, 1.0, 8, dtype=torch.float64)
-        for t in scheduler.timesteps:
-            x[pipe is own] = scheduler.step(torch.tanh(x[pipe is own]), t, x[pipe is own]).prev_sample
-    torch.testing.assert_close(x[True], x[False], rtol=1e-4, atol=1e-4)
-    assert type(bridge.without_schedule(other.scheduler)).__name__ == "EulerDiscreteScheduler"
+    assert bridge.recommend(pipe, 6).before == CurrentSampling("nonstationary", "solver-error", best.error)
+    bridge.optimize_pipeline(pipe, 6, solver="ddim")
+    assert "predicted error: not lower than before" in capsys.readouterr().err
 
 
 def test_what_is_not_shipped_is_searched(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
@@ -214,7 +206,7 @@ def test_what_is_not_shipped_is_searched(monkeypatch: pytest.MonkeyPatch, capsys
         asked.append(method)
         return hso_jax.Schedule.from_t(noise, np.linspace(0.9, 0.1, nfe))
 
-    monkeypatch.setattr("bridge.optimize.search", search)
+    monkeypatch.setattr("bridge.recommending.search", search)
     pipe = pipeline(diffusers.EDMEulerScheduler(sigma_min=0.01, sigma_max=11.0))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -230,7 +222,10 @@ def test_what_is_not_shipped_is_searched(monkeypatch: pytest.MonkeyPatch, capsys
     ("options", "message"),
     [
         ({"layout": "interval"}, "layout: not of method 'recommend'.*method='hso'"),
-        ({"seed": 1, "effort": None}, "seed, effort: not of method"),
+        ({"seed": 1, "effort": Effort()}, "seed, effort: not of method"),
+        ({"method": "hso", "solver": "ddim"}, "solver: not of method 'hso'.*leave it out"),
+        ({"method": "zoo", "seed": 0}, "seed: not of method 'zoo'"),
+        ({"method": SolverError("ddim"), "guidance": 3.0}, "guidance: not of method SolverError"),
         ({"end": "t_eps"}, "method='hso'"),
     ],
 )
@@ -242,7 +237,7 @@ def test_options_of_a_search_need_one(options: dict[str, Any], message: str) -> 
     assert pipe.scheduler is before
 
 
-def test_a_pipeline_that_cannot_change_its_solver_keeps_it() -> None:
+def test_a_pipeline_may_keep_its_solver() -> None:
     """Pipelines with CosineDPMSolver count on its own form of timesteps."""
     pipe = pipeline(diffusers.EulerDiscreteScheduler(**SD))
     refuse = SimpleNamespace(calls=0)
@@ -252,25 +247,120 @@ def test_a_pipeline_that_cannot_change_its_solver_keeps_it() -> None:
         raise ValueError("no")
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("bridge.optimize.NonstationaryScheduler", SimpleNamespace(from_schedule=from_schedule))
+        patch.setattr("bridge.recommending.NonstationaryScheduler", SimpleNamespace(from_schedule=from_schedule))
         schedule = bridge.optimize_pipeline(pipe, 6)
     assert refuse.calls == 1 and schedule.solver == "ddim"
     assert type(pipe.scheduler).__name__ == "EulerDiscreteScheduler" and bridge.schedule_of(pipe) is not None
 
 
-def test_rules_are_told_for_every_kind_of_noise() -> None:
-    for noise in (preset("sdxl"), flow(3.0), edm()):
-        scheduler = {
-            "vp": lambda: diffusers.DDIMScheduler(**SD),
-            "flow": lambda: diffusers.FlowMatchEulerDiscreteScheduler(shift=3.0),
-            "ve": lambda: diffusers.EDMEulerScheduler(),
-        }[noise.kind]()
-        assert rule_of(pipeline(scheduler), bridge.noise_schedule_of(scheduler), 5)
-
-
-def test_a_pipeline_that_adds_its_guidance_is_called_with_one_less() -> None:
+def test_added_guidance_is_one_less() -> None:
     """Z-Image and Cosmos write cond + scale (cond - uncond)."""
     for name, scale in (("ZImagePipeline", 4.0), ("StableDiffusionPipeline", 5.0)):
         pipe = pipeline(diffusers.FlowMatchEulerDiscreteScheduler(shift=3.0), name)
         assert guidance_call(pipe, 5.0, {}) == {"guidance_scale": scale}
         assert usual_guidance(pipe)[0] == pytest.approx(5.0 + (5.0 - scale))
+
+
+EULER = diffusers.EulerDiscreteScheduler(**SD)
+
+
+class Layer(torch.nn.Module):
+    """What peft 0.21 leaves in a network that has adapters."""
+
+    def __init__(self, active: list[str], weights: dict[str, float], fused: tuple[str, ...] = (), off: bool = False):
+        super().__init__()
+        self.active_adapters, self.scaling, self.merged_adapters, self.disable_adapters = active, weights, fused, off
+
+
+def network(*layers: Layer, names: tuple[str, ...] = ("default_0", "style")) -> torch.nn.Module:
+    found = torch.nn.Sequential(torch.nn.Linear(1, 1), *layers)
+    found.config, found.peft_config = {}, dict.fromkeys(names, SimpleNamespace(base_model_name_or_path=None))
+    return found
+
+
+@pytest.mark.parametrize(
+    ("parts", "active"),
+    [
+        ({"unet": network(Layer(["default_0"], {"default_0": 4.0, "style": 4.0}))}, ["default_0"]),
+        ({"unet": network(Layer(["default_0", "style"], {"default_0": 4.0, "style": 0.0}))}, ["default_0"]),
+        ({"unet": network(Layer(["default_0"], {"default_0": 0.0}))}, []),
+        ({"unet": network(Layer(["style"], {"style": 0.0}), Layer(["style"], {"style": 1.0}))}, ["style"]),
+        ({"unet": network(Layer(["style"], {"style": 4.0}, off=True))}, []),
+        ({"unet": network(Layer([], {"style": 4.0}, fused=("style",))), "fused_loras": {"style"}}, ["style"]),
+        ({"unet": SimpleNamespace(config={}), "_merged_adapters": {"default_0"}}, ["default_0"]),  # and unloaded
+        ({"unet": SimpleNamespace(config={}), "_merged_adapters": set()}, []),
+        ({"transformer_2": network(Layer(["default_0"], {"default_0": 1.0}))}, ["default_0"]),
+        ({"text_encoder": network(Layer(["default_0"], {"default_0": 1.0})), "fused_loras": {"default_0"}}, []),
+        ({"unet": SimpleNamespace(config={}, peft_config={"a": None}, active_adapters=lambda: "a")}, ["a"]),
+    ],
+)
+def test_loras_count_while_they_are_active(parts: dict[str, Any], active: list[str]) -> None:
+    pipe = pipeline(EULER, **parts)
+    assert active_loras(pipe) == active
+    assert distillation_of(pipe) is None
+    reason = bridge.recommend(pipe, 4).reason
+    assert ("LoRA" in reason and "`distilled=`" in reason) == bool(active)
+    assert "LoRA" not in bridge.recommend(pipe, 4, distilled=False).reason
+    assert "LoRA" not in bridge.recommend(pipe, 9).reason
+
+
+def test_a_fused_lora_with_a_telling_name_tells() -> None:
+    pipe = pipeline(EULER, unet=SimpleNamespace(config={}), fused_loras={"sdxl_lightning_4step"})
+    assert bridge.recommend(pipe, 4).distilled == "lightning"
+
+
+@pytest.mark.parametrize(
+    ("name", "parts", "kind"),
+    [
+        ("Flux2KleinPipeline", {"config": {"is_distilled": True}}, "klein"),
+        ("Flux2KleinPipeline", {"config": {"is_distilled": False}}, None),
+        ("Flux2Pipeline", {"transformer": SimpleNamespace(config={"guidance_embeds": False})}, None),
+        ("Krea2Pipeline", {"config": {"is_distilled": True}}, "few-step"),
+        ("AceStepPipeline", {"transformer": SimpleNamespace(config={"is_turbo": True})}, "turbo"),
+        ("DreamLiteMobilePipeline", {}, "few-step"),
+        ("FluxPipeline", {"name_or_path": "./FLUX.1-dev-De-Distill"}, None),
+        ("WanPipeline", {"name_or_path": "Wan-AI/Wan2.1-T2V-14B"}, None),
+    ],
+)
+def test_configs_and_classes_of_pipelines_tell(name: str, parts: dict[str, Any], kind: str | None) -> None:
+    found = distillation_of(pipeline(diffusers.FlowMatchEulerDiscreteScheduler(), name, **parts))
+    assert (found and found[0]) == kind
+
+
+@pytest.mark.parametrize(
+    "scheduler",
+    [
+        diffusers.FlowMatchLCMScheduler(shift=3.0),
+        diffusers.LCMScheduler(**SD),
+        diffusers.LCMScheduler(**SD, original_inference_steps=100),
+        diffusers.TCDScheduler(**SD),
+    ],
+)
+@pytest.mark.parametrize("nfe", [1, 2, 4, 8])
+def test_distilled_schedulers_keep_their_own_levels(scheduler: Any, nfe: int) -> None:
+    found = bridge.recommend(pipeline(scheduler, "WanPipeline"), nfe).schedule
+    scheduler.set_timesteps(nfe)
+    np.testing.assert_allclose(found.timesteps, scheduler.timesteps, atol=1.01)
+
+
+def test_sigmas_that_a_pipeline_gives_are_used() -> None:
+    found = bridge.recommend(pipeline(diffusers.FlowMatchLCMScheduler(shift=3.0), "FluxPipeline"), 4).schedule
+    t = 1.0 - np.arange(4) / 4
+    np.testing.assert_allclose(found.sampler_sigmas()[:-1], 3.0 * t / (1.0 + 2.0 * t), atol=1.01e-3)
+
+
+@pytest.mark.parametrize("nfe", [1, 2, 4])
+def test_sana_sprint_keeps_its_angles(nfe: int) -> None:
+    found = bridge.recommend(pipeline(diffusers.SCMScheduler(), "SanaSprintPipeline"), nfe)
+    angles = {1: [np.pi / 2], 2: [np.pi / 2, 1.3], 4: np.pi / 2 * np.array([1.0, 0.75, 0.5, 0.25])}[nfe]
+    wanted = np.sin(angles) / (np.sin(angles) + np.cos(angles))
+    assert found.distilled == "sprint"
+    np.testing.assert_allclose(found.schedule.sampler_sigmas()[:-1], wanted, atol=1.01e-3)
+
+
+@pytest.mark.parametrize(
+    ("name", "rule"), [("FluxPipeline", "trailing"), ("WanPipeline", "linspace"), ("LTXPipeline", "trailing")]
+)
+def test_without_sigmas_the_scheduler_has_its_grid(name: str, rule: str) -> None:
+    pipe = pipeline(diffusers.FlowMatchEulerDiscreteScheduler(shift=3.0), name)
+    assert bridge.recommend(pipe, 6).before.nodes == rule

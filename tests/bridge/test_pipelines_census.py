@@ -11,7 +11,7 @@ from typing import NamedTuple
 import diffusers
 import pytest
 
-from bridge.schedulers import pipelines as ways
+from bridge.schedulers import checks as ways
 
 ROOT = Path(diffusers.__file__).parent
 
@@ -139,7 +139,7 @@ def beyond(found: list[tuple[str, str]], known: Mapping[str, set[str]]) -> set[t
     return {(who, what) for who, what in found if who not in known.get(what, set())}
 
 
-def test_no_pipeline_reads_of_a_scheduler_what_was_not_looked_at() -> None:
+def test_pipelines_read_only_known_attributes() -> None:
     found = []
     for folder, words in census().reads:
         for name in {"scheduler", "audio_scheduler"} & set(words[:-1]):
@@ -152,14 +152,14 @@ def test_no_pipeline_reads_of_a_scheduler_what_was_not_looked_at() -> None:
     assert {what for _, what in found} == set(SPECIAL)
 
 
-def test_no_pipeline_steps_with_an_argument_that_was_not_looked_at() -> None:
+def test_pipelines_step_with_known_arguments() -> None:
     usual = {"model_output", "timestep", "sample", "generator", "eta", "return_dict", None}
     found = [(cls, str(word)) for cls, words in census().steps for word in words - usual]
     assert beyond(found, KEYWORDS) == set()
     assert {what for _, what in found} == set(KEYWORDS)
 
 
-def test_no_pipeline_asks_for_a_class_that_was_not_looked_at() -> None:
+def test_pipelines_ask_for_known_classes() -> None:
     assert beyond(census().asks, ASKED) == set()
     assert {what for _, what in census().asks} == set(ASKED)
 

@@ -13,8 +13,7 @@ import numpy as np
 import pytest
 import torch
 from free import FREE, free_schedule
-from more_pipelines import QWEN_IMAGE
-from pipelines import Family, family_of
+from pipelines import QWEN_IMAGE, Family, family_of
 from test_pipelines_schedule import generate, told, wanted
 
 import bridge
@@ -34,7 +33,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:the schedule has coefficients of
 @pytest.mark.parametrize("family", FAMILIES, ids=lambda family: family.name)
 def test_n_calls_at_the_schedules_timesteps(family: Family, tmp_path: Path) -> None:
     """From whatever scheduler the pipeline has; and the saved pipeline gives the same image."""
-    pipe = family.build()
+    pipe = family.shared()
     default, former = generate(pipe, family, NFE), type(pipe.scheduler)
     schedule = free_schedule(noise_schedule_of(pipe), NFE)
     install(pipe, schedule)
@@ -86,11 +85,11 @@ _FLOW = {"use_flow_sigmas": True, "prediction_type": "flow_prediction", "flow_sh
         ("StableDiffusion3Img2ImgPipeline", {}, "ddim", {"strength": 0.5}),  # DPM++ cannot do that in diffusers
     ],
 )
-def test_with_a_known_solvers_coefficients_the_image_is_that_of_diffusers(
+def test_a_known_solvers_coefficients_give_its_image(
     cls: str, config: dict[str, Any] | None, solver: str, call: dict[str, Any]
 ) -> None:
     family = family_of(cls)
-    pipe = family.build()
+    pipe = family.shared()
     plain = pipe.scheduler
     if solver == "dpmpp-2m":
         plain = diffusers.DPMSolverMultistepScheduler.from_config(plain.config if config is None else config)
@@ -117,10 +116,10 @@ def test_flux_in_bfloat16() -> None:
     assert low.dtype == torch.bfloat16 and torch.isfinite(low).all() and low.std() > 0.01
 
 
-def test_a_flow_pipelines_own_proposals_and_mu_do_not_move_the_nodes() -> None:
+def test_proposals_and_mu_do_not_move_the_nodes() -> None:
     """FLUX and Qwen-Image pass sigmas and mu; a caller's own, which are no even grid, are told of."""
     for family in (family_of("FluxPipeline"), QWEN_IMAGE):
-        pipe = family.build()
+        pipe = family.shared()
         schedule = free_schedule(noise_schedule_of(pipe), 4)
         pipe.scheduler = with_schedule(pipe.scheduler, schedule)
         _, seen = told(pipe, family, 4)
@@ -130,9 +129,9 @@ def test_a_flow_pipelines_own_proposals_and_mu_do_not_move_the_nodes() -> None:
         np.testing.assert_array_equal(seen, wanted(schedule, family))
 
 
-def test_a_scheduler_in_use_is_replaced_by_any_other_schedule() -> None:
+def test_any_schedule_replaces_one_in_use() -> None:
     family = family_of("StableDiffusionPipeline")
-    pipe = family.build()
+    pipe = family.shared()
     plain = copy.deepcopy(pipe.scheduler)
     install(pipe, free_schedule(NOISE["vp"], 4))
     install(pipe, Schedule.from_t(NOISE["vp"], [0.9, 0.5, 0.1]))

@@ -13,7 +13,7 @@ from hso_jax.checks import check_guidance
 from hso_jax.noise import PRESETS, discrete, edm, flow
 from hso_jax.schedule_file import select
 from hso_jax.shipped import recommend as module
-from hso_jax.shipped.recommend import GAIN, OWN, SHIPPED, Before
+from hso_jax.shipped.recommend import GAIN, OWN, SHIPPED, CurrentSampling
 from hso_jax.shipped.zoo import HSO, MAX_NFE, RULES, SOLVERS, nearest_guidance, rule_errors
 from hso_jax.solvers import NONSTATIONARY
 
@@ -216,11 +216,13 @@ def test_the_reason_is_made_from_the_fields() -> None:
     assert "you say so" in found.reason
     assert "its scheduler is X" in dataclasses.replace(found, told_by="its scheduler is X").reason
     best = recommend("sdxl", 6)
-    now = dataclasses.replace(best, before=Before("ddim", "leading", 2.0 * best.error), usual="by its pipeline")
+    now = dataclasses.replace(
+        best, before=CurrentSampling("ddim", "leading", 2.0 * best.error), usual="by its pipeline"
+    )
     assert now.reason.startswith("The pipeline now uses ddim with leading: predicted error")
     assert "The recommendation has 50% less." in now.reason
     assert best.reason in now.reason and "Guidance 5: by its pipeline." in now.reason
-    worse = dataclasses.replace(best, before=Before("ddim", "leading", best.error / 2.0))
+    worse = dataclasses.replace(best, before=CurrentSampling("ddim", "leading", best.error / 2.0))
     assert "has 100% more." in worse.reason
 
 

@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+import functools
+import math
 from typing import Any
 
 import cases
 import diffusers
 import numpy as np
+import oracles.one_step as solvers
 import pytest
 import torch
 from cases import FLOW, SD
-from mixture import Model, random_schedule, start
+from mixture import Model, denoise, random_schedule, start
+from oracles import multistep
 
-from bridge import with_schedule
+from bridge import Level, with_schedule
 from bridge.sampling import levels
-from bridge.schedulers.adapters import ROWS
+from bridge.schedulers.rows import ROWS
 from hso_jax import noise as noises
 from hso_jax.schedule import Schedule
 
@@ -59,7 +63,7 @@ def test_unipc_clean_end_is_finite_in_every_form(variant: str, predict_x0: bool)
 
 
 @pytest.mark.parametrize("name", ["DPMSolverMultistepScheduler", "UniPCMultistepScheduler", "DEISMultistepScheduler"])
-def test_t_eps_end_keeps_full_order_for_few_steps(name: str) -> None:
+def test_a_t_eps_end_keeps_full_order(name: str) -> None:
     """By default diffusers lowers the order of the last steps for N < 15, even to a sigma > 0."""
     schedule = random_schedule(NOISE, 6, "t_eps", 1)
     default = getattr(diffusers, name)(**SD, solver_order=3)
@@ -72,7 +76,7 @@ def test_t_eps_end_keeps_full_order_for_few_steps(name: str) -> None:
     assert default.config.lower_order_final is True
 
 
-def test_changing_the_end_restores_what_the_first_end_replaced() -> None:
+def test_another_end_restores_what_the_first_replaced() -> None:
     scheduler = diffusers.DPMSolverMultistepScheduler(**SD, euler_at_final=True)
     interval = random_schedule(NOISE, 6, "t_eps", 1)
     there = with_schedule(scheduler, interval)
@@ -170,7 +174,7 @@ def test_zero_terminal_snr(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", ["EulerDiscreteScheduler", "HeunDiscreteScheduler", "LMSDiscreteScheduler"])
-def test_start_below_t_max_is_scaled_for_data_plus_noise(name: str) -> None:
+def test_a_start_below_t_max_is_scaled(name: str) -> None:
     schedule = Schedule.from_t(NOISE, [0.6, 0.3])
     scheduler = with_schedule(getattr(diffusers, name)(**SD, timestep_spacing="trailing"), schedule)
     scheduler.set_timesteps(2)
@@ -179,12 +183,6 @@ def test_start_below_t_max_is_scaled_for_data_plus_noise(name: str) -> None:
     torch.testing.assert_close(
         scheduler.scale_model_input(start() * scheduler.init_noise_sigma, scheduler.timesteps[0]), start()
     )
-
-
-def test_edm_starts_at_the_schedule_not_at_sigma_max() -> None:
-    schedule = Schedule.from_sigmas(cases.noise_of("edm-cifar10"), [40.0, 2.0, 0.1])
-    scheduler = with_schedule(diffusers.EDMEulerScheduler(), schedule)
-    assert scheduler.init_noise_sigma == pytest.approx((40.0**2 + 1) ** 0.5)
 
 
 def test_bfloat16_sample_and_timesteps() -> None:
@@ -204,21 +202,6 @@ def test_bfloat16_sample_and_timesteps() -> None:
     assert float(torch.tensor(975.3).to(torch.bfloat16)) == 976.0
 
 
-def test_heun_counts_its_evaluations_honestly() -> None:
-    for name, config in (
-        ("HeunDiscreteScheduler", SD),
-        ("KDPM2DiscreteScheduler", SD),
-        ("KDPM2AncestralDiscreteScheduler", SD),
-    ):
-        for end, calls in (("clean", 11), ("t_eps", 12)):
-            scheduler = with_schedule(getattr(diffusers, name)(**config), random_schedule(NOISE, 6, end, 0))
-            scheduler.set_timesteps(6)
-            assert len(scheduler.timesteps) == calls
-    pndm = with_schedule(diffusers.PNDMScheduler(**SD, skip_prk_steps=True), random_schedule(NOISE, 6, "clean", 0))
-    pndm.set_timesteps(6)
-    assert len(pndm.timesteps) == 7
-
-
 def test_parallel_ddim_steps_many_timesteps_at_once() -> None:
     schedule = random_schedule(NOISE, 4, "clean", 0)
     scheduler = with_schedule(diffusers.DDIMParallelScheduler(**SD, clip_sample=False), schedule)
@@ -227,3 +210,94 @@ def test_parallel_ddim_steps_many_timesteps_at_once() -> None:
     together = scheduler.batch_step_no_noise(noise, scheduler.timesteps, x)
     alone = [scheduler.step(noise[i : i + 1], t, x[i : i + 1]).prev_sample for i, t in enumerate(scheduler.timesteps)]
     torch.testing.assert_close(together, torch.cat(alone), rtol=1e-10, atol=1e-10)
+
+
+NFE = 7
+
+
+def sliced(case: cases.Case, scheduler: Any, prediction: str, skip: int, told: bool) -> torch.Tensor:
+    """Noise clean data to the level at which sampling begins, then sample, as img2img pipelines do."""
+    schedule = scheduler.schedule
+    generator = torch.Generator().manual_seed(1)
+    scheduler.set_timesteps(NFE)
+    begin = skip * getattr(scheduler, "order", 1)  # Wuerstchen's has none
+    timesteps = cases.timesteps_of(scheduler)[begin:]
+    if told and hasattr(scheduler, "set_begin_index"):
+        scheduler.set_begin_index(begin)
+    noising = scheduler.scale_noise if hasattr(scheduler, "scale_noise") else None
+    data, noise = start(seed=5), start(seed=6)
+    first = timesteps[:1].repeat(len(data)) if case.scheduler != "FlowMatchHeunDiscreteScheduler" else timesteps[0]
+    x = noising(data, first, noise) if noising else scheduler.add_noise(data, noise, first)
+    options = dict(case.step)
+    if "generator" in getattr(diffusers, case.scheduler).step.__code__.co_varnames:
+        options["generator"] = generator
+    expected = cases.evaluations(scheduler, schedule)[begin:]
+    return cases.advance(case, scheduler, prediction, timesteps, expected, x, **options)[0]
+
+
+def wanted(case: cases.Case, scheduler: Any, skip: int, **more: Any) -> torch.Tensor:
+    """The independent solver on the levels that are left."""
+    generator = torch.Generator().manual_seed(1)
+    grid = levels(scheduler.schedule)[skip:]
+    data, noise = start(seed=5), start(seed=6)
+    x = grid[0].alpha * data + grid[0].sigma * noise
+
+    def x0(y: torch.Tensor, level: Level) -> torch.Tensor:
+        return denoise(y, level.alpha, level.sigma)
+
+    def draw() -> torch.Tensor:
+        return torch.randn(x.shape, generator=generator, dtype=case.draws or x.dtype)
+
+    solver, options = case.reference, {}
+    if isinstance(solver, functools.partial):
+        solver, options = solver.func, dict(solver.keywords)
+    if solver is multistep.dpm_singlestep:
+        options["orders"] = scheduler.order_list[skip:]
+    if solver is solvers.dpm_sde:
+        options["highest"] = float(scheduler.schedule.sigmas[0])
+    if solver is solvers.euler and "churn" in options:  # spread over the whole schedule
+        options["churn"] = options["churn"] * (len(grid) - 1) / NFE
+    return solver(x0, grid, x / grid[0].alpha if case.k else x, draw, **options, **more)
+
+
+@pytest.mark.parametrize("skip", [2, 5, 6])
+@pytest.mark.parametrize("case", [c for c in cases.CASES if c.scheduler != "PNDMScheduler"], ids=lambda case: case.name)
+def test_sliced_schedule_is_exact(case: cases.Case, skip: int) -> None:
+    end = case.ends[skip % len(case.ends)]
+    prediction = case.predictions[skip % len(case.predictions)]
+    schedule = random_schedule(cases.noise_of(case.model), NFE, end, seed=skip)
+    # Adding noise before the first step uses the start index where the pipeline told it, else the timestep.
+    for told in (True, False):
+        scheduler = cases.installed(case, prediction, schedule)
+        got, reference = sliced(case, scheduler, prediction, skip, told), wanted(case, scheduler, skip)
+        assert ((got - reference).abs().max() / reference.abs().max()).item() < 1e-10
+
+
+def test_pndm_begins_one_level_earlier() -> None:
+    """A start between the two entries of the second level evaluates twice there, and uses the first."""
+    schedule = random_schedule(cases.noise_of("sd15"), NFE, "clean", 0)
+    case = next(c for c in cases.CASES if c.scheduler == "PNDMScheduler")
+    for skip in (1, 2, 4, 6, 7):
+        scheduler = with_schedule(diffusers.PNDMScheduler(**SD, skip_prk_steps=True), schedule)
+        begin = max(skip - 1, 1)
+        got, reference = sliced(case, scheduler, "epsilon", skip, True), wanted(case, scheduler, begin, twice=False)
+        torch.testing.assert_close(got, reference, rtol=1e-10, atol=1e-10)
+
+
+@pytest.mark.parametrize("case", cases.CASES, ids=lambda case: case.name)
+def test_noise_is_added_at_the_schedules_levels(case: cases.Case) -> None:
+    """Inpainting adds noise at every level, for a batch, before and after steps."""
+    schedule = random_schedule(cases.noise_of(case.model), NFE, case.ends[0], 2)
+    scheduler = cases.installed(case, case.predictions[0], schedule)
+    if case.scheduler == "FlowMatchHeunDiscreteScheduler":  # its scale_noise begins sampling; see above
+        return
+    scheduler.set_timesteps(NFE)
+    data, noise = start(seed=5), start(seed=6)
+    nodes = {float(t): level for t, level in zip(scheduler._levels.nodes, levels(schedule), strict=False)}
+    for t in {float(t): t for t in scheduler.timesteps if float(t) in nodes}.values():
+        level = nodes[float(t)]
+        noisy = scheduler.scale_noise if hasattr(scheduler, "scale_noise") else scheduler.add_noise
+        got = noisy(data, noise, t.repeat(4)) if noisy.__name__ == "add_noise" else noisy(data, t.repeat(4), noise)
+        scale = level.alpha if case.k else 1.0
+        torch.testing.assert_close(got * scale, level.alpha * data + level.sigma * noise, rtol=1e-12, atol=1e-12)
+    assert math.isfinite(float(got.sum()))

@@ -2,14 +2,24 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+from typing import Any
+
 import cases
+import diffusers
 import numpy as np
+import oracles.one_step as solvers
 import pytest
 import torch
+from cases import SD, noise_of
 from diffusers.utils import is_torchsde_available
-from mixture import random_schedule, start
+from mixture import Model, denoise, exact, random_schedule, start
+from oracles import multistep
 
-from bridge.schedulers.adapters import ROWS
+from bridge import Level, sample, sampling, with_schedule
+from bridge.sampling import levels
+from bridge.schedulers.rows import ROWS, distillation_grid
+from hso_jax.schedule import Schedule
 
 # Every start-up of the solvers, both sides of 15 (where diffusers' last steps change), each prediction several times.
 BUDGETS = (1, 2, 3, 4, 5, 6, 9, 14, 15, 20)
@@ -54,3 +64,178 @@ def test_float32(case: cases.Case) -> None:
 @pytest.mark.skipif(not is_torchsde_available(), reason="DPMSolverSDE and CosineDPMSolverMultistep need torchsde")
 def test_every_row_is_a_case() -> None:
     assert {case.scheduler for case in cases.CASES} | {"LCMScheduler", "TCDScheduler"} == set(ROWS)
+
+
+NOISE = cases.noise_of("sd15")
+
+
+def even(nfe: int) -> Schedule:
+    """N + 1 nodes, evenly spaced in lam; stops at t = 0.1."""
+    low, high = float(NOISE.lam(0.9)), float(NOISE.lam(0.1))
+    t = NOISE.t_of_lam(np.linspace(low, high, nfe + 1))
+    return Schedule.from_t(NOISE, t, layout="interval")
+
+
+def slopes(errors: list[float]) -> list[float]:
+    return [float(np.log2(a / b)) for a, b in pairwise(errors)]
+
+
+# UniPC's order is one above its predictor's; at 3 the first steps, of lower order, hold it to 3 in the limit.
+SOLVERS: list[tuple[str, dict[str, Any], float]] = [
+    ("DDIMScheduler", {"clip_sample": False}, 1.0),
+    ("EulerDiscreteScheduler", {}, 1.0),
+    ("DPMSolverMultistepScheduler", {"solver_order": 1}, 1.0),
+    ("DPMSolverMultistepScheduler", {}, 2.0),
+    ("DPMSolverSinglestepScheduler", {}, 2.0),
+    ("DPMSolverSinglestepScheduler", {"solver_order": 3, "solver_type": "heun"}, 3.0),
+    ("DPMSolverMultistepScheduler", {"solver_order": 3}, 2.0),  # as diffusers writes it; docs/bridge.md says why
+    ("DEISMultistepScheduler", {}, 2.0),
+    ("DEISMultistepScheduler", {"solver_order": 3}, 2.0),
+    ("SASolverScheduler", {"tau_func": lambda t: 0}, 2.0),
+    ("LMSDiscreteScheduler", {}, 2.0),
+    ("PNDMScheduler", {"skip_prk_steps": True}, 2.0),
+    ("HeunDiscreteScheduler", {}, 2.0),
+    ("KDPM2DiscreteScheduler", {}, 2.0),
+    ("UniPCMultistepScheduler", {"solver_order": 1}, 2.0),
+    ("UniPCMultistepScheduler", {"solver_order": 2}, 3.0),
+    ("UniPCMultistepScheduler", {"solver_order": 3}, 3.0),
+]
+
+
+@pytest.mark.parametrize(("name", "config", "order"), SOLVERS, ids=lambda x: x if isinstance(x, str) else "")
+def test_diffusers_solver_has_its_order(name: str, config: dict[str, Any], order: float) -> None:
+    errors = []
+    for nfe in (30, 60, 120):
+        schedule = even(nfe)
+        scheduler = with_schedule(getattr(diffusers, name)(**SD, **config), schedule)
+        scheduler.set_timesteps(nfe)
+        first, last = levels(schedule)[0], levels(schedule)[-1]
+        k = scheduler._row.k_scaled
+        x = start() / first.alpha if k else start()
+        model = Model("epsilon")
+        for t, level in zip(scheduler.timesteps, cases.evaluations(scheduler, schedule), strict=True):
+            x = scheduler.step(model(scheduler.scale_model_input(x, t), t, level), t, x).prev_sample
+        errors.append(
+            (x * last.alpha - exact(start(), schedule) if k else x - exact(start(), schedule)).abs().max().item()
+        )
+    assert slopes(errors)[-1] > order - 0.15, errors
+
+
+@pytest.mark.parametrize(
+    ("solver", "order"),
+    [("ddim", 1), ("dpmpp-2m", 2), ("unipc-1", 2), ("unipc-2", 3), ("unipc-3", 3), ("unipc-3-bh1", 3), ("heun", 2)],
+)
+def test_plain_sampler_has_its_order(solver: str, order: float) -> None:
+    errors = []
+    for nfe in (30, 60, 120):
+        x = sample(lambda x, level: denoise(x, level.alpha, level.sigma), even(nfe), start(), solver)
+        errors.append((x - exact(start(), even(nfe))).abs().max().item())
+    assert slopes(errors)[-1] > order - 0.15, errors
+    assert torch.isfinite(x).all()
+
+
+@pytest.mark.parametrize("off", [0.0, -2e-8, 2e-8])  # what float32 makes of t = 0.201 is 199.99998 or 200.00002
+def test_whole_timesteps_in_float32(off: float) -> None:
+    whole = np.array([900, 800, 700, 600, 500, 400, 300, 200, 100, 50])
+    exact = Schedule.from_t(NOISE, (whole + 1) / 1000)
+    rounded = Schedule.from_t(NOISE, (whole + 1) / 1000 + off)
+    seen: list[float] = []
+
+    def tau(t: torch.Tensor) -> int:
+        seen.append(float(t))
+        return int(200 <= t <= 800)
+
+    plain = diffusers.SASolverScheduler(**SD)
+    scheduler = with_schedule(plain, rounded)
+    scheduler.tau_func = tau
+    scheduler.set_timesteps(10)
+    x, generator = start(), torch.Generator().manual_seed(1)
+    grid = sampling.levels(rounded)
+    for t, level in zip(scheduler.timesteps, grid[:-1], strict=True):
+        x = scheduler.step(cases.Model("epsilon")(x, t, level), t, x, generator=generator).prev_sample
+    assert set(seen) <= set(whole.astype(float))
+    generator = torch.Generator().manual_seed(1)
+
+    def x0(y: torch.Tensor, level: Level) -> torch.Tensor:
+        return denoise(y, level.alpha, level.sigma)
+
+    told = sampling.levels(exact)
+    grid = [level._replace(timestep=round(other.timestep, 3)) for level, other in zip(grid, told, strict=True)]
+    wanted = multistep.sa_solver(
+        x0, grid, start(), lambda: torch.randn(start().shape, generator=generator, dtype=torch.float64)
+    )
+    assert ((x - wanted).abs().max() / wanted.abs().max()).item() < 1e-10
+
+
+def test_other_timesteps_are_told_as_they_are() -> None:
+    schedule = Schedule.from_t(NOISE, [0.9012, 0.5003, 0.2005])
+    scheduler = with_schedule(diffusers.SASolverScheduler(**SD), schedule)
+    scheduler.set_timesteps(3)
+    assert scheduler.timesteps.tolist() == np.float32(schedule.timesteps).tolist()
+
+
+NOISE = noise_of("sd15")
+
+
+def on_grid(indices: list[int]) -> Schedule:
+    return Schedule.from_t(NOISE, (np.array(indices) + 1) / 1000)
+
+
+def run(scheduler: Any, schedule: Schedule, prediction: str, **options: Any) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(1)
+    scheduler.set_timesteps(schedule.nfe)
+    assert scheduler.timesteps.tolist() == np.rint(schedule.timesteps).tolist()
+    x = start()
+    for t, level in zip(scheduler.timesteps, levels(schedule)[:-1], strict=True):
+        x = scheduler.step(Model(prediction)(x, t, level), t, x, generator=generator, **options).prev_sample
+    return x
+
+
+def table_level(scheduler: Any, index: int) -> Level:
+    alpha = float(scheduler.alphas_cumprod[index]) ** 0.5
+    return Level(float(index), alpha, (1.0 - float(scheduler.alphas_cumprod[index])) ** 0.5, 0.0)
+
+
+@pytest.mark.parametrize("prediction", ["epsilon", "v_prediction", "sample"])
+@pytest.mark.parametrize("indices", [[999], [999, 499], [979, 739, 459, 19], [999, 979, 959, 500 - 1, 39, 19]])
+def test_distilled_solvers_agree_with_the_independent_ones(prediction: str, indices: list[int]) -> None:
+    # The levels are the float32 table's, so agreement with the schedule's float64 levels is to float32.
+    schedule = on_grid(indices)
+    generator = torch.Generator().manual_seed(1)
+
+    def draw() -> torch.Tensor:
+        return torch.randn(4, 2, generator=generator, dtype=torch.float64)
+
+    def x0(x: torch.Tensor, level: Level) -> torch.Tensor:
+        return denoise(x, level.alpha, level.sigma)
+
+    lcm = with_schedule(diffusers.LCMScheduler(**SD, prediction_type=prediction), schedule)
+    wanted = solvers.consistency(x0, levels(schedule), start(), draw)
+    torch.testing.assert_close(run(lcm, schedule, prediction), wanted, rtol=1e-5, atol=1e-5)
+    for eta in (0.0, 0.3):
+        generator = generator.manual_seed(1)
+        tcd = with_schedule(diffusers.TCDScheduler(**SD, prediction_type=prediction), schedule)
+        middles = [table_level(tcd, int((1 - eta) * i)) for i in indices[1:]]
+        wanted = solvers.trajectory_consistency(x0, levels(schedule), start(), draw, middles, eta)
+        torch.testing.assert_close(run(tcd, schedule, prediction, eta=eta), wanted, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["LCMScheduler", "TCDScheduler"])
+def test_refuses_what_it_cannot_honour(name: str) -> None:
+    scheduler = getattr(diffusers, name)(**SD)
+    with pytest.raises(ValueError, match=r"distillation grid.*nearest are \[959, 719, 379, 39\]"):
+        with_schedule(scheduler, on_grid([957, 716, 370, 30]))
+    with pytest.raises(ValueError, match="with_end"):
+        with_schedule(scheduler, Schedule.from_t(NOISE, [1.0, 0.5, 0.1], layout="interval"))
+
+
+def test_tcd_refuses_its_own_end() -> None:
+    scheduler = diffusers.TCDScheduler(**SD, original_inference_steps=1000)
+    with pytest.raises(ValueError, match="level 0"):
+        with_schedule(scheduler, on_grid([999, 0]))
+
+
+def test_grid_is_diffusers_own() -> None:
+    scheduler = diffusers.LCMScheduler(**SD)
+    scheduler.set_timesteps(50)
+    assert distillation_grid(scheduler.config)[::-1].tolist() == scheduler.timesteps.tolist()

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import dataclasses
 import subprocess
 import sys
+import warnings
 from types import SimpleNamespace
 from typing import Any
 
@@ -12,17 +12,23 @@ import cases
 import diffusers
 import numpy as np
 import pytest
+import torch
 from cases import FLOW, SD
 from mixture import random_schedule
 
-from bridge import with_schedule
+import bridge
+from bridge import noise_schedule_of, with_schedule
+from bridge.schedulers.rows import INSTEAD, ROWS, unsupported
+from bridge.schedulers.scheduled import end_timestep, nearest
+from hso_jax import noise, preset
 from hso_jax.schedule import Schedule
 
 NOISE = cases.noise_of("sd15")
-SCHEDULE = random_schedule(NOISE, 4, "clean", 1)
-INTERVAL = random_schedule(NOISE, 4, "t_eps", 1)
-FLOWING = random_schedule(cases.noise_of("sd3-medium"), 4, "clean", 1)
-EDM = random_schedule(cases.noise_of("edm-cifar10"), 4, "clean", 1)
+N = 5
+SCHEDULE = random_schedule(NOISE, N, "clean", 1)
+INTERVAL = random_schedule(NOISE, N, "t_eps", 1)
+FLOWING = random_schedule(cases.noise_of("sd3-medium"), N, "clean", 1)
+EDM = random_schedule(cases.noise_of("edm-cifar10"), N, "clean", 1)
 
 
 class MyDDIM(diffusers.DDIMScheduler):
@@ -46,7 +52,7 @@ class MyDDIM(diffusers.DDIMScheduler):
             "stochastic_sampling=False",
         ),
         ("FlowMatchLCMScheduler", {"invert_sigmas": True}, FLOWING, "use invert_sigmas=False.*FlowMatchEuler"),
-        ("FlowMatchLCMScheduler", {"scale_factors": [0.5, 0.75]}, FLOWING, "scale_factors has 2.*for 3 steps.* 4"),
+        ("FlowMatchLCMScheduler", {"scale_factors": [0.5, 0.75]}, FLOWING, "scale_factors has 2.*for 3 steps.* 5"),
         (
             "EulerAncestralDiscreteScheduler",
             {**SD, "prediction_type": "sample"},
@@ -96,73 +102,25 @@ def test_subclass_and_other_objects() -> None:
             with_schedule(pipe, SCHEDULE)
 
 
-@pytest.mark.parametrize(
-    ("sigmas", "message"),
-    [
-        ([14.0, 3.0, 3.0, 0.0], "fall"),
-        ([3.0, 14.0, 0.0], "fall"),
-        ([14.0, float("nan"), 0.0], "fall"),
-        ([14.0, 3.0, -1.0], "fall"),
-        ([100.0, 3.0, 0.0], "outside"),
-        ([14.0, 3.0, 1e-4], "outside"),
-        ([14.0], "N \\+ 1"),
-        ([], "N \\+ 1"),
-        ([[14.0, 1.0], [1.0, 0.0]], "N \\+ 1"),
-    ],
-    ids=str,
-)
-def test_sigma_list(sigmas: Any, message: str) -> None:
-    with pytest.raises(ValueError, match=message):
-        with_schedule(diffusers.EulerDiscreteScheduler(**SD), sigmas)
-
-
-def test_flow_sigma_list() -> None:
-    scheduler = diffusers.FlowMatchEulerDiscreteScheduler(shift=3.0)
-    with pytest.raises(ValueError, match="above 1"):
-        with_schedule(scheduler, [1.5, 0.5, 0.0])
-    installed = with_schedule(scheduler, [1.0, 0.5, 0.0])
-    installed.set_timesteps(2)
-    np.testing.assert_allclose(installed.sigmas, [1.0, 0.5, 0.0], rtol=1e-14)
-
-
 @pytest.mark.parametrize("schedule", [SCHEDULE, INTERVAL, FLOWING, EDM], ids=["vp", "vp-t_eps", "flow", "edm"])
 def test_a_list_is_as_good_as_the_schedule(schedule: Schedule) -> None:
     base = {"vp": diffusers.EulerDiscreteScheduler(**SD), "ve": diffusers.EDMEulerScheduler()}
     scheduler = base.get(schedule.kind, diffusers.FlowMatchEulerDiscreteScheduler(shift=3.0))
     installed = with_schedule(scheduler, schedule.sampler_sigmas().tolist())
-    installed.set_timesteps(4)
+    installed.set_timesteps(N)
     np.testing.assert_allclose(installed.sigmas, schedule.sampler_sigmas(), rtol=1e-9, atol=1e-12)
     np.testing.assert_allclose(installed.timesteps, schedule.timesteps, rtol=1e-6)
 
 
 def test_flow_schedule_of_another_shift_is_as_valid() -> None:
     installed = with_schedule(diffusers.FlowMatchEulerDiscreteScheduler(shift=1.0), FLOWING)
-    installed.set_timesteps(4)
+    installed.set_timesteps(N)
     np.testing.assert_array_equal(installed.sigmas, FLOWING.sampler_sigmas())
-
-
-def test_wrong_number_of_steps_names_both() -> None:
-    for name, config, schedule in (("DDIMScheduler", SD, SCHEDULE), ("FlowMatchEulerDiscreteScheduler", {}, FLOWING)):
-        scheduler = with_schedule(getattr(diffusers, name)(**config), schedule)
-        for call in ({"num_inference_steps": 25}, {"sigmas": list(np.linspace(1, 0.1, 25))}, {"timesteps": [1.0] * 25}):
-            with pytest.raises(ValueError, match=r"is 25, but the installed schedule has 4"):
-                scheduler.set_timesteps(**call)
-        scheduler.set_timesteps()  # as many as the schedule has
-        assert len(scheduler.timesteps) == 4
-
-
-def test_proposed_timesteps_and_sigmas() -> None:
-    scheduler = with_schedule(diffusers.EulerDiscreteScheduler(**SD), SCHEDULE)
-    scheduler.set_timesteps(timesteps=SCHEDULE.integer_timesteps().tolist())
-    assert scheduler.timesteps.tolist() == np.float32(SCHEDULE.timesteps).tolist()
-    scheduler.set_timesteps(sigmas=SCHEDULE.sampler_sigmas())  # N + 1 values
-    with pytest.raises(ValueError, match="differ from those of the installed schedule"):
-        scheduler.set_timesteps(timesteps=[900, 600, 300, 100])
 
 
 def test_unknown_timestep_is_refused() -> None:
     scheduler = with_schedule(diffusers.DDIMScheduler(**SD), SCHEDULE)
-    scheduler.set_timesteps(4)
+    scheduler.set_timesteps(N)
     with pytest.raises(ValueError, match="not in the installed schedule"):
         scheduler.step(np.zeros(1), 3.0, cases.torch.zeros(1, 2))
 
@@ -172,13 +130,173 @@ def test_nodes_too_close_for_float32() -> None:
         with_schedule(diffusers.DDIMScheduler(**SD), Schedule.from_t(NOISE, [0.9, 0.9 - 1e-9, 0.1]))
 
 
-def test_a_damaged_schedule_never_arrives() -> None:
-    with pytest.raises(ValueError):
-        dataclasses.replace(SCHEDULE, timesteps=np.full(4, np.nan))
-
-
 def test_import_without_torch_names_the_command() -> None:
     code = "import sys; sys.modules['torch'] = None; sys.modules['diffusers'] = None; import bridge"
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert result.returncode != 0
     assert 'pip install -e ".[torch]"' in result.stderr
+
+
+EVEN = np.linspace(1.0, 1.0 / N, N)
+COGVIEW4 = np.linspace(1000, 1.0, N).astype(np.int64).astype(np.float32)
+# LTX's linear-quadratic grid at N = 5: two small even steps, then a parabola to 0.
+LTX = np.array([1.0, 0.9875, 0.975, 0.7417, 0.4167])
+
+
+def flow() -> Any:
+    return with_schedule(diffusers.FlowMatchEulerDiscreteScheduler(shift=3.0), FLOWING)
+
+
+def check(scheduler: Any, schedule: Schedule) -> None:
+    assert scheduler.timesteps.tolist() == np.float32(schedule.timesteps).tolist()
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        {"sigmas": EVEN},
+        {"sigmas": EVEN.tolist()},
+        {"sigmas": np.linspace(1.0, 0.0, N)},
+        {"sigmas": np.linspace(0.999, 0.0, N + 1)[:-1]},
+        {"timesteps": COGVIEW4, "sigmas": COGVIEW4 / 1000},
+        {"timesteps": FLOWING.timesteps},
+        {"sigmas": FLOWING.sampler_sigmas()},
+        {"sigmas": np.float32(FLOWING.sampler_sigmas()[:-1])},
+        {"num_inference_steps": N},
+        {},
+    ],
+    ids=str,
+)
+def test_usual_proposals_of_flow_pipelines_are_replaced_silently(call: dict[str, Any]) -> None:
+    scheduler = flow()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        scheduler.set_timesteps(**call)
+    check(scheduler, FLOWING)
+
+
+@pytest.mark.parametrize("call", [{"timesteps": LTX * 1000}, {"sigmas": LTX}, {"timesteps": [900, 700, 500, 300, 9]}])
+def test_other_levels_for_flow_are_noticed_once(call: dict[str, Any]) -> None:
+    scheduler = flow()
+    with pytest.warns(UserWarning, match="differ from those of the installed schedule.*which is used"):
+        scheduler.set_timesteps(**call)
+    check(scheduler, FLOWING)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        scheduler.set_timesteps(**call)
+    check(scheduler, FLOWING)
+
+
+@pytest.mark.parametrize(
+    ("name", "config", "schedule"),
+    [("EulerDiscreteScheduler", SD, SCHEDULE), ("DDIMScheduler", SD, SCHEDULE), ("EDMEulerScheduler", {}, EDM)],
+    ids=["euler", "ddim", "edm"],
+)
+def test_a_callers_own_levels_are_an_error(name: str, config: dict[str, Any], schedule: Schedule) -> None:
+    scheduler = with_schedule(getattr(diffusers, name)(**config), schedule)
+    own = schedule.sampler_sigmas()
+    scheduler.set_timesteps(timesteps=schedule.timesteps.tolist())
+    if schedule.kind == "vp":
+        scheduler.set_timesteps(timesteps=schedule.integer_timesteps().tolist())
+        check(scheduler, schedule)
+    scheduler.set_timesteps(sigmas=own)
+    scheduler.set_timesteps(sigmas=own[:-1])
+    for call in ({"timesteps": schedule.timesteps * 1.1 + 5}, {"sigmas": own[:-1] * 0.9}):
+        with pytest.raises(ValueError, match=r"differ from those of the installed schedule.*leave the argument out"):
+            scheduler.set_timesteps(**call)
+        check(scheduler, schedule)
+
+
+@pytest.mark.parametrize("size", [N - 1, N + 1, N + 2])
+@pytest.mark.parametrize("kind", ["flow", "vp"])
+def test_another_number_is_an_error_whatever_proposes_it(kind: str, size: int) -> None:
+    scheduler = flow() if kind == "flow" else with_schedule(diffusers.DDIMScheduler(**SD), SCHEDULE)
+    for call in (
+        {"num_inference_steps": size},
+        {"sigmas": np.linspace(1, 1 / size, size)},
+        {"timesteps": np.linspace(1000, 1, size)},
+        {"num_inference_steps": N, "sigmas": np.linspace(1, 1 / size, size)},
+        {"num_inference_steps": size, "sigmas": EVEN},
+    ):
+        with pytest.raises(ValueError, match=f"is {size}, but the installed schedule has {N}"):
+            scheduler.set_timesteps(**call)
+
+
+def test_a_timestep_may_be_rounded_to_bfloat16() -> None:
+    known = np.array([999.0, 700.3, 350.7])
+    for i, value in enumerate(known):
+        assert nearest(known, value) == nearest(torch.from_numpy(known), torch.tensor(value).bfloat16()) == i
+    for wrong in (710.0, 690.0, 355.0, 900.0, 2.0):
+        with pytest.raises(ValueError, match=rf"timestep {wrong:g} is not in the installed schedule"):
+            nearest(known, wrong)
+
+
+def test_of_equal_timesteps_the_first_or_the_last() -> None:
+    assert (nearest(np.array([900.0, 500.0, 500.0]), 500.0), nearest(np.array([900.0, 500.0, 500.0]), 500.0, True)) == (
+        1,
+        2,
+    )
+
+
+def test_one_level_off_the_grid_is_refused() -> None:
+    scheduler = diffusers.LCMScheduler()
+    noise = noise_schedule_of(scheduler)
+    on_grid = [999, 759, 499, 259]  # multiples of 1000/50, less one
+    assert with_schedule(scheduler, Schedule.from_t(noise, [(i + 1) / 1000 for i in on_grid]))
+    with pytest.raises(ValueError, match="distillation grid"):
+        with_schedule(scheduler, Schedule.from_t(noise, [(i + 1) / 1000 for i in (999, 759, 490, 259)]))
+
+
+def test_a_clean_end_is_data_alone() -> None:
+    scheduler = diffusers.DDIMScheduler(**SD)
+    installed = with_schedule(scheduler, Schedule.from_t(noise_schedule_of(scheduler), [0.9, 0.5]))
+    installed.set_timesteps(2)
+    assert (installed._levels.alphas[-1], installed._levels.sigmas[-1]) == (1.0, 0.0)
+
+
+def test_the_timestep_of_the_node_where_sampling_stops() -> None:
+    """A flow's is its shifted time; the other models' is the table's; EDM's a quarter of log sigma."""
+    for model, told in (
+        (noise.flow(3.0), lambda s: 1000.0 * 3.0 * s.t[-1] / (1.0 + 2.0 * s.t[-1])),
+        (preset("sd15"), lambda s: 1000.0 * s.t[-1] - 1.0),
+        (noise.edm(), lambda s: -0.25 * s.lams[-1]),
+    ):
+        stops = Schedule.from_t(model, [1.0, 0.6, 0.2], layout="interval", end="t_eps")
+        assert end_timestep(stops) == pytest.approx(told(stops), rel=1e-6)
+        assert end_timestep(Schedule.from_t(model, [1.0, 0.6])) == 0.0
+
+
+EVERY_CLASS = sorted(
+    name
+    for module in (diffusers, diffusers.schedulers)
+    for name in dir(module)
+    if name.endswith("Scheduler") and isinstance(getattr(module, name), type)
+)
+
+
+def test_every_class_has_a_row_or_advice() -> None:
+    assert len(set(EVERY_CLASS)) > 50
+    assert set(EVERY_CLASS) == set(ROWS) | set(INSTEAD)
+    assert not set(ROWS) & set(INSTEAD)
+
+
+@pytest.mark.parametrize("name", sorted(INSTEAD))
+def test_the_advice_names_what_exists(name: str) -> None:
+    words = unsupported(name).removeprefix(name).replace("(", " ").replace(".", " ").replace(",", " ").split()
+    named = [word for word in words if word.endswith("Scheduler")]
+    assert all(word in ROWS for word in named)
+    assert named or any(
+        word in unsupported(name) for word in ("no schedule applies", "no levels to set", "pass", "pipeline")
+    )
+
+
+def test_an_unsupported_class_is_refused_with_advice() -> None:
+    schedule = Schedule.from_t(bridge.noise_schedule_of(diffusers.DDIMScheduler()), [0.9, 0.5])
+    with pytest.raises(ValueError, match=r"RePaintScheduler is not supported: .*DDPMScheduler.from_config"):
+        bridge.with_schedule(diffusers.RePaintScheduler(), schedule)
+
+
+def test_reading_its_noise_says_the_same() -> None:
+    with pytest.raises(ValueError, match=r"MiniMaxH3Scheduler is not supported: use FlowMatchEulerDiscreteScheduler"):
+        bridge.noise_schedule_of(diffusers.schedulers.MiniMaxH3Scheduler())
+    assert bridge.noise_schedule_of(diffusers.UnCLIPScheduler()).kind == "vp"  # it has a training table

@@ -12,7 +12,7 @@ import torch
 from cases import FLOW, SD
 
 from bridge import NonstationaryScheduler, noise_schedule_of, with_schedule
-from bridge.schedulers.adapters import ROWS, distillation_grid
+from bridge.schedulers.rows import ROWS, distillation_grid
 from hso_jax import Schedule, noise, preset
 from hso_jax.checks import level_list, rounding
 
@@ -20,6 +20,7 @@ AYS_SDXL = [14.615, 6.315, 3.771, 2.181, 1.342, 0.862, 0.555, 0.380, 0.234, 0.11
 README_SDXL = [14.615, 6.110, 2.927, 1.514, 0.850, 0.307, 0]
 AYS_SVD = [700.00, 54.5, 15.886, 7.977, 4.248, 1.789, 0.981, 0.403, 0.173, 0.034, 0.002]
 SVD = {"timestep_type": "continuous", "prediction_type": "v_prediction", "sigma_min": 0.002, "sigma_max": 700.0}
+FLOW_EULER = diffusers.FlowMatchEulerDiscreteScheduler()
 CONFIGS = {"PNDMScheduler": {"skip_prk_steps": True}}
 
 
@@ -72,7 +73,7 @@ def test_each_class_steps_at_the_list_itself(name: str, end: bool) -> None:
     ],
     ids=lambda x: getattr(x, "config", {}).get("_class_name", "") if hasattr(x, "config") else len(x),
 )
-def test_rounded_ends_are_the_models_ends_and_the_rest_is_as_given(scheduler: Any, given: list[float]) -> None:
+def test_rounded_ends_become_the_models_ends(scheduler: Any, given: list[float]) -> None:
     model = noise_schedule_of(scheduler)
     low, high = float(model.ksigma(float(model.t_min))), float(model.ksigma(float(model.t_max)))
     want = [min(given[0], high), *given[1:-1], max(given[-1], low) if given[-1] else 0.0]
@@ -109,7 +110,7 @@ def test_a_list_in_any_form_is_that_list(form: Any) -> None:
 @pytest.mark.parametrize(
     "name", ["FlowMatchEulerDiscreteScheduler", "UniPCMultistepScheduler", "DEISMultistepScheduler"]
 )
-def test_a_flow_model_takes_any_s_at_any_shift(name: str, shift: float) -> None:
+def test_flow_takes_any_s_at_any_shift(name: str, shift: float) -> None:
     given = np.array([0.9999, 0.9, 0.5, 0.005, 1e-5])
     config = {"shift": shift} if name.startswith("Flow") else {**FLOW, "flow_shift": shift}
     installed = with_schedule(getattr(diffusers, name)(**config), given)
@@ -164,7 +165,7 @@ def test_a_schedulers_own_sigmas_give_its_own_samples(name: str, config: dict[st
 
 
 @pytest.mark.parametrize("name", ["DPMSolverMultistepScheduler", "UniPCMultistepScheduler"])
-def test_own_sigmas_that_stop_at_the_models_last_level(name: str) -> None:
+def test_own_sigmas_that_stop_early(name: str) -> None:
     scheduler = getattr(diffusers, name)(**SD, final_sigmas_type="sigma_min")
     scheduler.set_timesteps(6)
     installed = with_schedule(scheduler, scheduler.sigmas)
@@ -186,24 +187,25 @@ def test_zero_terminal_snr_has_4096_for_pure_noise() -> None:
         (diffusers.DPMSolverMultistepScheduler(**SD), [14.0, 3.0, 0.02], r"sigma 0\.02 is outside .*sigma/alpha"),
         (diffusers.DPMSolverMultistepScheduler(**SD), [999, 500, 100, 0], r"sigma 999 .* of timesteps t make .*from_t"),
         (diffusers.EDMEulerScheduler(), [81.0, 3.0, 0.0], r"sigma 81 is outside \[0\.002, 80\]"),
-        (diffusers.FlowMatchEulerDiscreteScheduler(), [1.5, 0.5, 0.0], r"s = 1\.5 is above 1; .* s in \(0, 1\]"),
-        (diffusers.FlowMatchEulerDiscreteScheduler(), [1000, 500, 0], r"s = 1000 .*of timesteps pass t / 1000"),
-        (diffusers.FlowMatchEulerDiscreteScheduler(), [0.5, 0.9, 0.0], r"0\.5 and sigmas\[1\] 0\.9; .* sort the list"),
-        (diffusers.FlowMatchEulerDiscreteScheduler(), [0.9, 0.5, 0.5, 0.0], r"sigmas\[1\] is 0\.5 .* give it once"),
-        (diffusers.FlowMatchEulerDiscreteScheduler(), [0.9, 0.5, 0, 0], r"sigmas\[2\] is 0 .* give it once"),
-        (diffusers.FlowMatchEulerDiscreteScheduler(), [0.9, float("nan"), 0], r"sigmas\[1\] is nan; .* must fall"),
-        (diffusers.FlowMatchEulerDiscreteScheduler(), [0.9, float("inf"), 0], r"sigmas\[1\] is inf; .* must fall"),
-        (diffusers.FlowMatchEulerDiscreteScheduler(), [0.9, -0.1], r"sigmas\[1\] is -0\.1; .* must fall"),
-        (diffusers.FlowMatchEulerDiscreteScheduler(), [], r"need one list of N \+ 1 values"),
-        (diffusers.FlowMatchEulerDiscreteScheduler(), "", r"need one list of N \+ 1 values"),
-        (diffusers.FlowMatchEulerDiscreteScheduler(), [0.9], r"N \+ 1 values.*append a final 0"),
-        (diffusers.FlowMatchEulerDiscreteScheduler(), "0.9, half, 0", r"numbers apart by commas or blanks .*'half'"),
-        (diffusers.FlowMatchEulerDiscreteScheduler(), [0.9, "0.5", 0], r"sigmas is .*need numbers"),
-        (diffusers.FlowMatchEulerDiscreteScheduler(), None, r"sigmas is None"),
+        (FLOW_EULER, [1.5, 0.5, 0.0], r"s = 1\.5 is above 1; .* s in \(0, 1\]"),
+        (FLOW_EULER, [1000, 500, 0], r"s = 1000 .*of timesteps pass t / 1000"),
+        (FLOW_EULER, [0.5, 0.9, 0.0], r"0\.5 and sigmas\[1\] 0\.9; .* sort the list"),
+        (FLOW_EULER, [0.9, 0.5, 0.5, 0.0], r"sigmas\[1\] is 0\.5 .* give it once"),
+        (FLOW_EULER, [0.9, 0.5, 0, 0], r"sigmas\[2\] is 0 .* give it once"),
+        (FLOW_EULER, [0.9, float("nan"), 0], r"sigmas\[1\] is nan; .* must fall"),
+        (FLOW_EULER, [0.9, float("inf"), 0], r"sigmas\[1\] is inf; .* must fall"),
+        (FLOW_EULER, [0.9, -0.1], r"sigmas\[1\] is -0\.1; .* must fall"),
+        (FLOW_EULER, [], r"need one list of N \+ 1 values"),
+        (FLOW_EULER, [[0.9, 0.5], [0.5, 0.0]], r"need one list of N \+ 1 values"),
+        (FLOW_EULER, "", r"need one list of N \+ 1 values"),
+        (FLOW_EULER, [0.9], r"N \+ 1 values.*append a final 0"),
+        (FLOW_EULER, "0.9, half, 0", r"numbers apart by commas or blanks .*'half'"),
+        (FLOW_EULER, [0.9, "0.5", 0], r"sigmas is .*need numbers"),
+        (FLOW_EULER, None, r"sigmas is None"),
     ],
     ids=lambda x: str(x)[:24] if not hasattr(x, "config") else "",
 )
-def test_a_refusal_names_the_entry_in_the_lists_own_unit(scheduler: Any, given: Any, message: str) -> None:
+def test_a_refusal_names_the_entry(scheduler: Any, given: Any, message: str) -> None:
     with pytest.raises(ValueError, match=message) as refusal:
         with_schedule(scheduler, given)
     assert len(str(refusal.value)) <= 200
@@ -220,7 +222,7 @@ def test_the_other_doors_take_the_same_lists() -> None:
     np.testing.assert_allclose(flowing.sigmas, [1e4, 1.0, 0.004], rtol=1e-9)
 
 
-def test_a_rounded_list_that_a_pipeline_passes_on_is_the_schedules_own() -> None:
+def test_a_rounded_list_passed_on_is_accepted() -> None:
     scheduler = with_schedule(diffusers.EulerDiscreteScheduler(**SD), README_SDXL)
     scheduler.set_timesteps(sigmas=README_SDXL)
     scheduler.set_timesteps(sigmas=[14.6, 6.11, 2.93, 1.51, 0.85, 0.307])
@@ -232,7 +234,7 @@ def test_a_rounded_list_that_a_pipeline_passes_on_is_the_schedules_own() -> None
         stops.set_timesteps(11)
 
 
-def test_rounding_is_half_a_unit_of_the_last_digit_that_was_written() -> None:
+def test_rounding_is_half_the_last_digit() -> None:
     given = np.array([14.615, 80.0, 0.029, 1e-5, float(np.float32(14.615))])
     np.testing.assert_allclose(rounding(given)[:4], [5e-4, 0.05, 5e-4, 5e-6])
     assert rounding(given)[4] == pytest.approx(5e-4)

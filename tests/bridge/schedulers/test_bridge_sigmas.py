@@ -45,7 +45,7 @@ COGVIEW4_MU = 1.15 * (1024 / 256) ** 0.5 + 0.5  # that of CogView4Pipeline, whos
     ],
     ids=str,
 )
-def test_after_the_schedulers_own_shift_the_levels_are_the_schedules(
+def test_shifted_sigmas_arrive_at_the_schedule(
     name: str, schedule: Schedule, config: dict[str, Any], size: dict[str, Any], mu: float | None
 ) -> None:
     scheduler = getattr(diffusers, name)(**config)
@@ -56,7 +56,7 @@ def test_after_the_schedulers_own_shift_the_levels_are_the_schedules(
     np.testing.assert_allclose(got, schedule.sampler_sigmas(), rtol=0, atol=2e-7)
 
 
-def test_flux2_s_shift_follows_the_number_of_steps_too() -> None:
+def test_flux2_shifts_by_the_number_of_steps() -> None:
     scheduler = diffusers.FlowMatchEulerDiscreteScheduler(use_dynamic_shifting=True)
     pipe = type("Flux2Pipeline", (SimpleNamespace,), {})(scheduler=scheduler)
     sigmas = FLOWING.diffusers_sigmas(pipe, image_seq_len=1024)
@@ -71,7 +71,7 @@ def test_a_shift_that_was_changed_by_hand() -> None:
     np.testing.assert_allclose(scheduler.sigmas, FLOWING.sampler_sigmas(), rtol=0, atol=2e-7)
 
 
-def test_euler_takes_n_plus_1_sigmas_as_they_are() -> None:
+def test_euler_takes_the_sigmas_as_they_are() -> None:
     for end in ("clean", "t_eps"):
         schedule = random_schedule(cases.noise_of("sd15"), NFE, end, 1)
         scheduler = diffusers.EulerDiscreteScheduler(**SD)
@@ -89,7 +89,7 @@ def test_euler_takes_n_plus_1_sigmas_as_they_are() -> None:
 )
 def test_in_a_pipeline(cls: str, size: dict[str, int]) -> None:
     family = family_of(cls)
-    pipe = family.build()
+    pipe = family.shared()
     sigmas = FLOWING.diffusers_sigmas(pipe, **size)
     with_argument, seen = told(pipe, family, NFE, sigmas=sigmas)
     np.testing.assert_allclose(seen * family.told, FLOWING.timesteps, rtol=1e-5)
@@ -151,7 +151,7 @@ def test_a_terminal_shift_that_the_schedule_has() -> None:
     np.testing.assert_allclose(scheduler.sigmas, FLOWING.sampler_sigmas(), rtol=0, atol=5e-7)
 
 
-def test_not_a_scheduler_and_a_config_left_by_another_class() -> None:
+def test_other_objects_and_leftover_configs_are_refused() -> None:
     with pytest.raises(ValueError, match="need a diffusers scheduler or pipeline, got int"):
         FLOWING.diffusers_sigmas(3)
     scheduler = diffusers.FlowMatchEulerDiscreteScheduler.from_config({"use_flow_sigmas": True})

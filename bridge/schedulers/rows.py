@@ -1,6 +1,6 @@
-"""What is particular about each diffusers scheduler: one row a class.
+"""The table of diffusers schedulers: how a schedule is put into each class, and why it cannot be put into the others.
 
-Checked against diffusers 0.42.1. `docs/bridge.md` is this table in words.
+Checked against diffusers 0.42.1. `docs/bridge.md` is this table in words; a test goes through every class it has.
 """
 
 from __future__ import annotations
@@ -10,8 +10,14 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from hso_jax.noise.from_config import REFUSED, unknown
 from hso_jax.schedule import Schedule
 
+Array = np.ndarray[Any, Any]
+TABLES = ("table", "plms")
+"""The layouts in which the nodes become a small training table."""
+SNAP = 1e-4
+"""A timestep of 200 that was computed in float32 is 199.99998; it is the whole number that was meant."""
 SPACING_FLAGS = ("use_karras_sigmas", "use_exponential_sigmas", "use_beta_sigmas", "use_lu_lambdas")
 _VP = ("epsilon", "sample", "v_prediction")
 _FLOW = ("flow_prediction",)
@@ -78,31 +84,45 @@ def _singlestep(config: Mapping[str, Any], schedule: Schedule) -> Mapping[str, A
     return {"lower_order_final": uneven, "final_sigmas_type": "sigma_min"}
 
 
+def _first(*cases: tuple[Any, str]) -> str | None:
+    """The text of the first case that holds."""
+    return next((text for holds, text in cases if holds), None)
+
+
 def _refuse_dpm(config: Mapping[str, Any], schedule: Schedule) -> str | None:
-    if config["algorithm_type"] == "sde-dpmsolver" and schedule.end == "clean":
-        return (
+    kind = config["algorithm_type"]
+    return _first(
+        (
+            kind == "sde-dpmsolver" and schedule.end == "clean",
             "algorithm_type 'sde-dpmsolver' leaves noise of the last level in a step to sigma 0; "
-            "use 'sde-dpmsolver++' or an end 't_eps'"
-        )
-    if config["algorithm_type"] == "sde-dpmsolver" and config["solver_order"] > 2:
-        return "algorithm_type 'sde-dpmsolver' has no third order in diffusers; use solver_order=2 or 'sde-dpmsolver++'"
-    if not config["algorithm_type"].endswith("++") and config["prediction_type"] == "flow_prediction":
-        return "noise-prediction algorithms do not know 'flow_prediction'; use algorithm_type='dpmsolver++'"
-    return None
+            "use 'sde-dpmsolver++' or an end 't_eps'",
+        ),
+        (
+            kind == "sde-dpmsolver" and config["solver_order"] > 2,
+            "algorithm_type 'sde-dpmsolver' has no third order in diffusers; use solver_order=2 or 'sde-dpmsolver++'",
+        ),
+        (
+            not kind.endswith("++") and config["prediction_type"] == "flow_prediction",
+            "noise-prediction algorithms do not know 'flow_prediction'; use algorithm_type='dpmsolver++'",
+        ),
+    )
 
 
 def _refuse_sa(config: Mapping[str, Any], schedule: Schedule) -> str | None:
     if config["algorithm_type"] != "noise_prediction":
         return None
-    if config["prediction_type"] == "flow_prediction":
-        return "algorithm_type 'noise_prediction' does not know 'flow_prediction'; use 'data_prediction'"
     tau = config["tau_func"] or (lambda t: 1 if 200 <= t <= 800 else 0)  # the parent's default
-    if schedule.end == "clean" and tau(round(float(schedule.timesteps[-1]), 4)) != 0:
-        return (
+    return _first(
+        (
+            config["prediction_type"] == "flow_prediction",
+            "algorithm_type 'noise_prediction' does not know 'flow_prediction'; use 'data_prediction'",
+        ),
+        (
+            schedule.end == "clean" and tau(round(float(schedule.timesteps[-1]), 4)) != 0,
             "algorithm_type 'noise_prediction' leaves noise of the last level in a step to sigma 0 where tau > 0; "
-            "use 'data_prediction', a tau_func that is 0 there, or an end 't_eps'"
-        )
-    return None
+            "use 'data_prediction', a tau_func that is 0 there, or an end 't_eps'",
+        ),
+    )
 
 
 def _refuse_edm_dpm(config: Mapping[str, Any], schedule: Schedule) -> str | None:
@@ -111,37 +131,42 @@ def _refuse_edm_dpm(config: Mapping[str, Any], schedule: Schedule) -> str | None
     return None
 
 
+def _refuse_cosine_dpm(config: Mapping[str, Any], schedule: Schedule) -> str | None:
+    return "there is no third order in this class; use solver_order=2" if config["solver_order"] > 2 else None
+
+
 def _refuse_unipc(config: Mapping[str, Any], schedule: Schedule) -> str | None:
-    if config.get("solver_p") is not None:
-        return "solver_p is a scheduler with levels of its own, which cannot follow the schedule; use solver_p=None"
-    if not config["predict_x0"] and config["prediction_type"] == "flow_prediction":
-        return "predict_x0=False does not know 'flow_prediction'; use predict_x0=True"
-    return None
+    return _first(
+        (
+            config.get("solver_p") is not None,
+            "solver_p is a scheduler with levels of its own, which cannot follow the schedule; use solver_p=None",
+        ),
+        (
+            not config["predict_x0"] and config["prediction_type"] == "flow_prediction",
+            "predict_x0=False does not know 'flow_prediction'; use predict_x0=True",
+        ),
+    )
 
 
 def _refuse_flow(config: Mapping[str, Any], schedule: Schedule) -> str | None:
     if config.get("invert_sigmas") and config["stochastic_sampling"]:
-        return "with invert_sigmas its stochastic step takes data for noise; use stochastic_sampling=False"
+        return "with invert_sigmas its stochastic step mistakes data for noise; use stochastic_sampling=False"
     return None
 
 
 def _refuse_flow_lcm(config: Mapping[str, Any], schedule: Schedule) -> str | None:
-    if config.get("invert_sigmas"):
-        return (
-            "with invert_sigmas its step takes data for noise; use invert_sigmas=False, or for Mochi "
-            "FlowMatchEulerDiscreteScheduler.from_config(scheduler.config)"
-        )
-    if (factors := config["scale_factors"]) and len(factors) != schedule.nfe - 1:
-        return (
-            f"scale_factors has {len(factors)} entries, for {len(factors) + 1} steps; the schedule has {schedule.nfe}"
-        )
-    return None
-
-
-def _refuse_cosine_dpm(config: Mapping[str, Any], schedule: Schedule) -> str | None:
-    if config["solver_order"] > 2:
-        return "there is no third order in this class; use solver_order=2"
-    return None
+    steps = len(config["scale_factors"] or ()) + 1
+    return _first(
+        (
+            config.get("invert_sigmas"),
+            "with invert_sigmas its step mistakes data for noise; use invert_sigmas=False, or for Mochi "
+            "FlowMatchEulerDiscreteScheduler.from_config(scheduler.config)",
+        ),
+        (
+            config["scale_factors"] and steps != schedule.nfe,
+            f"scale_factors has {steps - 1} entries, for {steps} steps; the schedule has {schedule.nfe}",
+        ),
+    )
 
 
 def _refuse_pndm(config: Mapping[str, Any], schedule: Schedule) -> str | None:
@@ -229,3 +254,43 @@ ROWS: Mapping[str, Row] = {
         refuse=_refuse_unipc,
     ),
 }
+
+_INVERSE = "it goes from data to noise, to invert an image; install the schedule in the sampler"
+_SDE = "its predictor and corrector take the SDE's own thousands of even steps"
+
+# Class -> why, and what to use.
+INSTEAD: Mapping[str, str] = {
+    **REFUSED,
+    "DDIMInverseScheduler": f"{_INVERSE}, DDIMScheduler.from_config(scheduler.config)",
+    "DPMSolverMultistepInverseScheduler": f"{_INVERSE}, DPMSolverMultistepScheduler.from_config(scheduler.config)",
+    "RePaintScheduler": "it goes back and forth between levels; use DDPMScheduler.from_config(scheduler.config)",
+    "ScoreSdeVeScheduler": f"{_SDE}; use EDMEulerScheduler with a model that is told log(sigma)/4",
+    "ScoreSdeVpScheduler": f"{_SDE}; use DPMSolverMultistepScheduler",
+    "UnCLIPScheduler": (
+        "diffusers itself says to use DDPMScheduler: DDPMScheduler(beta_schedule='squaredcos_cap_v2', "
+        "variance_type=..., prediction_type=...) with this config's values"
+    ),
+}
+
+
+def unsupported(name: str) -> str:
+    """Why no schedule can be installed in a class without a row, and what to use instead."""
+    if name in INSTEAD:
+        return f"{name} is not supported: {INSTEAD[name]}"
+    return unknown(name, ROWS, {})
+
+
+def check_supported(name: Any) -> str:
+    """The name of a class in the table. Raises ValueError for any other, with what to use instead."""
+    if not isinstance(name, str) or name not in ROWS:
+        raise ValueError(unsupported(str(name)))
+    return name
+
+
+def told_timesteps(schedule: Schedule, row: Row) -> Array:
+    """[N] timesteps of the nodes in float32, as networks embed them."""
+    steps = np.asarray(schedule.timesteps, np.float32)
+    if not row.snaps:
+        return steps
+    whole = np.rint(steps)
+    return np.where(np.abs(steps - whole) < SNAP, whole, steps)

@@ -14,10 +14,17 @@ from diffusers import SchedulerMixin
 
 from bridge.fingerprint import warn_of_other_weights
 from bridge.noise_of import adds_noise, check_pipeline, noise_schedule_of, solver_of
+from bridge.schedulers.checks import check_use
 from bridge.schedulers.nonstationary import NonstationaryScheduler
-from bridge.schedulers.pipelines import check_use
-from bridge.schedulers.plain import NONSTATIONARY_CLASS, schedule_from_list, supported_name, without_schedule
-from bridge.schedulers.scheduled import REPLACED_KEY, Installed, scheduled_class
+from bridge.schedulers.scheduled import (
+    NONSTATIONARY_CLASS,
+    REPLACED_KEY,
+    Installed,
+    schedule_from_list,
+    scheduled_class,
+    supported_name,
+    without_schedule,
+)
 from hso_jax.noise import NoiseSchedule
 from hso_jax.schedule import Schedule, in_coefficients
 from hso_jax.solvers import SOLVERS
@@ -69,11 +76,7 @@ def with_schedule(scheduler: Any, schedule: Schedule | Any, *, noise: NoiseSched
 
 
 def as_taken(scheduler: Any, schedule: Schedule) -> Schedule:
-    """The schedule as a scheduler can take it: one for another solver than the scheduler's as coefficients.
-
-    Raises:
-        ValueError: for another solver of two evaluations a step, which no coefficients describe.
-    """
+    """The schedule as a scheduler can take it: one for another solver than the scheduler's as coefficients."""
     if schedule.coefficients is not None or schedule.solver not in SOLVERS:
         return schedule
     check_solver(scheduler, schedule.solver, schedule.kind)
@@ -81,26 +84,26 @@ def as_taken(scheduler: Any, schedule: Schedule) -> Schedule:
 
 
 def check_solver(scheduler: Any, solver: str, kind: str) -> None:
-    """Raises ValueError, saying what to do, where a scheduler cannot come to take the steps of a solver."""
+    """Raises ValueError where a solver has two evaluations a step, which no coefficients describe, but in its class."""
     if solver not in SOLVERS or SOLVERS[solver].calls == 1 or solver == own_solver(scheduler):
         return
     name = type(without_schedule(scheduler)).__name__
     cls = HEUN_OF.get((solver, kind))
     way = f"first set pipe.scheduler = diffusers.{cls}.from_config(pipe.scheduler.config)" if cls else "use unipc-2"
-    raise ValueError(f"{name} does not take the steps of solver {solver!r}, two evaluations each: {way}")
+    raise ValueError(f"{name} cannot take the steps of solver {solver!r}, which evaluate twice: {way}")
 
 
 def own_solver(scheduler: Any) -> str | None:
     """The solver whose steps a scheduler takes without a schedule; None where it is none that is known."""
-    stands_in = isinstance(scheduler, NonstationaryScheduler)
+    plain = without_schedule(scheduler) if isinstance(scheduler, NonstationaryScheduler) else scheduler
     try:
-        return solver_of(without_schedule(scheduler) if stands_in else scheduler)
+        return solver_of(plain)
     except ValueError:
         return None
 
 
 def switched(scheduler: Any, schedule: Schedule) -> str:
-    """What is said where `NonstationaryScheduler` takes the place of a scheduler."""
+    """The warning that `NonstationaryScheduler` takes the place of a scheduler."""
     plain = without_schedule(scheduler)
     known = schedule.solver in SOLVERS
     why = f"is for solver {schedule.solver!r}" if known else "has coefficients of its own"
@@ -138,11 +141,8 @@ def replace_scheduler(pipe: Any, scheduler: Any) -> None:
     """Give a pipeline a scheduler, and those of its inner pipelines that sample with the same model.
 
     An inner pipeline whose scheduler the outer one holds under another name (a prior's `prior_scheduler`) samples
-    another model; it keeps its own, and a warning names it.
-
-    Raises:
-        ValueError: if one scheduler serves two models, so that it cannot be replaced for one alone; it names the
-            inner pipelines. If a pipeline is known not to work with this scheduler (`bridge.schedulers.pipelines`).
+    another model; it keeps its own, and a warning names it. ValueError where one scheduler serves two models, so that
+    it cannot be replaced for one alone, and as `check_use` raises it.
     """
     inner = inner_pipelines(pipe)
     others = {id(part) for name, part in vars(pipe).items() if name != "scheduler" and isinstance(part, SchedulerMixin)}
