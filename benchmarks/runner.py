@@ -26,7 +26,7 @@ import numpy as np
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from hso_jax import NoiseSchedule, Origin, Schedule, from_config
-from hso_jax.cli.arguments import parse_nfe
+from hso_jax.cli.common import parse_nfe
 from hso_jax.files import write_whole
 from hso_jax.schedule import versions
 

@@ -115,9 +115,26 @@ def marked(cells: dict[str, Record], metric: str, unranked: str = "") -> dict[st
     return texts
 
 
-def beside_best(own: Record, known: Sequence[Record], metric: str = "rmse") -> tuple[list[str], float]:
-    """Write the best of known cells, its figure, one's own and their ratio; and the ratio, inf of diverged samples."""
-    best = min(known, key=lambda r: getattr(r, metric))
-    ratio = Versus(("", 1.0, "", 0), metric, best, own).ratio
-    figures = (number(getattr(r, metric)) for r in (best, own))
-    return [f"{SOLVERS[best.solver]}, `{best.method}`", *figures, f"{ratio:.2f}"], ratio
+Ratio = tuple[tuple[str, ...], str, float]  # the row of a table, its column, and a ratio of errors that counts there
+
+
+def means(head: Sequence[str], ratios: Iterable[Ratio], *, largest: bool = False, digits: int = 2) -> str:
+    """Write geometric means of ratios, one figure a row and column in the order in which they first come.
+
+    Args:
+        head: of what names a row.
+        ratios: to average.
+        largest: write the largest ratio beside each mean.
+        digits: behind the point.
+    """
+    found: dict[tuple[str, ...], dict[str, list[float]]] = {}
+    for row, column, ratio in ratios:
+        found.setdefault(row, {}).setdefault(column, []).append(ratio)
+    columns = list(dict.fromkeys(column for own in found.values() for column in own))
+    figures = (geometric_mean, max) if largest else (geometric_mean,)
+    rows = [
+        [*row, *(f"{f(own[c]):.{digits}f}" if c in own else "" for c in columns for f in figures)]
+        for row, own in found.items()
+    ]
+    titles = [x for c in columns for x in ((c, "largest") if largest else (c,))]
+    return table([*head, *titles], rows, left=len(head))

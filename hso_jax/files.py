@@ -1,4 +1,4 @@
-"""Everything about files: read whole or refused, written whole or not at all, and nobody's file replaced unasked."""
+"""Reading and writing files: read whole or refused, written whole or not at all, no user's file replaced unasked."""
 
 from __future__ import annotations
 
@@ -9,7 +9,6 @@ import math
 import os
 import re
 import stat
-import struct
 import sys
 import tempfile
 from collections.abc import Sequence
@@ -21,11 +20,10 @@ FORMAT = "hso-jax/schedules"
 PROFILE_FORMAT = "hso-jax/profile"
 """The format field of a model's profile."""
 MARK = "hso-jax"
-"""Who made a picture: PNG's text chunk "Software", the creator in an SVG's or PDF's metadata."""
+"""The maker of a picture: PNG's text chunk "Software", the creator in an SVG's or PDF's metadata."""
 
-_MOST_BYTES = 256 * 2**20  # to read; the largest schedule file has some hundred KiB
-_STREAM = re.compile(r"-|/dev/stdout|/dev/stderr|(?:/dev|/proc/self)/fd/(\d{1,9})")
-_STDOUT = ("-", "/dev/stdout", "/dev/fd/1", "/proc/self/fd/1")
+_MAX_BYTES = 256 * 2**20  # to read; the largest schedule file has some hundred KiB
+_DESCRIPTOR = re.compile(r"(?:/dev|/proc/self)/fd/(\d{1,9})")
 _KINDS = {
     stat.S_IFCHR: "a device",
     stat.S_IFBLK: "a device",
@@ -33,29 +31,31 @@ _KINDS = {
     stat.S_IFSOCK: "a socket",
     stat.S_IFDIR: "a folder",
 }
-_PNG = b"\x89PNG\r\n\x1a\n"
-_SVG_CREATOR = re.compile(rb"<dc:creator>\s*<cc:Agent>\s*<dc:title>hso-jax</dc:title>")
-_PDF_CREATOR = re.compile(rb"/Creator \(hso-jax\)")
+_PICTURES = {  # first bytes, and how hso-jax signs such a file; a PNG chunk begins with the length of its data
+    b"\x89PNG\r\n\x1a\n": re.compile(rb"\0\0\0\x10tEXtSoftware\0hso-jax|\0\0\0\x14iTXtSoftware\0{5}hso-jax"),
+    b"%PDF-": re.compile(rb"/Creator \(hso-jax\)"),
+    b"<?xml": re.compile(rb"<dc:creator>\s*<cc:Agent>\s*<dc:title>hso-jax</dc:title>"),
+}
 
 
 def read_text(path: str | os.PathLike[str]) -> str:
-    """The text of a regular file in UTF-8.
+    """Read a regular file in UTF-8.
 
     Raises:
-        ValueError: if it is a device, pipe, socket or folder (some of them never end), has more than 256 MiB, or is no
-            UTF-8.
+        ValueError: if it is a device, pipe, socket or folder (some of them never end), is larger than 256 MiB, or is
+            not UTF-8.
         OSError: if there is none or it cannot be read.
     """
     found = os.stat(path)
     if what := _not_regular(found):
         raise ValueError(f"it is {what}, not a regular file")
-    if found.st_size > _MOST_BYTES:
-        raise ValueError(f"it has {found.st_size} bytes; more than {_MOST_BYTES} are not read")
+    if found.st_size > _MAX_BYTES:
+        raise ValueError(f"it has {found.st_size} bytes; more than {_MAX_BYTES} are not read")
     return Path(path).read_text(encoding="utf-8")
 
 
 def parse_json(text: str) -> Any:
-    """The JSON document in a text. Raises ValueError if it is none or nested too deep."""
+    """Parse a JSON document; raise ValueError if it is none or nested too deep."""
     try:
         return json.loads(text)
     except (ValueError, RecursionError) as error:
@@ -63,44 +63,71 @@ def parse_json(text: str) -> Any:
 
 
 def read_json(path: str | os.PathLike[str]) -> Any:
-    """The JSON document in a file.
-
-    Raises:
-        ValueError: as `read_text`, or if it is no JSON or nested too deep.
-        OSError: as `read_text`.
-    """
+    """Read the JSON document in a file; raises as `read_text` and `parse_json` do."""
     return parse_json(read_text(path))
 
 
+def json_text(document: Any) -> str:
+    """Write a document as strict JSON: infinity (pure noise) and NaN become null."""
+    return json.dumps(_with_nulls(document), indent=1, allow_nan=False) + "\n"
+
+
+def _with_nulls(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _with_nulls(x) for key, x in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_with_nulls(x) for x in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def _descriptor(path: str | os.PathLike[str]) -> int | None:
+    """The number of the open stream that a name stands for, as `/dev/fd/N` in `>(command)` does; else None."""
+    text = os.fspath(path)
+    if text in ("-", "/dev/stdout", "/dev/stderr"):
+        return 2 if text == "/dev/stderr" else 1
+    match = _DESCRIPTOR.fullmatch(text)
+    return int(match[1]) if match else None
+
+
 def is_stream(path: str | os.PathLike[str]) -> bool:
-    """Whether a name stands for an open stream: `-`, /dev/stdout, /dev/stderr, /dev/fd/N (as in `>(command)`)."""
-    return _STREAM.fullmatch(os.fspath(path)) is not None
+    """Whether a name stands for an open stream: `-`, /dev/stdout, /dev/stderr or /dev/fd/N."""
+    return _descriptor(path) is not None
 
 
 def is_stdout(path: str | os.PathLike[str]) -> bool:
     """Whether a name stands for standard output."""
-    return os.fspath(path) in _STDOUT
+    return _descriptor(path) == 1
+
+
+def figure_kind(path: Path, stream: bool = False) -> str:
+    """The picture format of a path's ending, and PNG for a stream; raise ValueError unless png, svg or pdf."""
+    if stream and is_stream(path):
+        return "png"
+    kind = path.suffix.lower().removeprefix(".")
+    if kind not in ("png", "svg", "pdf"):
+        raise ValueError(f"cannot draw {path}: use a name that ends in .png, .svg or .pdf")
+    return kind
 
 
 def check_writable(path: Path, kind: str, force: bool, apart_from: Sequence[Path | None] = ()) -> None:
-    """Before any work: can `path` be written, and is what is there ours to replace?
+    """Check before any work that `path` can be written, and that no file of the user's would be lost.
 
-    Links are followed. An empty file is anybody's to fill.
+    Links are followed. An empty file may be replaced.
 
     Args:
         path: as the user named it.
-        kind: "schedules", "profile" or "picture": what will be written.
+        kind: what will be written: "schedules", "profile" or "picture".
         force: replace any regular file.
-        apart_from: what else is read or written, and must be other files.
+        apart_from: other files that are read or written.
 
     Raises:
-        ValueError: if the folder is missing or not writable, it is no regular file, or a file would be lost that is
-            none of this kind of hso-jax.
+        ValueError: if the folder is missing or not writable, the path is not a regular file or one of `apart_from`, or
+            hso-jax did not write the file there as this kind.
         OSError: if the name is unusable.
     """
-    if is_stream(path):
+    if (number := _descriptor(path)) is not None:
         try:
-            os.fstat(1 if is_stdout(path) else _number(path))
+            os.fstat(number)
         except OSError:
             raise ValueError(f"cannot write {path}: no such stream is open") from None
         return
@@ -116,7 +143,7 @@ def check_writable(path: Path, kind: str, force: bool, apart_from: Sequence[Path
     if not os.access(target.parent, os.W_OK) or (found is not None and not os.access(target, os.W_OK)):
         raise ValueError(f"cannot write {path}: permission denied")
     if any(other is not None and os.path.realpath(other) == str(target) for other in apart_from):
-        raise ValueError(f"cannot write {path}: the same file is read or written besides; choose another name")
+        raise ValueError(f"cannot write {path}: the command reads or writes the same file; choose another name")
     if found is not None and not force and kind_of(target) not in (kind, "empty"):
         what = "schedule file" if kind == "schedules" else kind
         raise ValueError(f"{path} exists and is no {what} of hso-jax; choose another name, or --force to replace it")
@@ -125,17 +152,12 @@ def check_writable(path: Path, kind: str, force: bool, apart_from: Sequence[Path
 def kind_of(path: Path) -> str | None:
     """What a regular file is: "schedules", "profile" or "picture" of hso-jax, "empty", or None for anything else."""
     size = path.stat().st_size
-    if size == 0:
-        return "empty"
-    if size > _MOST_BYTES:
-        return None
+    if size == 0 or size > _MAX_BYTES:
+        return None if size else "empty"
     content = path.read_bytes()
-    if content.startswith(_PNG):
-        return "picture" if MARK.encode() in _png_software(content) else None
-    if content.startswith(b"%PDF-"):
-        return "picture" if _PDF_CREATOR.search(content) else None
-    if content.startswith(b"<?xml"):
-        return "picture" if _SVG_CREATOR.search(content[:4096]) else None
+    for start, signature in _PICTURES.items():
+        if content.startswith(start):
+            return "picture" if signature.search(content) else None
     try:
         document = json.loads(content)
     except (ValueError, RecursionError):
@@ -144,35 +166,22 @@ def kind_of(path: Path) -> str | None:
     return {FORMAT: "schedules", PROFILE_FORMAT: "profile"}.get(found) if isinstance(found, str) else None
 
 
-def json_text(document: Any) -> str:
-    """A document as JSON has it: null stands for the numbers that JSON has not, infinity (pure noise) and NaN."""
-    return json.dumps(_with_nulls(document), indent=1, allow_nan=False) + "\n"
-
-
-def _with_nulls(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {key: _with_nulls(x) for key, x in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_with_nulls(x) for x in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
-
-
 def write_whole(path: str | os.PathLike[str], content: bytes) -> None:
-    """Write beside the file, then rename onto it; a link stays a link, its target is written.
+    """Write beside the file, then rename onto it. A link stays a link; its target is written.
 
     Raises:
-        OSError: with the path, if it is no regular file or cannot be written; what was there is then as it was, and
+        OSError: with the path, if it is no regular file or cannot be written. The old content is then unchanged, and
             nothing is left beside it.
     """
     write_all([(Path(path), content)], [])
 
 
 def write_all(contents: Sequence[tuple[Path, bytes]], written: list[Path]) -> None:
-    """Write several files: none is replaced before all are on the disk. Streams come last.
+    """Write several files: all are on the disk before one is replaced. Streams come last.
 
     Args:
-        contents: paths, each with what it shall hold.
-        written: paths are appended as they are in place, so that it is true even where this raises.
+        contents: paths, each with its content.
+        written: each path is appended once it is in place, so the list is true even if this raises.
 
     Raises:
         OSError: with the path that failed.
@@ -193,24 +202,20 @@ def write_all(contents: Sequence[tuple[Path, bytes]], written: list[Path]) -> No
         for _, temporary, _ in staged:
             Path(temporary).unlink(missing_ok=True)
     for path, content in contents:
-        if is_stream(path):
+        if (number := _descriptor(path)) is not None:
             with _naming(path):
-                _send(path, content)
+                if number == 1:
+                    sys.stdout.flush()
+                    sys.stdout.buffer.write(content)
+                    sys.stdout.buffer.flush()
+                else:
+                    with os.fdopen(os.dup(number), "wb") as file:
+                        file.write(content)
             written.append(path)
 
 
-def figure_kind(path: Path, stream: bool = False) -> str:
-    """The picture format of a path's ending; PNG on a stream. Raises ValueError for others than png, svg and pdf."""
-    if stream and is_stream(path):
-        return "png"
-    kind = path.suffix.lower().removeprefix(".")
-    if kind not in ("png", "svg", "pdf"):
-        raise ValueError(f"cannot draw {path}: use a name that ends in .png, .svg or .pdf")
-    return kind
-
-
 def _stage(path: Path, content: bytes) -> tuple[str, str]:
-    """A file beside `path` with the content and the permissions it shall have, and the name it shall get."""
+    """Write a file beside `path` with the content and its final permissions; returns its name and its final name."""
     target = os.path.realpath(path)
     mask = os.umask(0)
     os.umask(mask)
@@ -231,25 +236,9 @@ def _stage(path: Path, content: bytes) -> tuple[str, str]:
     return temporary, target
 
 
-def _send(path: Path, content: bytes) -> None:
-    if is_stdout(path):
-        sys.stdout.flush()
-        sys.stdout.buffer.write(content)
-        sys.stdout.buffer.flush()
-        return
-    with os.fdopen(os.dup(_number(path)), "wb") as file:
-        file.write(content)
-
-
-def _number(path: Path) -> int:
-    """The descriptor that a stream's name stands for."""
-    match = _STREAM.fullmatch(os.fspath(path))
-    return int(match[1]) if match and match[1] else 2
-
-
 @contextlib.contextmanager
 def _naming(path: Path) -> Any:
-    """Writing to an open file does not tell its name when it fails."""
+    """Add the path to an OSError: writing to an open file does not tell its name."""
     try:
         yield
     except OSError as error:
@@ -258,15 +247,3 @@ def _naming(path: Path) -> Any:
 
 def _not_regular(found: os.stat_result) -> str | None:
     return None if stat.S_ISREG(found.st_mode) else _KINDS.get(stat.S_IFMT(found.st_mode), "something unknown")
-
-
-def _png_software(content: bytes) -> list[bytes]:
-    """The texts named Software in a PNG file."""
-    texts, at = [], len(_PNG)
-    while at + 12 <= len(content):
-        (length,) = struct.unpack(">I", content[at : at + 4])
-        kind, data = content[at + 4 : at + 8], content[at + 8 : at + 8 + length]
-        if len(data) == length and kind in (b"tEXt", b"iTXt") and data.startswith(b"Software\0"):
-            texts.append(data[9:].lstrip(b"\0"))  # iTXt has flags, language and translated keyword between, all empty
-        at += 12 + length
-    return texts

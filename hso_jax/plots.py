@@ -1,14 +1,11 @@
-"""Figures: timesteps against step for every N or method, and MEP over the ends of the schedule."""
+"""Figures of schedules: timesteps against step for every N or method, and MEP over the ends of a schedule."""
 
 from __future__ import annotations
 
-import functools
 import io
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 from matplotlib import colormaps
 from matplotlib.cm import ScalarMappable
@@ -17,27 +14,19 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from hso_jax.checks import printable
-from hso_jax.compiling import under_jax_defaults
 from hso_jax.files import MARK
-from hso_jax.hso import Box, edm_nodes, times_even_in_lam
-from hso_jax.noise import PRESETS, NoiseSchedule, preset
-from hso_jax.schedule import LAYOUTS, Schedule
-from hso_jax.searches import refine
+
+if TYPE_CHECKING:
+    from hso_jax.schedule import Schedule
 
 _TITLES = {
     "node": "node layout: N nodes, then sigma = 0",
     "interval": "interval layout: N + 1 nodes, stops at the last",
 }
-_GRID = 48
 
 
 def encoded(figure: Figure, kind: str) -> bytes:
-    """The content of a picture file.
-
-    Args:
-        figure: what to draw.
-        kind: "png", "svg" or "pdf". All say in their metadata that hso-jax made them.
-    """
+    """The content of a picture file, a "png", "svg" or "pdf"; its metadata says that hso-jax made it."""
     metadata = {"png": {"Software": MARK}, "svg": {"Creator": MARK, "Date": None}}.get(
         kind, {"Creator": MARK, "CreationDate": None}
     )
@@ -47,7 +36,7 @@ def encoded(figure: Figure, kind: str) -> bytes:
 
 
 def _plain(text: str) -> str:
-    """A name as a text of matplotlib's, for which $ begins a formula."""
+    """A name as matplotlib shows it; an unescaped $ would begin a formula."""
     return printable(text).replace("$", r"\$")
 
 
@@ -59,7 +48,7 @@ def schedules_figure(schedules: Sequence[Schedule]) -> Figure:
     """
     if not schedules:
         raise ValueError("there are no schedules to draw")
-    layouts = [name for name in LAYOUTS if any(s.layout == name for s in schedules)]
+    layouts = [name for name in _TITLES if any(s.layout == name for s in schedules)]
     figure = Figure(figsize=(6.4 * len(layouts) + 0.8, 4.8), layout="constrained")
     panels = figure.subplots(1, len(layouts), sharey=True, squeeze=False)[0]
     counts = sorted({s.nfe for s in schedules})
@@ -118,37 +107,32 @@ def methods_figure(schedules: Sequence[Schedule]) -> Figure:
     return figure
 
 
-def landscape_figure(schedule: Schedule, noise: NoiseSchedule | None = None) -> Figure:
-    """MEP of the refined schedule over (t_eps, t_max), with the paper's box, the spacing and what was found.
+def landscape_figure(
+    schedule: Schedule,
+    ends: tuple[np.ndarray, np.ndarray],
+    value: np.ndarray,
+    gap: np.ndarray,
+    box: tuple[tuple[float, float], tuple[float, float]],
+) -> Figure:
+    """Draw MEP over the two ends of a schedule, with the search box, the least gap and the schedule itself.
 
     Args:
-        schedule: tells N, layout, p and the spacing; its own ends are marked.
-        noise: needed unless the schedule's model is a preset.
-
-    Raises:
-        ValueError: if the noise schedule is not known, or a single node leaves nothing to place.
+        schedule: its ends are marked, and its `d_min` is drawn as a line.
+        ends: values of t_eps (n) and of t_max (m).
+        value: MEP of the best nodes between each pair of ends, n x m.
+        gap: the least distance in t of those nodes, n x m.
+        box: the range of t_eps and that of t_max in which HSO searches.
     """
-    if noise is None:
-        if schedule.model not in PRESETS:
-            raise ValueError(f"model {schedule.model!r} is not a preset: pass its noise schedule")
-        noise = preset(schedule.model)
-    intervals = len(schedule.t) - 1
-    if intervals < 1:
-        raise ValueError("a schedule of one node has no MEP")
-    t_eps = np.linspace(max(0.005, float(noise.t_min)), 0.12, _GRID)
-    t_max = np.linspace(0.85, float(noise.t_max), _GRID)
-    times = jnp.asarray(times_even_in_lam(noise))
-    value, gap = _landscape(noise, jnp.asarray(t_eps), jnp.asarray(t_max), times, intervals, schedule.origin.p)
+    t_eps, t_max = ends
     figure = Figure(figsize=(7.4, 5.4), layout="constrained")
     panel = figure.subplots()
-    filled = panel.contourf(t_eps, t_max, np.asarray(value).T, 24, cmap="viridis_r")
+    filled = panel.contourf(t_eps, t_max, value.T, 24, cmap="viridis_r")
     figure.colorbar(filled, ax=panel, label="MEP of the best nodes between these ends")
     asked = schedule.origin.d_min
-    lines = panel.contour(t_eps, t_max, np.asarray(gap).T, levels=[asked], colors="white", linestyles="--")
+    lines = panel.contour(t_eps, t_max, gap.T, levels=[asked], colors="white", linestyles="--")
     if np.min(gap) < asked < np.max(gap):
         panel.clabel(lines, fmt={asked: f"smallest gap = {asked:.3g}"}, fontsize=8)
-    box = Box()
-    (left, right), (bottom, top) = box.t_eps, box.t_max
+    (left, right), (bottom, top) = box
     panel.plot(
         [left, right, right, left, left],
         [bottom, bottom, top, top, bottom],
@@ -173,20 +157,6 @@ def landscape_figure(schedule: Schedule, noise: NoiseSchedule | None = None) -> 
     )
     panel.legend(loc="lower right", fontsize=9)
     return figure
-
-
-@under_jax_defaults
-@functools.partial(jax.jit, static_argnames="intervals")
-def _landscape(
-    noise: NoiseSchedule, t_eps: jax.Array, t_max: jax.Array, times: jax.Array, intervals: int, p: float
-) -> tuple[jax.Array, jax.Array]:
-    def at(end: jax.Array, top: jax.Array) -> tuple[jax.Array, jax.Array]:
-        psi = jnp.stack([jnp.asarray(7.0, end.dtype), end, top])
-        start = edm_nodes(noise, psi, intervals + 1, jnp.asarray(intervals), times)
-        found = refine(noise, start, t_max=top, t_eps=end, p=p, max_steps=8)
-        return found.value, jnp.min(found.t[:-1] - found.t[1:])
-
-    return jax.vmap(lambda end: jax.vmap(lambda top: at(end, top))(t_max))(t_eps)
 
 
 def _height(schedule: Schedule) -> np.ndarray:

@@ -24,7 +24,7 @@ from hso_jax.compiling import platform, quiet, under_jax_defaults
 from hso_jax.hso import Hso
 from hso_jax.lane import Lane, Method
 from hso_jax.lower import trust_region
-from hso_jax.noise import PRESETS, NoiseSchedule, preset, preset_name, strip_static
+from hso_jax.noise import NoiseSchedule, named, strip_static
 from hso_jax.schedule import Schedule
 from hso_jax.solver_error_method import SolverError
 
@@ -70,9 +70,8 @@ def _model(noise: NoiseSchedule | str, how: Method) -> tuple[NoiseSchedule, Meth
     """The noise schedule that a preset's name stands for, and the method with the preset's p, if it leaves it open."""
     if not isinstance(noise, str):
         return noise, how
-    if isinstance(how, Hso) and how.p is None and preset_name(noise) in PRESETS:
-        how = dataclasses.replace(how, p=PRESETS[preset_name(noise)].p)
-    return preset(noise), how
+    found, facts = named(noise)
+    return found, dataclasses.replace(how, p=facts.p) if isinstance(how, Hso) and how.p is None else how
 
 
 def search_many(

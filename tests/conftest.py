@@ -9,6 +9,7 @@ from typing import Any
 
 import jax
 import pytest
+from commands import run as run
 from jax.experimental.compilation_cache import compilation_cache
 from problems import EFFORT, SD, filled
 

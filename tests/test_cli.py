@@ -1,79 +1,122 @@
-"""The command line: the main job, what it writes, its exit codes and its care for what is there."""
+"""The command line: what each command hands on, prints and writes, and what it refuses."""
+
+from __future__ import annotations
 
 import json
-import subprocess
-import sys
+import shlex
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+from commands import Run, refused
 
 import hso_jax
-from hso_jax.cli import comparing, main, searches
-from hso_jax.cli.arguments import parse_nfe
+from hso_jax.cli import search
+from hso_jax.cli.common import parse_nfe
+from hso_jax.files import json_text
+from hso_jax.noise import PRESETS
+from hso_jax.schedule_file import from_json
 
 REQUIRED = {
     "model", "nfe", "layout", "end", "method", "solver", "t", "lams", "sigmas", "timesteps", "psi", "mep", "spf",
     "min_spacing", "result", "seed",
 }  # fmt: skip
+SOLVER_ERROR = "search --model sd3-medium --method solver-error"
 
 
-@pytest.fixture(autouse=True)
-def _own_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("JAX_NUM_CPU_DEVICES", "1")  # the tests' own JAX is running: leave its settings alone
-    monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", str(tmp_path / "cache"))
-    monkeypatch.setenv("COLUMNS", "120")
+@pytest.fixture
+def asked(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
+    """The lanes that are searched; instead of a search each gets the trailing schedule."""
+    lanes: list[Any] = []
+
+    def found(many: list[Any], progress: Any = None) -> list[hso_jax.Schedule]:
+        lanes.extend(many)
+        return [hso_jax.baseline("trailing", lane.noise, lane.nfe, layout=lane.layout) for lane in many]
+
+    monkeypatch.setattr(search, "search_many", found)
+    return lanes
 
 
-def _fails(capsys: pytest.CaptureFixture[str], *argv: str) -> str:
-    before = {p: p.read_bytes() for p in Path().rglob("*") if p.is_file() and "cache" not in p.parts}
-    assert main(list(argv)) == 2
-    printed = capsys.readouterr()
-    assert "Traceback" not in printed.err and printed.err.startswith("error: ")
-    assert before == {p: p.read_bytes() for p in Path().rglob("*") if p.is_file() and "cache" not in p.parts}
-    return printed.err
+def folder(name: str, cls: str = "EulerDiscreteScheduler", **config: Any) -> None:
+    sdxl = {"beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.012}
+    Path(name, "scheduler").mkdir(parents=True)
+    Path(name, "scheduler", "scheduler_config.json").write_text(json.dumps({"_class_name": cls, **(config or sdxl)}))
 
 
-def test_main_job_needs_no_argument(capsys: pytest.CaptureFixture[str]):
-    assert main(["search"]) == 0
+def strict(text: str) -> Any:
+    def refuse(constant: str) -> Any:
+        raise ValueError(f"{constant} is not JSON")
+
+    return json.loads(text, parse_constant=refuse)
+
+
+# search
+
+
+def test_main_job_needs_no_argument(run: Run) -> None:
+    printed = run("search").out
+    assert "959 708 376 29" in printed and "wrote schedules-sd21-base.json" in printed
     schedules = hso_jax.load("schedules-sd21-base.json")
     assert [(s.layout, s.nfe) for s in schedules] == [(a, n) for a in ("node", "interval") for n in range(4, 21)]
     assert all(s.result == "converged" and s.min_spacing >= s.origin.d_min - 1e-12 for s in schedules)
     assert Path("schedules-sd21-base.png").read_bytes().startswith(b"\x89PNG")
-    printed = capsys.readouterr().out
-    assert "959 708 376 29" in printed and "wrote schedules-sd21-base.json" in printed
     first = Path("schedules-sd21-base.json").read_bytes(), Path("schedules-sd21-base.png").read_bytes()
-    assert main(["search"]) == 0  # what it wrote itself it may replace, and the same seed gives the same bytes
+    run("search")  # what it wrote itself it may replace, and the same seed gives the same bytes
     assert first == (Path("schedules-sd21-base.json").read_bytes(), Path("schedules-sd21-base.png").read_bytes())
 
 
-def test_json_on_stdout_is_the_file_and_nothing_else(capsys: pytest.CaptureFixture[str]):
-    assert main(["search", "--nfe", "4,6", "--layout", "node", "--json", "-o", "out.json"]) == 0
-    printed = capsys.readouterr().out
+def test_json_on_stdout_is_the_file(run: Run) -> None:
+    printed = run("search --nfe 4,6 --layout node --json -o out.json").out
     assert printed == Path("out.json").read_text()
     document = json.loads(printed)
-    assert document["format"] == "hso-jax/schedules" and document["version"] == 2
+    assert (document["format"], document["version"]) == ("hso-jax/schedules", 2)
     assert all(set(s) >= REQUIRED for s in document["schedules"])
     assert [len(s["timesteps"]) for s in document["schedules"]] == [4, 6]
     assert sorted(p.name for p in Path().iterdir() if p.name != "cache") == ["out.json"]
 
 
-def test_model_from_a_folder(capsys: pytest.CaptureFixture[str]):
-    folder = Path("my-model/scheduler")
-    folder.mkdir(parents=True)
-    config = {"_class_name": "FlowMatchEulerDiscreteScheduler", "shift": 3.0, "num_train_timesteps": 1000}
-    (folder / "scheduler_config.json").write_text(json.dumps(config))
-    assert main(["search", "--model", "my-model", "--nfe", "5", "--layout", "node", "--json"]) == 0
-    (record,) = json.loads(capsys.readouterr().out)["schedules"]
-    (same,) = [hso_jax.search(hso_jax.preset("sd3-medium"), 5)]
+def test_a_model_folder_is_its_noise(run: Run) -> None:
+    folder("my-model", "FlowMatchEulerDiscreteScheduler", shift=3.0, num_train_timesteps=1000)
+    (record,) = json.loads(run("search --model my-model --nfe 5 --layout node --json").out)["schedules"]
     assert record["model"] == "my-model"
-    np.testing.assert_allclose(record["t"], same.t, atol=1e-6)
+    np.testing.assert_allclose(record["t"], hso_jax.search(hso_jax.preset("sd3-medium"), 5).t, atol=1e-6)
 
 
-def test_compare_lists_every_method(capsys: pytest.CaptureFixture[str]):
-    assert main(["compare", "--nfe", "5", "--json", "--plot", "compare.png"]) == 0
-    records = json.loads(capsys.readouterr().out)["schedules"]
+@pytest.mark.parametrize(
+    ("options", "wanted"),
+    [
+        ("--nfe 1,3 --solver unipc", [(1, "node", "unipc-2", 1.0, 0), (3, "node", "unipc-2", 1.0, 0)]),
+        ("--nfe 2 --guidance 7.5 --seed 3", [(2, "node", "dpmpp-2m", 7.5, 3)]),
+        ("--nfe 2 --layout both", [(2, x, "dpmpp-2m", 1.0, 0) for x in ("node", "interval")]),
+    ],
+)
+def test_solver_error_gets_its_options(run: Run, asked: list[Any], options: str, wanted: list[Any]) -> None:
+    schedules = from_json(run(f"{SOLVER_ERROR} {options} --json").out)
+    found = [(x.nfe, x.layout, x.method.solver, x.method.guidance, x.seed) for x in asked]
+    assert found == wanted and {x.noise.name for x in asked} == {"sd3-medium"}
+    assert [s.nfe for s in schedules] == [x.nfe for x in asked]
+    assert not [p for p in Path().iterdir() if p.name != "cache"]
+
+
+def test_hso_gets_its_options(run: Run, asked: list[Any]) -> None:
+    run("search --nfe 4 --layout node --seed 7 --p 1 --spacing 0.05 --spacing-as penalty --relax --rho 7 7 --no-plot")
+    (lane,) = asked
+    method = lane.method
+    assert (lane.seed, method.p, method.spacing, method.spacing_as, method.relax) == (7, 1.0, 0.05, "penalty", True)
+    assert method.box.rho == (7.0, 7.0) and method.box.t_eps == hso_jax.Box().t_eps
+
+
+def test_solver_error_writes_its_file(run: Run, asked: list[Any]) -> None:
+    assert "solver-error schedules for sd3-medium" in run(f"{SOLVER_ERROR} --nfe 4 --no-plot -o x.json").out
+    assert [p.name for p in Path().iterdir() if p.name != "cache"] == ["x.json"]
+
+
+# compare
+
+
+def test_compare_ranks_every_method(run: Run) -> None:
+    records = json.loads(run("compare --nfe 5 --json --plot compare.png").out)["schedules"]
     every = ["hso", *(name for name in hso_jax.BASELINES if name != "ays-svd")]
     ranked, recommended = records[: len(every)], records[len(every) :]
     assert sorted(r["method"] for r in ranked) == sorted(every)
@@ -82,121 +125,246 @@ def test_compare_lists_every_method(capsys: pytest.CaptureFixture[str]):
     assert [r["solver"] for r in recommended] == ["dpmpp-2m", "nonstationary"]
     assert recommended[1]["error"] < recommended[0]["error"] < errors[0]
     assert Path("compare.png").stat().st_size > 10_000
-    assert main(["compare", "--nfe", "5"]) == 0
-    out, err = capsys.readouterr()
+    out, err = run("compare --nfe 5")
     assert all(f" {name} " in out for name in every)
     assert "skipped: ays-svd is a table for models of kind 've'" in err
 
 
-def test_compare_skips_the_rules_of_other_models(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch):
-    found = hso_jax.baseline("trailing", hso_jax.preset("sd3-medium"), 2)
-    monkeypatch.setattr(comparing, "search_many", lambda many: [found] * len(many))
-    assert main(["compare", "--model", "sd3-medium", "--nfe", "2,3", "--json"]) == 0
-    out, err = capsys.readouterr()
+def test_compare_skips_rules_of_other_models(run: Run, asked: list[Any]) -> None:
+    out, err = run("compare --model sd3-medium --nfe 2,3 --json")
     methods = [r["method"] for r in json.loads(out)["schedules"]]
     rules = [name for name in hso_jax.BASELINES if not name.startswith("ays")]
-    names = [*rules, "trailing"]  # the stand-in for the search is another "trailing"
-    assert sorted(m for m in methods if m in names) == sorted(2 * names)
-    assert set(methods) - set(names) == {"solver-error"}
+    assert all(methods.count(rule) >= 2 for rule in rules) and not any(m.startswith("ays") for m in methods)
     skipped = [line.split()[1] for line in err.splitlines() if line.startswith("skipped: ")]
     assert skipped == ["ays", "ays-sdxl", "ays-svd"]
 
 
-def test_compare_survives_a_rule_that_a_narrow_noise_leaves_no_room(
-    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-):
+def test_compare_skips_rules_without_room(run: Run, asked: list[Any]) -> None:
     config = {"_class_name": "DDIMScheduler", "beta_start": 1e-7, "beta_end": 2e-7, "num_train_timesteps": 200}
     Path("narrow.json").write_text(json.dumps(config))
-    found = hso_jax.baseline("trailing", hso_jax.from_config(config), 4)
-    monkeypatch.setattr(comparing, "search_many", lambda many: [found])
-    assert main(["compare", "--model", "narrow.json", "--nfe", "4", "--json"]) == 0
-    out, err = capsys.readouterr()
+    out, err = run("compare --model narrow.json --nfe 4 --json")
     assert not {"ays", "ays-sdxl"} & {r["method"] for r in json.loads(out)["schedules"]}
     assert "skipped: ays at N = 4: t must fall strictly" in err
 
 
-def test_show_and_plot(capsys: pytest.CaptureFixture[str]):
-    noise = hso_jax.preset("sd15")
-    hso_jax.save([hso_jax.baseline("trailing", noise, n) for n in (4, 6)], "file.json")
-    assert main(["show", "file.json"]) == 0
-    assert "999 832 666 499 332 166" in capsys.readouterr().out
-    assert main(["show", "file.json", "--nfe", "4", "--as", "sigmas"]) == 0
-    sigmas = [float(x) for x in capsys.readouterr().out.split(",")]
+# show, plot, models
+
+
+def test_show_prints_every_form(run: Run) -> None:
+    hso_jax.save([hso_jax.baseline("trailing", hso_jax.preset("sd15"), n) for n in (4, 6)], "file.json")
+    assert "999 832 666 499 332 166" in run("show file.json").out
+    sigmas = [float(x) for x in run("show file.json --nfe 4 --as sigmas").out.split(",")]
     np.testing.assert_allclose(sigmas, hso_jax.load("file.json")[0].sampler_sigmas(), rtol=1e-6)
-    assert main(["show", "file.json", "--nfe", "4", "--as", "timesteps"]) == 0
-    assert capsys.readouterr().out == "999, 749, 499, 249\n"
-    assert main(["plot", "file.json"]) == 0 and Path("file.png").is_file()
-    assert main(["plot", "file.json", "--landscape", "-o", "mep.svg"]) == 0 and Path("mep.svg").is_file()
-    assert "no such schedule" in _fails(capsys, "show", "file.json", "--nfe", "9")
+    assert run("show file.json --nfe 4 --as timesteps").out == "999, 749, 499, 249\n"
+    refused(run, "show file.json --nfe 9", "file.json has no such schedule (it has: 4 node, 6 node)")
 
 
-def test_models(capsys: pytest.CaptureFixture[str]):
-    assert main(["models"]) == 0
-    printed = capsys.readouterr().out
-    assert all(name in printed for name in ("sd21-base", "flux-schnell", "edm-cifar10", "wan21"))
+def test_plot_draws_schedules_and_the_landscape(run: Run) -> None:
+    hso_jax.save(hso_jax.baseline("trailing", hso_jax.preset("sd15"), 4), "file.json")
+    run("plot file.json")
+    assert Path("file.png").is_file()
+    run("plot file.json --landscape -o mep.svg")
+    assert Path("mep.svg").is_file()
+    Path("one.json").write_text(Path("file.json").read_text().replace('"sd15"', '"mine"'))
+    refused(run, "plot one.json --landscape -o x.png", "model 'mine' is not a preset")
+
+
+def test_models_lists_every_preset(run: Run) -> None:
+    printed = run("models").out
+    assert all(name in printed for name in PRESETS)
+    assert [row["name"] for row in strict(run("models --json").out)] == list(PRESETS)
+
+
+# recommend and zoo
+
+
+def test_recommend_says_what_and_why(run: Run) -> None:
+    printed, best = run("recommend --model sdxl --nfe 6").out, hso_jax.recommend("sdxl", 6)
+    assert printed.startswith("sdxl, N = 6, guidance 5\nuse        ")
+    assert " ".join(map(str, best.schedule.integer_timesteps())) in printed and best.reason in printed
+    for rule in ("its own", "trailing", "karras", "ays", "beta-t", "hso"):
+        assert f" {rule} " in printed, rule
+    assert f"{best.error:.3g} <" in printed and not list(Path().iterdir())
+
+
+@pytest.mark.parametrize("model", ["sdxl", "edm-cifar10", "flux-dev"])
+def test_recommend_s_table_fits_80_columns(run: Run, monkeypatch: pytest.MonkeyPatch, model: str) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    printed = run(f"recommend --model {model} --nfe 4").out
+    table = [line for line in printed.splitlines() if line[:1] in ("\u2502", "\u2503", "\u2514")]
+    assert len(table) > 8 and max(map(len, table)) <= 80 and "\u2026" not in printed
+
+
+def test_recommend_puts_models_and_steps_in_one_file(run: Run) -> None:
+    printed = run("recommend --model sdxl --model flux-dev --nfe 4,6 -o both.json")
+    kept = [(s.model, s.nfe) for s in hso_jax.load("both.json")]
+    assert kept == [("sdxl", 4), ("sdxl", 6), ("flux-dev", 4), ("flux-dev", 6)]
+    assert "wrote both.json" in printed.err and printed.out.count("predicted error") == 4
+
+
+def test_recommend_json_has_everything(run: Run) -> None:
+    (found,) = json.loads(run("recommend --model sdxl --nfe 6 --scheduler dpmpp-2m --guidance 7 --json").out)
+    same = hso_jax.recommend("sdxl", 6, guidance=7, solver="dpmpp-2m")
+    assert found["solver"] == "dpmpp-2m" and found["guidance"] == 7.5 and found["error"] == same.error
+    assert len(found["sigmas"]) == 7 and len(found["timesteps"]) == 6 and found["gain"] == same.gain > 0
+    assert found["errors"]["ddim"]["trailing"] == same.errors["ddim"]["trailing"] and found["coefficients"] is None
+    assert json.loads(run("recommend --model sdxl -o -").out)["format"] == "hso-jax/schedules"
+
+
+def test_zoo_names_the_better_solver(run: Run) -> None:
+    err = run("zoo --model sd15 --nfe 4-12 --solver ddim").err
+    kept = [hso_jax.zoo("sd15", n, "ddim") for n in range(4, 13)]
+    beaten = [s for s in kept if s.better_solver is not None]
+    assert err.count("does better than") == len(beaten) > 0
+    for s in beaten:
+        assert f"N = {s.nfe}: {s.better_solver} does better than ddim at guidance 7.5" in err
+
+
+def test_the_shift_follows_the_image_tokens(run: Run) -> None:
+    for tokens in (256, 4096):
+        (found,) = json.loads(run(f"recommend --model flux-dev --nfe 6 --image-seq-len {tokens} --json").out)
+        model = hso_jax.preset("flux-dev", image_seq_len=tokens)
+        assert found["timesteps"] == hso_jax.recommend(model, 6, guidance=1.0).schedule.timesteps.tolist()
+
+
+def test_a_folder_needs_its_guidance(run: Run) -> None:
+    folder("my-model")
+    for command in ("recommend", "zoo"):
+        refused(run, f"{command} --model my-model", "add --guidance W")
+    (found,) = json.loads(run("recommend --model my-model --guidance 5 --json").out)
+    assert found["timesteps"] == hso_jax.recommend("sdxl", 6).schedule.timesteps.tolist()
+
+
+def test_distilled_folders_keep_their_grid(run: Run) -> None:
+    folder("plain-name", "LCMScheduler")
+    folder("sdxl-turbo")
+    for name, steps, kind in (("plain-name", "999 759 499 259", "lcm"), ("sdxl-turbo", "999 749 499 249", "turbo")):
+        printed = run(f"recommend --model {name} --nfe 4").out
+        assert steps in printed and "comes with" in printed
+        assert json.loads(run(f"recommend --model {name} --nfe 4 --json").out)[0]["distilled"] == kind
+    assert "its own schedule" in run("recommend --model sdxl-turbo --distilled no --guidance 5").out
+
+
+@pytest.mark.parametrize("command", ["recommend --nfe 12", "recommend --nfe 4", "zoo --nfe 6"])
+def test_guidance_0_is_guidance_1(run: Run, command: str) -> None:
+    zero, one = (run(f"{command} --model sdxl --guidance {weight} --json").out for weight in (0, 1))
+    assert zero == one
+
+
+@pytest.mark.parametrize("name", ["Z-Image-Turbo", "Tongyi-MAI/Z-Image-Turbo"])
+def test_z_image_turbo_has_shift_3(run: Run, name: str) -> None:
+    found = json.loads(run(f"recommend --model {name} --nfe 8 --json").out)[0]
+    assert found["distilled"] == "turbo" and found["sigmas"][1] == pytest.approx(21 / 22)
+
+
+@pytest.mark.parametrize("model", PRESETS)
+def test_all_json_is_strict(run: Run, model: str) -> None:
+    for command in ("recommend", "zoo", "recommend --distilled lcm", "recommend --scheduler euler --guidance 1"):
+        assert strict(run(f"{command} --model {model} --nfe 1,4,20 --json").out)
+    run(f"zoo --model {model} --nfe 1,6 -o o.json --quiet")
+    assert strict(run("show o.json --as json").out) == strict(Path("o.json").read_text())
+
+
+def test_pure_noise_is_null_in_json(run: Run, asked: list[Any]) -> None:
+    (found,) = json.loads(run("recommend --model cogvideox-2b --nfe 6 --json").out)
+    sigmas = hso_jax.recommend("cogvideox-2b", 6).schedule.sampler_sigmas().tolist()
+    assert sigmas[0] == float("inf") and found["sigmas"] == [None, *sigmas[1:]]
+    assert strict(run("compare --model cogvideox-2b --nfe 4 --json").out)
+
+
+@pytest.mark.parametrize("value", [float("inf"), float("-inf"), float("nan"), np.float64("inf")])
+def test_json_writes_null_for_no_number(value: float) -> None:
+    found = strict(json_text({"a": [value, (1.0, {"b": value})], "c": "inf"}))
+    assert found == {"a": [None, [1.0, {"b": None}]], "c": "inf"}
+
+
+# Refusals
 
 
 @pytest.mark.parametrize(
-    ("argv", "message"),
+    ("command", "message"),
     [
-        (["search", "--nfe", ""], "nfe ''"),
-        (["search", "--nfe", "4.5"], "'4.5' is not a number"),
-        (["search", "--nfe", "0-3"], "must be 1 or more"),
-        (["search", "--nfe", "8-4"], "smaller number first"),
-        (["search", "--model", "sd9"], "presets: sd15"),
-        (["search", "--p", "nan"], "p is nan"),
-        (["search", "--t-max", "1.0", "0.9"], "box t_max is (1.0, 0.9)"),
-        (["search", "--t-max", "0.9", "1.5"], "box t_max is (0.9, 1.5)"),
-        (["search", "--t-eps", "0.5", "0.97"], "must lie below"),
-        (["search", "--spacing", "much"], "spacing is 'much'"),
-        (["search", "--spacing", "0.3"], "does not fit"),
-        (["search", "--seed", "-1"], "seed is -1"),
-        (["search", "-o", "no/such/folder/x.json"], "does not exist"),
-        (["search", "--plot", "x.bmp"], ".png, .svg or .pdf"),
-        (["show", "missing.json"], "missing.json"),
-        (["plot", "missing.json"], "missing.json"),
+        ("", "COMMAND is missing"),
+        ("recomend", "command is 'recomend'; did you mean recommend?"),
+        ("search --layout ring", "--layout is 'ring'"),
+        ("search --nfe ''", "nfe ''"),
+        ("search --nfe 4.5", "'4.5' is not a number"),
+        ("search --nfe 0-3", "must be 1 or more"),
+        ("search --nfe 8-4", "smaller number first"),
+        ("search --model sd9", "(see `hso-jax models`)"),
+        ("search --p nan", "p is nan"),
+        ("search --t-max 1.0 0.9", "box t_max is (1.0, 0.9)"),
+        ("search --t-max 0.9 1.5", "box t_max is (0.9, 1.5)"),
+        ("search --t-eps 0.5 0.97", "must lie below"),
+        ("search --spacing much", "spacing is 'much'"),
+        ("search --spacing 0.3", "does not fit"),
+        ("search --seed -1", "seed is -1"),
+        ("search -o no/such/folder/x.json", "does not exist"),
+        ("search --plot x.bmp", ".png, .svg or .pdf"),
+        ("search --method zoo", "use hso-jax zoo"),
+        ("search --method hsoo", "--method is 'hsoo'; did you mean hso?"),
+        ("search --solver unipc", "--solver: --method hso does not use it; use --method solver-error"),
+        ("search --guidance 1 --profile x", "--guidance, --profile: --method hso does not use it"),
+        ("search --method hso-dm-nonuni --solver ddim", "--method hso-dm-nonuni does not use it"),
+        *(
+            (f"{SOLVER_ERROR} {options}", f"{options.split()[0]}: --method solver-error does not use it")
+            for options in ("--spacing 0.05", "--spacing-as penalty", "--relax", "--p 1", "--t-max 0.9 1", "--rho 7 7")
+        ),
+        (f"{SOLVER_ERROR} --solver adams", "solver is 'adams'; use one of ddim"),
+        (f"{SOLVER_ERROR} --guidance -1", "guidance is -1.0"),
+        (f"{SOLVER_ERROR} --guidance nan", "guidance is nan"),
+        (f"{SOLVER_ERROR} --nfe 1000", "nfe is 1000: 1000 nodes"),
+        (f"{SOLVER_ERROR} --seed -1", "seed is -1"),
+        ("compare --model sd9", "model 'sd9' is neither a preset nor a file or folder"),
+        ("compare --solver adams", "solver is 'adams'"),
+        ("compare --plot x.bmp", ".png, .svg or .pdf"),
+        ("show", "file is missing"),
+        ("show missing.json", "missing.json"),
+        ("plot missing.json", "missing.json"),
+        ("recommend --modle sdxl", "'--modle' is no option; did you mean --model?"),
+        ("recommend extra", "'extra' is no argument"),
+        ("recommend --guidance x", "--guidance is 'x'; write a number"),
+        ("recommend --model sdlx", "did you mean sdxl?"),
+        ("recommend --scheduler dpmpp-2x", "did you mean dpmpp-2m?"),
+        ("recommend --scheduler euler_ancestral", "name the nearest one without noise: 'euler'"),
+        ("recommend --scheduler heun", "hso-jax search --method solver-error --solver heun --guidance 7.5"),
+        ("recommend --nfe 30", "hso-jax search --method solver-error"),
+        ("recommend --nfe six", "write 4-20"),
+        ("zoo --nfe 21", "nfe is 21; the zoo has 1..20"),
+        ("zoo --model sd9", "model 'sd9' is neither a preset nor a file or folder"),
+        ("zoo --solver heun", "solver 'heun' is not in the zoo"),
     ],
 )
-def test_bad_input_is_refused_before_any_work(argv: list[str], message: str, capsys: pytest.CaptureFixture[str]):
-    assert message in _fails(capsys, *argv)
+def test_bad_input_is_refused_before_any_work(run: Run, asked: list[Any], command: str, message: str) -> None:
+    assert "SolverError" not in refused(run, command, message) and not asked
 
 
-NEWER = '{"format": "hso-jax/schedules", "version": 9}'
-
-
-@pytest.mark.parametrize("content", ["", "{", "[]", '{"format": "other"}', NEWER])
-def test_foreign_and_truncated_files_are_refused(content: str, capsys: pytest.CaptureFixture[str]):
+@pytest.mark.parametrize(
+    "content", ["", "{", "[]", '{"format": "other"}', '{"format": "hso-jax/schedules", "version": 9}']
+)
+def test_foreign_and_truncated_files_are_refused(run: Run, content: str) -> None:
     Path("bad.json").write_text(content)
-    assert "bad.json" in _fails(capsys, "show", "bad.json")
+    refused(run, "show bad.json", "bad.json")
 
 
-def test_a_foreign_file_is_not_replaced_without_force(capsys: pytest.CaptureFixture[str]):
+def test_a_foreign_file_needs_force(run: Run, asked: list[Any]) -> None:
     Path("notes.json").write_text('{"mine": 1}')
-    error = _fails(capsys, "search", "--nfe", "4", "--layout", "node", "-o", "notes.json", "--no-plot")
-    assert "--force" in error
-    assert main(["search", "--nfe", "4", "--layout", "node", "-o", "notes.json", "--no-plot", "--force"]) == 0
+    command = "search --nfe 4 --layout node -o notes.json --no-plot"
+    refused(run, command, "--force")
+    run(f"{command} --force")
     assert len(hso_jax.load("notes.json")) == 1
 
 
-def test_unusable_arguments_exit_with_2_from_the_shell():
-    command = [sys.executable, "-m", "hso_jax.cli", "search"]
-    done = subprocess.run([*command, "--layout", "ring"], capture_output=True, text=True)
-    assert done.returncode == 2 and "--layout is 'ring'" in done.stderr and "Traceback" not in done.stderr
-    done = subprocess.run([*command, "--help"], capture_output=True, text=True)
-    assert done.returncode == 0 and "examples:" in done.stdout
-
-
-def test_parse_nfe():
+def test_parse_nfe() -> None:
     assert parse_nfe("4-6,10, 5") == [4, 5, 6, 10]
 
 
-def test_the_seed_reaches_the_search(monkeypatch: pytest.MonkeyPatch) -> None:
-    asked: list[int] = []
+def test_the_version_is_told(run: Run) -> None:
+    assert run("--version").out == f"hso-jax {hso_jax.__version__}\n"
 
-    def found(many: list, progress: object = None) -> list:
-        asked.extend(lane.seed for lane in many)
-        return [hso_jax.zoo("sd15", 4, "ddim")]
 
-    monkeypatch.setattr(searches, "search_many", found)
-    assert main(["search", "--nfe", "4", "--seed", "7", "--no-plot"]) == 0
-    assert asked and set(asked) == {7}
+def test_every_command_has_help_with_examples(run: Run) -> None:
+    for command in ("search", "compare", "recommend", "zoo", "show", "plot", "apply", "sample", "profile", "tune"):
+        printed = run(f"{command} --help").out
+        examples = [line for line in printed.splitlines() if line.startswith(f"  hso-jax {command}")]
+        assert examples and shlex.split(examples[0])[1] == command

@@ -2,30 +2,25 @@
 
 from __future__ import annotations
 
+import dataclasses
 import errno
-import importlib
 import os
 import signal
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+from commands import Run, refused
 
 import hso_jax
-from hso_jax.cli import main
+from hso_jax.cli import main, search
 
 PROGRAM = [sys.executable, "-m", "hso_jax"]
 NOISE = hso_jax.preset("sd15")
 FOUND = hso_jax.baseline("trailing", NOISE, 4)
-
-
-@pytest.fixture(autouse=True)
-def _own_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("JAX_NUM_CPU_DEVICES", "1")
-    monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", str(tmp_path / "cache"))
 
 
 @pytest.fixture
@@ -33,126 +28,105 @@ def result(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """What the search returns instead of searching: a schedule with this result."""
     results = ["converged"]
 
-    def search(many: list[Any], *, progress: Any = None) -> list[Any]:
-        import dataclasses
-
+    def found(many: list[Any], *, progress: Any = None) -> list[Any]:
         return [dataclasses.replace(FOUND, origin=hso_jax.Origin(result=results[0])) for _ in many]
 
-    for command in ("searches", "comparing"):
-        monkeypatch.setattr(importlib.import_module(f"hso_jax.cli.{command}"), "search_many", search)
+    monkeypatch.setattr(search, "search_many", found)
     return results
 
 
-SEARCH = ["search", "--model", "sd15", "--nfe", "4", "--layout", "node", "-o", "s.json"]
+SEARCH = "search --model sd15 --nfe 4 --layout node -o s.json"
 
 
 def names() -> list[str]:
     return sorted(p.name for p in Path().iterdir() if p.name != "cache")
 
 
-def one_line(capsys: pytest.CaptureFixture[str]) -> str:
-    (line,) = capsys.readouterr().err.splitlines()
+def one_line(run: Run, command: str, code: int) -> str:
+    (line,) = run(command, code).err.splitlines()
     return line
 
 
 @pytest.mark.parametrize(("told", "code"), [("converged", 0), ("fixed", 0), ("max_iterations", 1), ("stalled", 1)])
-def test_0_and_1_tell_whether_all_converged(told: str, code: int, result: list[str]) -> None:
+def test_0_and_1_tell_whether_all_converged(told: str, code: int, result: list[str], run: Run) -> None:
     result[0] = told
-    assert main([*SEARCH, "--no-plot"]) == code
+    run(f"{SEARCH} --no-plot", code)
     assert [s.result for s in hso_jax.load("s.json")] == [told]
-    assert main([*SEARCH, "--json", "-o", "-"]) == code
-    assert main(["compare", "--model", "sd15", "--nfe", "4", "--json"]) == code
+    run(f"{SEARCH} --json -o -", code)
+    run("compare --model sd15 --nfe 4 --json", code)
 
 
-def test_2_is_bad_input_and_nothing_was_written(capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["show", "missing.json"]) == 2
-    assert one_line(capsys).startswith("error: ") and names() == []
-    assert main(["show", "--layout", "ring", "x"]) == 2  # argparse's own
+def raising(error: BaseException) -> Callable[..., Any]:
+    def broken(*_: Any, **__: Any) -> None:
+        raise error
+
+    return broken
 
 
-def test_70_is_unexpected_and_says_where_the_log_is(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path, result: list[str]
-) -> None:
-    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
-
-    def broken(*_: Any) -> None:
-        raise KeyError("a defect\nof two lines")
-
-    monkeypatch.setattr("hso_jax.cli.tables.print_schedules", broken)
-    assert main([*SEARCH, "--no-plot"]) == 70
-    line = one_line(capsys)
+def test_70_names_the_log(run: Run, result: list[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    broken = raising(KeyError("a defect\nof two lines"))
+    with monkeypatch.context() as patch:
+        patch.setattr("tempfile.tempdir", str(tmp_path))
+        patch.setattr("hso_jax.cli.show.print_schedules", broken)
+        line = one_line(run, f"{SEARCH} --no-plot", 70)
     (log,) = Path().glob("hso-jax-*.log")
-    assert line.startswith("error: unexpected KeyError: 'a defect") and line.endswith(
-        f"{log.resolve()}; written: s.json"
-    )
+    assert line.startswith("error: unexpected KeyError: 'a defect")
+    assert line.endswith(f"{log.resolve()}; written: s.json")
     assert "Traceback" in log.read_text() and "in broken" in log.read_text()
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "none"))
-    monkeypatch.setattr("hso_jax.cli.searches.lanes", broken)
-    assert main([*SEARCH, "--no-plot"]) == 70
-    assert one_line(capsys).endswith("nothing was written")
+    monkeypatch.setattr(search, "lanes", broken)
+    assert one_line(run, f"{SEARCH} --no-plot", 70).endswith("nothing was written")
 
 
-def test_70_is_left_for_defects_not_for_recursion_in_a_file(capsys: pytest.CaptureFixture[str]) -> None:
+def test_deep_recursion_in_a_file_is_bad_input(run: Run) -> None:
     Path("deep.json").write_text('{"a":' * 50_000)
     Path("m").mkdir()
     Path("m/scheduler_config.json").write_text("[" * 200_000)
-    for argv in (["show", "deep.json"], ["search", "--model", "deep.json"], ["compare", "--model", "m"]):
-        assert main(argv) == 2
-        assert "not valid JSON" in one_line(capsys)
+    for command in ("show deep.json", "search --model deep.json", "compare --model m"):
+        refused(run, command, "not valid JSON")
 
 
 def full(*_: Any, **__: Any) -> None:
     raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
 
-def test_74_names_the_file_that_a_full_disk_did_not_take(
-    result: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_74_names_the_file(run: Run, result: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
     Path("s.png").touch()
     with monkeypatch.context() as patch:
         patch.setattr(os, "chmod", full)
-        assert main(SEARCH) == 74
-    assert one_line(capsys) == "error: cannot write s.json: No space left on device; nothing was written"
+        line = one_line(run, SEARCH, 74)
+    assert line == "error: cannot write s.json: No space left on device; nothing was written"
     assert names() == ["s.png"]
     replace = os.replace
     monkeypatch.setattr(os, "replace", lambda source, to: full() if str(to).endswith(".png") else replace(source, to))
-    assert main(SEARCH) == 74
-    assert one_line(capsys) == "error: cannot write s.png: No space left on device; written: s.json"
+    assert one_line(run, SEARCH, 74) == "error: cannot write s.png: No space left on device; written: s.json"
     assert names() == ["s.json", "s.png"] and Path("s.png").read_bytes() == b""
 
 
-def test_a_picture_that_cannot_be_drawn_leaves_no_schedule_file(
-    result: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    def refuse(*_: Any) -> None:
-        raise ValueError("no picture")
-
-    monkeypatch.setattr("hso_jax.plots.encoded", refuse)
-    assert main(SEARCH) == 2 and one_line(capsys) == "error: no picture" and names() == []
+def test_a_failed_picture_leaves_no_schedule_file(run: Run, result: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("hso_jax.plots.encoded", raising(ValueError("no picture")))
+    refused(run, SEARCH, "no picture")
 
 
-def test_a_picture_and_a_schedule_file_of_one_name_are_refused(capsys: pytest.CaptureFixture[str]) -> None:
-    assert main([*SEARCH, "--plot", "x.png", "-o", "x.png"]) == 2
-    assert "the same file" in one_line(capsys)
+def test_one_name_for_two_files_is_refused(run: Run) -> None:
+    refused(run, f"{SEARCH} --plot x.png -o x.png", "the same file")
     hso_jax.save(FOUND, "f.png")
-    before = Path("f.png").read_bytes()
-    assert main(["plot", "f.png", "--force"]) == 2
-    assert "the same file" in one_line(capsys) and Path("f.png").read_bytes() == before
+    refused(run, "plot f.png --force", "the same file")
 
 
-@pytest.mark.parametrize("when", ["before", "after"])
-def test_130_is_ctrl_c_and_the_line_is_true(
-    when: str, result: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+@pytest.mark.parametrize(
+    ("place", "line", "left"),
+    [
+        ("search.search_many", "interrupted; nothing was written", []),
+        ("show.print_advice", "interrupted; written: s.json", ["s.json"]),
+    ],
+)
+def test_130_is_ctrl_c(
+    place: str, line: str, left: list[str], run: Run, result: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def interrupt(*_: Any, **__: Any) -> None:
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(
-        f"hso_jax.cli.{'searches.search_many' if when == 'before' else 'tables.print_advice'}", interrupt
-    )
-    assert main([*SEARCH, "--no-plot"]) == 130
-    assert one_line(capsys) == f"interrupted; {'nothing was written' if when == 'before' else 'written: s.json'}"
-    assert names() == ([] if when == "before" else ["s.json"])
+    monkeypatch.setattr(f"hso_jax.cli.{place}", raising(KeyboardInterrupt()))
+    assert one_line(run, f"{SEARCH} --no-plot", 130) == line
+    assert names() == left
 
 
 @pytest.mark.parametrize("module", ["argparse", "numpy.random", "jax.numpy", "rich.console"])
@@ -202,9 +176,8 @@ def test_as_a_function_it_leaves_the_signals_alone() -> None:
     assert signal.getsignal(signal.SIGINT) is before
 
 
-@pytest.mark.parametrize("module", ["hso_jax", "hso_jax.cli"])
-def test_both_modules_are_the_program(module: str) -> None:
-    done = subprocess.run([sys.executable, "-m", module, "nonsense"], capture_output=True, text=True)
+def test_the_module_is_the_program() -> None:
+    done = subprocess.run([*PROGRAM, "nonsense"], capture_output=True, text=True)
     assert done.returncode == 2 and "nonsense" in done.stderr.splitlines()[-1]
 
 
@@ -214,7 +187,7 @@ def shell(arguments: str) -> subprocess.CompletedProcess[str]:
     )
 
 
-def test_74_from_the_shell_for_an_output_that_is_closed_full_or_not_read() -> None:
+def test_74_is_a_closed_full_or_unread_output(run: Run) -> None:
     hso_jax.save(FOUND, "s.json")
     done = shell(">&-")
     assert (done.returncode, done.stderr.count("\n")) == (74, 1) and "standard output: it is closed" in done.stderr
@@ -232,16 +205,21 @@ def test_74_from_the_shell_for_an_output_that_is_closed_full_or_not_read() -> No
     assert done.returncode == 0 and "999 749 499 249" in done.stdout
 
 
-def test_dash_and_dev_stdout_are_standard_output(result: list[str], capfdbinary: Any) -> None:
+def test_dash_and_dev_stdout_are_standard_output(
+    result: list[str], capfdbinary: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.chdir(tmp_path)
+
+    def printed(command: str) -> bytes:
+        assert main(command.split()) == 0
+        return capfdbinary.readouterr().out
+
     text = hso_jax.schedule_file.to_json(hso_jax.zoo("sd15", 4, "dpmpp-2m")).encode()
     for name in ("-", "/dev/stdout", "/dev/fd/1"):
-        assert main(["zoo", "--model", "sd15", "--nfe", "4", "--solver", "dpmpp-2m", "-o", name]) == 0
-        assert capfdbinary.readouterr().out == text
-    assert main([*SEARCH[:-1], "-"]) == 0
-    assert hso_jax.schedule_file.from_json(capfdbinary.readouterr().out.decode())[0].nfe == 4
+        assert printed(f"zoo --model sd15 --nfe 4 --solver dpmpp-2m -o {name}") == text
+    assert hso_jax.schedule_file.from_json(printed(SEARCH.replace("s.json", "-")).decode())[0].nfe == 4
     hso_jax.save(FOUND, "s.json")
-    assert main(["plot", "s.json", "-o", "-"]) == 0
-    assert capfdbinary.readouterr().out.startswith(b"\x89PNG") and names() == ["s.json"]
+    assert printed("plot s.json -o -").startswith(b"\x89PNG") and names() == ["s.json"]
     script = 'exec 3> >(cat > copy); copier=$!; "$@" -o /dev/fd/3; exec 3>&-; wait $copier'
     subprocess.run(["bash", "-c", script, "bash", *PROGRAM, "zoo", "--nfe", "4"], capture_output=True, check=True)
     assert hso_jax.load("copy")[0].model == "sd21-base"
@@ -268,7 +246,7 @@ NO_DEVICE = [
 
 
 @pytest.mark.parametrize("variable", ["JAX_PLATFORMS=cuda", "JAX_PLATFORMS=nonsense", "JAX_PLATFORM_NAME=gpu"])
-def test_2_for_a_device_that_is_not_there_only_where_it_is_needed(variable: str) -> None:
+def test_2_is_a_missing_device_where_needed(run: Run, variable: str) -> None:
     """One process for all commands: JAX asks for its devices anew until it has found some."""
     hso_jax.save(FOUND, "s.json")
     name, value = variable.split("=")
@@ -289,7 +267,7 @@ for argv, code in {NO_DEVICE!r}:
     assert not Path("p.png").exists()
 
 
-def test_so_do_the_library_s_searches(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_library_names_a_missing_device_too(monkeypatch: pytest.MonkeyPatch) -> None:
     script = """
 import hso_jax
 noise = hso_jax.preset("sdxl")

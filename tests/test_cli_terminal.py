@@ -9,11 +9,11 @@ import sys
 from pathlib import Path
 
 import pytest
+from commands import Run, contents
 
 import hso_jax
 from hso_jax import Origin
 from hso_jax.checks import printable
-from hso_jax.cli import main
 from hso_jax.plots import encoded, methods_figure, schedules_figure
 
 NOISE = hso_jax.preset("sd15")
@@ -25,11 +25,6 @@ NAMES = {
     "emoji": ":smile: \U0001f98a \u202eright",
     "long": "x" * 300,
 }
-
-
-@pytest.fixture(autouse=True)
-def _own_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
 
 
 def named(name: str) -> list[hso_jax.Schedule]:
@@ -47,37 +42,29 @@ def clean(text: str) -> bool:
 
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("columns", ["0", "20", "200", "5000", "many"])
-def test_names_are_shown_as_they_are(
-    name: str, columns: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_names_are_shown_as_they_are(run: Run, name: str, columns: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("COLUMNS", columns)
     hso_jax.save(named(NAMES[name]), "s.json")
-    for argv in (["show", "s.json"], ["show", "s.json", "--nfe", "9"], ["zoo", "--model", NAMES[name]]):
-        assert main(argv) in (0, 2)
-        out, err = capsys.readouterr()
-        assert clean(out) and clean(err)
-        if argv[-1] == "s.json":
-            assert f"{printable(NAMES[name])}1" in out and "999 749 499 249" in out
-    assert main(["show", "s.json", "--as", "json"]) == 0
-    assert hso_jax.schedule_file.from_json(capsys.readouterr().out)[1].model == NAMES[name] + "1"
+    out, err = run(["show", "s.json"])
+    assert clean(out + err) and f"{printable(NAMES[name])}1" in out and "999 749 499 249" in out
+    for argv in (["show", "s.json", "--nfe", "9"], ["zoo", "--model", NAMES[name]]):
+        assert clean("".join(run(argv, 2)))
+    assert hso_jax.schedule_file.from_json(run("show s.json --as json").out)[1].model == NAMES[name] + "1"
 
 
 @pytest.mark.parametrize("name", [name for name in NAMES if name != "long"])
-def test_names_of_files_are_shown_as_they_are(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_names_of_files_are_shown_as_they_are(run: Run, name: str) -> None:
     file = Path(NAMES[name].replace("/", "").replace("\ud800", "") + ".json")
     hso_jax.save(named("model"), file)
-    assert main(["show", str(file)]) == 0
-    assert printable(file) in capsys.readouterr().out.splitlines()[0]
-    for argv in (
-        ["plot", str(file)],
-        ["zoo", "-o", str(file), "--nfe", "4"],
-        ["show", f"{file}x"],
-        ["show", "-x", str(file)],
+    assert printable(file) in run(["show", str(file)]).out.splitlines()[0]
+    for argv, code in (
+        (["plot", str(file)], 0),
+        (["zoo", "-o", str(file), "--nfe", "4"], 0),
+        (["show", f"{file}x"], 2),
+        (["show", "-x", str(file)], 2),
     ):
-        code = main(argv)
-        out, err = capsys.readouterr()
-        assert code in (0, 2) and clean(out) and clean(err)
-        assert printable(file.stem) in out + err or "-x" in argv
+        out, err = run(argv, code)
+        assert clean(out + err) and (printable(file.stem) in out + err or "-x" in argv)
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -88,33 +75,28 @@ def test_names_are_drawn(name: str, kind: str) -> None:
         assert len(encoded(draw(named(NAMES[name][:40])), kind)) > 1000
 
 
-def test_a_terminal_without_unicode(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_terminal_without_unicode(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     hso_jax.save(named("caf\u00e9"), "s.json")
-    monkeypatch.setenv("COLUMNS", "120")
-    for argv in (["show", "s.json"], ["models"]):
+    for command in ("show s.json", "models"):
         raw = io.BytesIO()
         monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(raw, encoding="ascii"))
-        assert main(argv) == 0
-        assert raw.getvalue().isascii() and (b"caf\\xe9" in raw.getvalue() or argv == ["models"])
+        run(command)
+        assert raw.getvalue().isascii() and (b"caf\\xe9" in raw.getvalue() or command == "models")
 
 
 @pytest.mark.parametrize("columns", ["0", "20", "60"])
-def test_help_models_and_zoo_are_readable_where_it_is_narrow(
-    columns: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_narrow_terminals_are_readable(run: Run, columns: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("COLUMNS", columns)
-    assert main(["models"]) == 0
-    out = capsys.readouterr().out
+    out = run("models").out
     assert all(name in out for name in hso_jax.noise.PRESETS) and "\u2026" not in out
-    assert main(["zoo", "--model", "sdxl", "--nfe", "4", "--solver", "dpmpp-2m"]) == 0
-    out = capsys.readouterr().out
-    told = " ".join(f"{x:.0f}" for x in hso_jax.zoo("sdxl", 4, "dpmpp-2m").timesteps)
-    assert told in out and "\u2026" not in out
-    assert main(["search", "--help"]) == 0
-    assert "--spacing-as" in capsys.readouterr().out
+    out = run("zoo --model sdxl --nfe 4 --solver dpmpp-2m").out
+    levels = " ".join(f"{x:.0f}" for x in hso_jax.zoo("sdxl", 4, "dpmpp-2m").timesteps)
+    assert levels in out and "\u2026" not in out
+    assert "--spacing-as" in run("search --help").out
 
 
-def test_json_is_never_escaped(capsys: pytest.CaptureFixture[str]) -> None:
-    hso_jax.save(named("[b]x[/b]"), "s.json")
-    assert main(["show", "s.json", "--as", "json"]) == 0
-    assert json.loads(capsys.readouterr().out)["schedules"][0]["model"] == "[b]x[/b]0"
+def test_quiet_prints_errors_and_json_alone(run: Run) -> None:
+    command = "zoo --model sd15 --nfe 4 --solver ddim --quiet"
+    assert run(command) == ("", "")
+    assert json.loads(run(f"{command} --json").out)["schedules"][0]["model"] == "sd15"
+    assert run("zoo --model sd9 --quiet", 2).err.startswith("error: ") and not contents()

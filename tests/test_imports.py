@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import ast
+import graphlib
 import inspect
 import subprocess
 import sys
+from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
@@ -47,3 +51,53 @@ def test_no_module_stands_in_a_functions_place() -> None:
         assert not inspect.ismodule(getattr(hso_jax, name)), name
     for name in modules:
         assert inspect.ismodule(getattr(hso_jax, name)), name
+
+
+ROOT = Path(__file__).parent.parent
+FILES = {
+    ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"): path
+    for package in ("hso_jax", "bridge")
+    for path in (ROOT / package).rglob("*.py")
+}
+
+
+def module_of(package: str, name: str) -> str:
+    """The module that `from package import name` needs: a stub tells where a package's lazy names are."""
+    if f"{package}.{name}" in FILES:
+        return f"{package}.{name}"
+    stub = FILES[package].with_suffix(".pyi") if package in FILES else None
+    if stub is not None and stub.exists():
+        for node in ast.parse(stub.read_text()).body:
+            if isinstance(node, ast.ImportFrom) and name in {found.asname for found in node.names}:
+                return module_of(f"{package}.{node.module}" if node.module else package, name)
+    return package
+
+
+def running(node: ast.AST) -> Iterator[ast.AST]:
+    """The nodes below one, without what is imported for type checkers alone."""
+    for child in ast.iter_child_nodes(node):
+        if not (isinstance(child, ast.If) and "TYPE_CHECKING" in ast.unparse(child.test)):
+            yield child
+            yield from running(child)
+
+
+def imports(path: Path) -> set[str]:
+    """The modules that a file imports, at its top or inside a function."""
+    found: set[str] = set()
+    for node in running(ast.parse(path.read_text())):
+        if isinstance(node, ast.ImportFrom) and node.module:
+            found |= {module_of(node.module, alias.name) for alias in node.names}
+        elif isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+    return found & FILES.keys()
+
+
+def test_no_imports_run_in_a_circle() -> None:
+    graph = {name: imports(path) - {name} for name, path in FILES.items()}
+    tuple(graphlib.TopologicalSorter(graph).static_order())  # CycleError names the circle
+
+
+def test_hso_jax_never_imports_bridge() -> None:
+    assert not [
+        name for name, path in FILES.items() if name.startswith("hso_jax") for x in imports(path) if "bridge" in x
+    ]

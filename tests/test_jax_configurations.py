@@ -16,8 +16,8 @@ from solver_error_cells import EFFORT, SD, SD3, method, small_family
 
 from hso_jax import Coefficients, Hso, Lane, baseline, mep, refine, search, search_many, solver_error, spf
 from hso_jax import problems as p
+from hso_jax.cli.show import landscape
 from hso_jax.noise import PRESETS, NoiseSchedule, preset
-from hso_jax.plots import landscape_figure
 from hso_jax.solvers import SOLVERS, sample
 
 
@@ -73,7 +73,7 @@ DOORS: dict[str, Callable[[], Any]] = {
     "noise": lambda: [of_noise(preset(name)) for name in PRESETS],
     "problems": of_problems,
     "solvers": of_solvers,
-    "plots": lambda: landscape_figure(baseline("karras", SD, 4)) and [],
+    "plots": lambda: landscape(baseline("karras", SD, 4)) and [],
 }
 
 

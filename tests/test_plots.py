@@ -2,7 +2,8 @@ import numpy as np
 import pytest
 
 import hso_jax
-from hso_jax.plots import landscape_figure, methods_figure, schedules_figure
+from hso_jax.cli.show import landscape
+from hso_jax.plots import methods_figure, schedules_figure
 
 
 @pytest.fixture(scope="module")
@@ -44,7 +45,7 @@ def test_landscape_grows_with_the_range_and_marks_the_schedule():
     schedule = hso_jax.Schedule.from_t(
         hso_jax.preset("sd15"), [0.96, 0.7, 0.4, 0.03], origin=hso_jax.Origin(d_min=0.15)
     )
-    figure = landscape_figure(schedule)
+    figure = landscape(schedule)
     star = next(line for line in figure.axes[0].lines if line.get_marker() == "*")
     assert (star.get_xdata()[0], star.get_ydata()[0]) == (0.03, 0.96)
 
@@ -54,4 +55,4 @@ def test_nothing_to_draw_is_an_error():
         with pytest.raises(ValueError, match="no schedules"):
             draw([])
     with pytest.raises(ValueError, match="one node"):
-        landscape_figure(hso_jax.Schedule.from_t(hso_jax.preset("sd15"), [1.0]))
+        landscape(hso_jax.Schedule.from_t(hso_jax.preset("sd15"), [1.0]))

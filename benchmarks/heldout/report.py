@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 from benchmarks.compared import SOLVERS
@@ -11,10 +11,9 @@ from benchmarks.heldout.measure import DETAILED, FREE, FREE_PROFILED, PLAIN, PRO
 from benchmarks.methods import DETAILS
 from benchmarks.plots import Gain
 from benchmarks.runner import Record, Records, main_group
-from benchmarks.tables import Versus, beside_best, columns, geometric_mean, markdown, number, outcomes, versus
+from benchmarks.tables import Ratio, Versus, columns, geometric_mean, markdown, means, number, outcomes, table, versus
 
 OURS = SEARCHED[::-1]
-BESIDE = (*SEARCHED, PROFILED)
 
 HOW = """\
 # Schedules on networks that nobody here trained
@@ -29,7 +28,7 @@ a choice that no one can make beforehand. `flow-2` and `flow-3` are equal steps 
 
 TODAY = """\
 Nodes and coefficients of the search without the model, which `recommend` gives where it predicts a gain of a tenth,
-against Euler (DDIM) with `trailing`, the default of FLUX's, Qwen-Image's and Wan's pipelines.
+against Euler (DDIM) with `trailing`, the default of FLUX's, Qwen-Image's and Wan's pipelines: its RMSE over theirs.
 """
 
 AGAINST_PLAIN = """\
@@ -52,14 +51,13 @@ on these five networks, see [profile.md](../profile.md).
 
 
 def summary(found: Sequence[Record], methods: Sequence[str] = OURS, against: Sequence[str] = RULES) -> str:
-    """Count wins, ties and losses, a row a network and solver, and one for all."""
+    """Count wins, ties and losses, a row a network, a solver, and one for all."""
     every = {method: versus(found, method, against) for method in methods}
-    places: dict[str, list[str]] = {}
-    for network, _, solver, _ in (v.column for v in itertools.chain(*every.values())):
-        solvers = places.setdefault(network, [])
-        solvers += [solver] if solver not in solvers else []
+    compared = [v.column for v in itertools.chain(*every.values())]
+    places = [(network, "all") for network in dict.fromkeys(column[0] for column in compared)]
+    places += [("all", solver) for solver in (*dict.fromkeys(column[2] for column in compared), "all")]
     rows = []
-    for network, solver in [*((n, s) for n, solvers in places.items() for s in (*solvers, "all")), ("all", "all")]:
+    for network, solver in places:
         row = [network, SOLVERS.get(solver, solver)]
         for method in methods:
             here = [v for v in every[method] if network in (v.column[0], "all") and solver in (v.column[2], "all")]
@@ -78,54 +76,60 @@ def _counts(cells: Sequence[Versus]) -> list[str]:
 
 
 def cells(found: Sequence[Record]) -> str:
-    """Show the best rule of every cell, and what each search has there."""
-    others = {m: {v.column: v for v in versus(found, m, RULES)} for m in BESIDE}
-    others = {m: own for m, own in others.items() if own}
-    rows = []
-    for column in dict.fromkeys(itertools.chain(*others.values())):
-        here = {m: own[column] for m, own in others.items() if column in own}
-        best, (network, _, solver, nfe) = next(iter(here.values())).best, column
-        row = [network, SOLVERS[solver], str(nfe), f"`{best.method}`", number(best.rmse), number(best.rmse_high)]
-        for m in others:
-            row += [number(here[m].own.rmse), f"{here[m].ratio:.2f}"] if m in here else ["", ""]
-        rows.append(row)
-    head = ["network", "solver", "N", "best rule", "RMSE", "its interval to"]
-    return markdown([*head, *(x for m in others for x in (f"`{m}`", "ratio"))], rows, left=2)
+    """Show the best rule of every cell and what the search of nodes makes of its error, a row a network and solver."""
+    rows: dict[tuple[str, str], dict[int, str]] = {}
+    for v in versus(found, "solver-error", RULES):
+        network, _, solver, nfe = v.column
+        rows.setdefault((network, SOLVERS[solver]), {})[nfe] = f"{v.ratio:.2f} `{v.best.method}`"
+    budgets = sorted({nfe for own in rows.values() for nfe in own})
+    told = ([*place, *(own.get(nfe, "") for nfe in budgets)] for place, own in rows.items())
+    return table(["network", "solver", *(f"N = {nfe}" for nfe in budgets)], list(told))
 
 
 FREE_HOW = """\
-Nodes and coefficients searched together (`SolverError("nonstationary")`), against the best of *all* known solvers here
-with all schedules: rules, `hso` and `solver-error`. Ratio: the RMSE divided by that best one's.
+Nodes and coefficients searched together (`SolverError("nonstationary")`), without and with a profile of the network:
+RMSE over that of the best of *all* known solvers here with all schedules (rules, `hso` and `solver-error`, without a
+profile).
 """
 
 
-def free(found: Sequence[Record], method: str = FREE) -> str:
-    """A row a network and N, and the geometric mean of the ratios for each N; empty without such cells."""
-    rows, ratios = [], dict[int, list[float]]()
-    known = [r for r in found if r.method in (*RULES, *SEARCHED) and r.rmse is not None]
-    order = list(dict.fromkeys(r.model for r in found))
-    for own in sorted((r for r in found if r.method == method), key=lambda r: (order.index(r.model), r.nfe)):
-        if rest := [r for r in known if (r.model, r.nfe) == (own.model, own.nfe)]:
-            told, ratio = beside_best(own, rest)
-            ratios.setdefault(own.nfe, []).append(ratio)
-            rows.append([own.model, str(own.nfe), *told])
-    for nfe, own_ratios in sorted(ratios.items()):
-        rows.append(["all", str(nfe), "", "", "geometric mean", f"{geometric_mean(own_ratios):.2f}"])
-    return markdown(["network", "N", "best known", "its RMSE", "RMSE", "ratio"], rows, left=1) if rows else ""
+def _by_nfe(head: Sequence[str], ratios: Iterable[Ratio]) -> str:
+    """Write ratios, a row a network and a column an N, and below them the means of all networks."""
+    ratios = list(ratios)
+    return means(head, [*ratios, *((("all", *row[1:]), column, ratio) for row, column, ratio in ratios)])
+
+
+def free_ratios(found: Sequence[Record], method: str) -> dict[tuple[str, int], float]:
+    """(Network, N) to a method's RMSE over that of the best known solver with any schedule, without a profile."""
+    known: dict[tuple[str, int], float] = {}
+    for r in found:
+        if r.method in (*RULES, *SEARCHED) and r.rmse is not None:
+            known[r.model, r.nfe] = min(r.rmse, known.get((r.model, r.nfe), r.rmse))
+    own = {(r.model, r.nfe): r.rmse for r in found if r.method == method and r.rmse is not None}
+    return {cell: error / known[cell] for cell, error in sorted(own.items(), key=_order(found)) if cell in known}
+
+
+def _order(found: Sequence[Record]) -> Callable[[tuple[tuple[str, int], object]], tuple[int, int]]:
+    names = list(dict.fromkeys(r.model for r in found))
+    return lambda item: (names.index(item[0][0]), item[0][1])
+
+
+def free(found: Sequence[Record]) -> str:
+    """Coefficients of their own beside the best known solver; empty without such cells."""
+    ratios = [
+        ((model, told), f"N = {nfe}", ratio)
+        for method, told in ((FREE, "without"), (FREE_PROFILED, "with"))
+        for (model, nfe), ratio in free_ratios(found, method).items()
+    ]
+    return _by_nfe(["network", "profile"], ratios) if ratios else ""
 
 
 def with_profile(found: Sequence[Record]) -> str:
-    """Both searches with a profile; empty without such cells."""
-    parts = []
-    if any(r.method == PROFILED for r in found):
-        parts += [
-            summary(found, (PROFILED,)),
-            "The same against the plain rules:\n",
-            summary(found, (PROFILED,), PLAIN),
-        ]
-    if own := free(found, FREE_PROFILED):
-        parts += ["Coefficients of its own, against the best of all known solvers without a profile:\n", own]
-    return "\n".join(["## With a profile\n", WITH_PROFILE, *parts]) if parts else ""
+    """The search of nodes with a profile; empty without such cells."""
+    if not any(r.method == PROFILED for r in found):
+        return ""
+    parts = [summary(found, (PROFILED,)), "The same against the plain rules:\n", summary(found, (PROFILED,), PLAIN)]
+    return "\n".join(["## With a profile\n", WITH_PROFILE, *parts])
 
 
 def gains(found: Sequence[Record]) -> list[Gain]:
@@ -174,39 +178,35 @@ over solvers and N relative to detail 0. What it does to images:
 
 def detail(found: Sequence[Record]) -> str:
     """A row a network and kind of search; empty without such cells."""
-    rows = []
+    ratios: list[Ratio] = []
     for kind in ("solver-error", FREE):
-        names = [next((n for n, own in DETAILED.items() if own == (kind, x)), kind) for x in DETAILS]
-        ratios: dict[str, list[list[float]]] = {}
+        names = {x: next((n for n, own in DETAILED.items() if own == (kind, x)), kind) for x in DETAILS}
+        of_kind: list[Ratio] = []
         for (network, *_), cells in columns(found).items():
-            values = [cells[name].rmse or 0.0 if name in cells else 0.0 for name in names]
-            if all(values):
-                for place in (network, "all"):
-                    ratios.setdefault(place, []).append([x / values[0] for x in values])
-        if "all" in ratios:
-            ratios["all"] = ratios.pop("all")  # the last row
-        for place, own in ratios.items():
-            rows.append([place, f"`{kind}`", *(f"{geometric_mean(column):.3f}" for column in zip(*own, strict=True))])
-    head = ["network", "", *(f"detail {x:g}" for x in DETAILS)]
-    return f"## The weight of fine detail\n\n{DETAIL}\n{markdown(head, rows, left=2)}" if rows else ""
+            errors = {x: error for x, name in names.items() if name in cells and (error := cells[name].rmse)}
+            if len(errors) == len(DETAILS):
+                row = (network, f"`{kind}`")
+                of_kind += [(row, f"detail {x:g}", error / errors[0.0]) for x, error in errors.items()]
+        ratios += [*of_kind, *((("all", row[1]), column, ratio) for row, column, ratio in of_kind)]
+    return f"## The weight of fine detail\n\n{DETAIL}\n{means(['network', ''], ratios, digits=3)}" if ratios else ""
+
+
+def today_ratios(found: Sequence[Record]) -> dict[tuple[str, int], float]:
+    """(Network, N) to the non-stationary solver's RMSE over what a flow pipeline's default has."""
+    default = {(r.model, r.nfe): r.rmse for r in found if (r.solver, r.method) == ("ddim", "trailing") and r.rmse}
+    own = {(r.model, r.nfe): r.rmse for r in found if r.method == FREE and r.rmse}
+    return {cell: error / default[cell] for cell, error in sorted(own.items(), key=_order(found)) if cell in default}
 
 
 def today(found: Sequence[Record]) -> str:
-    """The non-stationary solver against what a flow pipeline does by default, a row a network and N."""
-    by_cell = columns(found)
-    rows, worse = [], []
-    for (network, guidance, solver, nfe), methods in by_cell.items():
-        plain = methods.get("trailing")
-        own = by_cell.get((network, guidance, FREE, nfe), {}).get(FREE)
-        if solver != "ddim" or plain is None or own is None or not plain.rmse or not own.rmse:
-            continue
-        rows.append([network, str(nfe), number(plain.rmse), number(own.rmse), f"{own.rmse / plain.rmse:.2f}"])
-        worse += [f"{network} at N = {nfe}"] if own.rmse > plain.rmse else []
-    if not rows:
+    """The non-stationary solver against what a flow pipeline does by default; empty without such cells."""
+    ratios = today_ratios(found)
+    if not ratios:
         return ""
-    head = ["network", "N", "Euler, `trailing`", "RMSE", "ratio"]
+    worse = [f"{network} at N = {nfe}" for (network, nfe), ratio in ratios.items() if ratio > 1.0]
     listed = f"Not better: {', '.join(worse)}." if worse else "No cell is worse."
-    return f"## Against what pipelines do\n\n{TODAY}\n{markdown(head, rows, left=1)}\n{listed}\n"
+    rows = _by_nfe(["network"], (((network,), f"N = {nfe}", ratio) for (network, nfe), ratio in ratios.items()))
+    return f"## Against what pipelines do\n\n{TODAY}\n{rows}\n{listed}\n"
 
 
 def networks(found: Records) -> str:
@@ -248,6 +248,7 @@ def report(found: Records, name: str) -> str:
         detail(found.cells),
         today(found.cells),
         "## Every cell\n",
+        "RMSE of `solver-error` over that of the best rule, which is named.\n",
         cells(found.cells),
         "## The networks\n",
         networks(found),

@@ -16,7 +16,7 @@ from benchmarks.models.subjects import Subject
 from benchmarks.plots import pictures
 from benchmarks.runner import Record, schedule_of
 from benchmarks.tables import columns, number
-from bridge.cli.image_grid import Row, grid, save_png
+from bridge.cli.pictures import Row, grid, save_png
 from hso_jax import Schedule
 from hso_jax.solvers import NONSTATIONARY
 

@@ -26,7 +26,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from benchmarks.pipelines.settings import Prepared, Setting, scheduler, told_lams
-from bridge.cli.image_grid import save_png
+from bridge.cli.pictures import save_png
 from hso_jax import NoiseSchedule, Schedule, schedule_file
 from hso_jax.files import write_whole
 

@@ -27,7 +27,7 @@ from benchmarks.pipelines.images import Store, read_picture, unit
 from benchmarks.pipelines.settings import Setting
 from benchmarks.runner import Record, rounded
 from benchmarks.tables import columns, number
-from bridge.cli.image_grid import Row, grid, save_png
+from bridge.cli.pictures import Row, grid, save_png
 from hso_jax.files import write_whole
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")

@@ -100,7 +100,7 @@ def report(quick: bool) -> str:
     job = called(f"main_job({cores})")
     warm = statistics.median(job["warm"])
     with tempfile.TemporaryDirectory() as folder:
-        command = ("-m", "hso_jax.cli", "search", "-o", f"{folder}/schedules.json")
+        command = ("-m", "hso_jax", "search", "-o", f"{folder}/schedules.json")
         run = lambda: in_process(*command, JAX_COMPILATION_CACHE_DIR=folder)  # noqa: E731
         cold, cached = seconds_of(run), seconds_of(run)
     rows = [

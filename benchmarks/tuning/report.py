@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 
 from benchmarks.models.load import MODELS
 from benchmarks.plots import save, tuning_figure
 from benchmarks.runner import Record
-from benchmarks.tables import geometric_mean, markdown, number, table
+from benchmarks.tables import Ratio, markdown, means, number
 from benchmarks.tuning import memory
-from benchmarks.tuning.measure import EVALUATIONS, FINE, JUDGED, MANY_EVALUATIONS, METHODS, PLAIN, WAYS
+from benchmarks.tuning.measure import AT_END, EVALUATIONS, FINE, JUDGED, MANY_EVALUATIONS, METHODS, PLAIN, WAYS
 from hso_jax.files import write_whole
 
+SHOWN = (*PLAIN, "tune")  # in every cell
 LIMITS = {"tune": "tune-50k", "nodes": "nodes-50k"}
 Network = tuple[str, int]  # its name, and N
 
@@ -31,8 +31,10 @@ def write(records: Sequence[Record], path: Path) -> list[Path]:
 def text(records: Sequence[Record], picture: str) -> str:
     """Write the page's text."""
     found = by_network(records)
-    methods = [name for name in METHODS if any(r.method == name for r in records)]
-    ways = "\n".join(f"- `{name}`: {way.description}." for name, way in WAYS.items() if name in methods)
+    known = [name for name in METHODS if any(r.method == name for r in records)]
+    described = "\n".join(f"- `{name}`: {way.description}." for name, way in WAYS.items() if name in known)
+    ways = [name for name, way in WAYS.items() if name in known and way.budget == EVALUATIONS]
+    equal = [place for place, cells in found.items() if {"rule", *ways} <= set(cells)]
     return f"""# What tuning on the model buys
 
 Made by `python -m benchmarks.tuning`. Networks: the project's own ({", ".join(MODELS)}), and networks by other people
@@ -45,35 +47,35 @@ samples are points) to converged ones of {FINE} evaluations, on noise that no me
 - `zoo`: `SolverError("nonstationary")`, as shipped for models that are in the zoo: no evaluation of the network.
 - `zoo-end`: the same with `first="end"`, which is another schedule for the epsilon models with a noise end beyond
   sigma/alpha = 60 (up to N = 4: 25) alone, the two of digits; these numbers were chosen on them.
-{ways}
+{described}
 
 ## Error
 
-{_errors(found, methods, "rmse")}
+`rule` / `zoo` / `tune`:
 
-Geometric means of the ratio to the best rule and to the zoo's schedule, over the cells that both have:
+{_errors(found, "rmse")}
+Ratios to the best rule and to the zoo's schedule, geometric means over the cells that both have:
 
-{_ratios(found, methods)}
-
+{_ratios(found, ("zoo", AT_END, "tune", *LIMITS.values()), found)}
 ![Error against evaluations]({picture})
 
 ## All ways at equal evaluations
 
 `nodes` searches the nodes directly, `nodes-gradients` by gradients through the network (as LD3), `gits` by dynamic
-programming; geometric means of the ratio to the best rule.
+programming. The cells that have them all: {", ".join(f"{name} at N = {nfe}" for name, nfe in equal)}.
 
-{_equal(found)}
-
+{_ratios(found, ways, equal)}
 ## What ten times the evaluations reach
 
-{_limits(found)}
+Errors with {EVALUATIONS} evaluations over those with {MANY_EVALUATIONS}:
 
+{means(["network", "N"], _limits(found))}
 ## Fréchet distance to the converged samples
 
 Of the features of the project's own classifiers, on its own networks alone; {JUDGED} samples are few for it.
+`rule` / `zoo` / `tune`:
 
-{_errors(found, methods, "fid")}
-
+{_errors(found, "fid")}
 ## Not better than its start
 
 {_worse(records)}
@@ -100,68 +102,50 @@ def by_network(records: Sequence[Record]) -> Found:
     return found
 
 
-def _errors(found: Found, methods: Sequence[str], field: str) -> str:
-    rows = []
+def _errors(found: Found, field: str) -> str:
+    rows: dict[str, dict[int, str]] = {}
     for (name, nfe), cells in found.items():
-        values = [getattr(cells.get(method), field, None) for method in methods]
+        values = [getattr(cells.get(method), field, None) for method in SHOWN]
         if any(x is not None for x in values):
-            rows.append([name, str(nfe), *map(number, values)])
-    return markdown(["network", "N", *methods], rows, left=1)
+            rows.setdefault(name, {})[nfe] = " / ".join(map(number, values))
+    budgets = sorted({nfe for own in rows.values() for nfe in own})
+    told = ([name, *(own.get(nfe, "") for nfe in budgets)] for name, own in rows.items())
+    return markdown(["network", *(f"N = {nfe}" for nfe in budgets)], told)
 
 
-def pairs(found: Found, method: str, other: str) -> dict[Network, tuple[float, float]]:
-    """Collect the errors of two methods where both have one."""
-    both = {
-        key: (cells[method].rmse, cells[other].rmse) for key, cells in found.items() if {method, other} <= set(cells)
-    }
-    return {key: (mine, theirs) for key, (mine, theirs) in both.items() if mine and theirs}
-
-
-def ratio(found: Found, method: str, other: str) -> tuple[float, float, int]:
-    """Geometric mean and largest of the ratios of a method's error to another's, and the number of cells."""
-    ratios = [mine / theirs for mine, theirs in pairs(found, method, other).values()]
-    return (geometric_mean(ratios), max(ratios), len(ratios)) if ratios else (math.nan, math.nan, 0)
-
-
-def _equal(found: Found) -> str:
-    """Compare all ways at the same budget, over the cells that have them all."""
-    ways = [m for m, way in WAYS.items() if way.budget == EVALUATIONS and any(m in cells for cells in found.values())]
-    own = {key: cells for key, cells in found.items() if {"rule", *ways} <= set(cells)}
-    rows = []
-    for name in ways if len(ways) > 1 and own else ():
-        mean, largest, _ = ratio(own, name, "rule")
-        spent = [cells[name].calls for cells in own.values()]
-        rows.append([f"`{name}`", f"{mean:.3f}", f"{largest:.2f}", f"{min(spent)} to {max(spent)}"])
-    places = ", ".join(f"{name} at N = {nfe}" for name, nfe in own)
-    made = table(["", "to rule", "largest", "evaluations spent"], rows, left=1)
-    return f"Cells: {places}.\n\n{made}" if rows else made
-
-
-def _limits(found: Found) -> str:
-    """Show what ten times the evaluations reach, a row a cell."""
-    rows = [
-        [f"`{few}`", name, str(nfe), number(mine), number(theirs), f"{mine / theirs:.2f}"]
-        for few, many in LIMITS.items()
-        for (name, nfe), (mine, theirs) in pairs(found, few, many).items()
-    ]
-    return table(["", "network", "N", f"{EVALUATIONS} evaluations", f"{MANY_EVALUATIONS}", "ratio"], rows)
-
-
-def _ratios(found: Found, methods: Sequence[str]) -> str:
-    rows = []
+def _ratios(found: Found, methods: Sequence[str], places: Collection[Network]) -> str:
+    """Errors of methods over those of the methods `PLAIN`, where both have one, and evaluations of the network."""
+    ratios: list[Ratio] = []
     for method in methods:
-        figures = []
-        for other in PLAIN:
-            mean, most, cells = ratio(found, method, other)
-            figures += [f"{mean:.3f}", f"{most:.2f}", str(cells)] if cells and method != other else ["", "", ""]
-        rows.append([method, *figures])
-    return markdown(["method", "to rule", "largest", "cells", "to zoo", "largest", "cells"], rows, left=1)
+        own = [place for place in places if method in found[place]]
+        spent = [found[place][method].calls for place in own]
+        row = (f"`{method}`", str(len(own)), f"{min(spent, default=0):,} to {max(spent, default=0):,}")
+        for place in own:
+            for other in PLAIN:
+                if method != other and (mine := _error(found, place, method)) and (base := _error(found, place, other)):
+                    ratios.append((row, f"to `{other}`", mine / base))
+    return means(["method", "cells", "evaluations"], ratios, largest=True)
+
+
+def _error(found: Found, place: Network, method: str) -> float | None:
+    return found[place][method].rmse if method in found[place] else None
+
+
+def _limits(found: Found) -> list[Ratio]:
+    """What ten times the evaluations reach, a row a cell."""
+    return [
+        ((place[0], str(place[1])), f"`{few}`", mine / theirs)
+        for place in found
+        for few, many in LIMITS.items()
+        if (mine := _error(found, place, few)) and (theirs := _error(found, place, many))
+    ]
 
 
 def _worse(records: Sequence[Record]) -> str:
-    worse = [
-        f"- {r.model}, N = {r.nfe}, {r.method}: no better point, its start ({r.start}) is returned"
-        for r in records
-        if r.method in WAYS and r.error == r.start_error
-    ]
-    return "\n".join(worse) or "None: on the samples kept apart every one is better than its start."
+    places: dict[str, list[str]] = {}
+    for r in records:
+        if r.method in WAYS and r.error == r.start_error:
+            places.setdefault(r.method, []).append(f"{r.model} (N = {r.nfe})")
+    told = [f"- `{method}`: {', '.join(own)}." for method, own in places.items()]
+    head = "These found no better point on the samples kept apart, and return their start:\n\n"
+    return head + "\n".join(told) if told else "None: on the samples kept apart every one is better than its start."

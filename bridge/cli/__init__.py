@@ -1,1 +1,1 @@
-"""The work of `hso-jax apply` and `hso-jax sample`; their parsers are in `hso_jax.cli.bridge_commands`."""
+"""What `hso-jax apply`, `sample`, `profile` and `tune` do."""

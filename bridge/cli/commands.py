@@ -1,4 +1,8 @@
-"""What `hso-jax apply`, `sample` and `profile` do; their parsers are in `hso_jax.cli.bridge_commands`."""
+"""The work of `hso-jax apply`, `sample`, `profile` and `tune`, whose parsers are in `hso_jax.cli.pipeline`.
+
+Each is an entry point of the group `hso_jax.commands`: it takes the parsed arguments, returns the exit code, and raises
+ValueError or OSError for bad input before it writes anything.
+"""
 
 from __future__ import annotations
 
@@ -10,34 +14,28 @@ import shutil
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import diffusers
 
 from bridge.cli import pictures
-from bridge.cli.recommended import recommended, stand_in
 from bridge.profile import profile as measure
+from bridge.recommending import recommend
 from bridge.schedulers.checks import check_class
 from bridge.schedulers.install import replace_scheduler, with_schedule
 from bridge.schedulers.rows import check_supported
 from bridge.schedulers.scheduled import NONSTATIONARY_CLASS, SCHEDULE_KEY, plain_config, without_schedule
+from bridge.tuning import tune as tuned
 from hso_jax import files, schedule_file
 from hso_jax.checks import printable
-from hso_jax.cli import terminal
+from hso_jax.cli import common
+from hso_jax.profile import Profile
 from hso_jax.schedule import Schedule
 
 BACKUP_SUFFIX = ".before-hso"
 _INDEX = "model_index.json"
 _CONFIG = "scheduler_config.json"
-
-
-def run(args: argparse.Namespace) -> int:
-    """Run the command that the arguments name; returns the exit code.
-
-    Raises:
-        ValueError, OSError: for bad input; nothing was written then.
-    """
-    return {"apply": apply, "sample": sample, "profile": profile}[args.command](args)
 
 
 def apply(args: argparse.Namespace) -> int:
@@ -56,9 +54,10 @@ def apply(args: argparse.Namespace) -> int:
     else:
         share(folder, args.save, scheduler)
     args.written.append(target)
-    terminal.say(f"wrote the {printable(describe(scheduler.schedule))} schedule into {printable(target)}")
-    terminal.say(
-        f"use it: import bridge; DiffusionPipeline.from_pretrained({str(target)!r}), num_inference_steps={schedule.nfe}"
+    common.say(f"wrote the {printable(describe(scheduler.schedule))} schedule into {printable(target)}")
+    common.say(
+        f"to use it: import bridge; DiffusionPipeline.from_pretrained({str(target)!r}), "
+        f"num_inference_steps={schedule.nfe}"
     )
     return 0
 
@@ -76,7 +75,7 @@ def sample(args: argparse.Namespace) -> int:
     picture = pictures.render(pipe, schedule, others if args.compare else [], plan)
     files.write_all([(args.output, picture)], args.written)
     if not files.is_stream(args.output):
-        terminal.say(f"wrote {printable(args.output)}")
+        common.say(f"wrote {printable(args.output)}")
     return 0
 
 
@@ -84,11 +83,11 @@ def profile(args: argparse.Namespace) -> int:
     """Measure a pipeline and write its profile; an interrupted one leaves no file."""
     files.check_writable(args.output, "profile", args.force, [args.prompts])
     folder = pipeline_folder(args.pipeline)
-    call = pictures.read_options(args.option, "that is set by --prompts, --steps or --seed")
+    call = pictures.read_options(args.option, "--prompts, --steps or --seed")
     pipe = pictures.load(folder, args.device, args.dtype)
     replace_scheduler(pipe, plain(pipe.scheduler, args.scheduler))
     prompts = read_prompts(args.prompts, pipe)
-    with terminal.progress() as progress:
+    with common.progress() as progress:
         task = progress.add_task("measuring the pipeline", total=None)
         found = measure(
             pipe,
@@ -103,16 +102,74 @@ def profile(args: argparse.Namespace) -> int:
         )
     files.write_all([(args.output, found.to_json().encode())], args.written)
     if not files.is_stream(args.output):
-        error = "not told apart from the data at its noise end" if found.eta is None else f"eta {found.eta:.3g}"
+        error = "too small to measure at the noise end" if found.eta is None else f"eta {found.eta:.3g}"
         leading = ", ".join(f"{s:.3g}" for s in found.deviations[:3])
-        terminal.say(
+        common.say(
             f"{found.measured['samples']} samples of {found.dimension} values, {found.measured['evaluations']} "
-            f"evaluations: leading standard deviations {leading}; the network's error: {error}"
+            f"evaluations: leading standard deviations {leading}; network error: {error}"
         )
-        terminal.say(
-            f"wrote {printable(args.output)}; use it: hso-jax search --method solver-error "
+        common.say(
+            f"wrote {printable(args.output)}; to use it: hso-jax search --method solver-error "
             f"--profile {printable(args.output)}"
         )
+    return 0
+
+
+def tune(args: argparse.Namespace) -> int:
+    """Tune a schedule on a pipeline; the output file always holds the best one so far."""
+    output: Path = args.output
+    if files.is_stream(output):
+        raise ValueError(f"output is {output}; name a file, because it is replaced at each better schedule")
+    checkpoint = output.with_name(f"{output.name}.checkpoint")
+    files.check_writable(output, "schedules", args.force, [args.prompts, args.profile, checkpoint, *(args.image or [])])
+    folder = pipeline_folder(args.pipeline)
+    call = pictures.read_options(args.option, "--prompts, --nfe or --seed")
+    if args.image and "image" in call:
+        raise ValueError("--option image: use --image instead")
+    profile = None if args.profile is None else Profile.load(args.profile)
+    if args.image:
+        call["image"] = pictures.read_images(args.image)
+    pipe = pictures.load(folder, args.device, args.dtype)
+    if args.image:
+        pipe = pictures.from_image(pipe)
+    prompts = read_prompts(args.prompts, pipe)
+
+    def write(schedule: Schedule) -> None:
+        content = schedule_file.checked_json(schedule).encode()
+        files.write_whole(output, content)
+        if output not in args.written:
+            args.written.append(output)
+
+    with common.progress() as bar:
+        task = bar.add_task("tuning", total=args.budget)
+
+        def show(evaluations: int, budget: int, error: float | None) -> None:
+            words = "making converged samples" if error is None else f"tuning, error {error:.4g}"
+            bar.update(task, completed=evaluations, total=budget, description=words)
+
+        found = tuned(
+            pipe,
+            args.nfe,
+            prompts=prompts,
+            guidance=args.guidance,
+            solver=args.solver,
+            budget=args.budget,
+            teacher_steps=args.teacher_steps,
+            samples=args.samples,
+            batch=args.batch,
+            profile=profile,
+            seed=args.seed,
+            checkpoint=checkpoint,
+            progress=show,
+            improved=write,
+            **call,
+        )
+    write(found.schedule)
+    common.say(*map(printable, str(found).splitlines()))
+    common.say(
+        f"wrote {printable(output)}; to use it: hso-jax apply {printable(output)} --pipeline {printable(folder)} "
+        f"--nfe {args.nfe}"
+    )
     return 0
 
 
@@ -132,6 +189,37 @@ def choose(args: argparse.Namespace, every: Sequence[Schedule]) -> Schedule:
         return schedule_file.select(every, **named)
     except ValueError as error:
         raise ValueError(f"{args.schedule}: {error}") from error
+
+
+def recommended(args: argparse.Namespace, pipe: Any, **sizes: Any) -> Schedule:
+    """The recommended schedule for a pipeline, if no file is named; one line on standard error says why."""
+    if args.nfe is None:
+        raise ValueError("--nfe is missing: give the number of steps, or name a schedule file")
+    if given := [f"--{name}" for name in ("layout", "method") if getattr(args, name) is not None]:
+        raise ValueError(f"{', '.join(given)}: needs a schedule file to choose from; name one")
+    found = recommend(pipe, args.nfe, guidance=args.guidance, solver=args.solver, **sizes)
+    common.warn(found.reason)
+    if found.distilled is not None:
+        raise ValueError("this distilled model keeps its own schedule; to replace it anyway, name a schedule file")
+    return found.schedule
+
+
+def stand_in(folder: Path, scheduler: Any) -> Any:
+    """An object with a pipeline's class, scheduler and configs but without its weights, read from its folder."""
+    index = _read(folder / _INDEX)
+    name = str(index.get("_class_name"))
+    cls = getattr(diffusers, name, None)
+    if cls is None:
+        raise ValueError(f"{folder} is a {name}, which is no pipeline of diffusers; name a schedule file")
+    parts: dict[str, Any] = {
+        "scheduler": scheduler,
+        "name_or_path": str(index.get("_name_or_path") or folder.resolve().name),
+    }
+    for network in ("unet", "transformer"):
+        if (config := folder / network / "config.json").is_file():
+            parts[network] = SimpleNamespace(config=_read(config))
+    guides = {name: getattr(cls, name) for name in ("do_classifier_free_guidance",) if hasattr(cls, name)}
+    return type(name, (SimpleNamespace,), {"__call__": cls.__call__, **guides})(**parts)
 
 
 def describe(schedule: Schedule) -> str:

@@ -13,12 +13,12 @@ _EXIT_INTERRUPTED = 130
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line.
 
-    Without `argv` it is the whole process. While the packages are imported Ctrl-C then ends it at once: compiled
-    modules may swallow the exception that it otherwise is. When the work is done Ctrl-C changes nothing any more: the
-    exit code says how the work ended.
+    Without `argv` this function is the whole process. Ctrl-C then ends it at once while packages are imported, because
+    compiled modules may swallow KeyboardInterrupt. After the work Ctrl-C is ignored, so that the exit code tells how
+    the work ended.
 
     Args:
-        argv: the arguments, by default the process's own.
+        argv: the arguments; default: those of the process.
 
     Returns:
         The exit code; `hso-jax --help` lists them.

@@ -1,4 +1,4 @@
-"""`hso-jax`: the parser, the exit codes, and one line for whatever goes wrong."""
+"""`hso-jax`: its parser, its exit codes, and one line for whatever goes wrong."""
 
 from __future__ import annotations
 
@@ -17,24 +17,25 @@ from typing import Any, NoReturn
 
 from hso_jax._version import __version__
 from hso_jax.checks import nearest, printable
-from hso_jax.cli import terminal
-from hso_jax.cli.arguments import QUIET
+from hso_jax.cli.common import QUIET, silence
 
 _COMMAND = "COMMAND"
 EXIT_BAD_INPUT, EXIT_UNEXPECTED, EXIT_IO, EXIT_INTERRUPTED = 2, 70, 74, 130
 
 COMMANDS = {
-    "recommend": "recommending",
-    "compare": "comparing",
-    **dict.fromkeys(("search", "zoo"), "searches"),
-    **dict.fromkeys(("models", "show", "plot"), "views"),
-    **dict.fromkeys(("apply", "sample", "profile", "tune"), "bridge_commands"),
+    "recommend": "recommend",
+    "compare": "search",
+    "search": "search",
+    "zoo": "recommend",
+    **dict.fromkeys(("models", "show", "plot"), "show"),
+    **dict.fromkeys(("apply", "sample", "profile", "tune"), "pipeline"),
 }
-"""The module of each command: only the one that is called is imported, some bring JAX along."""
+"""The module of each command, whose function `add_NAME` adds the parser. Only the module of the command that is called
+is imported: some bring JAX along."""
 
 _EPILOG = """\
 examples:
-  hso-jax recommend --model sdxl --nfe 6            what to use, at once
+  hso-jax recommend --model sdxl --nfe 6            which steps and which solver to use
   hso-jax search                                    Stable Diffusion 2.1-base, N = 4..20, both layouts
   hso-jax search --model sdxl --nfe 6 --layout node --json
   hso-jax compare --model pixart-alpha --nfe 4,6
@@ -43,14 +44,14 @@ examples:
 exit codes:
   0    done
   1    done, but some schedules did not converge (they are marked)
-  2    bad input: nothing was written
-  70   unexpected error: one line says where its log is
-  74   could not be written: disk full, standard output closed or its reader gone
+  2    bad input; nothing was written
+  70   unexpected error; the message names its log file
+  74   a write failed: the disk is full, or standard output is closed
   130  interrupted by Ctrl-C
-Where a file was written before 70, 74 or 130, the message names it.
+If a file was written before 70, 74 or 130, the message names it.
 """
 
-# What the system says where a write fails that was allowed.
+# What the system reports if a write fails although it was allowed.
 _IO_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EPIPE, errno.EBADF)
 
 
@@ -60,31 +61,32 @@ _REQUIRED, _UNKNOWN = "the following arguments are required: ", "unrecognized ar
 
 
 class _Parser(argparse.ArgumentParser):
-    """Says what is wrong in one line as it is fit to be shown, and hides no failure to write its help."""
+    """Reports an error in one printable line, and lets the failure to write its help through."""
 
     def error(self, message: str) -> NoReturn:
-        self.exit(EXIT_BAD_INPUT, f"error: {printable(self._in_words(message))}; {self.prog} --help says more\n")
+        self.exit(EXIT_BAD_INPUT, f"error: {printable(self._in_words(message))} (see {self.prog} --help)\n")
 
     def _in_words(self, message: str) -> str:
-        """What argparse says, in plain words, with the name that was probably meant."""
+        """The message of argparse in plain words, with the name that the user probably meant."""
         if message.startswith(_REQUIRED):
             return f"{message.removeprefix(_REQUIRED)} is missing"
         if found := _CHOICE.fullmatch(message):
             option, given, known = found.groups()
             names = [name.strip("'") for name in known.split(", ")]
             what = "command" if option in (None, _COMMAND) else option
-            return f"{what} is {given!r}{nearest(given, names)}; use one of {', '.join(names)}"
+            return f"{what} is {given!r}" + (nearest(given, names) or f"; use one of {', '.join(names)}")
         if found := _VALUE.fullmatch(message):
             option, kind, given = found.groups()
-            return f"{option} is {given!r}; need {'a whole number' if kind == 'int' else 'a number'}"
+            return f"{option} is {given!r}; write {'a whole number' if kind == 'int' else 'a number'}"
         if message.startswith(_UNKNOWN):
             given = message.removeprefix(_UNKNOWN).split(" ")[0]
             options = [name for parser in self._all() for name in parser._option_string_actions]
-            return f"{given!r} is no {'option' if given.startswith('-') else 'argument'}{nearest(given, options)}"
+            what = "option" if given.startswith("-") else "argument"
+            return f"{given!r} is no {what}{nearest(given, options)}"
         return message
 
     def _all(self) -> list[argparse.ArgumentParser]:
-        """This parser and those of the commands that are loaded."""
+        """This parser and the parsers of the commands that are loaded."""
         inner = [a for a in self._actions if isinstance(a, argparse._SubParsersAction)]
         return [self, *(parser for action in inner for parser in action.choices.values())]
 
@@ -93,7 +95,7 @@ class _Parser(argparse.ArgumentParser):
 
 
 class _Completion(argparse.Action):
-    """Prints a shell's completion and ends."""
+    """Prints the completion script of a shell and exits."""
 
     def __call__(self, parser: argparse.ArgumentParser, _: Any, shell: Any, option: str | None = None) -> None:
         try:
@@ -107,7 +109,7 @@ class _Completion(argparse.Action):
 def run(argv: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit code and raises nothing."""
     written: list[Path] = []
-    if sys.stderr is None:  # closed by the caller; nothing opened later shall get its number
+    if sys.stderr is None:  # the caller closed it; no file that is opened later may get its number
         sys.stderr = open(os.devnull, "w")  # noqa: SIM115
     if sys.stdout is None:
         return _say(EXIT_IO, "cannot write standard output: it is closed", written)
@@ -138,12 +140,12 @@ def _command(argv: Sequence[str] | None, written: list[Path]) -> int:
     except SystemExit as end:  # after --help, or with a message about the arguments
         return end.code if isinstance(end.code, int) else 0
     args.written = written
-    with terminal.silence(args.quiet):
+    with silence(args.quiet):
         return int(args.run(args))
 
 
 def parser_for(argv: Sequence[str]) -> argparse.ArgumentParser:
-    """The parser with the command that the arguments name, or with all of them."""
+    """The parser with the command that the arguments name, or with all commands."""
     parser: argparse.ArgumentParser = _Parser(
         prog="hso-jax",
         description="Finds the few noise levels at which a diffusion or flow model is best evaluated.",
@@ -154,18 +156,18 @@ def parser_for(argv: Sequence[str]) -> argparse.ArgumentParser:
     parser.add_argument("--quiet", action="store_true", help=QUIET)
     shells = ("bash", "zsh", "tcsh")
     parser.add_argument(
-        "--print-completion", choices=shells, action=_Completion, help="completion for a shell; for bash: eval it"
+        "--print-completion", choices=shells, action=_Completion, help="print the completion script of a shell"
     )
     subparsers = parser.add_subparsers(title="commands", metavar=_COMMAND, required=True)
-    named = next((COMMANDS[text] for text in argv if text in COMMANDS), None)
-    for module in dict.fromkeys(COMMANDS.values()) if named is None else [named]:
-        importlib.import_module(f"hso_jax.cli.{module}").add_parsers(subparsers)
+    named = next(([text] for text in argv if text in COMMANDS), list(COMMANDS))
+    for name in named:
+        getattr(importlib.import_module(f"hso_jax.cli.{COMMANDS[name]}"), f"add_{name}")(subparsers)
     return parser
 
 
 def _with_command(error: ValueError) -> str:
-    """The message; what is to be searched for as a command, not as Python."""
-    why = getattr(error, "why", None)  # of the zoo's NotInZooError, which is not imported for every command
+    """The message. If a schedule is not shipped, it names the command that searches for it, not the Python call."""
+    why = getattr(error, "why", None)  # NotInZooError has it; not every command imports that class
     if why is None:
         return str(error)
     solver = "" if error.solver is None else f" --solver {error.solver}"  # type: ignore[attr-defined]
@@ -174,7 +176,7 @@ def _with_command(error: ValueError) -> str:
 
 
 def _say(code: int, what: str, written: Sequence[Path]) -> int:
-    """One line on standard error: what happened, and which files are there all the same."""
+    """Print one line on standard error: what happened, and which files were written. Returns the code."""
     if written:
         what += f"; written: {', '.join(map(str, written))}"
     elif code != EXIT_BAD_INPUT:
@@ -186,18 +188,18 @@ def _say(code: int, what: str, written: Sequence[Path]) -> int:
 
 
 def _log() -> str:
-    """The traceback in a file of its own."""
+    """Write the traceback into a new file; returns its name."""
     try:
         handle, name = tempfile.mkstemp(prefix="hso-jax-", suffix=".log")
         with os.fdopen(handle, "w", encoding="utf-8", errors="backslashreplace") as file:
             file.write(traceback.format_exc())
         return name
     except OSError as error:
-        return f"what you called it with (its log could not be written: {error})"
+        return f"the command that you ran (its log could not be written: {error})"
 
 
 def _abandon_stdout() -> None:
-    """What cannot be written is not tried again when the process ends."""
+    """Keep Python from writing the rest again when the process ends."""
     with contextlib.suppress(OSError, ValueError, AttributeError):
         nowhere = os.open(os.devnull, os.O_WRONLY)
         os.dup2(nowhere, sys.stdout.fileno())

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks import __main__ as networks
+from benchmarks import summary
 from benchmarks.heldout import __main__ as heldout
 from benchmarks.tuning import __main__ as tuning
 
@@ -17,21 +18,27 @@ def by_networks(records: Path) -> int:
     return networks.main(["--report-only", "--records", str(records), "--out", str(records.parent)])
 
 
-PAGES = {
-    "benchmarks.jsonl": (by_networks, ("benchmarks.md", "benchmarks.csv")),
-    "samples-2048/benchmarks.jsonl": (by_networks, ("benchmarks.md", "benchmarks.csv")),
-    "heldout.jsonl": (lambda records: heldout.main(["--records", str(records)]), ("heldout.md",)),
-    "tuning.jsonl": (lambda records: tuning.main(["--records", str(records)]), ("tuning.md",)),
-}
+def by_summary(records: Path) -> int:
+    for name in ("heldout.jsonl", "tuning.jsonl"):
+        shutil.copy(RESULTS / name, records.parent)
+    return summary.main(["--folder", str(records.parent)])
+
+
+PAGES = [
+    ("benchmarks.jsonl", by_networks, ("benchmarks.md", "benchmarks.csv")),
+    ("samples-2048/benchmarks.jsonl", by_networks, ("benchmarks.md", "benchmarks.csv")),
+    ("heldout.jsonl", lambda records: heldout.main(["--records", str(records)]), ("heldout.md",)),
+    ("tuning.jsonl", lambda records: tuning.main(["--records", str(records)]), ("tuning.md",)),
+    ("benchmarks.jsonl", by_summary, ("index.md",)),
+]
 
 
 @pytest.mark.filterwarnings("ignore")
-@pytest.mark.parametrize("records", PAGES)
-def test_the_command_makes_the_committed_page(records, tmp_path):
+@pytest.mark.parametrize(("records", "command", "made"), PAGES)
+def test_the_command_makes_the_committed_page(records, command, made, tmp_path):
     copy = Path(shutil.copy(RESULTS / records, tmp_path))
     for grid in (RESULTS / records).parent.glob("grid-*.png"):  # a page shows those that have been drawn
         shutil.copy(grid, tmp_path)
-    command, made = PAGES[records]
     assert command(copy) == 0
     for name in made:
         assert (tmp_path / name).read_bytes() == ((RESULTS / records).parent / name).read_bytes(), name

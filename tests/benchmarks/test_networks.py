@@ -65,7 +65,7 @@ class FakeSubject:
         self.name, self.guidance, self.count, self.noise = name, guidance, count, noise_of(name)
 
     def sample(self, schedule, solver, rows=None):
-        bad = np.inf if schedule.method == "linspace" else 1.0
+        bad = np.inf if schedule.method == "karras" else 1.0
         images = torch.linspace(0.5, 1.5, self.count)[:, None, None, None] * torch.ones(self.count, 1, 32, 32)
         return Samples((images * float(schedule.sigmas[-1]) * bad)[rows or slice(None)], schedule.nfe)
 
@@ -79,12 +79,12 @@ class FakeSubject:
 
 
 def test_a_cell_is_compared_with_converged_samples_and_says_what_it_cost(tmp_path, capsys):
-    plan = cells.plan(["fashion-eps"], ["ddim"], [4], ["trailing", "linspace"], [1.0, 4.0], samples=8)
+    plan = cells.plan(["fashion-eps"], ["ddim"], [4], ["trailing", "karras"], [1.0, 4.0], samples=8)
     path = tmp_path / "some.jsonl"
     assert cells.run(plan, path, subject=FakeSubject, progress=False) == 2
     assert "guidance 4: left out, it still moves" in capsys.readouterr().out
     found = {r.method: r for r in runner.read(path).cells}
-    one, diverged = found["trailing"], found["linspace"]
+    one, diverged = found["trailing"], found["karras"]
     last = float(baseline("trailing", noise_of("fashion-eps"), 4).sigmas[-1])
     assert one.rmse == pytest.approx(last * np.sqrt(np.mean(np.linspace(0.5, 1.5, 8) ** 2)), rel=1e-4)
     assert one.rmse_low < one.rmse < one.rmse_high and one.fid > 0 and one.fid_data is None
@@ -123,8 +123,31 @@ def test_the_summary_counts_the_solver_error_method_without_methods_that_look_at
     found = [record("solver-error", 0.1), record("trailing", 0.2), record("gits", 0.05), record("nonstationary", 0.01)]
     found += [record("solver-error", 0.2, nfe=6), record("karras", 0.1, nfe=6), record("trailing", 0.4, nfe=6)]
     assert "| 1 | fashion-eps | 1 / 0 / 1 | 2 / 0 / 0 | - |" in report.tally(found)
-    assert "| fashion-eps | DDIM | 6 | 1 | `karras` | 0.100 | 0.105 | 0.200 | yes |" in report.lost_cells(found, "rmse")
-    assert report.lost_cells(found[:4], "rmse") == "None.\n"
+    assert "| 1 | fashion-eps | `karras` 1 | none |" in report.lost(found)
+    assert "| 1 | fashion-eps | none | none |" in report.lost(found[:4])
+
+
+def test_ratios_are_geometric_means_over_networks_a_row_a_solver_and_n():
+    found = [
+        *(record(m, x) for m, x in (("hso", 0.2), ("dm-nonuni", 0.1))),
+        *(record(m, x, model="fashion-v") for m, x in (("hso", 0.2), ("dm-nonuni", 0.4), ("trailing", 1.0))),
+        *(replace(record(m, nfe=6), rmse=x) for m, x in (("hso", None), ("dm-nonuni", 0.1), ("trailing", 0.2))),
+        *(record(m, 0.1, nfe=report.BETWEEN) for m in ("hso", "dm-nonuni")),
+    ]
+    pairs = [("hso", "dm-nonuni"), ("trailing", "hso")]
+    assert "| DDIM | 4 | 1.00 | 5.00 |\n" in (text := report.relative(found, pairs, ("rmse",)))
+    assert text.count("\n") == 3  # N = 6 diverged, and 7 has no row
+    assert report.relative(found, pairs, ("rmse",), every_nfe=False).endswith("| DDIM | 1.00 | 5.00 |\n")
+    guided = report.relative([replace(r, guidance=2.0) for r in found], pairs, ("rmse",))
+    assert "| 2 | DDIM | 4 | 1.00 | 5.00 |" in guided and report.relative([], pairs) == tables.NONE
+
+
+def test_coefficients_are_counted_against_the_best_known_solver():
+    found = [record("trailing", 0.4), record("hso", 0.2, solver="unipc-3"), record("direct", 0.01)]
+    found += [record("nonstationary", 0.1, nfe=n) for n in (4, 6)]
+    text = report.own_coefficients(found)
+    assert "| 1 | 4 | 0.50 | 0.50 | 1.00 | 1.00 |" in text and "| 1 | 6 |" not in text and "| 1 | all | 0.50" in text
+    assert "| 1 | fashion-eps | `leading` | 0.25 |" in report.against_default([*found, record("leading", 0.4)])
 
 
 def test_grids_show_each_schedule_on_the_same_noise(tmp_path):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import pytest
 import torch
 
 from benchmarks import plots, runner
@@ -15,19 +14,22 @@ def record(network: str, nfe: int, method: str, rmse: float) -> Record:
     return Record(network, 1.0, runner.ANY, nfe, method, 0, 64, "float32", rmse=rmse, calls=100 * nfe)
 
 
-def test_ways_are_compared_over_common_cells_alone() -> None:
+def test_ways_are_compared_over_common_cells_alone(monkeypatch) -> None:
+    monkeypatch.setattr(report.memory, "table", lambda: "")
     every = report.by_network([
         *(record("a", 6, m, x) for m, x in (("rule", 0.4), ("tune", 0.1), ("nodes", 0.2), ("tune-50k", 0.05))),
         *(record("b", 8, m, x) for m, x in (("rule", 0.4), ("tune", 0.2), ("nodes", 0.4))),
         *(record("c", 6, m, x) for m, x in (("rule", 0.4), ("tune", 0.4))),  # no nodes: left out
     ])  # fmt: skip
-    text = report._equal(every)
-    assert text.startswith("Cells: a at N = 6, b at N = 8.") and "50k" not in text
-    assert "| `tune` | 0.354 | 0.50 | 600 to 800 |" in text and "| `nodes` | 0.707 | 1.00 | 600 to 800 |" in text
-    assert "| `tune` | a | 6 | 0.100 | 0.0500 | 2.00 |" in report._limits(every)
-    assert report.ratio(every, "tune", "rule") == pytest.approx((0.5, 1.0, 3))
+    text = report.text([r for cells in every.values() for r in cells.values()], "p.png")
+    equal = text.split("## All ways at equal evaluations")[1].split("## What ten")[0]
+    assert "them all: a at N = 6, b at N = 8.\n" in equal and "50k" not in equal
+    assert (
+        "| `tune` | 2 | 600 to 800 | 0.35 | 0.50 |" in equal and "| `nodes` | 2 | 600 to 800 | 0.71 | 1.00 |" in equal
+    )
+    assert "| a | 6 | 2.00 |" in text and "| `tune` | 3 | 600 to 800 | 0.50 | 1.00 |" in text
     alone = report.by_network([record("a", 6, "rule", 0.4), record("a", 6, "tune", 0.1)])
-    assert report._equal(alone) == report._limits(alone) == "Not measured.\n"
+    assert report.means(["network", "N"], report._limits(alone)) == "Not measured.\n"
 
 
 def test_a_network_is_measured_and_its_records_are_reported(tmp_path, monkeypatch, capsys) -> None:
@@ -40,7 +42,8 @@ def test_a_network_is_measured_and_its_records_are_reported(tmp_path, monkeypatc
     (found,) = runner.read(path).cells
     assert found.chosen is not None and found.chosen.split()[1] in measure.RULE_SOLVERS and 0 < found.rmse < 1
     assert main(asked) == 0 and len(runner.read(path).cells) == 1
-    assert "| fashion-eps | 4 |" in path.with_suffix(".md").read_text()
+    page = path.with_suffix(".md").read_text()
+    assert "| network | N = 4 |\n" in page and "| fashion-eps | 0." in page
     assert main(["--measure", "--only", "cats"]) == 2 and "only 'cats' is not one of" in capsys.readouterr().err
 
 

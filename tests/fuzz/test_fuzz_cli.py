@@ -12,7 +12,7 @@ import pytest
 from test_fuzz_files import DOCUMENT, text_of
 
 import hso_jax
-from hso_jax.cli import comparing, main, searches
+from hso_jax.cli import common, main, search
 
 NAMES = [
     "s.json", "notes.json", "config.json", "model", "pipe", "link", "dangling", "empty.json", "ours.png", "new.json",
@@ -21,25 +21,9 @@ NAMES = [
     "edm-cifar10",
 ]  # fmt: skip
 NUMBERS = [
-    "4",
-    "0",
-    "-1",
-    "4-6",
-    "6-4",
-    "1e9",
-    "nan",
-    "inf",
-    "-inf",
-    "1e400",
-    "9" * 5000,
-    "",
-    "x",
-    "4,,5",
-    "\u0664",
-    "0.5",
-    "1001",
-    "3",
-]
+    "4", "0", "-1", "4-6", "6-4", "1e9", "nan", "inf", "-inf", "1e400", "9" * 5000, "", "x", "4,,5", "\u0664", "0.5",
+    "1001", "3",
+]  # fmt: skip
 FORMS = ["table", "sigmas", "timesteps", "python", "weights", "json"]
 OPTIONS = {
     "show": {"--nfe": NUMBERS, "--layout": ["node", "interval", "x"], "--as": FORMS},
@@ -56,7 +40,7 @@ OPTIONS = {
         "--p": NUMBERS, "--relax": None, "--image-seq-len": NUMBERS, "-o": NAMES, "--plot": NAMES, "--no-plot": None,
         "--json": None, "--force": None,
     },
-    "compare": {"--model": NAMES, "--nfe": NUMBERS, "--seed": NUMBERS, "--p": NUMBERS, "--plot": NAMES, "--json": None},
+    "compare": {"--model": NAMES, "--nfe": NUMBERS, "--guidance": NUMBERS, "--plot": NAMES, "--json": None},
 }  # fmt: skip
 CONFIG = {"_class_name": "DDIMScheduler", "beta_start": 0.0001, "beta_end": 0.02, "num_train_timesteps": 100}
 
@@ -108,10 +92,9 @@ def run(
     def found(many: list, progress: object = None) -> list:
         return [hso_jax.zoo("sd15", 4, "dpmpp-2m")]  # no search: what is fuzzed is what is around it
 
-    for command in (searches, comparing):
-        monkeypatch.setattr(command, "search_many", found)
-        monkeypatch.setattr(command, "prepare_jax", lambda: None)
-    monkeypatch.setattr(comparing, "baseline", lambda *a, **k: hso_jax.zoo("sd15", 4, "dpmpp-2m"))
+    monkeypatch.setattr(search, "search_many", found)
+    monkeypatch.setattr(common, "prepare_jax", lambda: None)
+    monkeypatch.setattr(search, "baseline", lambda *a, **k: hso_jax.zoo("sd15", 4, "dpmpp-2m"))
     rng, home = random.Random(seed), tmp_path / "home"
     home.mkdir()
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))  # logs

@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 from hso_jax import from_config, preset
-from hso_jax.cli import arguments, main
+from hso_jax.cli import common, main
 from hso_jax.noise import dynamic_shift, flux2_shift
 from hso_jax.noise.shifts import MU_RULES, pipeline_mu
 
@@ -152,7 +152,7 @@ def test_what_another_class_s_config_leaves_out(pipeline: str, config: dict[str,
         ("recommend --model sd35-large --nfe 5,6", "changes nothing for sd35-large"),
         (
             "recommend --model flux-dev --nfe 5,6",
-            "changes no level for flux-dev: what is shipped is the same at any shift",
+            "changes no level for flux-dev: the shipped schedule is the same at any shift",
         ),
         ("zoo --model qwen-image --nfe 6", "changes no level for qwen-image"),
     ],
@@ -165,9 +165,9 @@ def test_a_size_that_changes_nothing_is_told_once(command: str, says: str, capsy
 
 
 def test_searches_follow_the_size_where_the_shift_does(capsys: pytest.CaptureFixture[str]) -> None:
-    arguments.read_models(argparse.Namespace(model=["flux-dev", "sdxl"], image_seq_len=256, p=None))
+    common.read_models(argparse.Namespace(model=["flux-dev", "sdxl"], image_seq_len=256, p=None))
     assert capsys.readouterr().err.count("--image-seq-len changes nothing for sdxl") == 1
-    arguments.read_models(argparse.Namespace(model=["flux-dev"], image_seq_len=256, p=None))
+    common.read_models(argparse.Namespace(model=["flux-dev"], image_seq_len=256, p=None))
     assert "image-seq-len" not in capsys.readouterr().err
 
 

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+import hso_jax
 from benchmarks.zoo import build, rules
 from hso_jax import NoiseSchedule, Schedule, baseline, preset, search, search_many, solver_error
 from hso_jax.hso import Hso
@@ -171,6 +172,11 @@ def small(monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[str, Any]]:
     yield json.loads(content)
     for cached in (zoo_module._document, zoo_module._schedules):
         cached.cache_clear()
+
+
+def test_hso_jax_zoo_is_the_function() -> None:
+    """Importing the module of the same name, under the package, does not shadow it."""
+    assert hso_jax.zoo is zoo and hso_jax.shipped.zoo is zoo_module
 
 
 def test_look_up(small: dict[str, Any]) -> None:

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageFont
 
-from bridge.cli.image_grid import Row, grid, save_png, strip, wrap
+from bridge.cli.pictures import Row, grid, save_png, strip, wrap
 
 
 def plain(size: tuple[int, int], colour: tuple[int, int, int]) -> Image.Image:

@@ -1,0 +1,215 @@
+"""What the commands share: arguments and how they are read, what is printed, and the settings of JAX."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import contextvars
+import os
+import sys
+from collections.abc import Callable, Collection, Iterator
+from pathlib import Path
+from typing import Any, TextIO
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+from hso_jax.checks import nearest, printable
+from hso_jax.files import is_stdout
+from hso_jax.noise import PRESETS, NoiseSchedule, from_config, preset, preset_name
+
+DEFAULT_MODEL = "sd21-base"
+QUIET = "print only errors, and what --json or -o - writes to standard output"
+_MAX_NFE = 1000
+_silent: contextvars.ContextVar[bool] = contextvars.ContextVar("silent", default=False)
+
+
+# Arguments
+
+
+def add_command(
+    subparsers: argparse._SubParsersAction[argparse.ArgumentParser],
+    name: str,
+    run: Callable[[argparse.Namespace], int],
+    help: str,
+    examples: str,
+) -> argparse.ArgumentParser:
+    """Add a subcommand whose `--help` ends with examples."""
+    parser = subparsers.add_parser(
+        name,
+        help=help,
+        description=help[0].upper() + help[1:] + ".",
+        epilog=examples,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--quiet", action="store_true", default=argparse.SUPPRESS, help=QUIET)
+    parser.set_defaults(run=run)
+    return parser
+
+
+def add_models(parser: argparse.ArgumentParser) -> None:
+    """Add `--model`, which may be repeated, and `--image-seq-len`."""
+    parser.add_argument(
+        "--model",
+        action="append",
+        type=lambda name: name if Path(name).exists() else preset_name(name),
+        help="a preset (see `hso-jax models`), a scheduler_config.json or a model folder; may be repeated; "
+        f"default {DEFAULT_MODEL}",
+    )
+    parser.add_argument(
+        "--image-seq-len",
+        type=int,
+        metavar="TOKENS",
+        help="image tokens, for models whose shift depends on the image size (FLUX); default 4096, which is 1024x1024",
+    )
+
+
+def parse_nfe(text: str) -> list[int]:
+    """Read `4-20`, `4,6,8` or a mixture as sorted distinct numbers; raise ValueError for anything else."""
+    numbers: set[int] = set()
+    for part in text.split(","):
+        first, dash, last = part.strip().partition("-")
+        try:
+            low, high = int(first), int(last if dash else first)
+        except ValueError:
+            raise ValueError(
+                f"nfe {text!r}: {part.strip()!r} is not a number or a range; write 4-20 or 4,6,8"
+            ) from None
+        if low < 1 or high < low:
+            raise ValueError(f"nfe {text!r}: {part.strip()!r} must be 1 or more, with the smaller number first")
+        if high > _MAX_NFE:
+            raise ValueError(f"nfe {text!r}: {high} is too large; use at most {_MAX_NFE}")
+        numbers.update(range(low, high + 1))
+    return sorted(numbers)
+
+
+def noise_named(name: str, image_seq_len: int | None) -> tuple[NoiseSchedule, float]:
+    """Find the noise schedule and p of a preset, or of a scheduler's config in a file or folder.
+
+    Raises:
+        ValueError: for anything else; the message names the nearest preset.
+    """
+    image_seq_len = 4096 if image_seq_len is None else image_seq_len
+    if name in PRESETS:
+        return preset(name, image_seq_len=image_seq_len), PRESETS[name].p
+    if Path(name).exists():
+        return from_config(name, image_seq_len=image_seq_len), 2.0
+    near = nearest(name, PRESETS)
+    raise ValueError(f"model {name!r} is neither a preset nor a file or folder{near} (see `hso-jax models`)")
+
+
+def read_models(args: argparse.Namespace) -> list[tuple[str, NoiseSchedule, float]]:
+    """List the models that the arguments name: name, noise schedule, p."""
+    warn_of_unused_size(args)
+    return [(name, *noise_named(name, args.image_seq_len)) for name in args.model or [DEFAULT_MODEL]]
+
+
+def usual_guidance(name: str, given: float | None) -> float:
+    """The guidance that was given, or else the preset's; a folder has none of its own (ValueError)."""
+    if given is not None:
+        return given
+    if name not in PRESETS:
+        raise ValueError(f"{name} does not say how it is used; add --guidance W (1 is without guidance)")
+    return PRESETS[name].guidance
+
+
+def warn_of_unused_size(args: argparse.Namespace, any_shift: Collection[str] = ()) -> None:
+    """Warn for each model that ignores `--image-seq-len`; `any_shift` names those with the same levels at any shift."""
+    for name in dict.fromkeys(args.model or [DEFAULT_MODEL]) if args.image_seq_len is not None else ():
+        small, large = (noise_named(name, tokens)[0] for tokens in (256, 4096))
+        if small.fingerprint() == large.fingerprint():
+            warn(f"--image-seq-len changes nothing for {name}: its noise is the same at every size")
+        elif name in any_shift:
+            warn(f"--image-seq-len changes no level for {name}: the shipped schedule is the same at any shift")
+
+
+def named_output(args: argparse.Namespace) -> Path | None:
+    """The file that -o names; `-o -` is the same as --json."""
+    if args.output is not None and is_stdout(args.output):
+        args.json = True
+        return None
+    return args.output
+
+
+# What is printed: readable at every width, and no byte that a terminal obeys
+
+
+@contextlib.contextmanager
+def silence(silent: bool) -> Iterator[None]:
+    """If `silent`, `say`, `warn` and `progress` show nothing inside."""
+    token = _silent.set(silent)
+    try:
+        yield
+    finally:
+        _silent.reset(token)
+
+
+def say(*things: Any) -> None:
+    """Print tables and texts on standard output. The texts are printable already and may have several lines."""
+    _print(sys.stdout, things)
+
+
+def warn(text: str, style: str | None = None) -> None:
+    """Print one line on standard error, with control characters escaped."""
+    _print(sys.stderr, [printable(text)], style)
+
+
+def write(text: str) -> None:
+    """Write a document on standard output, unchanged."""
+    sys.stdout.write(text)
+
+
+def width() -> int:
+    """The columns of the terminal; COLUMNS wins where it is a number above 0."""
+    given = os.environ.get("COLUMNS", "")
+    return int(given) if given.isdecimal() and len(given) < 5 and int(given) else max(_console(sys.stdout).width, 1)
+
+
+def progress() -> Progress:
+    """A progress bar on standard error; it vanishes when it is done and is not written into files."""
+    columns = (TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    console = _console(sys.stderr)
+    return Progress(*columns, console=console, transient=True, disable=_silent.get() or not console.is_terminal)
+
+
+def _print(file: TextIO, things: Any, style: str | None = None) -> None:
+    if _silent.get():
+        return
+    console = _console(file)
+    with console.capture() as captured:
+        for thing in things:
+            if isinstance(thing, str):
+                console.print(thing, style=style, soft_wrap=True)
+            else:
+                console.width = width()
+                console.print(thing)
+    encoding = file.encoding or "utf-8"
+    file.write(captured.get().encode(encoding, "backslashreplace").decode(encoding))
+
+
+def _console(file: TextIO) -> Console:
+    environ = {k: v for k, v in os.environ.items() if k != "COLUMNS" or v.strip("0")}  # Rich would obey COLUMNS=0
+    return Console(file=file, markup=False, emoji=False, highlight=False, _environ=environ)
+
+
+# JAX
+
+
+def prepare_jax() -> None:
+    """Use one device per core on the CPU and keep compiled programs between runs; the user's own settings win.
+
+    Raises:
+        ValueError: if the device that the user's settings name is not there.
+    """
+    import jax
+
+    from hso_jax.compiling import platform
+
+    if "JAX_NUM_CPU_DEVICES" not in os.environ and "xla_force_host_platform" not in os.environ.get("XLA_FLAGS", ""):
+        with contextlib.suppress(RuntimeError):  # JAX is running already, with the devices of whoever started it
+            jax.config.update("jax_num_cpu_devices", min(os.cpu_count() or 1, 8))
+    if not os.environ.get("JAX_COMPILATION_CACHE_DIR"):
+        base = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+        jax.config.update("jax_compilation_cache_dir", str(base / "hso-jax" / "xla"))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
+    platform()
