@@ -54,6 +54,18 @@ def pictures(images: torch.Tensor) -> list[Image.Image]:
     return [Image.fromarray(one[..., 0] if one.shape[-1] == 1 else one) for one in levels]
 
 
+def _against_nfe(panel: Any, budgets: Sequence[int], title: str) -> None:
+    panel.set(xscale="log", yscale="log")
+    panel.set_title(title, fontsize=10)
+    panel.xaxis.set_major_locator(FixedLocator(budgets))
+    panel.xaxis.set_major_formatter(FuncFormatter(lambda n, _: f"{n:g}"))
+    panel.xaxis.set_minor_locator(FixedLocator([]))
+    panel.yaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
+    panel.yaxis.set_major_formatter(FuncFormatter(lambda y, _: f"{y:g}"))
+    panel.yaxis.set_minor_formatter(NullFormatter())
+    panel.grid(alpha=0.25)
+
+
 def error_figure(records: Sequence[Record], metric: str) -> Figure:
     """Draw error against N without guidance: a row of panels a model, a column a solver, all axes logarithmic.
 
@@ -84,15 +96,7 @@ def error_figure(records: Sequence[Record], metric: str) -> Figure:
                 )  # fmt: skip
                 if ours:
                     panel.vlines(x, low, high, color=colour, linewidth=1.2, alpha=0.6)
-            panel.set(xscale="log", yscale="log")
-            panel.set_title(f"{model}, {SOLVERS[solver]}", fontsize=10)
-            panel.xaxis.set_major_locator(FixedLocator(budgets))
-            panel.xaxis.set_major_formatter(FuncFormatter(lambda n, _: f"{n:g}"))
-            panel.xaxis.set_minor_locator(FixedLocator([]))
-            panel.yaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
-            panel.yaxis.set_major_formatter(FuncFormatter(lambda y, _: f"{y:g}"))
-            panel.yaxis.set_minor_formatter(NullFormatter())
-            panel.grid(alpha=0.25)
+            _against_nfe(panel, budgets, f"{model}, {SOLVERS[solver]}")
         row[0].set_ylabel(METRICS[metric])
     for panel in panels[-1]:
         panel.set_xlabel("N, model evaluations")
@@ -219,16 +223,11 @@ def mixture_figure(
                     budgets, np.where(np.isfinite(values), values, np.nan), color=colour, marker=marker, label=label,
                     linewidth=2.2 if bold else 1.2, markersize=6 if bold else 4, zorder=3 if bold else 2,
                 )  # fmt: skip
-            panel.set(xscale="log", yscale="log", title=f"{SOLVERS[solver]}, guidance {guidance:g}")
-            panel.set_xticks(budgets, [str(n) for n in budgets], minor=False)
-            panel.set_xticks([], minor=True)
+            _against_nfe(panel, budgets, f"{SOLVERS[solver]}, guidance {guidance:g}")
             if panel.get_ylim()[1] > MIXTURE_TOP:
                 panel.set_ylim(top=MIXTURE_TOP)
                 told = f"some above {MIXTURE_TOP:g}"
                 panel.text(0.98, 0.97, told, transform=panel.transAxes, ha="right", va="top", fontsize=8)
-            panel.yaxis.set_major_formatter("{x:g}")
-            panel.yaxis.set_minor_formatter("")
-            panel.grid(alpha=0.3, which="both")
         line[0].set_ylabel("RMSE in standard deviations of the data")
     for panel in axes[-1]:
         panel.set_xlabel("N, model evaluations")

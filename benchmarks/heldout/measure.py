@@ -36,23 +36,23 @@ DETAILED = {f"{method}-detail-{x:g}": (method, x) for method in ("solver-error",
 OWN_SOLVER = (FREE, FREE_PROFILED, *(name for name, (method, _) in DETAILED.items() if method == FREE))
 METHODS = (*RULES, *SEARCHED, FREE, PROFILED, FREE_PROFILED, *DETAILED)
 BUDGETS = (4, 6, 8)
-COUNT = 64
+COUNT, SEED = 64, 0
 FINE = 256
 """Evaluations of the converged samples; what they are checked against takes twice as many."""
 
 
 def schedules(
-    method: str, solver: str, nfes: Sequence[int], noise: NoiseSchedule, seed: int, profile: Profile | None = None
+    method: str, solver: str, nfes: Sequence[int], noise: NoiseSchedule, profile: Profile | None = None
 ) -> list[Schedule]:
     """Make a method's schedules, one an N; searches by the solver's error use the profile, if one is given."""
     kind, detail = DETAILED.get(method, (method.removesuffix("-profile"), DETAIL))
     if kind == "hso":
-        return search(noise, nfes, method=Hso(relax=True), seed=seed)
+        return search(noise, nfes, method=Hso(relax=True), seed=SEED)
     if kind in ("solver-error", FREE):
         how = SolverError(FREE if kind == FREE else solver, profile=profile, detail=detail)
         if method not in (FREE, FREE_PROFILED):  # these are shown beside what other solvers would have
             how = replace(how, compare=())
-        return search(noise, nfes, method=how, seed=seed)
+        return search(noise, nfes, method=how, seed=SEED)
     make = flow_time if method in SHIFTS else baseline
     return [make(method, noise, nfe) for nfe in nfes]
 
@@ -60,14 +60,14 @@ def schedules(
 class _Network:
     """A network with its schedules and its converged samples, each computed when first needed."""
 
-    def __init__(self, module: object, name: str, nfes: Sequence[int], count: int, seed: int) -> None:
+    def __init__(self, module: object, name: str, nfes: Sequence[int], count: int) -> None:
         self.target = outside(module, name)
-        self.nfes, self.count, self.seed = nfes, count, seed
+        self.nfes, self.count = nfes, count
         self.found = functools.cache(self._found)
 
     @functools.cached_property
     def judged(self) -> Judged:
-        return Judged(self.target, self.count, FINE, self.seed)
+        return Judged(self.target, self.count, FINE, SEED)
 
     @functools.cached_property
     def error(self) -> float:
@@ -75,13 +75,13 @@ class _Network:
 
     @functools.cached_property
     def profile(self) -> Profile:
-        return self.target.profile(self.seed)
+        return self.target.profile(SEED)
 
     def _found(self, method: str, solver: str) -> tuple[dict[int, Schedule], float]:
         """N to schedule, and the seconds for each, compilation and a profile's measurement included."""
         begin = time.perf_counter()
         profile = self.profile if method in (PROFILED, FREE_PROFILED) else None
-        made = schedules(method, solver, self.nfes, self.target.noise, self.seed, profile)
+        made = schedules(method, solver, self.nfes, self.target.noise, profile)
         return dict(zip(self.nfes, made, strict=True)), (time.perf_counter() - begin) / len(made)
 
     def measure(self, cell: Cell) -> Record:
@@ -112,7 +112,6 @@ def run(
     solvers: Collection[str] = COMPARED,
     methods: Collection[str] = METHODS,
     count: int = COUNT,
-    seed: int = 0,
 ) -> int:
     """Measure on all networks of a folder what the records do not have yet; returns how many cells were measured.
 
@@ -125,9 +124,9 @@ def run(
     module = find(folder)
     origins = {name: provenance(folder, name) for name in module.NAMES}
     _check_files(runner.read(path), origins, path)
-    network = functools.lru_cache(maxsize=1)(lambda name: _Network(module, name, nfes, count, seed))
+    network = functools.lru_cache(maxsize=1)(lambda name: _Network(module, name, nfes, count))
     cells = [
-        Cell(name, 1.0, solver, nfe, method, seed, count * network(name).target.many, "float32")
+        Cell(name, 1.0, solver, nfe, method, SEED, count * network(name).target.many, "float32")
         for name in module.NAMES
         for method in methods
         for solver in ((FREE,) if method in OWN_SOLVER else solvers)

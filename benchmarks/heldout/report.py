@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterable, Sequence
+import math
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from benchmarks.compared import SOLVERS
@@ -99,19 +100,24 @@ def _by_nfe(head: Sequence[str], ratios: Iterable[Ratio]) -> str:
     return means(head, [*ratios, *((("all", *row[1:]), column, ratio) for row, column, ratio in ratios)])
 
 
+def _errors(found: Iterable[Record]) -> dict[tuple[str, int], float]:
+    """(Network, N) to the least RMSE, the networks as they come."""
+    errors: dict[tuple[str, int], float] = {}
+    for (network, _, _, nfe), cells in columns(found).items():
+        every = [r.rmse for r in cells.values() if r.rmse is not None]
+        errors[network, nfe] = min([*every, errors.get((network, nfe), math.inf)])
+    return errors
+
+
+def _over(own: Iterable[Record], base: Iterable[Record]) -> dict[tuple[str, int], float]:
+    known = _errors(base)
+    return {cell: error / known[cell] for cell, error in _errors(own).items() if cell in known}
+
+
 def free_ratios(found: Sequence[Record], method: str) -> dict[tuple[str, int], float]:
     """(Network, N) to a method's RMSE over that of the best known solver with any schedule, without a profile."""
-    known: dict[tuple[str, int], float] = {}
-    for r in found:
-        if r.method in (*RULES, *SEARCHED) and r.rmse is not None:
-            known[r.model, r.nfe] = min(r.rmse, known.get((r.model, r.nfe), r.rmse))
-    own = {(r.model, r.nfe): r.rmse for r in found if r.method == method and r.rmse is not None}
-    return {cell: error / known[cell] for cell, error in sorted(own.items(), key=_order(found)) if cell in known}
-
-
-def _order(found: Sequence[Record]) -> Callable[[tuple[tuple[str, int], object]], tuple[int, int]]:
-    names = list(dict.fromkeys(r.model for r in found))
-    return lambda item: (names.index(item[0][0]), item[0][1])
+    known = (r for r in found if r.method in (*RULES, *SEARCHED))
+    return _over((r for r in found if r.method == method), known)
 
 
 def free(found: Sequence[Record]) -> str:
@@ -193,9 +199,8 @@ def detail(found: Sequence[Record]) -> str:
 
 def today_ratios(found: Sequence[Record]) -> dict[tuple[str, int], float]:
     """(Network, N) to the non-stationary solver's RMSE over what a flow pipeline's default has."""
-    default = {(r.model, r.nfe): r.rmse for r in found if (r.solver, r.method) == ("ddim", "trailing") and r.rmse}
-    own = {(r.model, r.nfe): r.rmse for r in found if r.method == FREE and r.rmse}
-    return {cell: error / default[cell] for cell, error in sorted(own.items(), key=_order(found)) if cell in default}
+    default = (r for r in found if (r.solver, r.method) == ("ddim", "trailing"))
+    return _over((r for r in found if r.method == FREE), default)
 
 
 def today(found: Sequence[Record]) -> str:

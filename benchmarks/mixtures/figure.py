@@ -1,6 +1,6 @@
 """Error against N on held-out problems, a panel a solver: shipped solver-error schedules, HSO and the usual rules.
 
-python -m benchmarks.mixtures.figure                 docs/images/solver-error.png and docs/results/solver-error.md
+python -m benchmarks.mixtures.figure                 docs/images/solver-error.png, and the numbers as text
 """
 
 from __future__ import annotations
@@ -33,23 +33,23 @@ OURS = {
 SAMPLES = 512
 """A problem: at N >= 15 a few samples near a border between components are most of the error."""
 
-BUDGETS = (3, 4, 5, 6, 7, 8, 10, 12, 15, 20)
+MODEL, BUDGETS = "sd15", (3, 4, 5, 6, 7, 8, 10, 12, 15, 20)
 
 
-def errors(model: str, guidance: float) -> dict[str, dict[str, list[float]]]:
+def errors(guidance: float) -> dict[str, dict[str, list[float]]]:
     """Measure solver -> method -> error at each of `BUDGETS`, on the held-out problems."""
-    noise = preset(model)
+    noise = preset(MODEL)
     fixed: dict[str, list[Schedule]] = {name: [baseline(name, noise, n) for n in BUDGETS] for name in RULES}
     fixed["hso"] = search(noise, BUDGETS, method=Hso(relax=True))
     data = error_data(
         noise.noise_end, guidance, prediction=noise.prediction, problems=held_out(), samples=SAMPLES, seed=JUDGE_SEED
     )
     chunks = in_chunks(data, SAMPLES)  # solved once: `solver_error` would for each schedule
-    free = [zoo(model, n, NONSTATIONARY, guidance=guidance) if n in NONSTATIONARY_NFE else None for n in BUDGETS]
+    free = [zoo(MODEL, n, NONSTATIONARY, guidance=guidance) if n in NONSTATIONARY_NFE else None for n in BUDGETS]
     own = [np.nan if s is None else measure(s, s.solver, chunks) for s in free]
     found: dict[str, dict[str, list[float]]] = {}
     for solver in COMPARED:
-        known = {"solver-error": [zoo(model, n, solver, guidance=guidance) for n in BUDGETS], **fixed}
+        known = {"solver-error": [zoo(MODEL, n, solver, guidance=guidance) for n in BUDGETS], **fixed}
         found[solver] = {name: [measure(s, solver, chunks) for s in schedules] for name, schedules in known.items()}
         found[solver][NONSTATIONARY] = own
     return found
@@ -58,11 +58,10 @@ def errors(model: str, guidance: float) -> dict[str, dict[str, list[float]]]:
 def main() -> None:
     """Draw, and print the numbers."""
     parser = runner.command("python -m benchmarks.mixtures.figure", __doc__)
-    parser.add_argument("--model", default="sd15")
     parser.add_argument("-o", "--output", type=Path, default=Path("docs/images/solver-error.png"))
     options = parser.parse_args()
-    rows = {w: errors(options.model, w) for w in (1.0, 7.5)}
-    title = f"Held-out reference problems, noise of {options.model}"
+    rows = {w: errors(w) for w in (1.0, 7.5)}
+    title = f"Held-out reference problems, noise of {MODEL}"
     mixture_figure(rows, BUDGETS, {**RULES, **OURS}, title).savefig(options.output, dpi=130)
     for guidance, found in rows.items():
         for solver, methods in found.items():

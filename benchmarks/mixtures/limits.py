@@ -24,6 +24,7 @@ import numpy as np
 
 from benchmarks import runner
 from benchmarks.compared import COMPARED
+from benchmarks.tables import markdown
 from hso_jax import (
     BASELINES,
     Hso,
@@ -90,16 +91,15 @@ def table(noise: NoiseSchedule, guidance: float, budgets: Sequence[int], seeds: 
     return records
 
 
-def markdown(records: list[dict[str, Any]]) -> str:
+def told(records: list[dict[str, Any]]) -> str:
     """The records as a table; the best method of a row in bold, the limit aside."""
-    names = [n for n in records[0] if n not in ("solver", "nfe", "limit")]
-    lines = [f"| solver, N | limit | {' | '.join(names)} | above limit |", f"|{'---|' * (len(names) + 3)}"]
+    names, rows = [n for n in records[0] if n not in ("solver", "nfe", "limit")], []
     for r in records:
         least = min(r[n] for n in names)
         cells = [f"**{r[n]:.4f}**" if r[n] == least else f"{r[n]:.4f}" for n in names]
         above = f"{100 * (r['solver-error'] / r['limit'] - 1):.1f}%"
-        lines.append(f"| {r['solver']} {r['nfe']} | {r['limit']:.4f} | {' | '.join(cells)} | {above} |")
-    return "\n".join(lines)
+        rows.append([f"{r['solver']} {r['nfe']}", f"{r['limit']:.4f}", *cells, above])
+    return markdown(["solver, N", "limit", *names, "above limit"], rows)
 
 
 def main() -> None:
@@ -114,7 +114,7 @@ def main() -> None:
         jax.config.update("jax_num_cpu_devices", min(os.cpu_count() or 1, 8))
     records = table(preset(options.model), options.guidance, options.nfe, options.seeds)
     print(f"\n{options.model}, guidance {options.guidance:g}, {jax.devices()[0].platform}, float32\n")
-    print(markdown(records))
+    print(told(records))
 
 
 if __name__ == "__main__":

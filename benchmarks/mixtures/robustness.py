@@ -28,37 +28,28 @@ FAMILIES: dict[str, dict[str, Any]] = {
     "class of 1 component": {"members": 1},
     "class of 16": {"members": 16},
 }
-SAMPLES = 256
+MODEL, NFE, SAMPLES = "sd15", 6, 256
 
 
 def main() -> None:
     """Print a table a solver."""
     parser = runner.command("python -m benchmarks.mixtures.robustness", __doc__)
-    parser.add_argument("--model", default="sd15")
-    parser.add_argument("--nfe", type=int, default=6)
-    parser.add_argument("--guidance", type=float, default=1.0)
     parser.add_argument("--solvers", type=runner.names, default=COMPARED)
     options = parser.parse_args()
-    noise, n, w = preset(options.model), options.nfe, options.guidance
+    noise = preset(MODEL)
     for solver in options.solvers:
-        usual = search(noise, n, method=SolverError(solver, w, compare=()))
-        print(f"\n{solver}, N = {n}, guidance {w:g}, {options.model}\n")
+        usual = search(noise, NFE, method=SolverError(solver, compare=()))
+        print(f"\n{solver}, N = {NFE}, {MODEL}\n")
         print("| problems | timesteps | error | default family's schedule there | costs |\n|---|---|---|---|---|")
         for name, changed in FAMILIES.items():
             problems = family(**{"seeds": range(12), **changed})
             data: dict[str, Any] = {"problems": problems, "samples": SAMPLES}
-            own = search(noise, n, method=SolverError(solver, w, compare=(), **data))
-            there = solver_error(usual, noise, solver=solver, guidance=w, **data)
+            own = search(noise, NFE, method=SolverError(solver, compare=(), **data))
+            there = solver_error(usual, noise, solver=solver, **data)
             steps = " ".join(map(str, own.integer_timesteps()))
             assert own.error is not None
             cost = f"{100 * (there / own.error - 1):.1f}%"
             print(f"| {name} | {steps} | {own.error:.4f} | {there:.4f} | {cost} |", flush=True)
-        print("\nguidance: " + "; ".join(_guided(options.model, n, solver, weight) for weight in (1.0, 3.0, 5.0, 7.5)))
-
-
-def _guided(model: str, nfe: int, solver: str, guidance: float) -> str:
-    found = search(preset(model), nfe, method=SolverError(solver, guidance, compare=()))
-    return f"w {guidance:g} [{' '.join(map(str, found.integer_timesteps()))}] {found.error:.4f}"
 
 
 if __name__ == "__main__":

@@ -42,7 +42,7 @@ PLOTTED = ("rmse", "fid")
 JUDGED = (*PLOTTED, "fid_data")
 LIMIT = "direct"  # optimised for what is measured: shown, and not ranked
 NETWORK = ("gits", "autodiffusion", LIMIT)  # look at the network that they are judged on
-FIRST = (NONSTATIONARY, "solver-error", "hso", "dm-nonuni", "trailing", "karras", "uniform-lam")
+FIRST = (NONSTATIONARY, "solver-error", "hso", "dm-nonuni", "trailing", "karras", "ays", "uniform-lam")
 """The methods that lead a table; the rest follow by name, those of `NETWORK` last."""
 
 IN_CSV = (
@@ -80,9 +80,9 @@ interval / beaten beyond it.
 """
 
 MARKS = """\
-**Bold**: the best of a column. *Italic*: inside the interval of the best. The best may be a method that only the CSV
-has. `direct` is the limit, nodes optimised for the RMSE on the network itself, and is not ranked; `gits` and
-`autodiffusion` look at the network as well and are ranked.
+**Bold**: the best of a column, of the methods shown. *Italic*: inside the interval of the best. `direct` is the limit,
+nodes optimised for the RMSE on the network itself, and is not ranked; `gits` and `autodiffusion` look at the network as
+well and are ranked.
 """
 
 STUDIES = """\
@@ -181,9 +181,9 @@ def report(found: Records, folder: Path) -> str:
     if plotted(plain):
         parts += [f"![{METRICS[m]} against N](benchmarks-{m}.png)\n" for m in PLOTTED]
     parts += ["## All methods\n", MARKS]
-    rows = [r for r in plain if r.method not in ABLATIONS]
-    for model in dict.fromkeys(r.model for r in rows):
-        own = [r for r in rows if r.model == model]
+    shown = [r for r in plain if r.method not in (*ABLATIONS, *IN_CSV)]
+    for model in dict.fromkeys(r.model for r in shown):
+        own = [r for r in shown if r.model == model and r.nfe != BETWEEN]
         for metric in PLOTTED:
             parts += [f"### {model}: {METRICS[metric]}\n", errors(own, metric)]
     over = "dm-nonuni"
@@ -196,7 +196,7 @@ def report(found: Records, folder: Path) -> str:
     parts += ["### The weight of fine detail\n", DETAIL, detail(plain)]
     if detail_ratios(plain):
         parts += ["![RMSE and FID against detail](benchmarks-detail.png)\n"]
-    parts += ["### Cost\n", COST, cost(rows)]
+    parts += ["### Cost\n", COST, cost(shown)]
     parts += ["## Coefficients of their own\n", OWN, own_coefficients(ranked)]
     parts += ["## Recommended against the default\n", DEFAULT, against_default(ranked)]
     rules = [(m, "trailing") for m in (NONSTATIONARY, "solver-error", "hso", "uniform-lam")]
@@ -233,15 +233,15 @@ def plotted(records: Sequence[Record]) -> bool:
 
 
 def methods_of(records: Iterable[Record]) -> list[str]:
-    """List the methods that the tables show, in their order."""
-    names = {r.method for r in records} - set(IN_CSV)
+    """List the methods in the order of the tables."""
+    names = {r.method for r in records}
     rest = sorted(names - set(FIRST) - set(NETWORK))
     return [m for m in (*FIRST, *rest, *NETWORK) if m in names]
 
 
 def errors(records: Sequence[Record], metric: str) -> str:
     """Rows are methods, columns solver and N, of records of one model and guidance."""
-    found = {column: cells for column, cells in columns(records).items() if column[3] != BETWEEN}
+    found = columns(records)
     texts = {column: marked(cells, metric, LIMIT) for column, cells in found.items()}
     head = ["", *(f"{SOLVERS[solver]} {nfe}" for _, _, solver, nfe in found)]
     return markdown(head, ([f"`{m}`", *(texts[c].get(m, "") for c in found)] for m in methods_of(records)))

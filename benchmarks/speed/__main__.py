@@ -17,12 +17,11 @@ import statistics
 import subprocess
 import sys
 import tempfile
-import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from benchmarks import runner
+from benchmarks.speed import seconds_of
 from benchmarks.tables import markdown
 
 ROOT = Path(__file__).parents[2]
@@ -32,13 +31,6 @@ SIZES = ((100, 20), (1000, 20), (1000, 64), (4000, 20), (10000, 20))
 """Lanes, and the largest N among them."""
 
 WARM = 4000  # more lanes are searched once
-
-
-def seconds_of(function: Callable[[], object]) -> float:
-    """Time one call."""
-    begin = time.perf_counter()
-    function()
-    return time.perf_counter() - begin
 
 
 def use_devices(devices: int) -> None:
@@ -65,15 +57,15 @@ def main_job(devices: int) -> dict[str, Any]:
 def many_lanes(count: int, nfe_max: int, devices: int) -> dict[str, Any]:
     """Search `count` lanes of all presets x N x seeds in one call. For a process of its own."""
     use_devices(devices)
-    from hso_jax import Hso, lanes, preset, search_many
+    from hso_jax import Hso, Schedule, lanes, preset, search_many
     from hso_jax.noise import PRESETS
 
     noises, nfes = [preset(name) for name in PRESETS], range(4, nfe_max + 1)
     seeds = range(-(-count // (len(noises) * len(nfes))))
     many = list(itertools.islice(lanes(noises, nfes, seeds=seeds, method=Hso(relax=True)), count))
-    begin = time.perf_counter()
-    bad = sum(s.result != "converged" for s in search_many(many))
-    seconds = time.perf_counter() - begin
+    found: list[Schedule] = []
+    seconds = seconds_of(lambda: found.extend(search_many(many)))
+    bad = sum(s.result != "converged" for s in found)
     warm = seconds_of(lambda: search_many(many)) if count <= WARM else None
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
     return {"seconds": seconds, "warm": warm, "peak_gib": peak, "not_converged": bad}

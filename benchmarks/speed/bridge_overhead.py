@@ -12,7 +12,6 @@ from __future__ import annotations
 import inspect
 import logging
 import statistics
-import time
 import warnings
 from collections.abc import Callable
 from functools import partial
@@ -22,6 +21,7 @@ import diffusers
 import numpy as np
 import torch
 
+from benchmarks.speed import seconds_of
 from bridge import noise_schedule_of, with_schedule
 from bridge.schedulers.rows import ROWS
 from hso_jax import Schedule
@@ -32,25 +32,22 @@ SD = {"beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.012
 
 def median(work: Callable[[], Any]) -> float:
     """Time one call in seconds, the median."""
-    times = []
-    for _ in range(REPEATS):
-        start = time.perf_counter()
-        work()
-        times.append(time.perf_counter() - start)
-    return statistics.median(times)
+    return statistics.median(seconds_of(work) for _ in range(REPEATS))
 
 
 def steps(scheduler: Any, sample: torch.Tensor) -> float:
     """Time a step in seconds, the median of whole runs."""
     if hasattr(scheduler, "is_scale_input_called"):
         scheduler.is_scale_input_called = True
+
+    def run() -> None:
+        for t in scheduler.timesteps:
+            scheduler.step(sample, t, sample)
+
     seconds = []
     for _ in range(REPEATS):
         scheduler.set_timesteps(NFE)
-        start = time.perf_counter()
-        for t in scheduler.timesteps:
-            scheduler.step(sample, t, sample)
-        seconds.append((time.perf_counter() - start) / len(scheduler.timesteps))
+        seconds.append(seconds_of(run) / len(scheduler.timesteps))
     return statistics.median(seconds)
 
 

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import dataclasses
 import statistics
-import time
 from typing import Any
 
 import diffusers
@@ -19,6 +18,7 @@ import numpy as np
 import torch
 
 from benchmarks import runner
+from benchmarks.speed import seconds_of
 from bridge import NonstationaryScheduler, noise_schedule_of
 from hso_jax import Origin, Schedule
 from hso_jax.solvers import NONSTATIONARY
@@ -43,12 +43,14 @@ def seconds_a_step(scheduler: Any, sample: torch.Tensor) -> float:
     scheduler.set_timesteps(NFE, device=sample.device)
     scheduler.set_begin_index(0)  # as pipelines do: no step then asks the device where it is
     wait(sample)
-    begin = time.perf_counter()
-    x = sample
-    for t in scheduler.timesteps:
-        x = scheduler.step(sample, t, x, return_dict=False)[0]
-    wait(sample)
-    return (time.perf_counter() - begin) / NFE
+
+    def run() -> None:
+        x = sample
+        for t in scheduler.timesteps:
+            x = scheduler.step(sample, t, x, return_dict=False)[0]
+        wait(sample)
+
+    return seconds_of(run) / NFE
 
 
 def wait(sample: torch.Tensor) -> None:

@@ -7,13 +7,13 @@ python -m benchmarks.speed.solver_error --plot docs/images/solver-error-cost.png
 from __future__ import annotations
 
 import argparse
+import functools
 import json
 import os
 import platform
 import resource
 import subprocess
 import sys
-import time
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -22,6 +22,7 @@ import numpy as np
 
 from benchmarks import plots, runner
 from benchmarks.compared import COMPARED
+from benchmarks.speed import seconds_of
 from hso_jax import Lane, SolverError, preset, search_many
 from hso_jax.error import SAMPLES, default_family, error_data
 from hso_jax.problems import family
@@ -49,12 +50,9 @@ def measure(lane: Lane) -> tuple[float, list[float]]:
     """Seconds of the first call and of `REPEATS` more; the exact solution is made before."""
     how: Any = lane.method
     error_data(float(lane.noise.lam(1.0)), how.guidance, problems=how.problems, samples=how.samples)
-    seconds = []
-    for _ in range(REPEATS + 1):
-        begin = time.perf_counter()
-        search_many([lane])  # results are NumPy: nothing is left to wait for
-        seconds.append(time.perf_counter() - begin)
-    return seconds[0], seconds[1:]
+    # Results are NumPy: nothing is left to wait for.
+    first, *warm = (seconds_of(lambda: search_many([lane])) for _ in range(REPEATS + 1))
+    return first, warm
 
 
 def measure_size(size: Size) -> dict[str, float]:
@@ -96,12 +94,8 @@ def table() -> None:
     noise = preset("sd15")
     devices = jax.devices()
     print(f"{len(devices)} x {devices[0].device_kind}, {platform.machine()}, float32, jax {jax.__version__}, seed 0\n")
-    begin = time.perf_counter()
-    jax.block_until_ready(error_data(float(noise.lam(1.0)), 2.0).truth)
-    first = time.perf_counter() - begin
-    begin = time.perf_counter()
-    jax.block_until_ready(error_data(float(noise.lam(1.0)), 2.5).truth)
-    warm = time.perf_counter() - begin
+    solve = lambda w: jax.block_until_ready(error_data(float(noise.lam(1.0)), w).truth)  # noqa: E731
+    first, warm = (seconds_of(functools.partial(solve, guidance)) for guidance in (2.0, 2.5))
     print(f"exact solution of {USUAL.problems} x {SAMPLES} samples: {first:.2f} s with compilation, {warm:.2f} s warm")
     print("\n| one search | first call s | warm s |\n|---|---|---|")
     for solver in COMPARED:

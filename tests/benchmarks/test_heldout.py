@@ -103,7 +103,7 @@ def test_searches_are_given_the_profile_and_coefficients_are_installed(folder, t
 
 def test_a_flow_that_does_not_start_at_pure_noise_starts_smaller(folder, monkeypatch):
     """x = (1 - s) x0 + s eps of unit data and noise has the deviation sqrt(s^2 + (1 - s)^2)."""
-    one, given = measure._Network(targets.find(folder), "gauss-flow", [4], 2, 0), []
+    one, given = measure._Network(targets.find(folder), "gauss-flow", [4], 2), []
     judged, own = one.judged, targets.Target.sample
     monkeypatch.setattr(targets.Target, "sample", lambda *a: given.append(a[-1]) or own(*a))
     one.measure(runner.Cell("gauss-flow", 1.0, "ddim", 4, "leading", 0, 32, "float32"))
@@ -165,4 +165,4 @@ def test_every_rule_has_schedules_for_a_model_of_each_kind():
     for model in (noise.edm(), noise.flow(), preset("sd15")):
         for rule in measure.RULES:
             if rule in measure.SHIFTS or not measure.inapplicable(rule, model):
-                assert measure.schedules(rule, "ddim", [4], model, 0)[0].nfe == 4
+                assert measure.schedules(rule, "ddim", [4], model)[0].nfe == 4

@@ -8,6 +8,7 @@ import socket
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import diffusers
 import numpy as np
@@ -17,7 +18,10 @@ from PIL import Image
 
 from benchmarks import metrics, runner
 from benchmarks.pipelines import images as generate
+from benchmarks.pipelines import settings
 from benchmarks.pipelines.__main__ import main
+from benchmarks.pipelines.prompts import read_prompts
+from benchmarks.pipelines.settings import Setting
 from bridge import noise_schedule_of, solver_of, with_schedule
 from hso_jax import Origin, Schedule, baseline, save
 
@@ -365,3 +369,122 @@ def test_bad_input_is_named_with_what_to_do(models, tmp_path, monkeypatch, calls
     _, marked, error = capsys.readouterr().err.rpartition("error: ")  # bars stand before it
     assert marked and told in error
     assert not calls and not (tmp_path / "out").exists()
+
+
+# ---- prompt lists and COCO captions
+
+
+COCO = {
+    "annotations": [
+        {"image_id": 9, "id": 1, "caption": "late"},
+        {"image_id": 2, "id": 7, "caption": " early\n"},
+        {"image_id": 2, "id": 3, "caption": "second of the same image"},
+    ]
+}
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "wanted"),
+    [
+        ("a.txt", "\ufeffone\r\n\n  two \n", ["one", "two"]),
+        ("a.json", json.dumps(COCO), ["early", "late"]),
+        ("a.csv", 'id,Prompt\n1,"one, with a\nbreak"\n2,two\n3,\n', ["one, with a break", "two"]),
+        ("a.tsv", "caption\tid\none\t1\ntwo, too\t2\n", ["one", "two, too"]),
+    ],
+)
+def test_prompts_of_every_kind(tmp_path, name, text, wanted):
+    (tmp_path / name).write_text(text, newline="")
+    assert read_prompts(tmp_path / name) == wanted
+    assert read_prompts(tmp_path / name, count=1) == wanted[:1]
+
+
+def test_a_column_may_be_named_and_a_larger_count_begins_alike(tmp_path):
+    (tmp_path / "a.csv").write_text("text,prompt\n" + "".join(f"t{i},p{i}\n" for i in range(20)))
+    path = tmp_path / "a.csv"
+    assert read_prompts(path, column="text", count=2) == ["t0", "t1"]
+    ten, five = (read_prompts(path, count=n, shuffle=1) for n in (10, 5))
+    assert ten[:5] == five and len(set(ten)) == 10 and ten != read_prompts(path, count=10)
+    assert ten == read_prompts(path, count=10, shuffle=1) != read_prompts(path, count=10, shuffle=2)
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "options", "told"),
+    [
+        ("a.txt", "\n \n", {}, "there is none"),
+        ("a.txt", "one", {"count": 2}, "has 1; count is 2"),
+        ("a.txt", "one", {"count": 0}, "count is 0"),
+        ("a.txt", "one", {"column": "text"}, "has no column 'text'"),
+        ("a.json", "[1]", {}, "not a file of COCO captions"),
+        ("a.json", '{"annotations": [{"image_id": 1}]}', {}, "caption"),
+        ("a.csv", "text,id\nx,1\n", {}, "needs one column prompt or caption, it has: text, id"),
+        ("a.csv", "prompt,caption\nx,y\n", {}, "--column"),
+        ("b.txt", None, {}, "does not exist"),
+        ("a.txt", b"\xff\xfe\x00", {}, "not UTF-8"),
+    ],
+)
+def test_prompts_that_are_none(tmp_path, name, text, options, told):
+    if text is not None:
+        (tmp_path / name).write_bytes(text if isinstance(text, bytes) else text.encode())
+    with pytest.raises(ValueError, match="prompts: ") as error:
+        read_prompts(tmp_path / name, **options)
+    assert told in str(error.value) and name in str(error.value)
+
+
+# ---- the scheduler of every solver for every family, and how methods are searched
+
+
+@pytest.mark.parametrize(
+    "cls", [SD, FLUX, "StableDiffusionXLPipeline", "PixArtAlphaPipeline", "StableDiffusion3Pipeline"]
+)
+@pytest.mark.parametrize("solver", settings.SOLVERS)
+def test_every_solver_of_every_family(cls, solver):
+    pipe = family_of(cls).build()
+    noise = noise_schedule_of(pipe)
+    flow = noise.kind == "flow"
+    own = settings.scheduler(pipe.scheduler, solver, flow, None)
+    assert solver_of(own) == solver and noise_schedule_of(own).kind == noise.kind
+    assert type(own) is getattr(diffusers, type(own).__name__)
+    np.testing.assert_allclose(noise_schedule_of(own).lam(0.5), noise.lam(0.5), atol=1e-3)
+    installed = settings.scheduler(pipe.scheduler, solver, flow, baseline("trailing", noise, 5))
+    installed.set_timesteps(5)
+    np.testing.assert_allclose(installed.timesteps, baseline("trailing", noise, 5).timesteps, atol=1e-3)
+
+
+def test_a_spacing_of_the_config_stays_in_the_default_alone():
+    own = diffusers.EulerDiscreteScheduler(beta_schedule="scaled_linear", use_karras_sigmas=True)
+    assert settings.scheduler(own, "dpmpp-2m", False, None).config.use_karras_sigmas
+    schedule = baseline("trailing", noise_schedule_of(own), 4)
+    assert not settings.scheduler(own, "dpmpp-2m", False, schedule).config.use_karras_sigmas
+
+
+def test_methods_are_searched_once_for_all_n_at_the_pipelines_weight(monkeypatch):
+    noise = noise_schedule_of(family_of(SD).build())
+    asked: list[tuple[str, Any, dict[str, Any]]] = []
+
+    def search(noise, nfes, **options):
+        asked.append(("search", nfes, options))
+        return [baseline("trailing", noise, n) for n in nfes]
+
+    def zoo(noise, nfe, solver, **options):
+        asked.append(("zoo", (nfe, solver), options))
+        return baseline("karras", noise, nfe)
+
+    monkeypatch.setattr(settings.hso_jax, "search", search)
+    monkeypatch.setattr(settings.hso_jax, "zoo", zoo)
+    methods = settings.read_methods(["hso", "solver-error", "zoo", "default"])
+    wanted = [Setting(method, "unipc-3", n) for n in (4, 6) for method in methods]
+    found = settings.prepare(wanted, methods, noise, 7.5)
+    assert list(found) == wanted
+    how = asked[1][2].pop("method")
+    assert (how.solver, how.guidance) == ("unipc-3", 7.5)
+    assert asked == [
+        ("search", [4, 6], {}),
+        ("search", [4, 6], {}),
+        ("zoo", (4, "unipc-3"), {"guidance": 7.5}),
+        ("zoo", (6, "unipc-3"), {"guidance": 7.5}),
+    ]
+    assert found[Setting("default", "unipc-3", 4)].schedule is None
+    assert found[Setting("zoo", "unipc-3", 6)].schedule.nfe == 6
+    monkeypatch.setattr(settings.hso_jax, "zoo", lambda noise, nfe, *a, **k: baseline("karras", noise, nfe + 1))
+    with pytest.raises(RuntimeError, match="zoo made 5 nodes where 4"):
+        settings.prepare(wanted, methods, noise, 7.5)
