@@ -29,6 +29,7 @@ SCHEDULE = random_schedule(NOISE, N, "clean", 1)
 INTERVAL = random_schedule(NOISE, N, "t_eps", 1)
 FLOWING = random_schedule(cases.noise_of("sd3-medium"), N, "clean", 1)
 EDM = random_schedule(cases.noise_of("edm-cifar10"), N, "clean", 1)
+AUDIO = random_schedule(cases.noise_of("stable-audio"), N, "clean", 1)
 
 
 class MyDDIM(diffusers.DDIMScheduler):
@@ -79,6 +80,7 @@ class MyDDIM(diffusers.DDIMScheduler):
             EDM,
             "no third order",
         ),
+        ("CosineDPMSolverMultistepScheduler", {"solver_order": 3}, AUDIO, "no third order"),
         ("UniPCMultistepScheduler", {**SD, "solver_p": diffusers.DDIMScheduler()}, SCHEDULE, "solver_p=None"),
         ("UniPCMultistepScheduler", {**FLOW, "predict_x0": False}, FLOWING, "predict_x0=True"),
         ("SASolverScheduler", {**FLOW, "algorithm_type": "noise_prediction"}, FLOWING, "data_prediction"),

@@ -152,6 +152,28 @@ def test_a_saved_pipeline_loads_with_its_schedule(tmp_path: Path, monkeypatch: p
         diffusers.DiffusionPipeline.from_pretrained(tmp_path)
 
 
+@pytest.mark.parametrize(
+    ("kind", "wanted", "before"),
+    [
+        ("dpm", [0.9, 0.5, 0.2], diffusers.DPMSolverMultistepScheduler(**SD, euler_at_final=True)),
+        ("nonstationary", [14.0, 3.0, 0.5], diffusers.DDIMScheduler(**SD)),
+    ],
+)
+def test_a_scheduler_saved_by_version_0_2_loads(kind: str, wanted: list[float], before: Any, tmp_path: Path) -> None:
+    """The files in tests/data are what `save_pretrained` of 0.2.0 wrote, of the lists and times here."""
+    file = Path(__file__).parents[2] / "data" / f"scheduler-0.2.0-{kind}.json"
+    (tmp_path / "scheduler_config.json").write_text(file.read_text())
+    loaded = load_scheduler(tmp_path)
+    schedule = getattr(bridge, type(loaded).__name__).from_pretrained(tmp_path).schedule
+    assert schedule == loaded.schedule
+    np.testing.assert_allclose(schedule.t[:3] if kind == "dpm" else schedule.sampler_sigmas()[:3], wanted, rtol=1e-6)
+    back = without_schedule(loaded)
+    assert type(back) is type(before)
+    assert {k: v for k, v in back.config.items() if k[0] != "_"} == {
+        k: v for k, v in before.config.items() if k[0] != "_"
+    }
+
+
 def test_timesteps_follow_the_device() -> None:
     for name in ("DDIMScheduler", "UniPCMultistepScheduler", "DPMSolverMultistepScheduler", "DDPMScheduler"):
         scheduler = with_schedule(getattr(diffusers, name)(**SD), random_schedule(NOISE, 4, "clean", 1))
