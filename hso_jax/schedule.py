@@ -522,7 +522,8 @@ def _reached(noise: NoiseSchedule, values: np.ndarray) -> np.ndarray:
     if noise.kind == "flow":
         return values
     low, high = (float(np.exp(-noise.lam(float(t)))) for t in (noise.t_min, noise.t_max))
-    pure = noise.zero_terminal_snr & (values >= _PURE_NOISE)
+    # Where a model that predicts noise has a finite level there, diffusers' value for pure noise is that level.
+    pure = noise.zero_terminal_snr & (values >= _PURE_NOISE) & ((noise.prediction != "epsilon") | (values > high))
     values = np.where(pure, np.inf, to_range(values, low * (1 - 1e-5), high * (1 + 1e-5)))
     for value in values[~pure]:
         if not low * (1 - 2e-5) <= value <= high * (1 + 2e-5):

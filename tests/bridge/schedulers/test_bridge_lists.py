@@ -172,6 +172,16 @@ def test_own_sigmas_that_stop_early(name: str) -> None:
     np.testing.assert_allclose(levels(installed), scheduler.sigmas, rtol=2e-6)
 
 
+@pytest.mark.parametrize("name", ["DPMSolverMultistepScheduler", "UniPCMultistepScheduler"])
+def test_a_noise_predictor_keeps_its_finite_4096(name: str) -> None:
+    """DDPM's betas reach sigma 15406 one level before zero terminal SNR, and 4096 is a level of theirs."""
+    scheduler = getattr(diffusers, name)(beta_start=1e-4, beta_end=0.02, rescale_betas_zero_snr=True)
+    scheduler.set_timesteps(10)
+    installed = with_schedule(scheduler, scheduler.sigmas)
+    installed.set_timesteps(10)
+    np.testing.assert_allclose(installed.sigmas, scheduler.sigmas, rtol=1e-6)
+
+
 def test_zero_terminal_snr_has_4096_for_pure_noise() -> None:
     scheduler = diffusers.EulerDiscreteScheduler(**SD, rescale_betas_zero_snr=True, prediction_type="v_prediction")
     scheduler.set_timesteps(4)
