@@ -105,6 +105,9 @@ def _samples(budget: int, steps: int, prompts: int) -> int:
 def _check_scheduler(scheduler: Any) -> None:
     """Raises ValueError unless it follows the probability flow with one evaluation a step."""
     name, config = type(scheduler).__name__, scheduler.config
+    for flag in ("invert_sigmas", "stochastic_sampling"):
+        if config.get(flag):
+            raise ValueError(f"{name} has {flag}=True, with which a pipeline cannot be measured")
     instead = "pipe.scheduler = DPMSolverMultistepScheduler.from_config(pipe.scheduler.config)"
     try:
         once = solvers.SOLVERS[solver_of(scheduler)].calls == 1
@@ -115,9 +118,6 @@ def _check_scheduler(scheduler: Any) -> None:
             f"{name} does not follow the probability flow with one evaluation a step; for the measurement use another, "
             f"{instead}"
         )
-    for flag in ("invert_sigmas", "stochastic_sampling"):
-        if config.get(flag):
-            raise ValueError(f"{name} has {flag}=True, with which a pipeline cannot be measured")
 
 
 class _Watch:

@@ -73,13 +73,14 @@ def run(
     size = takers * -(-total // (takers * calls))  # as even as can be: what fills the last chunk is wasted
     spread = PartitionSpec((HOSTS, DEVICES)) if split is None else PartitionSpec(HOSTS)
     specs = PartitionSpec() if split is None else split.shared
-    compiled = under_jax_defaults(program(search, mesh, spread, specs, at_once))
+    jitted = program(search, mesh, spread, specs, at_once)
+    compiled = under_jax_defaults(jitted)
     shared = _placed(shared, mesh, specs)
     parts: list[Any] = []
     done = 0
     if records is not None:
         first = jax.tree.map(lambda x: jax.ShapeDtypeStruct((size, *x.shape[1:]), x.dtype), lanes)
-        parts, done = rows_of(records, lambda: jax.eval_shape(compiled, first, shared), total)
+        parts, done = rows_of(records, lambda: under_jax_defaults(jax.eval_shape)(jitted, first, shared), total)
         if progress is not None and done:
             progress(done, total)
 

@@ -28,6 +28,7 @@ LAYOUTS = ("node", "interval")
 ENDS = ("clean", "t_eps")
 _ARRAYS = ("t", "lams", "sigmas", "timesteps")
 _PURE_NOISE = 4095.0  # diffusers writes sqrt(2^24 - 1) for zero terminal SNR
+_LEAST_S = 1e-20  # far below what float32 tells apart from clean data
 _LARGEST = 2**63 - 1  # whole number that every JSON reader takes
 
 
@@ -230,7 +231,7 @@ class Schedule:
             )
         low, high = float(noise.t_min), 1.0
         if noise.kind == "flow":  # the network is told s itself, between the levels of its training grid too
-            low = float(np.finfo(np.float64).tiny)
+            low = _LEAST_S
         if bad := [float(x) for x in t if not low * (1 - 1e-6) <= x <= high]:
             raise ValueError(f"t = {bad[0]:.9g} is outside [{low:.6g}, {high:.6g}], the range of {noise.name}")
         t = np.maximum(t, low)
@@ -522,8 +523,10 @@ def _reached(noise: NoiseSchedule, values: np.ndarray) -> np.ndarray:
     if noise.kind == "flow":
         return values
     low, high = (float(np.exp(-noise.lam(float(t)))) for t in (noise.t_min, noise.t_max))
-    # Where a model that predicts noise has a finite level there, diffusers' value for pure noise is that level.
-    pure = noise.zero_terminal_snr & (values >= _PURE_NOISE) & ((noise.prediction != "epsilon") | (values > high))
+    # diffusers' value for pure noise, where it is no finite level of a model that predicts noise.
+    named = (values >= _PURE_NOISE) & (values <= _PURE_NOISE + 2.0)
+    finite = (noise.prediction == "epsilon") & (values <= high)
+    pure = noise.zero_terminal_snr & (np.isinf(values) | (named & ~finite))
     values = np.where(pure, np.inf, to_range(values, low * (1 - 1e-5), high * (1 + 1e-5)))
     for value in values[~pure]:
         if not low * (1 - 2e-5) <= value <= high * (1 + 2e-5):
