@@ -224,7 +224,7 @@ def _distillation(
 
 
 def _now(found: Recommendation) -> list[str]:
-    """What the pipeline has now, and how much of its error is saved."""
+    """What the pipeline has now, and whether that has more error. Predictions order choices: no gain is told."""
     if (now := found.before) is None:
         return []
     line = f"The pipeline now uses {now.solver} with {now.nodes}"
@@ -232,9 +232,8 @@ def _now(found: Recommendation) -> list[str]:
         return [f"{line}."]
     if now.error is None or found.error is None:
         return [f"{line}; the error of that is not predicted."]
-    saved = 1.0 - found.error / now.error
-    less = "less" if saved >= 0.0 else "more"
-    return [f"{line}: predicted error {now.error:.3g}. The recommendation has {abs(saved):.0%} {less}."]
+    order = "less" if found.error < now.error else "no less"
+    return [f"{line}: predicted error {now.error:.3g}. The recommendation has {order} by prediction."]
 
 
 def _of_distilled(found: Recommendation) -> list[str]:
@@ -277,7 +276,7 @@ def _of_errors(found: Recommendation) -> list[str]:
             "networks."
         )
     if found.gain > 0.0:
-        lines.append(f"Switching to {best} would save {found.gain:.0%} ({_least(found.choices[best])[1]:.3g}).")
+        lines.append(f"By prediction {best} has less: {_least(found.choices[best])[1]:.3g}.")
     if found.usual:
         lines.append(f"Guidance {found.asked:g}: {found.usual}.")
     return lines

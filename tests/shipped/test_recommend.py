@@ -220,10 +220,10 @@ def test_the_reason_is_made_from_the_fields() -> None:
         best, before=CurrentSampling("ddim", "leading", 2.0 * best.error), usual="by its pipeline"
     )
     assert now.reason.startswith("The pipeline now uses ddim with leading: predicted error")
-    assert "The recommendation has 50% less." in now.reason
+    assert "The recommendation has less by prediction." in now.reason
     assert best.reason in now.reason and "Guidance 5: by its pipeline." in now.reason
     worse = dataclasses.replace(best, before=CurrentSampling("ddim", "leading", best.error / 2.0))
-    assert "has 100% more." in worse.reason
+    assert "has no less by prediction." in worse.reason
 
 
 @pytest.mark.parametrize(("loras", "said"), [(("default_0",), "An unnamed LoRA"), (("style",), "A LoRA"), ((), "")])
