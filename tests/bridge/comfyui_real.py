@@ -94,7 +94,7 @@ def check_inputs(server: Server) -> int:
             server.sigmas(node, model=old, solver="dpmpp-2m"), expected(zoo(old, 6, "dpmpp-2m"))
         )
     assert "is not a preset; choose a family" in server.refusal(node, model="sd9")
-    assert "method is 'nope'" in server.refusal(node, method="nope")
+    assert "method 'nope'" in server.refusal(node, method="nope")
     for name, outputs in (("HsoRecommend", 3), ("HsoScheduler", 1), ("HsoSampler", 2), ("HsoScheduleFile", 1)):
         assert len(server.get(f"/object_info/{name}")[name]["output_tooltips"]) == outputs
     return count + 9
