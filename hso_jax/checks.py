@@ -15,7 +15,6 @@ import numpy as np
 from hso_jax.files import read_json
 
 _SEPARATORS = re.compile(r"[\s,;|\[\](){}]+")
-_SHOWN = 100  # characters of a list in a message
 
 MOST_LEVELS = 1_000_000
 """Of a training table: a thousand times the usual, and small enough to hold."""
