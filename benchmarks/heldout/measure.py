@@ -14,8 +14,8 @@ from benchmarks.compared import COMPARED, SHIFTS, SOLVERS, flow_time
 from benchmarks.methods import DETAILS
 from benchmarks.runner import Cell, Inapplicable, Record, check_names, rounded
 from benchmarks.targets import Judged, find, outside, provenance
-from hso_jax import BASELINES, Hso, NoiseSchedule, Profile, Schedule, SolverError, baseline, search
-from hso_jax.baselines import inapplicable
+from hso_jax import Hso, NoiseSchedule, Profile, Schedule, SolverError, baseline, search
+from hso_jax.baselines import BASELINES, inapplicable
 from hso_jax.error import DETAIL
 from hso_jax.noise import s_of_lam
 

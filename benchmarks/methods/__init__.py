@@ -20,9 +20,11 @@ import numpy as np
 from benchmarks.methods import autodiffusion, direct, gits
 from benchmarks.models.subjects import Subject
 from benchmarks.runner import Inapplicable, noise_of
-from hso_jax import BASELINES, Box, Hso, NoiseSchedule, Origin, Schedule, SolverError, baseline, search
-from hso_jax.baselines import inapplicable
+from hso_jax import Hso, NoiseSchedule, Schedule, SolverError, baseline, search
+from hso_jax.baselines import BASELINES, inapplicable
 from hso_jax.error import DETAIL
+from hso_jax.hso import Box
+from hso_jax.schedule import Origin
 from hso_jax.solvers import NONSTATIONARY
 
 OTHER = {"fashion-eps": "fashion-v", "fashion-v": "fashion-eps"}
@@ -74,7 +76,7 @@ Method = Callable[[Request], Made]
 
 
 def rule(name: str, request: Request) -> Made:
-    """Make the schedule of a rule of `hso_jax.BASELINES`."""
+    """Make the schedule of a rule of `hso_jax.baselines.BASELINES`."""
     if reason := inapplicable(name, request.subject.noise):
         raise Inapplicable(reason)
     return Made(baseline(name, request.subject.noise, request.nfe))

@@ -36,10 +36,11 @@ from benchmarks.metrics import rmse
 from benchmarks.models.load import MODELS
 from benchmarks.models.subjects import REFINEMENTS, Subject
 from bridge import Level
-from hso_jax import BASELINES, NoiseSchedule, Origin, Schedule, solvers
-from hso_jax.baselines import inapplicable
+from hso_jax import NoiseSchedule, Schedule, solvers
+from hso_jax.baselines import BASELINES, inapplicable
 from hso_jax.lower.quasi_newton import SPACING
 from hso_jax.noise import alpha_sigma, lam_of_s, s_of_lam
+from hso_jax.schedule import Origin
 
 ROWS = 48
 BUDGET = 5_000  # for each of the N

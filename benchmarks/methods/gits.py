@@ -21,7 +21,8 @@ from rich.progress import track
 import bridge
 from benchmarks.models.subjects import Subject
 from bridge.tuning import gits
-from hso_jax import NoiseSchedule, Origin, Schedule
+from hso_jax import NoiseSchedule, Schedule
+from hso_jax.schedule import Origin
 
 IMAGES, LEVELS, RHO = 256, 60, 7.0
 _BATCH = 64

@@ -16,8 +16,8 @@ from benchmarks.runner import ANY, Cell, Inapplicable, Record, check_names, roun
 from benchmarks.tables import number
 from benchmarks.targets import Judged, Target, names, target
 from bridge import Tuned, tune_denoiser
-from hso_jax import BASELINES, Schedule, SolverError, baseline, recommend, search
-from hso_jax.baselines import inapplicable
+from hso_jax import Schedule, SolverError, baseline, recommend, search
+from hso_jax.baselines import BASELINES, inapplicable
 from hso_jax.solvers import NONSTATIONARY
 
 BUDGETS = (4, 5, 6, 8)
