@@ -44,42 +44,38 @@ def _option(names: str, help: str, kind: Any = str, **settings: Any) -> Option:
     return Option(names, help, kind, settings)
 
 
-def _existing_or_preset(name: str) -> str:
-    return name if Path(name).exists() else preset_name(name)
-
-
+_MODEL = f"a preset (see `hso-jax models`), scheduler_config.json or folder; may be repeated; default {DEFAULT_MODEL}"
 _MODELS = (
-    _option(
-        "--model",
-        "a preset (see `hso-jax models`), a scheduler_config.json or a model folder; may be repeated; "
-        f"default {DEFAULT_MODEL}",
-        _existing_or_preset,
-        action="append",
-    ),
-    _option(
-        "--image-seq-len",
-        "image tokens, for models whose shift depends on the image size (FLUX); default 4096, which is 1024x1024",
-        int,
-    ),
+    _option("--model", _MODEL, lambda name: name if Path(name).exists() else preset_name(name), action="append"),
+    _option("--image-seq-len", "image tokens, where the shift depends on them; default 4096, which is 1024x1024", int),
 )
+_CHOICES = ", ".join(CHOICES)
 _SHIPPED_OUTPUT = (
     _option("-o --output", "schedule file, for apply and show; - is stdout", Path),
     _option("--force", "replace a file that hso-jax did not write", bool),
+)
+_FORMS = ("table", "sigmas", "timesteps", "python", "weights", "json")
+_FORM = (
+    "sigmas: N + 1 values for samplers; timesteps: N integers; python: both and the coefficients, to paste; weights: a "
+    "line for each step of a nonstationary solver: the weight of the sample, then of the predictions, newest first"
 )
 _STORED = (
     _option("file", "schedule file", Path),
     _option("--nfe", "only these numbers of evaluations: 4-8 or 4,6"),
     _option("--layout", "only this layout", choices=LAYOUTS),
 )
+_LAYOUT = (
+    "node: N nodes, then sigma 0 (DDIM, most diffusers samplers); interval: stops at node N + 1 (UniPC); default both; "
+    "node for the method solver-error"
+)
+_COMPARE = (
+    "draw one grid: a row for the default, for trailing spacing and for each schedule of N in the file; a column for "
+    "each seed"
+)
 _PIPELINE = _option("--pipeline", "local folder that save_pretrained wrote", Path, required=True)
 _SCHEDULER = _option("--scheduler", "diffusers class, such as UniPCMultistepScheduler; default: the pipeline's")
 _CHOICE = (
-    _option(
-        "schedule",
-        "schedule file, from `hso-jax recommend` or `search`; default: the recommended schedule of N steps",
-        Path,
-        nargs="?",
-    ),
+    _option("schedule", "from `hso-jax recommend` or `search`; default: the recommended schedule", Path, nargs="?"),
     _PIPELINE,
     _option("--nfe --steps", "number of steps; needed without a file, or if the file has several", int),
     _option("--layout", "default: node, where the file has both", choices=LAYOUTS),
@@ -95,20 +91,12 @@ _MEASURED = (
     _option("--seed", "seed of the noise", int, default=0),
     _option("--batch", "samples at once", int, default=8),
 )
+_KEY_VALUE = "any other argument of the pipeline's call, such as height=512; VALUE in JSON; may be repeated"
+_DTYPES = ("float32", "float16", "bfloat16")
 _CALL = (
-    _option(
-        "--option",
-        "any other argument of the pipeline's call, such as height=512; VALUE in JSON; may be repeated",
-        action="append",
-        default=[],
-        metavar="KEY=VALUE",
-    ),
+    _option("--option", _KEY_VALUE, action="append", default=[], metavar="KEY=VALUE"),
     _option("--device", "such as cuda, mps or cpu; default: the accelerator, if there is one"),
-    _option(
-        "--dtype",
-        "default: bfloat16 on an accelerator, float32 on the CPU",
-        choices=("float32", "float16", "bfloat16"),
-    ),
+    _option("--dtype", "default: bfloat16 on an accelerator, float32 on the CPU", choices=_DTYPES),
 )
 
 
@@ -126,15 +114,8 @@ COMMANDS = {
             *_MODELS,
             _option("--nfe --steps", "numbers of evaluations, 1..20", default="6"),
             _option("--guidance", "weight of classifier-free guidance; default: the preset's", float),
-            _option(
-                "--scheduler --solver",
-                f"solver to keep: {', '.join(CHOICES)}, or another program's name for it; default: the best",
-            ),
-            _option(
-                "--distilled",
-                "how the model was distilled; default: as its name or folder tells",
-                choices=(*DISTILLATIONS, "no"),
-            ),
+            _option("--scheduler --solver", f"to keep: {_CHOICES}, or another program's name; default: the best"),
+            _option("--distilled", "how it was; default: as the name or folder tells", choices=(*DISTILLATIONS, "no")),
             *_SHIPPED_OUTPUT,
             _option("--json", "print everything as JSON on stdout; null is infinite", bool),
         ),
@@ -177,36 +158,19 @@ are the recommended schedules: the best for this solver, and the best of all sol
         (
             *_MODELS,
             _option("--nfe", "numbers of model evaluations: 4-20 or 4,6,8", default="4-20"),
-            _option(
-                "--layout",
-                "node: N nodes, then sigma 0 (DDIM, most diffusers samplers); interval: stops at node N + 1 (UniPC); "
-                "default both; node for the method solver-error",
-                choices=(*LAYOUTS, "both"),
-            ),
-            _option(
-                "--method",
-                "hso: the paper's method; solver-error: by the error of the solver itself",
-                metavar="{hso,hso-dm-nonuni,solver-error}",
-                default="hso",
-            ),
+            _option("--layout", _LAYOUT, choices=(*LAYOUTS, "both")),
+            _option("--method", "hso, the paper's; hso-dm-nonuni; or solver-error, the error itself", default="hso"),
             _option("--seed", "random seed", int, default=0),
             "for --method hso and hso-dm-nonuni (box: two numbers, equal ones fix the value)",
             _option("--p", "exponent of the model-error bound; default 2 (1 for presets that work on pixels)", float),
             _option("--spacing", "least distance in t between neighbouring nodes: paper (default) or a number"),
-            _option(
-                "--spacing-as",
-                "constraint (default): always kept; penalty: the paper's SPF, kept where possible",
-                choices=("constraint", "penalty"),
-            ),
+            _option("--spacing-as", "always kept (default), or the paper's SPF", choices=("constraint", "penalty")),
             _option("--relax", "reduce a spacing that does not fit instead of refusing it", bool, default=None),
             _option("--rho", "box: exponent of the initial schedule; default 3 16", float, **_BOX),
             _option("--t-eps", "box: time of the last node; default 0.01 0.03", float, **_BOX),
             _option("--t-max", "box: time of the first node; default 0.96 1", float, **_BOX),
             "for --method solver-error",
-            _option(
-                "--solver",
-                f"{', '.join(solvers.EVERY)}, or another program's name for it; default {DEFAULT_SOLVER}",
-            ),
+            _option("--solver", f"{', '.join(solvers.EVERY)}, or another program's name; default {DEFAULT_SOLVER}"),
             _option("--guidance", "weight of classifier-free guidance; default 1, which is none", float),
             _option("--profile", "file of measurements of the model, from `hso-jax profile`", Path),
             "output",
@@ -232,7 +196,7 @@ examples:
         (
             *_MODELS,
             _option("--nfe", "numbers of model evaluations, 1..20", default="4-10"),
-            _option("--solver", f"{', '.join(CHOICES)}; default: for each N the one with the least error"),
+            _option("--solver", f"{_CHOICES}; default: for each N the one with the least error"),
             _option("--guidance", "1, or the preset's usual weight, which is the default", float),
             *_SHIPPED_OUTPUT,
             _option("--json", "print the schedule file on stdout", bool),
@@ -254,15 +218,7 @@ examples:
         "print the schedules in a file",
         (
             *_STORED,
-            _option(
-                "--as",
-                "sigmas: N + 1 values for samplers; timesteps: N integers; python: both and the coefficients, to "
-                "paste; weights: one line for each step of a nonstationary solver, first the weight of the sample, "
-                "then those of the predictions, newest first",
-                dest="form",
-                choices=("table", "sigmas", "timesteps", "python", "weights", "json"),
-                default="table",
-            ),
+            _option("--as", _FORM, dest="form", choices=_FORMS, default="table"),
         ),
         "examples:\n  hso-jax show FILE\n  hso-jax show FILE --nfe 6 --layout node --as sigmas    (ComfyUI)\n",
     ),
@@ -282,12 +238,7 @@ examples:
         "write a schedule into a local diffusers pipeline folder",
         (
             *_CHOICE,
-            _option(
-                "--save",
-                "leave the pipeline as it is; make this folder a pipeline with this scheduler and links to everything "
-                "else",
-                Path,
-            ),
+            _option("--save", "make this folder a pipeline with this scheduler, and links to everything else", Path),
         ),
         """\
 examples:
@@ -304,21 +255,11 @@ former files beside the new ones, with .before-hso at the end of the name.
         "sample a local pipeline with a schedule, alone or beside its default schedule",
         (
             *_CHOICE,
-            _option(
-                "--prompt", "text; for a class-conditional pipeline (DiT) a class, by number or name", required=True
-            ),
-            _option(
-                "--seed",
-                "seeds of the noise: 0, 0-3 or 1,5,9; several make one grid; default 0 (0-3 with --compare)",
-            ),
+            _option("--prompt", "text; for a class-conditional pipeline (DiT) a class or its number", required=True),
+            _option("--seed", "of the noise: 0, 0-3 or 1,5,9; several make one grid; default 0 (0-3 with --compare)"),
             *_CALL,
             "comparison",
-            _option(
-                "--compare",
-                "draw one grid: a row for the default, for trailing spacing and for each schedule of N in the file; "
-                "a column for each seed",
-                bool,
-            ),
+            _option("--compare", _COMPARE, bool),
             _option("--reference", "with --compare: add a first row, the default with so many steps", int),
             *_written("picture (.png)", "replace a picture that hso-jax did not write"),
         ),
@@ -354,15 +295,8 @@ examples:
             _option("--nfe --steps", "evaluations of the network", int, required=True),
             *_MEASURED,
             _option("--budget", "largest number of network evaluations", int, default=5000),
-            _option(
-                "--image",
-                "image-to-image, with --option strength=0.6: an image to start from, or one for each prompt",
-                Path,
-                nargs="+",
-            ),
-            _option(
-                "--solver", "nonstationary, or a known solver, whose nodes alone are tuned", default="nonstationary"
-            ),
+            _option("--image", "to start from, one or one a prompt, with --option strength=0.6", Path, nargs="+"),
+            _option("--solver", "nonstationary, or a known solver to tune the nodes of", default="nonstationary"),
             _option("--teacher-steps", "steps of the converged samples", int, default=48),
             _option("--samples", "samples to tune on; default: as the budget allows", int),
             _option("--profile", "file of measurements of the model, from `hso-jax profile`", Path),

@@ -26,7 +26,10 @@ NONSTATIONARY_NFE = range(2, 13)
 """N of the non-stationary solver."""
 
 HSO = "hso"
-RULES = tuple("leading linspace trailing sgm-uniform karras uniform-lam beta beta-t ays ays-sdxl ays-svd".split())
+RULES = (
+    *("leading", "linspace", "trailing", "sgm-uniform", "karras", "uniform-lam", "beta", "beta-t"),
+    *("ays", "ays-sdxl", "ays-svd"),
+)
 """Of `BASELINES`, those that pipelines and user interfaces have; DM-NonUni is a method of its own."""
 
 SHIFTS = (1.0, 1.5, 2.0, 3.0, 4.0, 6.0, 8.0, 12.0)
@@ -36,7 +39,7 @@ Key = tuple[float | None, float, bool]
 
 
 class NotInZooError(ValueError):
-    """What was asked for is not in the zoo; `why` says what there is, `solver` and `guidance` are of a search for it."""
+    """What was asked for is not in the zoo: `why` says what is, `solver` and `guidance` are of a search for it."""
 
     def __init__(self, why: str, solver: str | None, guidance: float) -> None:
         wanted = f"solver={solver!r}, " if solver is not None else ""
@@ -68,13 +71,13 @@ def zoo(model: str | NoiseSchedule, nfe: int, solver: str | None = None, *, guid
     weight = check_guidance(guidance, facts.guidance)
     found = entries(noise, nfe, weight, solver)
     name = None if solver is None else solvers.canonical(solver, CHOICES)
-    return schedule_of(
-        noise, nfe, weight, name if name in found else min(found, key=lambda s: found[s]["error"]), found
-    )
+    if name not in found:
+        name = min(found, key=lambda s: found[s]["error"])
+    return schedule_of(noise, nfe, weight, name, found)
 
 
 def entries(noise: NoiseSchedule, nfe: int, weight: float, solver: str | None = None) -> dict[str, dict[str, Any]]:
-    """What the zoo has of a model at N and a weight, by solver. Raises NotInZooError, also if `solver` is never there."""
+    """What the zoo has of a model at N and a weight, by solver. NotInZooError if it has nothing, or not that solver."""
     name = None if solver is None else solvers.canonical(solver, CHOICES)
     if name not in (None, *CHOICES):
         raise NotInZooError(f"solver {solver!r} is not in the zoo ({', '.join(CHOICES)})", name, weight)
