@@ -225,16 +225,6 @@ class Networks(NamedTuple):
         return outside(loaded, name, guidance)._replace(digest=self.provenance(name)["sha256"])
 
 
-def names(folder: Path | None) -> list[str]:
-    """List the project's own networks, then those of a folder."""
-    return [*MODELS, *Networks(folder).names()]
-
-
-def target(name: str, folder: Path | None) -> Target:
-    """Load one of the project's own networks, or one of a folder."""
-    return Networks(folder).target(name)
-
-
 def own(name: str, guidance: float = 1.0) -> Target:
     """Load one of the project's own networks."""
     trained = load(name)
@@ -301,9 +291,10 @@ def find(folder: Path) -> Any:
 
 
 def provenance(folder: Path, name: str) -> dict[str, str]:
-    """Say where a network is from: its row in the folder's README.md, and a digest of files but pages and caches."""
+    """Say where a network is from: its row in the folder's README.md, and a digest of networks.py and of all folders."""
     digest = hashlib.sha256()
-    for file in sorted(p for p in folder.rglob("*") if p.is_file() and p.suffix not in (".md", ".pyc")):
+    files = (p for p in folder.rglob("*") if p.is_file() and p.suffix not in (".md", ".pyc"))
+    for file in sorted(p for p in files if p.parent != folder or p.name == "networks.py"):
         digest.update(file.relative_to(folder).as_posix().encode() + b"\0" + file.read_bytes())
     readme = folder / "README.md"
     rows = readme.read_text(encoding="utf-8").splitlines() if readme.is_file() else []
