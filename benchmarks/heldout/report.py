@@ -194,9 +194,7 @@ def report(found: Records, name: str) -> str:
     free = {k: x for k, m in (("without", FREE), ("with", FREE_PROFILED)) if (x := free_ratios(plain, m))}
     parts = [HOW.format(records=name, rules=rules), taken(plain), gains.section(kept, Path(name).stem)]
     for weight in sorted({r.guidance for r in kept} - {1.0}):
-        parts.append(
-            taken([r for r in kept if r.guidance == weight]).replace("is taken", f"is taken, guidance {weight:g}")
-        )
+        parts.append(taken([r for r in kept if r.guidance == weight]).replace("is taken", f"is taken, guidance {weight:g}"))
     if any(r.method in SEARCHED for r in plain):
         against = AGAINST.format(plain=", ".join(f"`{m}`" for m in PLAIN))
         parts += [f"## Searched nodes\n\n{against}", summary(plain, RULES), summary(plain, PLAIN)]
