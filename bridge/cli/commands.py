@@ -1,4 +1,4 @@
-"""The work of `hso-jax apply`, `sample`, `profile` and `tune`, whose parsers are in `hso_jax.cli.pipeline`.
+"""The work of `hso-jax apply`, `sample`, `profile` and `tune`, whose options are in `hso_jax.cli.commands`.
 
 Each is an entry point of the group `hso_jax.commands`: it takes the parsed arguments, returns the exit code, and raises
 ValueError or OSError for bad input before it writes anything.
