@@ -13,10 +13,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from hso_jax import Origin, Schedule, baseline, load, noise, preset, save, solvers
+from hso_jax import Schedule, baseline, load, noise, preset, save, solvers
 from hso_jax.cli import main
 from hso_jax.noise import alpha_sigma
-from hso_jax.schedule import in_coefficients
+from hso_jax.schedule import Origin, in_coefficients
 from hso_jax.schedule_file import from_document, from_json, to_document, to_json
 from hso_jax.solvers.weights import PURE_NOISE
 

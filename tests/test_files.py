@@ -16,7 +16,7 @@ from PIL.PngImagePlugin import PngInfo
 
 import hso_jax
 from hso_jax import files, schedule_file
-from hso_jax.plots import encoded, schedules_figure
+from hso_jax.plots import encoded, plot
 
 SCHEDULE = hso_jax.baseline("trailing", hso_jax.preset("sd15"), 4)
 DOCUMENT = schedule_file.to_json(SCHEDULE)
@@ -135,7 +135,7 @@ def test_files_of_others_need_force(name: str, tmp_path: Path) -> None:
 
 
 def test_pictures_are_recognised_by_their_metadata(tmp_path: Path) -> None:
-    figure = schedules_figure([SCHEDULE])
+    figure = plot([SCHEDULE])
     for kind in ("png", "svg", "pdf"):
         ours = tmp_path / f"ours.{kind}"
         ours.write_bytes(encoded(figure, kind))

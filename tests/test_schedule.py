@@ -13,8 +13,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from problems import KINKED, SD
 
-from hso_jax import Origin, Schedule, Scores, preset, zoo
+from hso_jax import Schedule, preset, zoo
 from hso_jax.noise import cosine, discrete, flow
+from hso_jax.schedule import Origin, Scores
 
 T = np.array([1.0, 0.8, 0.5, 0.2, 0.03])
 

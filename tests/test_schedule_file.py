@@ -14,8 +14,9 @@ import numpy as np
 import pytest
 from problems import SD
 
-from hso_jax import Origin, Schedule, Scores, baseline, load, preset, save, zoo
+from hso_jax import Schedule, baseline, load, preset, save, zoo
 from hso_jax.noise import cosine
+from hso_jax.schedule import Origin, Scores
 from hso_jax.schedule_file import from_json, select, to_json
 
 T = [1.0, 0.7431234567890123, 1 / 3, 0.03]

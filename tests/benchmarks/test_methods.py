@@ -16,9 +16,10 @@ from benchmarks.methods import METHODS, autodiffusion, direct, gits, prepare, un
 from benchmarks.metrics import frechet, rmse
 from benchmarks.models.subjects import OWN_SEEDS, REFINEMENTS
 from benchmarks.runner import Inapplicable, noise_of
-from hso_jax import Origin, Schedule, baseline, preset, zoo
+from hso_jax import Schedule, baseline, preset, zoo
 from hso_jax.lower.quasi_newton import SPACING
 from hso_jax.noise import flow, s_of_lam
+from hso_jax.schedule import Origin
 
 RUN_THE_MODEL = {"gits", "autodiffusion", "direct"}
 KINDS = ("fashion-eps", "fashion-v", "emoji-flow")

@@ -30,8 +30,9 @@ from bridge import (
     without_schedule,
 )
 from bridge.cli import pictures
-from hso_jax import Origin, Profile, Schedule, baseline, load, preset, save, zoo
+from hso_jax import Profile, Schedule, baseline, load, preset, save, zoo
 from hso_jax.cli import search
+from hso_jax.schedule import Origin
 
 PROMPT = '--prompt "a small fox" --option height=16 --option width=16'
 CHOSEN = "schedules.json --pipeline model --nfe 6 --method hso"

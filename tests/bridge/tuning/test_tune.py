@@ -20,8 +20,9 @@ from bridge.tuning import gits, search
 from bridge.tuning.coordinates import Table, table_at
 from bridge.tuning.judge import Judge, SpentError, fault
 from bridge.tuning.models import DenoiserModel
-from hso_jax import Origin, baseline, load, preset, save, zoo
+from hso_jax import baseline, load, preset, save, zoo
 from hso_jax.checkpoint import Checkpoint
+from hso_jax.schedule import Origin
 
 SD, N = preset("sd15"), 4
 SMALL: dict[str, Any] = {"latents": latents(), "teacher_steps": 24, "samples": 4, "budget": 1200}
