@@ -61,9 +61,10 @@ def preset_fields(name: str) -> dict[str, Any]:
     """The fields of a preset for JSON; `sigma_max` is None where sigma/alpha is infinite."""
     entry, noise = PRESETS[name], preset(name)
     low, high = (float(noise.ksigma(float(t))) for t in (noise.t_min, noise.t_max))
-    kept = ("description", "source", "prediction", "p", "guidance", "resolution", "boundary")
+    kept = ("description", "source", "p", "guidance", "resolution", "boundary", "latent")
     return {
         **{field: getattr(entry, field) for field in kept},
+        "prediction": noise.prediction,
         "kind": noise.kind,
         "sigma_min": low,
         "sigma_max": None if noise.zero_terminal_snr else high,
