@@ -176,11 +176,9 @@ def from_config(
             raise ValueError(f"config is {brief(config)}; pass a mapping, or the path of a file or folder as a text")
         path = _config_file(Path(config))
         folder = path.parent.parent if path.parent.name == "scheduler" else path.parent
-        name = name or folder.name or None
-        config = _read(path)
-        for file in (folder / "model_index.json", folder / "modular_model_index.json"):
-            if pipeline is None and file.is_file():
-                pipeline = _read(file)
+        name, config = name or folder.name or None, _read(path)
+        indices = (folder / file for file in ("model_index.json", "modular_model_index.json"))
+        pipeline = pipeline if pipeline is not None else next((_read(file) for file in indices if file.is_file()), None)
     cls = config.get("_class_name")
     if not isinstance(cls, str):
         keys = brief(", ".join(map(str, config)) or "none").strip("'")
@@ -338,8 +336,7 @@ def unknown(name: str, known: Iterable[str], config: Mapping[str, Any]) -> str:
     import difflib  # only where something is wrong
 
     near = difflib.get_close_matches(name[:100], list(known), 1)
-    if not near and ("flow" in name.lower() or "shift" in config or config.get("prediction_type") == "flow_prediction"):
-        near = ["FlowMatchEulerDiscreteScheduler"]
-    elif not near:
-        near = ["EDMEulerScheduler" if "sigma_data" in config else "DDPMScheduler"]
+    flow = "flow" in name.lower() or "shift" in config or config.get("prediction_type") == "flow_prediction"
+    kind = "FlowMatchEulerDiscrete" if flow else "EDMEuler" if "sigma_data" in config else "DDPM"
+    near = near or [f"{kind}Scheduler"]
     return f"scheduler class {brief(name)} is not known; the nearest that is: {near[0]}"

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Sequence
-from typing import NamedTuple
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -49,10 +49,10 @@ class Either(NamedTuple):
     is_product: Array
 
 
-Kind = Problem | Product
+Single = Problem | Product
 """One problem, or several of one shape stacked on a leading axis."""
 
-Problems = Kind | Bank | Sequence[Kind]
+Problems = Single | Bank | Sequence[Single]
 """What `collect` takes."""
 
 
@@ -77,7 +77,7 @@ def collect(problems: Problems) -> Bank:
         problems = [problems]
     if not isinstance(problems, Sequence) or isinstance(problems, (str, bytes)):
         raise ValueError(f"problems is {brief(problems)}; need a list of problems, or stack_problems([...])")
-    rows: list[Kind] = []
+    rows: list[Single] = []
     for problem in problems:
         if not isinstance(problem, (Problem, Product)):
             raise ValueError(f"problems has {brief(problem)}; need mixtures and products")
@@ -100,8 +100,8 @@ def collect(problems: Problems) -> Bank:
     return Bank(stacks[0], stacks[1], is_product, place, dimension)  # type: ignore[arg-type]
 
 
-def _widened(problem: Kind, dimension: int) -> Kind:
-    """With coordinates added that are standard normal and count for nothing."""
+def _widened(problem: Single, dimension: int) -> Single:
+    """The problem with more coordinates, which are standard normal and count for nothing."""
     more = dimension - problem.means.shape[-1]
     if not more:
         return problem
@@ -137,68 +137,46 @@ def predict(
     problem: Problem | Product | Either, x: Array, alpha: Array, sigma: Array, guidance: Array | float = 1.0
 ) -> tuple[Array, Array]:
     """The guided denoiser at x [..., D] in VP-equivalent scaling and the negative score, of either kind."""
-    if isinstance(problem, Problem):
-        return predict_mixture(problem, x, alpha, sigma, guidance)
-    if isinstance(problem, Product):
-        return predict_product(problem, x, alpha, sigma, guidance)
-    one, other = problem.mixture, problem.product
-    assert one is not None and other is not None
-    return jax.lax.cond(
-        problem.is_product,
-        lambda x, alpha, sigma, guidance: predict_product(other, x, alpha, sigma, guidance),
-        lambda x, alpha, sigma, guidance: predict_mixture(one, x, alpha, sigma, guidance),
-        x, alpha, sigma, guidance,
-    )  # fmt: skip
+    return _of_kind(problem, predict_mixture, predict_product, x, alpha, sigma, guidance)
 
 
 def denoise(problem: Problem | Product | Either, x: Array, lam: Array, guidance: Array | float = 1.0) -> Array:
     """The first part of `predict` at half log-SNR lam, differentiable in x and lam."""
+    return _of_kind(problem, denoise_mixture, searched_denoise, x, lam, guidance)
+
+
+def _of_kind(problem: Problem | Product | Either, of_mixture: Callable, of_product: Callable, *values: Any) -> Any:
     if isinstance(problem, Problem):
-        return denoise_mixture(problem, x, lam, guidance)
+        return of_mixture(problem, *values)
     if isinstance(problem, Product):
-        return searched_denoise(problem, x, lam, guidance)
-    one, other = problem.mixture, problem.product
-    assert one is not None and other is not None
+        return of_product(problem, *values)
     return jax.lax.cond(
         problem.is_product,
-        lambda x, lam, guidance: searched_denoise(other, x, lam, guidance),
-        lambda x, lam, guidance: denoise_mixture(one, x, lam, guidance),
-        x, lam, guidance,
-    )  # fmt: skip
+        lambda *values: of_product(problem.product, *values),
+        lambda *values: of_mixture(problem.mixture, *values),
+        *values,
+    )
 
 
 def spread(bank: Bank) -> tuple[np.ndarray, np.ndarray]:
     """[P, D] variance of the data along each coordinate and how many directions it stands for; 0 for padding."""
-    variances = np.zeros((len(bank.row), _width(bank)))
+    stack = bank.mixtures if bank.products is None else bank.products
+    variances = np.zeros((len(bank.row), stack.means.shape[-1]))  # type: ignore[union-attr]
     counts = np.zeros_like(variances)
-    for p, row in enumerate(np.asarray(bank.row)):
-        d = int(bank.dimension[p])
-        if bank.is_product[p]:
-            assert bank.products is not None
-            one = jax.tree.map(lambda leaf: np.asarray(leaf[row], np.float64), bank.products)  # noqa: B023
-            weights = _normal(one.log_weights)
-            mean = (weights * one.means).sum(0)
-            variances[p, :d] = (weights * ((one.means - mean) ** 2 + one.variances)).sum(0)[:d]
+    for p, (row, d) in enumerate(zip(np.asarray(bank.row), np.asarray(bank.dimension), strict=True)):
+        own = bank.products if bank.is_product[p] else bank.mixtures
+        one = jax.tree.map(lambda leaf: np.asarray(leaf[row], np.float64), own)  # noqa: B023
+        # The weights sum to 1 along the components, also where their logarithms are float32.
+        w = np.exp(one.log_weights)
+        w = w / w.sum(0)
+        if isinstance(one, Product):
+            mean = (w * one.means).sum(0)
+            variances[p, :d] = (w * ((one.means - mean) ** 2 + one.variances)).sum(0)[:d]
             counts[p, :d] = one.counts[:d]
         else:
-            assert bank.mixtures is not None
-            one = jax.tree.map(lambda leaf: np.asarray(leaf[row], np.float64), bank.mixtures)  # noqa: B023
-            w = _normal(one.log_weights)
             variances[p, :d] = (w @ (one.means - w @ one.means) ** 2 + one.variances)[:d]
             counts[p, :d] = 1.0
     return variances, counts
-
-
-def _normal(log_weights: np.ndarray) -> np.ndarray:
-    """Weights that sum to 1 along the components, also where their logarithms are float32."""
-    weights = np.exp(log_weights)
-    return weights / weights.sum(0)
-
-
-def _width(bank: Bank) -> int:
-    stack = bank.mixtures if bank.products is None else bank.products
-    assert stack is not None
-    return int(stack.means.shape[-1])
 
 
 ROUNDING = 16.0
@@ -209,12 +187,9 @@ SHARE = 0.1
 
 
 class Exact(NamedTuple):
-    """A converged solution.
+    """A converged solution: the sample [B, D] at the end, and an estimate of its root-mean-square error.
 
-    Attributes:
-        value: [B, D] the sample at the end.
-        error: estimate of its root-mean-square error: discretisation (from halving the step) and rounding.
-        errors: [D] the same along each coordinate.
+    `error` is over all and `errors` [D] along each coordinate: discretisation (from halving the step) and rounding.
     """
 
     value: Array

@@ -77,7 +77,7 @@ def test_preset(name: str) -> None:
     assert (noise.kind, noise.name, PRESETS[name].p) == (kind, name, p)
     assert PRESETS[name].source and PRESETS[name].description
     v = dict.fromkeys(("sd21", "cogvideox-2b", "cogvideox-5b"), "v_prediction")
-    assert PRESETS[name].prediction == v.get(name, {"vp": "epsilon", "ve": "edm", "flow": "flow_prediction"}[kind])
+    assert noise.prediction == v.get(name, {"vp": "epsilon", "ve": "edm", "flow": "flow_prediction"}[kind])
     assert bool(PRESETS[name].resolution) == (kind == "flow")
 
 
