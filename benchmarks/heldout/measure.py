@@ -24,7 +24,12 @@ IMAGES = 64
 
 
 def cells_of(
-    networks: Networks, nfes: Sequence[int], solvers: Collection[str], methods: Collection[str], guidance: float, images: int
+    networks: Networks,
+    nfes: Sequence[int],
+    solvers: Collection[str],
+    methods: Collection[str],
+    guidance: float,
+    images: int,
 ) -> list[Cell]:
     """List the cells in the order of work: what is shipped first, network after network."""
     found = []

@@ -175,7 +175,9 @@ def report(found: Records, name: str) -> str:
     free = {k: x for k, m in (("without", FREE), ("with", FREE_PROFILED)) if (x := free_ratios(plain, m))}
     parts = [HOW.format(records=name, rules=rules), taken(plain), gains.section(kept, Path(name).stem)]
     for weight in sorted({r.guidance for r in kept} - {1.0}):
-        parts.append(taken([r for r in kept if r.guidance == weight]).replace("is taken", f"is taken, guidance {weight:g}"))
+        parts.append(
+            taken([r for r in kept if r.guidance == weight]).replace("is taken", f"is taken, guidance {weight:g}")
+        )
     if searched := [m for m in ("solver-error", PROFILED, "hso") if any(r.method == m for r in plain)]:
         parts += [f"## Searched nodes\n\n{AGAINST}", summary(plain, searched)]
     if free:
