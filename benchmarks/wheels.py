@@ -60,7 +60,9 @@ def wheel_of(folder: Path, name: str) -> Path:
 def provenance(folder: Path, name: str) -> dict[str, str]:
     """Say where a network is from, and a digest of its wheel."""
     wheel = wheel_of(folder, name)
-    source = f"| {name} | {wheel.name} | galaxies |" if name in GALAXIES else f"| {name} | {wheel.name} | power spectra |"
+    source = (
+        f"| {name} | {wheel.name} | galaxies |" if name in GALAXIES else f"| {name} | {wheel.name} | power spectra |"
+    )
     return {"network": name, "sha256": hashlib.sha256(wheel.read_bytes()).hexdigest(), "source": source}
 
 
@@ -230,7 +232,11 @@ class _UNet(nn.Module):
             ])
             for a, b in steps
         )  # fmt: skip
-        self.mid_block1, self.mid_attn, self.mid_block2 = _Residual(256, 256), _Attention(256, False), _Residual(256, 256)
+        self.mid_block1, self.mid_attn, self.mid_block2 = (
+            _Residual(256, 256),
+            _Attention(256, False),
+            _Residual(256, 256),
+        )
         self.ups = nn.ModuleList(
             nn.ModuleList([
                 _Residual(a + b, b), _Residual(a + b, b), _Attention(b),
@@ -268,7 +274,8 @@ class Spectra(_Continuous):
         self.module.load_state_dict({names[name]: value for name, value in stored.items()})
         low, step = BETA[0], BETA[1] - BETA[0]
         self.sigma_min, self.sigma_max = (
-            math.sqrt(math.expm1(low * t + step * t * t / 2.0)) for t in (1e-3, 1.0)  # theirs
+            math.sqrt(math.expm1(low * t + step * t * t / 2.0))
+            for t in (1e-3, 1.0)  # theirs
         )
 
     def _eps(self, y: torch.Tensor, sigma: torch.Tensor, label: torch.Tensor | None) -> torch.Tensor:
