@@ -83,7 +83,7 @@ def zoo_schedules(
     """
     if nfe > MAX_NFE:
         return
-    own, kin = zoo_key(noise), {zoo_key(p): p for p in map(preset, reversed(PRESETS))}
+    own, kin = zoo_key(noise), {zoo_key(p): p for p in map(preset, reversed(list(PRESETS)))}
     models = [noise if key == own else kin[key] for key in sorted(kin, key=lambda key: key != own)]
     near = {id(model): nearest_guidance(model, guidance) for model in models}
     pairs = [(model, weight) for model in models for weight in _nearest_first(shipped_guidance(model), near[id(model)])]

@@ -1,4 +1,4 @@
-"""`apply`, `sample`, `profile` and `tune`: the commands on a local diffusers pipeline.
+"""`apply`, `sample`, `profile`, `tune` and `recommend --pipeline`: the commands on a local diffusers pipeline.
 
 Their parsers are here, so that `--help` needs no torch. Another package does the work. It registers a function for each
 command as an entry point of the group `hso_jax.commands`; the function takes the parsed arguments and returns the exit
@@ -19,7 +19,7 @@ Subparsers = argparse._SubParsersAction
 _INSTALL = 'pip install -e ".[torch]"'
 
 
-def _run(command: str, args: argparse.Namespace) -> int:
+def run(command: str, args: argparse.Namespace) -> int:
     """Run the function that is registered for a command.
 
     Raises:
@@ -37,7 +37,7 @@ def _run(command: str, args: argparse.Namespace) -> int:
 
 
 def _parser(subparsers: Subparsers, name: str, help: str, examples: str) -> argparse.ArgumentParser:
-    return add_command(subparsers, name, functools.partial(_run, name), help, examples)
+    return add_command(subparsers, name, functools.partial(run, name), help, examples)
 
 
 def add_apply(subparsers: Subparsers) -> None:
@@ -194,13 +194,23 @@ def _add_measured(parser: argparse.ArgumentParser, budget: int) -> None:
     parser.add_argument("--batch", type=int, default=8, metavar="N", help="samples at once; default %(default)s")
 
 
-def _add_pipeline(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "--pipeline", type=Path, required=True, metavar="PATH", help="local folder that save_pretrained wrote"
-    )
+def add_measuring(group: argparse._ArgumentGroup) -> None:
+    """Add what `recommend` measures a local pipeline by."""
+    _add_pipeline(group, required=False)
+    group.add_argument("--prompts", type=Path, metavar="FILE", help="typical prompts or classes, one a line")
+    group.add_argument("--budget", type=int, metavar="N", help="evaluations at most; default: as many as suffice")
+    group.add_argument("--seed", type=int, default=0, help="seed of the noise; default %(default)s")
+    group.add_argument("--batch", type=int, default=8, metavar="N", help="samples at once; default %(default)s")
+    group.add_argument("--plot", type=Path, metavar="FILE", help="picture of what was measured")
+    _add_call(group)
 
 
-def _add_call(parser: argparse.ArgumentParser) -> None:
+def _add_pipeline(parser: argparse._ActionsContainer, required: bool = True) -> None:
+    text = "local folder that save_pretrained wrote"
+    parser.add_argument("--pipeline", type=Path, required=required, metavar="PATH", help=text)
+
+
+def _add_call(parser: argparse._ActionsContainer) -> None:
     """Add how the pipeline is called, and where it runs."""
     parser.add_argument(
         "--option",

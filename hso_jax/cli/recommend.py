@@ -11,7 +11,7 @@ from rich.table import Table
 
 from hso_jax import schedule_file
 from hso_jax.checks import printable
-from hso_jax.cli import common, show
+from hso_jax.cli import common, pipeline, show
 from hso_jax.files import check_writable, is_stdout, json_text, write_all
 from hso_jax.noise import PRESETS
 from hso_jax.shipped.distilled import DISTILLATIONS, of_folder
@@ -27,9 +27,11 @@ examples:
   hso-jax recommend --model sdxl --nfe 6 --guidance 7 --scheduler dpmpp-2m -o sdxl.json
   hso-jax recommend --model flux-dev --model qwen-image --nfe 4-8
   hso-jax recommend --model ./my-model --guidance 5 --nfe 6      (a diffusers folder)
+  hso-jax recommend --pipeline ./my-model --prompts prompts.txt --nfe 6 -o measured.json      (run and measured)
 
-The command searches nothing. The errors are predictions: errors of the solver's samples on reference problems, in
-standard deviations of the data. Solver coefficients (nonstationary) are recommended where they save a tenth or more.
+With --pipeline every schedule of the zoo and every rule with every solver is run on the model itself. Without, nothing
+is searched or run, and the errors are predictions: errors of the solver's samples on reference problems, in standard
+deviations of the data. Solver coefficients (nonstationary) are then recommended where they save a tenth or more.
 """
     text = "say which steps and which solver to use, at once"
     parser = common.add_command(subparsers, "recommend", _recommend, text, examples)
@@ -47,12 +49,16 @@ standard deviations of the data. Solver coefficients (nonstationary) are recomme
         choices=(*DISTILLATIONS, "no"),
         help="how the model was distilled; default: as its name or folder tells",
     )
+    measuring = parser.add_argument_group("measuring on a local pipeline")
+    pipeline.add_measuring(measuring)
     parser.add_argument("-o", "--output", type=Path, help="schedule file, for apply and show; - is stdout")
     parser.add_argument("--json", action="store_true", help="print everything as JSON on stdout; null is infinite")
     parser.add_argument("--force", action="store_true", help="replace a file that hso-jax did not write")
 
 
 def _recommend(args: argparse.Namespace) -> int:
+    if args.pipeline is not None:
+        return pipeline.run("recommend", args)
     if args.output is not None:
         check_writable(args.output, "schedules", args.force)
     nfes = common.parse_nfe(args.nfe)
