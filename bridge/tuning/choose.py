@@ -104,6 +104,16 @@ class Chosen:
         how = f"{self.evaluations} evaluations, {self.samples} converged samples of {self.teacher_steps} steps"
         return "\n".join([*parts, f"Measured: {how}."])
 
+    def plain(self) -> dict[str, Any]:
+        """Everything as JSON values."""
+        rows = {
+            str(nfe): [{"name": m.name, "error": m.error, "noises": len(m.errors)} for m in found]
+            for nfe, found in self.measured.items()
+        }
+        ratios = {str(nfe): {k: list(v) for k, v in self.against(nfe).items()} for nfe in self.measured}
+        how = {"evaluations": self.evaluations, "samples": self.samples, "teacher_steps": self.teacher_steps}
+        return {**how, "measured": rows, "ratios": ratios}
+
     def plot(self, path: str | os.PathLike[str]) -> None:
         """Draw every candidate's error, a panel an N. Needs matplotlib."""
         import matplotlib.pyplot as plt

@@ -260,7 +260,8 @@ def tune_denoiser(
     Raises:
         ValueError: as `tune`, or for too few latents.
     """
-    check_noise(noise), check_latents(latents)
+    check_noise(noise)
+    check_latents(latents)
     options = _checked(
         Options(nfe, solver, budget, teacher_steps, samples, batch, by, start, profile, detail, error, 0, checkpoint,
                 progress, improved),

@@ -6,6 +6,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from benchmarks.models.subjects import OWN_SEEDS, REFINEMENTS
 from diffusers import FlowMatchEulerDiscreteScheduler
 from tiny_models import tiny, tiny_subject
 
@@ -14,7 +15,6 @@ from benchmarks import methods
 from benchmarks.compared import SOLVERS, fine_schedule, flow_time
 from benchmarks.methods import METHODS, autodiffusion, direct, gits, prepare, union_length
 from benchmarks.metrics import frechet, rmse
-from benchmarks.models.subjects import OWN_SEEDS, REFINEMENTS
 from benchmarks.runner import Inapplicable, noise_of
 from hso_jax import Schedule, baseline, preset, zoo
 from hso_jax.lower.quasi_newton import SPACING
