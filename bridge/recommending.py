@@ -24,10 +24,10 @@ import numpy as np
 
 import hso_jax
 from bridge.noise_of import adds_noise, check_pipeline, noise_schedule_of, solver_of
-from bridge.schedulers.checks import check_use
 from bridge.schedulers.install import (
     as_taken,
     check_solver,
+    check_use,
     inner_pipelines,
     install,
     own_solver,

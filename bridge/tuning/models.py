@@ -19,11 +19,10 @@ from diffusers.schedulers.scheduling_euler_discrete import EulerDiscreteSchedule
 from torch import distributed
 from torch.utils.checkpoint import checkpoint
 
-from bridge.fingerprint import NETWORKS
 from bridge.noise_of import noise_schedule_of
 from bridge.pipeline import ImageToImage, PipelineJobs
 from bridge.sampling import Level, converged
-from bridge.schedulers.install import inner_pipelines
+from bridge.schedulers.install import NETWORKS, inner_pipelines
 from bridge.schedulers.nonstationary import NonstationaryScheduler, conversion
 from bridge.tuning.coordinates import Table
 from hso_jax import solvers

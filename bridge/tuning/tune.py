@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from bridge.fingerprint import fingerprint
 from bridge.pipeline import IMAGES, PipelineJobs, image_for_each, several
+from bridge.schedulers.install import fingerprint
 from bridge.tuning.models import DenoiserModel, PipelineModel
 from bridge.tuning.options import (
     BUDGET,
