@@ -23,8 +23,7 @@ from bridge.at_hand import distillation_of
 from bridge.cli import pictures
 from bridge.profile import profile as measure
 from bridge.recommending import recommend as recommended_for
-from bridge.schedulers.checks import check_class
-from bridge.schedulers.install import replace_scheduler, with_schedule
+from bridge.schedulers.install import check_class, replace_scheduler, with_schedule
 from bridge.schedulers.rows import check_supported
 from bridge.schedulers.scheduled import NONSTATIONARY_CLASS, SCHEDULE_KEY, plain_config, without_schedule
 from bridge.tuning import choose
