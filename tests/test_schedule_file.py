@@ -270,7 +270,7 @@ def test_select_takes_what_is_named(options: dict[str, Any], wanted: Schedule) -
         ([*RULES, *SHIPPED], {"nfe": 6, "solver": "ddim", "guidance": 1}, "differ in method and solver and guidance"),
         (SHIPPED, {}, "ddim guidance 1; for ddim guidance 5; for unipc-2 guidance 1; for unipc-2 guidance 5"),
         (SHIPPED, {"guidance": 5}, "differ in solver: for ddim; for unipc-2; choose by solver"),
-        (RULES, {"method": "karras"}, "schedules of 4, 6 evaluations; choose one by nfe"),
+        (RULES, {"method": "karras"}, "differ in nfe: 4; 6; choose by nfe"),
         (RULES[:2], {"nfe": 5}, r"no such schedule \(nfe 5\); there are: 4 interval karras .*; 4 node karras"),
         (RULES[:2], {"method": "hso", "layout": "node"}, r"no such schedule \(layout node, method hso\)"),
         ([RULES[1], baseline("karras", preset("sd15"), 4)], {}, r"models: sdxl, sd15\) that no option tells apart"),

@@ -230,7 +230,7 @@ PROFILE = (
 @pytest.mark.parametrize(
     ("command", "message"),
     [
-        ("apply schedules.json --pipeline model", "4, 6 evaluations; choose one by nfe"),
+        ("apply schedules.json --pipeline model", "differ in nfe: 4; 6; choose by nfe"),
         ("apply schedules.json --pipeline model --nfe 5", "schedules.json: no such schedule"),
         ("apply schedules.json --pipeline model --nfe 6", "choose by method"),
         ("apply --pipeline model", "--nfe is missing"),
