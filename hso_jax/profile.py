@@ -72,7 +72,7 @@ class Profile:
 
     def __post_init__(self) -> None:
         """Check every value."""
-        own: dict[str, Any] = {
+        checked: dict[str, Any] = {
             "deviations": _row("deviations", self.deviations, "positive", lambda x: x > 0),
             "lams": _row("lams", self.lams),
             "etas": _row("etas", self.etas, "not negative", lambda x: x >= 0),
@@ -84,17 +84,16 @@ class Profile:
         if self.prediction is not None:
             choice("prediction", self.prediction, PREDICTIONS)
         if self.eta is not None:
-            own["eta"] = number("eta", self.eta, low=0.0, high=1e3, closed=True)
-        _check_spectrum(own["deviations"], own["total"], own["dimension"])
-        if len(own["lams"]) != len(own["etas"]) or (np.diff(own["lams"]) <= 0).any():
-            raise ValueError(
-                f"lams has {len(own['lams'])} values and etas {len(own['etas'])}; need as many, and lams rising"
-            )
+            checked["eta"] = number("eta", self.eta, low=0.0, high=1e3, closed=True)
+        _check_spectrum(checked["deviations"], checked["total"], checked["dimension"])
+        lams, etas = checked["lams"], checked["etas"]
+        if len(lams) != len(etas) or (np.diff(lams) <= 0).any():
+            raise ValueError(f"lams has {len(lams)} values and etas {len(etas)}; need as many, and lams rising")
         try:
-            own["measured"] = json.loads(json.dumps(dict(self.measured), allow_nan=False))
+            checked["measured"] = json.loads(json.dumps(dict(self.measured), allow_nan=False))
         except (TypeError, ValueError, RecursionError) as error:
             raise ValueError(f"measured is {brief(self.measured)}; need JSON values by name ({error})") from error
-        for name, value in own.items():
+        for name, value in checked.items():
             object.__setattr__(self, name, value)
 
     def problems(self) -> Bank:
@@ -174,12 +173,12 @@ def profile_of(latents: Any, *, noise: NoiseSchedule | None = None) -> Profile:
     Raises:
         ValueError: for fewer samples, NaN, or samples that are all the same.
     """
-    how: dict[str, Any] = {"from": "data", "samples": len(latents), "versions": versions()}
-    told: dict[str, Any] = {}
+    measured: dict[str, Any] = {"from": "data", "samples": len(latents), "versions": versions()}
+    facts: dict[str, Any] = {}
     if noise is not None:
-        told = {"prediction": check_noise(noise).prediction, "ends": (noise.noise_end, noise.data_end)}
-        how["noise"] = noise.fingerprint()
-    return Profile(*spectrum_of(latents), **told, measured=how)
+        facts = {"prediction": check_noise(noise).prediction, "ends": (noise.noise_end, noise.data_end)}
+        measured["noise"] = noise.fingerprint()
+    return Profile(*spectrum_of(latents), **facts, measured=measured)
 
 
 def spectrum_of(latents: Any, fewest: int = FEWEST) -> tuple[tuple[float, ...], float, int]:
@@ -220,14 +219,14 @@ def spectrum_of(latents: Any, fewest: int = FEWEST) -> tuple[tuple[float, ...], 
     total = float((data**2).sum() / (count - 1))
     keep = min(count // 4, dimension)
     inside = np.sqrt(np.maximum(np.linalg.eigvalsh(data.T @ data)[::-1][:keep], 0.0) / (count - 1))
-    found = np.sort(np.sqrt(inside * _held_out(data, keep)))[::-1]
-    found = found[found > 1e-6 * found[0]]
-    known = float((found**2).sum())
+    deviations = np.sort(np.sqrt(inside * _held_out(data, keep)))[::-1]
+    deviations = deviations[deviations > 1e-6 * deviations[0]]
+    known = float((deviations**2).sum())
     if known > total:  # by the rounding and the means of samples that lie in these directions alone
-        found *= math.sqrt(total / known)
-    elif len(found) == dimension:
+        deviations *= math.sqrt(total / known)
+    elif len(deviations) == dimension:
         total = known
-    return tuple(found.tolist()), total, dimension
+    return tuple(deviations.tolist()), total, dimension
 
 
 def _held_out(data: np.ndarray, keep: int) -> np.ndarray:
@@ -235,11 +234,11 @@ def _held_out(data: np.ndarray, keep: int) -> np.ndarray:
     fold = np.arange(len(data)) % FOLDS
     squares = np.zeros(keep)
     for f in range(FOLDS):
-        others, own = data[fold != f], data[fold == f]
+        others, held = data[fold != f], data[fold == f]
         mean = others.mean(0)
         axes = np.linalg.eigh((others - mean).T @ (others - mean))[1][:, ::-1][:, :keep]
         # The mean's own error adds a share 1/len(others) of the variance.
-        squares += (((own - mean) @ axes) ** 2).sum(0) / (1.0 + 1.0 / len(others))
+        squares += (((held - mean) @ axes) ** 2).sum(0) / (1.0 + 1.0 / len(others))
     return np.sqrt(squares / len(data))
 
 

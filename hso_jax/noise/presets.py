@@ -15,6 +15,7 @@ _SD = {**_DDIM, "beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_e
 _LINEAR = {**_DDIM, "beta_schedule": "linear", "beta_start": 0.0001, "beta_end": 0.02}
 _EULER = {"_class_name": "FlowMatchEulerDiscreteScheduler", "num_train_timesteps": 1000}
 _FLUX_SIZES = "exp(.5) at 256 tokens to exp(1.15) at 4096; a token is 16 x 16 pixels"
+_LTX_SIZES = "exp(.95) at 1024 tokens, exp(2.05) at 4096, and on; a token is 32 x 32 pixels of 8 frames"
 _FLUX2_SIZES = (
     "flux2_shift(tokens, N): it follows N as well up to 4300 tokens, here that of N = 50; a token is 16 x 16 pixels"
 )
@@ -114,6 +115,13 @@ PRESETS: Mapping[str, Preset] = {
         sizes=_FLUX2_SIZES,
         pipeline="Flux2Pipeline",
     ),
+    "flux2-klein-base": _dynamic(
+        "FLUX.2-klein-base",
+        "diffusers' Flux2KleinPipeline: its own rule for mu, and its guidance",
+        guidance=4.0,
+        sizes=_FLUX2_SIZES,
+        pipeline="Flux2KleinPipeline",
+    ),
     "qwen-image": _dynamic(
         "Qwen-Image",
         "Qwen-Image scheduler config; diffusers' QwenImagePipeline",
@@ -122,7 +130,12 @@ PRESETS: Mapping[str, Preset] = {
         4.0,
         "exp(.5) at 256 tokens to exp(.9) at 8192; a token is 16 x 16 pixels",
     ),
-    "z-image": _flow("Z-Image", "Z-Image scheduler config; guidance of its model card (3 to 5)", 6.0, 4.0),
+    "z-image": _flow(
+        "Z-Image",
+        "Z-Image scheduler config; guidance_scale 4 of its model card, which its pipeline adds to 1",
+        6.0,
+        5.0,
+    ),
     "z-image-turbo": _flow(
         "Z-Image-Turbo (8 steps, distilled)", "Z-Image-Turbo scheduler config; no guidance by its model card", 3.0
     ),
@@ -140,13 +153,39 @@ PRESETS: Mapping[str, Preset] = {
     "lumina2": _flow(
         "Lumina-Image 2.0", "Lumina-Image-2.0 scheduler config, ComfyUI's Lumina2; diffusers' Lumina2Pipeline", 6.0, 4.0
     ),
+    "cogview4": _dynamic(
+        "CogView4",
+        "diffusers' conversion of CogView4 and its CogView4Pipeline",
+        (0.25, 0.75),
+        guidance=5.0,
+        sizes=".25 + .75 sqrt(tokens / 256); a token is 16 x 16 pixels",
+        rule="linear",
+        pipeline="CogView4Pipeline",
+    ),
+    "hidream-i1": _flow(
+        "HiDream-I1-Full", "HiDream-I1's own program, ComfyUI's HiDream; diffusers' HiDreamImagePipeline", 3.0, 5.0
+    ),
+    "hunyuan-image21": _flow("HunyuanImage 2.1", "HunyuanImage-2.1's own program (guidance 3.5)", 5.0, 3.5),
+    "kandinsky5-image": _flow(
+        "Kandinsky 5.0 text-to-image", "Kandinsky 5.0's own program and configs; diffusers' pipeline", 3.0, 3.5
+    ),
+    "kandinsky5-video": _flow(
+        "Kandinsky 5.0 text-to-video",
+        "Kandinsky 5.0's own program and configs; diffusers' pipeline",
+        10.0,
+        5.0,
+        "10; 5 for some checkpoints",
+    ),
+    "ltx-2": _dynamic(
+        "LTX-2", "diffusers' conversion of LTX-2 and its LTX2Pipeline", (0.95, 2.05), (1024, 4096), 3.0, _LTX_SIZES
+    ),
     "ltx-video": _dynamic(
         "LTX-Video 0.9.1",
         "diffusers' conversion of LTX-Video and its LTXPipeline",
         (0.95, 2.05),
         (1024, 4096),
         3.0,
-        "exp(.95) at 1024 tokens, exp(2.05) at 4096, and on; a token is 32 x 32 pixels of 8 frames",
+        _LTX_SIZES,
     ),
     "hunyuan-video": _flow(
         "HunyuanVideo (guidance is embedded)", "diffusers' conversion of HunyuanVideo, ComfyUI's HunyuanVideo", 7.0
@@ -186,17 +225,56 @@ PRESETS: Mapping[str, Preset] = {
 }
 
 
+_ON_THE_HUB = """
+    sd15              stable-diffusion-v1-5
+    sd21-base         stable-diffusion-2-1-base
+    sd21              stable-diffusion-2-1
+    sdxl              stable-diffusion-xl-base-1.0
+    pixart-alpha      pixart-xl-2-1024-ms pixart-xl-2-512x512
+    pixart-sigma      pixart-sigma-xl-2-1024-ms pixart-sigma-xl-2-512-ms
+    dit-xl-2          dit-xl-2-256
+    ddpm-cifar10      ddpm-cifar10-32
+    sd3-medium        stable-diffusion-3-medium stable-diffusion-3-medium-diffusers
+    sd35-medium       stable-diffusion-3.5-medium
+    sd35-large        stable-diffusion-3.5-large
+    flux-dev          flux.1-dev
+    flux-schnell      flux.1-schnell
+    flux-krea         flux.1-krea-dev
+    flux-kontext      flux.1-kontext-dev
+    flux2-dev         flux.2-dev
+    flux2-klein-base  flux.2-klein-base-4b flux.2-klein-base-9b
+    chroma            chroma1-hd
+    sana              sana-1600m-1024px-diffusers sana-1600m-1024px-bf16-diffusers
+    lumina2           lumina-image-2.0
+    cogview4          cogview4-6b
+    hidream-i1        hidream-i1-full
+    hunyuan-image21   hunyuanimage-2.1 hunyuanimage-2.1-diffusers
+    kandinsky5-image  kandinsky-5.0-t2i-lite-sft-diffusers
+    kandinsky5-video  kandinsky-5.0-t2v-lite-sft-5s-diffusers
+    hunyuan-video     hunyuanvideo
+    wan21             wan2.1-t2v-1.3b-diffusers wan2.1-t2v-14b-diffusers
+    wan22-t2v         wan2.2-t2v-a14b-diffusers
+    wan22-i2v         wan2.2-i2v-a14b-diffusers
+    wan22-5b          wan2.2-ti2v-5b-diffusers
+"""
+ALIASES = {alias: key for key, *names in map(str.split, _ON_THE_HUB.strip().splitlines()) for alias in names}
+"""A preset by the name of its model's repository, without the owner, in small letters, "-" for "_"."""
+
+
 def preset_name(name: str) -> str:
-    """The preset that a repository's or a file's name is, as "Tongyi-MAI/Z-Image-Turbo"; else the name as it is."""
-    own = name.rsplit("/", 1)[-1].lower().replace("_", "-") if isinstance(name, str) else name
-    return own if own in PRESETS else name
+    """The preset that a repository's name stands for, as "stabilityai/stable-diffusion-xl-base-1.0"; else the name.
+
+    Nothing is downloaded: the names are known.
+    """
+    short = name.rsplit("/", 1)[-1].lower().replace("_", "-") if isinstance(name, str) else name
+    return short if short in PRESETS else ALIASES.get(short, name)
 
 
 def preset(name: str, *, image_seq_len: int = 4096) -> NoiseSchedule:
     """The noise schedule of a published model; `PRESETS` has the names, the values and their sources.
 
     Args:
-        name: a key of `PRESETS`, also as a repository writes it ("Tongyi-MAI/Z-Image-Turbo").
+        name: a key of `PRESETS`, or a repository's name ("stabilityai/stable-diffusion-xl-base-1.0"), see `ALIASES`.
         image_seq_len: tokens of the image, for models whose shift follows its size: 4096 is 1024 x 1024 in FLUX.
 
     Raises:

@@ -90,33 +90,31 @@ def collect(problems: Problems) -> Bank:
     dimension = np.array([row.means.shape[-1] for row in rows])
     is_product = np.array([isinstance(row, Product) for row in rows])
     place = np.where(is_product, np.cumsum(is_product) - 1, np.cumsum(~is_product) - 1)
-    stacks = []
+    stacks: list[Any] = []
     for sort in (Problem, Product):
-        own = [_widened(row, widest) for row in rows if isinstance(row, sort)]
-        counts = {row.means.shape[0] for row in own}
+        same = [_widened(row, widest) for row in rows if isinstance(row, sort)]
+        counts = {row.means.shape[0] for row in same}
         if len(counts) > 1:
             raise ValueError(f"problems of one kind have {sorted(counts)} components; need the same number")
-        stacks.append(jax.tree.map(lambda *leaves: np.stack(leaves), *own) if own else None)
-    return Bank(stacks[0], stacks[1], is_product, place, dimension)  # type: ignore[arg-type]
+        stacks.append(jax.tree.map(lambda *leaves: np.stack(leaves), *same) if same else None)
+    return Bank(*stacks, is_product, place, dimension)  # type: ignore[arg-type]
 
 
 def _widened(problem: Single, dimension: int) -> Single:
     """The problem with more coordinates, which are standard normal and count for nothing."""
-    more = dimension - problem.means.shape[-1]
-    if not more:
+    added = dimension - problem.means.shape[-1]
+    if not added:
         return problem
-    wide = ((0, 0), (0, more))
+    wide = ((0, 0), (0, added))
     if isinstance(problem, Problem):
-        means, variances = np.pad(problem.means, wide), np.pad(problem.variances, (0, more), constant_values=1.0)
+        means, variances = np.pad(problem.means, wide), np.pad(problem.variances, (0, added), constant_values=1.0)
         return problem._replace(means=means, variances=variances)  # type: ignore[arg-type]
-    logs = np.full((problem.means.shape[0], more), -np.log(problem.means.shape[0]))
-    return Product(
-        np.concatenate([problem.log_weights, logs], -1),  # type: ignore[arg-type]
-        np.concatenate([problem.class_log_weights, logs], -1),  # type: ignore[arg-type]
-        np.pad(problem.means, wide),  # type: ignore[arg-type]
-        np.pad(problem.variances, wide, constant_values=1.0),  # type: ignore[arg-type]
-        np.pad(problem.counts, (0, more)),  # type: ignore[arg-type]
-    )
+    components = problem.means.shape[0]
+    logs = np.full((components, added), -np.log(components))
+    log_weights, of_class = (np.concatenate([x, logs], -1) for x in (problem.log_weights, problem.class_log_weights))
+    variances = np.pad(problem.variances, wide, constant_values=1.0)
+    counts = np.pad(problem.counts, (0, added))
+    return Product(log_weights, of_class, np.pad(problem.means, wide), variances, counts)  # type: ignore[arg-type]
 
 
 def pick(bank: Bank, p: Array | int) -> Problem | Product | Either:
@@ -164,8 +162,8 @@ def spread(bank: Bank) -> tuple[np.ndarray, np.ndarray]:
     variances = np.zeros((len(bank.row), stack.means.shape[-1]))  # type: ignore[union-attr]
     counts = np.zeros_like(variances)
     for p, (row, d) in enumerate(zip(np.asarray(bank.row), np.asarray(bank.dimension), strict=True)):
-        own = bank.products if bank.is_product[p] else bank.mixtures
-        one = jax.tree.map(lambda leaf: np.asarray(leaf[row], np.float64), own)  # noqa: B023
+        sort = bank.products if bank.is_product[p] else bank.mixtures
+        one = jax.tree.map(lambda leaf: np.asarray(leaf[row], np.float64), sort)  # noqa: B023
         # The weights sum to 1 along the components, also where their logarithms are float32.
         w = np.exp(one.log_weights)
         w = w / w.sum(0)

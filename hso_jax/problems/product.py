@@ -155,16 +155,16 @@ def _posterior(problem: Product, x: Array, alpha: Array, sigma: Array) -> tuple[
     normal = [-0.5 * residuals[c] * (x - alpha * mu[c]) for c in each]
     logits = []
     for prior in (problem.log_weights, problem.class_log_weights):
-        own = [normal[c] + (logs[c] + prior[c]) for c in each]
+        rows = [normal[c] + (logs[c] + prior[c]) for c in each]
         # The peak is a shift that cancels: no gradient flows through it, which spares the ties of its derivative.
-        peak = jax.lax.stop_gradient(functools.reduce(jnp.maximum, own))
-        logits += [row - peak for row in own]
+        peak = jax.lax.stop_gradient(functools.reduce(jnp.maximum, rows))
+        logits += [row - peak for row in rows]
     powers = jnp.exp(jnp.stack(logits))
     shares = []
-    for begin in (0, len(each)):
-        own = [powers[begin + c] for c in each]
-        scale = 1.0 / sum(own)
-        shares.append([power * scale for power in own])
+    for first in (0, len(each)):
+        branch = [powers[first + c] for c in each]
+        scale = 1.0 / sum(branch)
+        shares.append([power * scale for power in branch])
     return residuals, shares
 
 
