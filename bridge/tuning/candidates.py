@@ -44,6 +44,9 @@ FLOW_SHIFTS = (1.0, 2.0, 3.0, 5.0)
 FIRST_SIGMA = 5.4
 """Sigma/alpha of the first of N nodes over N, as learned schedules have it where the noise end is far."""
 
+FARTHEST = 80.0
+"""Sigma/alpha that rules of sigma begin at where the noise end is pure noise, or nearly so."""
+
 NEAR = 0.03
 """In lam, and in coefficients: what differs by less is not measured twice."""
 
@@ -106,16 +109,14 @@ def _nearest_first(weights: tuple[float, ...], near: float) -> list[float]:
 
 def powers(noise: NoiseSchedule, nfe: int) -> Iterator[Schedule]:
     """Karras' rule from other first nodes to other last ones: where learned schedules of other models begin and end."""
-    ends = {float(np.exp(-max(noise.noise_end, -8.0))), FIRST_SIGMA * nfe}
-    for first in ends:
+    for far in (True, False):
+        first = min(float(np.exp(-noise.noise_end)), FARTHEST) if far else FIRST_SIGMA * nfe
         for last in (0.1, 0.3):
             for rho in (2.0, 7.0):
-                sigmas = np.linspace(first ** (1 / rho), last ** (1 / rho), nfe) ** rho
-                lams = np.maximum(-np.log(sigmas), noise.noise_end)
-                if first != FIRST_SIGMA * nfe:
-                    lams[0] = noise.noise_end
-                name = f"power-{rho:g} from {first:.3g} to {last:g}"
-                if np.all(np.diff(lams) > 1e-3):
+                lams = -rho * np.log(np.linspace(first ** (1 / rho), last ** (1 / rho), nfe))
+                lams[0] = noise.noise_end if far else lams[0]
+                name = f"power-{rho:g} from {'the noise end' if far else f'{first:.3g}'} to {last:g}"
+                if lams[0] >= noise.noise_end and (nfe == 1 or lams[0] < lams[1]):
                     yield Schedule.from_lams(noise, lams, origin=Origin(method=name))
 
 
