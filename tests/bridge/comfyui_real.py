@@ -25,7 +25,7 @@ from typing import Any
 
 import numpy as np
 
-from bridge.comfyui.connected import FAMILIES as MENU
+from bridge.comfyui.model import FAMILIES as MENU
 from hso_jax import BASELINES, baseline, preset, recommend, save, zoo
 from hso_jax.baselines import inapplicable
 from hso_jax.noise import PRESETS

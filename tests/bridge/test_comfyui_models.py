@@ -138,8 +138,8 @@ def test_what_nothing_is_shipped_for_takes_the_nearest(
 )
 def test_the_nearest_is_better_than_every_rule(nodes: ModuleType, model: Any, steps: int, guidance: float) -> None:
     """By the solver's error on the reference problems, for the solver that is chosen."""
-    noise = preset(model) if isinstance(model, str) else inside(nodes, "connected").noise_of(model)
-    found, _ = inside(nodes, "connected").fitted(noise, steps, guidance)
+    noise = preset(model) if isinstance(model, str) else inside(nodes, "model").noise_of(model)
+    found, _ = inside(nodes, "model").fitted(noise, steps, guidance)
     error = solver_error(found, noise, guidance=guidance)
     rules = [baseline(rule, noise, steps) for rule in RULES if not inapplicable(rule, noise)]
     assert error < min(solver_error(rule, noise, solver=found.solver, guidance=guidance) for rule in rules)
