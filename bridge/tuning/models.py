@@ -24,7 +24,15 @@ from torch.utils.checkpoint import checkpoint
 from bridge.noise_of import noise_schedule_of
 from bridge.pipeline import IMAGES, ImageToImage, PipelineJobs, image_for_each
 from bridge.sampling import Level, converged
-from bridge.schedulers.install import NETWORKS, check_use, fingerprint, inner_pipelines, own_solver, replace_scheduler, with_schedule
+from bridge.schedulers.install import (
+    NETWORKS,
+    check_use,
+    fingerprint,
+    inner_pipelines,
+    own_solver,
+    replace_scheduler,
+    with_schedule,
+)
 from bridge.schedulers.nonstationary import NonstationaryScheduler, conversion
 from bridge.tuning.coordinates import Table, table_at
 from hso_jax import solvers
