@@ -23,7 +23,7 @@ COMPARED = ("ddim", "dpmpp-2m", "unipc-3")
 UNIFORM_T = 0.7
 """Share of the converged samples' nodes that is spread evenly in t; the others are spread evenly in lam.
 
-The networks' output oscillates in t (see `models.subjects`), which nodes that are even in lam alone would miss."""
+The networks' output oscillates in t (see `targets.Judged`), which nodes that are even in lam alone would miss."""
 
 SHIFTS = {"flow-2": 2.0, "flow-3": 3.0}
 """Rule to shift, see `flow_time`."""

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from bridge.recommending import guidance_call, usual_guidance
+from bridge.at_hand import guidance_call, usual_guidance
 from bridge.schedulers.install import inner_pipelines
 from hso_jax.checks import check_guidance, number
 from hso_jax.noise import NoiseSchedule, from_level, lam_of_s, s_of_lam

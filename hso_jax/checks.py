@@ -131,18 +131,27 @@ def numbers(name: str, values: Any) -> np.ndarray:
     """[...] float64 of numbers: no booleans, texts, complex numbers or ragged lists.
 
     Raises:
-        ValueError: naming what it is instead.
+        ValueError: naming the entry that is none.
     """
+    bad = ""
     try:
         array = np.asarray(values)
-    except (TypeError, ValueError, OverflowError, RecursionError) as error:
-        raise ValueError(f"{name} is {brief(values)}; need numbers in lists of one length ({error})") from error
-    try:
-        if array.dtype.kind not in "iufO" or _has_others(values, array):
+        bad = _no_number(name, values if isinstance(values, (list, tuple)) else array.tolist())
+        if bad or array.dtype.kind not in "iufO":
             raise TypeError("no booleans, texts or nulls")
         return array.astype(np.float64)
-    except (TypeError, ValueError, OverflowError) as error:
-        raise ValueError(f"{name} is {brief(values)}; need numbers ({error})") from error
+    except (TypeError, ValueError, OverflowError, RecursionError) as error:
+        raise ValueError(
+            f"{bad or f'{name} is {brief(values)}'}; need numbers in lists of one length ({error})"
+        ) from error
+
+
+def _no_number(name: str, value: Any) -> str:
+    """Which entry of a list, or of lists in it, is no number, though NumPy might make it one; else nothing."""
+    if isinstance(value, (list, tuple)):
+        return next((bad for i, x in enumerate(value) if (bad := _no_number(f"{name}[{i}]", x))), "")
+    none = value is None or isinstance(value, (bool, np.bool_, str, bytes))
+    return f"{name} is {brief(value)}" if none else ""
 
 
 def level_list(name: str, values: Any) -> np.ndarray:
@@ -227,12 +236,6 @@ def _real(value: Any) -> float:
         return float(value.item() if hasattr(value, "item") else value)
     except (TypeError, ValueError, OverflowError):
         return math.nan
-
-
-def _has_others(values: Any, array: np.ndarray) -> bool:
-    """Whether NumPy would make numbers of what are none: booleans among numbers, texts, None."""
-    entries = values if isinstance(values, (list, tuple)) else array.ravel() if array.dtype.kind == "O" else ()
-    return any(x is None or isinstance(x, (bool, np.bool_, str, bytes)) for x in entries)
 
 
 GUIDANCE = "a finite number of at least 0 and below 1e6 (0 and 1 are without guidance)"

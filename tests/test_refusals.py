@@ -144,7 +144,13 @@ SHOWN_AS = {
     "nfes": "nfes?",
 }
 SHOWN_AS |= {"noise": "noise|model"}
-SHOWN_AS |= {"layouts": "layouts?", "seeds": "seeds?", "t": "t ", "means": "means|shapes", "weights": "weights|shapes"}
+SHOWN_AS |= {
+    "layouts": "layouts?",
+    "seeds": "seeds?",
+    "t": r"t(\[0\])? ",
+    "means": "means|shapes",
+    "weights": "weights|shapes",
+}
 SHOWN_AS |= {"variances": "variances|shapes", "fitness": "fitness", "noises": "noises?|is not a preset"}
 
 

@@ -134,7 +134,7 @@ def tune(args: argparse.Namespace) -> int:
     prompts = read_prompts(args.prompts, pipe)
 
     def write(schedule: Schedule) -> None:
-        content = schedule_file.checked_json(schedule).encode()
+        content = schedule_file.to_json(schedule).encode()
         files.write_whole(output, content)
         if output not in args.written:
             args.written.append(output)

@@ -61,7 +61,7 @@ def _recommend(args: argparse.Namespace) -> int:
     depend = {name for (name, _), one in zip(asked, found, strict=True) if one.method != SHIPPED}
     common.warn_of_unused_size(args, [name for name, _ in asked if name not in depend])
     if args.output is not None:
-        document = schedule_file.checked_json([one.schedule for one in found])
+        document = schedule_file.to_json([one.schedule for one in found])
         write_all([(args.output, document.encode())], args.written)
     if args.json:
         common.write(json_text([_plain(one) for one in found]))
@@ -170,7 +170,7 @@ def _zoo(args: argparse.Namespace) -> int:
         for nfe in nfes
     ]
     common.warn_of_unused_size(args, names)
-    document = schedule_file.checked_json(schedules)
+    document = schedule_file.to_json(schedules)
     if output is not None:
         write_all([(output, document.encode())], args.written)
     if args.json:

@@ -137,7 +137,7 @@ def _search(args: argparse.Namespace) -> int:
     with common.progress() as progress:
         task = progress.add_task(f"searching {len(many)} schedules of {printable(names)}", total=len(many))
         schedules = search_many(many, progress=lambda done, _: progress.update(task, completed=done))
-    document = schedule_file.checked_json(schedules)
+    document = schedule_file.to_json(schedules)
     contents = [] if output is None else [(output, document.encode())]
     if picture is not None:
         from hso_jax.plots import encoded, schedules_figure
@@ -229,7 +229,7 @@ def _compare(args: argparse.Namespace) -> int:
                 if args.layout == "node":
                     rows += _recommended(noise, found.nfe, solver, guidance, skipped)
                 progress.advance(task)
-    document = schedule_file.checked_json(rows)
+    document = schedule_file.to_json(rows)
     if args.plot is not None:
         from hso_jax.plots import encoded, methods_figure
 
