@@ -371,7 +371,7 @@ def test_no_other_class_takes_its_schedule() -> None:
     """Its nodes alone, in another solver, are another schedule."""
     config = of(KINDS[0], 4).config
     for name in ("DDIMScheduler", "UniPCMultistepScheduler", "DPMSolverMultistepScheduler"):
-        with pytest.raises(ValueError, match=f"{name} samples by its own formula and cannot use the schedule's coefficients: use with_schedule"):
+        with pytest.raises(ValueError, match=f"{name} samples by its own formula .* use with_schedule"):
             getattr(bridge, name).from_config(config)
     with pytest.raises(ValueError, match="belong to its own coefficients"):
         free_schedule(NOISE, 4).diffusers_sigmas(diffusers.EulerDiscreteScheduler(**SD))
