@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, TypedDict, Unpack
 
+import numpy as np
 import torch
 
 from bridge.at_hand import current_schedule
@@ -159,7 +160,7 @@ def _plan(
     batch: int = 1,
     seed: int = 0,
 ) -> _Plan:
-    nfes = tuple(dict.fromkeys(check_nfe(n) for n in ([nfe] if isinstance(nfe, int) else several(nfe, "nfe"))))
+    nfes = tuple(dict.fromkeys(check_nfe(n) for n in ([nfe] if np.ndim(nfe) == 0 else several(nfe, "nfe"))))
     steps = count("teacher_steps", teacher_steps, 8, 1000)
     if max(nfes) >= steps:
         raise ValueError(f"nfe is {max(nfes)} and teacher_steps {steps}; converged samples need many more steps")
