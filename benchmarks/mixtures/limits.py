@@ -26,6 +26,7 @@ from benchmarks import runner
 from benchmarks.compared import COMPARED
 from benchmarks.tables import markdown
 from hso_jax import BASELINES, Hso, Lane, NoiseSchedule, Schedule, SolverError
+
 from hso_jax import baseline, preset, search, search_many, solver_error  # isort: skip
 from hso_jax.baselines import inapplicable
 from hso_jax.problems import KINDS, Problem, family
