@@ -13,7 +13,14 @@ from test_pipelines_schedule import family_of
 from hso_jax.cli import main
 
 ROOT = Path(__file__).parents[2]
-PAGES = ("README.md", "docs/recommend.md", "docs/bridge.md", "docs/bridge-pipelines.md", "docs/tuning.md", "docs/nonstationary.md")
+PAGES = (
+    "README.md",
+    "docs/recommend.md",
+    "docs/bridge.md",
+    "docs/bridge-pipelines.md",
+    "docs/tuning.md",
+    "docs/nonstationary.md",
+)
 EXAMPLE = re.compile(r"<!-- bridge-example -->\s*```(python|bash)\n(.*?)```", re.DOTALL)
 
 
