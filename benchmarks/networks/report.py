@@ -346,7 +346,9 @@ def robustness(records: Sequence[Record]) -> str:
         schedule = schedule_of(next(iter(own.values())))
         figures = [" / ".join(number(getattr(r, metric)) for r in own.values()) for metric in PLOTTED]
         rows.append([model, ", ".join(by_spacing), steps, number(schedule.min_spacing), *figures])
-    return markdown(["model", "spacing", "timesteps", "smallest gap in t", *(METRICS[m] for m in PLOTTED)], rows, left=2)
+    return markdown(
+        ["model", "spacing", "timesteps", "smallest gap in t", *(METRICS[m] for m in PLOTTED)], rows, left=2
+    )
 
 
 def detail_ratios(records: Sequence[Record]) -> dict[tuple[str, str], list[float]]:

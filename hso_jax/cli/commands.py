@@ -84,12 +84,15 @@ _CHOICE = (
     _option("--guidance", "guidance of the schedule; needed if the file has several", float),
     _SCHEDULER,
 )
-_MEASURED = (
-    _PIPELINE,
+_TYPICAL = (
     _option("--prompts", "file of typical prompts or classes, one a line; default: the empty text", Path),
-    _option("--guidance", "guidance to sample with; default: the pipeline's", float),
     _option("--seed", "seed of the noise", int, default=0),
     _option("--batch", "samples at once", int, default=8),
+)
+_MEASURED = (
+    _PIPELINE,
+    _option("--guidance", "guidance to sample with; default: the pipeline's", float),
+    *_TYPICAL,
 )
 _KEY_VALUE = "any other argument of the pipeline's call, such as height=512; VALUE in JSON; may be repeated"
 _DTYPES = ("float32", "float16", "bfloat16")
@@ -116,6 +119,13 @@ COMMANDS = {
             _option("--guidance", "weight of classifier-free guidance; default: the preset's", float),
             _option("--scheduler --solver", f"to keep: {_CHOICES}, or another program's name; default: the best"),
             _option("--distilled", "how it was; default: as the name or folder tells", choices=(*DISTILLATIONS, "no")),
+            "to run and measure everything on a local pipeline",
+            _option("--pipeline", "local folder that save_pretrained wrote", Path),
+            *_TYPICAL,
+            _option("--budget", "evaluations at most; default: as many as suffice", int),
+            _option("--plot", "picture of what was measured", Path),
+            *_CALL,
+            "output",
             *_SHIPPED_OUTPUT,
             _option("--json", "print everything as JSON on stdout; null is infinite", bool),
         ),
@@ -125,9 +135,11 @@ examples:
   hso-jax recommend --model sdxl --nfe 6 --guidance 7 --scheduler dpmpp-2m -o sdxl.json
   hso-jax recommend --model flux-dev --model qwen-image --nfe 4-8
   hso-jax recommend --model ./my-model --guidance 5 --nfe 6      (a diffusers folder)
+  hso-jax recommend --pipeline ./my-model --prompts prompts.txt --nfe 6 -o measured.json      (run and measured)
 
-The command searches nothing. The errors are predictions: errors of the solver's samples on reference problems, in
-standard deviations of the data. Solver coefficients (nonstationary) are recommended where they save a tenth or more.
+With --pipeline every schedule of the zoo and every rule with every solver is run on the model itself. Without, nothing
+is searched or run, and the errors are predictions: errors of the solver's samples on reference problems, in standard
+deviations of the data. Solver coefficients (nonstationary) are then recommended where they save a tenth or more.
 """,
     ),
     "compare": Command(
@@ -347,6 +359,15 @@ def call(name: str, args: argparse.Namespace) -> int:
     """
     if module := COMMANDS[name].module:
         return int(getattr(importlib.import_module(f"hso_jax.cli.{module}"), name)(args))
+    return call_registered(name, args)
+
+
+def call_registered(name: str, args: argparse.Namespace) -> int:
+    """Do what another package has registered for a command.
+
+    Raises:
+        ValueError: if that package, or what it needs, is not installed.
+    """
     registered = importlib.metadata.entry_points(group="hso_jax.commands", name=name)
     if not registered:
         raise ValueError(f"`hso-jax {name}` is not registered in this installation: in your clone, {_INSTALL}")

@@ -11,7 +11,7 @@ from rich.table import Table
 
 from hso_jax import schedule_file
 from hso_jax.checks import printable
-from hso_jax.cli import common, show
+from hso_jax.cli import commands, common, show
 from hso_jax.files import check_writable, is_stdout, json_text, write_all
 from hso_jax.shipped import recommend as shipped
 from hso_jax.shipped.distilled import of_folder
@@ -20,7 +20,9 @@ from hso_jax.shipped.zoo import zoo as zoo_schedule
 
 
 def recommend(args: argparse.Namespace) -> int:
-    """Say what to use for each model and number of steps."""
+    """Say what to use for each model and number of steps; with a pipeline, measure it."""
+    if args.pipeline is not None:
+        return commands.call_registered("recommend", args)
     if args.output is not None:
         check_writable(args.output, "schedules", args.force)
     nfes, models = common.parse_nfe(args.nfe), common.read_models(args)

@@ -24,14 +24,14 @@ _GRID = 48  # points a side of the landscape
 
 def models(args: argparse.Namespace) -> int:
     """List the presets."""
-    kept = ("description", "source", "prediction", "p", "guidance", "resolution", "boundary")
+    kept = ("description", "source", "p", "guidance", "resolution", "boundary", "latent")
     rows = []
     for name, entry in PRESETS.items():
         noise = preset(name)
         low, high = (float(noise.ksigma(float(t))) for t in (noise.t_min, noise.t_max))
         known = {field: getattr(entry, field) for field in kept}
         ends = {"sigma_min": low, "sigma_max": math.inf if noise.zero_terminal_snr else high}
-        rows.append({"name": name, **known, "kind": noise.kind, **ends})
+        rows.append({"name": name, **known, "prediction": noise.prediction, "kind": noise.kind, **ends})
     if args.json:
         common.write(json_text(rows))
         return 0
