@@ -12,7 +12,8 @@ from benchmarks import runner, targets
 from benchmarks.heldout import measure, report
 from benchmarks.heldout.__main__ import main
 from benchmarks.runner import Record
-from hso_jax import Origin, Schedule, SolverError, baseline, noise, preset
+from hso_jax import Schedule, SolverError, baseline, noise, preset
+from hso_jax.schedule import Origin
 
 
 @pytest.fixture

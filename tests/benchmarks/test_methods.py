@@ -6,6 +6,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from benchmarks.models.subjects import OWN_SEEDS, REFINEMENTS
 from diffusers import FlowMatchEulerDiscreteScheduler
 from tiny_models import tiny, tiny_subject
 
@@ -14,11 +15,11 @@ from benchmarks import methods
 from benchmarks.compared import SOLVERS, fine_schedule, flow_time
 from benchmarks.methods import METHODS, autodiffusion, direct, gits, prepare, union_length
 from benchmarks.metrics import frechet, rmse
-from benchmarks.models.subjects import OWN_SEEDS, REFINEMENTS
 from benchmarks.runner import Inapplicable, noise_of
-from hso_jax import Origin, Schedule, baseline, preset, zoo
+from hso_jax import Schedule, baseline, preset, zoo
 from hso_jax.lower.quasi_newton import SPACING
 from hso_jax.noise import flow, s_of_lam
+from hso_jax.schedule import Origin
 
 RUN_THE_MODEL = {"gits", "autodiffusion", "direct"}
 KINDS = ("fashion-eps", "fashion-v", "emoji-flow")

@@ -10,6 +10,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from benchmarks.models.subjects import Subject
 from PIL import Image
 from safetensors import safe_open
 
@@ -19,7 +20,6 @@ from benchmarks.compared import SOLVERS, fine_schedule
 from benchmarks.models import card, subjects, train
 from benchmarks.models.data import FASHION, load_data, to_unit
 from benchmarks.models.load import CLASSIFIERS, MODELS, classifier, features, load, sample
-from benchmarks.models.subjects import Subject
 from benchmarks.runner import WEIGHTS
 
 

@@ -6,11 +6,11 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from benchmarks.models.subjects import Samples, Teacher
 from PIL import Image
 
 from benchmarks import methods, plots, runner, tables
 from benchmarks.__main__ import main
-from benchmarks.models.subjects import Samples, Teacher
 from benchmarks.networks import cells, grids, report
 from benchmarks.runner import Record, nodes_of, noise_of
 from hso_jax import baseline

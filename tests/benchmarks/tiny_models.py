@@ -1,10 +1,10 @@
 """Subjects with small untrained networks, for tests of what runs a model; and a folder of networks from outside."""
 
 import torch
+from benchmarks.models.subjects import Subject
 from diffusers import DDIMScheduler, FlowMatchEulerDiscreteScheduler
 
 from benchmarks.models.load import Trained, unet
-from benchmarks.models.subjects import Subject
 
 OUTSIDE = """
 import numpy as np
