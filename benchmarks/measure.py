@@ -110,7 +110,7 @@ def predicted_error(schedule: Schedule, solver: str, target: Target) -> float | 
 def run(
     path: Path,
     cells: Sequence[Cell],
-    networks: Networks = Networks(),
+    networks: Networks | None = None,
     *,
     images: int,
     fine: int = FINE,
@@ -131,6 +131,7 @@ def run(
         again: methods that are measured anew, whose records are of an earlier zoo, say.
         progress: show a bar.
     """
+    networks = networks or Networks()
     real = {name: _real(name, place) for name, place in (data or {}).items()}
     origins = {name: networks.provenance(name) for name in dict.fromkeys(cell.model for cell in cells)}
     for old in runner.read(path).setups:

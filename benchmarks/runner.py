@@ -72,7 +72,7 @@ class Record:
         psi: the upper level's choice, where there was one.
         coefficients: [N, H - 1] of a non-stationary solver.
         problem_error: predicted: the error on the reference problems.
-        predicted: until 0.2.0, of coefficients of their own: that error over the best known solver's with its own nodes.
+        predicted: until 0.2.0, of coefficients of their own: that error over the best known solver's, own nodes.
         rmse, feature: root-mean-square error to the converged samples, of pixels and of features.
         fid, fid_data: Frechet distance of features to the converged samples and to held-out data.
         *_low, *_high: 95 % interval.

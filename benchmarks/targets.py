@@ -291,7 +291,7 @@ def find(folder: Path) -> Any:
 
 
 def provenance(folder: Path, name: str) -> dict[str, str]:
-    """Say where a network is from: its row in the folder's README.md, and a digest of networks.py and of all folders."""
+    """Say where a network is from: its row in the folder's README.md, and a digest of networks.py and all folders."""
     digest = hashlib.sha256()
     files = (p for p in folder.rglob("*") if p.is_file() and p.suffix not in (".md", ".pyc"))
     for file in sorted(p for p in files if p.parent != folder or p.name == "networks.py"):

@@ -2,7 +2,7 @@
 
 | name | wheel | data |
 |---|---|---|
-| hsc32, ztf32, lsst60 | galaxygrad 0.1.9 (arXiv 2401.07313; no licence stated) | galaxies of three surveys, log(x + 1)/.1 |
+| hsc32, ztf32, lsst60 | galaxygrad 0.1.9 (arXiv 2401.07313; states no licence) | galaxies of three surveys |
 | spectra21 | 21cmPSDenoiser 1.0.2 (MIT) | 21-cm power spectra given a noisy one, 32 x 16 |
 
 The definitions are written anew from the published ones; weights are read without pickle. All four are trained on
@@ -15,6 +15,7 @@ from __future__ import annotations
 import functools
 import hashlib
 import io
+import itertools
 import math
 import subprocess
 import sys
@@ -228,7 +229,8 @@ class _UNet(nn.Module):
         self.downs = nn.ModuleList(
             nn.ModuleList([
                 _Residual(a, a), _Residual(a, a), _Attention(a),
-                nn.Sequential(nn.PixelUnshuffle(2), nn.Conv2d(4 * a, b, 1)) if b < 256 else nn.Conv2d(a, b, 3, padding=1),
+                nn.Sequential(nn.PixelUnshuffle(2), nn.Conv2d(4 * a, b, 1)) if b < 256
+                else nn.Conv2d(a, b, 3, padding=1),
             ])
             for a, b in steps
         )  # fmt: skip
@@ -300,7 +302,7 @@ class Spectra(_Continuous):
         with torch.no_grad():
             for _ in range(4):
                 x = float(sigmas[0]) * torch.randn(CONDITIONS, *self.shape, generator=draw)
-                for sigma, then in zip(sigmas, sigmas[1:], strict=False):
+                for sigma, then in itertools.pairwise(sigmas):
                     alpha = (1.0 + sigma**2).rsqrt()
                     x = x + float(then - sigma) * self._predict((x * alpha).float(), sigma, found)
                 found = x

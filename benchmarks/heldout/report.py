@@ -33,8 +33,8 @@ Figures over several networks are geometric means.
 TAKEN = """\
 RMSE over that of the best rule with the best of DDIM, DPM++ 2M and UniPC-3. `recommend` is what the library takes by
 itself; *zoo, known* the known solver that it predicts to be best, with its shipped schedule; *zoo, free* shipped nodes
-and coefficients; *Euler* DDIM with `trailing`, the default of FLUX's, Qwen-Image's and Wan's pipelines. Where nothing is
-shipped for a network's noise, each is what a search finds.
+and coefficients; *Euler* DDIM with `trailing`, the default of FLUX's, Qwen-Image's and Wan's pipelines. Where nothing
+is shipped for a network's noise, each is what a search finds.
 """
 
 AGAINST = """\

@@ -210,7 +210,7 @@ class _Sigmas:
         schedule = self.chosen(**inputs)
         if schedule is not None and schedule.coefficients is not None:
             raise ValueError(
-                f"the schedule ({schedule.method}) is a solver too, and its sigmas belong to its own coefficients; use "
+                f"the schedule ({schedule.method}) has solver coefficients, and its sigmas work only with them; use "
                 "HSO Sampler or HSO Sampler File, and connect both outputs"
             )
         return (to_sigmas(schedule, inputs[self.STEPS], inputs.get("diffusion_model")),)

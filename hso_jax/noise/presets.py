@@ -62,7 +62,7 @@ def _cogvideox(size: str, snr_shift_scale: float) -> Preset:
     return Preset(f"CogVideoX {size} (zero terminal SNR)", source, config, 6.0)
 
 
-PRESETS: Mapping[str, Preset] = {
+PRESETS: dict[str, Preset] = {
     "sd15": _vp("Stable Diffusion 1.5", "arXiv 2112.10752; stable-diffusion-v1-5 scheduler config", _SD, 7.5),
     "sd21-base": _vp("Stable Diffusion 2.1-base", "stable-diffusion-2-1-base scheduler config", _SD, 7.5),
     "sd21": _vp(

@@ -97,7 +97,7 @@ def collect(problems: Problems) -> Bank:
         if len(counts) > 1:
             raise ValueError(f"problems of one kind have {sorted(counts)} components; need the same number")
         stacks.append(jax.tree.map(lambda *leaves: np.stack(leaves), *same) if same else None)
-    return Bank(*stacks, is_product, place, dimension)  # type: ignore[arg-type]
+    return Bank(stacks[0], stacks[1], is_product, place, dimension)  # type: ignore[arg-type]
 
 
 def _widened(problem: Single, dimension: int) -> Single:
