@@ -142,7 +142,9 @@ def errors_on(schedules: Sequence[Schedule], lanes: Sequence[Lane], names: Seque
         some = [i for i, name in enumerate(names) if solvers.SOLVERS[name].calls == calls]
         if some:
             search = measure_lane(tuple(names[i] for i in some), batch.DEVICES)
-            found[:, some] = batch.run(search, (arrays, lams), bank, **_sizes(_usual().lanes), split=_split(bank))
+            found[:, some] = batch.run(
+                search, (arrays, lams), bank, chunk=_CHUNK, at_once=_usual().lanes, split=_split(bank)
+            )
     return np.where(np.isfinite(found), found, np.inf)
 
 
@@ -367,7 +369,8 @@ class SolverError:
             search_lane(names, self.family, self.refinement, complete, batch.DEVICES),
             arrays,
             bank,
-            **_sizes(complete.lanes),
+            chunk=_CHUNK,
+            at_once=complete.lanes,
             split=_split(bank),
             progress=progress,
             records=records,
@@ -379,11 +382,6 @@ class SolverError:
 def _usual() -> Any:
     """The default effort on the platform."""
     return EFFORT if platform() == "cpu" else EFFORT._replace(lanes=ACCELERATOR_LANES)
-
-
-def _sizes(lanes: int) -> dict[str, int]:
-    """How many lanes `batch.run` takes at once, and a call."""
-    return {"at_once": lanes, "chunk": max(_CHUNK, lanes)}
 
 
 def _rows(found: Any) -> list[Any]:
@@ -437,7 +435,8 @@ def _search_nonstationary(
         search_nonstationary(options._replace(penalty=None, growth=0.0, gain=0.0, known=()), batch.DEVICES),
         arrays._replace(starts=_padded(starts, arrays), penalty=penalty, growth=growth),
         bank,
-        **_sizes(_usual().lanes),
+        chunk=_CHUNK,
+        at_once=_usual().lanes,
         split=_split(bank),
         progress=shown(total - len(lanes)),
         records=None if records is None else records.part("coefficients"),

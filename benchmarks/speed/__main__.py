@@ -4,8 +4,8 @@
     python -m benchmarks.speed --before FOLDER     with another checkout's figures beside, measured in the same run
     python -m benchmarks.speed --quick             without the many lanes and SciPy
 
-Each measurement is a process of its own, the other checkout's right after it. Seconds of all cores are told beside those
-of the clock: they hold on a busy machine too.
+Each measurement is a process of its own, the other checkout's right after it. Seconds of all cores are told beside
+those of the clock: they hold on a busy machine too.
 """
 
 from __future__ import annotations
@@ -75,7 +75,7 @@ def one_call(trees: list[Path]) -> list[list[str]]:
         ["devices, dtype", *(f"{', '.join(job['devices'])}, {job['dtype']}" for job in jobs)],
         ["`import jax`, and one program", *(f"({float(jax_alone):.2f})" for _ in trees)],
         ["34 searches: first call, with tracing and compilation", *(shown(job["first"]) for job in jobs)],
-        ["34 searches: warm", *(shown(seconds) for seconds in middle)],  # type: ignore[arg-type]
+        ["34 searches: warm", *(shown(seconds) for seconds in middle)],
         ["`hso-jax search`, process start to saved file, cold", *(shown(cold) for cold, _ in starts)],
         ["the same with the compilation cache", *(shown(cached) for _, cached in starts)],
         ["three searches by the solver's error, of a profile: first call", *(shown(x["first"]) for x in profiles)],
@@ -108,9 +108,10 @@ def main() -> None:
 
     trees = [ROOT] if args.before is None else [ROOT, args.before.resolve()]
     names = ["now", "before"][: len(trees)]
+    made_with = f"Python {platform.python_version()}, JAX {importlib.metadata.version('jax')}"
     text = f"""# Speed of the search
 
-{platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()}, JAX {importlib.metadata.version("jax")}, seed {SEED}.
+{platform.machine()}, {os.cpu_count()} cores, {made_with}, seed {SEED}.
 Made by `python -m benchmarks.speed{"" if args.before is None else " --before FOLDER"}`. Seconds of the clock, and in
 brackets of all cores, which a busy machine does not change; warm figures are medians of {REPEATS} calls.
 

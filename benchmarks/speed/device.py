@@ -32,7 +32,7 @@ def lanes_of(method: str, count: int) -> list[Any]:
     """Lanes of Stable Diffusion, N = 4..10, by seeds."""
     from hso_jax import Hso, SolverError, lanes, preset
 
-    how = {"hso": Hso(), "solver-error": SolverError(), "nonstationary": SolverError("nonstationary")}[method]
+    how: Any = {"hso": Hso(), "solver-error": SolverError(), "nonstationary": SolverError("nonstationary")}[method]
     seeds = range(-(-count // 7))
     return lanes([preset("sd15")], range(4, 11), seeds=seeds, method=how)[:count]
 
@@ -67,7 +67,7 @@ def counted(method: str, count: int) -> dict[str, Any]:
 
         return call
 
-    batch.under_jax_defaults = noted  # type: ignore[assignment]
+    batch.under_jax_defaults = noted
     try:
         search_many(lanes_of(method, count), effort=Effort(lanes=count))
     except CountedError:
@@ -117,10 +117,10 @@ def cost(program: str) -> tuple[int, int]:
     return of(entry)
 
 
-def called(task: str, method: str, count: int, **environment: str) -> dict[str, Any]:
+def called(task: str, method: str, count: int, cpu: bool = False) -> dict[str, Any]:
     """Run one of the tasks in a process of its own."""
     code = f"import json; from benchmarks.speed import device; print(json.dumps(device.{task}('{method}', {count})))"
-    return dict(json.loads(in_process("-c", code, **environment)))
+    return dict(json.loads(in_process("-c", code, JAX_PLATFORMS="cpu") if cpu else in_process("-c", code)))
 
 
 def main() -> None:
@@ -145,7 +145,7 @@ def main() -> None:
         rate = count / found["second"]
         row = [name, found["device"], str(count), f"{found['first'] - found['second']:.1f}", f"{rate:.1f}"]
         if platform != "cpu":
-            base = called("timed", method, few, JAX_PLATFORMS="cpu")
+            base = called("timed", method, few, cpu=True)
             row.append(f"{rate * base['second'] / few:.1f}")
         rows.append(row)
     if args.count:
