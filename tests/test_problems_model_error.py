@@ -260,14 +260,14 @@ def test_the_same_bytes_twice_and_other_seeds_other_errors() -> None:
 
 def test_lanes_have_the_error_of_their_model() -> None:
     """One bank for models of the same noise end that predict different things."""
-    how = SolverError(problems=problems(), samples=4, chunk=2, model_error=ModelError(eta=0.02))
+    how = SolverError(problems=problems(), samples=4, model_error=ModelError(eta=0.02))
     lanes = checked([Lane(noise, 3, method=how) for noise in (SD, V, SD)])
     assert len({lane.method.group(lane) for lane in lanes}) == 1
     arrays, bank, inaccuracy = pack(lanes, ["dpmpp-2m"])
     assert arrays.data.tolist() == [0, 1, 0] and bank.truth.shape[0] == 2
     np.testing.assert_allclose(bank.capped, [0.0, 1.0])
     alone = data_of_lane(lanes[1])
-    np.testing.assert_array_equal(bank.truth[1], in_chunks(alone, 2).truth)
+    np.testing.assert_array_equal(bank.truth[1], in_chunks(alone, 4).truth)
     assert inaccuracy[1] == float(alone.inaccuracy)
     assert np.any(bank.truth[0] != bank.truth[1])
 
@@ -275,7 +275,7 @@ def test_lanes_have_the_error_of_their_model() -> None:
 def test_a_search_takes_the_options_and_tells_the_error_that_they_mean() -> None:
     """Both kinds of problem, an error, weights: the error told is `solver_error` of the schedule, below a rule's."""
     options: dict[str, Any] = {"model_error": ModelError(eta=0.05), "detail": 0.5, "power": 0.5, "samples": 8}
-    how = SolverError(problems=problems(), compare=(), chunk=4, **options)
+    how = SolverError(problems=problems(), compare=(), **options)
     found = search(V, 3, method=how)
     measured = solver_error(found, V, problems=problems(), **options)
     assert measured == pytest.approx(found.error, rel=1e-3)
