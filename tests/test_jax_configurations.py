@@ -14,10 +14,11 @@ import numpy as np
 import pytest
 from solver_error_cells import EFFORT, SD, SD3, method, small_family
 
-from hso_jax import Coefficients, Hso, Lane, baseline, mep, refine, search, search_many, solver_error, spf
+from hso_jax import Hso, Lane, baseline, mep, refine, search, search_many, solver_error, spf
 from hso_jax import problems as p
 from hso_jax.cli.show import landscape
 from hso_jax.noise import PRESETS, NoiseSchedule, preset
+from hso_jax.solver_error_levels import Coefficients
 from hso_jax.solvers import SOLVERS, sample
 
 
