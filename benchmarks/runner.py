@@ -23,10 +23,10 @@ from typing import Any, NamedTuple
 import numpy as np
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from hso_jax import NoiseSchedule, Origin, Schedule, from_config
+from hso_jax import NoiseSchedule, Schedule, from_config
 from hso_jax.cli.common import parse_nfe
 from hso_jax.files import write_whole
-from hso_jax.schedule import versions
+from hso_jax.schedule import Origin, versions
 from hso_jax.solvers import NONSTATIONARY
 
 WEIGHTS = Path(__file__).parent / "models" / "weights"

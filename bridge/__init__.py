@@ -25,7 +25,10 @@ from bridge.schedulers.rows import ROWS as _ROWS
 from bridge.schedulers.scheduled import schedule_of as schedule_of
 from bridge.schedulers.scheduled import scheduled_class as _scheduled_class
 from bridge.schedulers.scheduled import without_schedule as without_schedule
+from bridge.tuning import Chosen as Chosen
 from bridge.tuning import Tuned as Tuned
+from bridge.tuning import choose as choose
+from bridge.tuning import choose_denoiser as choose_denoiser
 from bridge.tuning import tune as tune
 from bridge.tuning import tune_denoiser as tune_denoiser
 from bridge.tuning import tune_score as tune_score

@@ -11,8 +11,9 @@ from typing import Any
 import jax
 import numpy as np
 
-from hso_jax import Effort, Lane, NoiseSchedule, Refinement, Schedule, SolverError, preset, search_many
+from hso_jax import Effort, Lane, NoiseSchedule, Schedule, SolverError, preset, search_many
 from hso_jax.problems import ModelError, Problem, family
+from hso_jax.solver_error_levels import Refinement
 
 SAMPLES = 8
 EFFORT = Effort(population=4, generations=1, steps=5, polish=1, lanes=1)

@@ -8,8 +8,9 @@ import scipy.stats
 from oracles import scipy_search as reference
 from problems import KINKED, SD
 
-from hso_jax import BASELINES, baseline, paper_d_min, preset
-from hso_jax.baselines import AYS, inapplicable
+from hso_jax import baseline, preset
+from hso_jax.baselines import AYS, BASELINES, inapplicable
+from hso_jax.mep_spf import paper_d_min
 from hso_jax.noise import discrete
 from hso_jax.noise import edm as edm_noise
 from hso_jax.noise import flow as flow_noise

@@ -12,9 +12,12 @@ import pytest
 from commands import Run, refused
 
 import hso_jax
+from hso_jax import comparison
+from hso_jax.baselines import BASELINES
 from hso_jax.cli import search
 from hso_jax.cli.common import parse_nfe
 from hso_jax.files import json_text
+from hso_jax.hso import Box
 from hso_jax.noise import PRESETS
 from hso_jax.schedule_file import from_json
 
@@ -34,7 +37,8 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
         lanes.extend(many)
         return [hso_jax.baseline("trailing", lane.noise, lane.nfe, layout=lane.layout) for lane in many]
 
-    monkeypatch.setattr(search, "search_many", found)
+    for module in (search, comparison):
+        monkeypatch.setattr(module, "search_many", found)
     return lanes
 
 
@@ -104,7 +108,7 @@ def test_hso_gets_its_options(run: Run, asked: list[Any]) -> None:
     (lane,) = asked
     method = lane.method
     assert (lane.seed, method.p, method.spacing, method.spacing_as, method.relax) == (7, 1.0, 0.05, "penalty", True)
-    assert method.box.rho == (7.0, 7.0) and method.box.t_eps == hso_jax.Box().t_eps
+    assert method.box.rho == (7.0, 7.0) and method.box.t_eps == Box().t_eps
 
 
 def test_solver_error_writes_its_file(run: Run, asked: list[Any]) -> None:
@@ -117,7 +121,7 @@ def test_solver_error_writes_its_file(run: Run, asked: list[Any]) -> None:
 
 def test_compare_ranks_every_method(run: Run) -> None:
     records = json.loads(run("compare --nfe 5 --json --plot compare.png").out)["schedules"]
-    every = ["hso", *(name for name in hso_jax.BASELINES if name != "ays-svd")]
+    every = ["hso", *(name for name in BASELINES if name != "ays-svd")]
     ranked, recommended = records[: len(every)], records[len(every) :]
     assert sorted(r["method"] for r in ranked) == sorted(every)
     errors = [r["error"] for r in ranked]
@@ -133,7 +137,7 @@ def test_compare_ranks_every_method(run: Run) -> None:
 def test_compare_skips_rules_of_other_models(run: Run, asked: list[Any]) -> None:
     out, err = run("compare --model sd3-medium --nfe 2,3 --json")
     methods = [r["method"] for r in json.loads(out)["schedules"]]
-    rules = [name for name in hso_jax.BASELINES if not name.startswith("ays")]
+    rules = [name for name in BASELINES if not name.startswith("ays")]
     assert all(methods.count(rule) >= 2 for rule in rules) and not any(m.startswith("ays") for m in methods)
     skipped = [line.split()[1] for line in err.splitlines() if line.startswith("skipped: ")]
     assert skipped == ["ays", "ays-sdxl", "ays-svd"]

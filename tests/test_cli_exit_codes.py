@@ -16,7 +16,9 @@ import pytest
 from commands import Run, refused
 
 import hso_jax
+from hso_jax import comparison
 from hso_jax.cli import main, search
+from hso_jax.schedule import Origin
 
 PROGRAM = [sys.executable, "-m", "hso_jax"]
 NOISE = hso_jax.preset("sd15")
@@ -29,9 +31,10 @@ def result(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     results = ["converged"]
 
     def found(many: list[Any], *, progress: Any = None) -> list[Any]:
-        return [dataclasses.replace(FOUND, origin=hso_jax.Origin(result=results[0])) for _ in many]
+        return [dataclasses.replace(FOUND, origin=Origin(result=results[0])) for _ in many]
 
-    monkeypatch.setattr(search, "search_many", found)
+    for module in (search, comparison):
+        monkeypatch.setattr(module, "search_many", found)
     return results
 
 

@@ -12,9 +12,9 @@ import pytest
 from commands import Run, contents
 
 import hso_jax
-from hso_jax import Origin
 from hso_jax.checks import printable
-from hso_jax.plots import encoded, methods_figure, schedules_figure
+from hso_jax.plots import encoded, methods_figure, plot
+from hso_jax.schedule import Origin
 
 NOISE = hso_jax.preset("sd15")
 NAMES = {
@@ -71,7 +71,7 @@ def test_names_of_files_are_shown_as_they_are(run: Run, name: str) -> None:
 @pytest.mark.parametrize("kind", ["png", "svg", "pdf"])
 @pytest.mark.filterwarnings("ignore:Glyph")
 def test_names_are_drawn(name: str, kind: str) -> None:
-    for draw in (schedules_figure, methods_figure):
+    for draw in (plot, methods_figure):
         assert len(encoded(draw(named(NAMES[name][:40])), kind)) > 1000
 
 

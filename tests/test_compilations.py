@@ -12,9 +12,10 @@ import pytest
 from solver_error_cells import EFFORT as SMALL
 from solver_error_cells import compilations, method
 
-from hso_jax import Effort, Hso, Lane, Refinement, SolverError, baseline, preset, refine, search, search_many
+from hso_jax import Effort, Hso, Lane, SolverError, baseline, preset, refine, search, search_many
 from hso_jax.noise import discrete
 from hso_jax.problems import ModelError, family
+from hso_jax.solver_error_levels import Refinement
 
 EFFORT = Effort(population=4, generations=1)
 

@@ -35,10 +35,12 @@ def test_importing_brings_no_torch_and_starts_nothing() -> None:
 
 
 def test_the_public_names_are_there_and_documented() -> None:
-    names = "Box Effort Lane NoiseSchedule Schedule baseline from_config lanes load mep paper_d_min preset refine save"
-    for name in [*names.split(), "search", "search_many", "solver_error", "spf", "zoo"]:
-        assert name in hso_jax.__all__ and name in dir(hso_jax)
-        assert getattr(hso_jax, name).__doc__, name
+    names = "Effort Hso Lane NoiseSchedule Profile Recommendation Schedule SolverError baseline compare from_config"
+    names += " lanes load mep plot preset recommend refine save search search_many solver_error spf zoo"
+    modules = {"noise", "problems", "schedule_file", "solvers"}
+    assert sorted(names.split()) == sorted(set(hso_jax.__all__) - modules - {"__version__"})
+    for name in names.split():
+        assert name in dir(hso_jax) and getattr(hso_jax, name).__doc__, name
     assert hso_jax.__version__.count(".") == 2
     with pytest.raises(AttributeError, match="no_such_name"):
         hso_jax.no_such_name  # noqa: B018

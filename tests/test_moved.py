@@ -8,6 +8,7 @@ import pytest
 
 import hso_jax
 from hso_jax._moved import MOVED
+from hso_jax._moved import NAMES as MOVED_NAMES
 
 NAMES = {
     "methods": "SolverError",
@@ -53,3 +54,10 @@ def test_every_old_module_imports_and_knows_no_other_name(module: str) -> None:
 def test_the_old_package_is_an_attribute_as_it_was() -> None:
     with pytest.warns(DeprecationWarning, match=r"now hso_jax\.mep_spf\.mep"):
         assert hso_jax.objectives.mep is hso_jax.mep
+
+
+@pytest.mark.parametrize("name", MOVED_NAMES)
+def test_an_old_top_level_name_gives_the_same_object_and_warns(name: str) -> None:
+    with pytest.warns(DeprecationWarning, match=f"hso_jax.{name} is now hso_jax.{MOVED_NAMES[name]}.{name}"):
+        found = getattr(hso_jax, name)
+    assert found is getattr(importlib.import_module(f"hso_jax.{MOVED_NAMES[name]}"), name)

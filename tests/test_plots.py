@@ -3,7 +3,8 @@ import pytest
 
 import hso_jax
 from hso_jax.cli.show import landscape
-from hso_jax.plots import methods_figure, schedules_figure
+from hso_jax.plots import methods_figure, plot
+from hso_jax.schedule import Origin
 
 
 @pytest.fixture(scope="module")
@@ -17,8 +18,8 @@ def baselines():
     ]
 
 
-def test_schedules_figure_draws_every_node_of_every_schedule(baselines):
-    figure = schedules_figure(baselines)
+def test_plot_draws_every_node_of_every_schedule(baselines):
+    figure = plot(baselines)
     panels = [axes for axes in figure.axes if axes.get_title()]
     assert [p.get_title().split()[0] for p in panels] == ["node", "interval"]
     for panel, layout in zip(panels, ("node", "interval"), strict=True):
@@ -29,7 +30,7 @@ def test_schedules_figure_draws_every_node_of_every_schedule(baselines):
 
 def test_flow_heights_are_the_timesteps():
     schedule = hso_jax.baseline("trailing", hso_jax.preset("sd3-medium"), 5)
-    (line,) = schedules_figure([schedule]).axes[0].lines
+    (line,) = plot([schedule]).axes[0].lines
     np.testing.assert_allclose(line.get_ydata(), schedule.timesteps, rtol=1e-12)
 
 
@@ -42,16 +43,14 @@ def test_methods_figure_has_a_line_per_method_and_a_panel_per_nfe(baselines):
 
 
 def test_landscape_grows_with_the_range_and_marks_the_schedule():
-    schedule = hso_jax.Schedule.from_t(
-        hso_jax.preset("sd15"), [0.96, 0.7, 0.4, 0.03], origin=hso_jax.Origin(d_min=0.15)
-    )
+    schedule = hso_jax.Schedule.from_t(hso_jax.preset("sd15"), [0.96, 0.7, 0.4, 0.03], origin=Origin(d_min=0.15))
     figure = landscape(schedule)
     star = next(line for line in figure.axes[0].lines if line.get_marker() == "*")
     assert (star.get_xdata()[0], star.get_ydata()[0]) == (0.03, 0.96)
 
 
 def test_nothing_to_draw_is_an_error():
-    for draw in (schedules_figure, methods_figure):
+    for draw in (plot, methods_figure):
         with pytest.raises(ValueError, match="no schedules"):
             draw([])
     with pytest.raises(ValueError, match="one node"):

@@ -24,7 +24,7 @@ from hso_jax.error import (
     mean_error,
     squared_errors,
 )
-from hso_jax.noise import PREDICTIONS, PRESETS, alpha_sigma, stack, strip_static
+from hso_jax.noise import PREDICTIONS, alpha_sigma, stack, strip_static
 from hso_jax.problems import ETA, ModelError, collect, family, mixture, power_law, product, spectral
 from hso_jax.problems.bank import pick, predict, spread
 from hso_jax.problems.model_error import CAP, SATURATION, Waves, check_model_error, draw, error, guided, over_sigma
@@ -294,8 +294,6 @@ def test_without_error_there_are_no_waves() -> None:
 
 def test_what_networks_predict() -> None:
     assert (SD.prediction, FLOW.prediction, EDM.prediction) == ("epsilon", "flow_prediction", "edm")
-    for name, entry in PRESETS.items():
-        assert preset(name).prediction == entry.prediction
     assert V.prediction == "v_prediction" and V.fingerprint() == SD.fingerprint()
     assert jax.tree.structure(V) == jax.tree.structure(SD)
     assert isinstance(V, NoiseSchedule)

@@ -14,9 +14,10 @@ import numpy as np
 import pytest
 
 import hso_jax
-from hso_jax import Profile, SolverError, lanes, preset, profile_of
+from hso_jax import Profile, SolverError, lanes, preset
 from hso_jax.problems import family, power_law, spectral, spread
 from hso_jax.problems.mixture import leading_deviation
+from hso_jax.profile import profile_of
 
 SD = preset("sd15")
 PROFILE = Profile(

@@ -11,28 +11,18 @@ import numpy as np
 import pytest
 from problems import SD
 
-from hso_jax import (
-    Box,
-    Effort,
-    Hso,
-    Origin,
-    Profile,
-    Refinement,
-    Schedule,
-    Scores,
-    SolverError,
-    baseline,
-    lanes,
-    paper_d_min,
-    profile_of,
-    solver_error,
-)
+from hso_jax import Effort, Hso, Profile, Schedule, SolverError, baseline, lanes, solver_error
 from hso_jax import search as find
 from hso_jax import zoo as from_zoo
 from hso_jax.checks import brief, check_nfe, check_seed, flag, json_object, number, numbers, whole
 from hso_jax.error import error_data
+from hso_jax.hso import Box
+from hso_jax.mep_spf import paper_d_min
 from hso_jax.noise import beta_table, ve
 from hso_jax.problems import ModelError, generic, mixture, stack_problems
+from hso_jax.profile import profile_of
+from hso_jax.schedule import Origin, Scores
+from hso_jax.solver_error_levels import Refinement
 
 NO_NUMBERS: list[Any] = [
     "2",
@@ -144,7 +134,13 @@ SHOWN_AS = {
     "nfes": "nfes?",
 }
 SHOWN_AS |= {"noise": "noise|model"}
-SHOWN_AS |= {"layouts": "layouts?", "seeds": "seeds?", "t": "t ", "means": "means|shapes", "weights": "weights|shapes"}
+SHOWN_AS |= {
+    "layouts": "layouts?",
+    "seeds": "seeds?",
+    "t": r"t(\[0\])? ",
+    "means": "means|shapes",
+    "weights": "weights|shapes",
+}
 SHOWN_AS |= {"variances": "variances|shapes", "fitness": "fitness", "noises": "noises?|is not a preset"}
 
 

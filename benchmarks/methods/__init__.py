@@ -22,10 +22,12 @@ from benchmarks.methods import autodiffusion
 from benchmarks.runner import ANY, Inapplicable, noise_of, rounded
 from benchmarks.targets import OWN_SEEDS, Target
 from bridge import tune_denoiser
-from hso_jax import BASELINES, Box, Hso, Origin, Profile, Schedule, SolverError, baseline, search
+from hso_jax import Hso, Profile, Schedule, SolverError, baseline, search
 from hso_jax import recommend as library_recommend
 from hso_jax import zoo as library_zoo
-from hso_jax.baselines import inapplicable
+from hso_jax.baselines import BASELINES, inapplicable
+from hso_jax.hso import Box
+from hso_jax.schedule import Origin
 from hso_jax.shipped.zoo import NotInZooError
 from hso_jax.solvers import NONSTATIONARY
 

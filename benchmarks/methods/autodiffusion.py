@@ -18,7 +18,8 @@ from rich.progress import Progress
 
 from benchmarks.metrics import frechet_distance, moments_of
 from benchmarks.targets import OWN_SEEDS, Target
-from hso_jax import Origin, Schedule, baseline
+from hso_jax import Schedule, baseline
+from hso_jax.schedule import Origin
 
 IMAGES, BUDGET = 100, 30_000
 ROUND, PARENTS, MUTATIONS, CROSSOVERS = 10, 2, 5, 2

@@ -16,11 +16,11 @@ from bridge import solver_of, with_schedule
 from bridge.cli.commands import plain
 from bridge.schedulers.rows import SPACING_FLAGS
 from hso_jax import NoiseSchedule, Schedule, schedule_file
-from hso_jax.baselines import inapplicable
+from hso_jax.baselines import BASELINES, inapplicable
 from hso_jax.noise import lam_of_s
 from hso_jax.solvers import canonical
 
-METHODS = ("default", "hso", "solver-error", "zoo", *hso_jax.BASELINES)
+METHODS = ("default", "hso", "solver-error", "zoo", *BASELINES)
 KINDS = ("vp", "flow")
 CONVERGED, CONVERGED_SOLVER = "converged", "unipc-3"
 
@@ -72,7 +72,7 @@ def check(methods: Iterable[str], noise: NoiseSchedule) -> None:
     """Raise ValueError for a model, or for a rule with this model, that cannot be compared."""
     check_names("noise of kind", [noise.kind], KINDS)
     for method in methods:
-        if method in hso_jax.BASELINES and (reason := inapplicable(method, noise)):
+        if method in BASELINES and (reason := inapplicable(method, noise)):
             raise ValueError(f"{reason}, or leave it out of --methods")
 
 

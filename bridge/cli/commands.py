@@ -1,4 +1,4 @@
-"""The work of `hso-jax apply`, `sample`, `profile` and `tune`, whose parsers are in `hso_jax.cli.pipeline`.
+"""The work of `hso-jax apply`, `sample`, `profile`, `recommend --pipeline` and `tune`.
 
 Each is an entry point of the group `hso_jax.commands`: it takes the parsed arguments, returns the exit code, and raises
 ValueError or OSError for bad input before it writes anything.
@@ -19,13 +19,14 @@ from typing import Any
 
 import diffusers
 
+from bridge.at_hand import distillation_of
 from bridge.cli import pictures
 from bridge.profile import profile as measure
-from bridge.recommending import recommend
-from bridge.schedulers.checks import check_class
-from bridge.schedulers.install import replace_scheduler, with_schedule
+from bridge.recommending import recommend as recommended_for
+from bridge.schedulers.install import check_class, replace_scheduler, with_schedule
 from bridge.schedulers.rows import check_supported
 from bridge.schedulers.scheduled import NONSTATIONARY_CLASS, SCHEDULE_KEY, plain_config, without_schedule
+from bridge.tuning import choose
 from bridge.tuning import tune as tuned
 from hso_jax import files, schedule_file
 from hso_jax.checks import printable
@@ -41,7 +42,7 @@ _CONFIG = "scheduler_config.json"
 def apply(args: argparse.Namespace) -> int:
     """Write a schedule into a pipeline folder, or into a second folder that shares its weights."""
     every = None if args.schedule is None else schedule_file.load(args.schedule)
-    named = None if every is None else choose(args, every)
+    named = None if every is None else selected(args, every)
     folder = pipeline_folder(args.pipeline)
     scheduler = read_scheduler(folder, args.scheduler)
     schedule = recommended(args, stand_in(folder, scheduler)) if named is None else named
@@ -65,7 +66,7 @@ def apply(args: argparse.Namespace) -> int:
 def sample(args: argparse.Namespace) -> int:
     """Sample one picture, one for each of several seeds, or a comparison of schedules."""
     every = [] if args.schedule is None else schedule_file.load(args.schedule)
-    named = None if args.schedule is None else choose(args, every)
+    named = None if args.schedule is None else selected(args, every)
     folder = pipeline_folder(args.pipeline)
     plan = pictures.plan(args)
     pipe = pictures.load(folder, args.device, args.dtype)
@@ -115,6 +116,57 @@ def profile(args: argparse.Namespace) -> int:
     return 0
 
 
+def recommend(args: argparse.Namespace) -> int:
+    """Measure on a pipeline what it is best with; the file of measurements beside the output is resumed from."""
+    if args.model:
+        raise ValueError("--model and --pipeline are both given; give one")
+    if args.distilled not in (None, "no"):
+        raise ValueError(f"--distilled {args.distilled}: such a model keeps its own schedule; leave out --pipeline")
+    output, checkpoint = args.output, None
+    if output is not None:
+        files.check_writable(output, "schedules", args.force, [args.prompts])
+        checkpoint = None if files.is_stream(output) else output.with_name(f"{output.name}.checkpoint")
+    folder = pipeline_folder(args.pipeline)
+    call = pictures.read_options(args.option, "--prompts, --nfe or --seed")
+    pipe = pictures.load(folder, args.device, args.dtype)
+    if args.distilled is None and (told := distillation_of(pipe)):
+        raise ValueError(f"{folder} counts as distilled: {told[1]}; it keeps its own schedule, or say --distilled no")
+    with common.progress() as bar:
+        task = bar.add_task("measuring", total=args.budget)
+
+        def show(evaluations: int, budget: int, error: float | None) -> None:
+            words = "making converged samples" if error is None else f"measuring, error {error:.4g}"
+            bar.update(task, completed=evaluations, total=budget, description=words)
+
+        found = choose(
+            pipe,
+            common.parse_nfe(args.nfe),
+            prompts=read_prompts(args.prompts, pipe),
+            guidance=args.guidance,
+            solver=args.scheduler,
+            budget=args.budget,
+            batch=args.batch,
+            seed=args.seed,
+            checkpoint=checkpoint,
+            progress=show,
+            **call,
+        )
+    if output is not None:
+        content = schedule_file.to_json(list(found.schedules.values()))
+        files.write_all([(output, content.encode())], args.written)
+    if args.plot is not None:
+        found.plot(args.plot)
+        args.written.append(args.plot)
+    if args.json:
+        common.write(files.json_text(found.plain()))
+    elif output is None or not files.is_stream(output):
+        tables = (f"N = {nfe}\n{found.table(nfe)}" for nfe in found.measured)
+        common.say(*"\n\n".join([*tables, str(found)]).splitlines())
+    for path in args.written:
+        common.warn(f"wrote {printable(path)}")
+    return 0
+
+
 def tune(args: argparse.Namespace) -> int:
     """Tune a schedule on a pipeline; the output file always holds the best one so far."""
     output: Path = args.output
@@ -135,7 +187,7 @@ def tune(args: argparse.Namespace) -> int:
     prompts = read_prompts(args.prompts, pipe)
 
     def write(schedule: Schedule) -> None:
-        content = schedule_file.checked_json(schedule).encode()
+        content = schedule_file.to_json(schedule).encode()
         files.write_whole(output, content)
         if output not in args.written:
             args.written.append(output)
@@ -182,7 +234,7 @@ def read_prompts(path: Path | None, pipe: Any) -> list[Any]:
     return prompts
 
 
-def choose(args: argparse.Namespace, every: Sequence[Schedule]) -> Schedule:
+def selected(args: argparse.Namespace, every: Sequence[Schedule]) -> Schedule:
     """The schedule of the file that the options name. Raises ValueError as `schedule_file.select` does."""
     named = {name: getattr(args, name) for name in ("nfe", "layout", "method", "solver", "guidance")}
     try:
@@ -197,7 +249,7 @@ def recommended(args: argparse.Namespace, pipe: Any, **sizes: Any) -> Schedule:
         raise ValueError("--nfe is missing: give the number of steps, or name a schedule file")
     if given := [f"--{name}" for name in ("layout", "method") if getattr(args, name) is not None]:
         raise ValueError(f"{', '.join(given)}: needs a schedule file to choose from; name one")
-    found = recommend(pipe, args.nfe, guidance=args.guidance, solver=args.solver, **sizes)
+    found = recommended_for(pipe, args.nfe, guidance=args.guidance, solver=args.solver, **sizes)
     common.warn(found.reason)
     if found.distilled is not None:
         raise ValueError("this distilled model keeps its own schedule; to replace it anyway, name a schedule file")

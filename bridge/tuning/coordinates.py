@@ -211,17 +211,25 @@ def table_of(z: Array, noise: NoiseSchedule, range_: Range, nfe: int, base: str,
     return _entries(weights_at(z, range_, nfe, base, searched), noise)
 
 
+def coefficients_at(schedule: Schedule, solver: str) -> np.ndarray:
+    """[N, 3] a schedule's own coefficients, or those of a known solver on its nodes."""
+    if schedule.coefficients is not None:
+        return np.pad(schedule.coefficients, ((0, 0), (0, MOST - 1 - schedule.coefficients.shape[1])))
+    with jax.enable_x64(True):
+        return np.asarray(_known(jnp.asarray(schedule.lams[: schedule.nfe]), solvers.canonical(solver)))
+
+
 def table_at(noise: NoiseSchedule, schedule: Schedule, solver: str) -> Table:
     """The table of a schedule to clean data, with its own coefficients or those of a known solver, float64."""
     with jax.enable_x64(True):
-        lams = jnp.asarray(schedule.lams[: schedule.nfe])
-        if schedule.coefficients is None:
-            coefficients = _known(lams, solvers.canonical(solver))
-        else:
-            own = np.asarray(schedule.coefficients)
-            coefficients = jnp.asarray(np.pad(own, ((0, 0), (0, MOST - 1 - own.shape[1]))))
-        steps = grid(lams, jnp.asarray(jnp.inf, lams.dtype), jnp.asarray(schedule.nfe))
-        return Table(*map(np.array, _entries(weights_of(steps, coefficients), noise)))
+        lams, coefficients = jnp.asarray(schedule.lams[: schedule.nfe]), coefficients_at(schedule, solver)
+        return Table(*map(np.array, _with(lams, jnp.asarray(coefficients), dataclasses.replace(noise, name=""))))
+
+
+@jax.jit
+def _with(lams: Array, coefficients: Array, noise: NoiseSchedule) -> Table:
+    steps = grid(lams, jnp.asarray(jnp.inf, lams.dtype), jnp.asarray(lams.shape[0]))
+    return _entries(weights_of(steps, coefficients), noise)
 
 
 _table = jax.jit(table_of, static_argnames=STATIC)

@@ -1,4 +1,4 @@
-"""How far a point's samples are from the converged ones: value, gradient and residuals, within a budget.
+"""How far samples are from the converged ones, by schedule or by point: errors, gradients and residuals, in a budget.
 
 The converged samples are made once and kept beside the checkpoint (`targets`). What was judged is recorded in the
 checkpoint (`Judge`), so that a call that was interrupted asks the network for nothing twice.
@@ -7,11 +7,13 @@ checkpoint (`Judge`), so that a call that was interrupted asks the network for n
 from __future__ import annotations
 
 import base64
+import dataclasses
 import functools
 import hashlib
 import io
+import itertools
 import zipfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -20,10 +22,8 @@ import torch
 
 from bridge.sampling import converged
 from bridge.tuning import gits
-from bridge.tuning.coordinates import Coordinates, Table, table_at, with_coefficients
+from bridge.tuning.coordinates import Coordinates, Table, table_at
 from bridge.tuning.models import Model
-from bridge.tuning.options import Options, Score
-from hso_jax import solvers
 from hso_jax.checkpoint import Checkpoint, Records, damaged
 from hso_jax.checks import brief
 from hso_jax.files import write_whole
@@ -40,17 +40,21 @@ SAME = 1e-5
 SKETCH = 256
 """Numbers that the residual of one sample is summed to, with random signs: steps need its products alone."""
 
+Error = Callable[[torch.Tensor, torch.Tensor], Any]
+"""(samples, converged samples) [n, ...] -> a number, the smaller the better."""
+
+Score = Callable[[Schedule], Any]
+"""Schedule -> a number, the smaller the better."""
+
 
 class SpentError(Exception):
     """The budget does not cover another judgement."""
 
 
 class Residuals(NamedTuple):
-    """Of some samples at a point.
+    """Of some samples at a point: the logarithm of their root-mean-square error, and [n, S] sketches of them.
 
-    Attributes:
-        value: logarithm of their root-mean-square error.
-        rows: [n, S] sketches of their residuals; the mean of squares is about the sum of all squares.
+    The mean of squares of the sketches is about the sum of all squares.
     """
 
     value: float
@@ -58,7 +62,7 @@ class Residuals(NamedTuple):
 
 
 class Judge:
-    """The error of a model's samples at points; what was found out is recorded, and not asked of the network again.
+    """The error of a model's samples; what was found out is recorded, and not asked of the network again.
 
     Attributes:
         squares: whether the error is a sum of squares, with residuals.
@@ -69,51 +73,70 @@ class Judge:
 
     coordinates: Coordinates
 
-    def __init__(self, model: Model, options: Options, base: str, targets: torch.Tensor, records: Records) -> None:
-        """Targets [count, ...] are the converged samples; `base` is the solver of schedules that name none."""
-        self._model, self._options, self._base, self._targets = model, options, base, targets
-        self._nfe, self._batch, self._error = model.part.steps(options.nfe), options.batch, options.error
-        self.squares = options.error is None
-        self._filter = detail_filter(targets, options.detail) if self.squares and options.detail else None
+    def __init__(
+        self,
+        model: Model,
+        records: Records,
+        targets: torch.Tensor,
+        *,
+        budget: int,
+        spent: int = 0,
+        batch: int = 1,
+        error: Error | None = None,
+        detail: float = 0.0,
+    ) -> None:
+        """Targets [count, ...] are the converged samples, which took `spent` evaluations of the budget."""
+        self._model, self._targets, self._batch, self._error = model, targets, batch, error
+        self.squares, self.budget, self.evaluations = error is None, budget, spent
+        self._filter = detail_filter(targets, detail) if self.squares and detail else None
         self._records, self._done = records, 0
         self._recompute = False
-        self.evaluations, self.notes = len(targets) * options.teacher_steps, list[str]()
+        self.notes = list[str]()
 
-    def affordable(self, rows: Sequence[int]) -> int:
-        """Judgements of these samples that the rest of the budget covers."""
-        return (self._options.budget - self.evaluations) // (self._nfe * len(rows))
+    def affordable(self, nfe: int, rows: Sequence[int]) -> int:
+        """Judgements of these samples by N evaluations each that the rest of the budget covers."""
+        return (self.budget - self.evaluations) // (nfe * len(rows))
 
-    def value(self, place: np.ndarray | Schedule, rows: Sequence[int]) -> float:
-        """Logarithm of the root-mean-square error of these samples at a place, or the caller's error of them.
-
-        Args:
-            place: a point; or a schedule with its coefficients, or else of the solver that it names or is asked for.
-            rows: indices of samples.
+    def errors(self, schedule: Schedule, rows: Sequence[int]) -> np.ndarray:
+        """[len(rows)] mean square error of each sample by a schedule's solver, or the caller's error of its batch.
 
         Raises:
             SpentError: before any evaluation.
         """
 
         def make() -> dict[str, Any]:
-            table = self._table(place) if isinstance(place, Schedule) else self.coordinates.table(place)
-            return {"value": self._sum(table, rows, None)}
+            return {"errors": _listed(self._each(schedule, rows)[0])}
 
-        return _value(self._ask("value", len(rows), make))
+        found = self._ask("errors", schedule.nfe * len(rows), make)["errors"]
+        return np.array([np.nan if x is None else x for x in found], np.float64)
 
-    def _table(self, schedule: Schedule) -> Table:
-        asked = self._options.solver
-        known = schedule.solver if asked == solvers.NONSTATIONARY else asked
-        return table_at(self._model.part.noise, schedule, known if known in solvers.SOLVERS else self._base)
+    def value(self, place: np.ndarray | Schedule, rows: Sequence[int]) -> float:
+        """Logarithm of the root-mean-square error of these samples at a point or by a schedule's solver; or the
+        caller's error of them. Raises SpentError before any evaluation.
+        """  # noqa: D205
+        if isinstance(place, Schedule):
+            return self.of(self.errors(place, rows))
+
+        def make() -> dict[str, Any]:
+            return {"value": self.of(self._each(self.coordinates.table(place), rows)[0])}
+
+        return _value(self._ask("value", self.coordinates.nfe * len(rows), make))
+
+    def of(self, errors: np.ndarray) -> float:
+        """The value of samples that have these errors."""
+        mean = float(np.mean(errors))
+        if not self.squares:
+            return mean
+        return 0.5 * float(np.log(mean)) if mean > 0 else float("nan")
 
     def residuals(self, z: np.ndarray, rows: Sequence[int]) -> Residuals:
         """The value with the samples' residuals; see `value`."""
 
         def make() -> dict[str, Any]:
-            sketches: list[np.ndarray] = []
-            value = self._sum(self.coordinates.table(z), rows, sketches)
-            return {"value": value, "rows": _packed(np.concatenate(sketches))}
+            errors, sketches = self._each(self.coordinates.table(z), rows, sketched=True)
+            return {"value": self.of(errors), "rows": _packed(np.concatenate(sketches))}
 
-        found = self._ask("residuals", len(rows), make)
+        found = self._ask("residuals", self.coordinates.nfe * len(rows), make)
         return Residuals(_value(found), _unpacked(found["rows"], len(rows)) / np.sqrt(len(rows)))
 
     def gradient(self, z: np.ndarray, rows: Sequence[int]) -> tuple[float, np.ndarray]:
@@ -128,47 +151,48 @@ class Judge:
             value, slope = self._slope(z, rows)
             return {"value": value, "rows": _packed(slope[None])}
 
-        found = self._ask("gradient", GRADIENT * len(rows), make)
+        found = self._ask("gradient", GRADIENT * self.coordinates.nfe * len(rows), make)
         return _value(found), _unpacked(found["rows"], 1)[0]
 
     def _ask(self, kind: str, cost: int, make: Callable[[], dict[str, Any]]) -> dict[str, Any]:
-        cost *= self._nfe
-        if self.evaluations + cost > self._options.budget:
+        if self.evaluations + cost > self.budget:
             raise SpentError
         known = self._done < len(self._records.done)
         record = self._records.done[self._done] if known else {"kind": kind, "cost": cost, **make()}
-        if not known and not np.isfinite(record["value"]):
-            record["value"] = None  # as files have it
         if known and (record["kind"], record["cost"]) != (kind, cost):
             if kind == "gradient":
                 raise MemoryError("given up before the search was interrupted")
             raise damaged(self._records.checkpoint.path, f"records[{self._done}] is of another judgement")
         if not known:
+            if "value" in record and not np.isfinite(record["value"]):
+                record["value"] = None  # as files have it
             self._records.add(record)
         self._done += 1
         self.evaluations += cost
         return record
 
     @torch.no_grad()
-    def _sum(self, table: Table, rows: Sequence[int], sketches: list[np.ndarray] | None) -> float:
-        """The value; sketches are appended to the list, if there is one."""
-        plain, total, place = Table(*(x.tolist() for x in table)), 0.0, 0
+    def _each(
+        self, steps: Table | Schedule, rows: Sequence[int], sketched: bool = False
+    ) -> tuple[np.ndarray, list[np.ndarray]]:
+        """[len(rows)] errors, and sketches of the residuals where they are wanted."""
+        errors, sketches, place = list[float](), list[np.ndarray](), 0
         while place < len(rows):
             part = rows[place : place + self._batch]
             try:
-                found, target = self._pair(plain, part)
+                found, target = self._pair(plain(steps), part)
             except (RuntimeError, MemoryError) as trouble:
                 self._smaller(trouble)
                 continue
             if self._error is not None:
-                total += float(self._error(found, target)) * len(part)
+                errors += [float(self._error(found, target))] * len(part)
             else:
                 flat = self._residual(found, target).double()
-                total += float(flat.square().sum()) / flat.shape[1]
-                if sketches is not None:
+                errors += flat.square().mean(1).tolist()
+                if sketched:
                     sketches.append(_sketched(flat.cpu(), part))
             place += len(part)
-        return self._scaled(total / len(rows))
+        return np.array(errors), sketches
 
     def _slope(self, z: np.ndarray, rows: Sequence[int]) -> tuple[float, np.ndarray]:
         arrays = self.coordinates.table(z)
@@ -189,17 +213,17 @@ class Judge:
                 self._smaller(trouble, gradients=True)
                 continue
             moved = (table.timestep, table.alpha, table.sigma)
-            if self._nfe > 1 and all(x.grad is None or not x.grad[1:].any() for x in moved):
+            if len(arrays.carry) > 1 and all(x.grad is None or not x.grad[1:].any() for x in moved):
                 raise ValueError("the network's output does not depend on the noise level by autograd")
             total += float(error.detach()) * (len(part) / len(rows))
             for sum_, x in zip(slopes, table, strict=True):
                 sum_ += 0.0 if x.grad is None else x.grad.numpy()
             place += len(part)
         slope = self.coordinates.pull(z, slopes)
-        return self._scaled(total), slope if self._error else 0.5 * slope / total
+        return self.of(np.array([total])), slope if self._error else 0.5 * slope / total
 
-    def _pair(self, table: Table, rows: Sequence[int]) -> tuple[torch.Tensor, torch.Tensor]:
-        found = self._model.run(table, rows)
+    def _pair(self, steps: Table | Schedule, rows: Sequence[int]) -> tuple[torch.Tensor, torch.Tensor]:
+        found = self._model.run(steps, rows)
         target = self._targets[list(rows)].to(found.device)
         if found.shape != target.shape:
             raise ValueError(f"the model made samples {tuple(found.shape)} now, {tuple(target.shape)} before")
@@ -212,11 +236,6 @@ class Judge:
             waves = torch.fft.fft2(difference) * self._filter.to(difference.device)
             difference = torch.fft.ifft2(waves).real
         return difference.flatten(1)
-
-    def _scaled(self, mean: float) -> float:
-        if self._error is not None:
-            return mean
-        return 0.5 * float(np.log(mean)) if mean > 0 else float("nan")
 
     def _smaller(self, trouble: BaseException, gradients: bool = False) -> None:
         """After the memory ran out: keep less. Raises what is no such trouble, or MemoryError where nothing is left."""
@@ -236,24 +255,30 @@ class Judge:
 class ScoreJudge(Judge):
     """The caller's own number for schedules, in place of an error of samples; each is asked for once."""
 
-    def __init__(self, score: Score, model: Model, options: Options, base: str, records: Records) -> None:
-        super().__init__(model, options, base, torch.empty(0), records)
-        self.squares, self._nfe, self._score = False, 1, score
+    def __init__(self, score: Score, model: Model, records: Records, budget: int) -> None:
+        super().__init__(model, records, torch.empty(0), budget=budget)
+        self.squares, self._score = False, score
         self._known: dict[str, float] = {}
 
-    def value(self, place: np.ndarray | Schedule, rows: Sequence[int]) -> float:
-        """The score, NaN where it is not finite; it is of no samples, whatever the rows. See `Judge.value`."""
-        if isinstance(place, Schedule):
-            schedule = with_coefficients(place, self._model.part.noise, self._options.solver, self._base)
-        else:
-            schedule = self.coordinates.schedule(place, Origin(method="tuned", solver=self.coordinates.solver))
+    def affordable(self, nfe: int, rows: Sequence[int]) -> int:
+        """Scores that are left."""
+        return self.budget - self.evaluations
+
+    def errors(self, schedule: Schedule, rows: Sequence[int]) -> np.ndarray:
+        """[1] the score, NaN where it is not finite; it is of no samples, whatever the rows."""
         key = hashlib.sha256(np.rint(schedule.t / SAME).tobytes())
         if schedule.coefficients is not None:
             key.update(np.rint(schedule.coefficients / SAME).tobytes())
         name = f"score {key.hexdigest()[:16]}"
         if name not in self._known:
             self._known[name] = _value(self._ask(name, 1, lambda: {"value": self._scored(schedule)}))
-        return self._known[name]
+        return np.array([self._known[name]])
+
+    def value(self, place: np.ndarray | Schedule, rows: Sequence[int]) -> float:
+        """The score."""
+        if not isinstance(place, Schedule):
+            place = self.coordinates.schedule(place, Origin(method="tuned", solver=self.coordinates.solver))
+        return float(self.errors(place, rows)[0])
 
     def _scored(self, schedule: Schedule) -> float:
         value = self._score(schedule)
@@ -261,6 +286,11 @@ class ScoreJudge(Judge):
             return float(value)
         except (TypeError, ValueError) as error:
             raise ValueError(f"score returned {brief(value)}; return a number, the smaller the better") from error
+
+
+def plain(steps: Table | Schedule) -> Table | Schedule:
+    """A table as lists of numbers."""
+    return steps if isinstance(steps, Schedule) else Table(*(x.tolist() for x in steps))
 
 
 def is_memory(trouble: BaseException) -> bool:
@@ -313,6 +343,11 @@ def _value(record: Mapping[str, Any]) -> float:
     return float("nan") if record["value"] is None else float(record["value"])
 
 
+def _listed(errors: np.ndarray) -> list[float | None]:
+    """Errors as files have them: None where one is not finite."""
+    return [float(x) if np.isfinite(x) else None for x in errors]
+
+
 def _packed(rows: np.ndarray) -> str:
     kind = "f8" if rows.dtype == np.float64 else "f4"
     return kind + base64.b64encode(rows.astype(f"<{kind}").tobytes()).decode()
@@ -323,19 +358,29 @@ def _unpacked(text: str, rows: int) -> np.ndarray:
 
 
 class Made(NamedTuple):
-    """The teacher's work.
-
-    Attributes:
-        samples: [count, ...] on the CPU.
-        costs: of steps on the trajectories of the samples to tune on, where they are searched by "gits"; see `gits`.
-    """
+    """The teacher's work: [count, ...] samples on the CPU, and the costs of steps on their trajectories (`gits`)."""
 
     samples: torch.Tensor
     costs: np.ndarray | None
 
 
-def targets(model: Model, options: Options, file: Checkpoint) -> Made:
+def targets(
+    model: Model,
+    file: Checkpoint,
+    batches: Sequence[range],
+    steps: int,
+    costed: int = 0,
+    made: Callable[[int], None] = lambda evaluations: None,
+) -> Made:
     """The converged samples, from beside the checkpoint or made now.
+
+    Args:
+        model: what samples.
+        file: says which samples they were.
+        batches: of noises, in turn.
+        steps: of the teacher.
+        costed: so many first samples' trajectories are watched.
+        made: called with the evaluations so far.
 
     Raises:
         ValueError: for samples that are not finite, or not those of the checkpoint.
@@ -344,17 +389,17 @@ def targets(model: Model, options: Options, file: Checkpoint) -> Made:
     beside = None if file.path is None else file.path.with_name(f"{file.path.name}.samples.npz")
     if kept.done and beside is not None and beside.exists():
         return _read(beside, kept.done[0]["sha256"])
-    made = _converge(model, options)
+    found = _converge(model, batches, steps, costed, made)
     if beside is not None:
-        content, arrays = io.BytesIO(), {"samples": made.samples.numpy()}
-        np.savez(content, **arrays if made.costs is None else {**arrays, "costs": made.costs})
+        content, arrays = io.BytesIO(), {"samples": found.samples.numpy()}
+        np.savez(content, **arrays if found.costs is None else {**arrays, "costs": found.costs})
         write_whole(beside, content.getvalue())
-    digest = _digest(made)
+    digest = _digest(found)
     if kept.done and kept.done[0]["sha256"] != digest:
         raise ValueError(f"the converged samples are not those of checkpoint {file.path}: the model has changed")
     if not kept.done:
         kept.add({"sha256": digest})
-    return made
+    return found
 
 
 def _read(file: Path, digest: str) -> Made:
@@ -369,34 +414,38 @@ def _read(file: Path, digest: str) -> Made:
 
 
 @torch.no_grad()
-def _converge(model: Model, options: Options) -> Made:
-    table = table_at(model.part.noise, converged(model.part.noise, options.teacher_steps), TEACHER_SOLVER)
-    plain, parts, costs = Table(*(x.tolist() for x in table)), list[torch.Tensor](), list[np.ndarray]()
-    for rows in _batches(options):
+def _converge(model: Model, batches: Iterable[range], steps: int, costed: int, made: Callable[[int], None]) -> Made:
+    schedule = teacher(model, steps)
+    parts, costs = list[torch.Tensor](), list[np.ndarray]()
+    for rows in batches:
         xs, x0s = list[torch.Tensor](), list[torch.Tensor]()
 
         def seen(x: torch.Tensor, x0: torch.Tensor, xs: list[torch.Tensor] = xs, x0s: list[torch.Tensor] = x0s) -> None:
             xs.append(x.float().cpu())
             x0s.append(x0.float().cpu())
 
-        watched = options.by == "gits" and rows.stop <= options.samples
-        parts.append(model.run(plain, rows, seen if watched else None).cpu())
+        watched = rows.stop <= costed
+        parts.append(model.run(schedule, rows, seen if watched else None).cpu())
         if watched:
-            costs.append(gits.euler_costs([*xs, parts[-1].float()], x0s, plain.alpha, plain.sigma))
-        if options.progress is not None:
-            options.progress(rows.stop * options.teacher_steps, options.budget, None)
+            table = table_at(model.part.noise, schedule, TEACHER_SOLVER)
+            costs.append(gits.euler_costs([*xs, parts[-1].float()], x0s, table.alpha.tolist(), table.sigma.tolist()))
+        made(rows.stop * steps)
     samples = torch.cat(parts)
     if not samples.isfinite().all():
-        raise ValueError(f"the converged samples ({options.teacher_steps} steps) are not finite; try another dtype")
+        raise ValueError(f"the converged samples ({steps} steps) are not finite; try another dtype")
     return Made(samples, np.sum(costs, axis=0) if costs else None)
 
 
-def _batches(options: Options) -> Iterator[range]:
-    """Of the samples to tune on, then of those kept apart."""
-    ends = (options.samples, options.samples + options.kept_apart)
-    for first, last in ((0, ends[0]), ends):
-        for begin in range(first, last, options.batch):
-            yield range(begin, min(begin + options.batch, last))
+def teacher(model: Model, steps: int) -> Schedule:
+    """What makes the converged samples."""
+    found = converged(model.part.noise, steps)
+    return dataclasses.replace(found, origin=Origin(method="converged", solver=model.solver or TEACHER_SOLVER))
+
+
+def batches(size: int, *counts: int) -> list[range]:
+    """Noises in parts, each in batches."""
+    ends = list(itertools.accumulate(counts, initial=0))
+    return [range(i, min(i + size, b)) for a, b in itertools.pairwise(ends) for i in range(a, b, size)]
 
 
 def _digest(made: Made) -> str:

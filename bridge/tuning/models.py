@@ -1,4 +1,4 @@
-"""A model as tuning sees it: some noises, and their samples by any table of weights, with gradients where asked for.
+"""A model as tuning sees it: some noises, and their samples by any schedule or table, with gradients where asked for.
 
 It is a function (`DenoiserModel`), a pipeline (`PipelineModel`), or either shared by the processes of a
 `torch.distributed` group (`together`; `accelerate launch`, `torchrun`), each with the same model on its own device.
@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import hashlib
+import json
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Protocol, TypeVar
@@ -19,18 +21,27 @@ from diffusers.schedulers.scheduling_euler_discrete import EulerDiscreteSchedule
 from torch import distributed
 from torch.utils.checkpoint import checkpoint
 
-from bridge.fingerprint import NETWORKS
 from bridge.noise_of import noise_schedule_of
-from bridge.pipeline import ImageToImage, PipelineJobs
+from bridge.pipeline import IMAGES, ImageToImage, PipelineJobs, image_for_each
 from bridge.sampling import Level, converged
-from bridge.schedulers.install import inner_pipelines
+from bridge.schedulers.install import (
+    NETWORKS,
+    check_use,
+    fingerprint,
+    inner_pipelines,
+    own_solver,
+    replace_scheduler,
+    with_schedule,
+)
 from bridge.schedulers.nonstationary import NonstationaryScheduler, conversion
-from bridge.tuning.coordinates import Table
+from bridge.tuning.coordinates import Table, table_at
 from hso_jax import solvers
-from hso_jax.noise import NoiseSchedule
-from hso_jax.schedule import Origin
+from hso_jax.checks import brief, check_guidance
+from hso_jax.noise import NoiseSchedule, check_noise
+from hso_jax.schedule import Origin, Schedule
 
 Seen = Callable[[torch.Tensor, torch.Tensor], None]
+Steps = Table | Schedule
 
 
 class Model(Protocol):
@@ -39,16 +50,19 @@ class Model(Protocol):
     Attributes:
         part: the steps of a schedule that it takes, and the noise schedule of these.
         guidance: w, for which the starts are chosen.
+        solver: the only one that it can sample with; None where any will do.
     """
 
     part: ImageToImage
     guidance: float
+    solver: str | None
 
-    def run(self, table: Table, rows: Sequence[int], seen: Seen | None = None) -> torch.Tensor:
+    def run(self, steps: Steps, rows: Sequence[int], seen: Seen | None = None) -> torch.Tensor:
         """[len(rows), ...] samples of these noises by N evaluations each.
 
         Args:
-            table: of N rows; lists of numbers, or within `differentiable` tensors, whose gradients are taken.
+            steps: a schedule with its coefficients, or else for the solver that it names; or a table of N rows, lists
+                of numbers, or within `differentiable` tensors, whose gradients are taken.
             rows: indices of noises.
             seen: called with the sample and the prediction of clean data at each evaluation.
         """
@@ -66,6 +80,8 @@ class Model(Protocol):
 class DenoiserModel:
     """A function of the sample and its noise level, as `bridge.sample` takes it."""
 
+    solver = None
+
     def __init__(
         self,
         denoiser: Callable[..., torch.Tensor],
@@ -78,12 +94,10 @@ class DenoiserModel:
         self._denoiser, self._start, self._condition = denoiser, start, condition
         self.part = ImageToImage(noise, noise)
         self.guidance, self._recompute = guidance, False
-        name = getattr(denoiser, "__qualname__", type(denoiser).__qualname__)
-        self.facts: Mapping[str, Any] = {"model": noise.name, "denoiser": name}
 
-    def run(self, table: Table, rows: Sequence[int], seen: Seen | None = None) -> torch.Tensor:
+    def run(self, steps: Steps, rows: Sequence[int], seen: Seen | None = None) -> torch.Tensor:
         """See `Model`."""
-        x = self._start[list(rows)]
+        table, x = _table(steps, self.part.noise), self._start[list(rows)]
         if self.part.noise.kind == "ve":
             x = x * (1.0 + table.sigma[0] ** 2) ** 0.5
         given = () if self._condition is None else (self._condition[list(rows)],)
@@ -118,16 +132,13 @@ def _lam(alpha: Any, sigma: Any) -> Any:
 class PipelineModel:
     """The jobs of a diffusers pipeline, in its own loop."""
 
+    solver: str | None = None
+
     def __init__(self, jobs: PipelineJobs) -> None:
         """Raises ValueError for a scheduler that the pipeline is distilled for, or a strength that will not do."""
         self._jobs, self.guidance = jobs, jobs.guidance
         self.part = ImageToImage.of(jobs.pipe, noise_schedule_of(jobs.pipe), jobs.call)
         self._scheduler(2)
-        self.facts: Mapping[str, Any] = {
-            "pipeline": type(jobs.pipe).__name__,
-            "model": self.part.whole.name,
-            "arguments": {k: v for k, v in jobs.call.items() if isinstance(v, (str, int, float, type(None)))},
-        }
 
     def _scheduler(self, nfe: int) -> TableScheduler:
         noise = self.part.whole
@@ -135,14 +146,17 @@ class PipelineModel:
         stand_in = dataclasses.replace(levels, origin=origin, coefficients=np.zeros((nfe, 1)))
         return TableScheduler.from_schedule(self._jobs.pipe.scheduler, stand_in, noise=noise)
 
-    def run(self, table: Table, rows: Sequence[int], seen: Seen | None = None) -> torch.Tensor:
+    def run(self, steps: Steps, rows: Sequence[int], seen: Seen | None = None) -> torch.Tensor:
         """See `Model`."""
-        pipe, steps = self._jobs.copied(), self.part.inference_steps(len(table.carry))
-        scheduler = self._scheduler(steps)
+        table, pipe = _table(steps, self.part.noise), self._jobs.copied()
+        scheduler = self._scheduler(nfe := self.part.inference_steps(len(table.carry)))
         scheduler.table, scheduler.seen = table, seen
         for part in (pipe, *inner_pipelines(pipe).values()):
             part.scheduler = scheduler
-        found = self._jobs.sample(pipe, steps, rows)
+        return self._sampled(pipe, nfe, rows)
+
+    def _sampled(self, pipe: Any, nfe: int, rows: Sequence[int]) -> torch.Tensor:
+        found = self._jobs.sample(pipe, nfe, rows)
         return found if found.dtype == torch.float64 else found.float()
 
     @contextlib.contextmanager
@@ -167,6 +181,112 @@ class PipelineModel:
                     net.forward = before
             for parameter in needing:
                 parameter.requires_grad_(True)
+
+
+class OwnSolverModel(PipelineModel):
+    """A pipeline that only its own scheduler's class works in: schedules are installed in that, as they will be."""
+
+    def __init__(self, jobs: PipelineJobs) -> None:
+        self.solver = own_solver(jobs.pipe.scheduler)
+        super().__init__(jobs)
+
+    def _scheduler(self, nfe: int) -> Any:
+        replace_scheduler(self._jobs.copied(), self._installed(converged(self.part.whole, nfe)))
+
+    def _installed(self, schedule: Schedule) -> Any:
+        own = dataclasses.replace(schedule, origin=Origin(method=schedule.method))  # of any solver: the class's own
+        return with_schedule(self._jobs.pipe.scheduler, own, noise=self.part.whole)
+
+    def run(self, steps: Steps, rows: Sequence[int], seen: Seen | None = None) -> torch.Tensor:
+        """See `Model`."""
+        assert isinstance(steps, Schedule)
+        pipe, nfe = self._jobs.copied(), self.part.inference_steps(steps.nfe)
+        replace_scheduler(pipe, self._installed(self.part.joined(steps, nfe)))
+        return self._sampled(pipe, nfe, rows)
+
+
+def pipeline_model(jobs: PipelineJobs) -> PipelineModel:
+    """The model of a pipeline, with any solver if it takes another than its own.
+
+    Raises:
+        ValueError: for a scheduler that the pipeline is distilled for, or a strength that will not do.
+    """
+    try:
+        check_use(jobs.pipe, PipelineModel(jobs)._scheduler(2))
+        return PipelineModel(jobs)
+    except ValueError:
+        if own_solver(jobs.pipe.scheduler) is None:
+            raise
+        return OwnSolverModel(jobs)
+
+
+def jobs_of(
+    pipe: Any, prompts: Sequence[Any], drawn: Sequence[tuple[int, int]], guidance: float | None, call: Mapping[str, Any]
+) -> tuple[PipelineJobs, dict[str, Any]]:
+    """The jobs of a pipeline for (index of a prompt, seed) each, and what tells them from others' in a file."""
+    call = dict(call)
+    given = {k: image_for_each(call.pop(k), len(prompts), k) for k in IMAGES if call.get(k) is not None}
+    images = {k: [v[i] for i, _ in drawn] for k, v in given.items()}
+    jobs = PipelineJobs(pipe, [(prompts[i], seed) for i, seed in drawn], guidance, call, images)
+    seeds = [seed for _, seed in drawn]
+    return jobs, {
+        "pipeline": type(pipe).__name__,
+        "model": noise_schedule_of(pipe).name,
+        "arguments": {k: v for k, v in jobs.call.items() if isinstance(v, (str, int, float, type(None)))},
+        "weights": fingerprint(pipe),
+        "prompts": sha([str(prompts[i]) for i, _ in drawn]),
+        **{k: sha([_image_text(image) for image in v]) for k, v in given.items()},
+        "seeds": f"{min(seeds)}..{max(seeds)}",
+    }
+
+
+def denoiser_model(
+    denoiser: Callable[..., torch.Tensor],
+    noise: NoiseSchedule,
+    latents: torch.Tensor,
+    condition: torch.Tensor | None,
+    guidance: float,
+    needed: int,
+) -> tuple[DenoiserModel, dict[str, Any]]:
+    """The model of a function for as many latents as are needed, and what tells it from others in a file.
+
+    Raises:
+        ValueError: for latents or a condition that will not do.
+    """
+    check_noise(noise)
+    check_latents(latents)
+    if len(latents) < needed:
+        raise ValueError(f"latents has {len(latents)} samples; give {needed}, or samples={len(latents) * 2 // 3}")
+    if condition is not None and not (isinstance(condition, torch.Tensor) and len(condition) >= needed):
+        raise ValueError(f"condition is {brief(condition)}; need a tensor with an entry for each of {needed} latents")
+    given = {"latents": latents[:needed], **({} if condition is None else {"condition": condition[:needed]})}
+    model = DenoiserModel(denoiser, noise, given["latents"], check_guidance(guidance), given.get("condition"))
+    name = getattr(denoiser, "__qualname__", type(denoiser).__qualname__)
+    digests = {k: sha([v.double().cpu().numpy().tobytes().hex()]) for k, v in given.items()}
+    return model, {"model": noise.name, "denoiser": name, **digests}
+
+
+def check_latents(latents: Any) -> None:
+    """Raises ValueError unless these are a tensor [n, ...]."""
+    if not isinstance(latents, torch.Tensor) or latents.dim() < 2 or not latents[0].numel():
+        raise ValueError(f"latents is {brief(latents)}; need a tensor [n, ...] of standard normal numbers")
+
+
+def sha(texts: Sequence[str]) -> str:
+    """A short digest of texts."""
+    return hashlib.sha256(json.dumps(list(texts)).encode()).hexdigest()[:16]
+
+
+def _image_text(value: Any) -> str:
+    """What tells one image from another, for a digest."""
+    array = value.detach().cpu().numpy() if isinstance(value, torch.Tensor) else np.asarray(value)
+    return f"{array.shape} {array.dtype} {array.tobytes().hex()}"
+
+
+def _table(steps: Steps, noise: NoiseSchedule) -> Table:
+    if not isinstance(steps, Schedule):
+        return steps
+    return Table(*(x.tolist() for x in table_at(noise, steps, steps.solver)))
 
 
 def _recomputing(forward: Callable[..., Any]) -> Callable[..., Any]:
@@ -278,14 +398,15 @@ class _Shared:
 
     def __init__(self, model: Model) -> None:
         self._model, self._alone = model, False
-        self.part, self.guidance = model.part, model.guidance
+        self.part, self.guidance, self.solver = model.part, model.guidance, model.solver
 
-    def run(self, table: Table, rows: Sequence[int], seen: Seen | None = None) -> torch.Tensor:
+    def run(self, steps: Steps, rows: Sequence[int], seen: Seen | None = None) -> torch.Tensor:
         """See `Model`; what is watched, and what gradients are taken of, is sampled here."""
         if self._alone or seen is not None or len(rows) == 1:
-            return self._model.run(table, rows, seen)
-        _send("run", (table, list(rows)))
-        parts = _gathered(_sampled(self._model, table, rows))
+            return self._model.run(steps, rows, seen)
+        steps = _table(steps, self.part.noise) if self.solver is None else steps
+        _send("run", (steps, list(rows)))
+        parts = _gathered(_sampled(self._model, steps, rows))
         for part in parts:
             if isinstance(part, BaseException):
                 raise part
@@ -318,11 +439,11 @@ def _serve(model: Model) -> Any:
             _gathered(_sampled(model, *value))
 
 
-def _sampled(model: Model, table: Table, rows: Sequence[int]) -> torch.Tensor | Exception | None:
+def _sampled(model: Model, steps: Steps, rows: Sequence[int]) -> torch.Tensor | Exception | None:
     """This process' share of the rows, on the CPU; None if it has none."""
     own = list(rows)[distributed.get_rank() :: distributed.get_world_size()]
     try:
-        return model.run(table, own).cpu() if own else None
+        return model.run(steps, own).cpu() if own else None
     except Exception as trouble:  # the others wait for an answer
         return _sendable(trouble)
 

@@ -70,7 +70,7 @@ def differences(judge: Judge, z: np.ndarray, curvature: np.ndarray, rows: Sequen
     while True:
         before = here.value
         values, vectors = floored(curvature)
-        some = max(int(SHARE * judge.affordable(rows)), 1)
+        some = max(int(SHARE * judge.affordable(judge.coordinates.nfe, rows)), 1)
         axes = (vectors / np.sqrt(values))[:, ::-1][:, :some]  # the largest values come last
         slopes = _slopes(judge, z, axes, rows, here)
         z, here, slopes, ended = _steps(judge, z, axes, slopes, rows, here, seen)

@@ -176,11 +176,9 @@ def from_config(
             raise ValueError(f"config is {brief(config)}; pass a mapping, or the path of a file or folder as a text")
         path = _config_file(Path(config))
         folder = path.parent.parent if path.parent.name == "scheduler" else path.parent
-        name = name or folder.name or None
-        config = _read(path)
-        for file in (folder / "model_index.json", folder / "modular_model_index.json"):
-            if pipeline is None and file.is_file():
-                pipeline = _read(file)
+        name, config = name or folder.name or None, _read(path)
+        indices = (folder / file for file in ("model_index.json", "modular_model_index.json"))
+        pipeline = pipeline if pipeline is not None else next((_read(file) for file in indices if file.is_file()), None)
     cls = config.get("_class_name")
     if not isinstance(cls, str):
         keys = brief(", ".join(map(str, config)) or "none").strip("'")
@@ -223,24 +221,22 @@ def ignored_keys(config: Mapping[str, Any]) -> dict[str, str]:
 
 def _family(cls: str, config: Mapping[str, Any]) -> str:
     """The family of the model that the config was made for; a ValueError for a class that cannot sample it."""
-    own = CLASSES[cls].family
+    family = CLASSES[cls].family
     flow = flag(_FLOW, config.get(_FLOW, False)) or config.get("prediction_type") == "flow_prediction"
-    if flow and own in ("vp", "flow"):
+    if flow and family in ("vp", "flow"):
         return "flow"
-    continuous = config.get(_CONTINUOUS) == "continuous" and config.get("prediction_type") == "v_prediction"
-    if continuous and own == "vp":
-        return "edm"
-    if continuous and own == "edm":
-        if config.get("sigma_data", 0.5) != 1.0:
+    if config.get(_CONTINUOUS) == "continuous" and config.get("prediction_type") == "v_prediction":
+        if family == "edm" and config.get("sigma_data", 0.5) != 1.0:
             raise ValueError(
                 f"timestep_type 'continuous' is Stable Video Diffusion's, whose sigma_data is 1: use "
                 f"{cls}.from_config(config, sigma_data=1.0)"
             )
-        return own
-    for key, why in _FOREIGN.get(own, {}).items():
+        if family in ("vp", "edm"):
+            return "edm"
+    for key, why in _FOREIGN.get(family, {}).items():
         if config.get(key) is not None and config[key] is not False:
             raise ValueError(f"{key} is {brief(config[key])}, which this class ignores, and {why}")
-    return own
+    return family
 
 
 def _build(cls: str, family: str, config: Mapping[str, Any], name: str) -> NoiseSchedule:
@@ -304,8 +300,8 @@ def _shift(
         return shifts.shift_of_mu(mu, rule)
     if flag("use_dynamic_shifting", config.get("use_dynamic_shifting", False)):
         return shifts.shift_of_mu(shifts.pipeline_mu(pipeline, config, image_seq_len), rule)
-    own, other = ("shift", "flow_shift") if CLASSES[cls].family == "flow" else ("flow_shift", "shift")
-    shift = number(own, config.get(own, 1.0), low=0.0, need="a positive number")
+    key, other = ("shift", "flow_shift") if CLASSES[cls].family == "flow" else ("flow_shift", "shift")
+    shift = number(key, config.get(key, 1.0), low=0.0, need="a positive number")
     if shift == 1.0 and config.get(other) is not None:  # the key of the class that this config was made from
         shift = number(other, config[other], low=0.0, need="a positive number")
     return shift * shifts.grid_shift(pipeline, image_seq_len)
@@ -338,8 +334,7 @@ def unknown(name: str, known: Iterable[str], config: Mapping[str, Any]) -> str:
     import difflib  # only where something is wrong
 
     near = difflib.get_close_matches(name[:100], list(known), 1)
-    if not near and ("flow" in name.lower() or "shift" in config or config.get("prediction_type") == "flow_prediction"):
-        near = ["FlowMatchEulerDiscreteScheduler"]
-    elif not near:
-        near = ["EDMEulerScheduler" if "sigma_data" in config else "DDPMScheduler"]
+    flow = "flow" in name.lower() or "shift" in config or config.get("prediction_type") == "flow_prediction"
+    kind = "FlowMatchEulerDiscrete" if flow else "EDMEuler" if "sigma_data" in config else "DDPM"
+    near = near or [f"{kind}Scheduler"]
     return f"scheduler class {brief(name)} is not known; the nearest that is: {near[0]}"

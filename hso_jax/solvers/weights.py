@@ -121,5 +121,4 @@ def phi(x: Array) -> tuple[Array, Array, Array, Array]:
 
 def before(values: Array, steps: int = 1) -> Array:
     """Values of the step `steps` earlier. The first ones wrap around: finite, and never used."""
-    xp = namespace(values)
-    return xp.roll(values, steps, axis=0)
+    return namespace(values).roll(values, steps, axis=0)

@@ -22,7 +22,8 @@ from benchmarks.pipelines.__main__ import main
 from benchmarks.pipelines.prompts import read_prompts
 from benchmarks.pipelines.settings import Setting
 from bridge import noise_schedule_of, solver_of, with_schedule
-from hso_jax import Origin, Schedule, baseline, save
+from hso_jax import Schedule, baseline, save
+from hso_jax.schedule import Origin
 
 sys.path.append(str(Path(__file__).parents[1] / "bridge"))
 from pipelines import family_of

@@ -8,7 +8,8 @@ import pytest
 
 from benchmarks import runner
 from benchmarks.runner import Cell, Inapplicable, Record
-from hso_jax import Origin, Schedule
+from hso_jax import Schedule
+from hso_jax.schedule import Origin
 
 SETUP = {"cpu": "one", "cores": "2"}
 CELL = Cell("fashion-eps", 1.0, "ddim", 4, "trailing", 0, 16, "float32")

@@ -15,7 +15,7 @@ from pipelines import family_of
 
 import bridge
 import hso_jax
-from bridge.recommending import active_loras, distillation_of, guidance_call, rule_of, usual_guidance
+from bridge.at_hand import active_loras, distillation_of, guidance_call, rule_of, usual_guidance
 from hso_jax import SolverError
 from hso_jax.bilevel import Effort
 from hso_jax.shipped.recommend import OWN, CurrentSampling

@@ -13,7 +13,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from hso_jax import BASELINES, NoiseSchedule, Schedule, baseline, from_config, preset
+from hso_jax import NoiseSchedule, Schedule, baseline, from_config, preset
+from hso_jax.baselines import BASELINES
 from hso_jax.checkpoint import Checkpoint, fault, record_of, rows_of
 from hso_jax.noise import beta_table, cosine, discrete, dynamic_shift, edm, flow, linear_vp, ve
 from hso_jax.noise.from_config import CLASSES

@@ -11,9 +11,10 @@ import pytest
 from oracles import scipy_search as reference
 from problems import EFFORT, KINKED, SD, Problem, Smooth, filled, solve
 
-from hso_jax import Box, Effort, Hso, Lane, Schedule, lanes, paper_d_min, preset, search, search_many
-from hso_jax.hso import SPACING_AS
+from hso_jax import Effort, Hso, Lane, Schedule, lanes, preset, search, search_many
+from hso_jax.hso import SPACING_AS, Box
 from hso_jax.lower.trust_region import spread
+from hso_jax.mep_spf import paper_d_min
 from hso_jax.noise import PRESETS
 
 Key = tuple[int, str, str]

@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 from problems import SD, random_table
 
-from hso_jax import Box, Hso, Lane, NoiseSchedule, from_config, lanes, paper_d_min, preset, search
-from hso_jax.hso import check, pack
+from hso_jax import Hso, Lane, NoiseSchedule, from_config, lanes, preset, search
+from hso_jax.hso import Box, check, pack
+from hso_jax.mep_spf import paper_d_min
 from hso_jax.noise import discrete, flow
 
 ZERO_SNR = discrete(alphas_cumprod=random_table(0), rescale_betas_zero_snr=True)

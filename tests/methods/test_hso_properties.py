@@ -7,8 +7,8 @@ from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 from problems import random_table
 
-from hso_jax import Box, Effort, Hso, Lane, search_many
-from hso_jax.hso import check
+from hso_jax import Effort, Hso, Lane, search_many
+from hso_jax.hso import Box, check
 from hso_jax.noise import discrete
 from hso_jax.schedule import LAYOUTS
 

@@ -17,7 +17,7 @@ import pytest
 import solver_error_cells as shared
 from solver_error_cells import EFFORT, SAMPLES, SD, SD3, compilations, small_family
 
-from hso_jax import Coefficients, Hso, Lane, Schedule, SolverError, baseline, preset, search_many, solver_error, solvers
+from hso_jax import Hso, Lane, Schedule, SolverError, baseline, preset, search_many, solver_error, solvers
 from hso_jax import solver_error_levels as lanes_module
 from hso_jax.compiling import compiler_options
 from hso_jax.error import error_gradient
@@ -26,7 +26,7 @@ from hso_jax.noise import discrete, s_of_lam
 from hso_jax.problems import ModelError
 from hso_jax.schedule_file import to_json
 from hso_jax.searches import checked
-from hso_jax.solver_error_levels import data_of, free_weights, older_of, pack
+from hso_jax.solver_error_levels import Coefficients, data_of, free_weights, older_of, pack
 from hso_jax.solvers.weights import grid
 
 START = "dpmpp-2m"

@@ -16,26 +16,14 @@ from problems import Smooth
 from scipy import optimize
 from solver_error_cells import EFFORT, NAMES, SAMPLES, SD, SD3, WEIGHTS, deviations, find, grid, small_family
 
-from hso_jax import (
-    Hso,
-    Lane,
-    Origin,
-    Schedule,
-    Scores,
-    SolverError,
-    baseline,
-    batch,
-    preset,
-    search,
-    search_many,
-    solver_error,
-)
+from hso_jax import Hso, Lane, Schedule, SolverError, baseline, batch, preset, search, search_many, solver_error
 from hso_jax import solver_error_levels as lanes_module
 from hso_jax import solver_error_method as method_module
 from hso_jax.error import Chunks, error_data, in_chunks
 from hso_jax.lower.quasi_newton import SPACING
 from hso_jax.noise import s_of_lam
 from hso_jax.problems import denoiser, family, generic, pick
+from hso_jax.schedule import Origin, Scores
 from hso_jax.searches import checked
 from hso_jax.solver_error_levels import search_lane
 from hso_jax.solver_error_method import COMPARED, measure

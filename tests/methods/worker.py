@@ -13,10 +13,11 @@ import jax
 import numpy as np
 from solver_error_cells import SD, SD3, method
 
-from hso_jax import Box, Effort, Hso, Lane, Refinement, hso, search_many
-from hso_jax.hso import check
+from hso_jax import Effort, Hso, Lane, hso, search_many
+from hso_jax.hso import Box, check
 from hso_jax.noise import discrete
 from hso_jax.schedule_file import to_json
+from hso_jax.solver_error_levels import Refinement
 
 KINDS = ("hso", "solver-error")
 COUNT = 100

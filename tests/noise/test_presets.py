@@ -48,6 +48,13 @@ EXPECTED = {
     # mu of 50 steps at 4096 tokens, by hand: 1.14999658 at 200 steps, 2.256245711 at 10, 2.0233511576 between.
     "flux2-dev": (flow(math.exp(2.0233511576)), "flow", 2.0),
     "qwen-image": (flow(math.exp(0.5 + 0.4 * 3840 / 7936)), "flow", 2.0),
+    "flux2-klein-base": (flow(math.exp(2.0233511576)), "flow", 2.0),
+    "cogview4": (flow(0.25 + 0.75 * 4.0), "flow", 2.0),
+    "hidream-i1": (flow(3.0), "flow", 2.0),
+    "hunyuan-image21": (flow(5.0), "flow", 2.0),
+    "kandinsky5-image": (flow(3.0), "flow", 2.0),
+    "kandinsky5-video": (flow(10.0), "flow", 2.0),
+    "ltx-2": (flow(math.exp(2.05)), "flow", 2.0),
     "z-image": (flow(6.0), "flow", 2.0),
     "z-image-turbo": (flow(3.0), "flow", 2.0),
     "chroma": (flow(3.0), "flow", 2.0),
@@ -77,7 +84,7 @@ def test_preset(name: str) -> None:
     assert (noise.kind, noise.name, PRESETS[name].p) == (kind, name, p)
     assert PRESETS[name].source and PRESETS[name].description
     v = dict.fromkeys(("sd21", "cogvideox-2b", "cogvideox-5b"), "v_prediction")
-    assert PRESETS[name].prediction == v.get(name, {"vp": "epsilon", "ve": "edm", "flow": "flow_prediction"}[kind])
+    assert noise.prediction == v.get(name, {"vp": "epsilon", "ve": "edm", "flow": "flow_prediction"}[kind])
     assert bool(PRESETS[name].resolution) == (kind == "flow")
 
 

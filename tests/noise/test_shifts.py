@@ -165,9 +165,9 @@ def test_a_size_that_changes_nothing_is_told_once(command: str, says: str, capsy
 
 
 def test_searches_follow_the_size_where_the_shift_does(capsys: pytest.CaptureFixture[str]) -> None:
-    common.read_models(argparse.Namespace(model=["flux-dev", "sdxl"], image_seq_len=256, p=None))
+    common.warn_of_unused_size(argparse.Namespace(model=["flux-dev", "sdxl"], image_seq_len=256))
     assert capsys.readouterr().err.count("--image-seq-len changes nothing for sdxl") == 1
-    common.read_models(argparse.Namespace(model=["flux-dev"], image_seq_len=256, p=None))
+    common.warn_of_unused_size(argparse.Namespace(model=["flux-dev"], image_seq_len=256))
     assert "image-seq-len" not in capsys.readouterr().err
 
 

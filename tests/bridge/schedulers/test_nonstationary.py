@@ -12,18 +12,25 @@ from typing import Any
 
 import cases
 import diffusers
-import jax
 import numpy as np
 import pytest
 import torch
-from cases import FLOW, SD
-from free import FREE, KINDS, Kind, by_hand, exact_levels, free_schedule, in_jax, of, sampled
+from cases import FLOW, ONE_EACH, SD, public
+from free import KINDS, Kind, by_hand, exact_levels, free_schedule, in_jax, of, sampled
 from mixture import denoise, random_schedule, start
 
 import bridge
-from bridge import NonstationaryScheduler, load_scheduler, noise_schedule_of, solver_of, with_schedule, without_schedule
-from hso_jax import Schedule, noise, solvers
-from hso_jax.solvers.weights import grid
+from bridge import (
+    Level,
+    NonstationaryScheduler,
+    load_scheduler,
+    noise_schedule_of,
+    solver_of,
+    with_schedule,
+    without_schedule,
+)
+from hso_jax import Origin, Schedule, noise
+from hso_jax.schedule import in_coefficients
 
 EPS = KINDS[0]
 VP = noise_schedule_of(EPS.build())
@@ -45,43 +52,35 @@ def test_it_agrees_with_the_jax_loop(kind: Kind, end: str) -> None:
         np.testing.assert_allclose(x.numpy(), want, rtol=1e-10, atol=1e-10 * max(1.0, np.abs(want).max()))
 
 
-def known(name: str, schedule: Schedule, history: int) -> Schedule:
-    """The same nodes with the coefficients of a known solver."""
-    end = np.inf if schedule.end == "clean" else schedule.lams[-1]
-    with jax.enable_x64(True):
-        lams = jax.numpy.asarray(schedule.lams[: schedule.nfe])
-        steps = grid(lams, jax.numpy.asarray(end), jax.numpy.asarray(len(lams)))
-        c = np.asarray(solvers.coefficients_of(solvers.weights(name, lams, end=end), steps, history))
-    return Schedule.from_t(VP, schedule.t, layout=schedule.layout, end=schedule.end, origin=FREE, coefficients=c)
-
-
 @pytest.mark.parametrize("end", ["clean", "t_eps"])
 @pytest.mark.parametrize(
-    ("solver", "history", "cls", "config"),
+    ("solver", "cls", "config"),
     [
-        ("ddim", 2, "DDIMScheduler", {"clip_sample": False}),
-        ("dpmpp-2m", 2, "DPMSolverMultistepScheduler", {}),
-        ("dpmpp-3m", 3, "DPMSolverMultistepScheduler", {"solver_order": 3}),
-        ("unipc-2", 3, "UniPCMultistepScheduler", {}),
+        ("ddim", "DDIMScheduler", {"clip_sample": False}),
+        ("dpmpp-2m", "DPMSolverMultistepScheduler", {}),
+        ("dpmpp-3m", "DPMSolverMultistepScheduler", {"solver_order": 3}),
+        ("unipc-2", "UniPCMultistepScheduler", {}),
     ],
 )
-def test_the_known_solvers_are_points_of_it(
-    end: str, solver: str, history: int, cls: str, config: dict[str, Any]
-) -> None:
+def test_the_known_solvers_are_points_of_it(end: str, solver: str, cls: str, config: dict[str, Any]) -> None:
     """Diffusers' own class with the same nodes installed gives the same sample."""
     plain = getattr(diffusers, cls)(**SD, **config)
-    nodes = free_schedule(VP, 6, end)
-    theirs = with_schedule(plain, Schedule.from_t(VP, nodes.t, layout=nodes.layout, end=end))
-    ours = NonstationaryScheduler.from_schedule(plain, known(solver, nodes, history))
+    free = free_schedule(VP, 6, end)
+    nodes = Schedule.from_t(VP, free.t, layout=free.layout, end=end, origin=Origin(solver=solver))
+    ours = NonstationaryScheduler.from_schedule(plain, in_coefficients(nodes))
+    theirs = with_schedule(plain, nodes.sampler_sigmas())
     samples = []
     for scheduler in (theirs, ours):
         scheduler.set_timesteps(6)
         x = start()
         for t, level in zip(scheduler.timesteps, exact_levels(nodes), strict=False):
-            noise = (x - level.alpha * denoise(x, level.alpha, level.sigma)) / level.sigma
-            x = scheduler.step(noise, t, x, return_dict=False)[0]
+            x = scheduler.step(epsilon(x, level), t, x, return_dict=False)[0]
         samples.append(x)
     assert (samples[0] - samples[1]).abs().max() < 1e-6  # diffusers' UniPC and DPM++ hold some numbers in float32
+
+
+def epsilon(x: torch.Tensor, level: Level) -> torch.Tensor:
+    return (x - level.alpha * denoise(x, level.alpha, level.sigma)) / level.sigma
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
@@ -107,12 +106,8 @@ def test_a_constant_prediction_is_exact(kind: Kind, dtype: torch.dtype) -> None:
                 out = level.sigma * kind.sigma_data / total * (1.0 if kind.prediction == "epsilon" else -1.0)
                 output = (constant - (kind.sigma_data / total) ** 2 * wide) / out
             x = scheduler.step(output.to(dtype), scheduler.timesteps[i], x).prev_sample
-        rounding = (
-            torch.finfo(dtype).eps
-            * 200
-            * max(1.0, float(schedule.evaluated_sigmas[np.isfinite(schedule.evaluated_sigmas)].max()))
-        )
-        assert (x.double() - constant).abs().max() < rounding
+        finite = schedule.evaluated_sigmas[np.isfinite(schedule.evaluated_sigmas)]
+        assert (x.double() - constant).abs().max() < torch.finfo(dtype).eps * 200 * max(1.0, float(finite.max()))
 
 
 @pytest.mark.parametrize("begin", ["index", "timestep"])
@@ -130,7 +125,7 @@ def test_img2img_folds_missing_history_into_the_newest(first: int, begin: str) -
     want = by_hand(schedule, x, first)
     for t, level in zip(scheduler.timesteps[first:], exact_levels(schedule)[first:], strict=False):
         assert scheduler.scale_model_input(x, t) is x
-        x = scheduler.step((x - level.alpha * denoise(x, level.alpha, level.sigma)) / level.sigma, t, x).prev_sample
+        x = scheduler.step(epsilon(x, level), t, x).prev_sample
     assert (x - want).abs().max() < 1e-12
     assert scheduler.step_index == 6 and scheduler.begin_index == (first if begin == "index" else None)
 
@@ -177,28 +172,19 @@ def test_gradients_pass_and_nothing_given_is_written_into() -> None:
     assert torch.isfinite(slope).all() and slope.abs().max() > 0
 
 
-@pytest.mark.parametrize("option", ["thresholding", "clip_sample"])
-def test_pixel_models_are_clipped_as_their_scheduler_did(option: str) -> None:
-    plain = diffusers.DDIMScheduler(**SD, **{"clip_sample": False, option: True})
+@pytest.mark.parametrize(
+    "options", [{"thresholding": True}, {"clip_sample": True}, {"clip_sample": True, "clip_sample_range": 2.5}]
+)
+def test_pixel_models_are_clipped_as_their_scheduler_did(options: dict[str, Any]) -> None:
+    plain = diffusers.DDIMScheduler(**SD, **{"clip_sample": False, **options})
     scheduler = NonstationaryScheduler.from_schedule(plain, free_schedule(VP, 4))
-    scheduler.set_timesteps(4)
     x = 3 * torch.randn(2, 3, 4, 4, generator=torch.Generator().manual_seed(0))
-    got = scheduler.step(torch.zeros_like(x), scheduler.timesteps[0], x).pred_original_sample
-    alpha = exact_levels(scheduler.schedule)[0].alpha
-    want = plain._threshold_sample(x / alpha) if option == "thresholding" else (x / alpha).clamp(-1, 1)
-    assert torch.allclose(got, want, rtol=1e-5) and got.abs().max() <= 1
-    copied = NonstationaryScheduler.from_config(scheduler.config)
-    copied.set_timesteps(4)
-    assert torch.equal(copied.step(torch.zeros_like(x), copied.timesteps[0], x).pred_original_sample, got)
-
-
-def test_clipping_has_the_schedulers_range() -> None:
-    plain = diffusers.DDIMScheduler(**SD, clip_sample=True, clip_sample_range=2.5)
-    scheduler = NonstationaryScheduler.from_schedule(plain, free_schedule(VP, 4))
-    scheduler.set_timesteps(4)
-    x = 3 * torch.randn(2, 3, 4, 4, generator=torch.Generator().manual_seed(0))
-    got = scheduler.step(torch.zeros_like(x), scheduler.timesteps[0], x).pred_original_sample
-    assert float(got.abs().max()) == 2.5
+    clean, reach = x / exact_levels(scheduler.schedule)[0].alpha, options.get("clip_sample_range", 1.0)
+    want = plain._threshold_sample(clean) if "thresholding" in options else clean.clamp(-reach, reach)
+    for one in (scheduler, NonstationaryScheduler.from_config(scheduler.config)):
+        one.set_timesteps(4)
+        got = one.step(torch.zeros_like(x), one.timesteps[0], x).pred_original_sample
+        assert torch.allclose(got, want, rtol=1e-5) and got.abs().max() <= reach
 
 
 def test_a_learned_variance_is_left_out() -> None:
@@ -252,7 +238,6 @@ def test_its_timesteps_follow_the_device() -> None:
 
 
 NOISE = cases.noise_of("sd15")
-ONE_EACH = list({case.scheduler: case for case in cases.CASES}.values())
 UNFIT = ("LCMScheduler", "TCDScheduler", "FlowMatchLCMScheduler", "DDPMWuerstchenScheduler")
 
 
@@ -276,8 +261,7 @@ def test_every_way_to_rebuild_it(kind: Kind, tmp_path: Path, caplog: pytest.LogC
         assert solver_of(other) == "nonstationary"
         plain = without_schedule(other)
         assert type(plain) is getattr(diffusers, kind.cls)
-        public = {k: v for k, v in plain.config.items() if not k.startswith("_")}
-        assert public == {k: v for k, v in kind.build().config.items() if not k.startswith("_")}
+        assert public(plain.config) == public(kind.build().config)
     assert "not expected" not in caplog.text
 
 

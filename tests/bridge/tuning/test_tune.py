@@ -16,13 +16,13 @@ from closed_form import Network, latents
 from bridge import Tuned, tune_denoiser
 from bridge.pipeline import ImageToImage
 from bridge.sampling import converged
-from bridge.tuning import gits, run, search
+from bridge.tuning import gits, search
 from bridge.tuning.coordinates import Table, table_at
 from bridge.tuning.judge import Judge, SpentError, fault
 from bridge.tuning.models import DenoiserModel
-from bridge.tuning.options import Options
-from hso_jax import Origin, baseline, load, preset, save, zoo
+from hso_jax import baseline, load, preset, save, zoo
 from hso_jax.checkpoint import Checkpoint
+from hso_jax.schedule import Origin
 
 SD, N = preset("sd15"), 4
 SMALL: dict[str, Any] = {"latents": latents(), "teacher_steps": 24, "samples": 4, "budget": 1200}
@@ -82,7 +82,7 @@ def test_a_budget_is_spent_to_its_last_evaluation() -> None:
             return torch.ones(len(rows), 3)
 
     records = Checkpoint(None, {}).search("judgements", {}, fault)
-    judge = Judge(Constant(), Options(N, "ddim", budget=2 * N, batch=8), "ddim", torch.zeros(2, 3), records)
+    judge = Judge(Constant(), records, torch.zeros(2, 3), budget=2 * N, batch=8)
     schedule = zoo("sd15", N, "ddim")
     judge.value(schedule, range(2))
     assert judge.evaluations == 2 * N

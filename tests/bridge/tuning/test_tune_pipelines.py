@@ -17,7 +17,7 @@ from bridge.pipeline import PipelineJobs
 from bridge.tuning import search
 from bridge.tuning.coordinates import Coordinates, Table
 from bridge.tuning.models import PipelineModel
-from bridge.tuning.options import Options, jobs
+from bridge.tuning.tune import Options, drawn
 from hso_jax import load, zoo
 from hso_jax.cli import main
 
@@ -140,6 +140,6 @@ def test_the_command_writes_the_best_so_far_and_goes_on(
 
 def test_prompts_kept_apart_are_no_prompts_that_are_tuned_on() -> None:
     options = Options(4, "ddim", budget=1, samples=8)
-    every = jobs(list("abcdef"), options)
+    every = drawn(6, options)
     assert not {prompt for prompt, _ in every[:8]} & {prompt for prompt, _ in every[8:]}
     assert [seed for _, seed in every] == list(range(12))

@@ -15,7 +15,7 @@ from closed_form import Network, latents
 import bridge
 from bridge import Tuned, sample, tune_score
 from bridge.sampling import converged
-from bridge.tuning.options import FEWEST_SCORES
+from bridge.tuning.tune import FEWEST_SCORES
 from hso_jax import Schedule, baseline, load, preset, save
 from hso_jax.schedule_file import to_json
 

@@ -1,0 +1,126 @@
+"""Which of many schedules a model is best with: successive halving on common noises, and how sure the answer is."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from bridge.tuning.candidates import Candidate
+from bridge.tuning.judge import Judge
+from hso_jax.schedule import Schedule
+
+KEEP = 3
+"""One in so many candidates goes on to twice as many noises."""
+
+FINALISTS = 4
+"""As many go on to the last noises, so that the choice is among the best and no single noise decides."""
+
+SURE = 0.99
+"""Share of the bootstrap's draws in which one candidate is the best, at which no further noise is looked at."""
+
+LEAST_SURE = 8
+"""Noises before which that is not asked."""
+
+DRAWS, INTERVAL = 2000, 0.8
+"""Draws of the bootstrap, and the share of them that its interval holds."""
+
+
+class Measured(NamedTuple):
+    """A candidate, and its mean square error on each of the first noises."""
+
+    name: str
+    schedule: Schedule
+    errors: np.ndarray
+
+    @property
+    def mean(self) -> float:
+        """Of the errors; infinite where one is not finite."""
+        mean = float(np.mean(self.errors))
+        return mean if math.isfinite(mean) else math.inf
+
+    @property
+    def error(self) -> float:
+        """The root of the mean."""
+        return math.sqrt(self.mean)
+
+
+def rungs(candidates: int, noises: int, samples: int) -> Iterator[tuple[int, int]]:
+    """(candidates, noises) of each round, which take at most so many samples in all.
+
+    The first round is as wide as the samples allow: later candidates of the list are left out where they do not.
+    """
+
+    def of(width: int) -> list[tuple[int, int]]:
+        found, seen = [(width, 1)], 1
+        while seen < noises and width > 1:
+            width, seen = max(min(width, FINALISTS), width // KEEP), min(2 * seen, noises)
+            found.append((width, seen))
+        return found
+
+    def cost(width: int) -> int:
+        total, before = 0, 0
+        for alive, seen in of(width):
+            total, before = total + alive * (seen - before), seen
+        return total
+
+    width = candidates
+    while width > 1 and cost(width) > samples:
+        width -= 1
+    yield from of(width)
+
+
+def race(
+    judge: Judge,
+    candidates: Sequence[Candidate],
+    rows: Sequence[int],
+    budget: int,
+    told: Callable[[Measured], None] = lambda best: None,
+) -> list[Measured]:
+    """The candidates that were measured, the best first: those that were seen on more noises before the others.
+
+    Args:
+        judge: of the model; its error need not be a sum of squares.
+        candidates: of one N, the most promising first: ties go to them, and a small budget leaves out the last.
+        rows: noises, in the order that they are looked at.
+        budget: evaluations at most.
+        told: called with the best one after each round.
+    """
+    nfe = candidates[0].schedule.nfe
+    alive = [Measured(*candidate, np.zeros(0)) for candidate in candidates]
+    out: list[Measured] = []
+    for width, seen in rungs(len(alive), len(rows), budget // nfe):
+        out, alive = alive[width:] + out, alive[:width]
+        for i, m in enumerate(alive):
+            errors = judge.errors(m.schedule, rows[len(m.errors) : seen])
+            alive[i] = m._replace(errors=np.append(m.errors, errors))
+        alive.sort(key=lambda m: m.mean)
+        told(alive[0])
+        if seen >= LEAST_SURE and sure(alive):
+            break
+    return [*alive, *(m for m in out if len(m.errors))]
+
+
+def sure(best_first: Sequence[Measured]) -> bool:
+    """Whether the first one stays the best whatever noises are drawn anew."""
+    errors = np.array([m.errors for m in best_first if math.isfinite(m.mean)])
+    return len(errors) < 2 or float(np.mean(_means(errors).argmin(0) == 0)) >= SURE
+
+
+def interval(one: Measured, other: Measured) -> tuple[float, float, float]:
+    """The ratio of two root-mean-square errors on their common noises, and the ends of its bootstrap interval."""
+    n = min(len(one.errors), len(other.errors))
+    errors = np.array([one.errors[:n], other.errors[:n]])
+    if not np.isfinite(errors).all() or not errors.mean(1).all():
+        return (math.nan,) * 3
+    drawn = _means(errors)
+    low, high = np.quantile(np.sqrt(drawn[0] / drawn[1]), [0.5 - INTERVAL / 2, 0.5 + INTERVAL / 2])
+    return float(np.sqrt(errors[0].mean() / errors[1].mean())), float(low), float(high)
+
+
+def _means(errors: np.ndarray) -> np.ndarray:
+    """[candidates, draws] means of the errors of noises drawn anew, the same for all."""
+    drawn = np.random.default_rng(0).integers(0, errors.shape[1], (DRAWS, errors.shape[1]))
+    return errors[:, drawn].mean(-1)
