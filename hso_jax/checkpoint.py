@@ -266,7 +266,7 @@ def rows_of(records: Records, like: Callable[[], Any], total: int) -> tuple[list
                 for text, leaf in zip(record["arrays"], leaves, strict=True)
             ]
             done += len(arrays[0])
-        except (TypeError, ValueError, KeyError) as error:
+        except (TypeError, ValueError, KeyError, OverflowError) as error:
             raise damaged(records.checkpoint.path, f"record {i} is not what this search finds") from error
         parts.append(jax.tree.unflatten(structure, arrays))
     if done > total:

@@ -22,7 +22,7 @@ from hso_jax.bilevel import Effort, bilevel
 from hso_jax.bounds import NodeObjective, Terms, check_objective, expansion, objective_name
 from hso_jax.checkpoint import Records
 from hso_jax.checks import brief, choice, flag, number
-from hso_jax.compiling import under_jax_defaults
+from hso_jax.compiling import platform, under_jax_defaults
 from hso_jax.lane import Lane, check_lane
 from hso_jax.lower import trust_region
 from hso_jax.lower.trust_region import CONVERGED, NOT_FINITE, RESULTS, Feasible, Solution, spread
@@ -142,7 +142,10 @@ def pack(lanes: Sequence[Lane], dtype: np.dtype) -> tuple[LaneArrays, Bank]:
 
 
 EFFORT = Effort(population=16, generations=20, steps=3, polish=3, lanes=128)
-"""From EDM's start three steps usually do already."""
+"""From EDM's start three steps usually do already. The lanes are a CPU's: as many as its caches hold."""
+
+ACCELERATOR_LANES = 4096
+"""Lanes a call on other devices, whose kernels are short of work with fewer."""
 
 _AGAIN = 200  # steps for a lane that has not converged
 
@@ -242,7 +245,7 @@ def run(
     records: Records | None = None,
 ) -> Evolution:
     """Search checked lanes of one objective, each with at least one interval; NumPy results in the lanes' order."""
-    effort = effort.over(EFFORT)
+    effort = effort.over(EFFORT if platform() == "cpu" else EFFORT._replace(lanes=ACCELERATOR_LANES))
     arrays, bank = pack(lanes, np.dtype(jax.dtypes.canonicalize_dtype(float)))
     count = nodes or 1 + max(lane.intervals for lane in lanes)
     objective = lanes[0].method.objective

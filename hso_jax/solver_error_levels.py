@@ -558,11 +558,8 @@ def search_nonstationary(options: Coefficients, axis: str | None) -> Callable[[L
         count, older = lane.starts.shape[-1], history - 1
 
         def made(z: Array) -> solvers.Weights:
-            """The known solver's weights, with a deviation [K, H - 1] from its coefficients."""
             lams = lams_of(lane.range, nodes_of(lane.range, z[: count + 1]))
-            steps = grid(lams, end_of(lane, lams), lane.nfe)
-            known = coefficients_of(weigh((start,), lane, lams), steps, history)
-            return weights_of(steps, known + z[count + 1 :].reshape(count, older))
+            return deviating_weights(start, lane, lams, z[count + 1 :].reshape(count, older))
 
         begin = jnp.concatenate([logits_of(lane.range, lane.starts[0]), jnp.zeros(count * older, lane.top.dtype)])
         limit = jnp.log(lane.growth * amplification(made(begin)))
@@ -597,6 +594,13 @@ def search_nonstationary(options: Coefficients, axis: str | None) -> Callable[[L
         return NonstationaryFound(nodes, coefficients, error, grown, result, stages.steps.sum(), found.stationarity)
 
     return search
+
+
+def deviating_weights(start: str, lane: LaneArrays, lams: Array, deviation: Array) -> solvers.Weights:
+    """The weights on nodes lams [K] of the known solver `start` with a deviation [K, H - 1] added."""
+    steps = grid(lams, end_of(lane, lams), lane.nfe)
+    known = coefficients_of(weigh((start,), lane, lams), steps, deviation.shape[1] + 1)
+    return weights_of(steps, known + deviation)
 
 
 @functools.lru_cache(maxsize=64)

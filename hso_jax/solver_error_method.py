@@ -142,7 +142,9 @@ def errors_on(schedules: Sequence[Schedule], lanes: Sequence[Lane], names: Seque
         some = [i for i, name in enumerate(names) if solvers.SOLVERS[name].calls == calls]
         if some:
             search = measure_lane(tuple(names[i] for i in some), batch.DEVICES)
-            found[:, some] = batch.run(search, (arrays, lams), bank, chunk=_CHUNK, at_once=1, split=_split(bank))
+            found[:, some] = batch.run(
+                search, (arrays, lams), bank, chunk=_CHUNK, at_once=_usual().lanes, split=_split(bank)
+            )
     return np.where(np.isfinite(found), found, np.inf)
 
 
@@ -237,6 +239,9 @@ COMPARED = ("ddim", "dpmpp-2m", "unipc-2", "unipc-3")
 EFFORT = Effort(population=8, generations=6, steps=5, polish=2, lanes=1)
 """Of the upper level, on each island of lam_eps. One lane at once is right for a CPU, whose caches hold one."""
 
+ACCELERATOR_LANES = 64
+"""Lanes that other devices compute at once."""
+
 REFINEMENT = Refinement()
 
 _CHUNK = 16  # lanes a call: how often progress is told
@@ -324,7 +329,10 @@ class SolverError:
         return lane._replace(method=method)
 
     def group(self, lane: Lane) -> Hashable:
-        """Solvers of one and of two evaluations a step have programs of their own, and so has each family."""
+        """Solvers of one and of two evaluations a step have programs of their own, and so has each family.
+
+        A CPU takes lanes one by one: one program serves several solvers. Other devices compile one for each.
+        """
         data = id(self.problems), self.samples, self.noise_seed, self.detail, self.power
         error = self.model_error or ModelError()
         waves = error.numbers(lane.noise.prediction)[0] > 0  # a model without error is spared its waves
@@ -332,6 +340,8 @@ class SolverError:
         if self.start is not None:
             start = "schedule" if isinstance(self.start, Schedule) else self.start.group(lane)
         calls: Hashable = 0 if self.solver == solvers.NONSTATIONARY else solvers.SOLVERS[self.solver].calls
+        if platform() != "cpu":  # lanes at once would compute the steps of every solver, and use one's
+            calls = self.solver
         if self.coefficients is not None:  # what differs from lane to lane is in the lanes
             calls = self.coefficients._replace(penalty=None, growth=0.0, gain=0.0)
         return SolverError, calls, self.family, self.refinement, data, error, waves, start
@@ -354,12 +364,12 @@ class SolverError:
                 again = [lane._replace(method=start) for lane, start in zip(lanes, starts, strict=True)]
                 starts = self.start.search(again, None, None, None)
             arrays = arrays._replace(starts=_padded(starts, arrays))
-        complete = (effort or Effort()).over(EFFORT)
+        complete = (effort or Effort()).over(_usual())
         rows = batch.run(
             search_lane(names, self.family, self.refinement, complete, batch.DEVICES),
             arrays,
             bank,
-            chunk=max(_CHUNK, complete.lanes),
+            chunk=_CHUNK,
             at_once=complete.lanes,
             split=_split(bank),
             progress=progress,
@@ -367,6 +377,11 @@ class SolverError:
         )
         found = [schedule_of(lane, row, float(x)) for lane, row, x in zip(lanes, _rows(rows), inaccuracy, strict=True)]
         return with_other_solvers(found, lanes)
+
+
+def _usual() -> Any:
+    """The default effort on the platform."""
+    return EFFORT if platform() == "cpu" else EFFORT._replace(lanes=ACCELERATOR_LANES)
 
 
 def _rows(found: Any) -> list[Any]:
@@ -421,7 +436,7 @@ def _search_nonstationary(
         arrays._replace(starts=_padded(starts, arrays), penalty=penalty, growth=growth),
         bank,
         chunk=_CHUNK,
-        at_once=1,
+        at_once=_usual().lanes,
         split=_split(bank),
         progress=shown(total - len(lanes)),
         records=None if records is None else records.part("coefficients"),

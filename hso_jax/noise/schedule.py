@@ -359,12 +359,10 @@ def from_knots(
 ) -> NoiseSchedule:
     """A schedule from the cubic part's values at equally spaced knots (see the module's docstring).
 
-    A table that ends before t = 1 while `t_max` is its last knot belongs to a model at zero terminal SNR:
-    it is continued to lam = -inf at t = 1 by a logarithm with the same slope.
-
-    Raises:
-        ValueError: unless lam is finite in [t_min, t_max], within +-80, falls strictly, by at least 0.001 in all, is
-            inverted by `t_of_lam`, and the network is told different times; or for a name that is no text.
+    A table that ends before t = 1 while `t_max` is its last knot belongs to a model at zero terminal SNR: it is
+    continued to lam = -inf at t = 1 by a logarithm with the same slope. Raises ValueError unless lam is finite in
+    [t_min, t_max], within +-80, falls strictly, by at least 0.001 in all, is inverted by `t_of_lam`, and the network is
+    told different times; or for a name that is no text.
     """
     text("name", name)
     coefficients = cubic_coefficients(values)
