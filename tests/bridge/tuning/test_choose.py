@@ -276,7 +276,7 @@ def refuse(*args: Any, **options: Any) -> Any:
 
 
 def bridge_origin(solver: str) -> Any:
-    from hso_jax import Origin
+    from hso_jax.schedule import Origin
 
     return Origin(method="converged", solver=solver)
 
