@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
-from typing import Any
 
 from hso_jax.checks import brief, nearest
 from hso_jax.noise.from_config import from_config
