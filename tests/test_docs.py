@@ -94,6 +94,14 @@ def test_the_api_pages_have_every_public_name() -> None:
     assert all(f"\n::: hso_jax.{module}." in text for module in modules)
 
 
+def test_the_api_page_of_the_bridge_has_every_public_name() -> None:
+    text = (ROOT / "docs" / "api" / "bridge.md").read_text(encoding="utf-8")
+    source = (ROOT / "bridge" / "__init__.py").read_text(encoding="utf-8")
+    public = set(re.findall(r"^from bridge\S* import (\w+) as \1$", source, re.M))
+    assert len(public) > 15
+    assert public == set(re.findall(r"^(?:::: bridge|      heading: bridge)\.(\w+)$", text, re.M))
+
+
 def test_the_citation_is_of_this_version() -> None:
     version = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["version"]
     citation = (ROOT / "CITATION.cff").read_text(encoding="utf-8")
