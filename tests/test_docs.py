@@ -86,6 +86,11 @@ def test_every_page_of_the_docs_is_on_the_site() -> None:
         assert f": {name}\n" in NAV or name.startswith("results/samples-"), name
 
 
+def test_no_name_is_twice_in_the_navigation() -> None:
+    names = re.findall(r"^ +- \"?(.+?)\"?:(?: |$)", NAV, re.M)
+    assert len(names) == len({name.lower() for name in names}) > 30
+
+
 def test_the_api_pages_have_every_public_name() -> None:
     text = "".join(page.read_text(encoding="utf-8") for page in (ROOT / "docs" / "api").glob("*.md"))
     named = set(re.findall(r"^::: hso_jax\.(\w+)$", text, re.M))
