@@ -87,7 +87,7 @@ def test_every_page_of_the_docs_is_on_the_site() -> None:
 
 
 def test_no_name_is_twice_in_the_navigation() -> None:
-    names = re.findall(r"^ +- \"?(.+?)\"?:(?: |$)", NAV, re.M)
+    names = re.findall(r"^ +- (.+?):(?: |$)", NAV, re.M)
     assert len(names) == len({name.lower() for name in names}) > 30
 
 
