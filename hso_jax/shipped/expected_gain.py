@@ -41,7 +41,7 @@ class Expected(NamedTuple):
         if self.low < 1.0 < self.high:
             ends = f"from {_percent(self.high)} more to {_percent(self.low)} less"
         else:
-            ends = f"{_percent(least)} to {_percent(most)}"
+            ends = f"{_percent(least)} to {_percent(most)} {'more' if self.low > 1.0 else 'less'}"
         return f"Expect about {share} error than {before}, {ends} on {self.networks} trained networks."
 
 
