@@ -98,7 +98,7 @@ def against_nfe(
         panels_of_row[0].set_ylabel(label)
     for panel in grid[-1]:
         panel.set_xlabel("N, model evaluations")
-    titles = [line[0] for line in reversed(lines.values()) if line[0] in handles]
+    titles = [line[0] for line in list(lines.values())[::-1] if line[0] in handles]
     figure.legend([handles[x] for x in titles], titles, loc="outside lower center", ncols=5, frameon=False)
     return figure
 

@@ -57,6 +57,7 @@ def some(model: str, factor: float = 1.0, nfe: int = 4) -> list[Record]:
 
 def test_choices_are_what_the_library_has_beside_every_rule():
     found = [*some("a"), record("a", "solver-error", "ddim", 0.3, 0.1), replace(some("b")[2], rmse=None)]
+    found.append(record("a", "linear-quadratic", "ddim", 0.9, 0.9))  # which no pipeline has by itself
     assert {(c.kind, round(c.predicted, 3), round(c.measured, 3)) for c in gains.choices(found)} == {
         ("known", 0.125, 0.25), ("known", 0.5, 0.5), ("known", 0.5, 0.75), ("known", 2.0, 1.5),
         ("free", 0.025, 0.125), ("free", 0.1, 0.25),
@@ -72,7 +73,11 @@ def test_free_coefficients_pay_where_networks_gain_significantly():
     found += [replace(r, nfe=6) if r.solver != "nonstationary" else replace(r, nfe=6, rmse=y * 0.1)
               for y, n in zip((0.8, 1.3, 0.9, 1.2, 1.0), range(5), strict=True) for r in some(f"net {n}")]  # fmt: skip
     kept = gains.calibration(found)
-    assert kept["free_pays"] == [4] and len(kept["networks"]) == 5 and kept["kinds"]["free"]["networks"] == 5
+    assert (
+        kept["free_pays"] == {"4": True, "6": False}
+        and len(kept["networks"]) == 5
+        and kept["kinds"]["free"]["networks"] == 5
+    )
     text = gains.section(found)
     assert "| all | 0.50 | 1.02 |" in text and "| chance | 0.00 |" in text and "| free | 5 |" in text
     with pytest.raises(ValueError, match="3 networks have choices of kind 'known'"):
