@@ -12,14 +12,9 @@ ROW = {"offset": -0.1, "slope": 0.5, "low": -0.4, "high": 0.3, "networks": 9, "c
 
 @pytest.fixture
 def known(monkeypatch):
-    monkeypatch.setattr(
-        module,
-        "table",
-        lambda: {
-            "kinds": {"known": ROW, "free": {**ROW, "slope": 0.2}},
-            "free_pays": {"4": True, "6": False, "10": True},
-        },
-    )
+    kinds = {"known": ROW, "free": {**ROW, "slope": 0.2}}
+    pays = {"4": True, "6": False, "10": True}
+    monkeypatch.setattr(module, "table", lambda: {"kinds": kinds, "free_pays": pays})
 
 
 def test_the_expected_ratio_follows_the_line_of_its_kind(known):
