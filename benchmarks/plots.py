@@ -35,8 +35,6 @@ LINES = {
     "solver-error": (RED, "o", "-"),
     "direct": ("#000000", "x", "--"),
 }
-NETWORK_STYLES = ((BLUE, "o"), (RED, "s"), (GREEN, "^"), (PINK, "D"), (YELLOW, "v"), ("#000000", "x"))
-RATIO_TICKS = (0.1, 0.15, 0.2, 0.3, 0.5, 0.7, 1.0, 1.5, 2.0, 3.0, 5.0)
 
 
 def save(figure: Figure, path: Path) -> None:
@@ -133,41 +131,29 @@ def detail_figure(details: Sequence[float], ratios: Mapping[tuple[str, str], Seq
     return figure
 
 
-class Gain(NamedTuple):
-    """A cell with coefficients of its own: its error over the best known solver's, with that solver's own nodes."""
-
-    network: str
-    nfe: int
-    with_profile: bool
-    predicted: float
-    measured: float
-
-
-def gain_figure(rows: Sequence[Gain]) -> Figure:
-    """Draw measured against predicted gains, axes logarithmic: on the diagonal what was predicted is gained."""
-    figure = Figure(figsize=(6.6, 4.6), layout="constrained")
-    panel = figure.subplots()
-    low = 0.9 * min(min(row.predicted, row.measured) for row in rows)
-    high = 1.1 * max(1.0, *(max(row.predicted, row.measured) for row in rows))
-    panel.plot([low, high], [low, high], color=GREY, linewidth=1, label="as predicted")
-    panel.axhline(1.0, color=GREY, linewidth=1, linestyle="--", label="no gain")
-    for network, (colour, marker) in zip(dict.fromkeys(row.network for row in rows), NETWORK_STYLES * 9, strict=False):
-        for filled in (False, True):
-            own = [row for row in rows if row.network == network and row.with_profile == filled]
-            panel.scatter(
-                [row.predicted for row in own], [row.measured for row in own], s=34, marker=marker, linewidths=1.3,
-                edgecolors=colour, facecolors=colour if filled or marker == "x" else "none",
-                label=f"{network}{', with a profile' if filled else ''}" if own else None,
-            )  # fmt: skip
-    panel.set(xscale="log", yscale="log", xlim=(low, high), ylim=(low, high))
-    for axis in (panel.xaxis, panel.yaxis):
-        axis.set_major_locator(FixedLocator([x for x in RATIO_TICKS if low <= x <= high]))
-        axis.set_major_formatter(FuncFormatter(lambda x, _: f"{x:g}"))
-        axis.set_minor_locator(NullLocator())
-    panel.set_xlabel("predicted: ratio of errors on the reference problems")
-    panel.set_ylabel("measured: ratio of RMSE on the network")
-    panel.grid(alpha=0.25)
-    figure.legend(loc="outside right upper", frameon=False, fontsize=8)
+def gain_figure(choices: Sequence[Any]) -> Figure:
+    """Draw measured against predicted ratios of choices, a panel a kind, axes logarithmic; a colour a network."""
+    figure = Figure(figsize=(9.6, 4.4), layout="constrained")
+    kinds = list(dict.fromkeys(c.kind for c in choices))
+    panels = figure.subplots(1, len(kinds), sharex=True, sharey=True, squeeze=False)[0]
+    colours = {name: f"C{i % 10}" for i, name in enumerate(dict.fromkeys(c.network for c in choices))}
+    for panel, kind in zip(panels, kinds, strict=True):
+        for name, colour in colours.items():
+            own = [c for c in choices if (c.network, c.kind) == (name, kind)]
+            x, y = [c.predicted for c in own], [c.measured for c in own]
+            panel.plot(x, y, ".", color=colour, markersize=3, label=name)
+        ends = 0.02, 2.0
+        panel.plot(ends, ends, color=GREY, linewidth=1, label="as predicted")
+        panel.axhline(1.0, color=GREY, linewidth=1, linestyle="--", label="no gain")
+        panel.set(xscale="log", yscale="log", title=f"{kind} solver" if kind == "known" else "free coefficients")
+        for axis in (panel.xaxis, panel.yaxis):
+            axis.set_major_locator(FixedLocator([0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0]))
+            axis.set_major_formatter(FuncFormatter(lambda x, _: f"{x:g}"))
+            axis.set_minor_locator(NullLocator())
+        panel.set_xlabel("predicted ratio of errors")
+        panel.grid(alpha=0.25)
+    panels[0].set_ylabel("measured ratio of errors")
+    figure.legend(*panels[0].get_legend_handles_labels(), loc="outside right upper", frameon=False, fontsize=8)
     return figure
 
 

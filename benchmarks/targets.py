@@ -13,6 +13,7 @@ import importlib.util
 import inspect
 import io
 import math
+import types
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -217,12 +218,12 @@ class Networks(NamedTuple):
         if name in MODELS:
             return own(name, guidance)
         if name in wheels.NAMES and self.wheels is not None:
-            loaded = wheels.load(name, self.wheels)
+            source: Any = types.SimpleNamespace(load=functools.partial(wheels.load, folder=self.wheels))
         elif self.folder is not None:
-            loaded = find(self.folder).load(name)
+            source = find(self.folder)
         else:
             raise ValueError(f"{name} needs --networks PATH, the folder that holds it")
-        return outside(loaded, name, guidance)._replace(digest=self.provenance(name)["sha256"])
+        return outside(source, name, guidance)._replace(digest=self.provenance(name)["sha256"])
 
 
 def own(name: str, guidance: float = 1.0) -> Target:
@@ -242,8 +243,9 @@ def own(name: str, guidance: float = 1.0) -> Target:
     )  # fmt: skip
 
 
-def outside(net: Any, name: str, guidance: float = 1.0) -> Target:
-    """Make a target of what a folder's `load` gives."""
+def outside(source: Any, name: str, guidance: float = 1.0) -> Target:
+    """Make a target of what `source.load`, such as a module that `find` found, loads."""
+    net = source.load(name)
     if missing := [field for field in FIELDS if not hasattr(net, field)]:
         raise ValueError(f"{name} has no {', no '.join(missing)}; see benchmarks/targets.py")
     most, classes = float(net.sigma_max), int(getattr(net, "labels", 0))

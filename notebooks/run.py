@@ -40,7 +40,7 @@ def execute(notebook: dict[str, Any]) -> None:
         printed = io.StringIO()
         with contextlib.redirect_stdout(printed), contextlib.redirect_stderr(printed):
             exec(compile(tree, f"cell {number}", "exec"), names)
-            shown = eval(compile(ast.Expression(last.value), f"cell {number}", "eval"), names) if last else None  # type: ignore[attr-defined]
+            shown = eval(compile(ast.Expression(last.value), f"cell {number}", "eval"), names) if last else None
         pictures = [_drawn(plt.figure(n)) for n in plt.get_fignums()]
         plt.close("all")
         if isinstance(shown, Image.Image):

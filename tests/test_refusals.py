@@ -89,7 +89,7 @@ USUAL: dict[str, tuple[Callable[..., Any], dict[str, Any]]] = {
     ),
     "solver-error": (
         lambda **options: lanes([SD], [4], method=SolverError(**options)),
-        {"solver": "ddim", "guidance": 1.0, "first": "end", "family": "mep", "few": 2, "problems": PROBLEM}
+        {"solver": "ddim", "guidance": 1.0, "first": "end", "family": "mep", "problems": PROBLEM}
         | {"detail": 0.0, "power": 1.0, "model_error": ModelError()},
     ),
     "solver-error of a profile": (

@@ -173,7 +173,7 @@ def report(found: Records, name: str) -> str:
     plain = [r for r in kept if r.guidance == 1.0]
     rules = ", ".join(f"`{m}`" for m in RULES if any(r.method == m for r in kept))
     free = {k: x for k, m in (("without", FREE), ("with", FREE_PROFILED)) if (x := free_ratios(plain, m))}
-    parts = [HOW.format(records=name, rules=rules), taken(plain), gains.section(kept, Path(name).stem)]
+    parts = [HOW.format(records=name, rules=rules), taken(plain), gains.section(kept)]
     for weight in sorted({r.guidance for r in kept} - {1.0}):
         parts.append(
             taken([r for r in kept if r.guidance == weight]).replace("is taken", f"is taken, guidance {weight:g}")
@@ -191,7 +191,7 @@ def write(found: Records, path: Path) -> list[Path]:
     """Write the page beside the records, and the picture of gains; returns the files."""
     page, chart = path.with_suffix(".md"), path.with_name(f"{path.stem}-predicted.png")
     write_whole(page, report(found, path.name).encode())
-    if not (rows := gains.gains(found.cells)):
+    if not (rows := gains.choices(found.cells)):
         return [page]
     save(gain_figure(rows), chart)
     return [page, chart]

@@ -25,9 +25,7 @@ import numpy as np
 from benchmarks import runner
 from benchmarks.compared import COMPARED
 from benchmarks.tables import markdown
-from hso_jax import Hso, Lane, NoiseSchedule, Schedule, SolverError
-
-from hso_jax import baseline, preset, search, search_many, solver_error  # isort: skip
+from hso_jax import Hso, Lane, NoiseSchedule, Schedule, SolverError, baseline, preset, search, search_many, solver_error
 from hso_jax.baselines import BASELINES, inapplicable
 from hso_jax.problems import KINDS, Problem, family
 

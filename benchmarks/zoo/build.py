@@ -99,9 +99,7 @@ def search_known(name: str, guidance: float, stage: Stage, known: Records) -> Re
             start = smooth(noise, nfe)
             if before is not None:
                 start = stretched(noise, [first_lam(noise, before["nfe"]), *before["lams"]], nfe)
-            how = SolverError(
-                solver, guidance, start=start, refinement=refinement, samples=SAMPLES, chunk=SAMPLES, compare=()
-            )
+            how = SolverError(solver, guidance, start=start, refinement=refinement, samples=SAMPLES, compare=())
             lanes.append(Lane(noise, nfe, method=how))
     data = judged(noise, guidance)
     return [_record(schedule, data) for schedule in search_many(lanes)]
@@ -118,9 +116,7 @@ def search_free(name: str, guidance: float, known: Records) -> Records:
     noise = preset(name)
     of = {(r["solver"], r["nfe"]): r for r in known}
     coefficients = Coefficients(start="dpmpp-2m", known=("dpmpp-2m",), gain=0.0, steps=40, final_steps=15)
-    how = SolverError(
-        solvers.NONSTATIONARY, guidance, coefficients=coefficients, samples=SAMPLES, chunk=SAMPLES, compare=()
-    )
+    how = SolverError(solvers.NONSTATIONARY, guidance, coefficients=coefficients, samples=SAMPLES, compare=())
     starts = [
         Schedule.from_lams(noise, [first_lam(noise, nfe), *of["dpmpp-2m", nfe]["lams"]]) for nfe in NONSTATIONARY_NFE
     ]

@@ -89,8 +89,9 @@ def zoo_schedules(
     own, kin = zoo_key(noise), {zoo_key(p): p for p in map(preset, reversed(list(PRESETS)))}
 
     def far(key: Key) -> tuple[bool, float]:
-        ends = [(max(-np.inf if a is None else a, -8.0), b) for a, b, _ in (key, own)]
-        return key != own, float(np.abs(np.subtract(*ends)).sum()) + (key[2] != own[2])
+        (noisy, clean, unbounded), (own_noisy, own_clean, own_unbounded) = key, own
+        noisy, own_noisy = (-8.0 if end is None else max(end, -8.0) for end in (noisy, own_noisy))
+        return key != own, abs(noisy - own_noisy) + abs(clean - own_clean) + (unbounded != own_unbounded)
 
     models = [noise if key == own else kin[key] for key in sorted(kin, key=far)]
     near = {id(model): nearest_guidance(model, guidance) for model in models}

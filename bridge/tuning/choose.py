@@ -6,17 +6,16 @@ import dataclasses
 import json
 import math
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, TypedDict, Unpack
 
-import numpy as np
 import torch
 
 from bridge.at_hand import current_schedule
 from bridge.pipeline import several
 from bridge.tuning.candidates import Candidate, candidates, is_rule, known_solvers
-from bridge.tuning.judge import Judge, batches, fault, targets
+from bridge.tuning.judge import Judge, batches, targets
 from bridge.tuning.models import Model, denoiser_model, jobs_of, pipeline_model, together
 from bridge.tuning.race import Measured, interval, race
 from hso_jax import solvers
@@ -160,14 +159,14 @@ def _plan(
     batch: int = 1,
     seed: int = 0,
 ) -> _Plan:
-    nfes = tuple(dict.fromkeys(check_nfe(n) for n in ([nfe] if np.ndim(nfe) == 0 else several(nfe, "nfe"))))
+    nfes = tuple(dict.fromkeys(check_nfe(n) for n in (several(nfe, "nfe") if isinstance(nfe, Iterable) else [nfe])))
     steps = count("teacher_steps", teacher_steps, 8, 1000)
     if max(nfes) >= steps:
         raise ValueError(f"nfe is {max(nfes)} and teacher_steps {steps}; converged samples need many more steps")
     whole = round(BUDGET * (1 + 2 * (len(nfes) - 1) / 3)) if budget is None else count("budget", budget, 1)
     some = min(max(int(TEACHER_SHARE * whole) // steps, LEAST_SAMPLES), MOST_SAMPLES)
     some = some if samples is None else count("samples", samples, 2, 10**5)
-    least = some * steps + sum(nfes) * (WIDTH + some)
+    least = some * steps + sum(nfes) * (WIDTH + 2 * some)
     if whole < least:
         raise ValueError(
             f"budget is {whole}; {some} converged samples of {steps} steps and {WIDTH} candidates for N = "
@@ -285,7 +284,7 @@ def _chosen(
         with Checkpoint(checkpoint, {**asked, **facts}) as file:
             made = targets(model, file, batches(plan.batch, plan.samples), plan.teacher_steps, made=tell)
             spent = plan.samples * plan.teacher_steps
-            records = file.search("errors", {}, fault)
+            records = file.records("errors")
             judge = Judge(model, records, made.samples, budget=plan.budget, spent=spent, batch=plan.batch)
             measured, current, left = {}, {}, sum(plan.nfes)
             for n, found in lists.items():
@@ -300,9 +299,9 @@ def _chosen(
                     told[0] = best.error
                     tell(judge.evaluations)
 
-                ranked = race(judge, found[1:] if own else found, rows, rest, seen)
+                ranked = race(judge, found[1:] if own else found, rows, rest, seen, is_rule)
                 if own is not None:
-                    ranked = sorted([own, *ranked], key=lambda m: (-len(m.errors), m.error))
+                    ranked = sorted([own, *ranked], key=lambda m: (-len(m.errors), m.mean))
                 measured[n], current[n] = ranked, own
         schedules = {n: _told(model, found[0], n, plan, judge.evaluations, facts) for n, found in measured.items()}
         return Chosen(measured, schedules, current, judge.evaluations, plan.samples, plan.teacher_steps)

@@ -24,19 +24,12 @@ _INVERTED = "invert_sigmas"
 
 
 class Known(NamedTuple):
-    """What a scheduler class of diffusers takes from its config that decides the noise.
+    """What a scheduler class of diffusers takes from its config that decides the noise."""
 
-    Attributes:
-        family: of its noise where no key says otherwise: "vp", "flow", "edm" or one that is the class's own.
-        reads: which of `READERS` it looks at.
-        betas: "vp": beta_start, beta_end and beta_schedule where the config is silent.
-        rules: "vp": the `beta_schedule`s that it knows.
-    """
-
-    family: str
-    reads: tuple[str, ...] = ()
-    betas: tuple[float, float, str] = _DDPM
-    rules: tuple[str, ...] = _RULES
+    family: str  # of its noise where no key says otherwise: "vp", "flow", "edm" or one that is the class's own
+    reads: tuple[str, ...] = ()  # which of `READERS` it looks at
+    betas: tuple[float, float, str] = _DDPM  # "vp": beta_start, beta_end and beta_schedule where the config is silent
+    rules: tuple[str, ...] = _RULES  # "vp": the `beta_schedule`s that it knows
 
 
 CLASSES: Mapping[str, Known] = {

@@ -292,10 +292,8 @@ def preset(name: str, *, image_seq_len: int = 4096) -> NoiseSchedule:
 def named(model: str | NoiseSchedule) -> tuple[NoiseSchedule, Preset]:
     """The noise schedule that a preset's name stands for, and what is known of that model.
 
-    A noise schedule is taken as it is, with the defaults of `p` and `guidance`, also where it is a preset's.
-
-    Raises:
-        ValueError: for an unknown name, and for anything but a name or a noise schedule.
+    A noise schedule is taken as it is, with the defaults of `p` and `guidance`, also where it is a preset's. Raises
+    ValueError for an unknown name, and for anything but a name or a noise schedule.
     """
     if isinstance(model, str):
         noise = preset(model)

@@ -12,6 +12,7 @@ the singular ends of the closed forms, which a table cannot. `lam` is C1 and str
 from __future__ import annotations
 
 import dataclasses
+import functools
 import hashlib
 from collections.abc import Iterable, Mapping
 from typing import Any
@@ -298,6 +299,10 @@ class NoiseSchedule:
 
     def fingerprint(self) -> str:
         """16 hexadecimal digits that identify the noise levels (rounded to 5 digits), not the name."""
+        return self._fingerprint
+
+    @functools.cached_property
+    def _fingerprint(self) -> str:
         t = np.linspace(float(self.t_min), float(self.t_max), 65)[1:-1]
         levels = np.round(np.asarray(self.lam(t), np.float64), 5) + 0.0
         return hashlib.sha256(f"{self.kind} {levels.tolist()}".encode()).hexdigest()[:16]
@@ -354,12 +359,10 @@ def from_knots(
 ) -> NoiseSchedule:
     """A schedule from the cubic part's values at equally spaced knots (see the module's docstring).
 
-    A table that ends before t = 1 while `t_max` is its last knot belongs to a model at zero terminal SNR:
-    it is continued to lam = -inf at t = 1 by a logarithm with the same slope.
-
-    Raises:
-        ValueError: unless lam is finite in [t_min, t_max], within +-80, falls strictly, by at least 0.001 in all, is
-            inverted by `t_of_lam`, and the network is told different times; or for a name that is no text.
+    A table that ends before t = 1 while `t_max` is its last knot belongs to a model at zero terminal SNR: it is
+    continued to lam = -inf at t = 1 by a logarithm with the same slope. Raises ValueError unless lam is finite in
+    [t_min, t_max], within +-80, falls strictly, by at least 0.001 in all, is inverted by `t_of_lam`, and the network is
+    told different times; or for a name that is no text.
     """
     text("name", name)
     coefficients = cubic_coefficients(values)

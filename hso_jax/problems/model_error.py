@@ -78,8 +78,7 @@ class ModelError(NamedTuple):
     def numbers(self, prediction: str) -> tuple[float, float]:
         """Eta and cap^-2 for a prediction type; (0, 1) without error.
 
-        Raises:
-            ValueError: for an unknown type, or a size or cap out of range.
+        Raises ValueError for an unknown type, or a size or cap out of range.
         """
         choice("prediction", prediction, ETA)
         eta = ETA[prediction] if self.eta is None else self.eta
@@ -97,8 +96,7 @@ class ModelError(NamedTuple):
 def check_model_error(error: object, prediction: str, start: float) -> ModelError:
     """The error from outside, its numbers plain; the default for None, at a noise end `start`.
 
-    Raises:
-        ValueError: for anything else, values out of range, or an error that is infinite at the start.
+    Raises ValueError for anything else, values out of range, or an error that is infinite at the start.
     """
     if error is None:
         # An epsilon network says nothing about x_0 at pure noise: what starts there has a bounded error.

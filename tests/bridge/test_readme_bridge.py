@@ -13,14 +13,8 @@ from test_pipelines_schedule import family_of
 from hso_jax.cli import main
 
 ROOT = Path(__file__).parents[2]
-PAGES = (
-    "README.md",
-    "docs/recommend.md",
-    "docs/bridge.md",
-    "docs/bridge-pipelines.md",
-    "docs/tuning.md",
-    "docs/nonstationary.md",
-)
+NAMES = ("recommend", "bridge", "bridge-pipelines", "tuning", "nonstationary")
+PAGES = ("README.md", *(f"docs/{name}.md" for name in NAMES))
 EXAMPLE = re.compile(r"<!-- bridge-example -->\s*```(python|bash)\n(.*?)```", re.DOTALL)
 
 

@@ -15,7 +15,7 @@ import pytest
 
 from hso_jax import NoiseSchedule, Schedule, baseline, from_config, preset
 from hso_jax.baselines import BASELINES
-from hso_jax.checkpoint import Checkpoint, fault, record_of, rows_of
+from hso_jax.checkpoint import Checkpoint, record_of, rows_of
 from hso_jax.noise import beta_table, cosine, discrete, dynamic_shift, edm, flow, linear_vp, ve
 from hso_jax.noise.from_config import CLASSES
 from hso_jax.schedule_file import from_json, to_json
@@ -231,21 +231,25 @@ def check_checkpoints(seed: int, count: int, folder: Path) -> int:
     rng, kept = random.Random(seed), 0
     file = folder / "c.json"
     with Checkpoint(file, {"solver": "ddim"}) as checkpoint:
-        records = checkpoint.search("0", {"starts": ["a start"]}, fault)
+        records = checkpoint.records("0")
         records.add(record_of({"t": np.array([[1.0, 0.5]]), "steps": np.array([3])}))
         records.add(record_of({"t": np.array([[0.5, np.nan]]), "steps": np.array([2])}))
     whole = file.read_text()
     for _ in range(count):
-        text = whole[: rng.randrange(len(whole))] if rng.random() < 0.2 else json.dumps(mutated(json.loads(whole), rng))
+        lines = whole.splitlines()
+        at = rng.randrange(len(lines))
+        lines[at] = json.dumps(mutated(json.loads(lines[at]), rng))
+        text = whole[: rng.randrange(len(whole))] if rng.random() < 0.2 else "\n".join(lines) + "\n"
         file.write_text(text)
 
         def resume() -> list[Any]:
             like = {"t": np.zeros((1, 2)), "steps": np.zeros(1, int)}
             with Checkpoint(file, {"solver": "ddim"}) as again:
-                return rows_of(again.search("0", {"starts": ["a start"]}, fault), lambda: like, 2)[0]
+                return rows_of(again.records("0"), lambda: like, 2)[0]
 
         found = accepted(resume, text[:300])
-        assert file.read_text() == text
+        cut_off = "" if found is None else text[text.rfind("\n") + 1 :]  # a record that was never finished
+        assert file.read_text() == text.removesuffix(cut_off)
         kept += found is not None
     return kept
 

@@ -27,7 +27,7 @@ from hso_jax.noise import flow, linear_vp
 
 SD, N = preset("sd15"), 4
 SMALL: dict[str, Any] = {"latents": latents(), "teacher_steps": 12, "samples": 6, "budget": 500}
-LITTLE: dict[str, Any] = {"teacher_steps": 8, "samples": 2, "budget": 130}
+LITTLE: dict[str, Any] = {"teacher_steps": 8, "samples": 2, "budget": 140}
 pytestmark = pytest.mark.filterwarnings("ignore:the schedule (has coefficients|is for solver):UserWarning")
 
 
@@ -61,7 +61,7 @@ def test_a_race_keeps_its_budget_and_ends_with_the_best(budget: int) -> None:
     table = Table(np.arange(1, 41)[:, None] * rng.uniform(0.9, 1.1, (1, 16)), nfe=2)
     ranked = table.race(budget)
     assert ranked[0] == "rule 0" and table.spent <= budget
-    assert len(ranked) == min(40, len(set(ranked))) and (budget < 200 or len(ranked) == 40)
+    assert len(ranked) == min(40, len(set(ranked))) and (budget < 1000 or len(ranked) == 40)
 
 
 @pytest.mark.parametrize(("width", "noises", "samples"), [(1, 8, 8), (150, 12, 130), (150, 32, 10**6), (3, 2, 9)])
@@ -93,12 +93,19 @@ def test_no_more_noises_are_looked_at_once_it_is_sure() -> None:
     assert not sure([Measured("", None, e) for e in alike.table])  # type: ignore[arg-type]
 
 
+def test_the_best_to_compare_with_is_seen_on_as_many_noises() -> None:
+    table = Table(np.outer([1.0, 1.01, 1.02, 1.03, 5.0, 6.0], np.random.default_rng(0).uniform(0.5, 1.5, 12)))
+    ranked = race(table, table.list, range(12), 1000, beside=lambda name: name in ("rule 4", "rule 5"))  # type: ignore[arg-type]
+    seen = {m.name: len(m.errors) for m in ranked}
+    assert seen["rule 4"] == seen["rule 0"] > seen["rule 5"] and ranked[0].name == "rule 0"
+
+
 def test_an_interval_holds_the_ratio_of_paired_errors() -> None:
     rng = np.random.default_rng(1)
     common = rng.exponential(size=400)
     one, other = (Measured("", None, scale * common * rng.uniform(0.8, 1.2, 400)) for scale in (0.25, 1.0))  # type: ignore[arg-type]
     ratio, low, high = interval(one, other)
-    assert low < 0.5 < high and low < ratio < high and high - low < 0.03
+    assert low < 0.5 < high and low < ratio < high and high - low < 0.04
     assert math.isnan(interval(one, Measured("", None, np.full(4, math.nan)))[0])  # type: ignore[arg-type]
 
 
@@ -150,7 +157,7 @@ def test_what_it_was_chosen_on_stands_in_the_file(found: bridge.Chosen, tmp_path
 def test_an_interrupted_one_goes_on_to_the_same_bytes(found: bridge.Chosen, tmp_path: Path) -> None:
     whole, file, spent = tmp_path / "whole.json", tmp_path / "resumed.json", Network()
     assert small(checkpoint=whole).plain() == found.plain()
-    for place in (30, 100, 260, 420):
+    for place in (72, 100, 260, 420):  # before the first judgement, and after any
 
         def stop(evaluations: int, budget: int, error: Any, place: int = place) -> None:
             if evaluations >= place:
@@ -204,7 +211,7 @@ def test_a_condition_and_a_solver_are_the_caller_s() -> None:
 
 
 BAD: list[tuple[dict[str, Any], str]] = [
-    ({"budget": 150}, "budget is 150; 6 converged samples of 12 steps and 12 candidates"),
+    ({"budget": 140}, "budget is 140; 6 converged samples of 12 steps and 12 candidates"),
     ({"nfe": []}, "nfe"),
     ({"nfe": 0}, "nfe"),
     ({"nfe": 12}, "nfe is 12 and teacher_steps 12"),
@@ -247,7 +254,7 @@ def test_what_was_measured_is_what_the_pipeline_makes(kind: str, monkeypatch: py
         monkeypatch.setattr(models.TableScheduler, "from_schedule", refuse)
     before = pipe.scheduler
     chosen = choose(pipe, 3, prompts=["a fox", "rain"], batch=1, **LITTLE, **call)
-    assert calls[0] == chosen.evaluations <= 130 and pipe.scheduler is before
+    assert calls[0] == chosen.evaluations <= 140 and pipe.scheduler is before
     best, now = chosen.measured[3][0], chosen.current[3]
     assert now is not None and now.name.startswith("as it is") and len(now.errors) == 2
     if kind == "own solver":
