@@ -112,7 +112,7 @@ def check(lane: Lane) -> tuple[Lane, str, float]:
 def first_lam_of(lane: Lane) -> float:
     """Lam of the first node, or what it may be at most where it is free; the noise end for methods without `first`."""
     if getattr(lane.method, "first", "end") == "auto":
-        return first_lam(lane.noise, lane.nfe, lane.method.guidance)
+        return first_lam(lane.noise, lane.nfe)
     return lane.noise.noise_end
 
 

@@ -26,7 +26,7 @@ from hso_jax.noise import PRESETS, NoiseSchedule, first_lam, lam_of_s, preset, s
 from hso_jax.schedule import Schedule, versions
 from hso_jax.searches import search_many
 from hso_jax.shipped.zoo import MAX_NFE, NONSTATIONARY_NFE, SOLVERS, ZOO_FILE, zoo_key
-from hso_jax.solver_error_levels import Coefficients, Refinement
+from hso_jax.solver_error_levels import Coefficients, Refinement, start_of
 from hso_jax.solver_error_method import SolverError, measure
 
 FORMAT, VERSION = "hso-jax/zoo", 2
@@ -112,14 +112,13 @@ def judged(noise: NoiseSchedule, guidance: float) -> Chunks:
 
 
 def search_free(name: str, guidance: float, known: Records) -> Records:
-    """Records of the non-stationary solver, from 2M's nodes; none where a known solver is as good."""
+    """Records of the non-stationary solver, from a known solver's nodes; none where a known solver is as good."""
     noise = preset(name)
     of = {(r["solver"], r["nfe"]): r for r in known}
-    coefficients = Coefficients(start="dpmpp-2m", known=("dpmpp-2m",), gain=0.0, steps=40, final_steps=15)
+    begin = start_of(guidance)
+    coefficients = Coefficients(start=begin, known=(begin,), gain=0.0)
     how = SolverError(solvers.NONSTATIONARY, guidance, coefficients=coefficients, samples=SAMPLES, compare=())
-    starts = [
-        Schedule.from_lams(noise, [first_lam(noise, nfe), *of["dpmpp-2m", nfe]["lams"]]) for nfe in NONSTATIONARY_NFE
-    ]
+    starts = [Schedule.from_lams(noise, [first_lam(noise, nfe), *of[begin, nfe]["lams"]]) for nfe in NONSTATIONARY_NFE]
     lanes = [Lane(noise, start.nfe, method=dataclasses.replace(how, start=start)) for start in starts]
     found, data = [], judged(noise, guidance)
     for schedule in search_many(lanes):

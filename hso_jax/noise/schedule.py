@@ -424,7 +424,7 @@ noise of 9 N standard deviations in place of the model's end misses the data's m
 """
 
 
-def first_lam(noise: Any, nfe: int, guidance: float = 1.0) -> float:
+def first_lam(noise: Any, nfe: int) -> float:
     """Lam of the first of N nodes by default: the noise end; of epsilon models `FIRST_KSIGMA` N where that is less."""
     end = float(noise.noise_end)
     if noise.prediction != "epsilon" or np.isneginf(end):

@@ -35,12 +35,11 @@ from hso_jax.compiling import normal, random_key, uniform
 from hso_jax.noise import PREDICTIONS, alpha_sigma
 from hso_jax.problems.product import Spectrum
 
-ETA: Mapping[str, float] = {**dict.fromkeys(PREDICTIONS, 0.1), "epsilon": 0.02}
-"""Default size of the error by prediction type, in units of what the network predicts. Profiles of networks from
-outside measured .07 to .13; an epsilon model's error in x_0 grows as sigma/alpha, and its network is better where that
-is large. docs/solver-error.md says what they, `LENGTH` and `ALIKE` were chosen on."""
+ETA: Mapping[str, float] = {**dict.fromkeys(PREDICTIONS, 0.06), "epsilon": 0.04}
+"""Default size of the error by prediction type, in units of what the network predicts (docs/solver-error.md says what
+it, `LENGTH` and `ALIKE` were chosen on). An epsilon model's error in x_0 grows without bound towards the noise end."""
 
-LENGTH = 0.5
+LENGTH = 0.7
 """Default correlation length of the error in lam."""
 
 ALIKE = 0.9
