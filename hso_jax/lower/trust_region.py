@@ -320,14 +320,6 @@ class State(NamedTuple):
     steps: Array
 
 
-class Info(NamedTuple):
-    """Of one step: whether it was accepted, and the objective before and after."""
-
-    accepted: Array
-    before: Array
-    after: Array
-
-
 class Solution(NamedTuple):
     """A refined schedule.
 
@@ -367,7 +359,7 @@ def init(objective: Objective, noise: NoiseSchedule, start: Array, feasible: Fea
     return State(start, blank, jnp.full_like(start[1:], jnp.inf), far, none, jnp.asarray(-1))
 
 
-def step(objective: Objective, noise: NoiseSchedule, state: State, feasible: Feasible) -> tuple[State, Info]:
+def step(objective: Objective, noise: NoiseSchedule, state: State, feasible: Feasible) -> State:
     """One trust-region step from a feasible state to a feasible state."""
     t, expansion = state.t, state.expansion
     gaps = t[:-1] - t[1:]
@@ -393,7 +385,7 @@ def step(objective: Objective, noise: NoiseSchedule, state: State, feasible: Fea
     tightened = jnp.maximum(5.0 * state.damping, 1e-2)
     moved = State(trial, new, target, stationarity, kept, state.steps + 1)
     stayed = state._replace(damping=tightened, steps=state.steps + 1)
-    return _choose(accepted, moved, stayed), Info(accepted, expansion.value, new.value)
+    return jax.tree.map(lambda a, b: jnp.where(accepted, a, b), moved, stayed)
 
 
 def solve(
@@ -441,7 +433,7 @@ def minimise(
     def body(state: State, _: None) -> tuple[State, None]:
         # Skipped where lanes are taken one by one; under `vmap` both sides are computed and one is chosen.
         done = state.stationarity <= tol
-        return jax.lax.cond(done, lambda: state, lambda: step(objective, noise, state, feasible)[0]), None
+        return jax.lax.cond(done, lambda: state, lambda: step(objective, noise, state, feasible)), None
 
     state, _ = jax.lax.scan(body, init(objective, noise, start, feasible), None, length=max_steps + 1)
     finite = jnp.isfinite(state.expansion.value) & jnp.isfinite(state.stationarity)
@@ -506,7 +498,3 @@ def _curvature(expansion: Expansion) -> Array:
     hessian = expansion.hessian
     diagonal = hessian.diagonal if isinstance(hessian, Tridiagonal) else jnp.diagonal(hessian)
     return 0.5 * jnp.max(jnp.abs(diagonal)) + jnp.finfo(diagonal.dtype).tiny
-
-
-def _choose(condition: Array, yes: State, no: State) -> State:
-    return jax.tree.map(lambda a, b: jnp.where(condition, a, b), yes, no)

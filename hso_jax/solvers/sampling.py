@@ -58,7 +58,7 @@ ALIASES: Mapping[str, str] = _rows("""
     heun          heundiscrete
     heun-flow     flowmatchheundiscrete
 """)
-"""A solver by each name that k-diffusion and ComfyUI, A1111 and diffusers have for it, as `_key` writes it.
+"""A solver by each name that k-diffusion and ComfyUI, A1111 and diffusers have for it, as `_keys` writes it.
 
 "unipc" is diffusers' default, order 2; ComfyUI's "uni_pc_bh2" has order 3.
 """
