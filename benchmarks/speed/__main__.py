@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks import runner
-from benchmarks.speed.jobs import REPEATS, SEED
+from benchmarks.speed.jobs import REPEATS, SEED, WARM
 from benchmarks.tables import markdown
 
 ROOT = Path(__file__).parents[2]
@@ -100,7 +100,7 @@ def main() -> None:
     """Measure, print, write."""
     parser = runner.command("python -m benchmarks.speed", __doc__)
     parser.add_argument("--quick", action="store_true", help="only the main job")
-    parser.add_argument("--before", type=Path, help="a checkout of an older state")
+    parser.add_argument("--before", type=Path, help="checkout of an older state")
     parser.add_argument("--most", type=int, default=10000, help="leave out rows of more lanes; default %(default)s")
     parser.add_argument("-o", "--output", type=Path, default=OUTPUT)
     args = parser.parse_args()
@@ -109,11 +109,14 @@ def main() -> None:
     trees = [ROOT] if args.before is None else [ROOT, args.before.resolve()]
     names = ["now", "before"][: len(trees)]
     made_with = f"Python {platform.python_version()}, JAX {importlib.metadata.version('jax')}"
+    options = ("" if args.before is None else " --before FOLDER") + (
+        f" --most {args.most}" if args.most < 10000 else ""
+    )
     text = f"""# Speed of the search
 
 {platform.machine()}, {os.cpu_count()} cores, {made_with}, seed {SEED}.
-Made by `python -m benchmarks.speed{"" if args.before is None else " --before FOLDER"}`. Seconds of the clock, and in
-brackets of all cores, which a busy machine does not change; warm figures are medians of {REPEATS} calls.
+Made by `python -m benchmarks.speed{options}`. Seconds of the clock, and in
+brackets of all cores, which a busy machine changes less; warm figures are medians of {REPEATS} calls.
 
 {markdown(["", *names], one_call(trees), left=1)}"""
     if not args.quick:
@@ -124,7 +127,8 @@ brackets of all cores, which a busy machine does not change; warm figures are me
         head = columns.split("|")
         rows = lanes_rows(trees, tuple(size for size in SIZES if size[0] <= args.most))
         text += f"\nSciPy takes {each}, of one search at N = 4.\n\n{markdown(head, rows, left=3)}"
-        text += "\nFor 10,000 lanes the rate is of the first call, compilation included.\n"
+        if args.most > WARM:
+            text += f"\nFor more than {WARM} lanes the rate is of the first call, compilation included.\n"
     print(text)
     write_whole(args.output, text.encode())
 
