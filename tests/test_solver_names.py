@@ -70,6 +70,11 @@ def test_an_unknown_name_gets_the_list_of_the_door(name: object) -> None:
             solvers.canonical(name, known)  # type: ignore[arg-type]
 
 
+def test_nonstationary_is_for_doors_that_list_it() -> None:
+    with pytest.raises(ValueError, match=r"solver is 'nonstationary'.*use one of ddim"):
+        solvers.canonical("nonstationary")
+
+
 @pytest.mark.parametrize(("command", "names"), [("recommend", CHOICES), ("zoo", CHOICES), ("search", solvers.EVERY)])
 def test_the_help_has_the_list_of_the_messages(
     command: str, names: tuple[str, ...], capsys: pytest.CaptureFixture[str]

@@ -123,7 +123,7 @@ KEYS: list[tuple[dict[str, Any], str, list[Any], str]] = [
         SD,
         "trained_betas",
         [0.1, [0.1], [[0.1, 0.2]], ["0.1", "0.2"], "[0.1]", {}, [0.1, None]],
-        "trained_betas is .*; need",
+        r"trained_betas(\[\d\])? is .*; need",
     ),
     (SD, "rescale_betas_zero_snr", ["false", 0, None], "rescale_betas_zero_snr is .*; need true or false"),
     (SD, "use_flow_sigmas", ["false", 1, None], "use_flow_sigmas is .*; need true or false"),
