@@ -11,8 +11,9 @@ from typing import Any
 
 import numpy as np
 
-from hso_jax import NoiseSchedule, Origin, Schedule
+from hso_jax import NoiseSchedule, Schedule
 from hso_jax.noise import lam_of_s, s_of_lam
+from hso_jax.schedule import Origin
 
 SOLVERS = {"ddim": "DDIM", "dpmpp-2m": "DPM++ 2M", "unipc-2": "UniPC-2", "unipc-3": "UniPC-3"}
 """Name in `hso_jax.solvers` to title, in the order of the tables."""

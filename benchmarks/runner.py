@@ -23,10 +23,10 @@ from typing import Any, NamedTuple
 import numpy as np
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from hso_jax import NoiseSchedule, Origin, Schedule, from_config
+from hso_jax import NoiseSchedule, Schedule, from_config
 from hso_jax.cli.common import parse_nfe
 from hso_jax.files import write_whole
-from hso_jax.schedule import versions
+from hso_jax.schedule import Origin, versions
 from hso_jax.solvers import NONSTATIONARY
 
 WEIGHTS = Path(__file__).parent / "models" / "weights"
@@ -72,7 +72,7 @@ class Record:
         psi: the upper level's choice, where there was one.
         coefficients: [N, H - 1] of a non-stationary solver.
         problem_error: predicted: the error on the reference problems.
-        predicted: until 0.2.0, of coefficients of their own: that error over the best known solver's with its own nodes.
+        predicted: until 0.2.0, of coefficients of their own: that error over the best known solver's, own nodes.
         rmse, feature: root-mean-square error to the converged samples, of pixels and of features.
         fid, fid_data: Frechet distance of features to the converged samples and to held-out data.
         *_low, *_high: 95 % interval.

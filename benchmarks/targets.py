@@ -13,6 +13,7 @@ import importlib.util
 import inspect
 import io
 import math
+import types
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -217,18 +218,18 @@ class Networks(NamedTuple):
         if name in MODELS:
             return own(name, guidance)
         if name in wheels.NAMES and self.wheels is not None:
-            loaded = wheels.load(name, self.wheels)
+            source: Any = types.SimpleNamespace(load=functools.partial(wheels.load, folder=self.wheels))
         elif self.folder is not None:
-            loaded = find(self.folder).load(name)
+            source = find(self.folder)
         else:
             raise ValueError(f"{name} needs --networks PATH, the folder that holds it")
-        return outside(loaded, name, guidance)._replace(digest=self.provenance(name)["sha256"])
+        return outside(source, name, guidance)._replace(digest=self.provenance(name)["sha256"])
 
 
 def own(name: str, guidance: float = 1.0) -> Target:
     """Load one of the project's own networks."""
     trained = load(name)
-    trained.unet.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # a fifth faster on CPUs
+    trained.unet.to(memory_format=torch.channels_last)  # a fifth faster on CPUs
 
     def denoiser(x: torch.Tensor, level: Any, labels: torch.Tensor) -> torch.Tensor:
         return trained.denoise(x, level, labels, guidance)
@@ -242,8 +243,9 @@ def own(name: str, guidance: float = 1.0) -> Target:
     )  # fmt: skip
 
 
-def outside(net: Any, name: str, guidance: float = 1.0) -> Target:
-    """Make a target of what a folder's `load` gives."""
+def outside(source: Any, name: str, guidance: float = 1.0) -> Target:
+    """Make a target of what `source.load`, such as a module that `find` found, loads."""
+    net = source.load(name)
     if missing := [field for field in FIELDS if not hasattr(net, field)]:
         raise ValueError(f"{name} has no {', no '.join(missing)}; see benchmarks/targets.py")
     most, classes = float(net.sigma_max), int(getattr(net, "labels", 0))
@@ -291,7 +293,7 @@ def find(folder: Path) -> Any:
 
 
 def provenance(folder: Path, name: str) -> dict[str, str]:
-    """Say where a network is from: its row in the folder's README.md, and a digest of networks.py and of all folders."""
+    """Say where a network is from: its row in the folder's README.md, and a digest of networks.py and all folders."""
     digest = hashlib.sha256()
     files = (p for p in folder.rglob("*") if p.is_file() and p.suffix not in (".md", ".pyc"))
     for file in sorted(p for p in files if p.parent != folder or p.name == "networks.py"):

@@ -2,7 +2,7 @@
 
 | name | wheel | data |
 |---|---|---|
-| hsc32, ztf32, lsst60 | galaxygrad 0.1.9 (arXiv 2401.07313; no licence stated) | galaxies of three surveys, log(x + 1)/.1 |
+| hsc32, ztf32, lsst60 | galaxygrad 0.1.9 (arXiv 2401.07313; states no licence) | galaxies of three surveys |
 | spectra21 | 21cmPSDenoiser 1.0.2 (MIT) | 21-cm power spectra given a noisy one, 32 x 16 |
 
 The definitions are written anew from the published ones; weights are read without pickle. All four are trained on
@@ -15,6 +15,7 @@ from __future__ import annotations
 import functools
 import hashlib
 import io
+import itertools
 import math
 import subprocess
 import sys
@@ -60,7 +61,9 @@ def wheel_of(folder: Path, name: str) -> Path:
 def provenance(folder: Path, name: str) -> dict[str, str]:
     """Say where a network is from, and a digest of its wheel."""
     wheel = wheel_of(folder, name)
-    source = f"| {name} | {wheel.name} | galaxies |" if name in GALAXIES else f"| {name} | {wheel.name} | power spectra |"
+    source = (
+        f"| {name} | {wheel.name} | galaxies |" if name in GALAXIES else f"| {name} | {wheel.name} | power spectra |"
+    )
     return {"network": name, "sha256": hashlib.sha256(wheel.read_bytes()).hexdigest(), "source": source}
 
 
@@ -226,11 +229,16 @@ class _UNet(nn.Module):
         self.downs = nn.ModuleList(
             nn.ModuleList([
                 _Residual(a, a), _Residual(a, a), _Attention(a),
-                nn.Sequential(nn.PixelUnshuffle(2), nn.Conv2d(4 * a, b, 1)) if b < 256 else nn.Conv2d(a, b, 3, padding=1),
+                nn.Sequential(nn.PixelUnshuffle(2), nn.Conv2d(4 * a, b, 1)) if b < 256
+                else nn.Conv2d(a, b, 3, padding=1),
             ])
             for a, b in steps
         )  # fmt: skip
-        self.mid_block1, self.mid_attn, self.mid_block2 = _Residual(256, 256), _Attention(256, False), _Residual(256, 256)
+        self.mid_block1, self.mid_attn, self.mid_block2 = (
+            _Residual(256, 256),
+            _Attention(256, False),
+            _Residual(256, 256),
+        )
         self.ups = nn.ModuleList(
             nn.ModuleList([
                 _Residual(a + b, b), _Residual(a + b, b), _Attention(b),
@@ -245,12 +253,12 @@ class _UNet(nn.Module):
         embedded = self.time_mlp(time)
         first = x = self.init_conv(torch.cat([x, condition], 1))
         kept = []
-        for one, two, attend, shrink in self.downs:  # type: ignore[misc]
+        for one, two, attend, shrink in self.downs:
             kept.append(x := one(x, embedded))
             kept.append(x := attend(two(x, embedded)))
             x = shrink(x)
         x = self.mid_block2(self.mid_attn(self.mid_block1(x, embedded)), embedded)
-        for one, two, attend, grow in self.ups:  # type: ignore[misc]
+        for one, two, attend, grow in self.ups:
             x = one(torch.cat([x, kept.pop()], 1), embedded)
             x = grow(attend(two(torch.cat([x, kept.pop()], 1), embedded)))
         return self.final_conv(self.final_res_block(torch.cat([x, first], 1), embedded))
@@ -268,7 +276,8 @@ class Spectra(_Continuous):
         self.module.load_state_dict({names[name]: value for name, value in stored.items()})
         low, step = BETA[0], BETA[1] - BETA[0]
         self.sigma_min, self.sigma_max = (
-            math.sqrt(math.expm1(low * t + step * t * t / 2.0)) for t in (1e-3, 1.0)  # theirs
+            math.sqrt(math.expm1(low * t + step * t * t / 2.0))
+            for t in (1e-3, 1.0)  # theirs
         )
 
     def _eps(self, y: torch.Tensor, sigma: torch.Tensor, label: torch.Tensor | None) -> torch.Tensor:
@@ -293,7 +302,7 @@ class Spectra(_Continuous):
         with torch.no_grad():
             for _ in range(4):
                 x = float(sigmas[0]) * torch.randn(CONDITIONS, *self.shape, generator=draw)
-                for sigma, then in zip(sigmas, sigmas[1:], strict=False):
+                for sigma, then in itertools.pairwise(sigmas):
                     alpha = (1.0 + sigma**2).rsqrt()
                     x = x + float(then - sigma) * self._predict((x * alpha).float(), sigma, found)
                 found = x

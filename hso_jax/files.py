@@ -31,13 +31,7 @@ _PICTURE = re.compile(  # how hso-jax signs a picture; a PNG chunk begins with t
 
 
 def read_text(path: str | os.PathLike[str]) -> str:
-    """Read a regular file in UTF-8.
-
-    Raises:
-        ValueError: if it is a device, pipe, socket or folder (some of them never end), is larger than 256 MiB, or is
-            not UTF-8.
-        OSError: if there is none or it cannot be read.
-    """
+    """The text of a regular file of at most 256 MiB in UTF-8; ValueError for all else (some devices never end)."""
     found = os.stat(path)
     if what := _not_regular(found):
         raise ValueError(f"it is {what}, not a regular file")
@@ -100,20 +94,10 @@ def figure_kind(path: Path, stream: bool = False) -> str:
 
 
 def check_writable(path: Path, kind: str, force: bool, apart_from: Sequence[Path | None] = ()) -> None:
-    """Check before any work that `path` can be written, and that no file of the user's would be lost.
+    """Check before any work that `path` can be written, and that no file of the user's would be lost (ValueError).
 
-    Links are followed. An empty file may be replaced.
-
-    Args:
-        path: as the user named it.
-        kind: what will be written: "schedules", "profile" or "picture".
-        force: replace any regular file.
-        apart_from: other files that are read or written.
-
-    Raises:
-        ValueError: if the folder is missing or not writable, the path is not a regular file or one of `apart_from`, or
-            hso-jax did not write the file there as this kind.
-        OSError: if the name is unusable.
+    A file that is there must be one that hso-jax wrote as this `kind` ("schedules", "profile" or "picture"), or empty,
+    unless `force`, and none of `apart_from`, which are read or written too. Links are followed.
     """
     if (number := _descriptor(path)) is not None:
         try:
@@ -163,13 +147,8 @@ def write_whole(path: str | os.PathLike[str], content: bytes) -> None:
 def write_all(contents: Sequence[tuple[Path, bytes]], written: list[Path]) -> None:
     """Write files beside their places, then rename them; streams come last. A link stays a link: its target is written.
 
-    Args:
-        contents: paths, each with its content.
-        written: each path is appended once it is in place, so the list is true even if this raises.
-
-    Raises:
-        OSError: with the path that is no regular file or cannot be written. What was not appended to `written` has its
-            old content, and nothing is left beside it.
+    Each path is appended to `written` once it is in place. OSError names the path that failed; what is not in `written`
+    then has its old content, and nothing is left beside it.
     """
     staged: list[tuple[Path, str, str]] = []
     path = Path()

@@ -36,8 +36,8 @@ _LARGEST = 2**63 - 1  # whole number that every JSON reader takes
 
 def _plain(name: str, value: Any) -> Any:
     """A finite number as Python's own, which a file can hold. Raises ValueError."""
-    number(name, value)
-    return value.item() if isinstance(value, (np.generic, np.ndarray)) else value
+    real = number(name, value)
+    return int(value) if isinstance(value, (int, np.integer)) else real
 
 
 def _by_name(name: str, value: object, texts: bool = False) -> dict[str, Any]:
@@ -216,9 +216,8 @@ class Schedule:
                 raise ValueError(f"{name}[{i}] is {array[i]}; every entry must be finite")
             if (bad := np.flatnonzero(~(np.diff(array) * (1 if name == "lams" else -1) > 0))).size:
                 i, order = int(bad[0]), "rise" if name == "lams" else "fall"
-                raise ValueError(
-                    f"{name} must {order} strictly, but entry {i} is {array[i]:.9g} and entry {i + 1} {array[i + 1]:.9g}"
-                )
+                entries = f"entry {i} is {array[i]:.9g} and entry {i + 1} {array[i + 1]:.9g}"
+                raise ValueError(f"{name} must {order} strictly, but {entries}")
         t, lams, sigmas = self.t, self.lams, self.sigmas
         if not (t[-1] >= 0 and t[0] <= 1 and sigmas[-1] > 0):
             raise ValueError(
@@ -470,10 +469,10 @@ class Schedule:
         return found
 
     def plot(self) -> Figure:
-        """A picture of it, as `hso_jax.plots.schedules_figure` draws several."""
-        from hso_jax.plots import schedules_figure  # Matplotlib takes as long to import as a search does
+        """A picture of it, as `hso_jax.plot` draws several."""
+        from hso_jax.plots import plot  # Matplotlib takes as long to import as a search does
 
-        return schedules_figure([self])
+        return plot(self)
 
     def __len__(self) -> int:
         """N."""

@@ -127,49 +127,36 @@ def select(
     every = list(schedules)
     solver = (named(solver) or solver) if solver else None
     guidance = None if guidance is None else check_guidance(guidance)
+    wanted = {"nfe": nfe, "layout": layout, "method": method, "solver": solver, "guidance": guidance}
+    any_of = {"solver": "any", "guidance": None}  # what a schedule says that was made for every one
     kept = [
-        s
-        for s in every
-        if nfe in (None, s.nfe)
-        and layout in (None, s.layout)
-        and method in (None, s.method)
-        and (solver is None or s.solver in ("any", solver))
-        and (guidance is None or s.guidance in (None, guidance))
+        s for s in every if all(x is None or getattr(s, name) in (x, any_of.get(name, x)) for name, x in wanted.items())
     ]
     if not kept:
-        wanted = {"nfe": nfe, "layout": layout, "method": method, "solver": solver, "guidance": guidance}
         asked = ", ".join(f"{name} {value}" for name, value in wanted.items() if value is not None) or "any"
-        raise ValueError(f"no such schedule ({asked}); there are: {_listed(every, _CHOICES)}")
-    if len(counts := sorted({s.nfe for s in kept})) > 1:
-        raise ValueError(f"schedules of {', '.join(map(str, counts))} evaluations; choose one by nfe")
-    kept = [s for s in kept if s.layout == "node"] or kept
-    if len(kept) > 1:
-        names = [name for name in _CHOICES[2:] if len({getattr(s, name) for s in kept}) > 1]
-        if not names:
-            models = ", ".join(dict.fromkeys(s.model for s in kept))
-            raise ValueError(
-                f"{len(kept)} schedules of N = {kept[0].nfe} and method {kept[0].method} (models: {models}) that no "
-                "option tells apart; keep one of them in the file"
-            )
-        raise ValueError(
-            f"{len(kept)} schedules of N = {kept[0].nfe} differ in {' and '.join(names)}: {_listed(kept, names)}; "
-            f"choose by {' and '.join(names)}"
-        )
-    return kept[0]
-
-
-_CHOICES = ("nfe", "layout", "method", "solver", "guidance")
+        raise ValueError(f"no such schedule ({asked}); there are: {_listed(every, wanted)}")
+    if len({s.nfe for s in kept}) == 1:
+        kept = [s for s in kept if s.layout == "node"] or kept
+    if len(kept) == 1:
+        return kept[0]
+    names = [name for name in wanted if len({getattr(s, name) for s in kept}) > 1]
+    if not names:
+        models = ", ".join(dict.fromkeys(s.model for s in kept))
+        what = f"{len(kept)} schedules of N = {kept[0].nfe} and method {kept[0].method} (models: {models})"
+        raise ValueError(f"{what} that no option tells apart; keep one of them in the file")
+    names = ["nfe"] if "nfe" in names else names
+    which = " and ".join(names)
+    raise ValueError(f"{len(kept)} schedules differ in {which}: {_listed(kept, names)}; choose by {which}")
 
 
 def _listed(schedules: Iterable[Schedule], names: Iterable[str]) -> str:
-    names = list(names)
-    return "; ".join(dict.fromkeys(" ".join(_shown(n, getattr(s, n)) for n in names) for s in schedules)) or "none"
+    def shown(name: str, value: Any) -> str:
+        if name == "guidance":
+            return "any guidance" if value is None else f"guidance {value:g}"
+        return f"for {value}" if name == "solver" else str(value)
 
-
-def _shown(name: str, value: Any) -> str:
-    if name == "guidance":
-        return "any guidance" if value is None else f"guidance {value:g}"
-    return f"for {value}" if name == "solver" else str(value)
+    texts = (" ".join(shown(name, getattr(s, name)) for name in names) for s in schedules)
+    return "; ".join(dict.fromkeys(texts)) or "none"
 
 
 def _record(schedule: Schedule) -> dict[str, Any]:

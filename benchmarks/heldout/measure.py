@@ -7,30 +7,29 @@ from pathlib import Path
 
 from benchmarks import measure
 from benchmarks.compared import COMPARED, SOLVERS
-from benchmarks.methods import DETAILS, FREE_PROFILED, OWN_SOLVER, PROFILED, RULES
+from benchmarks.methods import FREE_PROFILED, OWN_SOLVER, PROFILED, RULES
 from benchmarks.runner import ANY, Cell, check_names
 from benchmarks.targets import Networks
 from hso_jax.solvers import NONSTATIONARY
 
 FREE = NONSTATIONARY
-PLAIN = ("trailing", "karras", "uniform-lam", "beta-t", "flow-2", "flow-3")
-"""Rules of one formula for every model; the others are defaults of old, or tables that were made for other models."""
-
 SEARCHED = ("hso", "solver-error")
 SHIPPED = ("recommend", "zoo")
-DETAILED = {f"{kind}-detail-{x:g}": (kind, x) for kind in ("solver-error", FREE) for x in DETAILS[1:]}
-"""The searches without a profile with other weights of fine detail than the default's."""
-
 DEFAULT = (*SHIPPED, *RULES)
 """What is measured if nothing else is asked for; the searches are named to be measured."""
 
-KNOWN = (*DEFAULT, *SEARCHED, FREE, PROFILED, FREE_PROFILED, *DETAILED)
+KNOWN = (*DEFAULT, *SEARCHED, FREE, PROFILED, FREE_PROFILED)
 BUDGETS = (4, 5, 6, 8, 10)
 IMAGES = 64
 
 
 def cells_of(
-    networks: Networks, nfes: Sequence[int], solvers: Collection[str], methods: Collection[str], guidance: float, images: int
+    networks: Networks,
+    nfes: Sequence[int],
+    solvers: Collection[str],
+    methods: Collection[str],
+    guidance: float,
+    images: int,
 ) -> list[Cell]:
     """List the cells in the order of work: what is shipped first, network after network."""
     found = []

@@ -8,11 +8,11 @@ from pathlib import Path
 
 from benchmarks.compared import SOLVERS
 from benchmarks.heldout import gains
-from benchmarks.heldout.measure import DETAILED, FREE, PLAIN, SEARCHED
-from benchmarks.methods import DETAILS, FREE_PROFILED, PROFILED, RULES
+from benchmarks.heldout.measure import FREE, SEARCHED
+from benchmarks.methods import FREE_PROFILED, PROFILED, RULES
 from benchmarks.plots import gain_figure, save
 from benchmarks.runner import Record, Records, main_group
-from benchmarks.tables import Ratio, columns, geometric_mean, markdown, means, number, outcomes, versus, with_all
+from benchmarks.tables import Ratio, geometric_mean, markdown, means, number, outcomes, versus, with_all
 from hso_jax.files import write_whole
 
 Cells = dict[tuple[str, int], float]
@@ -33,14 +33,14 @@ Figures over several networks are geometric means.
 TAKEN = """\
 RMSE over that of the best rule with the best of DDIM, DPM++ 2M and UniPC-3. `recommend` is what the library takes by
 itself; *zoo, known* the known solver that it predicts to be best, with its shipped schedule; *zoo, free* shipped nodes
-and coefficients; *Euler* DDIM with `trailing`, the default of FLUX's, Qwen-Image's and Wan's pipelines. Where nothing is
-shipped for a network's noise, each is what a search finds.
+and coefficients; *Euler* DDIM with `trailing`, the default of FLUX's, Qwen-Image's and Wan's pipelines. Where nothing
+is shipped for a network's noise, each is what a search finds.
 """
 
 AGAINST = """\
-Cells won / tied / lost of the searches (`solver-error` for this solver, `hso`) against the best rule with the same
+Cells won / tied / lost of the searches (`solver-error` for this solver, and `hso`) against the best rule with the same
 solver; tied is not better, but inside the 95 % interval of the best rule's RMSE (bootstrap over samples). Ratio: the
-RMSE divided by the best rule's. In the second table the rules are those of one formula for every model: {plain}.
+RMSE divided by the best rule's.
 """
 
 FREE_HOW = """\
@@ -48,11 +48,6 @@ Nodes and coefficients searched together (`SolverError("nonstationary")`), witho
 RMSE over that of the best of *all* known solvers here with all schedules (rules, `hso` and `solver-error`, without a
 profile). The profile is of 96 trajectories of 32 evaluations of other noise. How problems are made of it was chosen on
 the five networks of this table, see [profile.md](../profile.md).
-"""
-
-DETAIL = """\
-The searches with a direction's squared error weighed by its variance^-detail: RMSE relative to detail 0, over solvers
-and N. What it does to images: [benchmarks.md](benchmarks.md#the-weight-of-fine-detail).
 """
 
 TODAY = "Searched nodes and coefficients against Euler with `trailing`: RMSE over RMSE.\n"
@@ -132,9 +127,9 @@ def taken(found: Sequence[Record]) -> str:
     return f"## What is taken\n\n{TAKEN}\n{markdown(head, rows)}\n{by_nfe(every, 'taken')}"
 
 
-def summary(found: Sequence[Record], against: Sequence[str], methods: Sequence[str] = SEARCHED[::-1]) -> str:
-    """Count wins, ties and losses, a row a network, a solver, and one for all."""
-    every = {method: versus(found, method, against) for method in methods}
+def summary(found: Sequence[Record], methods: Sequence[str]) -> str:
+    """Count wins, ties and losses against the best rule, a row a network, a solver, and one for all."""
+    every = {method: versus(found, method, RULES) for method in methods}
     compared = [v.column for cells in every.values() for v in cells]
     places = [(network, "all") for network in dict.fromkeys(column[0] for column in compared)]
     places += [("all", solver) for solver in (*dict.fromkeys(column[2] for column in compared), "all")]
@@ -148,20 +143,6 @@ def summary(found: Sequence[Record], against: Sequence[str], methods: Sequence[s
         rows.append(row)
     head = [f"`{m}` {what}" for m in methods for what in ("won / tied / lost", "mean ratio", "largest")]
     return markdown(["network", "solver", *head], rows, left=2)
-
-
-def detail(found: Sequence[Record]) -> str:
-    """A row a network and kind of search; empty without such cells."""
-    ratios: list[Ratio] = []
-    for kind in ("solver-error", FREE):
-        names = {x: next((n for n, own in DETAILED.items() if own == (kind, x)), kind) for x in DETAILS}
-        of_kind: list[Ratio] = []
-        for (network, *_), cells in columns(found).items():
-            errors = {x: error for x, name in names.items() if name in cells and (error := cells[name].rmse)}
-            if len(errors) == len(DETAILS):
-                of_kind += [((network, f"`{kind}`"), f"detail {x:g}", e / errors[0.0]) for x, e in errors.items()]
-        ratios += with_all(of_kind)
-    return f"## The weight of fine detail\n\n{DETAIL}\n{means(['network', ''], ratios, digits=3)}" if ratios else ""
 
 
 def networks(found: Records) -> str:
@@ -192,18 +173,18 @@ def report(found: Records, name: str) -> str:
     plain = [r for r in kept if r.guidance == 1.0]
     rules = ", ".join(f"`{m}`" for m in RULES if any(r.method == m for r in kept))
     free = {k: x for k, m in (("without", FREE), ("with", FREE_PROFILED)) if (x := free_ratios(plain, m))}
-    parts = [HOW.format(records=name, rules=rules), taken(plain), gains.section(kept, Path(name).stem)]
+    parts = [HOW.format(records=name, rules=rules), taken(plain), gains.section(kept)]
     for weight in sorted({r.guidance for r in kept} - {1.0}):
-        parts.append(taken([r for r in kept if r.guidance == weight]).replace("is taken", f"is taken, guidance {weight:g}"))
-    if any(r.method in SEARCHED for r in plain):
-        against = AGAINST.format(plain=", ".join(f"`{m}`" for m in PLAIN))
-        parts += [f"## Searched nodes\n\n{against}", summary(plain, RULES), summary(plain, PLAIN)]
-    if any(r.method == PROFILED for r in plain):
-        parts += ["With a profile:\n", summary(plain, RULES, (PROFILED,))]
+        parts.append(
+            taken([r for r in kept if r.guidance == weight]).replace("is taken", f"is taken, guidance {weight:g}")
+        )
+    for heading, methods in (("Searched nodes", SEARCHED[::-1]), ("With a profile", (PROFILED,))):
+        if searched := [m for m in methods if any(r.method == m for r in plain)]:
+            parts += [f"## {heading}\n\n{AGAINST if methods != (PROFILED,) else ''}", summary(plain, searched)]
     if free:
         today = by_nfe({"": today_ratios(plain)})
-        parts += [f"## Coefficients of their own\n\n{FREE_HOW}\n{by_nfe(free, 'profile')}", TODAY, today]
-    parts += [detail(plain), "## The networks\n", networks(Records(kept, found.setups))]
+        parts += [f"## Coefficients of its own\n\n{FREE_HOW}\n{by_nfe(free, 'profile')}", TODAY, today]
+    parts += ["## The networks\n", networks(Records(kept, found.setups))]
     return "\n".join(part for part in parts if part)
 
 
@@ -211,7 +192,7 @@ def write(found: Records, path: Path) -> list[Path]:
     """Write the page beside the records, and the picture of gains; returns the files."""
     page, chart = path.with_suffix(".md"), path.with_name(f"{path.stem}-predicted.png")
     write_whole(page, report(found, path.name).encode())
-    if not (rows := gains.gains(found.cells)):
+    if not (rows := gains.choices(found.cells)):
         return [page]
     save(gain_figure(rows), chart)
     return [page, chart]

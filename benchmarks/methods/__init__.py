@@ -22,10 +22,12 @@ from benchmarks.methods import autodiffusion
 from benchmarks.runner import ANY, Inapplicable, noise_of, rounded
 from benchmarks.targets import OWN_SEEDS, Target
 from bridge import tune_denoiser
-from hso_jax import BASELINES, Box, Hso, Origin, Profile, Schedule, SolverError, baseline, search
+from hso_jax import Hso, Profile, Schedule, SolverError, baseline, search
 from hso_jax import recommend as library_recommend
 from hso_jax import zoo as library_zoo
-from hso_jax.baselines import inapplicable
+from hso_jax.baselines import BASELINES, inapplicable
+from hso_jax.hso import Box
+from hso_jax.schedule import Origin
 from hso_jax.shipped.zoo import NotInZooError
 from hso_jax.solvers import NONSTATIONARY
 
@@ -83,7 +85,7 @@ Method = Callable[[Request], Made]
 
 
 def rule(name: str, request: Request) -> Made:
-    """Make the schedule of a rule of `hso_jax.BASELINES`, or of a flow's time with a shift."""
+    """Make the schedule of a rule of `hso_jax.baselines.BASELINES`, or of a flow's time with a shift."""
     noise = request.target.noise
     if name in SHIFTS:
         return Made(flow_time(name, noise, request.nfe))
@@ -256,8 +258,6 @@ METHODS: Mapping[str, Method] = {
     "solver-error-other": of_other("solver-error"),
     FREE_FIRST: solver_error(first="free", **_ALONE),
     **{f"detail-{x:g}": solver_error(detail=x, **_ALONE) for x in DETAILS[1:]},
-    **{f"solver-error-detail-{x:g}": solver_error(detail=x, **_ALONE) for x in DETAILS[1:]},
-    **{f"nonstationary-detail-{x:g}": solver_error(NONSTATIONARY, detail=x, **_ALONE) for x in DETAILS[1:]},
 }
 
 ABLATIONS = (
@@ -265,11 +265,7 @@ ABLATIONS = (
     *(f"detail-{x:g}" for x in DETAILS[1:]),
 )
 
-OWN_SOLVER = (
-    *(NONSTATIONARY, FREE_PROFILED, "recommend", "zoo-end"),
-    *TUNED,
-    *(f"nonstationary-detail-{x:g}" for x in DETAILS[1:]),
-)
+OWN_SOLVER = (NONSTATIONARY, FREE_PROFILED, "recommend", "zoo-end", *TUNED)
 """Methods whose schedule is for a solver of its own, whatever the cell's is."""
 
 

@@ -18,7 +18,8 @@ from rich.progress import Progress
 
 from benchmarks.metrics import frechet_distance, moments_of
 from benchmarks.targets import OWN_SEEDS, Target
-from hso_jax import Origin, Schedule, baseline
+from hso_jax import Schedule, baseline
+from hso_jax.schedule import Origin
 
 IMAGES, BUDGET = 100, 30_000
 ROUND, PARENTS, MUTATIONS, CROSSOVERS = 10, 2, 5, 2
@@ -67,7 +68,8 @@ def search(
     count = noise.num_train_timesteps
     first, last = (round(count * float(t)) for t in (noise.t_min, noise.t_max))
 
-    def schedule_of(row: Row, origin: Origin | None = None) -> Schedule:
+    def schedule_of(row: Row) -> Schedule:
+        origin = Origin(method="autodiffusion", solver=solver, guidance=target.guidance, seed=seed)
         return Schedule.from_t(noise, np.array(row) / count, origin=origin)
 
     def rate(row: Row) -> float:
@@ -82,8 +84,7 @@ def search(
         task = progress.add_task(f"{target.name} {solver} {nfe}: AutoDiffusion", total=affordable)
         ratings = evolve(rate, uniform, np.arange(max(first, 1), last + 1), affordable, seed)
     row = min(ratings, key=ratings.__getitem__)
-    origin = Origin(method="autodiffusion", solver=solver, guidance=target.guidance, seed=seed)
-    return Result(schedule_of(row, origin), ratings[row], ratings[uniform], len(ratings) * images * nfe)
+    return Result(schedule_of(row), ratings[row], ratings[uniform], len(ratings) * images * nfe)
 
 
 def evolve(

@@ -12,7 +12,7 @@ from benchmarks.compared import COMPARED
 from benchmarks.methods import ABLATIONS, FREE_FIRST
 from benchmarks.models.load import MODELS
 from benchmarks.runner import Cell, check_names
-from hso_jax import BASELINES
+from hso_jax.baselines import BASELINES
 from hso_jax.solvers import NONSTATIONARY
 
 BUDGETS = (6, 4, 8, 10, 5, 7)  # in the order of work

@@ -1,4 +1,4 @@
-"""The work of `hso-jax apply`, `sample`, `profile` and `tune`, whose parsers are in `hso_jax.cli.pipeline`.
+"""The work of `hso-jax apply`, `sample`, `profile`, `recommend --pipeline` and `tune`.
 
 Each is an entry point of the group `hso_jax.commands`: it takes the parsed arguments, returns the exit code, and raises
 ValueError or OSError for bad input before it writes anything.
@@ -7,24 +7,27 @@ ValueError or OSError for bad input before it writes anything.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import inspect
 import json
 import os
 import shutil
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import diffusers
 
+from bridge.at_hand import distillation_of
 from bridge.cli import pictures
 from bridge.profile import profile as measure
-from bridge.recommending import recommend
+from bridge.recommending import recommend as recommended_for
 from bridge.schedulers.install import check_class, replace_scheduler, with_schedule
 from bridge.schedulers.rows import check_supported
 from bridge.schedulers.scheduled import NONSTATIONARY_CLASS, SCHEDULE_KEY, plain_config, without_schedule
+from bridge.tuning import choose
 from bridge.tuning import tune as tuned
 from hso_jax import files, schedule_file
 from hso_jax.checks import printable
@@ -40,7 +43,7 @@ _CONFIG = "scheduler_config.json"
 def apply(args: argparse.Namespace) -> int:
     """Write a schedule into a pipeline folder, or into a second folder that shares its weights."""
     every = None if args.schedule is None else schedule_file.load(args.schedule)
-    named = None if every is None else choose(args, every)
+    named = None if every is None else selected(args, every)
     folder = pipeline_folder(args.pipeline)
     scheduler = read_scheduler(folder, args.scheduler)
     schedule = recommended(args, stand_in(folder, scheduler)) if named is None else named
@@ -64,7 +67,7 @@ def apply(args: argparse.Namespace) -> int:
 def sample(args: argparse.Namespace) -> int:
     """Sample one picture, one for each of several seeds, or a comparison of schedules."""
     every = [] if args.schedule is None else schedule_file.load(args.schedule)
-    named = None if args.schedule is None else choose(args, every)
+    named = None if args.schedule is None else selected(args, every)
     folder = pipeline_folder(args.pipeline)
     plan = pictures.plan(args)
     pipe = pictures.load(folder, args.device, args.dtype)
@@ -86,19 +89,11 @@ def profile(args: argparse.Namespace) -> int:
     pipe = pictures.load(folder, args.device, args.dtype)
     replace_scheduler(pipe, plain(pipe.scheduler, args.scheduler))
     prompts = read_prompts(args.prompts, pipe)
-    with common.progress() as progress:
-        task = progress.add_task("measuring the pipeline", total=None)
+    with _shown("measuring the pipeline") as show:
         found = measure(
-            pipe,
-            prompts=prompts,
-            guidance=args.guidance,
-            budget=args.budget,
-            steps=args.steps,
-            seed=args.seed,
-            batch=args.batch,
-            progress=lambda done, total: progress.update(task, completed=done, total=total),
-            **call,
-        )
+            pipe, prompts=prompts, guidance=args.guidance, budget=args.budget, steps=args.steps, seed=args.seed,
+            batch=args.batch, progress=show, **call,
+        )  # fmt: skip
     files.write_all([(args.output, found.to_json().encode())], args.written)
     if not files.is_stream(args.output):
         error = "too small to measure at the noise end" if found.eta is None else f"eta {found.eta:.3g}"
@@ -114,6 +109,45 @@ def profile(args: argparse.Namespace) -> int:
     return 0
 
 
+def recommend(args: argparse.Namespace) -> int:
+    """Measure on a pipeline what it is best with; the file of measurements beside the output is resumed from."""
+    if args.model:
+        raise ValueError("--model and --pipeline are both given; give one")
+    if args.distilled not in (None, "no"):
+        raise ValueError(f"--distilled {args.distilled}: such a model keeps its own schedule; leave out --pipeline")
+    output, checkpoint = args.output, None
+    if output is not None:
+        files.check_writable(output, "schedules", args.force, [args.prompts])
+        checkpoint = None if files.is_stream(output) else output.with_name(f"{output.name}.checkpoint")
+    if args.plot is not None:
+        files.check_writable(args.plot, "picture", args.force, [args.prompts])
+    folder, nfes = pipeline_folder(args.pipeline), common.parse_nfe(args.nfe)
+    call = pictures.read_options(args.option, "--prompts, --nfe or --seed")
+    pipe = pictures.load(folder, args.device, args.dtype)
+    if args.distilled is None and (told := distillation_of(pipe)):
+        raise ValueError(f"{folder} counts as distilled: {told[1]}; it keeps its own schedule, or say --distilled no")
+    prompts = read_prompts(args.prompts, pipe)
+    with _shown("measuring") as show:
+        found = choose(
+            pipe, nfes, prompts=prompts, guidance=args.guidance, solver=args.scheduler, budget=args.budget,
+            batch=args.batch, seed=args.seed, checkpoint=checkpoint, progress=show, **call,
+        )  # fmt: skip
+    if output is not None:
+        content = schedule_file.to_json(list(found.schedules.values()))
+        files.write_all([(output, content.encode())], args.written)
+    if args.plot is not None:
+        found.plot(args.plot)
+        args.written.append(args.plot)
+    if args.json:
+        common.write(files.json_text(found.plain()))
+    elif output is None or not files.is_stream(output):
+        tables = (f"N = {nfe}\n{found.table(nfe)}" for nfe in found.measured)
+        common.say(*"\n\n".join([*tables, str(found)]).splitlines())
+    for path in args.written:
+        common.warn(f"wrote {printable(path)}")
+    return 0
+
+
 def tune(args: argparse.Namespace) -> int:
     """Tune a schedule on a pipeline; the output file always holds the best one so far."""
     output: Path = args.output
@@ -123,10 +157,10 @@ def tune(args: argparse.Namespace) -> int:
     files.check_writable(output, "schedules", args.force, [args.prompts, args.profile, checkpoint, *(args.image or [])])
     folder = pipeline_folder(args.pipeline)
     call = pictures.read_options(args.option, "--prompts, --nfe or --seed")
-    if args.image and "image" in call:
-        raise ValueError("--option image: use --image instead")
     profile = None if args.profile is None else Profile.load(args.profile)
     if args.image:
+        if "image" in call:
+            raise ValueError("--option image: use --image instead")
         call["image"] = pictures.read_images(args.image)
     pipe = pictures.load(folder, args.device, args.dtype)
     if args.image:
@@ -134,35 +168,16 @@ def tune(args: argparse.Namespace) -> int:
     prompts = read_prompts(args.prompts, pipe)
 
     def write(schedule: Schedule) -> None:
-        content = schedule_file.to_json(schedule).encode()
-        files.write_whole(output, content)
+        files.write_whole(output, schedule_file.to_json(schedule).encode())
         if output not in args.written:
             args.written.append(output)
 
-    with common.progress() as bar:
-        task = bar.add_task("tuning", total=args.budget)
-
-        def show(evaluations: int, budget: int, error: float | None) -> None:
-            words = "making converged samples" if error is None else f"tuning, error {error:.4g}"
-            bar.update(task, completed=evaluations, total=budget, description=words)
-
+    with _shown("tuning") as show:
         found = tuned(
-            pipe,
-            args.nfe,
-            prompts=prompts,
-            guidance=args.guidance,
-            solver=args.solver,
-            budget=args.budget,
-            teacher_steps=args.teacher_steps,
-            samples=args.samples,
-            batch=args.batch,
-            profile=profile,
-            seed=args.seed,
-            checkpoint=checkpoint,
-            progress=show,
-            improved=write,
-            **call,
-        )
+            pipe, args.nfe, prompts=prompts, guidance=args.guidance, solver=args.solver, budget=args.budget,
+            teacher_steps=args.teacher_steps, samples=args.samples, batch=args.batch, profile=profile, seed=args.seed,
+            checkpoint=checkpoint, progress=show, improved=write, **call,
+        )  # fmt: skip
     write(found.schedule)
     common.say(*map(printable, str(found).splitlines()))
     common.say(
@@ -170,6 +185,19 @@ def tune(args: argparse.Namespace) -> int:
         f"--nfe {args.nfe}"
     )
     return 0
+
+
+@contextlib.contextmanager
+def _shown(words: str) -> Iterator[Callable[..., None]]:
+    """A bar of evaluations, and of the least error so far where there is one."""
+    with common.progress() as bar:
+        task = bar.add_task(words, total=None)
+
+        def show(done: int, total: int, error: float | None = None) -> None:
+            found = "" if error is None else f", error {error:.4g}"
+            bar.update(task, completed=done, total=total, description=f"{words}{found}")
+
+        yield show
 
 
 def read_prompts(path: Path | None, pipe: Any) -> list[Any]:
@@ -181,7 +209,7 @@ def read_prompts(path: Path | None, pipe: Any) -> list[Any]:
     return prompts
 
 
-def choose(args: argparse.Namespace, every: Sequence[Schedule]) -> Schedule:
+def selected(args: argparse.Namespace, every: Sequence[Schedule]) -> Schedule:
     """The schedule of the file that the options name. Raises ValueError as `schedule_file.select` does."""
     named = {name: getattr(args, name) for name in ("nfe", "layout", "method", "solver", "guidance")}
     try:
@@ -196,7 +224,7 @@ def recommended(args: argparse.Namespace, pipe: Any, **sizes: Any) -> Schedule:
         raise ValueError("--nfe is missing: give the number of steps, or name a schedule file")
     if given := [f"--{name}" for name in ("layout", "method") if getattr(args, name) is not None]:
         raise ValueError(f"{', '.join(given)}: needs a schedule file to choose from; name one")
-    found = recommend(pipe, args.nfe, guidance=args.guidance, solver=args.solver, **sizes)
+    found = recommended_for(pipe, args.nfe, guidance=args.guidance, solver=args.solver, **sizes)
     common.warn(found.reason)
     if found.distilled is not None:
         raise ValueError("this distilled model keeps its own schedule; to replace it anyway, name a schedule file")

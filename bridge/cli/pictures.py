@@ -94,7 +94,8 @@ def read_options(options: Sequence[str], setters: str) -> dict[str, Any]:
 def parse_seeds(text: str) -> tuple[int, ...]:
     """`0`, `0-3` or `1,5,9`, in rising order. Raises ValueError for anything else."""
     try:
-        return tuple(n - 1 for n in parse_nfe(",".join(_raised(part) for part in text.split(","))))
+        raised = ("-".join(str(int(x) + 1) for x in part.strip().split("-")) for part in text.split(","))
+        return tuple(n - 1 for n in parse_nfe(",".join(raised)))  # which count from 1
     except ValueError:
         raise ValueError(f"seed {text!r}: write 0, 0-3 or 1,5,9 (at most 999)") from None
 
@@ -153,6 +154,23 @@ def from_image(pipe: Any) -> Any:
         ) from error
 
 
+class Row(NamedTuple):
+    """One row of the grid: its name, smaller text below it, and an image for each column, all of one size."""
+
+    name: str
+    detail: str
+    images: Sequence[Image.Image]
+
+
+class Entry(NamedTuple):
+    """A row to sample: its name, what is written below, the scheduler and the steps to ask for."""
+
+    name: str
+    detail: str
+    scheduler: Any
+    steps: int
+
+
 def render(pipe: Any, schedule: Schedule, others: Sequence[Schedule], plan: Plan) -> bytes:
     """Sample and draw the picture; returns the content of a PNG file.
 
@@ -165,45 +183,29 @@ def render(pipe: Any, schedule: Schedule, others: Sequence[Schedule], plan: Plan
     Raises:
         ValueError: if the chosen schedule or an argument of the call does not fit the pipeline.
     """
-    call = arguments(pipe, plan)
-    rows = schedulers(pipe, schedule, others, plan)
-    base, seeds = pipe.scheduler, plan.seeds
-    drawn: list[Row] = []
-    work = [(row, seed) for row in rows for seed in seeds]
-    for (name, detail, scheduler, steps), seed in track(work, "sampling", console=Console(stderr=True), transient=True):
-        replace_scheduler(pipe, scheduler)
-        image = draw(pipe, call, steps, seed)
-        if seed == seeds[0]:
-            told = "" if steps != schedule.nfe else _list(scheduler.timesteps.unique().flip(0).tolist())
-            drawn.append(Row(name, f"{detail}\n{told}".strip(), [image]))
-        else:
-            drawn[-1] = drawn[-1]._replace(images=[*drawn[-1].images, image])
+    call, base, rows = arguments(pipe, plan), pipe.scheduler, list[Row]()
+    entries = schedulers(pipe, schedule, others, plan)
+    work = [(entry, seed) for entry in entries for seed in plan.seeds]
+    images = []
+    for entry, seed in track(work, "sampling", console=Console(stderr=True), transient=True):
+        replace_scheduler(pipe, entry.scheduler)
+        images.append(draw(pipe, call, entry.steps, seed))
+        if seed != plan.seeds[-1]:
+            continue
+        told = "" if entry.steps != schedule.nfe else _list(entry.scheduler.timesteps.unique().flip(0).tolist())
+        if plan.reference is not None and rows:  # the mean distance from the first row, in levels of 0..255
+            pairs = zip(images, rows[0].images, strict=True)
+            errors = [np.asarray(a, np.float64) - np.asarray(b, np.float64) for a, b in pairs]
+            told += f"\nRMS to reference {np.mean([np.sqrt(np.mean(e**2)) for e in errors]):.1f} of 255"
+        rows.append(Row(entry.name, f"{entry.detail}\n{told}".strip(), images))
+        images = []
     replace_scheduler(pipe, base)
-    if plan.reference is not None:
-        drawn = [drawn[0], *(_measured(row, drawn[0]) for row in drawn[1:])]
-    texts = {"Software": MARK, "prompt": plan.prompt, "seeds": _list(seeds), "schedule": drawn[-1].detail}
-    if len(drawn) == len(seeds) == 1:
-        return encoded(drawn[0].images[0], texts)
+    texts = {"Software": MARK, "prompt": plan.prompt, "seeds": _list(plan.seeds), "schedule": rows[-1].detail}
+    if len(work) == 1:
+        return encoded(rows[0].images[0], texts)
     sampler = type(base).__name__.removesuffix("Scheduler")
     subtitle = f"{type(pipe).__name__}, {sampler}, {schedule.nfe} steps, the same noise in each column"
-    return encoded(grid(drawn, [f"seed {seed}" for seed in seeds], plan.prompt, subtitle), texts)
-
-
-def _measured(row: Row, reference: Row) -> Row:
-    """The row with its mean distance from the reference in the detail, in levels of 0..255."""
-    pairs = zip(row.images, reference.images, strict=True)
-    errors = [np.asarray(a, np.float64) - np.asarray(b, np.float64) for a, b in pairs]
-    distance = np.mean([np.sqrt(np.mean(error**2)) for error in errors])
-    return row._replace(detail=f"{row.detail}\nRMS to reference {distance:.1f} of 255")
-
-
-class Entry(NamedTuple):
-    """A row to sample: its name, what is written below, the scheduler and the steps to ask for."""
-
-    name: str
-    detail: str
-    scheduler: Any
-    steps: int
+    return encoded(grid(rows, [f"seed {seed}" for seed in plan.seeds], plan.prompt, subtitle), texts)
 
 
 def schedulers(pipe: Any, schedule: Schedule, others: Sequence[Schedule], plan: Plan) -> list[Entry]:
@@ -212,17 +214,14 @@ def schedulers(pipe: Any, schedule: Schedule, others: Sequence[Schedule], plan: 
     chosen = _entry(base, schedule)
     if not plan.compare:
         return [chosen]
-    rows = []
     noise = noise_schedule_of(pipe, image_seq_len=tokens(pipe, plan))
     # Flow models have no such rule, though some of their classes have the entry.
     rule = base.config.get("timestep_spacing") if noise.kind == "vp" else None
-    spacing = f"{rule} spacing" if rule else ""
+    rows = [Entry("default", f"{rule} spacing" if rule else "", base, nfe)]
     if plan.reference is not None:
-        rows.append(Entry("reference", f"default, {plan.reference} steps", base, plan.reference))
-    rows.append(Entry("default", spacing, base, nfe))
-    trailing = baseline("trailing", noise, nfe, p=schedule.origin.p)
+        rows.insert(0, Entry("reference", f"default, {plan.reference} steps", base, plan.reference))
     if not any(s.method == "trailing" for s in others):
-        rows.append(_entry(base, trailing))
+        rows.append(_entry(base, baseline("trailing", noise, nfe, p=schedule.origin.p)))
     for other in others:
         if (other.method, other.layout, other.end) == (schedule.method, schedule.layout, schedule.end):
             continue
@@ -290,28 +289,6 @@ def _list(values: Sequence[float]) -> str:
     return " ".join(f"{x:.0f}" if x >= 10 or x == int(x) else f"{x:.2g}" for x in values)
 
 
-def _raised(part: str) -> str:
-    """`parse_nfe` counts from 1; seeds from 0."""
-    return "-".join(str(int(x) + 1) for x in part.strip().split("-"))
-
-
-# The grid: rows are schedules, columns are seeds
-
-
-class Row(NamedTuple):
-    """One row of the grid.
-
-    Attributes:
-        name: of the schedule.
-        detail: smaller text below it.
-        images: one for each column, all of one size.
-    """
-
-    name: str
-    detail: str
-    images: Sequence[Image.Image]
-
-
 def grid(rows: Sequence[Row], columns: Sequence[str], title: str, subtitle: str) -> Image.Image:
     """The picture: title, a label over each column and left of each row, images of equal size.
 
@@ -327,32 +304,35 @@ def grid(rows: Sequence[Row], columns: Sequence[str], title: str, subtitle: str)
     width, height = width * factor, height * factor
     text = max(15, round(min(width, height) / 22))
     large, normal, small = (ImageFont.load_default(size=x) for x in (round(text * 1.5), round(text * 1.15), text))
-    gap = max(6, text // 2)
-    margin = 2 * text
+    gap, margin = max(6, text // 2), 2 * text
     labels = [(line, normal) for row in rows for line in row.name.splitlines()]
     labels += [(line, small) for row in rows for line in row.detail.splitlines()]
     gutter = min(max(round(font.getlength(line)) for line, font in labels), _GUTTER_TEXT * text) + margin
-    full = margin + gutter + len(columns) * (width + gap) - gap + margin
-
-    title_lines = wrap(title, large, full - 2 * margin, 2)
-    subtitle_lines = wrap(subtitle, small, full - 2 * margin, 3)
+    left = [margin + gutter + j * (width + gap) for j in range(len(columns))]
+    full = left[-1] + width + margin
+    title_lines, subtitle_lines = wrap(title, large, full - 2 * margin, 2), wrap(subtitle, small, full - 2 * margin, 3)
     top = margin + len(title_lines) * _line(large) + len(subtitle_lines) * _line(small) + text
-    header = _line(small) + gap
-    sheet = Image.new("RGB", (full, top + header + len(rows) * (height + gap) - gap + margin), _PAPER)
+    first = top + _line(small) + gap
+    sheet = Image.new("RGB", (full, first + len(rows) * (height + gap) - gap + margin), _PAPER)
     draw = ImageDraw.Draw(sheet)
-    y = _write(draw, (margin, margin), title_lines, large, _INK)
-    _write(draw, (margin, y), subtitle_lines, small, _FAINT)
-    for j, column in enumerate(columns):
-        draw.text((_left(j, margin, gutter, width, gap) + width // 2, top), column, _FAINT, small, "ma")
+
+    def write(x: int, y: int, lines: Sequence[str], font: Font, ink: tuple[int, int, int]) -> int:
+        for line in lines:
+            draw.text((x, y), line, ink, font)
+            y += _line(font)
+        return y
+
+    write(margin, write(margin, margin, title_lines, large, _INK), subtitle_lines, small, _FAINT)
+    for x, column in zip(left, columns, strict=True):
+        draw.text((x + width // 2, top), column, _FAINT, small, "ma")
     for i, row in enumerate(rows):
-        y = top + header + i * (height + gap)
-        for j, image in enumerate(row.images):
-            enlarged = image.convert("RGB").resize((width, height), Image.Resampling.NEAREST)
-            sheet.paste(enlarged, (_left(j, margin, gutter, width, gap), y))
+        y = first + i * (height + gap)
+        for x, image in zip(left, row.images, strict=True):
+            sheet.paste(image.convert("RGB").resize((width, height), Image.Resampling.NEAREST), (x, y))
         room = gutter - margin // 2
-        below = _write(draw, (margin, y), wrap(row.name, normal, room, 2), normal, _INK)
-        most = max(1, (y + height - below - gap // 2) // _line(small))
-        _write(draw, (margin, below + gap // 2), wrap(row.detail, small, room, most), small, _FAINT)
+        below = write(margin, y, wrap(row.name, normal, room, 2), normal, _INK) + gap // 2
+        most = max(1, (y + height - below) // _line(small))
+        write(margin, below, wrap(row.detail, small, room, most), small, _FAINT)
     return sheet
 
 
@@ -422,17 +402,3 @@ def _fitted(line: str, font: Font, width: int) -> str:
 def _line(font: Font) -> int:
     _, top, _, bottom = font.getbbox("Ag")
     return round((bottom - top) * 1.45)
-
-
-def _write(
-    draw: ImageDraw.ImageDraw, at: tuple[int, int], lines: Sequence[str], font: Font, ink: tuple[int, int, int]
-) -> int:
-    x, y = at
-    for line in lines:
-        draw.text((x, y), line, ink, font)
-        y += _line(font)
-    return y
-
-
-def _left(j: int, margin: int, gutter: int, width: int, gap: int) -> int:
-    return margin + gutter + j * (width + gap)

@@ -253,7 +253,8 @@ def denoiser_model(
     Raises:
         ValueError: for latents or a condition that will not do.
     """
-    check_noise(noise), check_latents(latents)
+    check_noise(noise)
+    check_latents(latents)
     if len(latents) < needed:
         raise ValueError(f"latents has {len(latents)} samples; give {needed}, or samples={len(latents) * 2 // 3}")
     if condition is not None and not (isinstance(condition, torch.Tensor) and len(condition) >= needed):

@@ -14,8 +14,9 @@ from mixture import MEANS, VARIANCES, Model, denoise, random_t
 
 from bridge import Level, NonstationaryScheduler, noise_schedule_of
 from bridge.schedulers.scheduled import end_timestep
-from hso_jax import Origin, Schedule, solvers
+from hso_jax import Schedule, solvers
 from hso_jax.noise import NoiseSchedule, alpha_sigma
+from hso_jax.schedule import Origin
 
 FREE = Origin(solver=solvers.NONSTATIONARY)
 

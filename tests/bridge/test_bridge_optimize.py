@@ -27,8 +27,8 @@ from bridge import (
     without_schedule,
 )
 from bridge import noise_of as noise_of_module
-from bridge.noise_of import adds_noise
 from bridge.at_hand import usual_guidance
+from bridge.noise_of import adds_noise
 from bridge.recommending import _progress
 from hso_jax import SolverError, zoo
 from hso_jax.bilevel import Effort

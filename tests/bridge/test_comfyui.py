@@ -16,7 +16,8 @@ import pytest
 import torch
 
 import bridge
-from hso_jax import BASELINES, Hso, Lane, NoiseSchedule, Schedule, baseline, preset, save, zoo
+from hso_jax import Hso, Lane, NoiseSchedule, Schedule, baseline, preset, save, zoo
+from hso_jax.baselines import BASELINES
 from hso_jax.noise import PRESETS
 from hso_jax.searches import checked
 

@@ -30,8 +30,8 @@ from bridge import (
     with_schedule,
     without_schedule,
 )
-from hso_jax import Origin, Schedule, noise
-from hso_jax.schedule import in_coefficients
+from hso_jax import Schedule, noise
+from hso_jax.schedule import Origin, in_coefficients
 
 EPS = KINDS[0]
 VP = noise_schedule_of(EPS.build())

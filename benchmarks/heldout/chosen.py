@@ -1,0 +1,232 @@
+"""What choosing by measuring takes on networks by others, by budget: `python -m benchmarks.heldout --measured`.
+
+A network's first noises choose; others judge: the chosen, the recommended, and the best of every rule with every
+solver, which is found on the noises that judge (by halving, the last four on all of them). Chosen on nothing: the
+budgets that are compared are the only setting.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import json
+import math
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+
+from benchmarks import targets
+from benchmarks.runner import budgets
+from bridge.sampling import converged
+from bridge.tuning.candidates import candidates, is_rule
+from bridge.tuning.choose import LEAST_SAMPLES, MOST_SAMPLES, TEACHER_SHARE, TEACHER_STEPS
+from bridge.tuning.models import DenoiserModel
+from bridge.tuning.race import Measured, interval, race
+from hso_jax.noise import NoiseSchedule, linear_vp
+from hso_jax.schedule import Origin, Schedule
+from hso_jax.shipped.recommend import recommend
+
+RECORDS = Path("docs/results/chosen.jsonl")
+BUDGETS = (300, 600, 1200, 2400)
+NFES = (4, 6, 8)
+JUDGED, FINE, SEED = 200, 128, 123
+"""Noises that judge, steps of their converged samples, and the seed of all noises."""
+
+GALAXIES = ("hsc32", "ztf32", "lsst60")
+EVERYTHING = 10**9
+
+
+class Network(NamedTuple):
+    """A network by others, without guidance."""
+
+    name: str
+    noise: NoiseSchedule
+    denoiser: Callable[..., torch.Tensor]
+    shape: tuple[int, ...]
+
+
+def galaxy(folder: Path, wheels: Path, name: str) -> Network:
+    """A network of galaxies from the unpacked wheel of galaxygrad, loaded by the folder's from_wheels.py."""
+    spec = importlib.util.spec_from_file_location("from_wheels", folder / "from_wheels.py")
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    net = module.galaxy(name, str(wheels))
+    noise = linear_vp(10.0, 10.0, t_min=1e-4, name=name).with_prediction("epsilon")  # int beta = t up to 10
+
+    def denoiser(x: torch.Tensor, level: Any) -> torch.Tensor:
+        ratio = min(level.sigma / level.alpha, net.sigma_max) if level.alpha > 0 else net.sigma_max
+        scale = math.sqrt((1.0 + ratio**2) / (level.alpha**2 + level.sigma**2))
+        return net.denoise((x * scale).float(), ratio).to(x.dtype)
+
+    return Network(name, noise, denoiser, tuple(net.shape))
+
+
+def network(folder: Path, wheels: Path | None, name: str) -> Network:
+    """A network by its name."""
+    if name in GALAXIES:
+        if wheels is None:
+            raise ValueError(f"{name} is in a wheel; give --wheels PATH, galaxygrad==0.1.9 downloaded and unpacked")
+        return galaxy(folder, wheels, name)
+    one = targets.outside(targets.find(folder), name)
+    return Network(name, one.noise, one.denoiser, one.shape)
+
+
+class Known:
+    """A model's errors on some noises; what is known is not asked of it again, whatever the budget is that asks."""
+
+    def __init__(self, one: Network, count: int, steps: int, seed: int) -> None:
+        many = targets.MANY if math.prod(one.shape) < targets.SMALL else 1  # points that stand for one image
+        seeded = torch.Generator().manual_seed(seed)
+        start = torch.randn(count * many, *one.shape, generator=seeded)
+        self._model, self._many = DenoiserModel(one.denoiser, one.noise, start), many
+        fine = converged(one.noise, steps)
+        fine = Schedule.from_t(one.noise, fine.t, origin=Origin(method="converged", solver="dpmpp-2m"))
+        self._targets = self._run(fine, range(count))
+        self._known: dict[tuple[bytes, str, int], float] = {}
+        self.evaluations = 0
+
+    @torch.no_grad()
+    def _run(self, schedule: Schedule, rows: Sequence[int]) -> torch.Tensor:
+        every = [row * self._many + k for row in rows for k in range(self._many)]
+        size = 16 * self._many
+        return torch.cat([self._model.run(schedule, every[i : i + size]) for i in range(0, len(every), size)])
+
+    def errors(self, schedule: Schedule, rows: Sequence[int]) -> np.ndarray:
+        """See `bridge.tuning.judge.Judge.errors`; `evaluations` counts as if nothing was known."""
+        self.evaluations += schedule.nfe * len(rows)
+        own = b"" if schedule.coefficients is None else schedule.coefficients.tobytes()
+        keys = [(schedule.t.tobytes() + own, schedule.solver, row) for row in rows]
+        if unknown := [row for key, row in zip(keys, rows, strict=True) if key not in self._known]:
+            found = self._run(schedule, unknown)
+            wanted = [row * self._many + k for row in unknown for k in range(self._many)]
+            squares = (found - self._targets[wanted]).double().flatten(1).square().mean(1)
+            squares = squares.reshape(len(unknown), self._many).mean(1)
+            for key, row in zip(keys, rows, strict=True):
+                if row in unknown:
+                    self._known[key] = float(squares[unknown.index(row)])
+        return np.array([self._known[key] for key in keys])
+
+
+def measure(one: Network, nfe: int, own: Known, judge: Known, judged: int) -> dict[str, Any]:
+    """A record: what each budget chooses, what it is worth, and beside it the best rule and the recommended."""
+    begin = time.perf_counter()
+    every = candidates(one.noise, nfe, 1.0)
+    rules = [candidate for candidate in every if is_rule(candidate.name)]
+
+    def value(schedule: Schedule) -> float:
+        return Measured("", schedule, judge.errors(schedule, range(judged))).error
+
+    best = race(judge, rules, range(judged), EVERYTHING)[0]  # type: ignore[arg-type]
+    rows = {}
+    for budget in BUDGETS:
+        count = min(max(int(TEACHER_SHARE * budget) // TEACHER_STEPS, LEAST_SAMPLES), MOST_SAMPLES)
+        own.evaluations = count * TEACHER_STEPS
+        ranked = race(own, every, range(count), budget - own.evaluations, beside=is_rule)  # type: ignore[arg-type]
+        rule = next((m for m in ranked if is_rule(m.name)), None)
+        row = {"chosen": ranked[0].name, "rmse": value(ranked[0].schedule), "evaluations": own.evaluations}
+        row |= {"noises": count, "candidates": len(ranked)}
+        if rule is not None and rule.name != ranked[0].name:
+            row |= {"against": interval(ranked[0], rule), "true": value(ranked[0].schedule) / value(rule.schedule)}
+        rows[budget] = row
+    try:
+        found = recommend(one.noise, nfe, guidance=1.0, distilled=False)
+        schedule = found.schedule
+        if schedule.coefficients is None:
+            schedule = Schedule.from_t(one.noise, schedule.t, origin=Origin(schedule.method, found.solver))
+        recommended = {"name": f"{found.method} with {found.solver}", "rmse": value(schedule)}
+    except ValueError:  # nothing is shipped for this noise
+        recommended = {}
+    seconds = round(time.perf_counter() - begin, 1)
+    return {"network": one.name, "nfe": nfe, "rule": best.name, "rule_rmse": best.error, "recommended": recommended,
+            "budgets": rows, "candidates": len(every), "judged": judged, "seconds": seconds}  # fmt: skip
+
+
+def run(
+    folder: Path,
+    wheels: Path | None,
+    path: Path,
+    names: Sequence[str],
+    nfes: Sequence[int] = NFES,
+    judged: int = JUDGED,
+) -> None:
+    """Measure what the records do not have yet."""
+    have = {(r["network"], r["nfe"]) for r in read(path)}
+    for name in names:
+        if not (missing := [nfe for nfe in nfes if (name, nfe) not in have]):
+            continue
+        one = network(folder, wheels, name)
+        own, judge = Known(one, MOST_SAMPLES, TEACHER_STEPS, SEED), Known(one, judged, FINE, SEED + 1)
+        for nfe in missing:
+            record = measure(one, nfe, own, judge, judged)
+            with path.open("a", encoding="utf-8") as file:
+                file.write(json.dumps(record) + "\n")
+            print(line(record), flush=True)
+
+
+def read(path: Path) -> list[dict[str, Any]]:
+    """The records of a file."""
+    return [json.loads(text) for text in path.read_text(encoding="utf-8").splitlines()] if path.exists() else []
+
+
+def line(record: dict[str, Any]) -> str:
+    """A row of the page."""
+    best = record["rule_rmse"]
+    told = record["recommended"].get("rmse")
+    ratios = [row["rmse"] / best for row in record["budgets"].values()]
+    cells = [
+        record["network"],
+        record["nfe"],
+        f"{best:.4g} {record['rule']}",
+        "" if told is None else f"{told / best:.2f}",
+    ]
+    last = list(record["budgets"].values())[2]["chosen"]
+    return f"| {' | '.join(map(str, [*cells, *(f'{x:.2f}' for x in ratios), last]))} |"
+
+
+def report(records: Sequence[dict[str, Any]]) -> str:
+    """The table, its means, and how often the stated interval holds what is true."""
+    head = ["network", "N", "best rule, its RMSE", "recommended", *(f"{b:,} evaluations" for b in BUDGETS), "chosen"]
+    lines = [f"| {' | '.join(head)} |", "|---|" + "--:|" * (len(head) - 2) + "---|", *map(line, records)]
+
+    def mean(ratios: Sequence[float]) -> str:
+        return f"{np.exp(np.mean(np.log(ratios))):.2f} (worst {max(ratios):.2f})" if ratios else ""
+
+    told = [r["recommended"]["rmse"] / r["rule_rmse"] for r in records if r["recommended"]]
+    columns = [[list(r["budgets"].values())[i]["rmse"] / r["rule_rmse"] for r in records] for i in range(len(BUDGETS))]
+    lines.append(f"| mean | | | {' | '.join(map(mean, [told, *columns]))} | |")
+    rows = [row for r in records for row in r["budgets"].values() if "against" in row]
+    inside = [row["against"][1] <= row["true"] <= row["against"][2] for row in rows]
+    if inside:
+        lines.append(f"\nThe interval of 80% against the best rule holds what is true in {np.mean(inside):.0%} of "
+                     f"{len(inside)} cells.")  # fmt: skip
+    return "\n".join(lines)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line."""
+    parser = argparse.ArgumentParser("python -m benchmarks.heldout.chosen", description=__doc__)
+    add = parser.add_argument
+    add("--networks", type=Path, metavar="PATH", help="folder with networks.py; without it the records are reported")
+    add("--wheels", type=Path, metavar="PATH", help="galaxygrad==0.1.9 unpacked, for hsc32, ztf32 and lsst60")
+    add("--only", help="names of networks, with commas")
+    add("--nfe", type=budgets, default=NFES)
+    add("--count", type=int, default=JUDGED, help="noises that judge; default %(default)s")
+    add("--records", type=Path, default=RECORDS)
+    args = parser.parse_args(argv)
+    if args.networks is not None:
+        every = [*targets.find(args.networks).NAMES, *(GALAXIES[:2] if args.wheels else ())]
+        run(
+            args.networks, args.wheels, args.records, args.only.split(",") if args.only else every, args.nfe, args.count
+        )
+    print(report(read(args.records)))
+    return 0
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    raise SystemExit(main())
