@@ -37,7 +37,7 @@ def same(found: NoiseSchedule, known: NoiseSchedule) -> bool:
 def agrees_with_its_table(scheduler: Any, atol: float = 1e-3) -> NoiseSchedule:
     """The noise schedule that is read of a scheduler, which has its table's levels."""
     noise, bar = noise_schedule_of(scheduler), scheduler.alphas_cumprod.double().numpy()
-    kept = bar[bar > 2.0**-24]  # all but the level that stands for pure noise
+    kept = bar[:-1] if noise.zero_terminal_snr else bar  # the last stands for pure noise
     t = np.arange(1, len(kept) + 1) / len(bar)
     np.testing.assert_allclose(noise.lam(t), 0.5 * np.log(kept / (1 - kept)), atol=atol)
     assert (noise.kind, noise.num_train_timesteps) == ("vp", len(bar))
@@ -72,7 +72,7 @@ def test_a_table_set_by_hand_decides() -> None:
     for last in (table[-1:], torch.tensor([2.0**-24])):
         scheduler.alphas_cumprod = torch.cat([table[:-1], last])
         noise = agrees_with_its_table(scheduler, atol=1e-6)
-        assert noise.zero_terminal_snr == (noise.noise_end == -np.inf) == (float(last[-1]) == 2.0**-24)
+        assert noise.zero_terminal_snr == (noise.noise_end == -np.inf) == (float(last) <= 2.0**-24)
     assert same(noise_schedule_of(diffusers.DDIMScheduler(**SD)), noise_of("sd15"))
 
 
@@ -235,7 +235,8 @@ def test_each_class_is_read_as_its_table(name: str, rule: str) -> None:
         return
     noise = agrees_with_its_table(scheduler, atol=2e-3)
     if rule not in ("sigmoid", "exp"):  # which only diffusers knows: no config says their table
-        assert same(from_config({**TABLES[rule], "_class_name": name}), noise)
+        assert same(from_config(json.loads(scheduler.to_json_string())), noise)
+    assert noise.zero_terminal_snr == (rule == "zero SNR")
 
 
 # Keys and values as configs have them; each class takes those that it knows.
