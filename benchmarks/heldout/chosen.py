@@ -1,8 +1,8 @@
 """What choosing by measuring takes on networks by others, by budget: `python -m benchmarks.heldout --measured`.
 
 A network's first noises choose; others judge: the chosen, the recommended, and the best of every rule with every
-solver, which is found on the noises that judge (by halving, the last four on all of them). Chosen on nothing: the
-budgets that are compared are the only setting.
+solver, which is found on the noises that judge (by halving, the last four on all of them). Only the
+budgets are compared; the candidates and their order were set with an eye on the first five networks.
 """
 
 from __future__ import annotations
