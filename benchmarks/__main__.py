@@ -34,24 +34,24 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _run(args: argparse.Namespace) -> int:
+    from benchmarks import measure
     from benchmarks.networks import cells, grids, report
 
     out: Path = args.out or (QUICK_OUT if args.quick else OUT)
     path: Path = args.records or out / "benchmarks.jsonl"
+    measured = 0
     if not args.report_only:
         chosen = {name: getattr(args, name) for name in QUICK}
         if args.quick:
             chosen = {name: QUICK[name] if x is None else x for name, x in chosen.items()}
-        chosen = {name: x for name, x in chosen.items() if x is not None}
-        plan = cells.plan(**chosen)
-        measured = cells.run(plan, path, data=dict(args.data or ()))
+        plan = cells.plan(**{name: x for name, x in chosen.items() if x is not None})
+        measured = measure.run(path, plan, images=plan[0].samples, data=dict(args.data or ()))
         print(f"{measured} cells measured, {len(plan)} planned: {path}")
     found = runner.read(path)
     if found.cells:
         out.mkdir(parents=True, exist_ok=True)
     drawn = [] if args.report_only else grids.write(runner.main_group(found.cells), out, anew=measured > 0)
-    files = [*report.write(found, out), *drawn]
-    print(f"wrote {', '.join(map(str, files))}")
+    print(f"wrote {', '.join(map(str, [*report.write(found, out), *drawn]))}")
     return 0
 
 
@@ -62,7 +62,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--models", type=names, help="comma-separated; default all three")
     add("--solvers", type=names, help=f"default {','.join(COMPARED)}")
     add("--nfe", dest="nfes", type=budgets, help="such as 4,6,8 or 4-8; default 4-8,10")
-    add("--methods", type=names, help="default all of benchmarks.methods")
+    add("--methods", type=names, help="default all of benchmarks/networks/cells.py; a wrong name lists them")
     add("--guidance", type=_weights, help="default 1,2,4")
     add("--samples", type=int, help="images a cell; default 256, of --quick 8")
     told = "fashion or emoji and the data set's file, to judge by held-out images as well; repeat for the other"

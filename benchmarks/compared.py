@@ -11,8 +11,9 @@ from typing import Any
 
 import numpy as np
 
-from hso_jax import NoiseSchedule, Origin, Schedule
+from hso_jax import NoiseSchedule, Schedule
 from hso_jax.noise import lam_of_s, s_of_lam
+from hso_jax.schedule import Origin
 
 SOLVERS = {"ddim": "DDIM", "dpmpp-2m": "DPM++ 2M", "unipc-2": "UniPC-2", "unipc-3": "UniPC-3"}
 """Name in `hso_jax.solvers` to title, in the order of the tables."""
@@ -23,7 +24,7 @@ COMPARED = ("ddim", "dpmpp-2m", "unipc-3")
 UNIFORM_T = 0.7
 """Share of the converged samples' nodes that is spread evenly in t; the others are spread evenly in lam.
 
-The networks' output oscillates in t (see `models.subjects`), which nodes that are even in lam alone would miss."""
+The networks' output oscillates in t (see `targets.Judged`), which nodes that are even in lam alone would miss."""
 
 SHIFTS = {"flow-2": 2.0, "flow-3": 3.0}
 """Rule to shift, see `flow_time`."""

@@ -3,7 +3,7 @@
 The Frechet distance is a singular value problem no larger than the number of images: seconds with Inception's 2048
 features, resampled sets included, where the square root of a matrix takes minutes.
 
-Images are judged as they are given; `benchmarks.models.subjects` does not clip them.
+Images are judged as they are given, not clipped.
 """
 
 from __future__ import annotations

@@ -15,9 +15,10 @@ import numpy as np
 import torch
 
 from benchmarks import runner
+from benchmarks.models.load import MODELS
 from benchmarks.tables import geometric_mean, markdown, number
-from benchmarks.targets import Denoiser, Judged, Target, names, target
-from benchmarks.tuning.measure import FINE, JUDGED
+from benchmarks.targets import Denoiser, Judged, Networks, Target
+from benchmarks.tuning.report import FINE, JUDGED
 from bridge import Level
 from hso_jax import Schedule, SolverError, baseline, search
 from hso_jax.files import write_whole
@@ -89,7 +90,7 @@ def sample(one: Target, solver: Learned, latents: torch.Tensor) -> torch.Tensor:
 
 def rows(one: Target, learned: dict[int, Learned]) -> list[list[str]]:
     """Measure a network, a row an N."""
-    judged, found = Judged(one, JUDGED, FINE), []
+    judged, found = Judged(one, one.count(JUDGED), FINE), []
 
     def error(schedule: Schedule, solver: str) -> float:
         return judged.rmse(one.sample(schedule, solver, judged.latents))
@@ -115,9 +116,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _run(args: argparse.Namespace) -> int:
-    learned, found = read(args.file), []
-    for name in names(args.networks):
-        one = target(name, args.networks)
+    learned, found, networks = read(args.file), [], Networks(args.networks)
+    for name in (*MODELS, *networks.names()):
+        one = networks.target(name)
         if one.noise.kind == "flow":
             found += rows(one, learned)
     mean = f"{geometric_mean([float(row[-1]) for row in found]):.2f}"

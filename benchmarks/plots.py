@@ -17,7 +17,7 @@ from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, NullFormatter, NullLocator
 from PIL import Image
 
-from benchmarks.compared import COMPARED, SOLVERS
+from benchmarks.compared import SOLVERS
 from benchmarks.runner import Record
 from benchmarks.tables import METRICS, columns
 from hso_jax.files import write_whole
@@ -35,10 +35,6 @@ LINES = {
     "solver-error": (RED, "o", "-"),
     "direct": ("#000000", "x", "--"),
 }
-NETWORK_STYLES = ((BLUE, "o"), (RED, "s"), (GREEN, "^"), (PINK, "D"), (YELLOW, "v"), ("#000000", "x"))
-RATIO_TICKS = (0.1, 0.15, 0.2, 0.3, 0.5, 0.7, 1.0, 1.5, 2.0, 3.0, 5.0)
-MIXTURE_TOP = 3.0
-"""Errors on mixtures above this are off the picture, which says so."""
 
 
 def save(figure: Figure, path: Path) -> None:
@@ -54,55 +50,69 @@ def pictures(images: torch.Tensor) -> list[Image.Image]:
     return [Image.fromarray(one[..., 0] if one.shape[-1] == 1 else one) for one in levels]
 
 
-def _against_nfe(panel: Any, budgets: Sequence[int], title: str) -> None:
-    panel.set(xscale="log", yscale="log")
-    panel.set_title(title, fontsize=10)
-    panel.xaxis.set_major_locator(FixedLocator(budgets))
-    panel.xaxis.set_major_formatter(FuncFormatter(lambda n, _: f"{n:g}"))
-    panel.xaxis.set_minor_locator(FixedLocator([]))
-    panel.yaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
-    panel.yaxis.set_major_formatter(FuncFormatter(lambda y, _: f"{y:g}"))
-    panel.yaxis.set_minor_formatter(NullFormatter())
-    panel.grid(alpha=0.25)
+Line = tuple[str, str, str, str]  # label, colour, marker, style
+Points = Mapping[str, Sequence[tuple[float, ...]]]  # method to (N, value), or (N, value, low, high) with a bar
 
 
-def error_figure(records: Sequence[Record], metric: str) -> Figure:
-    """Draw error against N without guidance: a row of panels a model, a column a solver, all axes logarithmic.
+def against_nfe(
+    panels: Mapping[tuple[str, str], Points], lines: Mapping[str, Line], label: str, top: float | None = None
+) -> Figure:
+    """Draw values against N, axes logarithmic: a panel a (row, column), a line a method, ours in bold with its bars.
 
-    The bars of `solver-error` are its 95 % intervals.
+    Args:
+        panels: (row, column) to method to points; rows share their axis.
+        lines: how each method is drawn, the first at the back.
+        label: of the values.
+        top: values above are off the picture, which says so.
     """
-    table = columns(r for r in records if r.guidance == 1.0)
-    budgets = sorted({column[3] for column in table})
-    models = list(dict.fromkeys(column[0] for column in table))
-    solvers = [s for s in SOLVERS if any(column[2] == s for column in table)]
-    figure = Figure(figsize=(3.5 * len(solvers) + 0.6, 3.0 * len(models) + 0.9), layout="constrained")
-    panels = figure.subplots(len(models), len(solvers), sharex=True, sharey="row", squeeze=False)
-    handles = {}
-    for row, model in zip(panels, models, strict=True):
-        for panel, solver in zip(row, solvers, strict=True):
-            for name, (colour, marker, style) in LINES.items():
-                points = [
-                    (n, *r.interval(metric))
-                    for n in budgets
-                    if (r := table.get((model, 1.0, solver, n), {}).get(name)) and getattr(r, metric)
-                ]
-                if not points:
-                    continue
-                x, y, low, high = zip(*points, strict=True)
+    rows, cols = (list(dict.fromkeys(key[i] for key in panels)) for i in (0, 1))
+    size = (3.5 * len(cols) + 0.6, 3.0 * len(rows) + 0.9)
+    figure = Figure(figsize=size, layout="constrained")
+    grid = figure.subplots(len(rows), len(cols), sharex=True, sharey="row", squeeze=False)
+    budgets = sorted({point[0] for points in panels.values() for own in points.values() for point in own})
+    handles: dict[str, Any] = {}
+    for (row, column), points in panels.items():
+        panel = grid[rows.index(row), cols.index(column)]
+        for name, (title, colour, marker, style) in lines.items():
+            if drawn := [(*p, p[1], p[1])[:4] for p in points.get(name, ()) if np.isfinite(p[1]) and p[1]]:
+                x, y, low, high = zip(*drawn, strict=True)
                 ours = name == "solver-error"
-                (handles[name],) = panel.plot(
-                    x, y, style, color=colour, marker=marker, label=name, linewidth=2.2 if ours else 1.3,
+                (handles[title],) = panel.plot(
+                    x, y, style, color=colour, marker=marker, linewidth=2.2 if ours else 1.3,
                     markersize=6.5 if ours else 5, zorder=3 if ours else 2,
                 )  # fmt: skip
                 if ours:
                     panel.vlines(x, low, high, color=colour, linewidth=1.2, alpha=0.6)
-            _against_nfe(panel, budgets, f"{model}, {SOLVERS[solver]}")
-        row[0].set_ylabel(METRICS[metric])
-    for panel in panels[-1]:
+        panel.set(xscale="log", yscale="log")
+        panel.set_title(f"{row}, {column}", fontsize=10)
+        panel.xaxis.set_major_locator(FixedLocator(budgets))
+        panel.xaxis.set_major_formatter(FuncFormatter(lambda n, _: f"{n:g}"))
+        panel.xaxis.set_minor_locator(FixedLocator([]))
+        panel.yaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
+        panel.yaxis.set_major_formatter(FuncFormatter(lambda y, _: f"{y:g}"))
+        panel.yaxis.set_minor_formatter(NullFormatter())
+        panel.grid(alpha=0.25)
+        if top is not None and panel.get_ylim()[1] > top:
+            panel.set_ylim(top=top)
+            panel.text(0.98, 0.97, f"some above {top:g}", transform=panel.transAxes, ha="right", va="top", fontsize=8)
+    for panels_of_row in grid:
+        panels_of_row[0].set_ylabel(label)
+    for panel in grid[-1]:
         panel.set_xlabel("N, model evaluations")
-    ordered = [name for name in reversed(LINES) if name in handles]
-    figure.legend([handles[name] for name in ordered], ordered, loc="outside lower center", ncols=5, frameon=False)
+    titles = [line[0] for line in reversed(lines.values()) if line[0] in handles]
+    figure.legend([handles[x] for x in titles], titles, loc="outside lower center", ncols=5, frameon=False)
     return figure
+
+
+def error_figure(records: Sequence[Record], metric: str) -> Figure:
+    """Draw a metric against N without guidance: a row of panels a model, a column a solver."""
+    panels: dict[tuple[str, str], dict[str, list[tuple[float, ...]]]] = {}
+    for (model, guidance, solver, nfe), cells in columns(records).items():
+        for name, r in cells.items():
+            if guidance == 1.0 and solver in SOLVERS and getattr(r, metric):
+                own = panels.setdefault((model, SOLVERS[solver]), {}).setdefault(name, [])
+                own.append((nfe, *(x for x in r.interval(metric) if x is not None)))
+    return against_nfe(panels, {name: (name, *line) for name, line in LINES.items()}, METRICS[metric])
 
 
 def detail_figure(details: Sequence[float], ratios: Mapping[tuple[str, str], Sequence[float]]) -> Figure:
@@ -121,41 +131,29 @@ def detail_figure(details: Sequence[float], ratios: Mapping[tuple[str, str], Seq
     return figure
 
 
-class Gain(NamedTuple):
-    """A cell with coefficients of its own: its error over the best known solver's, with that solver's own nodes."""
-
-    network: str
-    nfe: int
-    with_profile: bool
-    predicted: float
-    measured: float
-
-
-def gain_figure(rows: Sequence[Gain]) -> Figure:
-    """Draw measured against predicted gains, axes logarithmic: on the diagonal what was predicted is gained."""
-    figure = Figure(figsize=(6.6, 4.6), layout="constrained")
-    panel = figure.subplots()
-    low = 0.9 * min(min(row.predicted, row.measured) for row in rows)
-    high = 1.1 * max(1.0, *(max(row.predicted, row.measured) for row in rows))
-    panel.plot([low, high], [low, high], color=GREY, linewidth=1, label="as predicted")
-    panel.axhline(1.0, color=GREY, linewidth=1, linestyle="--", label="no gain")
-    for network, (colour, marker) in zip(dict.fromkeys(row.network for row in rows), NETWORK_STYLES * 9, strict=False):
-        for filled in (False, True):
-            own = [row for row in rows if row.network == network and row.with_profile == filled]
-            panel.scatter(
-                [row.predicted for row in own], [row.measured for row in own], s=34, marker=marker, linewidths=1.3,
-                edgecolors=colour, facecolors=colour if filled or marker == "x" else "none",
-                label=f"{network}{', with a profile' if filled else ''}" if own else None,
-            )  # fmt: skip
-    panel.set(xscale="log", yscale="log", xlim=(low, high), ylim=(low, high))
-    for axis in (panel.xaxis, panel.yaxis):
-        axis.set_major_locator(FixedLocator([x for x in RATIO_TICKS if low <= x <= high]))
-        axis.set_major_formatter(FuncFormatter(lambda x, _: f"{x:g}"))
-        axis.set_minor_locator(NullLocator())
-    panel.set_xlabel("predicted: ratio of errors on the reference problems")
-    panel.set_ylabel("measured: ratio of RMSE on the network")
-    panel.grid(alpha=0.25)
-    figure.legend(loc="outside right upper", frameon=False, fontsize=8)
+def gain_figure(choices: Sequence[Any]) -> Figure:
+    """Draw measured against predicted ratios of choices, a panel a kind, axes logarithmic; a colour a network."""
+    figure = Figure(figsize=(9.6, 4.4), layout="constrained")
+    kinds = list(dict.fromkeys(c.kind for c in choices))
+    panels = figure.subplots(1, len(kinds), sharex=True, sharey=True, squeeze=False)[0]
+    colours = {name: f"C{i % 10}" for i, name in enumerate(dict.fromkeys(c.network for c in choices))}
+    for panel, kind in zip(panels, kinds, strict=True):
+        for name, colour in colours.items():
+            own = [c for c in choices if (c.network, c.kind) == (name, kind)]
+            x, y = [c.predicted for c in own], [c.measured for c in own]
+            panel.plot(x, y, ".", color=colour, markersize=3, label=name)
+        ends = 0.02, 2.0
+        panel.plot(ends, ends, color=GREY, linewidth=1, label="as predicted")
+        panel.axhline(1.0, color=GREY, linewidth=1, linestyle="--", label="no gain")
+        panel.set(xscale="log", yscale="log", title=f"{kind} solver" if kind == "known" else "free coefficients")
+        for axis in (panel.xaxis, panel.yaxis):
+            axis.set_major_locator(FixedLocator([0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0]))
+            axis.set_major_formatter(FuncFormatter(lambda x, _: f"{x:g}"))
+            axis.set_minor_locator(NullLocator())
+        panel.set_xlabel("predicted ratio of errors")
+        panel.grid(alpha=0.25)
+    panels[0].set_ylabel("measured ratio of errors")
+    figure.legend(*panels[0].get_legend_handles_labels(), loc="outside right upper", frameon=False, fontsize=8)
     return figure
 
 
@@ -199,41 +197,6 @@ def samples_figure(rows: Sequence[Row], columns: int) -> Figure:
             one.imshow(picture, interpolation="nearest")
         for one in axes:
             one.axis("off")
-    return figure
-
-
-def mixture_figure(
-    rows: Mapping[float, Mapping[str, Mapping[str, Sequence[float]]]],
-    budgets: Sequence[int],
-    lines: Mapping[str, tuple[str, str, str]],
-    title: str,
-) -> Figure:
-    """Draw error against N on mixtures: guidance -> solver -> method -> errors; a row of panels a guidance weight.
-
-    `lines` is method -> label, colour and marker.
-    """
-    figure = Figure(figsize=(11, 3.6 * len(rows)), layout="constrained")
-    axes = figure.subplots(len(rows), len(COMPARED), sharex=True, squeeze=False)
-    for line, (guidance, found) in zip(axes, rows.items(), strict=True):
-        for panel, solver in zip(line, COMPARED, strict=True):
-            for name, (label, colour, marker) in lines.items():
-                values = np.array(found[solver][name])
-                bold = name == "solver-error"
-                panel.plot(
-                    budgets, np.where(np.isfinite(values), values, np.nan), color=colour, marker=marker, label=label,
-                    linewidth=2.2 if bold else 1.2, markersize=6 if bold else 4, zorder=3 if bold else 2,
-                )  # fmt: skip
-            _against_nfe(panel, budgets, f"{SOLVERS[solver]}, guidance {guidance:g}")
-            if panel.get_ylim()[1] > MIXTURE_TOP:
-                panel.set_ylim(top=MIXTURE_TOP)
-                told = f"some above {MIXTURE_TOP:g}"
-                panel.text(0.98, 0.97, told, transform=panel.transAxes, ha="right", va="top", fontsize=8)
-        line[0].set_ylabel("RMSE in standard deviations of the data")
-    for panel in axes[-1]:
-        panel.set_xlabel("N, model evaluations")
-    handles, labels = axes[0, 0].get_legend_handles_labels()
-    figure.legend(handles[::-1], labels[::-1], loc="outside lower center", ncols=4, frameon=False)
-    figure.suptitle(title, fontsize=11)
     return figure
 
 

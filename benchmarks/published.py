@@ -1,4 +1,4 @@
-"""Schedules that others found on real networks, beside ours and the rules: mean distances of the nodes in lam.
+"""Schedules and solvers that others found on real networks: how far ours are from them, and what the problems say.
 
 python -m benchmarks.published --file PATH       docs/results/published.md
 """
@@ -8,34 +8,64 @@ from __future__ import annotations
 import argparse
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from benchmarks import runner
+from benchmarks import learned, runner
 from benchmarks.compared import COMPARED, SHIFTS, SOLVERS, flow_time
 from benchmarks.tables import markdown
 from hso_jax import Hso, Lane, NoiseSchedule, Schedule, SolverError, baseline, from_config, noise, search_many, zoo
 from hso_jax.baselines import inapplicable
+from hso_jax.error import SAMPLES, error_data, in_chunks
 from hso_jax.files import write_whole
 from hso_jax.noise import lam_of_s
-from hso_jax.shipped.zoo import MAX_NFE, shipped_guidance
+from hso_jax.shipped.zoo import MAX_NFE, NONSTATIONARY_NFE, shipped_guidance
+from hso_jax.solvers import NONSTATIONARY
 
 OUT = Path("docs/results/published.md")
 RULES = ("trailing", "karras", "uniform-lam", "beta-t", "ays", "dm-nonuni")
 NEEDED = ("source", "model", "noise", "solver", "guidance", "N", "values", "unit")
 
+OPEN = ("DyWeight", "AYS", "AMED", "AutoDiffusion", "NeuralSolver")
+"""What a source's name begins with whose lists are taken in the summary: found on the model itself, no grid kept."""
+
+MOST = 12
+"""Largest N of the summary."""
+
 HOW = """\
-# Published schedules, and ours
+# Published schedules and solvers, and ours
 
 Made by `python -m benchmarks.published --file PATH` from a list of schedules that others found by optimisation on real
 networks. A figure is the distance between a published schedule and the one that its column names: the mean over the
 nodes after the first, i = 2..N, of |lam_i - lam'_i|, lam half the log-SNR, the i-th node of the one against the i-th of
-the other. The first node is left out: it is the noise end for nearly all of them. Of a published list the N levels that
-are evaluated count, not the last one, where the N-th step ends (clean data, in all of them). The smaller, the nearer;
-0 is the same schedule. That a schedule lies near one that was found on a network does not say that it is better.
+the other. A signed distance is the mean of log(sigma of ours/sigma of theirs): below 0 ours are too clean. Of a
+published list the N levels that are evaluated count, not the last one, where the N-th step ends (clean data, in all of
+them). The smaller, the nearer; 0 is the same schedule. That a schedule lies near one that was found on a network does
+not say that it is better.
+"""
+
+SUMMARY = """\
+## By model
+
+The mean over the lists of one source and one model, N up to 12: ours are free coefficients where theirs are learned
+too, DPM-Solver++(2M) where only the nodes are; at the shipped guidance weight nearest to theirs, at the largest where
+none is stated. First node: sigma of ours/sigma of theirs, geometric mean. The rule is the nearest of all.
+"""
+
+RANKED = """\
+## Do the problems rank the learned solver above the rules?
+
+The solvers that were learned with their coefficients, run as they are on the reference problems, beside the rules that
+their authors beat: the levels of EDM (rho 7), uniform in t and uniform in lam (of a flow: shifts 1, 1.88 and 3), each
+with iPNDM of order 4, DPM-Solver++(2M) and UniPC-3, as many evaluations. Errors are relative to the data's deviation.
+Most of DyWeight's begin with an analytic step, which costs no evaluation.
+"""
+
+EVERY = """\
+## Every list
 
 Ours are the columns of solvers: the zoo's schedule for the same noise ends where it has them, else the search's
 (`SolverError`), at the shipped guidance weight nearest to the stated one. Where no weight is stated there is a row a
@@ -53,6 +83,7 @@ class Published(NamedTuple):
         noise: the model's noise schedule.
         guidance: the stated weight, None if there is none.
         lams: [N] half log-SNR of the evaluated nodes; the first may be -inf.
+        steps: the solver with its coefficients, None where there are nodes alone.
     """
 
     source: str
@@ -61,6 +92,7 @@ class Published(NamedTuple):
     noise: NoiseSchedule
     guidance: float | None
     lams: np.ndarray
+    steps: learned.Steps | None = None
 
 
 def read(path: Path) -> list[Published]:
@@ -93,14 +125,17 @@ def _published(entry: Mapping[str, Any]) -> Published:
         raise ValueError(f"unit is {entry['unit']!r}; use 'sigma' or 'sigma (flow)'")
     if not (np.diff(used) < 0).all() or not used[-1] > 0 or (flow and used[0] > 1):
         raise ValueError(f"values are {used.tolist()}; need falling levels above 0{', 1 at most' if flow else ''}")
-    stated = re.search(r"\d+(\.\d+)?", str(entry["guidance"]))
+    text = str(entry["guidance"])
+    # A weight that was distilled into the model is no guidance of the sampler's.
+    stated = None if "distilled" in text else re.search(r"\d+(\.\d+)?", text)
     guidance, lams = float(stated[0]) if stated else None, lam_of_s(used) if flow else -np.log(used)
-    noise_schedule = noise_of(entry["noise"], entry["model"])
-    return Published(entry["source"], entry["model"], entry["solver"], noise_schedule, guidance, lams)
+    guidance = 1.0 if "distilled" in text else guidance
+    noise_schedule, steps = noise_of(entry["noise"], entry["model"]), learned.steps_of(entry)
+    return Published(entry["source"], entry["model"], entry["solver"], noise_schedule, guidance, lams, steps)
 
 
 def noise_of(text: str, name: str) -> NoiseSchedule:
-    """The noise schedule in words: "rectified flow", "EDM ... sigma A..B", or "(scaled_)linear A..B" of beta.
+    """The noise schedule in words: "rectified flow", "EDM ... sigma A..B", "cosine", or "(scaled_)linear A..B" of beta.
 
     A number of levels may follow the betas (", 1000").
     """
@@ -109,11 +144,16 @@ def noise_of(text: str, name: str) -> NoiseSchedule:
         return noise.flow(name=name)
     if ends := re.search(rf"\bsigma {number}\.\.{number}", text):
         return noise.edm(float(ends[1]), float(ends[2]), name=name)
+    if re.search(r"\bcosine\b", text):
+        config = {"beta_schedule": "squaredcos_cap_v2", "_class_name": "DDIMScheduler", "num_train_timesteps": 1000}
+        return from_config(config, name=name)
     if betas := re.search(rf"\b((?:scaled_)?linear) {number}\.\.{number}(?:, *(\d+))?", text):
         config = {"beta_schedule": betas[1], "beta_start": float(betas[2]), "beta_end": float(betas[3])}
         config |= {"_class_name": "DDIMScheduler", "num_train_timesteps": int(betas[4] or 1000)}
         return from_config(config, name=name)
-    raise ValueError(f"noise is {text!r}; need 'rectified flow', 'EDM, sigma A..B' or '(scaled_)linear A..B' of beta")
+    raise ValueError(
+        f"noise is {text!r}; need 'rectified flow', 'EDM, sigma A..B', 'cosine' or '(scaled_)linear A..B' of beta"
+    )
 
 
 def distance(lams: np.ndarray, schedule: Schedule) -> float:
@@ -121,8 +161,15 @@ def distance(lams: np.ndarray, schedule: Schedule) -> float:
     return float(np.mean(np.abs(lams[1:] - schedule.lams[1 : len(lams)])))
 
 
+def signed(lams: np.ndarray, schedule: Schedule) -> float:
+    """Mean of log(sigma of ours/sigma of theirs) over the nodes after the first."""
+    return float(np.mean(lams[1:] - schedule.lams[1 : len(lams)]))
+
+
 Pair = tuple[Published, float]
 """A published schedule, and the guidance weight of ours that it is compared with."""
+
+OURS = (*COMPARED, NONSTATIONARY)
 
 
 def ours(pairs: Sequence[Pair]) -> list[dict[str, Schedule]]:
@@ -131,13 +178,15 @@ def ours(pairs: Sequence[Pair]) -> list[dict[str, Schedule]]:
     lanes = {}
     for i, (one, guidance) in enumerate(pairs):
         nfe, model = len(one.lams), one.noise
-        for solver in COMPARED:
+        for solver in OURS:
+            if solver == NONSTATIONARY and nfe not in NONSTATIONARY_NFE:
+                continue
             if guidance in shipped_guidance(model) and nfe <= MAX_NFE:
                 found[i, solver] = zoo(model, nfe, solver, guidance=guidance)
             else:
                 lanes[i, solver] = Lane(model, nfe, method=SolverError(solver, guidance, compare=()))
     found |= zip(lanes, search_many(list(lanes.values())), strict=True)
-    return [{solver: found[i, solver] for solver in COMPARED} for i in range(len(pairs))]
+    return [{solver: found[i, solver] for solver in OURS if (i, solver) in found} for i in range(len(pairs))]
 
 
 def others(pairs: Sequence[Pair]) -> list[dict[str, Schedule]]:
@@ -159,22 +208,94 @@ def weights(one: Published) -> Sequence[float]:
     return shipped if one.guidance is None else (min(shipped, key=lambda w: abs(w - (one.guidance or 1.0))),)
 
 
-def page(found: Sequence[Published]) -> str:
-    """The text of published.md."""
-    names = (*RULES, *SHIFTS, "hso")
+Compared = tuple[Published, float, dict[str, Schedule], dict[str, Schedule]]
+"""A published schedule, the guidance weight of ours, ours by solver, and the others by rule."""
+
+
+def compare(found: Sequence[Published]) -> list[Compared]:
+    """Every list beside ours, a row a weight."""
     pairs = [(one, weight) for one in found for weight in weights(one)]
+    return [(*pair, *groups) for pair, *groups in zip(pairs, ours(pairs), others(pairs), strict=True)]
+
+
+def summary(compared: Sequence[Compared]) -> str:
+    """The table by source and model, and its mean."""
+    groups: dict[tuple[str, str], list[Compared]] = {}
+    for row in compared:
+        one, weight = row[:2]
+        if one.source.startswith(OPEN) and len(one.lams) <= MOST and weight == weights(one)[-1]:
+            groups.setdefault((one.source, one.model), []).append(row)
+    lines, means = [], []
+    for (source, model), rows in groups.items():
+        mine = [(one, own[NONSTATIONARY if one.steps else "dpmpp-2m"]) for one, _, own, _ in rows]
+        first = [one.lams[0] - own.lams[0] for one, own in mine if np.isfinite(one.lams[0] - own.lams[0])]
+        names = [name for name in rows[0][3] if all(name in rules for *_, rules in rows)]
+        near = {name: _mean(distance(one.lams, rules[name]) for one, _, _, rules in rows) for name in names}
+        rule = min(near, key=lambda name: near[name])
+        off, side = (
+            _mean(distance(one.lams, own) for one, own in mine),
+            _mean(signed(one.lams, own) for one, own in mine),
+        )
+        other = _mean(signed(one.lams, rules[rule]) for one, _, _, rules in rows)
+        means.append((off, side))
+        nfes = sorted({len(one.lams) for one, _ in mine})
+        row = [source, model, str(len(rows)), " ".join(map(str, nfes)), f"{rows[0][1]:g}"]
+        row += [f"{np.exp(np.mean(first)):.2f}" if first else "", f"{off:.2f}", f"{side:+.2f}"]
+        lines.append([*row, f"{rule} {near[rule]:.2f}", f"{other:+.2f}"])
+    if means:
+        worst = max((side for _, side in means), key=abs)
+        lines.append(
+            ["mean, largest signed", *[""] * 5, f"{_mean(off for off, _ in means):.2f}", f"{worst:+.2f}", "", ""]
+        )
+    head = ["source", "model", "lists", "N", "ours at", "first node", "distance", "signed", "nearest rule", "signed"]
+    return SUMMARY + "\n" + markdown(head, lines, left=2)
+
+
+def _mean(values: Iterable[float]) -> float:
+    return float(np.mean(list(values)))
+
+
+def ranking(found: Sequence[Published]) -> str:
+    """The table of learned solvers and of the rules on the reference problems."""
+    lines, above = [], 0
+    learnt = [one for one in found if one.steps is not None and len(one.lams) <= MOST]
+    for one in learnt:
+        assert one.steps is not None
+        weight = one.guidance or 1.0
+        data = in_chunks(error_data(one.noise.noise_end, weight, prediction=one.noise.prediction), SAMPLES)
+        error, rules = learned.error_of(one.steps, data), learned.rule_errors(one.noise, len(one.lams), data)
+        best = min(rules, key=lambda name: rules[name])
+        above += error < rules[best]
+        source = one.source.split(" ")[0]
+        lines.append(
+            [f"{source}, {one.model}", str(len(one.lams)), f"{weight:g}", f"{error:.3f}", f"{rules[best]:.3f}"]
+        )
+        lines[-1] += [best, "yes" if error < rules[best] else "no"]
+    head = ["solver", "N", "guidance", "its error", "best rule's", "rule", "above"]
+    return f"{RANKED}\n{markdown(head, lines, left=1)}\nAbove every rule: {above} of {len(learnt)}.\n"
+
+
+def every(compared: Sequence[Compared]) -> str:
+    """The table of all lists."""
+    names = (*RULES, *SHIFTS, "hso")
     rows = []
-    for (one, weight), *groups in zip(pairs, ours(pairs), others(pairs), strict=True):
+    for one, weight, *groups in compared:
         row = [one.source, one.model, str(len(one.lams))]
         row += ["not stated" if one.guidance is None else f"{one.guidance:g}", f"{weight:g}"]
-        for group, columns in zip(groups, (COMPARED, names), strict=True):
+        for group, columns in zip(groups, (OURS, names), strict=True):
             far = {name: distance(one.lams, schedule) for name, schedule in group.items()}
             least = min(far.values())
             texts = {name: f"**{x:.2f}**" if x == least else f"{x:.2f}" for name, x in far.items()}
             row += [texts.get(name, "") for name in columns]
         rows.append([*row, one.solver])
-    head = ["source", "model", "N", "their guidance", "ours", *(SOLVERS[s] for s in COMPARED), *names, "their solver"]
-    return HOW + "\n" + markdown(head, rows, left=2)
+    head = ["source", "model", "N", "their guidance", "ours", *(SOLVERS[s] for s in COMPARED), "free", *names]
+    return EVERY + "\n" + markdown([*head, "their solver"], rows, left=2)
+
+
+def page(found: Sequence[Published]) -> str:
+    """The text of published.md."""
+    compared = compare(found)
+    return "\n".join([HOW, summary(compared), ranking(found), every(compared)])
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -1,4 +1,4 @@
-"""The one way that networks, pipelines, held-out networks and tuning are measured: cells, records, and the loop.
+"""Cells, records and the loop over cells, the same for networks, pipelines, held-out networks and tuning.
 
 A *cell* is one setting: a model, guidance, solver, N and method. A *record* is a measured cell. Records are lines of
 JSON in a file, appended whole as soon as a cell is done, so that a run can be stopped and the same command goes on. A
@@ -10,25 +10,24 @@ from __future__ import annotations
 
 import argparse
 import collections
-import csv
 import dataclasses
 import functools
-import io
 import json
 import os
 import platform
 import sys
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from hso_jax import NoiseSchedule, Origin, Schedule, from_config
+from hso_jax import NoiseSchedule, Schedule, from_config
 from hso_jax.cli.common import parse_nfe
 from hso_jax.files import write_whole
-from hso_jax.schedule import versions
+from hso_jax.schedule import Origin, versions
+from hso_jax.solvers import NONSTATIONARY
 
 WEIGHTS = Path(__file__).parent / "models" / "weights"
 METRICS = ("rmse", "feature", "fid", "fid_data")
@@ -37,7 +36,7 @@ ANY = "any"
 
 
 class Inapplicable(Exception):
-    """A cell cannot be measured: its method has no schedule for the model, say. The message says why."""
+    """A cell cannot be measured, and the message says why: its method has no schedule for the model, say."""
 
 
 class Cell(NamedTuple):
@@ -71,14 +70,15 @@ class Record:
         teacher: error of the converged samples, an RMSE.
         compile_seconds: of the preparation; most of it only once for an N.
         psi: the upper level's choice, where there was one.
-        predicted: of coefficients of their own, the error on the reference problems divided by that of the best known
-            solver with its own nodes.
+        coefficients: [N, H - 1] of a non-stationary solver.
+        problem_error: predicted: the error on the reference problems.
+        predicted: until 0.2.0, of coefficients of their own: that error over the best known solver's, own nodes.
         rmse, feature: root-mean-square error to the converged samples, of pixels and of features.
         fid, fid_data: Frechet distance of features to the converged samples and to held-out data.
         *_low, *_high: 95 % interval.
         chosen: the solver that the method chose, where the cell's is `ANY`.
-        start, start_error, error, history: of tuning: the schedule it started from, that one's error, the error of the
-            result, and [evaluations, error, error on samples kept apart] of each better point.
+        start, start_error, error, history: of tuning: where it started, that one's error, the result's, and
+            [evaluations, error, error on samples kept apart] of each better point.
     """
 
     model: str
@@ -96,6 +96,8 @@ class Record:
     teacher: float = 0.0
     compile_seconds: float = 0.0
     psi: dict[str, float] | None = None
+    coefficients: Sequence[Sequence[float]] | None = None
+    problem_error: float | None = None
     predicted: float | None = None
     rmse: float | None = None
     rmse_low: float | None = None
@@ -124,25 +126,26 @@ class Record:
         """Value, low and high of one of `METRICS`."""
         return getattr(self, metric), getattr(self, f"{metric}_low"), getattr(self, f"{metric}_high")
 
-    def with_schedule(self, schedule: Schedule) -> Record:
-        """Keep what a record says of a schedule: its nodes, psi, and what coefficients of its own are to gain."""
-        scores, gain = schedule.scores, None
-        if schedule.coefficients is not None and scores.error is not None and scores.others_own_nodes:
-            gain = rounded(scores.error / min(scores.others_own_nodes.values()), 4)
-        psi = None if schedule.psi is None else {name: float(f"{x:.6g}") for name, x in schedule.psi.items()}
-        return dataclasses.replace(self, lams=nodes_of(schedule), psi=psi, predicted=gain)
+    def with_schedule(self, schedule: Schedule, problem_error: float | None = None) -> Record:
+        """Keep what a record says of a schedule: its nodes and coefficients, psi, and its predicted error."""
+        if schedule.end != "clean":
+            raise ValueError(f"the schedule ends at {schedule.end!r}; what is compared ends with a step to clean data")
+        rows = schedule.coefficients
+        return dataclasses.replace(
+            self,
+            lams=tuple(rounded(float(lam), 9) for lam in schedule.lams[: schedule.nfe]),  # float32 needs no more digits
+            coefficients=None if rows is None else [[float(f"{x:.9g}") for x in row] for row in rows],
+            psi=None if schedule.psi is None else {name: float(f"{x:.6g}") for name, x in schedule.psi.items()},
+            problem_error=rounded(problem_error),
+        )
 
     def with_estimates(self, estimates: Mapping[str, tuple[float, float, float]]) -> Record:
         """Keep what `metrics.compare` found: each value, and the ends of its interval."""
-        found: dict[str, Any] = {}
+        values: dict[str, Any] = {}
         for name, estimate in estimates.items():
             for suffix, x in zip(("", "_low", "_high"), estimate, strict=True):
-                found[name + suffix] = rounded(x)
-        return dataclasses.replace(self, **found)
-
-
-FIELDS = tuple(field.name for field in dataclasses.fields(Record))
-CSV_FIELDS = FIELDS[: FIELDS.index("chosen")]
+                values[name + suffix] = rounded(x)
+        return dataclasses.replace(self, **values)
 
 
 class Records(NamedTuple):
@@ -204,15 +207,16 @@ def run(
     measure: Callable[[Cell], Record],
     setup: Callable[[Cell], dict[str, str]] | None = None,
     *,
+    again: Collection[str] = (),
     progress: bool = True,
 ) -> int:
     """Measure what the records in `path` do not have yet, in the order of the cells; returns how many were measured.
 
     `measure` raises `Inapplicable` for a cell that cannot be measured: it is named and left out. `setup` says on what a
-    cell is measured, by default on this machine.
+    cell is measured, by default on this machine. `again` are methods that are measured anew.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    finished = {record.cell for record in read(path).cells}
+    finished = {record.cell for record in read(path).cells if record.method not in again}
     waiting = [cell for cell in cells if cell not in finished]
     columns = (BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())
     measured = 0
@@ -241,17 +245,12 @@ def rounded(x: float | None, digits: int = 5) -> float | None:
     return float(f"{x:.{digits}g}") if x is not None and np.isfinite(x) else None
 
 
-def nodes_of(schedule: Schedule) -> tuple[float | None, ...]:
-    """Keep the lams of the evaluated nodes: nine digits give the same samples to float32 rounding."""
-    if schedule.end != "clean":
-        raise ValueError(f"the schedule ends at {schedule.end!r}; methods are compared with a last step to clean data")
-    return tuple(rounded(float(lam), 9) for lam in schedule.lams[: schedule.nfe])
-
-
-def schedule_of(record: Record) -> Schedule:
-    """Rebuild the schedule of a record of one of the project's own models."""
+def schedule_of(record: Record, noise: NoiseSchedule | None = None) -> Schedule:
+    """Rebuild the schedule of a record, by default of one of the project's own models."""
     lams = np.array([-np.inf if lam is None else lam for lam in record.lams])
-    return Schedule.from_lams(noise_of(record.model), lams, origin=Origin(method=record.method))
+    origin = Origin(method=record.method, solver="any" if record.coefficients is None else NONSTATIONARY)
+    noise = noise_of(record.model) if noise is None else noise
+    return Schedule.from_lams(noise, lams, origin=origin, coefficients=record.coefficients)
 
 
 @functools.cache
@@ -265,19 +264,6 @@ def main_group(records: Sequence[Record]) -> list[Record]:
     groups = collections.Counter((r.seed, r.samples, r.dtype) for r in records)
     chosen = groups.most_common(1)[0][0] if groups else None
     return [r for r in records if (r.seed, r.samples, r.dtype) == chosen]
-
-
-def comma_separated(records: Sequence[Record]) -> str:
-    """Write all records as CSV: a column a field, lams and psi as texts with spaces."""
-    stream = io.StringIO()
-    writer = csv.writer(stream, lineterminator="\n")
-    writer.writerow(CSV_FIELDS)
-    for record in records:
-        row = dataclasses.asdict(record)
-        row["lams"] = " ".join("-inf" if lam is None else f"{lam:.9g}" for lam in record.lams)
-        row["psi"] = " ".join(f"{name}={x:g}" for name, x in (record.psi or {}).items())
-        writer.writerow(["" if row[name] is None else row[name] for name in CSV_FIELDS])
-    return stream.getvalue()
 
 
 def this_setup() -> dict[str, str]:

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 from benchmarks.compared import SOLVERS
-from benchmarks.runner import Record
+from benchmarks.runner import ANY, Record
 from hso_jax.solvers import NONSTATIONARY
 
 METRICS = {"rmse": "RMSE", "feature": "feature distance", "fid": "FID", "fid_data": "FID to held-out data"}
@@ -17,15 +17,10 @@ Column = tuple[str, float, str, int]  # model, guidance, solver, N
 
 
 def markdown(head: Sequence[str], rows: Iterable[Sequence[str]], left: int = 1) -> str:
-    """Write a table; the first `left` columns are aligned left, the others right."""
-    lines = ["| " + " | ".join(head) + " |", "|" + "---|" * left + "--:|" * (len(head) - left)]
-    lines += ["| " + " | ".join(row) + " |" for row in rows]
-    return "\n".join(lines) + "\n"
-
-
-def table(head: Sequence[str], rows: Sequence[Sequence[str]], left: int = 2) -> str:
-    """Write a table, or that nothing was measured."""
-    return markdown(head, rows, left) if rows else NONE
+    """Write a table, or that nothing was measured; the first `left` columns are aligned left, the others right."""
+    lines = ["| " + " | ".join(row) + " |" for row in (head, *rows)]
+    lines[1:1] = ["|" + "---|" * left + "--:|" * (len(head) - left)]
+    return "\n".join(lines) + "\n" if len(lines) > 2 else NONE
 
 
 def number(x: float | None) -> str:
@@ -46,7 +41,7 @@ def columns(records: Iterable[Record]) -> dict[Column, dict[str, Record]]:
     for r in records:
         found.setdefault((r.model, r.guidance, r.solver, r.nfe), {})[r.method] = r
     models = list(dict.fromkeys(column[0] for column in found))
-    order = [*SOLVERS, NONSTATIONARY]
+    order = [*SOLVERS, NONSTATIONARY, ANY]
     return dict(sorted(found.items(), key=lambda i: (models.index(i[0][0]), i[0][1], order.index(i[0][2]), i[0][3])))
 
 
@@ -90,10 +85,9 @@ def versus(records: Iterable[Record], method: str, against: Sequence[str], metri
     return rows
 
 
-def outcomes(cells: Sequence[Versus]) -> list[int]:
-    """Count cells won, tied and lost."""
-    found = [v.outcome for v in cells]
-    return [found.count(i) for i in range(3)]
+def outcomes(cells: Sequence[Versus]) -> str:
+    """Count cells won / tied / lost."""
+    return " / ".join(str(sum(v.outcome == i for v in cells)) for i in range(3)) if cells else "-"
 
 
 def marked(cells: dict[str, Record], metric: str, unranked: str = "") -> dict[str, str]:
@@ -130,11 +124,17 @@ def means(head: Sequence[str], ratios: Iterable[Ratio], *, largest: bool = False
     found: dict[tuple[str, ...], dict[str, list[float]]] = {}
     for row, column, ratio in ratios:
         found.setdefault(row, {}).setdefault(column, []).append(ratio)
-    columns = list(dict.fromkeys(column for own in found.values() for column in own))
+    names = list(dict.fromkeys(column for own in found.values() for column in own))
     figures = (geometric_mean, max) if largest else (geometric_mean,)
     rows = [
-        [*row, *(f"{f(own[c]):.{digits}f}" if c in own else "" for c in columns for f in figures)]
+        [*row, *(f"{f(own[c]):.{digits}f}" if c in own else "" for c in names for f in figures)]
         for row, own in found.items()
     ]
-    titles = [x for c in columns for x in ((c, "largest") if largest else (c,))]
-    return table([*head, *titles], rows, left=len(head))
+    titles = [x for c in names for x in ((c, "largest") if largest else (c,))]
+    return markdown([*head, *titles], rows, left=len(head))
+
+
+def with_all(ratios: Iterable[Ratio], first: int = 1) -> list[Ratio]:
+    """The ratios, and the same again in a row "all" in place of the first so many names of a row."""
+    ratios = list(ratios)
+    return [*ratios, *(((*["all"] * first, *row[first:]), column, x) for row, column, x in ratios)]

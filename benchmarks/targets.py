@@ -1,7 +1,8 @@
-"""A network as a function that predicts clean data: the project's own, and networks from outside the project.
+"""A network as a function that predicts clean data: the project's own, those of a folder, and those out of wheels.
 
 A folder PATH holds `networks.py` with NAMES and load(name); what it loads has the attributes `FIELDS` and a function
-denoise(x, sigma) to x0, for x = x0 + sigma noise. Nothing of it is copied.
+denoise(x, sigma) to x0, for x = x0 + sigma noise. A conditional one also has `labels`, how many classes there are, and
+denoise(x, sigma, label, guidance). Nothing of it is copied.
 """
 
 from __future__ import annotations
@@ -10,7 +11,9 @@ import functools
 import hashlib
 import importlib.util
 import inspect
+import io
 import math
+import types
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -19,9 +22,11 @@ import numpy as np
 import torch
 
 import bridge
+from benchmarks import wheels
 from benchmarks.compared import fine_schedule
 from benchmarks.models.load import MODELS, features, load
 from hso_jax import NoiseSchedule, Profile, Schedule, noise
+from hso_jax.files import write_whole
 from hso_jax.problems.model_error import measure_eta
 from hso_jax.problems.product import from_components
 from hso_jax.profile import spectrum_of
@@ -32,25 +37,33 @@ FINE_SOLVER = "dpmpp-2m"
 PROFILED, PROFILE_STEPS = 96, 32
 """Trajectories that a profile is measured from, and evaluations of each: `bridge.profile`'s default budget."""
 
-SMALL, MANY = 64, 16
-"""Samples of fewer numbers than `SMALL` are points, no images: each says little and costs little, so `MANY` times as
-many are taken."""
+OWN_SEEDS = 1_000_000
+"""Noise of seeds from here on belongs to methods that run the network; schedules are judged on smaller seeds."""
 
+SMALL, MANY, FEW = 64, 16, 3 / 8
+"""Samples of fewer numbers than `SMALL` are points, no images: each says little and costs little, so `MANY` times as
+many are taken; of the slow networks `SLOW` a share of `FEW`."""
+
+SLOW = ("lsst60", "spectra21")
+CACHE = Path("build/benchmarks")
 
 Denoiser = Callable[..., torch.Tensor]
 Solve = Callable[[Denoiser, torch.Tensor], torch.Tensor]
 
 
 class Target(NamedTuple):
-    """One network at guidance 1.
+    """One network at one guidance weight.
 
     Attributes:
         name: of the network.
         noise: its noise schedule.
-        denoiser: (x, level) -> x0, or (x, level, condition) -> x0; differentiable.
+        denoiser: (x, level) -> x0, or (x, level, condition) -> x0, guided; differentiable.
         shape: of a sample.
         classes: how many it is conditioned on, in turn; 0 for none.
         features: of images [n, ...] for the Frechet distance, where there is a network for them.
+        guidance: weight w of none + w (labelled - none); 1 is without.
+        data: which data set the project's own were trained on.
+        digest: of its files.
     """
 
     name: str
@@ -59,11 +72,14 @@ class Target(NamedTuple):
     shape: tuple[int, ...]
     classes: int
     features: Callable[[torch.Tensor], torch.Tensor] | None
+    guidance: float = 1.0
+    data: str = ""
+    digest: str = ""
 
-    @property
-    def many(self) -> int:
-        """How many samples are taken where one image would be."""
-        return MANY if math.prod(self.shape) < SMALL else 1
+    def count(self, images: int) -> int:
+        """How many samples are taken where `images` would be."""
+        many = MANY if math.prod(self.shape) < SMALL else FEW if self.name in SLOW else 1
+        return max(2, round(images * many))
 
     def latents(self, count: int, seed: int) -> torch.Tensor:
         """Draw [count, *shape] standard normal numbers; the first rows do not depend on the count."""
@@ -76,7 +92,7 @@ class Target(NamedTuple):
     @torch.no_grad()
     def each(self, solve: Solve, latents: torch.Tensor) -> torch.Tensor:
         """Solve in batches: `solve` is given the batch's denoiser (x, level) -> x0 and its latents."""
-        batch = 16 if self.many == 1 else len(latents)
+        batch = len(latents) if math.prod(self.shape) < SMALL else 16
         condition, parts = self.condition(len(latents)), []
         for i in range(0, len(latents), batch):
             given = () if condition is None else (condition[i : i + batch],)
@@ -101,10 +117,10 @@ class Target(NamedTuple):
                 calls += 1
                 return denoiser(x, level)
 
-            found = bridge.sample(counted, schedule, start, solver)
+            samples = bridge.sample(counted, schedule, start, solver)
             if calls != schedule.nfe:
                 raise RuntimeError(f"{solver} called {self.name} {calls} times for N = {schedule.nfe}")
-            return found
+            return samples
 
         return self.each(solve, latents)
 
@@ -116,9 +132,9 @@ class Target(NamedTuple):
         given = (c,) if (c := self.condition(PROFILED)) is not None else ()
 
         def seen(x: torch.Tensor, level: bridge.Level) -> torch.Tensor:
-            found = self.denoiser(x, level, *given)
-            variances.append(float(found.double().flatten(1).var(0).sum()))
-            return found
+            predicted = self.denoiser(x, level, *given)
+            variances.append(float(predicted.double().flatten(1).var(0).sum()))
+            return predicted
 
         data = spectrum_of(bridge.sample(seen, schedule, latents, FINE_SOLVER).double().numpy())
         spectrum, prediction = from_components(*data), self.noise.prediction
@@ -130,81 +146,136 @@ class Judged:
     """Noises that schedules are judged on, and their converged samples.
 
     Attributes:
-        latents: [count * many, *shape].
-        converged: the samples of `fine` evaluations.
+        latents: [n, *shape].
+        converged: their samples of `fine` evaluations.
+        error: RMSE of the first converged samples to those of twice as many evaluations.
     """
 
-    def __init__(self, target: Target, count: int, fine: int, seed: int = 0) -> None:
-        """Draw `count` noises, of points `MANY` times as many, and sample them with `fine` evaluations."""
-        self.target, self.fine = target, fine
-        self.latents = target.latents(count * target.many, seed)
-        self.converged = target.sample(fine_schedule(target.noise, fine), FINE_SOLVER, self.latents)
+    def __init__(self, target: Target, count: int, fine: int, seed: int = 0, checked: int = 16) -> None:
+        """Draw the noise; converged samples are solved once, and then read from `CACHE`.
 
-    def error(self, count: int = 16) -> float:
-        """RMSE of the first converged samples to those of twice as many evaluations."""
-        finer = fine_schedule(self.target.noise, 2 * self.fine)
-        found = self.target.sample(finer, FINE_SOLVER, self.latents[:count])
-        return float((found - self.converged[:count]).double().square().mean().sqrt())
+        Args:
+            target: the network.
+            count: of samples.
+            fine: evaluations of a converged sample. Networks that embed whole timesteps wiggle in time with a period of
+                6.3 of them; longer steps meet the wiggle at random (RMSE 7e-4 to 2e-3 with 128 evaluations).
+            seed: of the noise.
+            checked: samples that `error` is measured on.
+        """
+        self.target, self.latents = target, target.latents(count, seed)
+        facts = target.name, target.digest, target.guidance, count, fine, seed, checked, torch.__version__
+        file = CACHE / f"converged-{target.name}-{hashlib.sha256(repr(facts).encode()).hexdigest()[:16]}.npz"
+        if target.digest and file.exists():
+            with np.load(file) as kept:
+                self.converged, self.error = torch.from_numpy(kept["samples"]), float(kept["error"])
+            return
+        self.converged, finer = (
+            target.sample(fine_schedule(target.noise, n), FINE_SOLVER, self.latents[:k])
+            for n, k in ((fine, count), (2 * fine, checked))
+        )
+        self.error = float((finer - self.converged[:checked]).double().square().mean().sqrt())
+        if target.digest:
+            np.savez(buffer := io.BytesIO(), samples=self.converged.numpy(), error=self.error)
+            CACHE.mkdir(parents=True, exist_ok=True)
+            write_whole(file, buffer.getvalue())
 
     def rmse(self, samples: torch.Tensor) -> float:
         """To the converged samples."""
         return float((samples - self.converged).double().square().mean().sqrt())
 
-    def features(self, samples: torch.Tensor) -> tuple[np.ndarray, np.ndarray] | None:
-        """Of the samples and of the converged ones."""
-        make = self.target.features
-        return None if make is None else (make(samples).numpy(), make(self.converged).numpy())
+    def features(self, samples: torch.Tensor) -> np.ndarray | None:
+        """[n, d] of samples, where there is a network for them."""
+        with torch.no_grad():
+            return None if self.target.features is None else self.target.features(samples).numpy()
 
 
-def names(folder: Path | None) -> list[str]:
-    """List the project's own networks, then those of a folder."""
-    return [*MODELS, *(find(folder).NAMES if folder is not None else ())]
+class Networks(NamedTuple):
+    """Where networks from outside are: a folder with networks.py, and a folder of wheels; None for neither."""
+
+    folder: Path | None = None
+    wheels: Path | None = None
+
+    def names(self) -> list[str]:
+        """List them, those of the folder first."""
+        listed = [] if self.folder is None else list(find(self.folder).NAMES)
+        return [*listed, *(() if self.wheels is None else wheels.NAMES)]
+
+    def provenance(self, name: str) -> dict[str, str]:
+        """Say where a network is from, and a digest of its files; nothing of the project's own."""
+        if name in MODELS:
+            return {}
+        if name in wheels.NAMES and self.wheels is not None:
+            return wheels.provenance(self.wheels, name)
+        assert self.folder is not None
+        return provenance(self.folder, name)
+
+    def target(self, name: str, guidance: float = 1.0) -> Target:
+        """Load a network by its name, the project's own too.
+
+        Raises:
+            ValueError: for a name that is not there, or guidance that a network does not have.
+        """
+        if name in MODELS:
+            return own(name, guidance)
+        if name in wheels.NAMES and self.wheels is not None:
+            source: Any = types.SimpleNamespace(load=functools.partial(wheels.load, folder=self.wheels))
+        elif self.folder is not None:
+            source = find(self.folder)
+        else:
+            raise ValueError(f"{name} needs --networks PATH, the folder that holds it")
+        return outside(source, name, guidance)._replace(digest=self.provenance(name)["sha256"])
 
 
-def target(name: str, folder: Path | None) -> Target:
-    """Load a network by its name: one of the project's own, or one of a folder."""
-    if name not in MODELS:
-        if folder is None:
-            raise ValueError("a network from outside needs --networks PATH, the folder that holds it")
-        return outside(find(folder), name)
+def own(name: str, guidance: float = 1.0) -> Target:
+    """Load one of the project's own networks."""
     trained = load(name)
+    trained.unet.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # a fifth faster on CPUs
 
     def denoiser(x: torch.Tensor, level: Any, labels: torch.Tensor) -> torch.Tensor:
-        return trained.denoise(x, level, labels, 1.0)
+        return trained.denoise(x, level, labels, guidance)
 
-    noise_schedule = bridge.noise_schedule_of(trained.scheduler, name=name)
-    return Target(name, noise_schedule, denoiser, trained.shape, len(trained.classes), features(trained.data))
+    own_noise = bridge.noise_schedule_of(trained.scheduler, name=name)
+    weights = trained.folder / "unet" / "diffusion_pytorch_model.safetensors"
+    digest = hashlib.sha256(weights.read_bytes()).hexdigest()
+    return Target(
+        name, own_noise, denoiser, trained.shape, len(trained.classes), features(trained.data), guidance, trained.data,
+        digest,
+    )  # fmt: skip
 
 
-def outside(module: Any, name: str) -> Target:
-    """Load a network of a module that `find` found."""
-    net = module.load(name)
+def outside(source: Any, name: str, guidance: float = 1.0) -> Target:
+    """Make a target of what `source.load`, such as a module that `find` found, loads."""
+    net = source.load(name)
     if missing := [field for field in FIELDS if not hasattr(net, field)]:
         raise ValueError(f"{name} has no {', no '.join(missing)}; see benchmarks/targets.py")
-    most = float(net.sigma_max)
+    most, classes = float(net.sigma_max), int(getattr(net, "labels", 0))
     if not 0.0 < most < math.inf:
         raise ValueError(f"{name} has sigma_max {most}; need a positive finite number")
-    if net.alphas_cumprod is not None:
-        own = noise.discrete(np.asarray(net.alphas_cumprod, np.float64), name=name)
-    elif net.kind == "flow":
-        own = noise.flow(name=name)
-    elif net.kind == "edm":
-        own = noise.edm(float(net.sigma_min), most, name=name)
-    else:
-        raise ValueError(f"{name} is of kind {net.kind!r}; without alphas_cumprod it must be 'flow' or 'edm'")
     # Loaders have `denoise` under `no_grad`.
     denoise = functools.partial(inspect.unwrap(type(net).denoise), net)
+    if guidance != 1.0:
+        if not classes or "guidance" not in inspect.signature(denoise).parameters:
+            raise ValueError(f"{name} has no classes to guide to; leave --guidance out")
+        denoise = functools.partial(denoise, guidance=guidance)
+    if net.alphas_cumprod is not None:
+        known = noise.discrete(np.asarray(net.alphas_cumprod, np.float64), name=name)
+    elif net.kind == "flow":
+        known = noise.flow(name=name)
+    elif net.kind == "edm":
+        known = noise.edm(float(net.sigma_min), most, name=name)
+    else:
+        raise ValueError(f"{name} is of kind {net.kind!r}; without alphas_cumprod it must be 'flow' or 'edm'")
 
-    def denoiser(x: torch.Tensor, level: Any) -> torch.Tensor:
+    def denoiser(x: torch.Tensor, level: Any, *label: torch.Tensor) -> torch.Tensor:
         alpha, sigma = (torch.as_tensor(v, dtype=torch.float64) for v in (level.alpha, level.sigma))
         ratio = (sigma / alpha).clamp(max=most) if float(alpha) > 0 else torch.tensor(most, dtype=torch.float64)
         scale = ((1.0 + ratio**2) / (alpha**2 + sigma**2)).sqrt()
-        found = denoise((x * scale).float(), ratio.float()).to(x.dtype)
-        if found.shape != x.shape:
-            raise ValueError(f"{name}: denoise made {tuple(found.shape)} of {tuple(x.shape)}")
-        return found
+        predicted = denoise((x * scale).float(), ratio.float(), *label).to(x.dtype)
+        if predicted.shape != x.shape:
+            raise ValueError(f"{name}: denoise made {tuple(predicted.shape)} of {tuple(x.shape)}")
+        return predicted
 
-    return Target(name, own, denoiser, tuple(net.shape), 0, None)
+    return Target(name, known, denoiser, tuple(net.shape), classes, None, guidance)
 
 
 def find(folder: Path) -> Any:
@@ -222,11 +293,12 @@ def find(folder: Path) -> Any:
 
 
 def provenance(folder: Path, name: str) -> dict[str, str]:
-    """Say where a network is from: its row in the folder's README.md, and a digest of files but pages and caches."""
+    """Say where a network is from: its row in the folder's README.md, and a digest of networks.py and all folders."""
     digest = hashlib.sha256()
-    for file in sorted(p for p in folder.rglob("*") if p.is_file() and p.suffix not in (".md", ".pyc")):
+    files = (p for p in folder.rglob("*") if p.is_file() and p.suffix not in (".md", ".pyc"))
+    for file in sorted(p for p in files if p.parent != folder or p.name == "networks.py"):
         digest.update(file.relative_to(folder).as_posix().encode() + b"\0" + file.read_bytes())
     readme = folder / "README.md"
     rows = readme.read_text(encoding="utf-8").splitlines() if readme.is_file() else []
-    own = [row for row in rows if row.startswith(f"| {name} |")]
-    return {"network": name, "sha256": digest.hexdigest(), "source": own[0] if own else "not stated"}
+    row = next((row for row in rows if row.startswith(f"| {name} |")), "not stated")
+    return {"network": name, "sha256": digest.hexdigest(), "source": row}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import inspect
-from collections.abc import Mapping
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -16,8 +16,6 @@ from hso_jax.noise.shifts import has_rule
 from hso_jax.solvers import NONSTATIONARY, SOLVERS
 from hso_jax.solvers import adds_noise as named_noisy
 
-# float32 cumulative products of a thousand factors differ from float64 by about this in lam.
-_TABLE_TOLERANCE = 1e-3
 FIRST_ORDER = ("DDIMScheduler", "EulerDiscreteScheduler", "FlowMatchEulerDiscreteScheduler", "EDMEulerScheduler")
 HEUN = {"HeunDiscreteScheduler": "heun", "FlowMatchHeunDiscreteScheduler": "heun-flow"}
 
@@ -47,27 +45,22 @@ def noise_schedule_of(
         raise ValueError(f"need a diffusers scheduler or pipeline, got {type(scheduler_or_pipeline).__name__}")
     config = {key: value for key, value in scheduler.config.items() if not key.startswith(("_", "hso_"))}
     replaced = (scheduler.config.get("hso_replaced") or {}).get("_class_name")
-    config["_class_name"] = class_name = replaced or _known_name(scheduler)
+    config["_class_name"] = class_name = replaced or _first_known(scheduler, {**CLASSES, **REFUSED}.__contains__)
     if "_shift" in vars(scheduler):  # `set_shift` changes it, and not the config
         config["shift"] = scheduler._shift
     table = getattr(scheduler, "alphas_cumprod", None)
     key = b"" if table is None else np.asarray(table.detach().cpu(), np.float64).tobytes()
     entries = tuple(sorted((k, _hashable(v)) for k, v in config.items()))
-    return _cached(entries, key, _pipeline_config(scheduler_or_pipeline), image_seq_len, mu, name or class_name)
+    # What rules for mu look at in a pipeline.
+    distilled = bool((getattr(scheduler_or_pipeline, "config", None) or {}).get("is_distilled"))
+    pipeline = (("_class_name", _first_known(scheduler_or_pipeline, has_rule)), ("is_distilled", distilled))
+    return _cached(entries, key, pipeline, image_seq_len, mu, name or class_name)
 
 
-def _known_name(scheduler: Any) -> str:
-    """The scheduler's class; for one that someone derived from a class of diffusers, that class."""
-    names = [cls.__name__ for cls in type(scheduler).__mro__]
-    return next((name for name in names if name in CLASSES or name in REFUSED), names[0])
-
-
-def _pipeline_config(pipe: Any) -> tuple[tuple[str, Any], ...]:
-    """What rules for mu look at in a pipeline."""
-    names = [cls.__name__ for cls in type(pipe).__mro__]
-    named = next((name for name in names if has_rule(name)), names[0])
-    distilled = (getattr(pipe, "config", None) or {}).get("is_distilled")
-    return (("_class_name", named), ("is_distilled", bool(distilled)))
+def _first_known(thing: Any, known: Callable[[str], bool]) -> str:
+    """The class of a thing; for one that someone derived from a class that is known, that class."""
+    names = [cls.__name__ for cls in type(thing).__mro__]
+    return next((name for name in names if known(name)), names[0])
 
 
 def solver_of(scheduler: Any) -> str:
@@ -127,7 +120,7 @@ def check_pipeline(pipe: Any, call: str) -> None:
 
 def _hashable(value: Any) -> Any:
     if isinstance(value, (list, tuple, np.ndarray)):
-        return tuple(_hashable(x) for x in value)
+        return tuple(map(_hashable, value))
     return value if isinstance(value, (str, int, float, bool, type(None))) else None
 
 
@@ -148,10 +141,6 @@ def _cached(
     seen = {key: value for key, value in config.items() if key not in ignored_keys(config)}
     if seen.keys() != config.keys() and _agrees(noises.from_config(seen), own):
         return found
-    return _from_table(own, config, name)
-
-
-def _from_table(own: np.ndarray[Any, Any], config: Mapping[str, Any], name: str) -> NoiseSchedule:
     ends_at_noise = own[-1] <= 2.0**-24  # what diffusers writes in place of 0
     found = noises.discrete(np.append(own[:-1], 0.0) if ends_at_noise else own, name=name)
     prediction = config.get("prediction_type")
@@ -164,5 +153,5 @@ def _agrees(found: NoiseSchedule, own: np.ndarray[Any, Any]) -> bool:
     kept = own[:-1] if found.zero_terminal_snr else own
     if not np.all((kept > 0) & (kept < 1)):
         return False
-    t = np.arange(1, len(kept) + 1) / len(own)
-    return bool(np.abs(np.asarray(found.lam(t)) - 0.5 * np.log(kept / (1.0 - kept))).max() < _TABLE_TOLERANCE)
+    off = np.asarray(found.lam(np.arange(1, len(kept) + 1) / len(own))) - 0.5 * np.log(kept / (1.0 - kept))
+    return bool(np.abs(off).max() < 1e-3)  # float32 products of a thousand factors differ by about this

@@ -19,6 +19,7 @@ from hso_jax.checks import check_guidance, number
 from hso_jax.noise import NoiseSchedule, from_level, lam_of_s, s_of_lam
 from hso_jax.profile import Profile
 from hso_jax.schedule import Schedule
+from hso_jax.solvers.nonstationary import known
 
 IMAGES = ("image", "mask_image", "control_image")
 """Arguments of pipelines that are one image, or one for each prompt."""
@@ -33,12 +34,8 @@ _ONE_EACH = ("negative_prompt", "prompt_2", "prompt_3", "negative_prompt_2", "ne
 class PipelineJobs:
     """A pipeline with its networks, adapters and device, and the jobs that it samples in its own loop.
 
-    Attributes:
-        pipe: the pipeline; it is left as it is, and shallow copies of it sample.
-        guidance: w.
-        given: what the pipeline calls its prompt.
-        call: its further arguments.
-        count: jobs there are.
+    `pipe` is left as it is, and shallow copies of it sample; `guidance` is w, `given` what the pipeline calls its
+    prompt, `call` its further arguments.
     """
 
     def __init__(
@@ -66,7 +63,6 @@ class PipelineJobs:
         self.guidance = usual_guidance(pipe)[0] if guidance is None else check_guidance(guidance)
         more = {} if guidance is None else guidance_call(pipe, self.guidance, call)
         self.call: Mapping[str, Any] = {"output_type": "latent", **call, **more}
-        self.count = len(self._jobs)
 
     def copied(self) -> Any:
         """A shallow copy of the pipeline and of its inner ones, without progress bars: it may get another scheduler."""
@@ -77,15 +73,11 @@ class PipelineJobs:
         return pipe
 
     def sample(self, pipe: Any, steps: int, rows: Sequence[int]) -> torch.Tensor:
-        """[len(rows), ...] what a copy of the pipeline makes of these jobs, with gradients where they are enabled.
-
-        Raises:
-            ValueError: for a pipeline that returns no tensor.
-        """
+        """[len(rows), ...] what a copy of the pipeline makes of these jobs, with gradients where they are enabled."""
         jobs = [self._jobs[row] for row in rows]
         # The noise comes from the CPU, so that every device has the same.
         generators = [torch.Generator("cpu").manual_seed(seed) for _, seed in jobs]
-        options = {**self.call, **_repeated(self.call, len(jobs))}
+        options = {k: _for_each(k, v, len(jobs)) for k, v in self.call.items()}
         options |= {k: [v[row] for row in rows] if len(rows) > 1 else v[rows[0]] for k, v in self._images.items()}
         if "prompt_embeds" not in self.call:
             options[self.given] = [prompt for prompt, _ in jobs]
@@ -106,11 +98,7 @@ def several(values: Iterable[Any], name: str) -> list[Any]:
 
 
 def _given_as(pipe: Any, call: Mapping[str, Any], images: bool) -> str:
-    """What the pipeline calls its prompt.
-
-    Raises:
-        ValueError: if it takes none, or not these arguments, or starts from an image unless `images` may be.
-    """
+    """What the pipeline calls its prompt; ValueError for arguments that it does not take."""
     name = type(pipe).__name__
     known = inspect.signature(pipe.__call__).parameters
     if "strength" in known and not images:
@@ -125,19 +113,16 @@ def _given_as(pipe: Any, call: Mapping[str, Any], images: bool) -> str:
     return given[0]
 
 
-def _repeated(call: Mapping[str, Any], samples: int) -> dict[str, Any]:
-    """Those texts and embeddings of a call that stand for one prompt, for each sample."""
-    texts = {k: [v] * samples for k, v in call.items() if k in _ONE_EACH and isinstance(v, str)}
-    one = {k: v for k, v in call.items() if "embeds" in k and isinstance(v, torch.Tensor) and len(v) == 1}
-    return {**texts, **{k: v.repeat(samples, *[1] * (v.dim() - 1)) for k, v in one.items()}}
+def _for_each(name: str, value: Any, samples: int) -> Any:
+    """An argument; a text or embedding that stands for one prompt, for each sample."""
+    if name in _ONE_EACH and isinstance(value, str):
+        return [value] * samples
+    one = "embeds" in name and isinstance(value, torch.Tensor) and len(value) == 1
+    return value.repeat(samples, *[1] * (value.dim() - 1)) if one else value
 
 
 def image_for_each(value: Any, prompts: int, name: str) -> list[Any]:
-    """An image for each prompt, from one or as many.
-
-    Raises:
-        ValueError: for another number of images.
-    """
+    """An image for each prompt, from one or as many; ValueError for another number of images."""
     many = isinstance(value, (list, tuple))
     if isinstance(value, (torch.Tensor, np.ndarray)) and value.ndim == 4 and len(value) > 1:
         many, value = True, [value[i : i + 1] for i in range(len(value))]
@@ -153,10 +138,8 @@ class ImageToImage:
 
     Such a pipeline noises its image to the level that `strength` says, and takes a schedule's last steps.
 
-    Attributes:
-        whole: the model's noise schedule.
-        noise: the part of it that is sampled: from the level that the image is noised to.
-        taken: how many steps of N are taken; None where all are.
+    `whole` is the model's noise schedule, `noise` the part of it from the level that the image is noised to, and
+    `taken` says how many steps of N are taken (None: all).
     """
 
     whole: NoiseSchedule
@@ -168,9 +151,7 @@ class ImageToImage:
         """Of a pipeline and the arguments that it is called with.
 
         The image is noised to t = strength, whatever N: where the model's own default schedule begins in many steps.
-
-        Raises:
-            ValueError: for a strength outside (0, 1], or a pipeline that keeps to itself which steps it takes.
+        ValueError for a strength outside (0, 1], or a pipeline that keeps to itself which steps it takes.
         """
         parameter = inspect.signature(type(pipe).__call__).parameters.get("strength")
         if parameter is None:
@@ -201,10 +182,9 @@ class ImageToImage:
         steps = self.steps(schedule.nfe)
         lams = np.maximum(schedule.lams[: schedule.nfe][-steps:], self.noise.noise_end)
         lams[0] = self.noise.noise_end
-        coefficients = None if schedule.coefficients is None else schedule.coefficients[-steps:].copy()
-        if coefficients is not None:
-            for row in range(min(steps, coefficients.shape[1])):  # what no prediction is there for
-                coefficients[row, row:] = 0.0
+        coefficients = None if schedule.coefficients is None else schedule.coefficients[-steps:]
+        if coefficients is not None:  # what no prediction is there for has no weight
+            coefficients = np.where(known(*coefficients.shape), coefficients, 0.0)
         return Schedule.from_lams(self.noise, lams, origin=schedule.origin, coefficients=coefficients)
 
     def joined(self, schedule: Schedule, nfe: int) -> Schedule:
@@ -235,8 +215,8 @@ def _taken(kind: type, strength: float, nfe: int) -> int:
     scheduler = types.SimpleNamespace(timesteps=steps, order=1, set_begin_index=lambda _: None)
     told = {"num_inference_steps": nfe, "timesteps": steps, "strength": strength, "device": "cpu"}
     try:
-        known = {k: v for k, v in told.items() if k in inspect.signature(ask).parameters}  # type: ignore[arg-type]
-        return len(ask(types.SimpleNamespace(scheduler=scheduler), **known)[0])  # type: ignore[misc]
+        taken = {k: v for k, v in told.items() if k in inspect.signature(ask).parameters}  # type: ignore[arg-type]
+        return len(ask(types.SimpleNamespace(scheduler=scheduler), **taken)[0])  # type: ignore[misc]
     except (TypeError, AttributeError) as error:
         raise ValueError(
             f"{kind.__name__} does not say which steps it takes at a strength ({error}); tune with the text-to-image "

@@ -19,10 +19,10 @@ from typing import Any
 import hso_jax
 from bridge.at_hand import active_loras, current_sampling, distillation_of, own_levels, usual_guidance
 from bridge.noise_of import adds_noise, check_pipeline, noise_schedule_of, solver_of
-from bridge.schedulers.checks import check_use
 from bridge.schedulers.install import (
     as_taken,
     check_solver,
+    check_use,
     inner_pipelines,
     install,
     own_solver,

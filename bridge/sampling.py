@@ -6,7 +6,6 @@ weights are computed once, in float64, and one loop carries them out.
 
 from __future__ import annotations
 
-import functools
 import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -90,29 +89,27 @@ def sample(denoiser: Denoiser, schedule: Schedule, noise: torch.Tensor, solver: 
         known = schedule.solver if schedule.solver in solvers.SOLVERS else "unipc"
         solver = solvers.NONSTATIONARY if schedule.coefficients is not None else known
     solver = solvers.canonical(solver, solvers.EVERY)
-    grid = levels(schedule)
-    start = noise * math.sqrt(1.0 + grid[0].sigma ** 2) if schedule.kind == "ve" else noise
+    grid, calls = levels(schedule), 1
     if solver == solvers.NONSTATIONARY:
-        table = schedule.weights_table().tolist()
+        rows: list[_Row] = [(1.0, [], row[0], row[1:]) for row in schedule.weights_table().tolist()]
         if np.isinf(schedule.lams[0]):  # no logarithm of the level is taken here: pure noise is that
             grid[0] = grid[0]._replace(alpha=0.0, sigma=1.0, lam=-math.inf)
-        return _run(denoiser, 1, [(1.0, [], row[0], row[1:]) for row in table], grid, start)
-    return _run(denoiser, solvers.SOLVERS[solver].calls, _weights(solver, grid), grid, start)
-
-
-Row = tuple[float, list[float], float, list[float]]
-"""Of an evaluation: keep, correct, carry, predict."""
-
-
-def _run(denoiser: Denoiser, calls: int, rows: list[Row], grid: list[Level], x: torch.Tensor) -> torch.Tensor:
-    """The sample at the last level of a grid, from x at its first; the loop of `hso_jax.solvers.Weights`."""
-    base = x
+    else:
+        rows, calls = _weights(solver, grid), solvers.SOLVERS[solver].calls
+    x = base = noise * math.sqrt(1.0 + grid[0].sigma ** 2) if schedule.kind == "ve" else noise
     past: list[torch.Tensor] = []
     for k, (keep, correct, carry, predict) in enumerate(rows):
         past = [denoiser(x, grid[(k + calls - 1) // calls]), *past][: max(len(correct), len(predict))]
         base = _combined(keep, base, correct, past) if len(correct) else x
         x = _combined(carry, base, predict, past)
     return x
+
+
+_Row = tuple[float, list[float], float, list[float]]
+"""Of an evaluation: keep, correct, carry, predict, as in `hso_jax.solvers.Weights`."""
+
+
+_compiled = jax.jit(solvers.weights, static_argnums=0)
 
 
 def _combined(weight: float, x: torch.Tensor, others: list[float], past: list[torch.Tensor]) -> torch.Tensor:
@@ -124,27 +121,21 @@ def _combined(weight: float, x: torch.Tensor, others: list[float], past: list[to
     return x
 
 
-def _weights(solver: str, grid: list[Level]) -> list[Row]:
+def _weights(solver: str, grid: list[Level]) -> list[_Row]:
     """The weights of each evaluation, for samples in the model's own scaling.
 
     `hso_jax.solvers` has VP-equivalent ones, alpha^2 + sigma^2 = 1; the model's are `scale` times those.
     """
     with jax.enable_x64(True):
-        found = _compiled(solver)(np.array([level.lam for level in grid[:-1]]), grid[-1].lam)
-    real = np.asarray(found.real)
+        found = _compiled(solver, np.array([level.lam for level in grid[:-1]]), end=grid[-1].lam)
+    found = jax.tree.map(np.asarray, found)
+    calls, real = solvers.SOLVERS[solver].calls, found.real
     scale = np.array([math.hypot(level.alpha, level.sigma) for level in grid])
-    calls = solvers.SOLVERS[solver].calls
     at = (np.arange(int(real.sum()) + 1) + calls - 1) // calls
     now, then = scale[at[:-1]], scale[at[1:]]
     before = np.append(now[0], now[:-1])
-    carry, predict = np.asarray(found.carry)[real] * then / now, np.asarray(found.predict)[real] * then[:, None]
-    if found.correct is None:
-        keep, correct = np.ones_like(now), np.zeros((len(now), 0))
-    else:
-        keep, correct = np.asarray(found.keep)[real] * now / before, np.asarray(found.correct)[real] * now[:, None]
+    carry, predict = found.carry[real] * then / now, found.predict[real] * then[:, None]
+    keep, correct = np.ones_like(now), np.zeros((len(now), 0))
+    if found.keep is not None and found.correct is not None:
+        keep, correct = found.keep[real] * now / before, found.correct[real] * now[:, None]
     return list(zip(keep.tolist(), correct.tolist(), carry.tolist(), predict.tolist(), strict=True))
-
-
-@functools.cache
-def _compiled(solver: str) -> Any:
-    return jax.jit(lambda lams, end: solvers.weights(solver, lams, end=end))

@@ -1,4 +1,4 @@
-"""Modules of older versions, for one release: they import, forward their names to where these are now, and warn."""
+"""Modules and names of older versions, for one release: they say where they are now, and warn."""
 
 from __future__ import annotations
 
@@ -36,6 +36,28 @@ MOVED = {
     for name in " ".join(_PLACES.values()).split()
 }
 """An old module's name, and the modules that its names are looked for in."""
+
+NAMES = {
+    **{"BASELINES": "baselines", "Box": "hso", "METHODS": "searches", "Origin": "schedule", "Scores": "schedule"},
+    **{"Coefficients": _LEVELS, "Refinement": _LEVELS, "paper_d_min": "mep_spf", "profile_of": "profile"},
+}
+"""Names that were in `hso_jax` itself, and their modules."""
+
+REMOVED = {"Measured": "bridge.tune_score(function, noise, nfe, budget=...)"}
+"""Public names of earlier versions, and what does their work now."""
+
+
+def public(name: str) -> Any:
+    """What `hso_jax.name` was in an earlier version, with a warning; None for what was never there."""
+    if name in MOVED:
+        return importlib.import_module(f"hso_jax.{name}")
+    if name in NAMES:
+        told = f"hso_jax.{name} is now hso_jax.{NAMES[name]}.{name}"
+        warnings.warn(told, DeprecationWarning, stacklevel=3)
+        return getattr(importlib.import_module(f"hso_jax.{NAMES[name]}"), name)
+    if name in REMOVED:
+        warnings.warn(f"hso_jax.{name} is removed; use {REMOVED[name]}", FutureWarning, stacklevel=3)
+    return None
 
 
 class _Moved(ModuleType):

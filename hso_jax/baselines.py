@@ -146,15 +146,8 @@ def dm_nonuniform(noise: NoiseSchedule, nfe: int, layout: str, p: float = 2.0) -
 
 
 BASELINES: dict[str, Callable[..., np.ndarray]] = {
-    "leading": leading,
-    "linspace": linspace,
-    "trailing": trailing,
-    "sgm-uniform": sgm_uniform,
-    "karras": karras,
-    "uniform-lam": uniform_lam,
-    "beta": beta,
-    "beta-t": beta_t,
-    "linear-quadratic": linear_quadratic,
+    **{"leading": leading, "linspace": linspace, "trailing": trailing, "sgm-uniform": sgm_uniform, "karras": karras},
+    **{"uniform-lam": uniform_lam, "beta": beta, "beta-t": beta_t, "linear-quadratic": linear_quadratic},
     **{name: functools.partial(align_your_steps, table=name) for name in AYS},
     "dm-nonuni": dm_nonuniform,
 }
@@ -176,12 +169,9 @@ def rule_named(name: str) -> str | None:
 
 
 def inapplicable(name: str, noise: NoiseSchedule) -> str | None:
-    """Why the rule has no schedule for this kind of noise; None if it has one.
+    """Why the rule has no schedule for this kind of noise; None if it has one. ValueError for an unknown name.
 
     Only the tables of Align Your Steps are tied to a kind: their authors made none for flow models.
-
-    Raises:
-        ValueError: for an unknown name.
     """
     name = (rule_named(name) if isinstance(name, str) else None) or choice("baseline", name, BASELINES)
     check_noise(noise)
@@ -252,16 +242,16 @@ def _of_sigmas(noise: NoiseSchedule, sigmas: np.ndarray) -> np.ndarray:
     return _of_lam(noise, -np.log(sigmas / (1.0 - sigmas) if noise.kind == "flow" else sigmas))
 
 
-def _beta_quantiles(shares: np.ndarray) -> np.ndarray:
-    from scipy.special import betaincinv  # slow to import, and no other rule needs it
-
-    return np.asarray(betaincinv(_BETA, _BETA, shares))
-
-
 def _of_lam(noise: NoiseSchedule, lams: np.ndarray) -> np.ndarray:
     t = noise.t_of_lam(lams)
     t[0] = float(noise.t_max)
     return t
+
+
+def _beta_quantiles(shares: np.ndarray) -> np.ndarray:
+    from scipy.special import betaincinv  # slow to import, and no other rule needs it
+
+    return np.asarray(betaincinv(_BETA, _BETA, shares))
 
 
 @functools.cache

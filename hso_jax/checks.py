@@ -1,4 +1,7 @@
-"""Values and files from outside, checked by kind before anything is computed from them."""
+"""Values and files from outside, checked by kind before anything is computed from them.
+
+Every check returns the value in Python's or NumPy's own type, or raises a ValueError that names it and what is needed.
+"""
 
 from __future__ import annotations
 
@@ -14,10 +17,12 @@ import numpy as np
 
 from hso_jax.files import read_json
 
-_SEPARATORS = re.compile(r"[\s,;|\[\](){}]+")
-
 MOST_LEVELS = 1_000_000
 """Of a training table: a thousand times the usual, and small enough to hold."""
+
+GUIDANCE = "a finite number of at least 0 and below 1e6 (0 and 1 are without guidance)"
+
+_SEPARATORS = re.compile(r"[\s,;|\[\](){}]+")
 
 
 def brief(value: Any) -> str:
@@ -46,18 +51,9 @@ def number(
     closed: bool = False,
     need: str | None = None,
 ) -> float:
-    """A real number as a float.
+    """A finite real number between low and high as a float; `closed` allows `low` itself, `need` words the message.
 
-    Args:
-        name: for the message.
-        value: a Python or NumPy number, or an array of one. Booleans and texts are none.
-        low: it must be larger.
-        high: it must be smaller.
-        closed: whether `low` itself will do.
-        need: the message's last words, by default the range.
-
-    Raises:
-        ValueError: for anything else, NaN, and what is out of range or of a float's range.
+    NumPy's numbers and arrays of one number count; booleans and texts do not.
     """
     found = _real(value)
     if not (math.isfinite(found) and (low < found < high or (closed and found == low))):
@@ -74,11 +70,7 @@ def is_number(value: Any) -> bool:
 
 
 def whole(name: str, value: Any, low: int, high: int | None = None) -> int:
-    """A whole number from low to high as an int; 1000.0 is one.
-
-    Raises:
-        ValueError: for anything else, fractions, booleans and texts among it.
-    """
+    """A whole number from low to high as an int; 1000.0 is one."""
     found = int(value) if isinstance(value, np.integer) else value
     if not isinstance(found, int) or isinstance(found, bool):
         real = _real(found)
@@ -90,28 +82,28 @@ def whole(name: str, value: Any, low: int, high: int | None = None) -> int:
 
 
 def count(name: str, value: Any, low: int, high: int | None = None) -> int:
-    """As `whole`, but for what is counted or numbered: a float is none, whatever its value. Raises ValueError."""
+    """As `whole`, but for what is counted or numbered: a float is none, whatever its value."""
     if isinstance(value, bool) or not isinstance(value, (int, np.integer)):
         raise ValueError(f"{name} is {brief(value)}; need a whole number, no {type(value).__name__}")
     return whole(name, value, low, high)
 
 
 def text(name: str, value: Any) -> str:
-    """A text. Raises ValueError for anything else."""
+    """A text."""
     if not isinstance(value, str):
         raise ValueError(f"{name} is {brief(value)}; need a text")
     return value
 
 
 def flag(name: str, value: Any) -> bool:
-    """A boolean. Raises ValueError for anything else: the text "false" would count as true."""
+    """A boolean; the text "false" would count as true."""
     if not isinstance(value, (bool, np.bool_)):
         raise ValueError(f"{name} is {brief(value)}; need true or false, without quotes")
     return bool(value)
 
 
 def choice(name: str, value: Any, known: Iterable[str]) -> str:
-    """One of the known texts. Raises ValueError, listing them, for anything else."""
+    """One of the known texts."""
     names = list(known)
     if not isinstance(value, str) or value not in names:
         near = nearest(value, names) if isinstance(value, str) else ""
@@ -128,33 +120,31 @@ def nearest(name: str, known: Iterable[str]) -> str:
 
 
 def numbers(name: str, values: Any) -> np.ndarray:
-    """[...] float64 of numbers: no booleans, texts, complex numbers or ragged lists.
-
-    Raises:
-        ValueError: naming what it is instead.
-    """
+    """[...] float64 of numbers: no booleans, texts, nulls, complex numbers or ragged lists."""
+    bad = ""
     try:
         array = np.asarray(values)
-    except (TypeError, ValueError, OverflowError, RecursionError) as error:
-        raise ValueError(f"{name} is {brief(values)}; need numbers in lists of one length ({error})") from error
-    try:
-        if array.dtype.kind not in "iufO" or _has_others(values, array):
+        bad = _no_number(name, values if isinstance(values, (list, tuple)) else array.tolist())
+        if bad or array.dtype.kind not in "iufO":
             raise TypeError("no booleans, texts or nulls")
         return array.astype(np.float64)
-    except (TypeError, ValueError, OverflowError) as error:
-        raise ValueError(f"{name} is {brief(values)}; need numbers ({error})") from error
+    except (TypeError, ValueError, OverflowError, RecursionError) as error:
+        found = bad or f"{name} is {brief(values)}"
+        raise ValueError(f"{found}; need numbers in lists of one length ({error})") from error
+
+
+def _no_number(name: str, value: Any) -> str:
+    """Which entry of a list, or of lists in it, is no number, though NumPy might make it one; else nothing."""
+    if isinstance(value, (list, tuple)):
+        return next((bad for i, x in enumerate(value) if (bad := _no_number(f"{name}[{i}]", x))), "")
+    none = value is None or isinstance(value, (bool, np.bool_, str, bytes))
+    return f"{name} is {brief(value)}" if none else ""
 
 
 def level_list(name: str, values: Any) -> np.ndarray:
-    """[K] float64 that fall, from noise to data; the last may be 0.
+    """[K] float64 that fall, from noise to data: the first may be infinite, the last 0.
 
-    Args:
-        name: of the list, for messages.
-        values: numbers in a list, tuple, array or tensor; or a text of them, apart by commas, blanks or lines.
-
-    Raises:
-        ValueError: for no values, more than one axis, what is no number, NaN, a negative or an infinite one (but for
-            the first), and values that do not fall; it names the entry.
+    They are numbers in a list, tuple, array or tensor, or a text of them, apart by commas, blanks or lines.
     """
     if isinstance(values, str):
         words = [word for word in _SEPARATORS.split(values) if word]
@@ -194,17 +184,7 @@ def to_range(values: np.ndarray, low: float, high: float) -> np.ndarray:
 
 
 def json_object(path: str | os.PathLike[str], what: str) -> dict[str, Any]:
-    """The object in a JSON file. Only a regular file is opened: a pipe would hang and a device never ends.
-
-    Args:
-        path: of the file.
-        what: it is, for the messages: "a scheduler config".
-
-    Raises:
-        ValueError: naming the path, for what is no regular file, too large, not UTF-8, not JSON, nested too deep or
-            no object.
-        OSError: if it cannot be read.
-    """
+    """The object in a JSON file, which is `what` for the messages; they name the path. OSError if it cannot be read."""
     try:
         found = read_json(path)
     except ValueError as error:
@@ -214,47 +194,33 @@ def json_object(path: str | os.PathLike[str], what: str) -> dict[str, Any]:
     return found
 
 
+def check_nfe(nfe: object) -> int:
+    """N, a whole number of at least 1."""
+    return count("nfe", nfe, 1)
+
+
+def check_seed(seed: object) -> int:
+    """A whole number in 0..2^31 - 1."""
+    return count("seed", seed, 0, 2**31 - 1)
+
+
+def check_guidance(guidance: object, usual: float = 1.0) -> float:
+    """The weight w of classifier-free guidance: the usual one for None, and 1 (no guidance) for all from 0 to 1.
+
+    diffusers' pipelines evaluate a second time only for `guidance_scale` above 1, so 0 and 1 mean the same in them.
+    """
+    weight = usual if guidance is None else guidance
+    return max(1.0, number("guidance", weight, low=0.0, high=1e6, closed=True, need=GUIDANCE))
+
+
 def _real(value: Any) -> float:
     """The number, or NaN for what is none."""
     if isinstance(value, (bool, np.bool_, str, bytes)) or value is None:
         return math.nan
-    if (
-        getattr(value, "shape", ()) not in ((), (1,))
-        or getattr(getattr(value, "dtype", None), "kind", "f") not in "iuf"
-    ):
+    shape, dtype = getattr(value, "shape", ()), getattr(value, "dtype", None)
+    if shape not in ((), (1,)) or getattr(dtype, "kind", "f") not in "iuf":
         return math.nan
     try:
         return float(value.item() if hasattr(value, "item") else value)
     except (TypeError, ValueError, OverflowError):
         return math.nan
-
-
-def _has_others(values: Any, array: np.ndarray) -> bool:
-    """Whether NumPy would make numbers of what are none: booleans among numbers, texts, None."""
-    entries = values if isinstance(values, (list, tuple)) else array.ravel() if array.dtype.kind == "O" else ()
-    return any(x is None or isinstance(x, (bool, np.bool_, str, bytes)) for x in entries)
-
-
-GUIDANCE = "a finite number of at least 0 and below 1e6 (0 and 1 are without guidance)"
-
-
-def check_nfe(nfe: object) -> int:
-    """`nfe` as an int. Raises ValueError unless it is a whole number of at least 1, and no float."""
-    return count("nfe", nfe, 1)
-
-
-def check_seed(seed: object) -> int:
-    """`seed` as an int. Raises ValueError unless it is a whole number in 0..2^31 - 1, and no float."""
-    return count("seed", seed, 0, 2**31 - 1)
-
-
-def check_guidance(guidance: object, usual: float = 1.0) -> float:
-    """Return the weight w of classifier-free guidance: the usual one for None, and 1 (no guidance) for all up to 1.
-
-    diffusers' pipelines evaluate a second time only for `guidance_scale` above 1, so 0 and 1 mean the same in them.
-
-    Raises:
-        ValueError: unless it is a number of at least 0, or None.
-    """
-    weight = usual if guidance is None else guidance
-    return max(1.0, number("guidance", weight, low=0.0, high=1e6, closed=True, need=GUIDANCE))

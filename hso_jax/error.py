@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -103,7 +103,7 @@ def error_data(
     seed: int = 0,
     steps: int = EXACT_STEPS,
 ) -> ErrorData:
-    """Draw noise and model error and solve exactly. About half a second; the default problems' are kept.
+    """Draw noise and model error and solve exactly. About half a second; the last few are kept.
 
     Args:
         start: lam of the model's noise end; -inf for pure noise.
@@ -111,6 +111,7 @@ def error_data(
         prediction: what the network predicts: a key of `problems.ETA`.
         model_error: what its error is like; by default what `ETA` has for the prediction type.
         problems: stacked on a leading axis, or a sequence of problems of either kind; the default family if None.
+            The same arrays are solved once.
         detail: a direction's squared error weighs its `variance^-detail`: 0 is the plain error, 1 all details alike.
         power: of the mean over problems: 1 is the mean of their squared errors, 0 that of their logarithms.
         samples: B.
@@ -131,9 +132,7 @@ def error_data(
     kind = check_model_error(model_error, prediction, start)
     numbers = kind.numbers(prediction)
     rest = (start, guidance, kind, numbers, *weights, samples, seed, steps)
-    if problems is None:
-        return _default(*rest, jnp.dtype(jax.dtypes.canonicalize_dtype(float)).name)
-    return _solve(collect(problems), *rest)
+    return _solve(_Problems(problems), jnp.dtype(jax.dtypes.canonicalize_dtype(float)), *rest)
 
 
 def check_weights(detail: object, power: object) -> tuple[float, float]:
@@ -141,13 +140,25 @@ def check_weights(detail: object, power: object) -> tuple[float, float]:
     return number("detail", detail, low=-10.0, high=10.0), number("power", power, low=-10.0, high=10.0)
 
 
+class _Problems:
+    """Problems as the key of a cache: the same arrays are the same problems."""
+
+    def __init__(self, problems: Problems | None) -> None:
+        self.given = problems
+        leaves, structure = jax.tree.flatten(problems)
+        self._key = (structure, *map(id, leaves))
+
+    def __hash__(self) -> int:
+        return hash(self._key)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _Problems) and self._key == other._key
+
+
 @functools.lru_cache(maxsize=32)
-def _default(*arguments: Any) -> ErrorData:
-    return _solve(default_family(), *arguments[:-1])
-
-
 def _solve(
-    problems: Bank,
+    key: _Problems,
+    dtype: np.dtype,
     start: float,
     guidance: float,
     model_error: ModelError,
@@ -158,7 +169,7 @@ def _solve(
     seed: int,
     steps: int,
 ) -> ErrorData:
-    dtype = jax.dtypes.canonicalize_dtype(float)
+    problems = default_family() if key.given is None else collect(key.given)
     variances, counts = spread(problems)
     if numbers[0] > 0:
         frequencies, draws = draw(model_error, variances, counts, samples)

@@ -15,37 +15,23 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-FORMAT = "hso-jax/schedules"
-"""The format field of a schedule file."""
-PROFILE_FORMAT = "hso-jax/profile"
-"""The format field of a model's profile."""
+FORMAT, PROFILE_FORMAT = "hso-jax/schedules", "hso-jax/profile"
+"""The format fields of a schedule file and of a model's profile."""
 MARK = "hso-jax"
 """The maker of a picture: PNG's text chunk "Software", the creator in an SVG's or PDF's metadata."""
 
 _MAX_BYTES = 256 * 2**20  # to read; the largest schedule file has some hundred KiB
 _DESCRIPTOR = re.compile(r"(?:/dev|/proc/self)/fd/(\d{1,9})")
-_KINDS = {
-    stat.S_IFCHR: "a device",
-    stat.S_IFBLK: "a device",
-    stat.S_IFIFO: "a pipe (FIFO)",
-    stat.S_IFSOCK: "a socket",
-    stat.S_IFDIR: "a folder",
-}
-_PICTURES = {  # first bytes, and how hso-jax signs such a file; a PNG chunk begins with the length of its data
-    b"\x89PNG\r\n\x1a\n": re.compile(rb"\0\0\0\x10tEXtSoftware\0hso-jax|\0\0\0\x14iTXtSoftware\0{5}hso-jax"),
-    b"%PDF-": re.compile(rb"/Creator \(hso-jax\)"),
-    b"<?xml": re.compile(rb"<dc:creator>\s*<cc:Agent>\s*<dc:title>hso-jax</dc:title>"),
-}
+_KINDS = {stat.S_IFIFO: "a pipe (FIFO)", stat.S_IFSOCK: "a socket", stat.S_IFDIR: "a folder"}
+_PICTURE = re.compile(  # how hso-jax signs a picture; a PNG chunk begins with the length of its data
+    rb"\x89PNG\r\n\x1a\n.*(?:\0\0\0\x10tEXtSoftware\0hso-jax|\0\0\0\x14iTXtSoftware\0{5}hso-jax)"
+    rb"|%PDF-.*/Creator \(hso-jax\)|<\?xml.*<dc:creator>\s*<cc:Agent>\s*<dc:title>hso-jax</dc:title>",
+    re.DOTALL,
+)
 
 
 def read_text(path: str | os.PathLike[str]) -> str:
-    """Read a regular file in UTF-8.
-
-    Raises:
-        ValueError: if it is a device, pipe, socket or folder (some of them never end), is larger than 256 MiB, or is
-            not UTF-8.
-        OSError: if there is none or it cannot be read.
-    """
+    """The text of a regular file of at most 256 MiB in UTF-8; ValueError for all else (some devices never end)."""
     found = os.stat(path)
     if what := _not_regular(found):
         raise ValueError(f"it is {what}, not a regular file")
@@ -69,15 +55,15 @@ def read_json(path: str | os.PathLike[str]) -> Any:
 
 def json_text(document: Any) -> str:
     """Write a document as strict JSON: infinity (pure noise) and NaN become null."""
-    return json.dumps(_with_nulls(document), indent=1, allow_nan=False) + "\n"
 
+    def strict(value: Any) -> Any:
+        if isinstance(value, dict):
+            return {key: strict(x) for key, x in value.items()}
+        if isinstance(value, (list, tuple)):
+            return [strict(x) for x in value]
+        return None if isinstance(value, float) and not math.isfinite(value) else value
 
-def _with_nulls(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {key: _with_nulls(x) for key, x in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_with_nulls(x) for x in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
+    return json.dumps(strict(document), indent=1, allow_nan=False) + "\n"
 
 
 def _descriptor(path: str | os.PathLike[str]) -> int | None:
@@ -101,29 +87,17 @@ def is_stdout(path: str | os.PathLike[str]) -> bool:
 
 def figure_kind(path: Path, stream: bool = False) -> str:
     """The picture format of a path's ending, and PNG for a stream; raise ValueError unless png, svg or pdf."""
-    if stream and is_stream(path):
-        return "png"
-    kind = path.suffix.lower().removeprefix(".")
+    kind = "png" if stream and is_stream(path) else path.suffix.lower().removeprefix(".")
     if kind not in ("png", "svg", "pdf"):
         raise ValueError(f"cannot draw {path}: use a name that ends in .png, .svg or .pdf")
     return kind
 
 
 def check_writable(path: Path, kind: str, force: bool, apart_from: Sequence[Path | None] = ()) -> None:
-    """Check before any work that `path` can be written, and that no file of the user's would be lost.
+    """Check before any work that `path` can be written, and that no file of the user's would be lost (ValueError).
 
-    Links are followed. An empty file may be replaced.
-
-    Args:
-        path: as the user named it.
-        kind: what will be written: "schedules", "profile" or "picture".
-        force: replace any regular file.
-        apart_from: other files that are read or written.
-
-    Raises:
-        ValueError: if the folder is missing or not writable, the path is not a regular file or one of `apart_from`, or
-            hso-jax did not write the file there as this kind.
-        OSError: if the name is unusable.
+    A file that is there must be one that hso-jax wrote as this `kind` ("schedules", "profile" or "picture"), or empty,
+    unless `force`, and none of `apart_from`, which are read or written too. Links are followed.
     """
     if (number := _descriptor(path)) is not None:
         try:
@@ -155,63 +129,54 @@ def kind_of(path: Path) -> str | None:
     if size == 0 or size > _MAX_BYTES:
         return None if size else "empty"
     content = path.read_bytes()
-    for start, signature in _PICTURES.items():
-        if content.startswith(start):
-            return "picture" if signature.search(content) else None
+    if _PICTURE.match(content):
+        return "picture"
     try:
         document = json.loads(content)
     except (ValueError, RecursionError):
         return None
     found = document.get("format") if isinstance(document, dict) else None
-    return {FORMAT: "schedules", PROFILE_FORMAT: "profile"}.get(found) if isinstance(found, str) else None
+    return "schedules" if found == FORMAT else "profile" if found == PROFILE_FORMAT else None
 
 
 def write_whole(path: str | os.PathLike[str], content: bytes) -> None:
-    """Write beside the file, then rename onto it. A link stays a link; its target is written.
-
-    Raises:
-        OSError: with the path, if it is no regular file or cannot be written. The old content is then unchanged, and
-            nothing is left beside it.
-    """
+    """Write one file as `write_all` does."""
     write_all([(Path(path), content)], [])
 
 
 def write_all(contents: Sequence[tuple[Path, bytes]], written: list[Path]) -> None:
-    """Write several files: all are on the disk before one is replaced. Streams come last.
+    """Write files beside their places, then rename them; streams come last. A link stays a link: its target is written.
 
-    Args:
-        contents: paths, each with its content.
-        written: each path is appended once it is in place, so the list is true even if this raises.
-
-    Raises:
-        OSError: with the path that failed.
+    Each path is appended to `written` once it is in place. OSError names the path that failed; what is not in `written`
+    then has its old content, and nothing is left beside it.
     """
     staged: list[tuple[Path, str, str]] = []
+    path = Path()
     try:
         for path, content in contents:
             if not is_stream(path):
-                with _naming(path):
-                    staged.append((path, *_stage(path, content)))
-        while staged:
+                staged.append((path, *_stage(path, content)))
+        while staged:  # all are on the disk before one is replaced
             path, temporary, target = staged[0]
-            with _naming(path):
-                os.replace(temporary, target)
+            os.replace(temporary, target)
             staged.pop(0)
             written.append(path)
+        for path, content in contents:
+            if (number := _descriptor(path)) is None:
+                continue
+            if number == 1:
+                sys.stdout.flush()
+                sys.stdout.buffer.write(content)
+                sys.stdout.buffer.flush()
+            else:
+                with os.fdopen(os.dup(number), "wb") as file:
+                    file.write(content)
+            written.append(path)
+    except OSError as error:  # writing to an open file does not tell its name
+        raise OSError(error.errno, error.strerror or str(error), os.fspath(path)) from error
     finally:
         for _, temporary, _ in staged:
             Path(temporary).unlink(missing_ok=True)
-    for path, content in contents:
-        if (number := _descriptor(path)) is not None:
-            with _naming(path):
-                if number == 1:
-                    sys.stdout.flush()
-                    sys.stdout.buffer.write(content)
-                    sys.stdout.buffer.flush()
-                else:
-                    with os.fdopen(os.dup(number), "wb") as file:
-                        file.write(content)
-            written.append(path)
 
 
 def _stage(path: Path, content: bytes) -> tuple[str, str]:
@@ -236,14 +201,5 @@ def _stage(path: Path, content: bytes) -> tuple[str, str]:
     return temporary, target
 
 
-@contextlib.contextmanager
-def _naming(path: Path) -> Any:
-    """Add the path to an OSError: writing to an open file does not tell its name."""
-    try:
-        yield
-    except OSError as error:
-        raise OSError(error.errno, error.strerror or str(error), os.fspath(path)) from error
-
-
 def _not_regular(found: os.stat_result) -> str | None:
-    return None if stat.S_ISREG(found.st_mode) else _KINDS.get(stat.S_IFMT(found.st_mode), "something unknown")
+    return None if stat.S_ISREG(found.st_mode) else _KINDS.get(stat.S_IFMT(found.st_mode), "a device")

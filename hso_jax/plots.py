@@ -40,33 +40,27 @@ def _plain(text: str) -> str:
     return printable(text).replace("$", r"\$")
 
 
-def schedules_figure(schedules: Sequence[Schedule]) -> Figure:
+def plot(schedules: Schedule | Sequence[Schedule]) -> Figure:
     """Timestep against step, one line per N, one panel per layout; ticks at every node.
 
     Raises:
         ValueError: for no schedules.
     """
-    if not schedules:
-        raise ValueError("there are no schedules to draw")
-    layouts = [name for name in _TITLES if any(s.layout == name for s in schedules)]
+    every = _some(schedules if isinstance(schedules, Sequence) else [schedules])
+    layouts = [name for name in _TITLES if any(s.layout == name for s in every)]
     figure = Figure(figsize=(6.4 * len(layouts) + 0.8, 4.8), layout="constrained")
     panels = figure.subplots(1, len(layouts), sharey=True, squeeze=False)[0]
-    counts = sorted({s.nfe for s in schedules})
-    norm = Normalize(counts[0], max(counts[-1], counts[0] + 1))
-    colours = colormaps["viridis"]
+    counts = sorted({s.nfe for s in every})
+    norm, colours = Normalize(counts[0], max(counts[-1], counts[0] + 1)), colormaps["viridis"]
     for panel, name in zip(panels, layouts, strict=True):
-        for s in sorted((s for s in schedules if s.layout == name), key=lambda s: -s.nfe):
+        for s in sorted((s for s in every if s.layout == name), key=lambda s: -s.nfe):
             panel.plot(range(len(s.t)), _height(s), "o-", color=colours(norm(s.nfe)), markersize=3.5, linewidth=1.3)
-        panel.set_title(_TITLES[name], fontsize=11)
-        panel.set_xlabel("step (0 is the first evaluation)")
-        panel.xaxis.set_major_locator(MaxNLocator(integer=True))
-        panel.grid(alpha=0.25)
-    panels[0].set_ylabel(_height_label(schedules))
+        _label(panel, _TITLES[name], "step (0 is the first evaluation)")
+    panels[0].set_ylabel(_height_label(every))
     bar = figure.colorbar(ScalarMappable(norm, colours), ax=panels, label="N, model evaluations", pad=0.01)
     bar.locator = MaxNLocator(integer=True)
     bar.update_ticks()
-    methods = ", ".join(dict.fromkeys(_plain(s.method) for s in schedules))
-    models = ", ".join(dict.fromkeys(_plain(s.model) for s in schedules))
+    methods, models = (", ".join(dict.fromkeys(_plain(getattr(s, n)) for s in every)) for n in ("method", "model"))
     figure.suptitle(f"{methods} schedules for {models}", fontsize=12)
     return figure
 
@@ -77,9 +71,7 @@ def methods_figure(schedules: Sequence[Schedule]) -> Figure:
     Raises:
         ValueError: for no schedules.
     """
-    if not schedules:
-        raise ValueError("there are no schedules to draw")
-    counts = sorted({s.nfe for s in schedules})
+    counts = sorted({s.nfe for s in _some(schedules)})
     methods = list(dict.fromkeys(s.method for s in schedules))
     columns = min(len(counts), 3)
     rows = -(-len(counts) // columns)
@@ -88,16 +80,10 @@ def methods_figure(schedules: Sequence[Schedule]) -> Figure:
     for panel, nfe in zip(panels, counts, strict=False):
         for i, method in enumerate(methods):
             for s in (s for s in schedules if s.nfe == nfe and s.method == method):
-                first = method == methods[0]
-                style: dict[str, Any] = {"linewidth": 2.4 if first else 1.2, "zorder": 3 if first else 2}
-                line = "o-" if i < 10 else "s--"  # there are ten colours
-                panel.plot(
-                    range(len(s.t)), _height(s), line, color=f"C{i % 10}", markersize=4, label=_plain(method), **style
-                )
-        panel.set_title(f"N = {nfe}", fontsize=11)
-        panel.set_xlabel("step")
-        panel.xaxis.set_major_locator(MaxNLocator(integer=True))
-        panel.grid(alpha=0.25)
+                style: dict[str, Any] = {"linewidth": 1.2, "zorder": 2} if i else {"linewidth": 2.4, "zorder": 3}
+                style |= {"color": f"C{i % 10}", "markersize": 4, "label": _plain(method)}
+                panel.plot(range(len(s.t)), _height(s), "o-" if i < 10 else "s--", **style)  # there are ten colours
+        _label(panel, f"N = {nfe}", "step")
     for panel in panels[len(counts) :]:
         panel.set_axis_off()
     panels[0].set_ylabel(_height_label(schedules))
@@ -133,22 +119,10 @@ def landscape_figure(
     if np.min(gap) < asked < np.max(gap):
         panel.clabel(lines, fmt={asked: f"smallest gap = {asked:.3g}"}, fontsize=8)
     (left, right), (bottom, top) = box
-    panel.plot(
-        [left, right, right, left, left],
-        [bottom, bottom, top, top, bottom],
-        "r-",
-        label="the paper's box",
-        clip_on=False,
-    )
-    panel.plot(
-        schedule.t[-1],
-        schedule.t[0],
-        "r*",
-        markersize=14,
-        label=f"{_plain(schedule.method)} (N = {schedule.nfe})",
-        clip_on=False,
-        zorder=4,
-    )
+    corners = [left, right, right, left, left], [bottom, bottom, top, top, bottom]
+    panel.plot(*corners, "r-", label="the paper's box", clip_on=False)
+    label = f"{_plain(schedule.method)} (N = {schedule.nfe})"
+    panel.plot(schedule.t[-1], schedule.t[0], "r*", markersize=14, label=label, clip_on=False, zorder=4)
     panel.set_xlabel("t_eps, time of the last node")
     panel.set_ylabel("t_max, time of the first node")
     panel.set_title(
@@ -157,6 +131,19 @@ def landscape_figure(
     )
     panel.legend(loc="lower right", fontsize=9)
     return figure
+
+
+def _some(schedules: Sequence[Schedule]) -> Sequence[Schedule]:
+    if not schedules:
+        raise ValueError("there are no schedules to draw")
+    return schedules
+
+
+def _label(panel: Any, title: str, below: str) -> None:
+    panel.set_title(title, fontsize=11)
+    panel.set_xlabel(below)
+    panel.xaxis.set_major_locator(MaxNLocator(integer=True))
+    panel.grid(alpha=0.25)
 
 
 def _height(schedule: Schedule) -> np.ndarray:

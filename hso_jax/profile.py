@@ -7,7 +7,7 @@ import functools
 import json
 import math
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -32,9 +32,10 @@ ENDS_TOLERANCE = 1e-3
 """In lam: two readings of one model's ends differ by less, other models' by more."""
 
 MAX_DIMENSION = 10**12
-"""Directions: a film of minutes has a hundredth of that."""
+"""Most directions: a film of minutes has a hundredth of that."""
 
-_ALMOST = 1e-6  # by which sums of variances may be off
+FEWEST, FOLDS = 16, 8
+"""Fewest samples that a spectrum is measured from, and the parts that they are divided into."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -71,27 +72,28 @@ class Profile:
 
     def __post_init__(self) -> None:
         """Check every value."""
-        own: dict[str, Any] = {"deviations": _row("deviations", self.deviations, need="positive")}
-        own |= {"lams": _row("lams", self.lams), "etas": _row("etas", self.etas, need="not negative")}
-        own |= {
+        checked: dict[str, Any] = {
+            "deviations": _row("deviations", self.deviations, "positive", lambda x: x > 0),
+            "lams": _row("lams", self.lams),
+            "etas": _row("etas", self.etas, "not negative", lambda x: x >= 0),
             "dimension": whole("dimension", self.dimension, 1, MAX_DIMENSION),
             "total": number("total", self.total, low=0.0),
+            "guidance": check_guidance(self.guidance),
+            "ends": _ends(self.ends),
         }
-        own |= {"guidance": check_guidance(self.guidance), "ends": _ends(self.ends)}
         if self.prediction is not None:
             choice("prediction", self.prediction, PREDICTIONS)
         if self.eta is not None:
-            own["eta"] = number("eta", self.eta, low=0.0, high=1e3, closed=True)
-        _check_spectrum(own["deviations"], own["total"], own["dimension"])
-        if len(own["lams"]) != len(own["etas"]) or (np.diff(own["lams"]) <= 0).any():
-            raise ValueError(
-                f"lams has {len(own['lams'])} values and etas {len(own['etas'])}; need as many, and lams rising"
-            )
+            checked["eta"] = number("eta", self.eta, low=0.0, high=1e3, closed=True)
+        _check_spectrum(checked["deviations"], checked["total"], checked["dimension"])
+        lams, etas = checked["lams"], checked["etas"]
+        if len(lams) != len(etas) or (np.diff(lams) <= 0).any():
+            raise ValueError(f"lams has {len(lams)} values and etas {len(etas)}; need as many, and lams rising")
         try:
-            own["measured"] = json.loads(json.dumps(dict(self.measured), allow_nan=False))
+            checked["measured"] = json.loads(json.dumps(dict(self.measured), allow_nan=False))
         except (TypeError, ValueError, RecursionError) as error:
             raise ValueError(f"measured is {brief(self.measured)}; need JSON values by name ({error})") from error
-        for name, value in own.items():
+        for name, value in checked.items():
             object.__setattr__(self, name, value)
 
     def problems(self) -> Bank:
@@ -131,11 +133,7 @@ class Profile:
 
     @classmethod
     def from_json(cls, text: str) -> Profile:
-        """The profile in a file's text.
-
-        Raises:
-            ValueError: for a text that is none, of a newer version, or with a bad value.
-        """
+        """The profile in a file's text. Raises ValueError for a text that is none, a newer version, or a bad value."""
         record = parse_json(text)
         if not isinstance(record, dict) or record.get("format") != PROFILE_FORMAT:
             raise ValueError(f'not a profile: it must be an object with "format": "{PROFILE_FORMAT}"')
@@ -157,12 +155,7 @@ class Profile:
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Profile:
-        """The profile in a file.
-
-        Raises:
-            ValueError: as `from_json`, naming the file.
-            OSError: if it cannot be read.
-        """
+        """The profile in a file. Raises ValueError as `from_json`, naming the file, or OSError."""
         try:
             return cls.from_json(read_text(path))
         except ValueError as error:
@@ -180,20 +173,12 @@ def profile_of(latents: Any, *, noise: NoiseSchedule | None = None) -> Profile:
     Raises:
         ValueError: for fewer samples, NaN, or samples that are all the same.
     """
-    deviations, total, dimension = spectrum_of(latents)
-    told: dict[str, Any] = {}
+    measured: dict[str, Any] = {"from": "data", "samples": len(latents), "versions": versions()}
+    facts: dict[str, Any] = {}
     if noise is not None:
-        told = {"prediction": check_noise(noise).prediction, "ends": (noise.noise_end, noise.data_end)}
-    how = {"from": "data", "samples": len(latents), "versions": versions()}
-    if noise is not None:
-        how["noise"] = noise.fingerprint()
-    return Profile(deviations, total, dimension, **told, measured=how)
-
-
-FEWEST = 16
-"""Samples a spectrum is measured from, at least."""
-
-FOLDS = 8
+        facts = {"prediction": check_noise(noise).prediction, "ends": (noise.noise_end, noise.data_end)}
+        measured["noise"] = noise.fingerprint()
+    return Profile(*spectrum_of(latents), **facts, measured=measured)
 
 
 def spectrum_of(latents: Any, fewest: int = FEWEST) -> tuple[tuple[float, ...], float, int]:
@@ -234,14 +219,14 @@ def spectrum_of(latents: Any, fewest: int = FEWEST) -> tuple[tuple[float, ...], 
     total = float((data**2).sum() / (count - 1))
     keep = min(count // 4, dimension)
     inside = np.sqrt(np.maximum(np.linalg.eigvalsh(data.T @ data)[::-1][:keep], 0.0) / (count - 1))
-    found = np.sort(np.sqrt(inside * _held_out(data, keep)))[::-1]
-    found = found[found > 1e-6 * found[0]]
-    known = float((found**2).sum())
+    deviations = np.sort(np.sqrt(inside * _held_out(data, keep)))[::-1]
+    deviations = deviations[deviations > 1e-6 * deviations[0]]
+    known = float((deviations**2).sum())
     if known > total:  # by the rounding and the means of samples that lie in these directions alone
-        found *= math.sqrt(total / known)
-    elif len(found) == dimension:
+        deviations *= math.sqrt(total / known)
+    elif len(deviations) == dimension:
         total = known
-    return tuple(found.tolist()), total, dimension
+    return tuple(deviations.tolist()), total, dimension
 
 
 def _held_out(data: np.ndarray, keep: int) -> np.ndarray:
@@ -249,11 +234,11 @@ def _held_out(data: np.ndarray, keep: int) -> np.ndarray:
     fold = np.arange(len(data)) % FOLDS
     squares = np.zeros(keep)
     for f in range(FOLDS):
-        others, own = data[fold != f], data[fold == f]
+        others, held = data[fold != f], data[fold == f]
         mean = others.mean(0)
         axes = np.linalg.eigh((others - mean).T @ (others - mean))[1][:, ::-1][:, :keep]
         # The mean's own error adds a share 1/len(others) of the variance.
-        squares += (((own - mean) @ axes) ** 2).sum(0) / (1.0 + 1.0 / len(others))
+        squares += (((held - mean) @ axes) ** 2).sum(0) / (1.0 + 1.0 / len(others))
     return np.sqrt(squares / len(data))
 
 
@@ -265,14 +250,12 @@ def _problems(deviations: tuple[float, ...], total: float, dimension: int) -> Ba
         return collect([shrunk(family(range(CLUSTERS)), deviations[0]), *products])
 
 
-def _row(name: str, values: Any, need: str = "finite") -> tuple[float, ...]:
+def _row(name: str, values: Any, need: str = "", holds: Callable[[float], bool] = math.isfinite) -> tuple[float, ...]:
     if isinstance(values, (str, bytes)) or not isinstance(values, (Sequence, np.ndarray)):
         raise ValueError(f"{name} is {brief(values)}; need a list of numbers")
-    low = {"positive": lambda x: x > 0, "not negative": lambda x: x >= 0, "finite": lambda x: True}[need]
     for i, x in enumerate(values):
-        if not is_number(x) or not low(x):
-            what = "a finite number" if need == "finite" else f"a finite number that is {need}"
-            raise ValueError(f"{name}[{i}] is {brief(x)}; need {what}")
+        if not is_number(x) or not holds(x):
+            raise ValueError(f"{name}[{i}] is {brief(x)}; need a finite number{need and f' that is {need}'}")
     return tuple(float(x) for x in values)
 
 
@@ -297,7 +280,7 @@ def _check_spectrum(deviations: tuple[float, ...], total: float, dimension: int)
     if len(deviations) > dimension:
         raise ValueError(f"deviations has {len(deviations)} values, dimension is {dimension}; need at most as many")
     known = sum(s**2 for s in deviations)
-    if known > total * (1.0 + _ALMOST):
+    if known > total * (1.0 + 1e-6):  # sums of variances are rounded
         raise ValueError(
             f"total is {total:.6g}, below the variance {known:.6g} of the {len(deviations)} leading directions; "
             "need the variance of all directions"

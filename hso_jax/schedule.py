@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import dataclasses
 import functools
 import html
 import importlib.metadata
 import math
+import operator
 import warnings
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
@@ -26,41 +28,26 @@ if TYPE_CHECKING:
 
 LAYOUTS = ("node", "interval")
 ENDS = ("clean", "t_eps")
-_ARRAYS = ("t", "lams", "sigmas", "timesteps")
+ARRAYS = ("t", "lams", "sigmas", "timesteps")
 _PURE_NOISE = 4095.0  # diffusers writes sqrt(2^24 - 1) for zero terminal SNR
 _LEAST_S = 1e-20  # far below what float32 tells apart from clean data
 _LARGEST = 2**63 - 1  # whole number that every JSON reader takes
 
 
-def _told(name: str, value: object) -> dict[str, Any]:
-    """Texts, finite numbers or None by name. Raises ValueError for anything else."""
+def _plain(name: str, value: Any) -> Any:
+    """A finite number as Python's own, which a file can hold. Raises ValueError."""
+    real = number(name, value)
+    return int(value) if isinstance(value, (int, np.integer)) else real
+
+
+def _by_name(name: str, value: object, texts: bool = False) -> dict[str, Any]:
+    """Finite numbers by name; texts and None among them if `texts`. Raises ValueError."""
     if not isinstance(value, Mapping) or not all(isinstance(key, str) for key in value):
-        raise ValueError(f"{name} is {brief(value)}; need numbers and texts by name")
-    for key, x in value.items():
-        if x is not None and not isinstance(x, str):
-            number(f"{name}[{key!r}]", x)
-    return {key: _plain(x) for key, x in value.items()}
-
-
-def _check_number(group: Any, name: str, optional: bool = True) -> None:
-    """NumPy's numbers become Python's, which a file can hold."""
-    value = getattr(group, name)
-    if value is not None or not optional:
-        number(name, value)
-        object.__setattr__(group, name, _plain(value))
-
-
-def _check_mapping(group: Any, name: str) -> None:
-    value = getattr(group, name)
-    if not isinstance(value, Mapping) or not all(isinstance(key, str) for key in value):
-        raise ValueError(f"{name} is {brief(value)}; need numbers by name")
-    for key, x in value.items():
-        number(f"{name}[{key!r}]", x)
-    object.__setattr__(group, name, {key: _plain(x) for key, x in value.items()})
-
-
-def _plain(value: Any) -> Any:
-    return value.item() if isinstance(value, (np.generic, np.ndarray)) else value
+        raise ValueError(f"{name} is {brief(value)}; need numbers{' and texts' * texts} by name")
+    return {
+        key: x if texts and (x is None or isinstance(x, str)) else _plain(f"{name}[{key!r}]", x)
+        for key, x in value.items()
+    }
 
 
 @dataclasses.dataclass(frozen=True)
@@ -99,22 +86,18 @@ class Origin:
         """Check every value. Raises ValueError."""
         for name in ("method", "solver", "result"):
             text(name, getattr(self, name))
-        for name in ("guidance", "stationarity"):
-            _check_number(self, name)
-        for name in ("p", "d_min"):
-            _check_number(self, name, optional=False)
-        for name in ("iterations", "seed"):
-            if name != "seed" or self.seed is not None:
-                object.__setattr__(self, name, count(name, getattr(self, name), 0, _LARGEST))
-        if self.psi is not None:
-            _check_mapping(self, "psi")
-        if not isinstance(self.versions, Mapping) or not all(
-            isinstance(x, str) for kv in self.versions.items() for x in kv
-        ):
-            raise ValueError(f"versions is {brief(self.versions)}; need texts by name")
-        object.__setattr__(self, "versions", dict(self.versions))
-        if self.tuned is not None:
-            object.__setattr__(self, "tuned", _told("tuned", self.tuned))
+        versions = self.versions
+        if not isinstance(versions, Mapping) or not all(isinstance(x, str) for kv in versions.items() for x in kv):
+            raise ValueError(f"versions is {brief(versions)}; need texts by name")
+        plain: dict[str, Any] = {"versions": dict(versions)}
+        for name in ("p", "d_min", "guidance", "stationarity"):
+            value = getattr(self, name)
+            plain[name] = None if value is None and name in ("guidance", "stationarity") else _plain(name, value)
+        plain["iterations"] = count("iterations", self.iterations, 0, _LARGEST)
+        plain["seed"] = None if self.seed is None else count("seed", self.seed, 0, _LARGEST)
+        plain["psi"] = None if self.psi is None else _by_name("psi", self.psi)
+        plain["tuned"] = None if self.tuned is None else _by_name("tuned", self.tuned, texts=True)
+        self.__dict__.update(plain)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -141,10 +124,11 @@ class Scores:
 
     def __post_init__(self) -> None:
         """Check every value. Raises ValueError."""
-        for name in ("mep", "spf", "error", "fitness", "amplification"):
-            _check_number(self, name)
-        _check_mapping(self, "others_same_nodes")
-        _check_mapping(self, "others_own_nodes")
+        for name, value in self.__dict__.items():
+            if name.startswith("others"):
+                self.__dict__[name] = _by_name(name, value)
+            elif value is not None:
+                self.__dict__[name] = _plain(name, value)
 
 
 _CUSTOM, _UNSCORED = Origin(), Scores()
@@ -193,17 +177,60 @@ class Schedule:
     coefficients: np.ndarray | None = None
 
     def __post_init__(self) -> None:
-        """Check the counts and the order of everything, whoever made it."""
-        for name in _ARRAYS:
-            object.__setattr__(self, name, _frozen(name, getattr(self, name)))
-        object.__setattr__(self, "nfe", count("nfe", self.nfe, 1))
-        levels = count("num_train_timesteps", self.num_train_timesteps, 1, MOST_LEVELS)
-        object.__setattr__(self, "num_train_timesteps", levels)
+        """Check the counts, the order and the agreement of all fields. Raises ValueError that names the field."""
+        plain: dict[str, Any] = {name: numbers(name, getattr(self, name)).copy() for name in ARRAYS}
+        plain["nfe"] = count("nfe", self.nfe, 1)
+        plain["num_train_timesteps"] = count("num_train_timesteps", self.num_train_timesteps, 1, MOST_LEVELS)
         if self.coefficients is not None:
-            object.__setattr__(
-                self, "coefficients", _frozen("coefficients", check_coefficients(self.coefficients, self.nfe))
+            plain["coefficients"] = check_coefficients(self.coefficients, self.nfe).copy()
+        for value in plain.values():
+            if isinstance(value, np.ndarray):
+                value.setflags(write=False)
+        self.__dict__.update(plain)
+        choice("layout", self.layout, LAYOUTS)
+        choice("end", self.end, ENDS)
+        choice("kind", self.kind, ("vp", "ve", "flow"))
+        text("model", self.model)
+        text("noise", self.noise)
+        for name, kind in (("origin", Origin), ("scores", Scores)):
+            if not isinstance(getattr(self, name), kind):
+                raise ValueError(f"{name} is {brief(getattr(self, name))}; need a {kind.__name__}")
+        if self.layout == "node" and self.end == "t_eps":
+            raise ValueError("end 't_eps' needs layout 'interval': layout 'node' has no node to stop at")
+        if (self.coefficients is None) != (self.origin.solver != NONSTATIONARY):
+            had = "none" if self.coefficients is None else "some"
+            raise ValueError(f"coefficients: {had} for solver {self.origin.solver!r}; {NONSTATIONARY!r} alone has them")
+        self._check_nodes()
+
+    def _check_nodes(self) -> None:
+        for name in ARRAYS:
+            array: np.ndarray = getattr(self, name)
+            size = self.nfe + (self.layout == "interval" and name != "timesteps")
+            if array.shape != (size,):
+                raise ValueError(
+                    f"{name} has shape {array.shape}; layout {self.layout!r} at nfe {self.nfe} needs ({size},)"
+                )
+            pure_noise = name in ("lams", "sigmas") and np.isinf(array[0])
+            if (bad := np.flatnonzero(~np.isfinite(array[int(pure_noise) :]))).size:
+                i = int(bad[-1]) + int(pure_noise)
+                raise ValueError(f"{name}[{i}] is {array[i]}; every entry must be finite")
+            if (bad := np.flatnonzero(~(np.diff(array) * (1 if name == "lams" else -1) > 0))).size:
+                i, order = int(bad[0]), "rise" if name == "lams" else "fall"
+                entries = f"entry {i} is {array[i]:.9g} and entry {i + 1} {array[i + 1]:.9g}"
+                raise ValueError(f"{name} must {order} strictly, but {entries}")
+        t, lams, sigmas = self.t, self.lams, self.sigmas
+        if not (t[-1] >= 0 and t[0] <= 1 and sigmas[-1] > 0):
+            raise ValueError(
+                f"t must lie in [0, 1] and sigmas above 0; got t {t[-1]:.6g}..{t[0]:.6g}, last sigma {sigmas[-1]:.6g}"
             )
-        check_schedule(self)
+        if np.isinf(lams[0]) != np.isinf(sigmas[0]):
+            raise ValueError(f"lams and sigmas disagree: lams[0] is {lams[0]}, sigmas[0] {sigmas[0]}")
+        first = int(np.isinf(lams[0]))
+        off = np.abs(np.log(sigmas[first:]) + lams[first:])
+        if off.size and off.max() > 1e-6:
+            raise ValueError(
+                f"sigmas and lams disagree: sigma must be exp(-lam), off by {off.max():.3g} in the logarithm"
+            )
 
     @classmethod
     def from_t(
@@ -292,60 +319,15 @@ class Schedule:
             t = t_of_lams(noise, -np.log(values))
         return cls.from_t(noise, t, layout="node" if end == "clean" else "interval", end=end, **options)
 
-    @property
-    def method(self) -> str:
-        """How the nodes were chosen."""
-        return self.origin.method
-
-    @property
-    def solver(self) -> str:
-        """The solver that they were chosen for, or "any"."""
-        return self.origin.solver
-
-    @property
-    def guidance(self) -> float | None:
-        """The weight of classifier-free guidance that they were made for, if the method looks at it."""
-        return self.origin.guidance
-
-    @property
-    def psi(self) -> Mapping[str, float] | None:
-        """The upper level's choice, if there was one."""
-        return self.origin.psi
-
-    @property
-    def seed(self) -> int | None:
-        """The search's; None where nothing was random."""
-        return self.origin.seed
-
-    @property
-    def result(self) -> str:
-        """The lower level's result, or "fixed"."""
-        return self.origin.result
-
-    @property
-    def mep(self) -> float | None:
-        """Midpoint Error Proxy of the nodes."""
-        return self.scores.mep
-
-    @property
-    def spf(self) -> float | None:
-        """Fitness of HSO's upper level."""
-        return self.scores.spf
-
-    @property
-    def error(self) -> float | None:
-        """Root-mean-square error of the solver's samples on the reference problems."""
-        return self.scores.error
-
-    @property
-    def others_same_nodes(self) -> Mapping[str, float]:
-        """The same for other solvers on these nodes."""
-        return self.scores.others_same_nodes
-
-    @property
-    def others_own_nodes(self) -> Mapping[str, float]:
-        """The same for other solvers, each on the nodes that were found for it."""
-        return self.scores.others_own_nodes
+    # What is most often asked of the origin and of the scores.
+    method, solver, guidance, psi, seed, result = (
+        property(operator.attrgetter(f"origin.{name}"))
+        for name in ("method", "solver", "guidance", "psi", "seed", "result")
+    )
+    mep, spf, error, fitness, others_same_nodes, others_own_nodes = (
+        property(operator.attrgetter(f"scores.{name}"))
+        for name in ("mep", "spf", "error", "fitness", "others_same_nodes", "others_own_nodes")
+    )
 
     @property
     def others(self) -> Mapping[str, float]:
@@ -353,11 +335,6 @@ class Schedule:
         told = "Schedule.others is now others_same_nodes (of a search) and others_own_nodes (of the zoo)"
         warnings.warn(told, DeprecationWarning, stacklevel=2)
         return {**self.others_same_nodes, **self.others_own_nodes}
-
-    @property
-    def fitness(self) -> float | None:
-        """What the search's own callable said of it."""
-        return self.scores.fitness
 
     @property
     def min_spacing(self) -> float | None:
@@ -449,7 +426,18 @@ class Schedule:
         Raises:
             ValueError: without coefficients.
         """
-        return _weights_table(self)
+        if self.coefficients is None:
+            raise ValueError(
+                f"the schedule is for solver {self.solver!r} and holds no coefficients; {NONSTATIONARY!r} ones have a "
+                "table of weights (hso_jax.solvers.weights computes those of a named solver)"
+            )
+        start = self.lams[: self.nfe]
+        stop = np.append(start[1:], math.inf if self.end == "clean" else self.lams[-1])
+        with np.errstate(over="ignore"):
+            before, (alpha, sigma) = alpha_sigma(start, self.kind)[1], alpha_sigma(stop, self.kind)
+        gain = alpha * -np.expm1(start - stop)  # alpha' - alpha sigma'/sigma, without its cancellation
+        bracket = np.column_stack([1.0 - self.coefficients.sum(axis=1), self.coefficients])
+        return np.column_stack([sigma / before, gain[:, None] * bracket])
 
     def python_literal(self) -> str:
         """Python's text of `sigmas` (those of `sampler_sigmas`), `timesteps` and, where there are any, `coefficients`.
@@ -457,7 +445,14 @@ class Schedule:
         Every digit is kept: `with_schedule(scheduler, sigmas)` and `NonstationaryScheduler.from_schedule(scheduler,
         sigmas, coefficients=coefficients)` of the bridge sample at them again.
         """
-        return _python_literal(self)
+        # The names come from a file: nothing in them may end the comment.
+        about = f"{self.model}: N = {self.nfe}, {self.method} for {self.solver}, {self.kind} noise"
+        lines = [f"# {about!a}", f"sigmas = {_list(self.sampler_sigmas())}", f"timesteps = {_list(self.timesteps)}"]
+        if self.coefficients is not None:
+            scaling = "(1 - sigma) x0 + sigma eps" if self.kind == "flow" else "x0 + sigma eps"
+            rows = "".join(f"    {_list(row)},\n" for row in self.coefficients)
+            lines.append(f"{_FORM.format(scaling=scaling)}coefficients = [\n{rows}]")
+        return "\n".join(lines) + "\n"
 
     def with_end(self, end: str) -> Schedule:
         """The same nodes with the other end; "clean" on an interval layout replaces its last node by sigma = 0.
@@ -469,13 +464,15 @@ class Schedule:
 
     def with_scores(self, **scores: Any) -> Schedule:
         """The same schedule with these entries of `scores` replaced."""
-        return dataclasses.replace(self, scores=dataclasses.replace(self.scores, **scores))
+        found = copy.copy(self)  # its nodes are checked already
+        found.__dict__["scores"] = dataclasses.replace(self.scores, **scores)
+        return found
 
     def plot(self) -> Figure:
-        """A picture of it, as `hso_jax.plots.schedules_figure` draws several."""
-        from hso_jax.plots import schedules_figure  # Matplotlib takes as long to import as a search does
+        """A picture of it, as `hso_jax.plot` draws several."""
+        from hso_jax.plots import plot  # Matplotlib takes as long to import as a search does
 
-        return schedules_figure([self])
+        return plot(self)
 
     def __len__(self) -> int:
         """N."""
@@ -547,93 +544,10 @@ def versions() -> dict[str, str]:
     return found
 
 
-def _frozen(name: str, values: Any) -> np.ndarray:
-    """Checked numbers as float64 that nobody can change."""
-    array = numbers(name, values).copy()
-    array.setflags(write=False)
-    return array
-
-
-def check_schedule(s: Any) -> None:
-    """Check the counts, the order and the agreement of a schedule's fields. Raises ValueError that names the field."""
-    choice("layout", s.layout, LAYOUTS)
-    choice("end", s.end, ENDS)
-    choice("kind", s.kind, ("vp", "ve", "flow"))
-    text("model", s.model)
-    text("noise", s.noise)
-    for name, kind in (("origin", Origin), ("scores", Scores)):
-        if not isinstance(getattr(s, name), kind):
-            raise ValueError(f"{name} is {brief(getattr(s, name))}; need a {kind.__name__}")
-    if s.layout == "node" and s.end == "t_eps":
-        raise ValueError("end 't_eps' needs layout 'interval': layout 'node' has no node to stop at")
-    if (s.coefficients is None) != (s.origin.solver != NONSTATIONARY):
-        had = "none" if s.coefficients is None else "some"
-        raise ValueError(f"coefficients: {had} for solver {s.origin.solver!r}; {NONSTATIONARY!r} alone has them")
-    nodes = s.nfe + (s.layout == "interval")
-    _check_nodes(s, nodes)
-    if not (s.t[-1] >= 0 and s.t[0] <= 1 and s.sigmas[-1] > 0):
-        raise ValueError(
-            f"t must lie in [0, 1] and sigmas above 0; got t {s.t[-1]:.6g}..{s.t[0]:.6g}, last sigma {s.sigmas[-1]:.6g}"
-        )
-    if np.isinf(s.lams[0]) != np.isinf(s.sigmas[0]):
-        raise ValueError(f"lams and sigmas disagree: lams[0] is {s.lams[0]}, sigmas[0] {s.sigmas[0]}")
-    with np.errstate(over="ignore"):
-        off = np.abs(np.log(s.sigmas[np.isfinite(s.lams)]) + s.lams[np.isfinite(s.lams)])
-    if off.size and off.max() > 1e-6:
-        raise ValueError(f"sigmas and lams disagree: sigma must be exp(-lam), off by {off.max():.3g} in the logarithm")
-
-
-def _check_nodes(s: Any, nodes: int) -> None:
-    for name, size in {"t": nodes, "lams": nodes, "sigmas": nodes, "timesteps": s.nfe}.items():
-        array = getattr(s, name)
-        if array.shape != (size,):
-            raise ValueError(f"{name} has shape {array.shape}; layout {s.layout!r} at nfe {s.nfe} needs ({size},)")
-        pure_noise = name in ("lams", "sigmas") and np.isinf(array[:1]).all()
-        finite = np.isfinite(array)
-        if not finite[1 if pure_noise else 0 :].all():
-            i = int(np.flatnonzero(~finite)[-1])
-            raise ValueError(f"{name}[{i}] is {array[i]}; every entry must be finite")
-        steps = np.diff(array) * (1 if name == "lams" else -1)
-        if not (steps > 0).all():
-            i = int(np.flatnonzero(~(steps > 0))[0])
-            order = "rise" if name == "lams" else "fall"
-            raise ValueError(
-                f"{name} must {order} strictly, but entry {i} is {array[i]:.9g} and entry {i + 1} {array[i + 1]:.9g}"
-            )
-
-
 _FORM = """\
 # Step i, for samples x = {scaling} and predictions m[0], m[1], ... of x0, the newest first:
 # r = sigmas[i + 1] / sigmas[i]; c = coefficients[i]; x = r x + (1 - r) ((1 - sum(c)) m[0] + c[0] m[1] + c[1] m[2] ...)
 """
-
-
-def _weights_table(schedule: Schedule) -> np.ndarray:
-    if schedule.coefficients is None:
-        raise ValueError(
-            f"the schedule is for solver {schedule.solver!r} and holds no coefficients; {NONSTATIONARY!r} ones have a "
-            "table of weights (hso_jax.solvers.weights computes those of a named solver)"
-        )
-    last = math.inf if schedule.end == "clean" else schedule.lams[-1]
-    start = schedule.lams[: schedule.nfe]
-    stop = np.append(start[1:], last)
-    with np.errstate(over="ignore"):
-        before, (alpha, sigma) = alpha_sigma(start, schedule.kind)[1], alpha_sigma(stop, schedule.kind)
-    gain = alpha * -np.expm1(start - stop)  # alpha' - alpha sigma'/sigma, without its cancellation
-    older = schedule.coefficients
-    bracket = np.column_stack([1.0 - older.sum(axis=1), older])
-    return np.column_stack([sigma / before, gain[:, None] * bracket])
-
-
-def _python_literal(schedule: Schedule) -> str:
-    # The names come from a file: nothing in them may end the comment.
-    about = f"{schedule.model}: N = {schedule.nfe}, {schedule.method} for {schedule.solver}, {schedule.kind} noise"
-    lines = [f"# {about!a}", _line("sigmas", schedule.sampler_sigmas()), _line("timesteps", schedule.timesteps)]
-    if schedule.coefficients is not None:
-        scaling = "(1 - sigma) x0 + sigma eps" if schedule.kind == "flow" else "x0 + sigma eps"
-        rows = "".join(f"    {_list(row)},\n" for row in schedule.coefficients)
-        lines.append(f"{_FORM.format(scaling=scaling)}coefficients = [\n{rows}]")
-    return "\n".join(lines) + "\n"
 
 
 def known_coefficients(schedule: Schedule) -> np.ndarray:
@@ -656,10 +570,6 @@ def in_coefficients(schedule: Schedule) -> Schedule:
         return schedule
     origin = dataclasses.replace(schedule.origin, solver=NONSTATIONARY)
     return dataclasses.replace(schedule, origin=origin, coefficients=known_coefficients(schedule))
-
-
-def _line(name: str, values: np.ndarray) -> str:
-    return f"{name} = {_list(values)}"
 
 
 def _list(values: np.ndarray) -> str:

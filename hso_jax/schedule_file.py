@@ -9,40 +9,26 @@ import os
 from collections.abc import Iterable
 from typing import Any
 
-from hso_jax.checks import brief, check_guidance, is_number
+from hso_jax.checks import check_guidance
 from hso_jax.files import FORMAT, parse_json, read_text, write_whole
-from hso_jax.schedule import Origin, Schedule, Scores
+from hso_jax.schedule import ARRAYS, Origin, Schedule, Scores
 from hso_jax.solvers import NONSTATIONARY, named
 
 VERSION = 2
 """Of what is written; 1 had no `coefficients`."""
 
-_ARRAYS = ("t", "lams", "sigmas", "timesteps")
 _ORIGIN, _SCORES, _OWN = (
     tuple(field.name for field in dataclasses.fields(group) if field.name not in ("origin", "scores"))
     for group in (Origin, Scores, Schedule)
 )
-_FIELDS = (
+_REQUIRED = (*_OWN[:-1], "method", "solver", "psi", "mep", "spf", "result", "seed")
+_ORDER = (
     *("model", "nfe", "layout", "end", "method", "solver", "t", "lams", "sigmas", "timesteps", "kind"),
     *("num_train_timesteps", "noise", "psi", "p", "d_min", "mep", "spf", "min_spacing", "result", "iterations"),
     *("stationarity", "seed", "guidance", "error", "others_same_nodes", "others_own_nodes", "fitness", "versions"),
-    *("amplification", "tuned"),
+    *("amplification", "tuned", "coefficients"),
 )
-"""In the file's order. `min_spacing` follows from t: it is written for readers, and not read."""
-_OPTIONAL = (
-    "iterations",
-    "stationarity",
-    "versions",
-    "p",
-    "d_min",
-    "guidance",
-    "error",
-    "others_same_nodes",
-    "others_own_nodes",
-    "fitness",
-    "amplification",
-    "tuned",
-)
+"""Of the file's fields. `min_spacing` follows from t: it is written for readers, and not read."""
 
 _RENAMED = {
     "reference": "solver-error",
@@ -67,18 +53,10 @@ def save(schedules: Schedule | Iterable[Schedule], path: str | os.PathLike[str])
     """Write schedules to a file: beside it first, then renamed onto it; through a link, to its target.
 
     Raises:
-        ValueError: if `load` would refuse what would be written.
         OSError: if the folder does not exist or cannot be written, or it is no regular file; an existing file is then
             as it was.
     """
-    write_whole(path, checked_json(schedules).encode())
-
-
-def checked_json(schedules: Schedule | Iterable[Schedule]) -> str:
-    """The text of `to_json`, after `from_json` has read it. Raises ValueError as that does."""
-    text = to_json(schedules)
-    from_json(text)
-    return text
+    write_whole(path, to_json(schedules).encode())
 
 
 def load(path: str | os.PathLike[str]) -> list[Schedule]:
@@ -149,69 +127,57 @@ def select(
     every = list(schedules)
     solver = (named(solver) or solver) if solver else None
     guidance = None if guidance is None else check_guidance(guidance)
+    wanted = {"nfe": nfe, "layout": layout, "method": method, "solver": solver, "guidance": guidance}
+    any_of = {"solver": "any", "guidance": None}  # what a schedule says that was made for every one
     kept = [
-        s
-        for s in every
-        if nfe in (None, s.nfe)
-        and layout in (None, s.layout)
-        and method in (None, s.method)
-        and (solver is None or s.solver in ("any", solver))
-        and (guidance is None or s.guidance in (None, guidance))
+        s for s in every if all(x is None or getattr(s, name) in (x, any_of.get(name, x)) for name, x in wanted.items())
     ]
     if not kept:
-        wanted = {"nfe": nfe, "layout": layout, "method": method, "solver": solver, "guidance": guidance}
         asked = ", ".join(f"{name} {value}" for name, value in wanted.items() if value is not None) or "any"
-        raise ValueError(f"no such schedule ({asked}); there are: {_listed(every, _CHOICES)}")
-    if len(counts := sorted({s.nfe for s in kept})) > 1:
-        raise ValueError(f"schedules of {', '.join(map(str, counts))} evaluations; choose one by nfe")
-    kept = [s for s in kept if s.layout == "node"] or kept
-    if len(kept) > 1:
-        names = [name for name in _CHOICES[2:] if len({getattr(s, name) for s in kept}) > 1]
-        if not names:
-            models = ", ".join(dict.fromkeys(s.model for s in kept))
-            raise ValueError(
-                f"{len(kept)} schedules of N = {kept[0].nfe} and method {kept[0].method} (models: {models}) that no "
-                "option tells apart; keep one of them in the file"
-            )
-        raise ValueError(
-            f"{len(kept)} schedules of N = {kept[0].nfe} differ in {' and '.join(names)}: {_listed(kept, names)}; "
-            f"choose by {' and '.join(names)}"
-        )
-    return kept[0]
-
-
-_CHOICES = ("nfe", "layout", "method", "solver", "guidance")
+        raise ValueError(f"no such schedule ({asked}); there are: {_listed(every, wanted)}")
+    if len({s.nfe for s in kept}) == 1:
+        kept = [s for s in kept if s.layout == "node"] or kept
+    if len(kept) == 1:
+        return kept[0]
+    names = [name for name in wanted if len({getattr(s, name) for s in kept}) > 1]
+    if not names:
+        models = ", ".join(dict.fromkeys(s.model for s in kept))
+        what = f"{len(kept)} schedules of N = {kept[0].nfe} and method {kept[0].method} (models: {models})"
+        raise ValueError(f"{what} that no option tells apart; keep one of them in the file")
+    names = ["nfe"] if "nfe" in names else names
+    which = " and ".join(names)
+    raise ValueError(f"{len(kept)} schedules differ in {which}: {_listed(kept, names)}; choose by {which}")
 
 
 def _listed(schedules: Iterable[Schedule], names: Iterable[str]) -> str:
-    names = list(names)
-    return "; ".join(dict.fromkeys(" ".join(_shown(n, getattr(s, n)) for n in names) for s in schedules)) or "none"
+    def shown(name: str, value: Any) -> str:
+        if name == "guidance":
+            return "any guidance" if value is None else f"guidance {value:g}"
+        return f"for {value}" if name == "solver" else str(value)
 
-
-def _shown(name: str, value: Any) -> str:
-    if name == "guidance":
-        return "any guidance" if value is None else f"guidance {value:g}"
-    return f"for {value}" if name == "solver" else str(value)
+    texts = (" ".join(shown(name, getattr(s, name)) for name in names) for s in schedules)
+    return "; ".join(dict.fromkeys(texts)) or "none"
 
 
 def _record(schedule: Schedule) -> dict[str, Any]:
     record = {name: getattr(schedule, name) for name in (*_OWN, "min_spacing")}
-    for name in _ARRAYS:  # JSON has no infinity: null is pure noise, only ever in the first place
+    for name in ARRAYS:  # JSON has no infinity: null is pure noise, only ever in the first place
         record[name] = [x if math.isfinite(x) else None for x in record[name].tolist()]
-    record |= dataclasses.asdict(schedule.origin) | dataclasses.asdict(schedule.scores)
-    rows = None if schedule.coefficients is None else schedule.coefficients.tolist()
-    return {**{name: record[name] for name in _FIELDS}, "coefficients": rows}
+    if schedule.coefficients is not None:
+        record["coefficients"] = schedule.coefficients.tolist()
+    record |= vars(schedule.origin) | vars(schedule.scores)
+    return {name: record[name] for name in _ORDER}
 
 
 def _schedule(record: Any) -> Schedule:
     if not isinstance(record, dict):
         raise ValueError(f"must be an object, is {type(record).__name__}")
-    if missing := [name for name in _FIELDS if name not in record and name not in _OPTIONAL]:
+    if missing := [name for name in _ORDER if name in _REQUIRED and name not in record]:
         raise ValueError(f"lacks {', '.join(missing)}")
-    values = {name: record[name] for name in _FIELDS if name in record}
-    for name in _ARRAYS:
-        values[name] = _array(name, values[name])
-    values["coefficients"] = _rows("coefficients", record.get("coefficients"))
+    values = dict(record)
+    for name, pure_noise in (("lams", -math.inf), ("sigmas", math.inf)):
+        if isinstance(values[name], list) and values[name][:1] == [None]:
+            values[name] = [pure_noise, *values[name][1:]]
     if (others := record.get("others")) is not None:  # older files have one field: of a search, or of the zoo
         searched = values["seed"] is not None and values["solver"] != NONSTATIONARY
         values.setdefault("others_same_nodes" if searched else "others_own_nodes", others)
@@ -219,27 +185,3 @@ def _schedule(record: Any) -> Schedule:
         values["method"] = _RENAMED.get(values["method"], values["method"])
     origin, scores, own = ({k: values[k] for k in names if k in values} for names in (_ORIGIN, _SCORES, _OWN))
     return Schedule(**own, origin=Origin(**origin), scores=Scores(**scores))
-
-
-def _array(name: str, value: Any) -> list[float]:
-    if not isinstance(value, list) or not value:
-        raise ValueError(f"{name} must be a list of numbers")
-    infinite = {"lams": -math.inf, "sigmas": math.inf}
-    if value[0] is None and name in infinite:
-        value = [infinite[name], *value[1:]]
-    for i, x in enumerate(value):
-        if not is_number(x) and not (i == 0 and isinstance(x, float) and x == infinite.get(name)):
-            raise ValueError(f"{name}[{i}] is {x!r}; need a finite number")
-    return [float(x) for x in value]
-
-
-def _rows(name: str, value: Any) -> list[list[float]] | None:
-    if value is None:
-        return None
-    if not isinstance(value, list) or not all(isinstance(row, list) for row in value):
-        raise ValueError(f"{name} is {brief(value)}; need null, or a list of N lists of numbers")
-    for i, row in enumerate(value):
-        for j, x in enumerate(row):
-            if not is_number(x):
-                raise ValueError(f"{name}[{i}][{j}] is {brief(x)}; need a finite number")
-    return value

@@ -12,9 +12,9 @@ import pytest
 from commands import Run, contents
 
 import hso_jax
-from hso_jax import Origin
 from hso_jax.checks import printable
-from hso_jax.plots import encoded, methods_figure, schedules_figure
+from hso_jax.plots import encoded, methods_figure, plot
+from hso_jax.schedule import Origin
 
 NOISE = hso_jax.preset("sd15")
 NAMES = {
@@ -28,12 +28,9 @@ NAMES = {
 
 
 def named(name: str) -> list[hso_jax.Schedule]:
-    schedules = [hso_jax.baseline("trailing", NOISE, n) for n in (4, 6)]
-    # Different methods: a column that says the same in every row is left out.
-    return [
-        dataclasses.replace(s, model=name + str(i), origin=Origin(method=name + str(i)))
-        for i, s in enumerate(schedules)
-    ]
+    """Of different methods: a column that says the same in every row is left out."""
+    both = enumerate(hso_jax.baseline("trailing", NOISE, n) for n in (4, 6))
+    return [dataclasses.replace(s, model=f"{name}{i}", origin=Origin(method=f"{name}{i}")) for i, s in both]
 
 
 def clean(text: str) -> bool:
@@ -71,7 +68,7 @@ def test_names_of_files_are_shown_as_they_are(run: Run, name: str) -> None:
 @pytest.mark.parametrize("kind", ["png", "svg", "pdf"])
 @pytest.mark.filterwarnings("ignore:Glyph")
 def test_names_are_drawn(name: str, kind: str) -> None:
-    for draw in (schedules_figure, methods_figure):
+    for draw in (plot, methods_figure):
         assert len(encoded(draw(named(NAMES[name][:40])), kind)) > 1000
 
 

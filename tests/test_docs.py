@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shlex
 import tomllib
 from pathlib import Path
 from types import ModuleType
@@ -10,6 +11,7 @@ from types import ModuleType
 import pytest
 
 import hso_jax
+from hso_jax.cli import commands, main
 
 ROOT = Path(__file__).parent.parent
 ROOMS = ("", "docs/", "docs/api/", "docs/results/", "benchmarks/", "benchmarks/models/", "bridge/comfyui/")
@@ -57,6 +59,18 @@ def test_a_newcomer_s_questions_are_answered_by_files_that_are_there() -> None:
         assert 1 <= len(files) <= 2 and all((ROOT / file).is_file() for file in files), row
     assert "def mep(" in (ROOT / re.findall(r"`([^`]+)`", rows[0])[0]).read_text(encoding="utf-8")
     assert "def bilevel(" in (ROOT / re.findall(r"`([^`]+)`", rows[3])[0]).read_text(encoding="utf-8")
+
+
+def test_commands_on_pages_are_commands(monkeypatch: pytest.MonkeyPatch) -> None:
+    called: list[str] = []
+    monkeypatch.setattr(commands, "call", lambda name, args: called.append(name) or 0)
+    for page in NOW:
+        for block in re.findall(r"^```bash\n(.*?)^```", page.read_text(encoding="utf-8"), re.S | re.M):
+            for line in block.replace("\\\n", " ").splitlines():
+                _, found, rest = line.partition("hso-jax ")
+                if found and _.strip() in ("", ".venv/bin/"):
+                    assert main(shlex.split(rest, comments=True)) == 0, f"{page.name}: {line}"
+    assert len(called) > 30 and {"recommend", "search", "zoo", "compare", "show", "plot", "tune", "apply"} <= {*called}
 
 
 def test_no_page_and_no_message_installs_from_an_index() -> None:

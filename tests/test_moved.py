@@ -8,32 +8,18 @@ import pytest
 
 import hso_jax
 from hso_jax._moved import MOVED
+from hso_jax._moved import NAMES as MOVED_NAMES
 
-NAMES = {
-    "methods": "SolverError",
-    "methods.hso": "Box",
-    "methods.hso.search": "edm_nodes",
-    "methods.solver_error": "solver_error",
-    "methods.solver_error.coefficients": "Coefficients",
-    "objectives": "Terms",
-    "objectives.mep_spf": "paper_d_min",
-    "objectives.expansion": "expansion",
-    "objectives.solver_error": "error_data",
-    "lower.newton": "face_step",
-    "lower.gaps": "nodes_of",
-    "resuming": "record_of",
-    "upper.checkpoint": "Checkpoint",
-    "noise.ends": "first_lam",
-    "noise.noise_schedule": "NoiseSchedule",
-    "noise.rectified_flow": "flow",
-    "noise.variance_preserving": "beta_table",
-    "noise.refused_classes": "REFUSED",
-    "diffusers_sigmas": "diffusers_sigmas",
-    "shelf": "zoo",
-    "shelf.predicted": "rule_errors",
-    "recommendation": "Recommendation",
-    "distilled": "DISTILLATIONS",
-}
+WERE = """
+methods=SolverError methods.hso=Box methods.hso.search=edm_nodes methods.solver_error=solver_error
+methods.solver_error.coefficients=Coefficients objectives=Terms objectives.mep_spf=paper_d_min
+objectives.expansion=expansion objectives.solver_error=error_data lower.newton=face_step lower.gaps=nodes_of
+resuming=record_of upper.checkpoint=Checkpoint noise.ends=first_lam noise.noise_schedule=NoiseSchedule
+noise.rectified_flow=flow noise.variance_preserving=beta_table noise.refused_classes=REFUSED
+diffusers_sigmas=diffusers_sigmas shelf=zoo shelf.predicted=rule_errors recommendation=Recommendation
+distilled=DISTILLATIONS
+"""
+NAMES = dict(pair.split("=") for pair in WERE.split())
 
 
 @pytest.mark.parametrize("module", NAMES)
@@ -53,3 +39,10 @@ def test_every_old_module_imports_and_knows_no_other_name(module: str) -> None:
 def test_the_old_package_is_an_attribute_as_it_was() -> None:
     with pytest.warns(DeprecationWarning, match=r"now hso_jax\.mep_spf\.mep"):
         assert hso_jax.objectives.mep is hso_jax.mep
+
+
+@pytest.mark.parametrize("name", MOVED_NAMES)
+def test_an_old_top_level_name_gives_the_same_object_and_warns(name: str) -> None:
+    with pytest.warns(DeprecationWarning, match=f"hso_jax.{name} is now hso_jax.{MOVED_NAMES[name]}.{name}"):
+        found = getattr(hso_jax, name)
+    assert found is getattr(importlib.import_module(f"hso_jax.{MOVED_NAMES[name]}"), name)

@@ -20,7 +20,8 @@ def row(name: str) -> str:
     entry, noise = PRESETS[name], preset(name)
     shift = f"{float(noise.ksigma(0.5)):.3g}" if noise.kind == "flow" else "-"
     letter = "ABCDEFGH"[KEYS.index(zoo_key(noise))]
-    cells = (f"`{name}`", entry.description, entry.prediction, shift, f"{entry.guidance:g}")
+    data = "latents" if entry.latent else "pixels"
+    cells = (f"`{name}`", entry.description, data, noise.prediction, shift, f"{entry.guidance:g}")
     return f"| {' | '.join((*cells, entry.resolution or '-', letter, entry.source))} |"
 
 

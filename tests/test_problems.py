@@ -1,7 +1,8 @@
-"""Reference problems: the closed forms against quadrature and autodiff, the exact solution against SciPy."""
+"""Mixtures and families of them: the closed forms against quadrature and autodiff, the exact solution against SciPy."""
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import jax
@@ -9,22 +10,40 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from scipy.integrate import solve_ivp
-from scipy.stats import multivariate_normal, norm
+from scipy.stats import norm
 
 from hso_jax import problems
 from hso_jax.noise import alpha_sigma
+from hso_jax.problems import KINDS, Kind, family, generic, mixture, stack_problems
 
 WEIGHTS = np.array([0.2, 0.5, 0.3])
 MEANS = np.array([[-1.0, 0.3], [0.8, -0.5], [0.2, 1.1]])
 VARIANCES = np.array([0.15, 0.05])
+SMALL = {"dimension": 4, "components": 3, "members": 2}
 
 
 def small() -> problems.Problem:
-    return problems.mixture(WEIGHTS, MEANS, VARIANCES, members=[0, 2])
+    return mixture(WEIGHTS, MEANS, VARIANCES, members=[0, 2])
 
 
 def points(dimension: int = 2, batch: int = 5) -> np.ndarray:
     return np.random.default_rng(0).standard_normal((batch, dimension))
+
+
+def log_density(problem: problems.Problem, x: jax.Array, lam: float, of_class: bool) -> jax.Array:
+    """Of a sum of Gaussians at noise level lam, by its definition."""
+    alpha, sigma = alpha_sigma(jnp.asarray(lam), "vp")
+    weights = jnp.exp(problem.class_log_weights if of_class else problem.log_weights)
+    deviations = jnp.sqrt(alpha**2 * problem.variances + sigma**2)
+    return jnp.log(weights @ jax.scipy.stats.norm.pdf(x, alpha * problem.means, deviations).prod(-1))
+
+
+def variance(problem: problems.Problem) -> np.ndarray:
+    """Of the data a dimension, in the mean; of one problem or of several."""
+    weights = np.exp(np.asarray(problem.log_weights))[..., None]
+    means = np.asarray(problem.means)
+    apart = means - (weights * means).sum(-2, keepdims=True)
+    return ((weights * apart**2).sum(-2) + np.asarray(problem.variances)).mean(-1)
 
 
 @pytest.mark.parametrize("lam", [-1.5, 0.0, 1.2])
@@ -33,16 +52,10 @@ def test_denoiser_is_the_posterior_mean_by_quadrature(lam: float, inside: list[i
     """E[x_0 | x] by integrating prior times likelihood over x_0, knowing nothing of mixtures' posteriors."""
     sigma = 1.0 / np.sqrt(1.0 + np.exp(2.0 * lam))
     alpha = np.sqrt(1.0 - sigma**2)
-
-    def prior(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-        spread = VARIANCES**0.5
-        return sum(
-            WEIGHTS[c] * norm.pdf(a, MEANS[c, 0], spread[0]) * norm.pdf(b, MEANS[c, 1], spread[1]) for c in inside
-        )
-
     grid = np.linspace(-4.0, 4.0, 801)  # the trapezium rule converges exponentially here
     a, b = np.meshgrid(grid, grid, indexing="ij")
-    density = prior(a, b)
+    s = VARIANCES**0.5
+    density = sum(WEIGHTS[c] * norm.pdf(a, MEANS[c, 0], s[0]) * norm.pdf(b, MEANS[c, 1], s[1]) for c in inside)
     with jax.enable_x64(True):
         got = problems.denoise(small(), points(), lam, float(len(inside) == 2))
     for x, mean in zip(points(), np.asarray(got), strict=True):
@@ -51,51 +64,29 @@ def test_denoiser_is_the_posterior_mean_by_quadrature(lam: float, inside: list[i
         np.testing.assert_allclose(mean, wanted, rtol=1e-9, atol=1e-10)
 
 
-def test_density_is_normalised() -> None:
-    axis = np.linspace(-6.0, 6.0, 241)
-    grid = np.stack(np.meshgrid(axis, axis), axis=-1)
-    with jax.enable_x64(True):
-        density = jnp.exp(problems.log_density(small(), grid, 0.3, of_class=True))
-        assert float(density.sum()) * 0.05**2 == pytest.approx(1.0, rel=1e-9)
-    for lam in (-np.inf, np.inf):  # standard normal noise, and the data itself
-        with jax.enable_x64(True):
-            got = problems.log_density(small(), points(), lam)
-        parts = [
-            w * multivariate_normal.pdf(points(), m, np.diag(VARIANCES)) for w, m in zip(WEIGHTS, MEANS, strict=True)
-        ]
-        noise = multivariate_normal.pdf(points(), np.zeros(2))
-        np.testing.assert_allclose(np.exp(got), noise if lam < 0 else sum(parts), rtol=1e-12)
-
-
 @pytest.mark.parametrize("lam", [-4.0, 0.0, 3.0, np.inf])
 def test_score_is_the_gradient_of_the_log_density(lam: float) -> None:
     with jax.enable_x64(True):
-        x = points() / (1.0 + np.exp(lam)) + MEANS[:1]
-        problem = small()
-        grads = [
-            jax.vmap(jax.grad(lambda y, c=c: problems.log_density(problem, y, lam, of_class=c)))(x)
-            for c in (False, True)
-        ]
+        x, problem = points() / (1.0 + np.exp(lam)) + MEANS[:1], small()
+        whole, part = (jax.vmap(jax.grad(lambda y, c=c: log_density(problem, y, lam, c)))(x) for c in (False, True))
         for weight in (0.0, 1.0, 4.0):
-            wanted = grads[0] + weight * (grads[1] - grads[0])
-            np.testing.assert_allclose(problems.score(small(), x, lam, weight), wanted, rtol=1e-10, atol=1e-10)
+            wanted = whole + weight * (part - whole)
+            np.testing.assert_allclose(problems.score(problem, x, lam, weight), wanted, rtol=1e-10, atol=1e-10)
         alpha, sigma = alpha_sigma(np.float64(lam), "vp")
         if sigma > 0:  # Tweedie's formula ties it to the denoiser
-            tweedie = (x + sigma**2 * problems.score(small(), x, lam, 4.0)) / alpha
-            np.testing.assert_allclose(problems.denoise(small(), x, lam, 4.0), tweedie, rtol=1e-9, atol=1e-9)
+            tweedie = (x + sigma**2 * problems.score(problem, x, lam, 4.0)) / alpha
+            np.testing.assert_allclose(problems.denoise(problem, x, lam, 4.0), tweedie, rtol=1e-9, atol=1e-9)
 
 
 def test_guidance_formula() -> None:
     with jax.enable_x64(True):
-        whole = problems.mixture(WEIGHTS, MEANS, VARIANCES)
-        part = problems.mixture(WEIGHTS[[0, 2]], MEANS[[0, 2]], VARIANCES)
+        whole = mixture(WEIGHTS, MEANS, VARIANCES)
+        part = mixture(WEIGHTS[[0, 2]], MEANS[[0, 2]], VARIANCES)
         for lam in (-np.inf, -1.0, 0.5, np.inf):
             u, c = (problems.denoise(p, points(), lam) for p in (whole, part))
             for weight in (0.0, 1.0, 7.5):
                 got = problems.denoiser(small(), weight)(points(), lam)
                 np.testing.assert_allclose(got, u + weight * (c - u), rtol=1e-11, atol=1e-11)
-        again = problems.with_class(whole, [0, 2])
-        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-12), again, small())
 
 
 def test_both_ends_are_limits_and_have_gradients() -> None:
@@ -145,9 +136,9 @@ def test_exact_is_what_scipy_integrates(guidance: float, start: float, end: floa
 
 
 def test_exact_in_float32() -> None:
-    narrow_problem = problems.generic(jax.random.key(0))
+    narrow_problem = generic(jax.random.key(0))
     with jax.enable_x64(True):
-        wide_problem = problems.generic(jax.random.key(0))
+        wide_problem = generic(jax.random.key(0))
     x = points(32, 50)
     for guidance in (1.0, 7.5):
         narrow = problems.exact(narrow_problem, np.float32(x), guidance=guidance)
@@ -160,15 +151,9 @@ def test_exact_in_float32() -> None:
         assert error < 2.0 * float(narrow.error)
 
 
-def test_variance_counts_the_weights_and_averages_the_dimensions() -> None:
-    mixed = problems.mixture([1.0, 3.0], [[0.0, 2.0], [4.0, 2.0]], [0.5, 1.5])
-    assert float(problems.variance(mixed)) == pytest.approx((0.25 * 0.75 * 4.0**2 + 0.5 + 1.5) / 2)
-
-
 def test_generic_has_the_variance_and_the_spectrum_it_says() -> None:
     for spectrum, within, dimension in ((1.5, 0.3, 32), (0.0, 0.6, 7)):
-        options = {"dimension": dimension, "spectrum": spectrum, "within": within}
-        found = problems.generic(jax.random.key(1), components=2000, **options)
+        found = generic(jax.random.key(1), components=2000, dimension=dimension, spectrum=spectrum, within=within)
         between = np.asarray(found.means).var(0)
         assert np.asarray(found.means).mean(0) == pytest.approx(0.0, abs=1e-5)
         assert (between + found.variances).mean() == pytest.approx(1.0, rel=1e-5)
@@ -180,50 +165,95 @@ def test_generic_has_the_variance_and_the_spectrum_it_says() -> None:
 
 
 def test_the_same_key_is_the_same_problem_in_any_dtype() -> None:
-    narrow = problems.generic(jax.random.key(5))
+    narrow, again = (generic(jax.random.key(5)) for _ in range(2))
     with jax.enable_x64(True):
-        wide = problems.generic(jax.random.key(5))
+        wide = generic(jax.random.key(5))
         assert wide.means.dtype == np.float64 and narrow.means.dtype == np.float32
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, np.asarray(b), rtol=1e-6, atol=1e-6), narrow, wide)
-    again = problems.generic(jax.random.key(5))
     jax.tree.map(np.testing.assert_array_equal, narrow, again)
 
 
-def test_problems_stack() -> None:
-    several = [problems.generic(jax.random.key(k), dimension=4, components=3, members=1) for k in range(3)]
-    x = np.float32(points(4))
-    together = jax.vmap(lambda p: problems.denoise(p, x, 0.3, 2.0))(jax.tree.map(lambda *a: jnp.stack(a), *several))
-    for problem, got in zip(several, together, strict=True):
-        np.testing.assert_allclose(got, problems.denoise(problem, x, 0.3, 2.0), rtol=1e-5, atol=1e-6)
+def test_members_of_a_family_are_generic_problems_of_their_seed_and_kind() -> None:
+    kinds = [Kind(1.0, 0.2, 0.5), Kind(2.0, 0.6, 3.0)]
+    many = family([5, 6, 9], kinds, **SMALL)
+    assert [leaf.shape for leaf in many] == [(3, 3), (3, 3), (3, 3, 4), (3, 4)]
+    for own, options, seeds in ((kinds, SMALL, [5, 6, 9]), (list(KINDS), {}, [2, 3])):
+        made = family(seeds, own, **options) if options else family(seeds)
+        for i, (seed, kind) in enumerate(zip(seeds, [*own, own[0]], strict=False)):
+            jax.tree.map(
+                lambda a, b, i=i: np.testing.assert_array_equal(a[i], b),
+                made,
+                generic(jax.random.key(seed), **kind._asdict(), **options),
+            )
+    assert not np.any(np.isclose(family(range(2), **SMALL).means, family(range(2, 4), **SMALL).means))
 
 
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        (([0.5, -0.5, 1.0], MEANS, VARIANCES), "negative"),
-        (([0.0, 0.0, 0.0], MEANS, VARIANCES), "not all 0"),
-        (([0.5, np.nan, 0.5], MEANS, VARIANCES), "weights has NaN"),
-        ((WEIGHTS, MEANS * np.inf, VARIANCES), "means has NaN"),
-        ((WEIGHTS, MEANS, [0.1, 0.0]), r"variances\[1\] is 0.*singular"),
-        ((WEIGHTS, MEANS[:2], VARIANCES), "shapes"),
-    ],
-)
-def test_mixture_refuses(arguments: tuple, message: str) -> None:
+def test_stacked_problems_are_each_its_own() -> None:
+    several, x = family(range(3), **SMALL), np.float32(points(4))
+    together = jax.vmap(lambda p: problems.denoise(p, x, 0.3, 2.0))(several)
+    for i in range(3):
+        alone = jax.tree.map(lambda leaf, i=i: leaf[i], several)
+        np.testing.assert_allclose(together[i], problems.denoise(alone, x, 0.3, 2.0), rtol=1e-5, atol=1e-6)
+
+
+def test_kinds_are_every_combination_once_and_neighbours_are_mixed() -> None:
+    assert len(set(KINDS)) == len(KINDS) == math.prod(len(set(values)) for values in zip(*KINDS, strict=True))
+    for i in range(len(KINDS) - 3):
+        spectra, within, scales = (set(values) for values in zip(*KINDS[i : i + 4], strict=True))
+        assert len(within) == 4 and len(scales) == 3 and len(spectra) >= 2
+
+
+def test_default_members_have_their_kind_s_variance_share_and_spectrum() -> None:
+    many = family()
+    assert many.means.shape == (len(KINDS), 32, 32)
+    total = variance(many)
+    np.testing.assert_allclose(total, [kind.scale**2 for kind in KINDS], rtol=1e-5)
+    np.testing.assert_allclose(many.variances.mean(-1) / total, [kind.within for kind in KINDS], rtol=1e-5)
+    ratio = many.variances[:, 0] / many.variances[:, -1]
+    np.testing.assert_allclose(ratio, [32.0**kind.spectrum for kind in KINDS], rtol=1e-5)
+    in_centre = (many.means[:, :4].mean(1) ** 2).mean(-1) / total
+    assert 0.5 < float(in_centre.mean()) < 0.7  # a default class has more than half of the variance in its centre
+
+
+def test_the_class_lies_apart_from_the_others_and_the_variance_stays() -> None:
+    def ratio(apart: float) -> float:
+        problem = generic(jax.random.key(1), scale=2.0, apart=apart)
+        np.testing.assert_allclose(variance(problem), 4.0, rtol=1e-5)
+        groups = np.asarray(problem.means[:4]), np.asarray(problem.means[4:])
+        distance = groups[0].mean(0) - groups[1].mean(0)
+        return (distance**2).sum() / sum(((g - g.mean(0)) ** 2).sum() for g in groups)
+
+    assert ratio(2.0) == pytest.approx(4.0 * ratio(0.5), rel=1e-4)
+    whole = generic(jax.random.key(1), members=32)
+    np.testing.assert_allclose(whole.class_log_weights, whole.log_weights)
+
+
+ONE = mixture([1.0, 2.0], [[0.0, 1.0], [1.0, 0.0]], [0.5, 0.5])
+REFUSED: list[tuple[Any, tuple[Any, ...], dict[str, Any], str]] = [
+    (mixture, ([0.5, -0.5, 1.0], MEANS, VARIANCES), {}, "negative"),
+    (mixture, ([0.0, 0.0, 0.0], MEANS, VARIANCES), {}, "not all 0"),
+    (mixture, ([0.5, np.nan, 0.5], MEANS, VARIANCES), {}, "weights has NaN"),
+    (mixture, (WEIGHTS, MEANS * np.inf, VARIANCES), {}, "means has NaN"),
+    (mixture, (WEIGHTS, MEANS * 1e9, VARIANCES), {}, "scale them to a size near 1"),
+    (mixture, (WEIGHTS, MEANS, [0.1, 0.0]), {}, r"variances\[1\] is 0.*singular"),
+    (mixture, (WEIGHTS, MEANS[:2], VARIANCES), {}, "shapes"),
+    *((mixture, (WEIGHTS, MEANS, VARIANCES), {"members": x}, "members is") for x in ([], [3], [-1], [0, 0], [0.5])),
+    (mixture, ([0.0, 0.5, 0.5], MEANS, VARIANCES), {"members": [0]}, "no weight"),
+    (family, ([],), {}, "0 seeds and 36 kinds"),
+    (family, ([1],), {"kinds": ()}, "1 seeds and 0 kinds"),
+    (family, ([1],), {"dimension": 0}, "dimension is 0"),
+    (family, ([1],), {"components": 1}, "components is 1"),
+    (family, ([1],), {"components": 4, "members": 5}, "members is 5"),
+    (family, ([1],), {"kinds": [Kind(within=1.0)]}, r"within is 1\.0"),
+    (family, ([1],), {"kinds": [Kind(spectrum=np.inf)]}, "spectrum is inf"),
+    (family, ([1],), {"kinds": [Kind(scale=0.0)]}, r"scale is 0\.0"),
+    (family, ([1],), {"apart": 0.0}, r"apart is 0\.0"),
+    (stack_problems, ([ONE, mixture([1.0], [[0.0, 1.0]], [0.5, 0.5])],), {}, r"\(1, 2\), \(2, 2\).*one shape"),
+    (stack_problems, ([],), {}, "need one shape"),
+]
+
+
+@pytest.mark.parametrize(("door", "arguments", "options", "message"), REFUSED)
+def test_a_bad_value_is_named(door: Any, arguments: tuple, options: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        problems.mixture(*arguments)
-
-
-@pytest.mark.parametrize("members", [[], [3], [-1], [0, 0], [0.5]])
-def test_mixture_refuses_members(members: list) -> None:
-    with pytest.raises(ValueError, match="members"):
-        problems.mixture(WEIGHTS, MEANS, VARIANCES, members=members)
-    with pytest.raises(ValueError, match="no weight"):
-        problems.mixture([0.0, 0.5, 0.5], MEANS, VARIANCES, members=[0])
-
-
-@pytest.mark.parametrize(
-    "options", [{"components": 1}, {"dimension": 0}, {"members": 40}, {"within": 1.0}, {"spectrum": np.nan}]
-)
-def test_generic_refuses(options: dict) -> None:
-    with pytest.raises(ValueError, match=next(iter(options))):
-        problems.generic(jax.random.key(0), **options)
+        door(*arguments, **options)

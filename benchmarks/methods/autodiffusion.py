@@ -17,8 +17,9 @@ import numpy as np
 from rich.progress import Progress
 
 from benchmarks.metrics import frechet_distance, moments_of
-from benchmarks.models.subjects import Subject
-from hso_jax import Origin, Schedule, baseline
+from benchmarks.targets import OWN_SEEDS, Target
+from hso_jax import Schedule, baseline
+from hso_jax.schedule import Origin
 
 IMAGES, BUDGET = 100, 30_000
 ROUND, PARENTS, MUTATIONS, CROSSOVERS = 10, 2, 5, 2
@@ -46,39 +47,44 @@ class Result(NamedTuple):
 
 
 def search(
-    subject: Subject, solver: str, nfe: int, real: np.ndarray, images: int = IMAGES, budget: int = BUDGET, seed: int = 0
+    target: Target, solver: str, nfe: int, real: np.ndarray, images: int = IMAGES, budget: int = BUDGET, seed: int = 0
 ) -> Result:
     """Find the timesteps whose samples come closest to real images.
 
     Args:
-        subject: what the schedule is for; other noises than its own are used, the same for all candidates.
+        target: what the schedule is for.
         solver: of `benchmarks.compared.SOLVERS`.
         nfe: N.
-        real: [m, d] `subject.features` of real images; not those that are judged with.
-        images: samples a candidate.
+        real: [m, d] features of real images; not those that are judged with.
+        images: samples a candidate, of noise that nothing is judged on and that is the same for all.
         budget: evaluations of the network; a candidate takes images x N.
         seed: of the noise and of the search.
     """
-    affordable = budget // (images * nfe)
-    if affordable < 1 or min(len(real), images) < 2:
+    features, affordable = target.features, budget // (images * nfe)
+    if features is None or affordable < 1 or min(len(real), images) < 2:
         given = f"budget is {budget}, with {images} samples, {len(real)} real images and N = {nfe}"
         raise ValueError(f"{given}; need two of each or more and a budget of {images * nfe} or more")
-    own, wanted = subject.for_preparation(images, seed), moments_of(np.asarray(real, np.float64))
+    noise, latents, wanted = target.noise, target.latents(images, OWN_SEEDS + seed), moments_of(real.astype(np.float64))
+    count = noise.num_train_timesteps
+    first, last = (round(count * float(t)) for t in (noise.t_min, noise.t_max))
+
+    def schedule_of(row: Row, origin: Origin | None = None) -> Schedule:
+        return Schedule.from_t(noise, np.array(row) / count, origin=origin)
 
     def rate(row: Row) -> float:
-        found = own.features(own.sample(_schedule(own, row), solver).images)
-        finite = np.isfinite(found).all()
-        value = frechet_distance(moments_of(np.asarray(found, np.float64)), wanted) if finite else np.inf
+        samples = target.sample(schedule_of(row), solver, latents)
         progress.advance(task)
-        return value
+        if not bool(samples.isfinite().all()):
+            return np.inf
+        return frechet_distance(moments_of(features(samples).numpy().astype(np.float64)), wanted)
 
+    uniform = _row(np.rint(count * baseline("trailing", noise, nfe).t))
     with Progress(transient=True) as progress:
-        task = progress.add_task(f"{own.name} {solver} {nfe}: AutoDiffusion", total=affordable)
-        ratings = evolve(rate, _uniform(own, nfe), _levels(own), affordable, seed)
+        task = progress.add_task(f"{target.name} {solver} {nfe}: AutoDiffusion", total=affordable)
+        ratings = evolve(rate, uniform, np.arange(max(first, 1), last + 1), affordable, seed)
     row = min(ratings, key=ratings.__getitem__)
-    origin = Origin(method="autodiffusion", solver=solver, guidance=own.guidance, seed=seed)
-    schedule = Schedule.from_t(own.noise, _schedule(own, row).t, origin=origin)
-    return Result(schedule, ratings[row], next(iter(ratings.values())), len(ratings) * images * nfe)
+    origin = Origin(method="autodiffusion", solver=solver, guidance=target.guidance, seed=seed)
+    return Result(schedule_of(row, origin), ratings[row], ratings[uniform], len(ratings) * images * nfe)
 
 
 def evolve(
@@ -134,19 +140,3 @@ def _crossed(one: Row, other: Row, draw: np.random.Generator) -> Row:
 
 def _row(levels: np.ndarray | list[int]) -> Row:
     return tuple(sorted((int(i) for i in levels), reverse=True))
-
-
-def _levels(subject: Subject) -> np.ndarray:
-    """All training levels in the noise schedule's range."""
-    count = subject.noise.num_train_timesteps
-    first, last = (round(count * float(t)) for t in (subject.noise.t_min, subject.noise.t_max))
-    return np.arange(max(first, 1), last + 1)
-
-
-def _uniform(subject: Subject, nfe: int) -> Row:
-    t = baseline("trailing", subject.noise, nfe).t
-    return _row(np.rint(subject.noise.num_train_timesteps * t).astype(int))
-
-
-def _schedule(subject: Subject, row: Row) -> Schedule:
-    return Schedule.from_t(subject.noise, np.array(row) / subject.noise.num_train_timesteps)

@@ -25,20 +25,8 @@ import numpy as np
 from benchmarks import runner
 from benchmarks.compared import COMPARED
 from benchmarks.tables import markdown
-from hso_jax import (
-    BASELINES,
-    Hso,
-    Lane,
-    NoiseSchedule,
-    Schedule,
-    SolverError,
-    baseline,
-    preset,
-    search,
-    search_many,
-    solver_error,
-)
-from hso_jax.baselines import inapplicable
+from hso_jax import Hso, Lane, NoiseSchedule, Schedule, SolverError, baseline, preset, search, search_many, solver_error
+from hso_jax.baselines import BASELINES, inapplicable
 from hso_jax.problems import KINDS, Problem, family
 
 BUDGETS = (4, 5, 6, 8, 10)

@@ -20,6 +20,7 @@ from jax import Array
 
 from benchmarks import runner
 from benchmarks.compared import COMPARED
+from benchmarks.tables import markdown
 from hso_jax import NoiseSchedule, baseline, preset, refine, solvers
 from hso_jax.problems import Problem, denoiser, exact, generic
 
@@ -54,56 +55,50 @@ def errors(problem: Problem, lams: Array, noise: Array, truth: Array, guidance: 
     return jax.lax.map(one, lams)
 
 
-def candidates(noise: NoiseSchedule, nfe: int) -> tuple[list[str], np.ndarray]:
-    """Names and lams [., N] of the rules and of the family."""
-    names = [*RULES, *(f"({p:g}, {t:g})" for p, t in itertools.product(P, T_EPS))]
-    rules = np.stack([baseline(name, noise, nfe).lams for name in RULES])
-    return names, np.concatenate([rules, np.asarray(family(noise, nfe))])
-
-
-Cells = dict[tuple[float, int, str], tuple[list[str], np.ndarray]]
-"""Guidance, N and solver to the schedules' names and their squared errors [schedules, samples]."""
+NAMES = [*RULES, *(f"({p:g}, {t:g})" for p, t in itertools.product(P, T_EPS))]
+Cells = dict[tuple[float, int, str], np.ndarray]
+"""Guidance, N and solver to the squared errors [schedules, samples] of the schedules `NAMES`."""
 
 
 def study(problem: Problem, noise: NoiseSchedule, samples: int, seed: int) -> Cells:
     """Measure every cell."""
     x = jax.random.normal(jax.random.key(seed), (samples, problem.means.shape[1]))
-    start = float(noise.lam(float(noise.t_max)))
-    cells: Cells = {}
+    start, cells = float(noise.lam(float(noise.t_max))), Cells()
     for weight in GUIDANCE:
         truth = exact(problem, x, start=start, guidance=weight)
         print(f"w {weight:g}: exact solution, error estimate {float(truth.error):.1e}")
         for nfe, solver in itertools.product(BUDGETS, COMPARED):
-            names, lams = candidates(noise, nfe)
+            rules = np.stack([baseline(name, noise, nfe).lams for name in RULES])
+            lams = np.concatenate([rules, np.asarray(family(noise, nfe))])
             found = errors(problem, jnp.asarray(lams, x.dtype), x, truth.value, weight, solver)
-            cells[weight, nfe, solver] = names, np.asarray(found)
+            cells[weight, nfe, solver] = np.asarray(found)
     return cells
 
 
-def report(cells: Cells) -> None:
+def report(cells: Cells) -> str:
     """One row a cell."""
-    print(f"\n| w | N | solver | best (p, t_eps) | (2, 0.03) | {' | '.join(RULES)} |\n|{'---|' * (5 + len(RULES))}")
-    for (weight, nfe, solver), (names, squares) in cells.items():
-        rmse = dict(zip(names, np.sqrt(squares.mean(1)), strict=True))
-        best = min(names[len(RULES) :], key=rmse.__getitem__)
-        others = " | ".join(f"{rmse[name]:.3f}" for name in ("(2, 0.03)", *RULES))
-        print(f"| {weight:g} | {nfe} | {solver} | {rmse[best]:.3f} {best} | {others} |")
+    shown, rows = ("(2, 0.03)", *RULES), []
+    for (weight, nfe, solver), squares in cells.items():
+        rmse = dict(zip(NAMES, np.sqrt(squares.mean(1)), strict=True))
+        best = min(NAMES[len(RULES) :], key=rmse.__getitem__)
+        rows.append([f"{weight:g}", str(nfe), solver, f"{rmse[best]:.3f} {best}", *(f"{rmse[x]:.3f}" for x in shown)])
+    return markdown(["w", "N", "solver", "best (p, t_eps)", *shown], rows, left=3)
 
 
-def ranking(cells: Cells, draws: int = 200) -> None:
+def ranking(cells: Cells, draws: int = 200) -> str:
     """What choosing by few of the samples costs: regret of the choice on all of them, over random subsets."""
-    rng = np.random.default_rng(SEED)
-    print("\n| samples | same choice | regret of RMSE: mean | worst 5% |\n|---|---|---|---|")
+    rng, rows = np.random.default_rng(SEED), []
     for count in (8, 16, 32, 64, 128, 256):
         same, regret = [], []
-        for _, squares in cells.values():
+        for squares in cells.values():
             full = np.sqrt(squares[len(RULES) :].mean(1))
             for _ in range(draws):
                 subset = rng.choice(squares.shape[1], count, replace=False)
                 chosen = squares[len(RULES) :, subset].mean(1).argmin()
                 same.append(chosen == full.argmin())
                 regret.append(full[chosen] / full.min() - 1.0)
-        print(f"| {count} | {np.mean(same):.0%} | {np.mean(regret):.2%} | {np.quantile(regret, 0.95):.2%} |")
+        rows.append([str(count), f"{np.mean(same):.0%}", f"{np.mean(regret):.2%}", f"{np.quantile(regret, 0.95):.2%}"])
+    return markdown(["samples", "same choice", "regret of RMSE: mean", "worst 5%"], rows)
 
 
 def main() -> None:
@@ -116,9 +111,9 @@ def main() -> None:
     begin = time.perf_counter()
     cells = study(problem, noise, SAMPLES, SEED + 1)
     print(f"{time.perf_counter() - begin:.1f} s with compilation")
-    report(cells)
+    print("\n" + report(cells))
     if options.samples:
-        ranking(cells)
+        print(ranking(cells))
 
 
 if __name__ == "__main__":

@@ -13,13 +13,6 @@ from typing import Any
 
 from benchmarks.runner import WEIGHTS
 
-LOSS = {
-    "epsilon": "mean squared error of eps with the Min-SNR weight (gamma 5)",
-    "v_prediction": "mean squared error of v with the Min-SNR weight (gamma 5)",
-    "flow": "mean squared error of noise - data at logit-normal levels",
-}
-
-
 DATA = {
     "fashion": (
         "Fashion-MNIST (Xiao et al. 2017, arXiv 1708.07747), grey, with a border of 2 black pixels; licence MIT "
@@ -44,60 +37,41 @@ SEEN = {
 }
 """What a person sees in samples.png; to be looked at again when a model is trained again."""
 
-LICENCE = "Apache-2.0, as this repository"
-MODEL_END = (
-    "Made for judging schedules on a real network that is quick to run; a small, briefly trained model, no good for "
-    "pictures."
-)
-CLASSIFIER_END = (
-    "Its features measure distances between pictures of this one kind: they compare samplers of one model, and say "
-    "nothing of other data. The distances are on another scale than those of Inception."
-)
+MODEL_END = "Made for judging schedules on a real network that is quick to run; briefly trained, no good for pictures."
+CLASSIFIER_END = "Its features compare samplers of one model. Distances are on another scale than those of Inception."
 
 
 def write_card(folder: Path) -> None:
-    """Write the card of a model from its training.json, loss.csv, scheduler and, where there is one, samples.json.
-
-    That of a classifier is written from its config.json.
-    """
-    text = classifier_card(folder) if (folder / "config.json").exists() else model_card(folder)
-    (folder / "README.md").write_text(text)
+    """Write the card of a model, or of a classifier, which has a config.json."""
+    (folder / "README.md").write_text(card(folder))
 
 
-def model_card(folder: Path) -> str:
-    """Write the text of a model's card."""
-    facts = _read(folder / "training.json")
-    levels = _read(folder / "scheduler" / "scheduler_config.json")
-    size = (folder / "unet" / "diffusion_pytorch_model.safetensors").stat().st_size
-    channels = _read(folder / "unet" / "config.json")["in_channels"]
-    trained, held_out = (float(x) for x in (folder / "loss.csv").read_text().split()[-1].split(",")[2:])
-    (source, file), kind = DATA[facts["data"]], levels.get("prediction_type", "flow")
-    if kind == "flow":
-        noise = f"rectified flow, shift {levels['shift']:g}, timestep = 1000 sigma; predicts noise - data"
+def card(folder: Path) -> str:
+    """Write the card's text: facts, the commands that train it, and what its samples look like."""
+    facts = _read(folder / ("config.json" if (folder / "config.json").exists() else "training.json"))
+    data = facts.get("data", folder.name.removesuffix("-classifier"))
+    source, file = DATA[data]
+    size = sum(weights.stat().st_size for weights in folder.rglob("*.safetensors"))
+    rows = {"weights": f"{size / 1e6:.1f} MB, float32; Apache-2.0, as this repository", "data": source}
+    if "epochs" in facts:
+        commands = [f"python -m benchmarks.models.train_classifier {data} --data {file} --epochs {facts['epochs']}"]
+        end = [CLASSIFIER_END]
     else:
-        betas = f"betas {levels['beta_schedule']} {levels['beta_start']:g}..{levels['beta_end']:g}"
-        noise = f"{levels['num_train_timesteps']} levels, {betas}; predicts {kind.removesuffix('_prediction')}"
-    runs = [
-        f"{run['name']}, {run['steps']} steps, {run['minutes']:g} min, held-out loss {run['held_out_loss']:g}"
-        for run in facts["started_from"]
-    ]
-    before = f"started from the weights of {'; then '.join(runs)}; then " if runs else ""
-    threads = f"{facts['threads']} thread{'s' if facts['threads'] > 1 else ''}"
-    rows = {
-        "network": f"diffusers `UNet2DModel`, {channels} x 32 x 32, class-conditional; label {facts['no_label']} is "
-        "none",
-        "size": f"{size / 1e6:.1f} MB, float32, averaged weights",
-        "noise": noise,
-        "data": source,
-        "classes": ", ".join(facts["classes"]),
-        "training": f"{before}{facts['steps']} steps of {facts['batch']} images, {facts['minutes']:g} min on {threads} "
-        f"of a shared {facts['machine']} CPU, seed {facts['seed']}, torch {facts['torch']}",
-        "loss": f"{LOSS[kind]}: training {trained:g} (last batches), held out {held_out:g} ([curve](loss.png))",
-        "licence": LICENCE,
-    }
-    samples = folder / "samples.json"
-    seen = _seen(facts["name"], _read(samples)) if samples.exists() else []
-    return _card(facts["name"], rows, _commands(facts, file), [*seen, MODEL_END])
+        levels = _read(folder / "scheduler" / "scheduler_config.json")
+        noise = ("prediction_type", "num_train_timesteps", "beta_schedule", "beta_start", "beta_end", "shift")
+        rows["noise"] = ", ".join(f"{name} {levels[name]}" for name in noise if name in levels)
+        trained, held_out = (float(x) for x in (folder / "loss.csv").read_text().split()[-1].split(",")[2:])
+        rows["loss"] = f"training {trained:g} (last batches), held out {held_out:g} ([curve](loss.png))"
+        commands, end = _commands(facts, file), [*_samples(folder), MODEL_END]
+    rows |= {name: _told(value) for name, value in facts.items() if name not in ("name", "data")}
+    table = ["| | |", "|---|---|", *(f"| {key.replace('_', ' ')} | {value} |" for key, value in rows.items())]
+    return "\n".join([f"# {folder.name}", "", *table, "", "```bash", *commands, "```", "", *end]) + "\n"
+
+
+def _told(value: Any) -> str:
+    if isinstance(value, list):
+        return "; ".join(map(_told, value)) or "-"
+    return ", ".join(f"{k} {v}" for k, v in value.items()) if isinstance(value, dict) else str(value)
 
 
 def _commands(facts: dict[str, Any], file: str) -> list[str]:
@@ -115,40 +89,17 @@ def _commands(facts: dict[str, Any], file: str) -> list[str]:
     return lines
 
 
-def _seen(name: str, drawn: dict[str, Any]) -> list[str]:
+def _samples(folder: Path) -> list[str]:
+    """What `picture` drew, where it did."""
+    if not (file := folder / "samples.json").exists():
+        return []
+    drawn = _read(file)
     shares = drawn["agreement"]
     least = ", ".join(f"{label} ({shares[label]:.0%})" for label in sorted(shares, key=shares.__getitem__)[:3])
+    how = f"{drawn['columns']} samples of each class, {drawn['steps']} steps, guidance {drawn['guidance']:g}"
     mean = sum(shares.values()) / len(shares)
-    how = f"{drawn['steps']} steps, guidance {drawn['guidance']:g}, seed {drawn['seed']}"
-    told = f"{drawn['columns']} samples of each class, {how}. The classifier gives {mean:.0%} of them their label; "
-    told += f"least often {least}."
-    return ["![samples, a row for each class](samples.png)", "", told, *([SEEN[name]] if name in SEEN else []), ""]
-
-
-def classifier_card(folder: Path) -> str:
-    """Write the text of a classifier's card."""
-    facts = _read(folder / "config.json")
-    data = folder.name.removesuffix("-classifier")
-    source, file = DATA[data]
-    size = (folder / "model.safetensors").stat().st_size
-    rows = {
-        "network": "four convolutions with batch norm, a global mean, two dense layers; features are the 96 numbers "
-        f"before the last activation; {facts['in_channels']} x 32 x 32 in [-1, 1]",
-        "size": f"{size / 1e6:.1f} MB, float32",
-        "data": source,
-        "classes": ", ".join(facts["classes"]),
-        "training": f"{facts['epochs']} epochs, {facts['minutes']:g} min, seed {facts['seed']}",
-        "accuracy": f"{facts['test_accuracy']:.1%} of {facts['test_images']} held-out images; mean of the classes' own "
-        f"{facts['mean_of_classes']:.1%}; always saying the commonest class {facts['commonest_class']:.1%}",
-        "licence": LICENCE,
-    }
-    command = f"python -m benchmarks.models.train_classifier {data} --data {file} --epochs {facts['epochs']}"
-    return _card(folder.name, rows, [command], [CLASSIFIER_END])
-
-
-def _card(title: str, rows: dict[str, str], commands: list[str], end: list[str]) -> str:
-    table = ["| | |", "|---|---|", *(f"| {key} | {value} |" for key, value in rows.items())]
-    return "\n".join([f"# {title}", "", *table, "", "```bash", *commands, "```", "", *end]) + "\n"
+    told = f"{how}. The classifier gives {mean:.0%} of them their label; least often {least}."
+    return ["![samples, a row for each class](samples.png)", "", told, SEEN.get(folder.name, ""), ""]
 
 
 def _read(file: Path) -> Any:

@@ -6,18 +6,17 @@ Schedules come from the records; the images are sampled again, for the first few
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from benchmarks.compared import SOLVERS
-from benchmarks.methods import prepare
-from benchmarks.models.subjects import Subject
+from benchmarks.measure import FINE
 from benchmarks.plots import pictures
 from benchmarks.runner import Record, schedule_of
 from benchmarks.tables import columns, number
+from benchmarks.targets import Judged, own
 from bridge.cli.pictures import Row, grid, save_png
-from hso_jax import Schedule
 from hso_jax.solvers import NONSTATIONARY
 
 ROWS = ("trailing", "hso", "solver-error")
@@ -34,37 +33,25 @@ def sheets(records: Sequence[Record]) -> dict[str, list[Record]]:
     }
 
 
-def write(
-    records: Sequence[Record], folder: Path, subject: Callable[..., Any] = Subject, *, anew: bool = True
-) -> list[Path]:
+def write(records: Sequence[Record], folder: Path, *, anew: bool = True) -> list[Path]:
     """Draw the grids of the records into a folder, without `anew` only missing ones; returns the files drawn."""
+    judged = functools.cache(lambda model, count, seed: Judged(own(model), count, FINE, seed))
     files = []
-    cached = functools.cache(subject)
     for name, rows in sheets(records).items():
         if anew or not (folder / name).exists():
-            one = rows[0]
-            judged = cached(one.model, one.guidance, one.samples, one.seed)
             files.append(folder / name)
-            save_png(_draw(rows, judged), files[-1], {})
+            save_png(_draw(rows, judged(rows[0].model, rows[0].samples, rows[0].seed)), files[-1], {})
     return files
 
 
-def _draw(records: Sequence[Record], subject: Any) -> Any:
-    converged = subject.teacher().images[:IMAGES]
-    rows = []
+def _draw(records: Sequence[Record], judged: Judged) -> Any:
+    latents, rows = judged.latents[:IMAGES], []
     for record in records:
-        schedule, solver = _drawn(record, subject)
-        images = subject.sample(schedule, solver, slice(0, len(converged))).images
+        if record.method == NONSTATIONARY and record.coefficients is None:
+            continue  # records of earlier versions do not keep them
+        images = judged.target.sample(schedule_of(record), SOLVER, latents)
         rows.append(Row(record.method, f"RMSE {number(record.rmse)}\nFID {number(record.fid)}", pictures(images)))
-    rows.append(Row("converged", "the limit of many steps", pictures(converged)))
+    rows.append(Row("converged", "the limit of many steps", pictures(judged.converged[:IMAGES])))
     title = f"{records[0].model}: {records[0].nfe} evaluations, {SOLVERS[SOLVER]}"
     text = "The same noise in each column. RMSE and FID are those of all samples, to the converged ones."
-    return grid(rows, [f"noise {i}" for i in range(len(converged))], title, text)
-
-
-def _drawn(record: Record, subject: Any) -> tuple[Schedule, str]:
-    """Rebuild the schedule of a record and its solver; coefficients are in no record, and are searched again."""
-    if record.method != NONSTATIONARY:
-        return schedule_of(record), SOLVER
-    schedule = prepare(record.method, subject, record.solver, record.nfe, seed=record.seed).schedule
-    return schedule, schedule.solver
+    return grid(rows, [f"noise {i}" for i in range(len(latents))], title, text)

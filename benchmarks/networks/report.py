@@ -8,8 +8,7 @@ with a step to clean data.
 from __future__ import annotations
 
 import statistics
-from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from math import floor, log10
 from pathlib import Path
 
@@ -19,7 +18,7 @@ from benchmarks.compared import SOLVERS
 from benchmarks.methods import ABLATIONS, DETAILS
 from benchmarks.networks import grids
 from benchmarks.plots import detail_figure, error_figure, save
-from benchmarks.runner import Record, Records, comma_separated, main_group, schedule_of
+from benchmarks.runner import Record, Records, main_group, schedule_of
 from benchmarks.tables import (
     METRICS,
     Column,
@@ -32,7 +31,6 @@ from benchmarks.tables import (
     means,
     number,
     outcomes,
-    table,
     versus,
 )
 from hso_jax.files import write_whole
@@ -45,17 +43,18 @@ NETWORK = ("gits", "autodiffusion", LIMIT)  # look at the network that they are 
 FIRST = (NONSTATIONARY, "solver-error", "hso", "dm-nonuni", "trailing", "karras", "ays", "uniform-lam")
 """The methods that lead a table; the rest follow by name, those of `NETWORK` last."""
 
-IN_CSV = (
+UNSHOWN = (
     *("hso-dm-nonuni", "ays", "ays-sdxl", "beta", "beta-t", "exponential"),
     *("leading", "linear-quadratic", "linspace", "sgm-uniform"),
 )
 BETWEEN = 7
-"""Methods, and an N, that are in the CSV and in every count and mean over N, and have no row or column of their own."""
+"""Methods, and an N, that are in every count and mean over N, and have no row or column of their own."""
 
 DEFAULT_SOLVER = "ddim"
 DEFAULT_RULE = {"fashion-eps": "leading", "fashion-v": "leading", "emoji-flow": "linspace"}
 """Of the networks' own schedulers, as they are saved: DDIM, and Euler for the flow, which is the same."""
 
+DETAIL_METHODS = {x: f"detail-{x:g}" if x else "solver-error" for x in DETAILS}
 SPACING = {"hso-no-spacing": "none", "hso-penalty": "SPF", "hso": "constraint"}
 SPACED_NFE = 4  # where the paper shows it
 
@@ -70,8 +69,8 @@ bootstrap over images. They hold the spread between images, which all schedules 
 is a cautious tie. `solver-error` and `nonstationary` have the defaults of 0.2.0; what is named "-other" those of 0.1.0
 (no error of the model, the mean of squares, clusters alone).
 
-The tables below show a part of the cells; [benchmarks.csv](benchmarks.csv) has all of them. A ratio in a table is a
-geometric mean over the networks, of all N where N has no column of its own.
+The tables below show a part of the cells; `benchmarks.jsonl` has all of them. A ratio in a table is a geometric mean
+over the networks, of all N where N has no column of its own.
 """
 
 SUMMARY = """\
@@ -142,13 +141,7 @@ Classifier-free guidance: none + w (labelled - none). The converged samples are 
 those of `trailing`.
 """
 
-LIMIT_TEXT = """\
-RMSE over that of the nodes optimised directly on the network.
-"""
-
-LOST = """\
-Cells in which the error of `solver-error` lies beyond the interval of the best rule's or HSO's, by which is the best.
-"""
+LIMIT_TEXT = "RMSE over that of the nodes optimised directly on the network.\n"
 
 GRIDS = """\
 Rows are schedules, columns are seeds; the last row is where all of them would end with many steps.
@@ -156,18 +149,16 @@ Rows are schedules, columns are seeds; the last row is where all of them would e
 
 
 def write(found: Records, folder: Path) -> list[Path]:
-    """Write benchmarks.md, benchmarks.csv and the plots, after the grids if there are any; returns the files."""
-    contents = {"benchmarks.md": report(found, folder), "benchmarks.csv": comma_separated(found.cells)}
-    for name, content in contents.items():
-        write_whole(folder / name, content.encode())
+    """Write benchmarks.md and the plots, after the grids if there are any; returns the files."""
+    write_whole(folder / "benchmarks.md", report(found, folder).encode())
     records = main_group(found.cells)
     plain = [r for r in records if r.guidance == 1.0]
     figures = {f"benchmarks-{m}.png": error_figure(plain, m) for m in (PLOTTED if plotted(plain) else ())}
     if ratios := detail_ratios(records):
-        figures["benchmarks-detail.png"] = detail_figure(tuple(DETAILS), ratios)
+        figures["benchmarks-detail.png"] = detail_figure(DETAILS, ratios)
     for name, figure in figures.items():
         save(figure, folder / name)
-    return [folder / name for name in (*contents, *figures)]
+    return [folder / name for name in ("benchmarks.md", *figures)]
 
 
 def report(found: Records, folder: Path) -> str:
@@ -176,34 +167,35 @@ def report(found: Records, folder: Path) -> str:
         raise ValueError("there are no records to report; run `python -m benchmarks` first")
     records = main_group(found.cells)
     ranked = [r for r in records if r.method not in ABLATIONS]
-    plain = [r for r in records if r.guidance == 1.0]
+    plain, guided = ([r for r in records if (r.guidance == 1.0) == alone] for alone in (True, False))
     parts = ["# Schedules on trained networks\n", how(found), "## Summary\n", SUMMARY, tally(ranked)]
     if plotted(plain):
         parts += [f"![{METRICS[m]} against N](benchmarks-{m}.png)\n" for m in PLOTTED]
     parts += ["## All methods\n", MARKS]
-    shown = [r for r in plain if r.method not in (*ABLATIONS, *IN_CSV)]
+    shown = [r for r in plain if r.method not in (*ABLATIONS, *UNSHOWN)]
     for model in dict.fromkeys(r.model for r in shown):
         own = [r for r in shown if r.model == model and r.nfe != BETWEEN]
         for metric in PLOTTED:
             parts += [f"### {model}: {METRICS[metric]}\n", errors(own, metric)]
-    over = "dm-nonuni"
-    pairs = [(m, over) for m in ("hso-dm-nonuni", "mep-only", "hso", "solver-error")]
-    parts += ["## The paper's studies\n", STUDIES, "### Main result and ablation\n", MAIN, relative(plain, pairs)]
+    ablation = [(m, "dm-nonuni") for m in ("hso-dm-nonuni", "mep-only", "hso", "solver-error")]
     others = [(f"{m}-other", m) for m in ("hso", "solver-error")]
-    parts += ["### Model adaptivity\n", ADAPTIVITY, relative(plain, others, every_nfe=False)]
-    parts += ["### psi* against N\n", PSI, psi(plain)]
-    parts += ["### Robustness: the spacing\n", ROBUSTNESS, robustness(plain)]
-    parts += ["### The weight of fine detail\n", DETAIL, detail(plain)]
-    if detail_ratios(plain):
-        parts += ["![RMSE and FID against detail](benchmarks-detail.png)\n"]
-    parts += ["### Cost\n", COST, cost(shown)]
-    parts += ["## Coefficients of their own\n", OWN, own_coefficients(ranked)]
-    parts += ["## Recommended against the default\n", DEFAULT, against_default(ranked)]
     rules = [(m, "trailing") for m in (NONSTATIONARY, "solver-error", "hso", "uniform-lam")]
-    parts += ["## Guidance\n", GUIDANCE, relative((r for r in records if r.guidance != 1.0), rules)]
     limits = [(m, LIMIT) for m in (NONSTATIONARY, "solver-error", "gits", "hso", "trailing")]
-    parts += ["## Distance to the limit\n", LIMIT_TEXT, relative(plain, limits, ("rmse",))]
-    parts += ["## Where the solver-error method does not help\n", LOST, lost(ranked)]
+    sections = [
+        ("## The paper's studies", STUDIES, ""),
+        ("### Main result and ablation", MAIN, relative(plain, ablation)),
+        ("### Model adaptivity", ADAPTIVITY, relative(plain, others, every_nfe=False)),
+        ("### psi* against N", PSI, psi(plain)),
+        ("### Robustness: the spacing", ROBUSTNESS, robustness(plain)),
+        ("### The weight of fine detail", DETAIL, detail(plain)),
+        ("### Cost", COST, cost(shown)),
+        ("## Coefficients of their own", OWN, own_coefficients(ranked)),
+        ("## Recommended against the default", DEFAULT, against_default(ranked)),
+        ("## Guidance", GUIDANCE, relative(guided, rules)),
+        ("## Distance to the limit", LIMIT_TEXT, relative(plain, limits, ("rmse",))),
+    ]
+    for heading, text, table in sections:
+        parts += [f"{heading}\n", text, *([table] if table else [])]
     if drawn := {name: own[0] for name, own in grids.sheets(plain).items() if (folder / name).exists()}:
         parts += ["## Images\n", GRIDS, *(f"![{r.model}, N = {r.nfe}]({name})\n" for name, r in drawn.items())]
     return "\n".join(parts)
@@ -219,7 +211,7 @@ def how(found: Records) -> str:
         f"- RMSE between the last two refinements of the converged samples: {min(errors):.1e} to {max(errors):.1e}.",
     ]
     if left := len(found.cells) - len(records):
-        facts.append(f"- {left} cells with another seed, count or dtype are in the CSV only.")
+        facts.append(f"- {left} cells with another seed, count or dtype are in the records only.")
     for setup in found.setups:
         machine = f"{setup['cpu']}, {setup['cores']} cores, threads of PyTorch: {setup['threads']}"
         packages = ", ".join(f"{k} {v}" for k, v in setup.items() if k not in ("cpu", "cores", "threads"))
@@ -256,8 +248,7 @@ def relative(
 ) -> str:
     """Write errors of the first of a pair of methods over the second's, a row a guidance weight, solver and N."""
     found = columns(records)
-    guided = {column[1] for column in found} != {1.0}
-    shown = (guided, True, every_nfe)  # which of guidance, solver and N name a row
+    shown = ({column[1] for column in found} != {1.0}, True, every_nfe)  # which of guidance, solver and N name a row
     ratios: list[Ratio] = []
     for (_, weight, solver, nfe), cells in found.items():
         row = tuple(x for x, told in zip((f"{weight:g}", SOLVERS[solver], str(nfe)), shown, strict=True) if told)
@@ -269,58 +260,36 @@ def relative(
     return means([x for x, told in zip(("guidance", "solver", "N"), shown, strict=True) if told], ratios)
 
 
-# ---- the solver-error method against the rules and HSO
-
-
 def compared(records: Sequence[Record], metric: str) -> list[Versus]:
     """Every cell that has the solver-error method and a rule or HSO, both with a figure."""
-    against = {r.method for r in records} - {"solver-error", NONSTATIONARY, *NETWORK}
+    against = {r.method for r in records} - {"solver-error", "recommend", "zoo", NONSTATIONARY, *NETWORK}
     return [v for v in versus(records, "solver-error", sorted(against), metric) if getattr(v.own, metric) is not None]
 
 
-def _by_model(
-    records: Sequence[Record], metrics: Sequence[str], told: Callable[[Sequence[Versus]], str], every: bool
-) -> str:
-    """Write what is told of the compared cells, a row a guidance weight and model, with `every` one for all models."""
+def tally(records: Sequence[Record]) -> str:
+    """Count the columns that are best / inside the best's interval / beaten, a row a guidance weight and model."""
     rows = []
     for weight in sorted({r.guidance for r in records}):
         here = [r for r in records if r.guidance == weight]
-        models = {model: [r for r in here if r.model == model] for model in dict.fromkeys(r.model for r in here)}
-        for name, own in {**models, **({"all": here} if every else {})}.items():
-            rows.append([f"{weight:g}", name, *(told(compared(own, metric)) for metric in metrics)])
-    return markdown(["guidance", "model", *(METRICS[m] for m in metrics)], rows, left=2)
-
-
-def tally(records: Sequence[Record]) -> str:
-    """Count the columns that are best / inside the best's interval / beaten."""
-    return _by_model(records, JUDGED, lambda v: " / ".join(map(str, outcomes(v))) if v else "-", every=True)
-
-
-def lost(records: Sequence[Record]) -> str:
-    """Count the columns in which the solver-error method is beaten, by what beats it."""
-
-    def told(cells: Sequence[Versus]) -> str:
-        winners = Counter(v.best.method for v in cells if v.outcome == 2)
-        return ", ".join(f"`{method}` {count}" for method, count in winners.most_common()) or "none"
-
-    return _by_model(records, PLOTTED, told, every=False)
-
-
-# ---- coefficients of their own
+        for name in (*dict.fromkeys(r.model for r in here), "all"):
+            own = [r for r in here if name in (r.model, "all")]
+            rows.append([f"{weight:g}", name, *(outcomes(compared(own, metric)) for metric in JUDGED)])
+    return markdown(["guidance", "model", *(METRICS[m] for m in JUDGED)], rows, left=2)
 
 
 def own_coefficients(records: Sequence[Record]) -> str:
     """Against the best known solver with any schedule, a row a weight and N, and one for all N."""
-    groups: dict[tuple[float, str, int], list[Record]] = {}
+    groups: dict[tuple[float, int, str], list[Record]] = {}
     for r in records:
-        groups.setdefault((r.guidance, r.model, r.nfe), []).append(r)
+        groups.setdefault((r.guidance, r.nfe, r.model), []).append(r)
     ratios: list[Ratio] = []
-    for (weight, _, nfe), every in sorted(groups.items(), key=lambda item: (item[0][0], item[0][2])):
+    for (weight, nfe, _), every in sorted(groups.items(), key=lambda item: item[0][:2]):
         for metric in PLOTTED:
-            known = [x for r in every if r.method not in (NONSTATIONARY, *NETWORK) and (x := getattr(r, metric))]
-            own = next((x for r in every if r.method == NONSTATIONARY and (x := getattr(r, metric))), None)
-            if own is not None and known:
-                ratios.append(((f"{weight:g}", str(nfe)), METRICS[metric], own / min(known)))
+            values = [(r.method, x) for r in every if (x := getattr(r, metric))]
+            known = [x for m, x in values if m not in (NONSTATIONARY, "recommend", "zoo", *NETWORK)]
+            own = [x for m, x in values if m == NONSTATIONARY]
+            if own and known:
+                ratios.append(((f"{weight:g}", str(nfe)), METRICS[metric], own[0] / min(known)))
     total = [((row[0], "all"), column, ratio) for row, column, ratio in ratios]
     return means(["guidance", "N"], [*ratios, *total], largest=True)
 
@@ -377,12 +346,14 @@ def robustness(records: Sequence[Record]) -> str:
         schedule = schedule_of(next(iter(own.values())))
         figures = [" / ".join(number(getattr(r, metric)) for r in own.values()) for metric in PLOTTED]
         rows.append([model, ", ".join(by_spacing), steps, number(schedule.min_spacing), *figures])
-    return table(["model", "spacing", "timesteps", "smallest gap in t", *(METRICS[m] for m in PLOTTED)], rows)
+    return markdown(
+        ["model", "spacing", "timesteps", "smallest gap in t", *(METRICS[m] for m in PLOTTED)], rows, left=2
+    )
 
 
 def detail_ratios(records: Sequence[Record]) -> dict[tuple[str, str], list[float]]:
     """(model, metric) to the geometric mean, for each of `DETAILS`, of the metric relative to the first, 0."""
-    methods = tuple(DETAILS.values())
+    methods = tuple(DETAIL_METHODS.values())
     found: dict[tuple[str, str], list[list[float]]] = {}
     for (model, *_), cells in _with([r for r in records if r.guidance == 1.0], methods):
         for metric in PLOTTED:
@@ -393,10 +364,11 @@ def detail_ratios(records: Sequence[Record]) -> dict[tuple[str, str], list[float
 
 
 def detail(records: Sequence[Record]) -> str:
-    """Write `detail_ratios` as a table."""
+    """Write `detail_ratios` as a table, and its picture."""
     ratios = detail_ratios(records)
     rows = [[model, METRICS[metric], *(f"{x:.3f}" for x in own)] for (model, metric), own in ratios.items()]
-    return table(["model", "", *(f"detail {x:g}" for x in DETAILS)], rows)
+    picture = "\n![RMSE and FID against detail](benchmarks-detail.png)\n" if rows else ""
+    return markdown(["model", "", *(f"detail {x:g}" for x in DETAILS)], rows, left=2) + picture
 
 
 def cost(records: Sequence[Record]) -> str:

@@ -27,7 +27,6 @@ from benchmarks.runner import budgets, exit_code, names
 
 OUT = Path("build/benchmarks")
 CHECKED = 16  # converged samples that are made with half as many evaluations too
-_SET = ("prompt", "num_inference_steps", "timesteps", "sigmas", "generator", "latents", "output_type", "return_dict")
 _WAIT = datetime.timedelta(days=2)  # of one process for the others; the default is minutes
 
 
@@ -82,12 +81,11 @@ def _run(args: argparse.Namespace) -> int:
     counts = {converged: len(prompts), half: min(CHECKED, len(prompts)), **dict.fromkeys(wanted, len(prompts))}
     if main_process:
         store.open()
-        # A file is always read again, since it may have changed.
-        known = {s: store.prepared(s) for s in counts if methods.get(s.method) is None}
-        rest = [s for s in counts if known.get(s) is None]
-        if rest:
-            print(f"finding {len(rest)} schedules", file=sys.stderr)
-        for setting, prepared in settings.prepare(rest, methods, noise, sampler.guidance).items():
+        for setting in counts:
+            file = methods.get(setting.method)
+            if file is None and store.prepared(setting) is not None:
+                continue  # a file is always read again, since it may have changed
+            prepared = settings.prepare(setting, file, noise, sampler.guidance)
             sampler.scheduler(setting, prepared.schedule)  # raises where it does not fit
             store.keep(setting, prepared)
     state.wait_for_everyone()
@@ -136,18 +134,10 @@ def _facts(folder: Path, call: dict[str, Any], seed: int, dtype: str, device: st
 
 def _call(args: argparse.Namespace) -> dict[str, Any]:
     """Arguments of the pipeline's call."""
-    call: dict[str, Any] = {} if args.guidance is None else {"guidance_scale": args.guidance}
-    for option in args.option:
-        key, equals, text = option.partition("=")
-        if not equals or not key.isidentifier():
-            raise ValueError(f"--option {option!r}: write KEY=VALUE")
-        if key in _SET or key in call:
-            raise ValueError(f"--option {key}: that is set by the comparison, or given twice")
-        try:
-            call[key] = json.loads(text)
-        except ValueError:
-            call[key] = text
-    return call
+    from bridge.cli.pictures import read_options
+
+    call = read_options(args.option, "the comparison")
+    return call if args.guidance is None else {**call, "guidance_scale": args.guidance}
 
 
 def _report(

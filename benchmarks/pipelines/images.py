@@ -46,10 +46,9 @@ class Store:
     """
 
     def __init__(self, folder: Path, facts: Mapping[str, Any], prompts: Sequence[str], batch: int) -> None:
-        """Compare with what is there; nothing is written, and the folder need not exist.
+        """Compare with what is there; nothing is written. `facts` is what all images depend on, beside the prompts.
 
-        `facts` is everything beside the prompts that all images depend on, as JSON. The prompts may be longer or
-        shorter than in earlier runs, if they begin alike.
+        The prompts may be more or fewer than in earlier runs, if they begin alike.
         """
         self.folder, self.prompts, self.batch = folder, list(prompts), batch
         self._facts: dict[str, Any] = json.loads(json.dumps({**facts, "batch": batch}))
@@ -60,16 +59,15 @@ class Store:
                 raise ValueError(f"{folder} exists and has no {MANIFEST}; choose a new folder with --out")
             return
         kept = json.loads(file.read_text(encoding="utf-8"))
-        before, old = kept["facts"], kept["prompts"]
-        told = "images made with {} = {}, now it is {}; choose another folder with --out"
-        for key in {**before, **self._facts}:
-            if before.get(key) != self._facts.get(key):
-                raise ValueError(
-                    f"{folder} has {told.format(key, *map(_short, (before.get(key), self._facts.get(key))))}"
-                )
-        for i, (one, other) in enumerate(zip(old, self.prompts, strict=False)):
-            if one != other:
-                raise ValueError(f"{folder} has {told.format(f'prompt {i}', _short(one), _short(other))}")
+        old, shared = kept["prompts"], min(len(kept["prompts"]), len(self.prompts))
+        before, now = (
+            {**facts, **{f"prompt {i}": text for i, text in enumerate(prompts[:shared])}}
+            for facts, prompts in ((kept["facts"], old), (self._facts, self.prompts))
+        )
+        for key in {**before, **now}:
+            if (one := before.get(key)) != (other := now.get(key)):
+                told = f"made with {key} = {_short(one)}, now it is {_short(other)}"
+                raise ValueError(f"{folder} has images {told}; choose another folder with --out")
         self._longest = max(old, self.prompts, key=len)
 
     def open(self) -> None:
@@ -84,14 +82,15 @@ class Store:
 
     def keep(self, setting: Setting, prepared: Prepared) -> None:
         """Keep a setting's schedule, before its first image. Raises ValueError if it has images of another schedule."""
+        schedule = None if prepared.schedule is None else json.loads(schedule_file.to_json(prepared.schedule))
         if (known := self.prepared(setting)) is not None:
-            if not _same(known.schedule, prepared.schedule):
+            a, b = known.schedule, prepared.schedule
+            if (a is None) != (b is None) or (a and b and not (np.array_equal(a.lams, b.lams) and a.end == b.end)):
+                place = self.folder / setting.name
                 raise ValueError(
-                    f"{self.folder / setting.name} has images of another schedule; remove that folder, or rename the "
-                    "method's file"
+                    f"{place} has images of another schedule; remove that folder, or rename the method's file"
                 )
             return
-        schedule = None if prepared.schedule is None else json.loads(schedule_file.to_json(prepared.schedule))
         (self.folder / setting.name).mkdir(exist_ok=True)
         text = json.dumps({"seconds": prepared.seconds, "schedule": schedule}, indent=1)
         write_whole(self.place(setting, "setting.json"), text.encode())
@@ -166,12 +165,6 @@ def fingerprint(folder: Path) -> str:
                 stream.seek(start)
                 digest.update(stream.read(_WHOLE))
     return digest.hexdigest()[:16]
-
-
-def _same(a: Schedule | None, b: Schedule | None) -> bool:
-    if a is None or b is None:
-        return a is b
-    return np.array_equal(a.lams, b.lams) and a.end == b.end
 
 
 def _short(value: Any) -> str:

@@ -15,15 +15,10 @@ COLUMNS = ("prompt", "caption")
 def read_prompts(
     path: Path, *, column: str | None = None, count: int | None = None, shuffle: int | None = None
 ) -> list[str]:
-    """Read the prompts of a file.
+    """Read the first `count` prompts of a file, in its order or in a random one.
 
-    Args:
-        path: `.json`: an object with `annotations`, each with `image_id` and `caption` (COCO's captions); the first
-            caption of each image, in the order of image ids. `.csv`, `.tsv`: with a header. Anything else: UTF-8 text,
-            a prompt a line, empty lines left out.
-        column: of a table; by default the one called prompt or caption.
-        count: how many; all by default. A larger count begins with the same prompts.
-        shuffle: seed of a random order to take them in; by default the file's.
+    `.json`: COCO's captions, the first of each image, by image id. `.csv`, `.tsv`: with a header; `column` is by
+    default the one called prompt or caption. Anything else: UTF-8 text, a prompt a line.
     """
     suffix = path.suffix.lower()
     if not path.is_file():

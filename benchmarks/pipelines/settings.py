@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -16,10 +16,11 @@ from bridge import solver_of, with_schedule
 from bridge.cli.commands import plain
 from bridge.schedulers.rows import SPACING_FLAGS
 from hso_jax import NoiseSchedule, Schedule, schedule_file
-from hso_jax.baselines import inapplicable
+from hso_jax.baselines import BASELINES, inapplicable
+from hso_jax.noise import lam_of_s
 from hso_jax.solvers import canonical
 
-METHODS = ("default", "hso", "solver-error", "zoo", *hso_jax.BASELINES)
+METHODS = ("default", "hso", "solver-error", "zoo", *BASELINES)
 KINDS = ("vp", "flow")
 CONVERGED, CONVERGED_SOLVER = "converged", "unipc-3"
 
@@ -71,47 +72,26 @@ def check(methods: Iterable[str], noise: NoiseSchedule) -> None:
     """Raise ValueError for a model, or for a rule with this model, that cannot be compared."""
     check_names("noise of kind", [noise.kind], KINDS)
     for method in methods:
-        if method in hso_jax.BASELINES and (reason := inapplicable(method, noise)):
+        if method in BASELINES and (reason := inapplicable(method, noise)):
             raise ValueError(f"{reason}, or leave it out of --methods")
 
 
-def prepare(
-    wanted: Sequence[Setting], methods: Mapping[str, Path | None], noise: NoiseSchedule, guidance: float
-) -> dict[Setting, Prepared]:
-    """Make a schedule for every setting; all N of a search in one call, whose seconds are shared evenly.
-
-    `guidance` is the weight of classifier-free guidance, 1 for none; "solver-error" and "zoo" look at it.
-    """
-    found: dict[Setting, Prepared] = {}
-    for method, solver in dict.fromkeys((s.method, s.solver) for s in wanted):
-        own = [s for s in wanted if (s.method, s.solver) == (method, solver)]
-        begin = time.perf_counter()
-        schedules = _schedules(method, methods.get(method), solver, [s.nfe for s in own], noise, guidance)
-        seconds = (time.perf_counter() - begin) / len(own)
-        for setting, schedule in zip(own, schedules, strict=True):
-            if schedule is not None and schedule.nfe != setting.nfe:
-                raise RuntimeError(f"{method} made {schedule.nfe} nodes where {setting.nfe} were asked for")
-            found[setting] = Prepared(schedule, seconds)
-    return {s: found[s] for s in wanted}
-
-
-def _schedules(
-    method: str, path: Path | None, solver: str, nfes: list[int], noise: NoiseSchedule, guidance: float
-) -> Sequence[Schedule | None]:
-    if path is not None:
-        every = schedule_file.load(path)
-        return [schedule_file.select(every, nfe=nfe, layout="node") for nfe in nfes]
-    if method == "default":
-        return [None] * len(nfes)
-    if method == "hso":
-        return hso_jax.search(noise, nfes)
-    if method == "solver-error":
-        return hso_jax.search(noise, nfes, method=hso_jax.SolverError(solver, guidance))
-    if method == "zoo":
-        return [hso_jax.zoo(noise, nfe, solver, guidance=guidance) for nfe in nfes]
-    if method == CONVERGED:
-        return [fine_schedule(noise, nfe) for nfe in nfes]
-    return [hso_jax.baseline(method, noise, nfe) for nfe in nfes]
+def prepare(setting: Setting, file: Path | None, noise: NoiseSchedule, guidance: float) -> Prepared:
+    """Make a setting's schedule, or read it from its method's file; `guidance` is w, 1 for none."""
+    method, solver, nfe = setting
+    makers: Mapping[str, Callable[[], Schedule | None]] = {
+        "default": lambda: None,
+        "hso": lambda: hso_jax.search(noise, nfe),
+        "solver-error": lambda: hso_jax.search(noise, nfe, method=hso_jax.SolverError(solver, guidance)),
+        "zoo": lambda: hso_jax.zoo(noise, nfe, solver, guidance=guidance),
+        CONVERGED: lambda: fine_schedule(noise, nfe),
+    }
+    begin = time.perf_counter()
+    if file is not None:
+        schedule: Schedule | None = schedule_file.select(schedule_file.load(file), nfe=nfe, layout="node")
+    else:
+        schedule = makers.get(method, lambda: hso_jax.baseline(method, noise, nfe))()
+    return Prepared(schedule, time.perf_counter() - begin)
 
 
 def scheduler(own: Any, solver: str, flow: bool, schedule: Schedule | None) -> Any:
@@ -134,11 +114,6 @@ def scheduler(own: Any, solver: str, flow: bool, schedule: Schedule | None) -> A
 
 def told_lams(timesteps: Any, noise: NoiseSchedule) -> list[float | None]:
     """Read half log-SNR of the levels that a scheduler [N] told the pipeline's network; None for pure noise."""
-    steps = np.asarray(timesteps.cpu(), np.float64)
-    if noise.kind == "flow":
-        s = steps / noise.num_train_timesteps
-        with np.errstate(divide="ignore"):
-            lams = np.log((1.0 - s) / s)
-    else:
-        lams = np.asarray(noise.lam((steps + 1.0) / noise.num_train_timesteps), np.float64)
-    return [float(x) if np.isfinite(x) else None for x in lams]
+    t = np.asarray(timesteps.cpu(), np.float64) / noise.num_train_timesteps
+    lams = lam_of_s(t) if noise.kind == "flow" else noise.lam(t + 1.0 / noise.num_train_timesteps)
+    return [float(x) if np.isfinite(x) else None for x in np.asarray(lams, np.float64)]

@@ -20,7 +20,8 @@ import torch
 from benchmarks import runner
 from benchmarks.speed import seconds_of
 from bridge import NonstationaryScheduler, noise_schedule_of
-from hso_jax import Origin, Schedule
+from hso_jax import Schedule
+from hso_jax.schedule import Origin
 from hso_jax.solvers import NONSTATIONARY
 
 NFE, REPEATS, SEED = 10, 200, 0

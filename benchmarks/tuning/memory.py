@@ -21,10 +21,10 @@ GIB = 2**30
 
 
 class Network(NamedTuple):
-    """A network as its repository configures it, and what it is called with for one image.
+    """A network as its repository configures it, on the meta device, and what it is called with for one image.
 
     Attributes:
-        make: its class; made on the meta device.
+        make: its class.
         config: what it is made with.
         call: the keyword arguments; a tuple stands for a tensor of that shape.
         source: of the configuration.
@@ -34,17 +34,18 @@ class Network(NamedTuple):
     make: Callable[..., torch.nn.Module]
     config: Mapping[str, Any]
     call: Mapping[str, Any]
-    source: str
+    source: str = "the class's defaults"
     embedded: bool = False
 
 
-DEFAULTS = "the class's defaults"
+def _unet(size: int, width: int, **more: Any) -> dict[str, Any]:
+    return {"sample": (1, 4, size, size), "timestep": 500, "encoder_hidden_states": (1, 77, width), **more}
+
+
 NETWORKS = {
     "SD 1.5, 512 x 512": Network(
         diffusers.UNet2DConditionModel,
-        {"sample_size": 64, "cross_attention_dim": 768, "attention_head_dim": 8},
-        {"sample": (1, 4, 64, 64), "timestep": 500, "encoder_hidden_states": (1, 77, 768)},
-        DEFAULTS,
+        {"sample_size": 64, "cross_attention_dim": 768, "attention_head_dim": 8}, _unet(64, 768),
     ),
     "SDXL, 1024 x 1024": Network(
         diffusers.UNet2DConditionModel,
@@ -56,10 +57,7 @@ NETWORKS = {
             "use_linear_projection": True, "addition_embed_type": "text_time", "addition_time_embed_dim": 256,
             "projection_class_embeddings_input_dim": 2816,
         },
-        {
-            "sample": (1, 4, 128, 128), "timestep": 500, "encoder_hidden_states": (1, 77, 2048),
-            "added_cond_kwargs": {"text_embeds": (1, 1280), "time_ids": (1, 6)},
-        },
+        _unet(128, 2048, added_cond_kwargs={"text_embeds": (1, 1280), "time_ids": (1, 6)}),
         "SDXL base 1.0's unet/config.json",
     ),
     "SD3 medium, 1024 x 1024": Network(
@@ -82,8 +80,7 @@ NETWORKS = {
             "hidden_states": (1, 4096, 64), "encoder_hidden_states": (1, 512, 4096), "pooled_projections": (1, 768),
             "timestep": (1,), "guidance": (1,), "img_ids": (4096, 3), "txt_ids": (512, 3),
         },
-        DEFAULTS,
-        True,
+        embedded=True,
     ),
 }  # fmt: skip
 
@@ -102,10 +99,6 @@ class _Attention(torch.autograd.Function):
         result = query.new_empty(*query.shape[:-1], value.shape[-1])
         ctx.save_for_backward(query, key, value, result)
         return result
-
-    @staticmethod
-    def backward(ctx: Any, *gradients: torch.Tensor) -> Any:
-        raise NotImplementedError("bytes are counted, nothing is differentiated")
 
 
 def _attention(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, *_: Any, **__: Any) -> torch.Tensor:

@@ -5,14 +5,31 @@ from __future__ import annotations
 from collections.abc import Collection, Sequence
 from pathlib import Path
 
+from benchmarks.methods import EVALUATIONS, MANY_EVALUATIONS
 from benchmarks.models.load import MODELS
 from benchmarks.plots import save, tuning_figure
 from benchmarks.runner import Record
 from benchmarks.tables import Ratio, markdown, means, number
 from benchmarks.tuning import memory
-from benchmarks.tuning.measure import AT_END, EVALUATIONS, FINE, JUDGED, MANY_EVALUATIONS, METHODS, PLAIN, WAYS
 from hso_jax.files import write_whole
 
+JUDGED, FINE = 64, 192
+"""Samples that schedules are judged on (points: 16 times as many), and the evaluations of their converged samples."""
+
+WAYS = {
+    "tune": "nodes and coefficients",
+    "tune-gradients": "the same, with gradients through the network",
+    "nodes": "nodes for UniPC-3",
+    "nodes-2m": "nodes for DPM++ 2M",
+    "nodes-gradients": "nodes for UniPC-3, with gradients through the network (as LD3)",
+    "gits": "GITS, nodes for UniPC-3",
+    "tune-50k": "nodes and coefficients, ten times the evaluations",
+    "nodes-50k": "nodes for UniPC-3, ten times the evaluations",
+}
+"""How a schedule is made by looking at the model."""
+
+PLAIN, AT_END = ("rule", "zoo"), "zoo-end"
+METHODS = (*PLAIN, AT_END, *WAYS)
 SHOWN = (*PLAIN, "tune")  # in every cell
 LIMITS = {"tune": "tune-50k", "nodes": "nodes-50k"}
 Network = tuple[str, int]  # its name, and N
@@ -32,8 +49,8 @@ def text(records: Sequence[Record], picture: str) -> str:
     """Write the page's text."""
     found = by_network(records)
     known = [name for name in METHODS if any(r.method == name for r in records)]
-    described = "\n".join(f"- `{name}`: {way.description}." for name, way in WAYS.items() if name in known)
-    ways = [name for name, way in WAYS.items() if name in known and way.budget == EVALUATIONS]
+    described = "\n".join(f"- `{name}`: {way}." for name, way in WAYS.items() if name in known)
+    ways = [name for name in WAYS if name in known and not name.endswith("-50k")]
     equal = [place for place, cells in found.items() if {"rule", *ways} <= set(cells)]
     return f"""# What tuning on the model buys
 

@@ -1,4 +1,4 @@
-"""The work of `hso-jax apply`, `sample`, `profile` and `tune`, whose parsers are in `hso_jax.cli.pipeline`.
+"""The work of `hso-jax apply`, `sample`, `profile`, `recommend --pipeline` and `tune`.
 
 Each is an entry point of the group `hso_jax.commands`: it takes the parsed arguments, returns the exit code, and raises
 ValueError or OSError for bad input before it writes anything.
@@ -24,8 +24,7 @@ from bridge.at_hand import distillation_of
 from bridge.cli import pictures
 from bridge.profile import profile as measure
 from bridge.recommending import recommend as recommended_for
-from bridge.schedulers.checks import check_class
-from bridge.schedulers.install import replace_scheduler, with_schedule
+from bridge.schedulers.install import check_class, replace_scheduler, with_schedule
 from bridge.schedulers.rows import check_supported
 from bridge.schedulers.scheduled import NONSTATIONARY_CLASS, SCHEDULE_KEY, plain_config, without_schedule
 from bridge.tuning import choose
@@ -134,7 +133,7 @@ def recommend(args: argparse.Namespace) -> int:
             batch=args.batch, seed=args.seed, checkpoint=checkpoint, progress=show, **call,
         )  # fmt: skip
     if output is not None:
-        content = schedule_file.checked_json(list(found.schedules.values()))
+        content = schedule_file.to_json(list(found.schedules.values()))
         files.write_all([(output, content.encode())], args.written)
     if args.plot is not None:
         found.plot(args.plot)
@@ -169,7 +168,7 @@ def tune(args: argparse.Namespace) -> int:
     prompts = read_prompts(args.prompts, pipe)
 
     def write(schedule: Schedule) -> None:
-        files.write_whole(output, schedule_file.checked_json(schedule).encode())
+        files.write_whole(output, schedule_file.to_json(schedule).encode())
         if output not in args.written:
             args.written.append(output)
 

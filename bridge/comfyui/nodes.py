@@ -21,32 +21,47 @@ from hso_jax.shipped.recommend import recommend
 from hso_jax.shipped.zoo import MAX_NFE, SOLVERS, NotInZooError, zoo
 from hso_jax.solvers import NONSTATIONARY, canonical
 
-from .connected import (
+from .model import (
     FAMILIES,
     FROM_MODEL,
     Levels,
-    Scaling,
     chosen_noise,
     fitted,
+    levels_of,
     noise_of,
     refuse_misfit,
-    scaling_of,
     usual_guidance,
 )
 from .sampler import sample_own_nodes, sampler_options
 
 _MOST_STEPS = 998  # a table of 1000 levels, its two ends aside
+SEARCHED = ("hso", "hso-dm-nonuni", "solver-error")  # hso_jax.searches.METHODS, which needs JAX to be imported
+NEED_JAX = (*SEARCHED, "dm-nonuni")
+METHODS = tuple(m for m in ("zoo", *SEARCHED, *BASELINES) if optional_jax.INSTALLED or m not in NEED_JAX)
+COMFYUI_NAMES = {"ddim": "euler", "dpmpp-2m": "dpmpp_2m", "unipc-3": "uni_pc_bh2"}
+MENU = tuple(COMFYUI_NAMES.get(solver, solver) for solver in SOLVERS)
+"""The solvers that schedules are shipped for, as ComfyUI calls them; every other name of theirs is taken too."""
+
 STEPS = {"default": 6, "min": 1, "max": 100, "tooltip": "model evaluations, as in BasicScheduler"}
-DENOISE = {
-    "default": 1.0,
-    "min": 0.0,
-    "max": 1.0,
-    "step": 0.01,
-    "tooltip": "as in BasicScheduler: the last steps of a schedule of int(steps / denoise) steps",
-}
-CHECK = "optional: your MODEL; sigmas that were not made for its noise are refused"
+_DENOISE = "as in BasicScheduler: the last steps of a schedule of int(steps / denoise) steps"
+DENOISE = {"default": 1.0, "min": 0.0, "max": 1.0, "step": 0.01, "tooltip": _DENOISE}
+GUIDANCE = {"default": 0.0, "min": 0.0, "max": 100.0, "step": 0.1}
+MODEL = ("MODEL", {"tooltip": "optional: your MODEL; sigmas that were not made for its noise are refused"})
+_FAMILY = f"the family: fine-tunes share its noise schedule. {FROM_MODEL!r} reads it from diffusion_model"
+FAMILY = ([*FAMILIES, FROM_MODEL], {"default": "sdxl", "tooltip": _FAMILY})
+_METHOD = (
+    "zoo: least solver error, shipped for 1 to 20 steps and usual guidance, else searched with JAX and fitted without; "
+    "solver-error: always searched; hso: the paper's; the others are rules to compare with"
+)
+_SOLVER = "zoo, solver-error: the sampler that you connect (euler also for ddim)"
+_USUAL = "the cfg you sample with (1 where guidance is an input of the model: FLUX); 0: the family's usual one"
+_PATH = "a schedule file: a whole path, or a name in ComfyUI's input, output or models folder"
 SAMPLER_OUT = "connect to the sampler of SamplerCustom, with the SIGMAS of this node"
 SIGMAS_OUT = "steps + 1 noise levels: connect to the sigmas of SamplerCustom"
+_NO_GUIDANCE = (
+    f"guidance is 0 (the model's usual), which is known for a family only, not {FROM_MODEL!r}; set it to the cfg of "
+    "your sampler"
+)
 
 
 def slice_for(denoise: float, steps: int) -> int | None:
@@ -75,16 +90,16 @@ def slice_for(denoise: float, steps: int) -> int | None:
     return total
 
 
-def levels(schedule: Schedule, steps: int, scaling: Scaling) -> np.ndarray:
-    """[steps + 1] the schedule's last sigmas as ComfyUI's samplers take them, float64; 0 at the end of a clean one.
+def levels(schedule: Schedule, steps: int, diffusion_model: Any = None) -> np.ndarray:
+    """[steps + 1] the schedule's last sigmas as ComfyUI has them for the connected MODEL; 0 at a clean end.
 
     Raises:
         ValueError: for a schedule that begins at pure noise, where ComfyUI knows no sigma for it.
     """
-    sigmas = schedule.sampler_sigmas()[-(steps + 1) :]
-    if schedule.kind == "flow" and scaling.noise != 1.0:
-        sigmas = sigmas / (sigmas + scaling.noise * (1.0 - sigmas))
-    sigmas = np.where(np.isposinf(sigmas), scaling.pure, sigmas)
+    sigmas, own = schedule.sampler_sigmas()[-(steps + 1) :], levels_of(diffusion_model)
+    if schedule.kind == "flow" and own.noise_scale != 1.0:
+        sigmas = sigmas / (sigmas + own.noise_scale * (1.0 - sigmas))
+    sigmas = np.where(np.isposinf(sigmas), own.pure_noise, sigmas)
     if not np.isfinite(sigmas).all():
         raise ValueError(
             f"the schedule ({schedule.model}, {schedule.method}) begins at pure noise, sigma = {sigmas[0]}; connect "
@@ -94,42 +109,22 @@ def levels(schedule: Schedule, steps: int, scaling: Scaling) -> np.ndarray:
 
 
 def to_sigmas(schedule: Schedule | None, steps: int, diffusion_model: Any = None) -> torch.Tensor:
-    """[steps + 1] `levels` as float32, written as the connected MODEL has them. Empty without a schedule."""
-    if schedule is None:
-        return torch.FloatTensor([])
-    return torch.tensor(levels(schedule, steps, scaling_of(diffusion_model)), dtype=torch.float32)
-
-
-def sigmas_alone(schedule: Schedule | None, steps: int, diffusion_model: Any = None) -> tuple[torch.Tensor]:
-    """`to_sigmas` for a node without a SAMPLER.
-
-    Raises:
-        ValueError: for a schedule whose sigmas mean nothing without its coefficients, and as `levels`.
-    """
-    if schedule is not None and schedule.coefficients is not None:
-        raise ValueError(
-            f"the schedule ({schedule.method}) is a solver too, and its sigmas belong to its own coefficients; use HSO "
-            "Sampler or HSO Sampler File, and connect both outputs"
-        )
-    return (to_sigmas(schedule, steps, diffusion_model),)
+    """[steps + 1] `levels` as float32. Empty without a schedule."""
+    found = [] if schedule is None else levels(schedule, steps, diffusion_model).tolist()
+    return torch.tensor(found, dtype=torch.float32)
 
 
 def sampler_and_sigmas(schedule: Schedule | None, steps: int, diffusion_model: Any = None) -> tuple[Any, torch.Tensor]:
-    """A ComfyUI SAMPLER that takes the schedule's last steps, and their sigmas.
-
-    Raises:
-        ValueError: as `sampler_options` and `levels`.
-    """
+    """A ComfyUI SAMPLER that takes the schedule's last steps, and their sigmas."""
     import comfy.samplers
 
-    if schedule is None:  # ComfyUI returns the latent as it is, whatever the sampler
-        return comfy.samplers.KSAMPLER(sample_own_nodes, {"nodes": [], "coefficients": []}), to_sigmas(None, steps)
-    scaling = scaling_of(diffusion_model)
-    options = {**sampler_options(schedule, steps), "nodes": levels(schedule, steps, scaling).tolist()}
-    if scaling.unscaled:
-        options["unscaled"] = True
-    sigmas = to_sigmas(schedule, steps, diffusion_model)
-    return comfy.samplers.KSAMPLER(sample_own_nodes, options), sigmas
+    options: dict[str, Any] = {"nodes": [], "coefficients": []}
+    if schedule is not None:  # else ComfyUI returns the latent as it is, whatever the sampler
+        nodes = levels(schedule, steps, diffusion_model).tolist()
+        options = {**sampler_options(schedule, steps), "nodes": nodes}
+        if levels_of(diffusion_model).unscaled:
+            options["unscaled"] = True
+    return comfy.samplers.KSAMPLER(sample_own_nodes, options), to_sigmas(schedule, steps, diffusion_model)
 
 
 class HsoRecommend:
@@ -147,15 +142,14 @@ class HsoRecommend:
     @classmethod
     def INPUT_TYPES(cls) -> dict[str, Any]:
         """The node's inputs, in ComfyUI's form. Saved graphs know widgets by their place: new ones come last."""
-        guidance = {"default": 0.0, "min": 0.0, "max": 100.0, "step": 0.1, "tooltip": _USUAL}
         return {
             "required": {
-                "model": ([*FAMILIES, FROM_MODEL], {"default": "sdxl", "tooltip": _MODEL}),
+                "model": FAMILY,
                 "steps": ("INT", {**STEPS, "max": MAX_NFE}),
-                "guidance": ("FLOAT", guidance),
+                "guidance": ("FLOAT", {**GUIDANCE, "tooltip": _USUAL}),
                 "denoise": ("FLOAT", DENOISE),
             },
-            "optional": {"diffusion_model": ("MODEL", {"tooltip": CHECK})},
+            "optional": {"diffusion_model": MODEL},
         }
 
     @classmethod
@@ -179,60 +173,80 @@ class HsoRecommend:
         usual = usual_guidance(model, diffusion_model)
         weight = guidance or (0.0 if model == FROM_MODEL else usual or 0.0)
         if not weight:
-            raise ValueError(
-                f"guidance is 0 (the model's usual), which is known for a family only, not {FROM_MODEL!r}; "
-                "set it to the cfg of your sampler"
-            )
+            raise ValueError(_NO_GUIDANCE)
         # Euler and LCM of ComfyUI cannot sample a MODEL that nothing scales, and no such model is distilled.
-        distilled = False if scaling_of(diffusion_model).unscaled else None
+        distilled = False if levels_of(diffusion_model).unscaled else None
         try:
             found = recommend(noise, total, guidance=weight, usual=usual, distilled=distilled)
         except NotInZooError:
             schedule, why = fitted(noise, total, weight)
             return *sampler_and_sigmas(schedule, steps, diffusion_model), why
         if found.distilled is not None:
+            import comfy.samplers
+
+            sampler = comfy.samplers.sampler_object(DISTILLATIONS[found.distilled].sampler)
             own = noise if diffusion_model is None else noise_of(diffusion_model)  # with the shift of its patches
-            sigmas = to_sigmas(own_grid(found.distilled, own, total), steps, diffusion_model)
-            return own_sampler(found.distilled), sigmas, found.reason
+            return sampler, to_sigmas(own_grid(found.distilled, own, total), steps, diffusion_model), found.reason
         asked = "" if weight == found.guidance else f" The nearest guidance to {weight:g} that is shipped is taken."
         return *sampler_and_sigmas(found.schedule, steps, diffusion_model), found.reason + asked
 
 
-def own_sampler(distilled: str) -> Any:
-    """ComfyUI's SAMPLER for a distilled model's own grid."""
-    import comfy.samplers
-
-    return comfy.samplers.sampler_object(DISTILLATIONS[distilled].sampler)
-
-
-_USUAL = "the cfg you sample with (1 where guidance is an input of the model: FLUX); 0: the family's usual one"
-
-
-MODELS = (*FAMILIES, FROM_MODEL)
-DEFAULT_MODEL = "sdxl"
-SEARCHED = ("hso", "hso-dm-nonuni", "solver-error")  # hso_jax.METHODS, which needs JAX to be imported
-NEED_JAX = (*SEARCHED, "dm-nonuni")
-METHODS = tuple(m for m in ("zoo", *SEARCHED, *BASELINES) if optional_jax.INSTALLED or m not in NEED_JAX)
-COMFYUI_NAMES = {"ddim": "euler", "dpmpp-2m": "dpmpp_2m", "unipc-3": "uni_pc_bh2"}
-MENU = tuple(COMFYUI_NAMES.get(solver, solver) for solver in SOLVERS)
-"""The solvers that schedules are shipped for, as ComfyUI calls them; every other name of theirs is taken too."""
-
-
-class HsoScheduler:
-    """A schedule for a model, a solver and a number of steps, shipped or searched; the same again takes no time."""
+class _Sigmas:
+    """A node that gives the sigmas of the schedule that its method `chosen` chooses."""
 
     CATEGORY = "sampling/custom_sampling/schedulers"
     RETURN_TYPES: tuple[str, ...] = ("SIGMAS",)
     OUTPUT_TOOLTIPS: tuple[str, ...] = (SIGMAS_OUT,)
     FUNCTION = "get_sigmas"
+    STEPS = "steps"  # the input with N
+    chosen: Any
+
+    def get_sigmas(self, **inputs: Any) -> tuple[torch.Tensor]:
+        """The sigmas; an empty tensor at denoise 0, as BasicScheduler has it.
+
+        Raises:
+            ValueError: for a schedule whose sigmas mean nothing without its coefficients, and as `chosen`.
+        """
+        schedule = self.chosen(**inputs)
+        if schedule is not None and schedule.coefficients is not None:
+            raise ValueError(
+                f"the schedule ({schedule.method}) has solver coefficients, and its sigmas work only with them; use "
+                "HSO Sampler or HSO Sampler File, and connect both outputs"
+            )
+        return (to_sigmas(schedule, inputs[self.STEPS], inputs.get("diffusion_model")),)
+
+
+class _Sampler(_Sigmas):
+    """As `_Sigmas`, with the SAMPLER that the schedule is made for."""
+
+    CATEGORY = HsoRecommend.CATEGORY
+    RETURN_TYPES = ("SAMPLER", "SIGMAS")
+    OUTPUT_TOOLTIPS = (SAMPLER_OUT, SIGMAS_OUT)
+    FUNCTION = "get_sampler"
+
+    def get_sampler(self, **inputs: Any) -> tuple[Any, torch.Tensor]:
+        """Both; sigmas are empty at denoise 0. ValueError as `chosen`, or for a schedule made for no solver."""
+        return sampler_and_sigmas(self.chosen(**inputs), inputs[self.STEPS], inputs.get("diffusion_model"))
+
+
+_FOUND: dict[tuple[Any, ...], Schedule] = {}  # a search takes seconds, and a graph asks again when its model is patched
+
+
+class HsoScheduler(_Sigmas):
+    """A schedule for a model, a solver and a number of steps, shipped or searched; the same again takes no time."""
+
     DESCRIPTION = "Sigmas for a few steps. Leave method at zoo, and say which solver and which cfg you sample with."
 
     @classmethod
     def INPUT_TYPES(cls) -> dict[str, Any]:
         """The node's inputs, in ComfyUI's form. Saved graphs know widgets by their place: new ones come last."""
+        size = {"default": 4096, "min": 1, "max": 1 << 20, "tooltip": "flux-dev: (width / 16) * (height / 16)"}
+        weight = (
+            "zoo, solver-error: the cfg you sample with (1 where guidance is an input of the model: FLUX); 0: the usual"
+        )
         return {
             "required": {
-                "model": (list(MODELS), {"default": DEFAULT_MODEL, "tooltip": _MODEL}),
+                "model": FAMILY,
                 "steps": ("INT", STEPS),
                 "layout": (list(LAYOUTS), {"tooltip": "node: ends at 0; interval: stops at one node more"}),
                 "denoise": ("FLOAT", DENOISE),
@@ -240,24 +254,17 @@ class HsoScheduler:
             },
             "optional": {
                 "end": (["as layout", "clean"], {"tooltip": "clean: the interval layout's last node becomes 0"}),
-                "image_seq_len": (
-                    "INT",
-                    {"default": 4096, "min": 1, "max": 1 << 20, "tooltip": "flux-dev: (width / 16) * (height / 16)"},
-                ),
+                "image_seq_len": ("INT", size),
                 "solver": (list(MENU), {"default": "dpmpp_2m", "tooltip": _SOLVER}),
-                "guidance": ("FLOAT", {"default": 0.0, "min": 0.0, "max": 100.0, "step": 0.1, "tooltip": _GUIDANCE}),
-                "diffusion_model": ("MODEL", {"tooltip": CHECK}),
+                "guidance": ("FLOAT", {**GUIDANCE, "tooltip": weight}),
+                "diffusion_model": MODEL,
             },
-        }  # fmt: skip
+        }
 
     @classmethod
     def VALIDATE_INPUTS(cls, model: str = "", method: str = "", solver: str = "") -> bool:
         """Graphs saved with a choice that is no longer in a menu still run; what has none the node itself refuses."""
         return True
-
-    def get_sigmas(self, steps: int, **choices: Any) -> tuple[torch.Tensor]:
-        """The sigmas; an empty tensor at denoise 0, as BasicScheduler has it. Raises ValueError as `chosen` does."""
-        return sigmas_alone(self.chosen(steps=steps, **choices), steps, choices.get("diffusion_model"))
 
     def chosen(
         self,
@@ -287,30 +294,58 @@ class HsoScheduler:
         if total is None:
             return None
         if weight is None and method in ("zoo", "solver-error"):
-            raise ValueError(
-                f"guidance is 0 (the model's usual), which is known for a family only, not {FROM_MODEL!r}; "
-                "set it to the cfg of your sampler"
-            )
+            raise ValueError(_NO_GUIDANCE)
         asked = (total, layout, method, solver, float(weight or 1.0), p)
         key = (noise.kind, noise.name, noise.fingerprint(), *asked)
         if key not in _FOUND:
             _FOUND[key] = found(noise, *asked)
-        schedule = _FOUND[key]
-        return schedule.with_end("clean") if end == "clean" else schedule
+        return _FOUND[key].with_end("clean") if end == "clean" else _FOUND[key]
 
 
-class HsoScheduleFile:
+def found(noise: NoiseSchedule, nfe: int, layout: str, method: str, solver: str, guidance: float, p: float) -> Schedule:
+    """The schedule that a method has for a noise schedule: shipped, searched or by a rule."""
+    if layout not in LAYOUTS:
+        raise ValueError(f"layout is {layout!r}; use one of {', '.join(LAYOUTS)}")
+    if method not in ("zoo", *SEARCHED, *BASELINES):
+        raise ValueError(f"method {method!r} does not exist; choose zoo")
+    if method in NEED_JAX and not optional_jax.INSTALLED:
+        raise ValueError(
+            f"method is {method!r}, and a search needs JAX, which is not installed in this Python; choose zoo"
+        )
+    if method in BASELINES:
+        return baseline(method, noise, nfe, layout=layout, p=p)
+    if method == "zoo" and layout == "node":
+        try:
+            return zoo(noise, nfe, solver, guidance=guidance)
+        except ValueError:  # not shipped; what is wrong and not just rare, the search refuses as well
+            pass
+    if not optional_jax.INSTALLED:
+        if layout != "node":
+            raise ValueError(f"layout is {layout!r}, for which nothing is shipped without JAX; choose layout node")
+        schedule, why = fitted(noise, nfe, guidance, None if solver == NONSTATIONARY else solver)
+        logging.getLogger(__name__).info("HSO Scheduler: %s", why)
+        return schedule
+    from hso_jax.hso import Hso
+    from hso_jax.searches import METHODS, search
+    from hso_jax.solver_error_method import SolverError
+
+    if method in ("zoo", "solver-error"):
+        return search(noise, nfe, layout=layout, method=SolverError(solver, guidance))
+    how = METHODS[method]
+    assert isinstance(how, Hso)
+    return search(noise, nfe, layout=layout, method=dataclasses.replace(how, p=p, relax=True))
+
+
+class HsoScheduleFile(_Sigmas):
     """Reads a schedule file that `hso-jax search` wrote; for models that are no preset, and for reproducible graphs."""
 
-    CATEGORY = HsoScheduler.CATEGORY
-    RETURN_TYPES: tuple[str, ...] = ("SIGMAS",)
-    OUTPUT_TOOLTIPS: tuple[str, ...] = (SIGMAS_OUT,)
-    FUNCTION = "get_sigmas"
     DESCRIPTION = "Sigmas from a file that `hso-jax search -o FILE` or `hso-jax zoo -o FILE` wrote."
+    STEPS = "nfe"
 
     @classmethod
     def INPUT_TYPES(cls) -> dict[str, Any]:
         """The node's inputs, in ComfyUI's form. Saved graphs know widgets by their place: new ones come last."""
+        several = "needed where the file has several"
         return {
             "required": {
                 "path": ("STRING", {"default": "schedules.json", "tooltip": _PATH}),
@@ -319,15 +354,12 @@ class HsoScheduleFile:
             },
             "optional": {
                 "layout": (["any", *LAYOUTS], {"tooltip": "any: node where the file has both"}),
-                "method": ("STRING", {"default": "any", "tooltip": "needed where the file has several: hso, ..."}),
-                "solver": (["any", *MENU, NONSTATIONARY], {"tooltip": "needed where the file has several"}),
-                "guidance": (
-                    "FLOAT",
-                    {"default": 0.0, "min": 0.0, "max": 100.0, "step": 0.1, "tooltip": "0: any; else as the file's"},
-                ),
-                "diffusion_model": ("MODEL", {"tooltip": CHECK}),
+                "method": ("STRING", {"default": "any", "tooltip": f"{several}: hso, ..."}),
+                "solver": (["any", *MENU, NONSTATIONARY], {"tooltip": several}),
+                "guidance": ("FLOAT", {**GUIDANCE, "tooltip": "0: any; else as the file's"}),
+                "diffusion_model": MODEL,
             },
-        }  # fmt: skip
+        }
 
     @classmethod
     def IS_CHANGED(cls, path: str = "", **_: Any) -> float:
@@ -341,10 +373,6 @@ class HsoScheduleFile:
     def VALIDATE_INPUTS(cls, solver: str = "") -> bool:
         """A solver's other names, which older graphs have, are taken too; what is none the node itself refuses."""
         return True
-
-    def get_sigmas(self, nfe: int, **choices: Any) -> tuple[torch.Tensor]:
-        """The sigmas; an empty tensor at denoise 0. Raises ValueError and OSError as `chosen` does."""
-        return sigmas_alone(self.chosen(nfe=nfe, **choices), nfe, choices.get("diffusion_model"))
 
     def chosen(
         self,
@@ -379,70 +407,10 @@ class HsoScheduleFile:
             part = "" if denoise == 1.0 else f" (nfe {nfe} at denoise {denoise:g} is the end of {total} evaluations)"
             raise ValueError(f"{path}{part}: {error}") from error
         if diffusion_model is not None:
-            refuse_misfit(_levels_of_schedule(found), diffusion_model, found)
+            sigmas = found.sampler_sigmas()[: found.nfe]
+            ends = float(sigmas[-1]), float(sigmas[0])
+            refuse_misfit(Levels(f"{found.model}, {found.method}", found.kind == "flow", *ends), diffusion_model, found)
         return found
-
-
-class HsoSampler(HsoScheduler):
-    """As HsoScheduler, with the SAMPLER that the schedule is made for."""
-
-    CATEGORY = "sampling/custom_sampling/samplers"
-    RETURN_TYPES = ("SAMPLER", "SIGMAS")
-    OUTPUT_TOOLTIPS = (SAMPLER_OUT, SIGMAS_OUT)
-    FUNCTION = "get_sampler"
-    DESCRIPTION = "Sampler and sigmas for a few steps: connect both. Say which solver and which cfg you sample with."
-
-    @classmethod
-    def INPUT_TYPES(cls) -> dict[str, Any]:
-        """HsoScheduler's, and one more solver; of the methods those that are made for a solver."""
-        inputs = super().INPUT_TYPES()
-        inputs["optional"]["solver"] = ([*MENU, NONSTATIONARY], inputs["optional"]["solver"][1])
-        for_solvers = [method for method in METHODS if method in ("zoo", "solver-error")]
-        inputs["required"]["method"] = (for_solvers, inputs["required"]["method"][1])
-        return inputs
-
-    def get_sampler(self, steps: int, **choices: Any) -> tuple[Any, torch.Tensor]:
-        """Both; sigmas are empty at denoise 0. Raises ValueError as `chosen`, or for a method made for no solver."""
-        return sampler_and_sigmas(self.chosen(steps=steps, **choices), steps, choices.get("diffusion_model"))
-
-
-class HsoSamplerFile(HsoScheduleFile):
-    """As HsoScheduleFile, with the SAMPLER that the schedule is made for: its own coefficients, if it has any."""
-
-    CATEGORY = HsoSampler.CATEGORY
-    RETURN_TYPES = HsoSampler.RETURN_TYPES
-    OUTPUT_TOOLTIPS = HsoSampler.OUTPUT_TOOLTIPS
-    FUNCTION = "get_sampler"
-    DESCRIPTION = "Sampler and sigmas from a file that hso-jax wrote: connect both."
-
-    def get_sampler(self, nfe: int, **choices: Any) -> tuple[Any, torch.Tensor]:
-        """Both; sigmas are empty at denoise 0. Raises ValueError and OSError as `chosen`."""
-        return sampler_and_sigmas(self.chosen(nfe=nfe, **choices), nfe, choices.get("diffusion_model"))
-
-
-NODE_CLASS_MAPPINGS = {
-    "HsoRecommend": HsoRecommend,
-    "HsoScheduler": HsoScheduler,
-    "HsoScheduleFile": HsoScheduleFile,
-    "HsoSampler": HsoSampler,
-    "HsoSamplerFile": HsoSamplerFile,
-}
-NODE_DISPLAY_NAME_MAPPINGS = {
-    "HsoRecommend": "HSO Recommend",
-    "HsoScheduler": "HSO Scheduler",
-    "HsoScheduleFile": "HSO Schedule File",
-    "HsoSampler": "HSO Sampler",
-    "HsoSamplerFile": "HSO Sampler File",
-}
-_FOUND: dict[tuple[Any, ...], Schedule] = {}  # a search takes seconds, and a graph asks again when its model is patched
-_MODEL = f"the family: fine-tunes share its noise schedule. {FROM_MODEL!r} reads it from diffusion_model"
-_METHOD = (
-    "zoo: least solver error, shipped for 1 to 20 steps and usual guidance, else searched with JAX and fitted without; "
-    "solver-error: always searched; hso: the paper's; the others are rules to compare with"
-)
-_SOLVER = "zoo, solver-error: the sampler that you connect (euler also for ddim)"
-_GUIDANCE = "zoo, solver-error: the cfg you sample with (1 where guidance is an input of the model: FLUX); 0: the usual"
-_PATH = "a schedule file: a whole path, or a name in ComfyUI's input, output or models folder"
 
 
 def found_file(path: str) -> Path:
@@ -468,49 +436,33 @@ def found_file(path: str) -> Path:
     raise FileNotFoundError(f"there is no file {name.name} in {looked}; copy it there, or give its whole path")
 
 
-def found(noise: NoiseSchedule, nfe: int, layout: str, method: str, solver: str, guidance: float, p: float) -> Schedule:
-    """The schedule that a method has for a noise schedule: shipped, searched or by a rule.
+class HsoSampler(_Sampler, HsoScheduler):
+    """As HsoScheduler, with the SAMPLER that the schedule is made for."""
 
-    Raises:
-        ValueError: for an unknown layout, method or solver, or a rule that does not fit the noise.
-    """
-    if layout not in LAYOUTS:
-        raise ValueError(f"layout is {layout!r}; use one of {', '.join(LAYOUTS)}")
-    if method not in ("zoo", *SEARCHED, *BASELINES):
-        raise ValueError(f"method {method!r} does not exist; choose zoo")
-    if method in NEED_JAX and not optional_jax.INSTALLED:
-        raise ValueError(
-            f"method is {method!r}, and a search needs JAX, which is not installed in this Python; choose zoo"
-        )
-    if method in BASELINES:
-        return baseline(method, noise, nfe, layout=layout, p=p)
-    if method == "zoo" and layout == "node" and (shipped := _shipped(noise, nfe, solver, guidance)):
-        return shipped
-    if not optional_jax.INSTALLED:
-        if layout != "node":
-            raise ValueError(f"layout is {layout!r}, for which nothing is shipped without JAX; choose layout node")
-        schedule, why = fitted(noise, nfe, guidance, None if solver == NONSTATIONARY else solver)
-        logging.getLogger(__name__).info("HSO Scheduler: %s", why)
-        return schedule
-    from hso_jax.hso import Hso
-    from hso_jax.searches import METHODS, search
-    from hso_jax.solver_error_method import SolverError
+    DESCRIPTION = "Sampler and sigmas for a few steps: connect both. Say which solver and which cfg you sample with."
 
-    if method in ("zoo", "solver-error"):
-        return search(noise, nfe, layout=layout, method=SolverError(solver, guidance))
-    how = METHODS[method]
-    assert isinstance(how, Hso)
-    return search(noise, nfe, layout=layout, method=dataclasses.replace(how, p=p, relax=True))
+    @classmethod
+    def INPUT_TYPES(cls) -> dict[str, Any]:
+        """HsoScheduler's, and one more solver; of the methods those that are made for a solver."""
+        inputs = super().INPUT_TYPES()
+        inputs["optional"]["solver"] = ([*MENU, NONSTATIONARY], inputs["optional"]["solver"][1])
+        for_solvers = [method for method in METHODS if method in ("zoo", "solver-error")]
+        inputs["required"]["method"] = (for_solvers, inputs["required"]["method"][1])
+        return inputs
 
 
-def _shipped(noise: NoiseSchedule, nfe: int, solver: str, guidance: float) -> Schedule | None:
-    try:
-        return zoo(noise, nfe, solver, guidance=guidance)
-    except ValueError:  # not shipped; what is wrong and not just rare, the search refuses as well
-        return None
+class HsoSamplerFile(_Sampler, HsoScheduleFile):
+    """As HsoScheduleFile, with the SAMPLER that the schedule is made for: its own coefficients, if it has any."""
+
+    DESCRIPTION = "Sampler and sigmas from a file that hso-jax wrote: connect both."
 
 
-def _levels_of_schedule(schedule: Schedule) -> Levels:
-    sigmas = schedule.sampler_sigmas()[: schedule.nfe]
-    who = f"{schedule.model}, {schedule.method}"
-    return Levels(who, schedule.kind == "flow", float(sigmas[-1]), float(sigmas[0]))
+_NODES: tuple[type, ...] = (HsoRecommend, HsoScheduler, HsoScheduleFile, HsoSampler, HsoSamplerFile)
+NODE_CLASS_MAPPINGS = {node.__name__: node for node in _NODES}
+NODE_DISPLAY_NAME_MAPPINGS = {
+    "HsoRecommend": "HSO Recommend",
+    "HsoScheduler": "HSO Scheduler",
+    "HsoScheduleFile": "HSO Schedule File",
+    "HsoSampler": "HSO Sampler",
+    "HsoSamplerFile": "HSO Sampler File",
+}

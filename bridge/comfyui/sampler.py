@@ -65,14 +65,17 @@ def sample_nonstationary(
 
 
 def sampler_options(schedule: Schedule, steps: int) -> dict[str, Any]:
-    """What `sample_own_nodes` needs for a schedule's last `steps` steps.
+    """What `sample_own_nodes` needs for a schedule's last `steps` steps; ValueError for one that has no such solver.
 
     A schedule for a known solver is sampled by its formula in lam, which is a point of the same form.
-
-    Raises:
-        ValueError: for a schedule that is made for no solver, or one with two evaluations a step.
     """
-    rows = schedule.coefficients if schedule.coefficients is not None else _known_solvers(schedule)
+    rows, solver = schedule.coefficients, SOLVERS.get(schedule.solver)
+    if rows is None and (solver is None or solver.calls != 1):
+        raise ValueError(
+            f"the schedule ({schedule.method}) is made for solver {schedule.solver!r}, which has no coefficients; take "
+            "its SIGMAS from HSO Scheduler or HSO Schedule File, and a sampler of your choice"
+        )
+    rows = known_coefficients(schedule) if rows is None else rows
     return {"nodes": schedule.sampler_sigmas()[-(steps + 1) :].tolist(), "coefficients": rows[-steps:].tolist()}
 
 
@@ -88,21 +91,11 @@ def sample_own_nodes(
     coefficients: list[list[float]],
     unscaled: bool = False,
 ) -> torch.Tensor:
-    """`sample_nonstationary` at all sigmas that the coefficients belong to, or a run of them (SplitSigmas).
+    """`sample_nonstationary` at the `nodes` [N + 1] that the coefficients belong to, or a run of them (SplitSigmas).
 
-    Args:
-        model: as there, like all that is not below.
-        x: likewise.
-        sigmas: a run of `nodes`.
-        extra_args: likewise.
-        callback: likewise.
-        disable: likewise.
-        nodes: [N + 1] the sigmas that the coefficients belong to.
-        coefficients: [N, H - 1]; those of predictions from before the run are left out.
-        unscaled: whether the model takes x/sqrt(1 + sigma^2), and ComfyUI does not divide (CogVideoX).
-
-    Raises:
-        ValueError: for other sigmas: the coefficients mean nothing there.
+    Coefficients of predictions from before the run are left out. `unscaled` says that the model takes
+    x/sqrt(1 + sigma^2), and ComfyUI does not divide (CogVideoX). ValueError for other sigmas: the coefficients mean
+    nothing there.
     """
     given, own = _checked(sigmas), np.asarray(nodes)
     first = int(np.abs(own - given[0]).argmin())
@@ -114,27 +107,12 @@ def sample_own_nodes(
         )
     rows = np.asarray(coefficients)[first : first + len(given) - 1]
     rows = np.where(known(*rows.shape), rows, 0.0)
-    if unscaled:
-        model = _dividing(model)
-    return sample_nonstationary(model, x, sigmas, extra_args, callback, disable, coefficients=rows)
 
+    def scaled(x: torch.Tensor, sigma: torch.Tensor, **extra: Any) -> torch.Tensor:
+        return model(x / (1.0 + sigma**2).sqrt().reshape(-1, *[1] * (x.ndim - 1)), sigma, **extra)
 
-def _dividing(model: Callable[..., torch.Tensor]) -> Callable[..., torch.Tensor]:
-    def denoised(x: torch.Tensor, sigma: torch.Tensor, **extra: Any) -> torch.Tensor:
-        root = (1.0 + sigma**2).sqrt()
-        return model(x / root.reshape(-1, *[1] * (x.ndim - 1)), sigma, **extra)
-
-    return denoised
-
-
-def _known_solvers(schedule: Schedule) -> np.ndarray:
-    solver = SOLVERS.get(schedule.solver)
-    if solver is None or solver.calls != 1:
-        raise ValueError(
-            f"the schedule ({schedule.method}) is made for solver {schedule.solver!r}, which has no coefficients; take "
-            "its SIGMAS from HSO Scheduler or HSO Schedule File, and a sampler of your choice"
-        )
-    return known_coefficients(schedule)
+    network = scaled if unscaled else model
+    return sample_nonstationary(network, x, sigmas, extra_args, callback, disable, coefficients=rows)
 
 
 def _checked(sigmas: torch.Tensor) -> list[float]:

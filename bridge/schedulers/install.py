@@ -1,20 +1,28 @@
-"""`with_schedule`: a diffusers scheduler that samples at exactly the given noise levels."""
+"""`with_schedule` puts a schedule in a diffusers scheduler, and `install` in a pipeline.
+
+The tables at the end are of the pipelines that use their scheduler in a way of their own. These were checked against
+every pipeline of diffusers 0.42.1; `tests/bridge/test_pipelines_census.py` notices what a new one does, and
+`docs/bridge-pipelines.md` has their table in words.
+"""
 
 from __future__ import annotations
 
+import ast
 import copy
+import hashlib
+import inspect
 import json
 import os
+import textwrap
 import warnings
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from diffusers import SchedulerMixin
 
-from bridge.fingerprint import warn_of_other_weights
 from bridge.noise_of import adds_noise, check_pipeline, noise_schedule_of, solver_of
-from bridge.schedulers.checks import check_use
 from bridge.schedulers.nonstationary import NonstationaryScheduler
 from bridge.schedulers.scheduled import (
     NONSTATIONARY_CLASS,
@@ -39,8 +47,8 @@ def with_schedule(scheduler: Any, schedule: Schedule | Any, *, noise: NoiseSched
     Use it as `pipe.scheduler = with_schedule(pipe.scheduler, schedule)`, then call the pipeline with
     `num_inference_steps=schedule.nfe`. The result is an instance of the scheduler's class, and it is saved, copied
     and rebuilt (`from_config` of its own class) with the schedule. A saved pipeline loads again once `bridge` has
-    been imported. A schedule with coefficients is a solver too, and so is one that was made for another solver than the
-    scheduler's: the result is then a `NonstationaryScheduler`, and a warning says so. The sigmas alone
+    been imported. For a schedule with coefficients, or one that was made for another solver than the scheduler's, the
+    result is a `NonstationaryScheduler`, and a warning says so. The sigmas alone
     (`schedule.sampler_sigmas()`) keep the scheduler's own steps.
 
     Args:
@@ -133,8 +141,33 @@ def install(pipe: Any, schedule: Schedule | Any, *, noise: NoiseSchedule | None 
     check_pipeline(pipe, "bridge.install")
     check_use(pipe)
     replace_scheduler(pipe, with_schedule(pipe.scheduler, schedule, noise=noise))
-    if isinstance(schedule, Schedule):
-        warn_of_other_weights(pipe, schedule)
+    tuned = (schedule.origin.tuned or {}) if isinstance(schedule, Schedule) else {}
+    weights = tuned.get("weights")
+    if weights is not None and weights != fingerprint(pipe):
+        warnings.warn(
+            f"this schedule was tuned on other weights ({tuned.get('pipeline')}, {weights}) than this "
+            f"{type(pipe).__name__} has; tune on these: bridge.tune(pipe, {schedule.nfe})",
+            stacklevel=2,
+        )
+
+
+NETWORKS = ("unet", "transformer", "transformer_2", "prior", "denoiser")
+"""Components of pipelines that are called in every step."""
+
+
+def fingerprint(pipe: Any) -> str:
+    """16 hexadecimal digits that tell a pipeline's weights, adapters included, from another's.
+
+    It is made of every parameter's name, shape and first values, rounded to two digits. Half precision may change it
+    where a value lies on the edge of a rounding: it is for a warning, not for proof.
+    """
+    digest = hashlib.sha256()
+    for name in NETWORKS:
+        network = getattr(pipe, name, None)
+        for key, value in sorted(network.named_parameters()) if isinstance(network, torch.nn.Module) else ():
+            first = value.detach().flatten()[:8].float().cpu().tolist()
+            digest.update(f"{name}.{key} {tuple(value.shape)} {[f'{x:.1e}' for x in first]}".encode())
+    return digest.hexdigest()[:16]
 
 
 def replace_scheduler(pipe: Any, scheduler: Any) -> None:
@@ -186,3 +219,131 @@ def load_scheduler(folder: str | os.PathLike[str]) -> Any:
             cls: Any = NonstationaryScheduler if name == NONSTATIONARY_CLASS else scheduled_class(name)
             return cls.from_config(config)
     raise ValueError(f"{base} has no scheduler_config.json; pass a folder that save_pretrained wrote")
+
+
+_TABLE = "it reads the training table at whole timesteps, and a schedule's are not whole"
+_STAGES = "its stages step through distilled lists of their own; call it without a schedule"
+_EDM = "it expects EDM's sigmas, 80 to 0.002, and a flow schedule has none of those; call it without a schedule"
+_SD = "use StableDiffusionPipeline with the same components"
+
+# Class -> why no schedule can be installed, and what to use.
+REFUSED: Mapping[str, str] = {
+    "Cosmos2TextToImagePipeline": _EDM,
+    "Cosmos2VideoToWorldPipeline": _EDM,
+    "CycleDiffusionPipeline": f"{_TABLE}; {_SD.replace('Pipeline', 'Img2ImgPipeline')}",
+    "HeliosPyramidDistilledModularPipeline": _STAGES,
+    "HeliosPyramidModularPipeline": _STAGES,
+    "HeliosPyramidPipeline": _STAGES,
+    "KandinskyImg2ImgPipeline": (
+        "it noises its image to a level of its own, which no node is; use KandinskyV22Img2ImgPipeline"
+    ),
+    "LEditsPPPipelineStableDiffusion": f"it steps along the timesteps of its inversion; {_SD}",
+    "LEditsPPPipelineStableDiffusionXL": (
+        "it steps along the timesteps of its inversion; use StableDiffusionXLPipeline with the same components"
+    ),
+    "LTX2DFRPipeline": _STAGES,
+    "LTX2DFRTemporalRefinePipeline": _STAGES,
+    "LTXI2VLongMultiPromptPipeline": (
+        "it leaves the last evaluation out; keep its LTXEulerAncestralRFScheduler and pass "
+        "sigmas=schedule.sampler_sigmas().tolist()"
+    ),
+    "SanaWMLTX2Refiner": _STAGES,
+    "StableDiffusionDiffEditPipeline": (
+        "it steps along the timesteps of its inversion; use StableDiffusionInpaintPipeline with the same components"
+    ),
+    "StableDiffusionParadigmsPipeline": f"{_TABLE}; {_SD}",
+    "StableDiffusionSAGPipeline": f"{_TABLE}; use StableDiffusionPAGPipeline with the same components",
+    "TextToVideoZeroPipeline": f"{_TABLE}; use AnimateDiffPipeline",
+    "TextToVideoZeroSDXLPipeline": f"{_TABLE}; use AnimateDiffSDXLPipeline",
+}
+
+
+class _Only(NamedTuple):
+    schedulers: tuple[str, ...]
+    why: str
+
+
+_COSMOS_1 = _Only(("EDMEulerScheduler",), "steps twice from each node")
+_CASCADE = _Only(("DDPMWuerstchenScheduler",), "needs the ratio that only that class computes")
+
+# Class -> the scheduler classes that it works with. Every other class samples garbage, fails or is lost on loading.
+ONLY: Mapping[str, _Only] = {
+    "BriaPipeline": _Only(
+        ("FlowMatchEulerDiscreteScheduler", "DDIMScheduler", "EulerAncestralDiscreteScheduler"),
+        "passes every other class levels of its own",
+    ),
+    "ChronoEditPipeline": _Only(
+        ("UniPCMultistepScheduler", "FlowMatchEulerDiscreteScheduler"), "edits the predictions that the class keeps"
+    ),
+    "CosmosTextToWorldPipeline": _COSMOS_1,
+    "CosmosVideoToWorldPipeline": _COSMOS_1,
+    "DDIMPipeline": _Only(("DDIMScheduler",), "makes a DDIMScheduler of any other when it is loaded"),
+    "LongCatAudioDiTPipeline": _Only(
+        ("FlowMatchEulerDiscreteScheduler",), "replaces any other class when it is loaded"
+    ),
+    "StableCascadeDecoderPipeline": _CASCADE,
+    "StableCascadePriorPipeline": _CASCADE,
+    "StableDiffusionLatentUpscalePipeline": _Only(
+        ("EulerDiscreteScheduler",), "expects EDM's sigmas, of a sample that is x0 + sigma eps"
+    ),
+}
+
+
+def check_use(pipe: Any, scheduler: Any = None) -> None:
+    """Raise ValueError unless a call of the pipeline works with this scheduler; None stands for any."""
+    check_class(type(pipe), scheduler)
+    name = type(pipe).__name__
+    if name.startswith("LTX2") and getattr(pipe, "audio_scheduler", None) is not None:
+        raise ValueError(
+            f"{name} has an audio_scheduler, which does not follow the schedule; set "
+            "pipe.audio_scheduler = None, and the sound follows it too"
+        )
+
+
+def check_class(cls: type, scheduler: Any = None) -> None:
+    """As `check_use`, of a pipeline that was not loaded."""
+    names = [base.__name__ for base in cls.__mro__]
+    for name in names:
+        if name in REFUSED:
+            raise ValueError(f"{cls.__name__} cannot sample at a schedule: {REFUSED[name]}")
+    if scheduler is None:
+        return
+    given = type(scheduler).__name__
+    for name in names:
+        if name in ONLY and given not in ONLY[name].schedulers:
+            raise ValueError(
+                f"{cls.__name__} {ONLY[name].why}, so {given} does not work in it: use {ONLY[name].schedulers[0]} and "
+                "a schedule without coefficients"
+            )
+    if ONLY.get(names[0]) is _COSMOS_1:
+        start, own = float(scheduler.config.sigma_max), float(scheduler.schedule.sigmas[0])
+        if abs(own / start - 1.0) > 1e-3:  # a list's first sigma may be rounded
+            raise ValueError(
+                f"{cls.__name__} starts at its config's sigma_max, {start:g}, and the schedule at {own:g}: use one "
+                f"whose first sigma is {start:g}"
+            )
+    if not _steps(cls, type(scheduler)):
+        raise ValueError(
+            f"{cls.__name__} calls step with arguments that {given} does not have: use the scheduler class that the "
+            "model came with, and a schedule without coefficients"
+        )
+
+
+def _steps(cls: type, scheduler: type) -> bool:
+    """Whether the class's code has a call of `self.scheduler.step` that this scheduler takes, or none that is seen."""
+    owner = next((base for base in cls.__mro__ if "__call__" in vars(base)), cls)
+    try:
+        tree = ast.parse(textwrap.dedent(inspect.getsource(owner)))
+    except (OSError, TypeError):  # a class without a file
+        return True
+    calls = [node for node in ast.walk(tree) if isinstance(node, ast.Call)]
+    signature, seen = inspect.signature(scheduler.step), False  # type: ignore[attr-defined]
+    for call in calls:
+        if ast.unparse(call.func) == "self.scheduler.step":
+            seen = True
+            try:
+                signature.bind(None, *call.args, **{word.arg: None for word in call.keywords if word.arg})
+                return True
+            except TypeError:
+                pass
+    return not seen

@@ -14,16 +14,15 @@ from diffusers import ConfigMixin, SchedulerMixin
 from diffusers.schedulers.scheduling_euler_discrete import EulerDiscreteSchedulerOutput
 
 from bridge.noise_of import noise_schedule_of
-from bridge.schedulers.checks import check_fits
-from bridge.schedulers.rows import ROWS, Row, check_supported
+from bridge.schedulers.rows import ROWS, Row, check_fits, check_supported
 from bridge.schedulers.scheduled import (
     NONSTATIONARY_CLASS,
     REPLACED_KEY,
     SCHEDULE_KEY,
     Installed,
+    Levels,
     Record,
     add_noise,
-    levels_of,
     schedule_from_list,
     supported_name,
     without_schedule,
@@ -32,8 +31,6 @@ from hso_jax import schedule_file
 from hso_jax.noise import NoiseSchedule, alpha_sigma
 from hso_jax.noise.from_config import FLOW_CLASSES
 from hso_jax.schedule import Schedule
-
-_LEARNED = ("learned", "learned_range")
 
 
 def _refuse(config: Mapping[str, Any], schedule: Schedule) -> str | None:
@@ -98,11 +95,7 @@ class NonstationaryScheduler(Installed, _Stepper):
     _row = Row(predictions=("epsilon", "v_prediction", "sample", "flow_prediction"), refuse=_refuse)
 
     def __init__(self, hso_schedule: Any = None, hso_replaced: Any = None, prediction_type: str | None = None) -> None:
-        """From a config; see `from_schedule`.
-
-        Raises:
-            ValueError: without a schedule, or with one that does not fit the noise in the config.
-        """
+        """From a config, as diffusers calls it; see `from_schedule`."""
         if hso_schedule is None or not isinstance(hso_replaced, Mapping) or "_class_name" not in hso_replaced:
             raise ValueError(
                 f"bridge.{NONSTATIONARY_CLASS} needs a schedule and the scheduler it stands for in its config; use "
@@ -156,18 +149,19 @@ class NonstationaryScheduler(Installed, _Stepper):
         name = type(plain).__name__
         known = _public(plain.config)
         prediction = "flow_prediction" if name in FLOW_CLASSES else known.get("prediction_type", "epsilon")
-        own = {"prediction_type": prediction, REPLACED_KEY: {"_class_name": name, **known}}
-        self.register_to_config(**{**known, **own})
-        self._clips = _clips(plain)
+        self.register_to_config(
+            **{**known, "prediction_type": prediction, REPLACED_KEY: {"_class_name": name, **known}}
+        )
+        # Models of pixels are sampled within their range.
+        own = inspect.signature(type(plain).__init__).parameters
+        clips = (key for key in ("thresholding", "clip_sample") if key in own and plain.config.get(key))
+        self._clips = next(clips, "")
         if hasattr(plain, "alphas_cumprod"):
             self.alphas_cumprod = plain.alphas_cumprod
         self.sigmas, self.timesteps = torch.zeros(0), torch.zeros(0)
-        self._adopt(schedule, noise)
-
-    def _adopt(self, schedule: Schedule, noise: NoiseSchedule) -> None:
         check_fits(self, schedule, self._row, noise)
         self.register_to_config(**{SCHEDULE_KEY: Record(schedule_file.to_document(schedule))})
-        self._levels = levels_of(schedule, self._row, self.config, noise)
+        self._levels = Levels(schedule, self._row, self.config, noise)
         self._steps = _steps(schedule, self.config)
         self._schedule, self._noticed = schedule, False
         _Stepper.set_timesteps(self, schedule.nfe)
@@ -198,7 +192,7 @@ class NonstationaryScheduler(Installed, _Stepper):
             return sample
         return sample * self._steps[self._place(timestep)].scale
 
-    def step(  # type: ignore[override]
+    def step(
         self,
         model_output: torch.Tensor,
         timestep: Any,
@@ -207,19 +201,15 @@ class NonstationaryScheduler(Installed, _Stepper):
         return_dict: bool = True,
         eta: float = 0.0,
     ) -> Any:
-        """The sample at the next node.
+        """The sample at the next node, in its own dtype, and the predicted clean data.
 
         Args:
             model_output: of the network, [B, ...]; channels beyond the sample's (a learned variance) are left out.
             timestep: one of `timesteps`; looked at in the first step alone, unless `set_begin_index` says where.
             sample: [B, ...] at the current node.
             generator: has no effect; pipelines that pass one may.
-            return_dict: whether to return an object.
+            return_dict: whether to return an object, or `(prev_sample, pred_original_sample)`.
             eta: DDIM's noise; none is added, and a warning says so unless it is 0.
-
-        Returns:
-            `prev_sample` and `pred_original_sample`, the next sample in the sample's dtype and the predicted clean
-            data; `(prev_sample, pred_original_sample)` without `return_dict`.
 
         Raises:
             ValueError: after the last step, or for a timestep that is none of the schedule's.
@@ -277,7 +267,7 @@ class NonstationaryScheduler(Installed, _Stepper):
         return torch.where(kept.to(sample.dtype) == sample, kept, sample)
 
     def _clean_data(self, output: torch.Tensor, x: torch.Tensor, here: _Step) -> torch.Tensor:
-        if output.shape != x.shape and self.config.get("variance_type") in _LEARNED:
+        if output.shape != x.shape and self.config.get("variance_type") in ("learned", "learned_range"):
             output = output[:, : x.shape[1]]
         clean = output * here.out if output.dtype == x.dtype else output.to(x.dtype).mul_(here.out)
         if here.skip:
@@ -287,10 +277,8 @@ class NonstationaryScheduler(Installed, _Stepper):
     def _clipped(self, clean: torch.Tensor) -> torch.Tensor:
         if self._clips == "thresholding":
             return diffusers.DDIMScheduler._threshold_sample(self, clean)
-        if self._clips:
-            reach = self.config.get("clip_sample_range", 1.0)
-            return clean.clamp(-reach, reach)
-        return clean
+        reach = self.config.get("clip_sample_range", 1.0)
+        return clean.clamp(-reach, reach) if self._clips else clean
 
 
 NonstationaryScheduler.__module__ = "bridge"  # where diffusers and pickle look it up
@@ -298,20 +286,16 @@ NonstationaryScheduler.__module__ = "bridge"  # where diffusers and pickle look 
 
 def _steps(schedule: Schedule, config: Mapping[str, Any]) -> list[_Step]:
     alphas, sigmas = alpha_sigma(schedule.lams[: schedule.nfe], schedule.kind)
-    scale, skip, out = (np.broadcast_to(x, alphas.shape) for x in conversion(alphas, sigmas, schedule.kind, config))
-    columns = (x.tolist() for x in (scale, skip, out))
-    rows = ((row[0], row[1:]) for row in schedule.weights_table().tolist())
-    return [_Step(*numbers, *row) for *numbers, row in zip(*columns, rows, strict=True)]
+    found = conversion(alphas, sigmas, schedule.kind, config)
+    scale, skip, out = (np.broadcast_to(x, alphas.shape).tolist() for x in found)
+    rows = schedule.weights_table().tolist()
+    return [_Step(a, b, c, row[0], row[1:]) for a, b, c, row in zip(scale, skip, out, rows, strict=True)]
 
 
 def conversion(alpha: Any, sigma: Any, kind: str, config: Mapping[str, Any]) -> tuple[Any, Any, Any]:
-    """(scale, skip, out) at a level: the network's input is `scale` x, and x0 = `skip` x + `out` output.
+    """(scale, skip, out) at a level x = alpha x_0 + sigma eps, of numbers, arrays or tensors.
 
-    Args:
-        alpha: number, array or tensor; x = alpha x_0 + sigma eps.
-        sigma: likewise.
-        kind: of the noise schedule.
-        config: of the scheduler; its `prediction_type`, `sigma_data` and `invert_sigmas` are looked at.
+    The network's input is `scale` x, and x0 = `skip` x + `out` output; `config` is the scheduler's.
     """
     prediction = config["prediction_type"]
     if kind == "ve":
@@ -331,12 +315,6 @@ def conversion(alpha: Any, sigma: Any, kind: str, config: Mapping[str, Any]) -> 
 def _edits(tensor: torch.Tensor) -> int | None:
     """How often it was written into, views of it included; None where PyTorch does not count."""
     return None if tensor.is_inference() else tensor._version
-
-
-def _clips(plain: Any) -> str:
-    """What the scheduler does to the predicted clean data: models of pixels are sampled within their range."""
-    own = inspect.signature(type(plain).__init__).parameters
-    return next((key for key in ("thresholding", "clip_sample") if key in own and plain.config.get(key)), "")
 
 
 def _public(config: Mapping[str, Any]) -> dict[str, Any]:

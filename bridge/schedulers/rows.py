@@ -1,23 +1,25 @@
 """The table of diffusers schedulers: how a schedule is put into each class, and why it cannot be put into the others.
 
-Checked against diffusers 0.42.1. `docs/bridge.md` is this table in words; a test goes through every class it has.
+`check_fits` holds a schedule against a row and a scheduler's config. Checked against diffusers 0.42.1. `docs/bridge.md`
+is this table in words; a test goes through every class it has.
 """
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from hso_jax.noise.from_config import REFUSED, unknown
+from hso_jax.noise import NoiseSchedule
+from hso_jax.noise.from_config import REFUSED, ignored_keys, unknown
 from hso_jax.schedule import Schedule
 
 Array = np.ndarray[Any, Any]
+_GENERAL = "UniPCMultistepScheduler"  # what to switch to where a class does not know the model's prediction
 TABLES = ("table", "plms")
 """The layouts in which the nodes become a small training table."""
-SNAP = 1e-4
-"""A timestep of 200 that was computed in float32 is 199.99998; it is the whole number that was meant."""
 SPACING_FLAGS = ("use_karras_sigmas", "use_exponential_sigmas", "use_beta_sigmas", "use_lu_lambdas")
 _VP = ("epsilon", "sample", "v_prediction")
 _FLOW = ("flow_prediction",)
@@ -126,13 +128,11 @@ def _refuse_sa(config: Mapping[str, Any], schedule: Schedule) -> str | None:
 
 
 def _refuse_edm_dpm(config: Mapping[str, Any], schedule: Schedule) -> str | None:
-    if config["algorithm_type"] == "sde-dpmsolver++" and config["solver_order"] > 2:
-        return "algorithm_type 'sde-dpmsolver++' has no third order in this class; use solver_order=2"
-    return None
+    return _refuse_cosine_dpm(config, schedule) if config["algorithm_type"] == "sde-dpmsolver++" else None
 
 
 def _refuse_cosine_dpm(config: Mapping[str, Any], schedule: Schedule) -> str | None:
-    return "there is no third order in this class; use solver_order=2" if config["solver_order"] > 2 else None
+    return "its stochastic algorithm has no third order; use solver_order=2" if config["solver_order"] > 2 else None
 
 
 def _refuse_unipc(config: Mapping[str, Any], schedule: Schedule) -> str | None:
@@ -170,11 +170,8 @@ def _refuse_flow_lcm(config: Mapping[str, Any], schedule: Schedule) -> str | Non
 
 
 def _refuse_pndm(config: Mapping[str, Any], schedule: Schedule) -> str | None:
-    if not config["skip_prk_steps"]:
-        return (
-            "the Runge-Kutta start evaluates between the schedule's levels, four times a step; use skip_prk_steps=True"
-        )
-    return None
+    why = "the Runge-Kutta start evaluates between the schedule's levels, four times a step; use skip_prk_steps=True"
+    return None if config["skip_prk_steps"] else why
 
 
 def distillation_grid(config: Mapping[str, Any], original_steps: int | None = None) -> np.ndarray:
@@ -205,16 +202,14 @@ def _refuse_tcd(config: Mapping[str, Any], schedule: Schedule) -> str | None:
     return _refuse_off_grid(config, schedule)
 
 
-def _dpm_clean(config: Mapping[str, Any]) -> float:
-    return _TINY if config["algorithm_type"] == "dpmsolver" else 0.0
-
-
-def _unipc_clean(config: Mapping[str, Any]) -> float:
-    return 0.0 if config["predict_x0"] and config["solver_type"] == "bh2" else _TINY
-
-
-_DPM = Row(predictions=_BOTH, log_snr=True, clean_sigma=_dpm_clean, overrides=_full_order, refuse=_refuse_dpm)
-_EDM_DPM = Row(predictions=_NO_SAMPLE, log_snr=True, k_scaled=True, overrides=_full_order)
+_DPM = Row(
+    predictions=_BOTH,
+    log_snr=True,
+    clean_sigma=lambda config: _TINY if config["algorithm_type"] == "dpmsolver" else 0.0,
+    overrides=_full_order,
+    refuse=_refuse_dpm,
+)
+_EDM_DPM = Row(predictions=_NO_SAMPLE, log_snr=True, k_scaled=True, overrides=_full_order, refuse=_refuse_edm_dpm)
 _ADAMS = Row(predictions=_BOTH, log_snr=True, clean_sigma=lambda config: _TINY, overrides=_full_order)
 
 ROWS: Mapping[str, Row] = {
@@ -230,7 +225,7 @@ ROWS: Mapping[str, Row] = {
     "DPMSolverMultistepScheduler": _DPM,
     "DPMSolverSDEScheduler": Row("middles", predictions=_NO_SAMPLE, k_scaled=True),
     "DPMSolverSinglestepScheduler": _DPM._replace(overrides=_singlestep),
-    "EDMDPMSolverMultistepScheduler": _EDM_DPM._replace(refuse=_refuse_edm_dpm),
+    "EDMDPMSolverMultistepScheduler": _EDM_DPM,
     "EDMEulerScheduler": Row(predictions=_NO_SAMPLE, k_scaled=True),
     "EulerAncestralDiscreteScheduler": Row(predictions=_NO_SAMPLE, k_scaled=True),
     "EulerDiscreteScheduler": Row(k_scaled=True),
@@ -249,7 +244,7 @@ ROWS: Mapping[str, Row] = {
         predictions=_BOTH,
         log_snr=True,
         needs_mu=True,
-        clean_sigma=_unipc_clean,
+        clean_sigma=lambda config: 0.0 if config["predict_x0"] and config["solver_type"] == "bh2" else _TINY,
         overrides=_full_order,
         refuse=_refuse_unipc,
     ),
@@ -273,18 +268,11 @@ INSTEAD: Mapping[str, str] = {
 }
 
 
-def unsupported(name: str) -> str:
-    """Why no schedule can be installed in a class without a row, and what to use instead."""
-    if name in INSTEAD:
-        return f"{name} is not supported: {INSTEAD[name]}"
-    return unknown(name, ROWS, {})
-
-
 def check_supported(name: Any) -> str:
     """The name of a class in the table. Raises ValueError for any other, with what to use instead."""
-    if not isinstance(name, str) or name not in ROWS:
-        raise ValueError(unsupported(str(name)))
-    return name
+    if isinstance(name, str) and name in ROWS:
+        return name
+    raise ValueError(f"{name} is not supported: {INSTEAD[name]}" if name in INSTEAD else unknown(str(name), ROWS, {}))
 
 
 def told_timesteps(schedule: Schedule, row: Row) -> Array:
@@ -292,5 +280,92 @@ def told_timesteps(schedule: Schedule, row: Row) -> Array:
     steps = np.asarray(schedule.timesteps, np.float32)
     if not row.snaps:
         return steps
-    whole = np.rint(steps)
-    return np.where(np.abs(steps - whole) < SNAP, whole, steps)
+    whole = np.rint(steps)  # a timestep of 200 that was computed in float32 is 199.99998
+    return np.where(np.abs(steps - whole) < 1e-4, whole, steps)
+
+
+def check_fits(scheduler: Any, schedule: Schedule, row: Row, noise: NoiseSchedule) -> None:
+    """Raise ValueError, naming a way that works, unless the scheduler can sample exactly at the schedule."""
+    name, config = type(scheduler).__name__, scheduler.config
+    prediction = config.get("prediction_type", row.predictions[0])
+    flows = prediction == "flow_prediction"
+    instead = f"; use {_GENERAL}.from_config(scheduler.config)" if prediction in ROWS[_GENERAL].predictions else ""
+    why = _first(
+        (
+            prediction not in row.predictions,
+            f"cannot sample with prediction_type {prediction!r}, only with {', '.join(row.predictions)}{instead}",
+        ),
+        (
+            flows and config.get("use_flow_sigmas") is False,
+            "needs use_flow_sigmas=True for prediction_type 'flow_prediction'; otherwise it scales noise as VP: use "
+            f"{name}.from_config(scheduler.config, use_flow_sigmas=True)",
+        ),
+        (
+            flows and config.get("sigma_data") is not None,
+            "has the sigma_data that Cosmos-Predict2's pipelines write: they expect EDM's sigmas, 80 to 0.002, "
+            "and a flow schedule has none of those; call the pipeline without a schedule",
+        ),
+    )
+    if why:
+        raise ValueError(f"{name} {why}")
+    for key, reader in ignored_keys({**config, "_class_name": name}).items() if name in ROWS else ():
+        # The installed levels are the model's whatever the class ignores, where its steps allow.
+        as_table = key == "timestep_type" and row.layout in TABLES
+        if key in ("use_flow_sigmas", "invert_sigmas") or row.layout in ("grid", "times") or as_table:
+            raise ValueError(
+                f"{name} ignores {key} of its config, which the model needs; use {reader}.from_config(scheduler.config)"
+            )
+        warnings.warn(
+            f"{name} ignores {key} of its config: without a schedule its levels are not the model's; {reader} reads it",
+            stacklevel=4,
+        )
+    if why := _misfit(f"this {name}'s model", schedule, noise):
+        raise ValueError(f"{why}; make one for it: noise_schedule_of(scheduler) has its noise schedule")
+    if np.isinf(schedule.sigmas[0]) and prediction == "epsilon":
+        raise ValueError(
+            f"{name}: the schedule starts at pure noise, where predicted noise does not determine the data; "
+            "start below t = 1, or use a model of v_prediction"
+        )
+    if why := row.refuse(config, schedule):
+        raise ValueError(f"{name}: {why}")
+    steps = told_timesteps(schedule, row)
+    if len(equal := np.flatnonzero(~(np.diff(steps) < 0))):
+        i = int(equal[0])
+        raise ValueError(f"timesteps {i} and {i + 1} are both {steps[i]} in float32; use fewer or a larger d_min")
+
+
+def _misfit(own: str, schedule: Schedule, noise: NoiseSchedule) -> str | None:
+    """Why a schedule is not for this noise, if it is not."""
+    made_for = f"(model {schedule.model!r})"
+    if schedule.kind != noise.kind:
+        return f"the schedule {made_for} is for noise of kind {schedule.kind!r}, but {own} is {noise.kind!r}"
+    if schedule.kind == "ve":  # what the network is told follows from sigma alone; only the range can be wrong
+        low, high = float(noise.ksigma(0.0)), float(noise.ksigma(1.0))
+        if schedule.sigmas[-1] < low * (1 - 1e-6) or schedule.sigmas[0] > high * (1 + 1e-6):
+            found = f"[{schedule.sigmas[-1]:.6g}, {schedule.sigmas[0]:.6g}]"
+            return f"the schedule's sigmas {found} leave [{low:.6g}, {high:.6g}], the range of {own}"
+        known = np.asarray(noise.timestep(noise.t_of_lam(schedule.lams[: schedule.nfe])))
+        if np.allclose(schedule.timesteps, known, rtol=1e-3, atol=1e-3):
+            return None
+        return (
+            f"the schedule {made_for} tells the network {np.round(schedule.timesteps, 4).tolist()}, where {own} "
+            f"is told {np.round(known, 4).tolist()}"
+        )
+    if schedule.num_train_timesteps != noise.num_train_timesteps:
+        return (
+            f"the schedule {made_for} counts timesteps to {schedule.num_train_timesteps}, but {own} to "
+            f"{noise.num_train_timesteps}"
+        )
+    # A flow model is told sigma itself: a schedule made at one shift is as valid at any other.
+    if schedule.kind == "flow" or schedule.noise == noise.fingerprint():
+        return None
+    inside = np.isfinite(schedule.lams)
+    off = np.abs(np.asarray(noise.lam(schedule.t)) - schedule.lams)[inside]
+    # A float32 training table gives lam to about 1e-4 where alphas_cumprod is near 1; other models are off by 0.1.
+    if not off.size or off.max() <= 1e-3:
+        return None
+    i = int(np.flatnonzero(inside)[off.argmax()])
+    return (
+        f"the schedule {made_for} is for other noise levels: at t = {schedule.t[i]:.6g} it has sigma "
+        f"{schedule.sigmas[i]:.6g}, where {own} has {float(noise.ksigma(schedule.t[i])):.6g}"
+    )

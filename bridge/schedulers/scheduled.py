@@ -1,7 +1,7 @@
 """Scheduler classes that carry a schedule: made from a diffusers class and its row of the table.
 
-`Installed` is what they have in common. `Levels` has the arrays that they step by, in the form that each class keeps
-them; the methods at the end are those that must be other than the parent's for a schedule to be exact.
+`Installed` is what they have in common, and `Levels` the arrays that they step by. The functions after them are the
+methods that must differ from the parent's for a schedule to be exact.
 """
 
 from __future__ import annotations
@@ -19,10 +19,9 @@ from diffusers import SchedulerMixin
 from diffusers.schedulers.scheduling_utils import SchedulerOutput
 
 from bridge.noise_of import noise_schedule_of
-from bridge.schedulers.checks import check_fits, check_proposal, entries, say_switched_off
-from bridge.schedulers.rows import ROWS, TABLES, Row, check_supported, told_timesteps
+from bridge.schedulers.rows import ROWS, SPACING_FLAGS, TABLES, Row, check_fits, check_supported, told_timesteps
 from hso_jax import schedule_file
-from hso_jax.checks import level_list
+from hso_jax.checks import level_list, rounding
 from hso_jax.noise import NoiseSchedule, alpha_sigma
 from hso_jax.schedule import Origin, Schedule
 from hso_jax.solvers import NONSTATIONARY
@@ -31,6 +30,13 @@ Array = np.ndarray[Any, Any]
 SCHEDULE_KEY = "hso_schedule"
 REPLACED_KEY = "hso_replaced"
 NONSTATIONARY_CLASS = "NonstationaryScheduler"
+
+
+class Record(dict[str, Any]):
+    """A schedule as the config holds it; short where diffusers prints a config's entries in a warning."""
+
+    def __repr__(self) -> str:
+        return f"<schedule of {self['schedules'][0]['nfe']} evaluations>"
 
 
 class Installed:
@@ -60,21 +66,29 @@ class Installed:
 
     def _adopt(self, schedule: Schedule, noise: NoiseSchedule) -> None:
         """Check that the schedule fits the model's noise; write it, and what its end needs, into the config."""
+        name, row = type(self).__name__, self._row
         if schedule.coefficients is not None:
             raise ValueError(
-                f"{type(self).__name__} has a formula of its own, and the schedule has coefficients that belong to its "
-                "nodes: use with_schedule or NonstationaryScheduler"
+                f"{name} samples by its own formula and cannot use the schedule's coefficients: use with_schedule or "
+                "NonstationaryScheduler"
             )
         before = self.config.get(REPLACED_KEY) or {}
         self.register_to_config(**before)  # type: ignore[attr-defined]
-        check_fits(self, schedule, self._row, noise)
-        wanted = entries(self.config, schedule, self._row)
+        check_fits(self, schedule, row, noise)
+        # What the end needs, and every rule that spaces levels switched off.
+        wanted = {flag: False for flag in SPACING_FLAGS if self.config.get(flag)}
+        wanted.update(row.overrides(self.config, schedule) or {})
         replaced = {key: self.config[key] for key, value in wanted.items() if self.config[key] != value}
         record = {SCHEDULE_KEY: Record(schedule_file.to_document(schedule)), REPLACED_KEY: replaced}
         self.register_to_config(**record, **wanted)  # type: ignore[attr-defined]
-        say_switched_off(type(self).__name__, replaced, before)
+        if flags := [flag for flag in SPACING_FLAGS if flag in replaced and flag not in before]:
+            warnings.warn(
+                f"{name}: the schedule replaces {' and '.join(flags)}, now switched off; "
+                "bridge.without_schedule(scheduler) puts them back",
+                stacklevel=3,
+            )
         self._schedule, self._noticed = schedule, False
-        self._levels = levels_of(schedule, self._row, self.config, noise)
+        self._levels = Levels(schedule, row, self.config, noise)
 
     @property
     def schedule(self) -> Schedule:
@@ -124,20 +138,21 @@ class Installed:
             self._noticed = True
             warnings.warn(notice, stacklevel=2)
 
-    def step(self, model_output: Any, timestep: Any, sample: Any, **options: Any) -> Any:
+    def step(self, model_output: Any, timestep: Any, sample: Any, *args: Any, **options: Any) -> Any:
         """The parent's step between two levels of the schedule; see the parent for arguments and result."""
-        here = self._levels
-        if not here.shows:
-            if here.lowers_order or here.counts_steps:
-                before_step(self, timestep, options)
+        parent: Any = super()
+        if args:  # put under their names
+            bound = inspect.signature(parent.step).bind(model_output, timestep, sample, *args, **options)
+            options = dict(list(bound.arguments.items())[3:])
+        levels = self._levels
+        scheduler = self._view() if levels.shows else self
+        before_step(scheduler, timestep, options)
+        if not levels.shows:
             return self._parent_step(model_output, timestep, sample, options)
-        view = self._view()
-        if here.counts_steps:
-            before_step(view, timestep, options)
-        position, seen = here.shown(self, timestep)
-        view.__dict__.update(seen)
-        result = view._parent_step(model_output, position, sample, options)
-        self._keep(view, seen)
+        position, seen = levels.shown(self, timestep)
+        scheduler.__dict__.update(seen)
+        result = scheduler._parent_step(model_output, position, sample, options)
+        self._keep(scheduler, seen)
         return result
 
     def _parent_step(self, model_output: Any, timestep: Any, sample: Any, options: dict[str, Any]) -> Any:
@@ -179,42 +194,15 @@ class Float64(torch.Tensor):
         return self.clone()
 
 
-def _step_like(parents: Any) -> Any:
-    """`Installed.step` with the signature of the parent's, and positional arguments put under their names."""
-    signature = inspect.signature(parents)
-
-    @functools.wraps(parents)
-    def step(self: Any, model_output: Any, timestep: Any, sample: Any, *args: Any, **options: Any) -> Any:
-        if args:
-            bound = signature.bind(self, model_output, timestep, sample, *args, **options).arguments
-            options = dict(list(bound.items())[4:])
-        return Installed.step(self, model_output, timestep, sample, **options)
-
-    return step
-
-
-def _like(parents: Any, function: Any) -> Any:
-    """A method with the signature of the parent's."""
-
-    @functools.wraps(parents)
-    def method(self: Any, *args: Any, **options: Any) -> Any:
-        return function(self, *args, **options)
-
-    return method
-
-
-def _batch_step_no_noise(self: Any, model_output: Any, timesteps: Any, sample: Any, *args: Any, **options: Any) -> Any:
-    shown = [self._levels.shown(self, t) for t in timesteps]
-    rows = torch.tensor([position for position, _ in shown], device=timesteps.device)
-    view = self._view()
-    view.__dict__.update(shown[0][1])
-    parent: Any = super(Installed, view)
-    return parent.batch_step_no_noise(model_output, rows, sample, *args, **options)
-
-
-def _unscaled(self: Any, sample: Any, timestep: Any = None) -> Any:
-    """The network's input is the sample itself."""
-    return sample
+def _plain(result: Any) -> Any:
+    """The step's result without the `Float64` class."""
+    if isinstance(result, tuple):
+        return tuple(_plain(x) for x in result)
+    if isinstance(result, torch.Tensor):
+        return result.as_subclass(torch.Tensor)
+    for key in list(result):
+        result[key] = _plain(result[key])
+    return result
 
 
 @functools.cache
@@ -232,27 +220,351 @@ def scheduled_class(name: str) -> type:
 
     # diffusers reads this signature to know which config entries belong to the class.
     theirs = inspect.signature(parent.__init__)
-    ours = [
-        inspect.Parameter(key, inspect.Parameter.KEYWORD_ONLY, default=None) for key in (SCHEDULE_KEY, REPLACED_KEY)
-    ]
-    __init__.__signature__ = theirs.replace(  # type: ignore[attr-defined]
-        parameters=[*theirs.parameters.values(), *ours]
-    )
-    # Pipelines look in the signature of `step` for `eta` and `generator`, and pass only what they find.
-    step = _step_like(parent.step)
-    body: dict[str, Any] = {"__init__": __init__, "__module__": "bridge", "_row": row, "step": step}
+    ours = [inspect.Parameter(k, inspect.Parameter.KEYWORD_ONLY, default=None) for k in (SCHEDULE_KEY, REPLACED_KEY)]
+    signature = theirs.replace(parameters=[*theirs.parameters.values(), *ours])
+    __init__.__signature__ = signature  # type: ignore[attr-defined]
+    body: dict[str, Any] = {"__init__": __init__, "__module__": "bridge", "_row": row}
     body["__doc__"] = f"`diffusers.{name}` at the levels of a schedule."
-    if hasattr(parent, "batch_step_no_noise"):
-        body["batch_step_no_noise"] = _like(parent.batch_step_no_noise, _batch_step_no_noise)
     if not hasattr(parent, "scale_model_input"):  # which pipelines call unless the class is exactly the one they know
-        body["scale_model_input"] = _unscaled
+        body["scale_model_input"] = lambda self, sample, timestep=None: sample
     if row.k_scaled:
         parents = parent.init_noise_sigma.fget
         body["init_noise_sigma"] = property(lambda self: init_noise_sigma(self, parents(self)))
+    methods: dict[str, Any] = {"step": Installed.step, **_OWN_METHODS.get(name, {})}
+    if hasattr(parent, "batch_step_no_noise"):
+        methods["batch_step_no_noise"] = _batch_step_no_noise
     if row.layout in TABLES or name == "SASolverScheduler":
-        body["add_noise"] = _like(parent.add_noise, add_noise)
-    body.update({method: make(parent, step) for method, make in _OWN_METHODS.get(name, {}).items()})
+        methods["add_noise"] = add_noise
+    # Pipelines look in the signature of `step` for `eta` and `generator`, and pass only what they find.
+    body |= {key: _like(getattr(parent, key), method) for key, method in methods.items()}
     return type(name, (Installed, parent), body)
+
+
+def _like(parents: Any, function: Any) -> Any:
+    """A method with the signature of the parent's."""
+
+    @functools.wraps(parents)
+    def method(self: Any, *args: Any, **options: Any) -> Any:
+        return function(self, *args, **options)
+
+    return method
+
+
+# Pure noise has no finite log-SNR. These are the levels which diffusers itself puts in its place: alphas_cumprod =
+# 2^-24 at zero terminal SNR, and s = 1 - 1e-6 in UniPC for flow models.
+PURE_NOISE_KSIGMA = float(np.sqrt(2.0**24 - 1.0))
+PURE_NOISE_S = 1.0 - 1e-6
+
+
+class Levels:
+    """What is written into a scheduler by `set_timesteps`, and shown to its parent's `step`; made once.
+
+    `alphas`, `sigmas` [N + 1] are those of the nodes and of the end (1 and 0 for a clean one), in the class's scaling;
+    `nodes` [N] the nodes' timesteps; `written` the attributes to set; `table` [K] the nodes' alphas_cumprod, rising in
+    noise, for the classes that step through a training table.
+    """
+
+    def __init__(self, schedule: Schedule, row: Row, config: Mapping[str, Any], noise: NoiseSchedule) -> None:
+        clean = schedule.end == "clean"
+        as_vp = schedule.kind == "ve" and row.log_snr and not row.k_scaled  # UniPC with Stable Video Diffusion's model
+        alphas, sigmas = alpha_sigma(schedule.lams, "vp" if as_vp else schedule.kind)
+        if clean:
+            alphas, sigmas = np.append(alphas[: schedule.nfe], 1.0), np.append(sigmas[: schedule.nfe], 0.0)
+        self.alphas, self.sigmas = alphas, sigmas
+        self.nodes = told_timesteps(schedule, row)
+        self.table: torch.Tensor | None = None
+        if row.layout in TABLES:
+            kept = alphas[: schedule.nfe] if clean else alphas
+            self.table = torch.from_numpy((kept**2)[::-1].copy())
+        self.shows = self.table is not None or row.ends_at_level_0
+        self.lowers_order = row.log_snr and clean
+        self.written = self._written(schedule, row, config, noise)
+
+    def _written(
+        self, schedule: Schedule, row: Row, config: Mapping[str, Any], noise: NoiseSchedule
+    ) -> dict[str, Array]:
+        clean = schedule.end == "clean"
+        if row.layout == "plms" and schedule.nfe > 1:
+            return {"timesteps": np.insert(self.nodes, 1, self.nodes[1])}
+        if row.layout == "times":
+            return {"timesteps": np.append(self.nodes, np.float32(0.0 if clean else schedule.t[-1]))}
+        if row.layout in (*TABLES, "grid"):
+            return {"timesteps": self.nodes}
+        sigmas = np.array(schedule.sampler_sigmas())
+        if np.isinf(sigmas[0]):
+            sigmas[0] = PURE_NOISE_KSIGMA
+        elif row.log_snr and schedule.kind == "flow":
+            sigmas[0] = min(sigmas[0], PURE_NOISE_S)
+        if clean:
+            sigmas[-1] = row.clean_sigma(config)
+        if config.get("invert_sigmas"):  # time runs from 0 at noise to 1 at data
+            sigmas = 1.0 - sigmas
+            self.nodes = np.asarray(schedule.num_train_timesteps * sigmas[:-1], np.float32)
+        if row.layout == "plain":
+            return {"timesteps": self.nodes, "sigmas": sigmas}
+        return _two_evaluations(schedule, row, noise, sigmas, self.nodes)
+
+    def write(self, scheduler: Any, device: Any) -> None:
+        """Set the scheduler's `timesteps`, and its `sigmas` and their companions where it has them.
+
+        Sigmas are float64 where the device knows it: 0-dim tensors do not widen the sample, and differences of
+        log-SNR keep their digits.
+        """
+        dtype = torch.float32 if device is not None and torch.device(device).type == "mps" else torch.float64
+        for name, values in self.written.items():
+            if name == "timesteps":
+                scheduler.timesteps = torch.from_numpy(values.copy()).to(device=device, dtype=torch.float32)
+            else:
+                place = getattr(scheduler, name).device
+                setattr(scheduler, name, torch.from_numpy(values.copy()).to(device=place, dtype=dtype))
+
+    def shown(self, scheduler: Any, timestep: Any) -> tuple[Any, dict[str, Any]]:
+        """What the parent's `step` must see where the class has no attribute for a schedule's levels.
+
+        The timestep to pass on, and attributes to replace for the time of the step. For "table" and "plms" the schedule
+        becomes the model's whole training table, and the timestep its row, so that one stride of the parent is one step
+        of the schedule. TCD's last step, to training level 0, is shown clean data there.
+        """
+        node = nearest(self.nodes, timestep)
+        if self.table is None:
+            if node < len(self.nodes) - 1:
+                return timestep, {}
+            clean = scheduler.alphas_cumprod.clone()
+            clean[0] = 1.0
+            return timestep, {"alphas_cumprod": clean}
+        table = self.table.float() if scheduler.timesteps.device.type == "mps" else self.table
+        one = torch.ones((), dtype=table.dtype)
+        if "one" in scheduler.__dict__:  # DDPM's name for the clean end; with no timesteps of its own it subtracts 1
+            seen = {"one": one, "num_inference_steps": None, "custom_timesteps": False}
+        else:  # the stride is num_train_timesteps // num_inference_steps
+            seen = {"final_alpha_cumprod": one, "num_inference_steps": scheduler.config.num_train_timesteps}
+        return len(table) - 1 - node, {**seen, "alphas_cumprod": table}
+
+
+def _two_evaluations(
+    schedule: Schedule, row: Row, noise: NoiseSchedule, sigmas: Array, steps: Array
+) -> dict[str, Array]:
+    """Each step evaluates at its start and once more; not so a step to sigma 0, where the solver would divide by 0."""
+    between = {}
+    if row.layout in ("midpoints", "middles"):
+        middle = np.append(0.0, np.sqrt(sigmas[:-1] * sigmas[1:]))
+        between = {"sigmas_interpol": middle}
+        again = np.asarray(noise.timestep(noise.t_of_lam(-np.log(middle[middle > 0]))))
+    else:
+        again = np.append(steps[1:], end_timestep(schedule))
+    if row.layout == "ancestral":  # the middle level, between sigma and what the noise leaves open, is the next
+        down = np.append(sigmas[1:] ** 2 / sigmas[:-1], 0.0)
+        up = np.append(np.sqrt(np.maximum(sigmas[1:] ** 2 - down[:-1] ** 2, 0.0)), 0.0)
+        between = {"sigmas_up": up, "sigmas_down": down, "sigmas_interpol": np.append(sigmas[1:], 0.0)}
+    again = again[: schedule.nfe - (schedule.end == "clean")]
+    both = np.empty(len(steps) + len(again), np.float32)
+    both[0::2], both[1::2] = steps, again
+    if row.layout in ("pairs", "middles"):
+        return {"timesteps": both, "sigmas": np.concatenate([sigmas[:1], sigmas[1:-1].repeat(2), sigmas[-1:]])}
+    doubled = {"sigmas": sigmas, **between}
+    return {"timesteps": both, **{k: np.concatenate([x[:1], x[1:].repeat(2), x[-1:]]) for k, x in doubled.items()}}
+
+
+def end_timestep(schedule: Schedule) -> float:
+    """What a network is told at the node where a "t_eps" end stops (some solvers evaluate there); 0 for a clean end."""
+    if schedule.end == "clean":
+        return 0.0
+    if schedule.kind == "ve":
+        return -0.25 * float(schedule.lams[-1])
+    levels = schedule.num_train_timesteps
+    flows = schedule.kind == "flow"
+    return levels * float(schedule.sampler_sigmas()[-1]) if flows else levels * float(schedule.t[-1]) - 1.0
+
+
+def nearest(known: Any, timestep: Any, last: bool = False) -> int:
+    """The position of a timestep that may have been rounded to bfloat16 (8 bits), of equals the first or the last."""
+    values = known.detach().cpu().numpy() if isinstance(known, torch.Tensor) else known
+    wanted = float(timestep)
+    distance = np.abs(values - wanted)
+    if not distance.min() <= abs(wanted) * 2**-8 + 1e-6:
+        raise ValueError(
+            f"timestep {wanted:.9g} is not in the installed schedule, {np.round(values, 3).tolist()}; pass the values "
+            "of scheduler.timesteps as they are"
+        )
+    return int(np.flatnonzero(distance == distance.min())[-1 if last else 0])
+
+
+def before_step(scheduler: Any, timestep: Any, options: dict[str, Any]) -> None:
+    """Keep the parent's order to what the schedule and the steps taken so far allow; may edit the step's options."""
+    levels: Levels = scheduler._levels
+    if levels.lowers_order and scheduler._step_index == len(levels.nodes) - 1:
+        if "lower_order_nums" in scheduler.__dict__:
+            scheduler.lower_order_nums = 0
+        else:  # the single-step solver's way to say it
+            scheduler.order_list[-1] = 1
+    if scheduler._row.own_order:
+        options["order"] = min(options.get("order", 4), len(scheduler.derivatives) + 1)
+    # PNDM counts calls, and takes the second for a repetition of the first step; in img2img there is no such call.
+    if scheduler._row.layout == "plms" and scheduler.counter == 0:
+        scheduler._first_node = nearest(levels.nodes, timestep)
+    elif scheduler._row.layout == "plms" and scheduler.counter == 1 and scheduler._first_node > 0:
+        scheduler.counter, scheduler.cur_sample = 2, None
+
+
+def init_noise_sigma(scheduler: Any, parents: Any) -> Any:
+    """Standard deviation of the start: unit data plus noise, which also holds where a schedule starts below t_max.
+
+    A tensor where the parent's value is one, since pipelines call its methods; else a float.
+    """
+    value = float((scheduler._levels.written["sigmas"][0] ** 2 + 1.0) ** 0.5)
+    return parents.new_tensor(value) if isinstance(parents, torch.Tensor) else value
+
+
+def add_noise(scheduler: Any, original_samples: Any, noise: Any, timesteps: Any) -> Any:
+    """`alpha x_0 + sigma noise` [B, ...] at nodes of the schedule; timesteps [B] or one for all.
+
+    (The parent indexes its training table, with integers.)
+    """
+    levels: Levels = scheduler._levels
+    nodes = [nearest(levels.nodes, t) for t in torch.as_tensor(timesteps).flatten()]
+    shape = (-1,) + (1,) * (original_samples.dim() - 1)
+    alpha, sigma = (
+        torch.from_numpy(x[nodes]).to(original_samples).reshape(shape) for x in (levels.alphas, levels.sigmas)
+    )
+    return alpha * original_samples + sigma * noise
+
+
+def _batch_step_no_noise(self: Any, model_output: Any, timesteps: Any, sample: Any, *args: Any, **options: Any) -> Any:
+    shown = [self._levels.shown(self, t) for t in timesteps]
+    rows = torch.tensor([position for position, _ in shown], device=timesteps.device)
+    view = self._view()
+    view.__dict__.update(shown[0][1])
+    parent: Any = super(Installed, view)
+    return parent.batch_step_no_noise(model_output, rows, sample, *args, **options)
+
+
+def _cogvideox_dpm_step(
+    self: Any, model_output: Any, old: Any, timestep: Any, timestep_back: Any, sample: Any, *args: Any, **options: Any
+) -> Any:
+    """Its arguments stand in another order, and name two nodes."""
+    row, seen = self._levels.shown(self, timestep)
+    back = None if timestep_back is None else self._levels.shown(self, timestep_back)[0]
+    view = self._view()  # the parent's step keeps nothing in the scheduler
+    view.__dict__.update(seen)
+    parent: Any = super(Installed, view)
+    return parent.step(model_output, old, row, back, sample, *args, **options)
+
+
+def _pndm_step(self: Any, model_output: Any, timestep: Any, sample: Any, return_dict: bool = True) -> Any:
+    """Where img2img begins at the node that stands twice, the second evaluation is of a sample one level on: dropped.
+
+    (A start at that node's second entry cannot be told from this one before the second call.)
+    """
+    if self.counter != 1 or nearest(self._levels.nodes, timestep) != self._first_node:
+        return Installed.step(self, model_output, timestep, sample, return_dict=return_dict)
+    self.counter, self.cur_sample = 2, None
+    return SchedulerOutput(prev_sample=sample) if return_dict else (sample,)
+
+
+def _alpha_cumprod(self: Any, t: Any, device: Any) -> Any:
+    """Wuerstchen computes its levels from t, in float32 and clipped (so that the end is never clean)."""
+    levels: Levels = self._levels
+    values = torch.from_numpy(levels.alphas[[nearest(levels.written["timesteps"], x) for x in t.flatten()]] ** 2)
+    return values.to(device=device, dtype=torch.float32 if torch.device(device).type == "mps" else torch.float64)
+
+
+def _token_step(self: Any, model_output: Any, timestep: Any, sample: Any, *args: Any, **options: Any) -> Any:
+    """Where each token has its own timestep (LTX, SanaWM) the parent keeps the dtype of its sigmas, here float64."""
+    result = Installed.step(self, model_output, timestep, sample, *args, **options)
+    if options.get("per_token_timesteps") is None:
+        return result
+    wide = torch.promote_types(sample.dtype, torch.float32)  # as the parent has it with float32 sigmas
+    if isinstance(result, tuple):
+        return (result[0].to(wide), *result[1:])
+    result.prev_sample = result.prev_sample.to(wide)
+    return result
+
+
+def _scale_noise(self: Any, sample: Any, timestep: Any, noise: Any = None) -> Any:
+    """With `invert_sigmas` the parent takes the data's share for the noise's."""
+    parent: Any = super(Installed, self)
+    data, noise = (noise, sample) if self.config.invert_sigmas else (sample, noise)
+    return parent.scale_noise(data, timestep, noise)
+
+
+_OWN_METHODS: Mapping[str, Mapping[str, Any]] = {
+    "CogVideoXDPMScheduler": {"step": _cogvideox_dpm_step},
+    "DDPMWuerstchenScheduler": {"_alpha_cumprod": _alpha_cumprod},
+    "FlowMatchEulerDiscreteScheduler": {"scale_noise": _scale_noise, "step": _token_step},
+    "FlowMatchLCMScheduler": {"scale_noise": _scale_noise},
+    "PNDMScheduler": {"step": _pndm_step},
+}
+
+
+# The first s that pipelines propose for pure noise is 0.999 or 1.
+_NOISE = 0.95
+
+
+def check_proposal(schedule: Schedule, steps: Any, timesteps: Any, sigmas: Any) -> str | None:
+    """One rule for the number of steps, timesteps and sigmas that `set_timesteps` is given.
+
+    Their number must be the schedule's N. Values equal to the schedule's, to rounding, are its own. For VP and VE
+    models other values are an error: no diffusers pipeline of such a model proposes any, so they are the caller's.
+    Pipelines of flow models nearly all propose some, and nothing tells theirs from a caller's: the schedule replaces
+    them. The even grid from pure noise, which most propose, says nothing of anyone's wish; about others there is a
+    notice. A list that starts lower (Stable Audio 3's `init_noise_level`, LTX-2's second stage) says how much noise the
+    pipeline put on its data, so the schedule must start there.
+
+    Without `steps`, `timesteps` [N] and `sigmas` ([N], or [N + 1] equal to the schedule's own with its end) N is meant.
+    Returns the notice, or None; raises ValueError.
+    """
+    nfe, counts = schedule.nfe, [steps]
+    proposed: dict[str, tuple[Array, Array, float]] = {}
+    near = 1e-3 if schedule.kind == "ve" else 1.0
+    known = (("timesteps", timesteps, schedule.timesteps, near), ("sigmas", sigmas, schedule.sampler_sigmas(), 0.0))
+    for name, asked, own, tolerance in known:
+        if asked is not None:
+            values = np.asarray([float(x) for x in asked])
+            # N + 1 sigmas may be the schedule's own with its end, or a proposal for one step more.
+            with_end = len(values) == len(own) and _near(values, own, tolerance)
+            counts.append(nfe if with_end else len(values))
+            proposed[name] = values[:nfe], np.asarray(own)[:nfe], tolerance
+    for count in counts:
+        if count is not None and int(count) != nfe:
+            way = f"call the pipeline with num_inference_steps={nfe}, or install a schedule made for {count}"
+            if schedule.end == "t_eps" and schedule.method == "custom" and int(count) == nfe + 1:
+                way = "append a final 0 to the list to evaluate at its last sigma too"
+            raise ValueError(f"num_inference_steps is {count}, but the installed schedule has {nfe} evaluations: {way}")
+    for name, (values, own, tolerance) in proposed.items():
+        if _near(values, own, tolerance):
+            continue
+        both = f"{name} {_short(values)} differ from those of the installed schedule, {_short(own)}"
+        if schedule.kind != "flow":
+            raise ValueError(f"{both}; leave the argument out, or install another schedule")
+        if name == "sigmas" and values[-1] < values[0] < _NOISE and abs(values[0] - own[0]) > 0.01:
+            raise ValueError(
+                f"the pipeline noised its data to s = {values[0]:.4g}, but the installed schedule starts "
+                f"at {own[0]:.4g}: install one whose first sigma is {values[0]:.4g}"
+            )
+        if not _is_even(values, 1.0 if name == "sigmas" else float(schedule.num_train_timesteps)):
+            return (
+                f"{both}, which is used. If you passed them, leave the argument out, or install them with "
+                "with_schedule; if you did not, they are the pipeline's own and have no effect"
+            )
+    return None
+
+
+def _near(proposed: Array, own: Array, tolerance: float) -> bool:
+    """Whether they are the schedule's own but for the digits that were left out."""
+    rounded = np.minimum(rounding(proposed), 0.01 * np.abs(own))
+    return bool((np.abs(proposed - own) <= 1e-3 * np.abs(own) + np.maximum(rounded, tolerance)).all())
+
+
+def _is_even(proposed: Array, top: float) -> bool:
+    """Whether it is a linspace from pure noise to 1/N or less; whole timesteps are off by up to 1 in 1000."""
+    line, near = np.linspace(proposed[0], proposed[-1], len(proposed)), 2e-3 * top
+    starts, ends = proposed[0] >= 0.99 * top, proposed[-1] <= top / len(proposed) + near
+    return bool(starts and ends and np.abs(proposed - line).max() <= near)
+
+
+def _short(values: Array) -> str:
+    shown = [f"{x:.4g}" for x in values]
+    return f"[{', '.join(shown if len(shown) <= 8 else [*shown[:6], '...', shown[-1]])}]"
 
 
 def schedule_of(scheduler: Any) -> Schedule | None:
@@ -303,9 +615,9 @@ def supported_name(scheduler: Any) -> str:
     if issubclass(cls, Installed) or getattr(diffusers, cls.__name__, None) is cls:
         return cls.__name__
     parent = next((base.__name__ for base in cls.__mro__ if base.__name__ in ROWS), None)
-    nearest = f"; the nearest that is supported: {parent}.from_config(scheduler.config)" if parent else ""
+    way = f"; the nearest that is supported: {parent}.from_config(scheduler.config)" if parent else ""
     raise ValueError(
-        f"{cls.__module__}.{cls.__name__} is not a scheduler class of diffusers, and its step may differ{nearest}"
+        f"{cls.__module__}.{cls.__name__} is not a scheduler class of diffusers, and its step may differ{way}"
     )
 
 
@@ -325,314 +637,3 @@ def schedule_from_list(noise: NoiseSchedule, sigmas: Any, coefficients: Any = No
             values = values / (1.0 - values)
     free = {} if coefficients is None else {"origin": Origin(solver=NONSTATIONARY), "coefficients": coefficients}
     return Schedule.from_sigmas(noise, values, end="clean" if values[-1] == 0.0 else "t_eps", **free)
-
-
-class Record(dict[str, Any]):
-    """A schedule as the config holds it; short where diffusers prints a config's entries in a warning."""
-
-    def __repr__(self) -> str:
-        return f"<schedule of {self['schedules'][0]['nfe']} evaluations>"
-
-
-def _plain(result: Any) -> Any:
-    """The step's result without the `Float64` class."""
-    if isinstance(result, tuple):
-        return tuple(_plain(x) for x in result)
-    if isinstance(result, torch.Tensor):
-        return result.as_subclass(torch.Tensor)
-    for key in list(result):
-        result[key] = _plain(result[key])
-    return result
-
-
-# Pure noise has no finite log-SNR. These are the levels which diffusers itself puts in its place: alphas_cumprod =
-# 2^-24 at zero terminal SNR, and s = 1 - 1e-6 in UniPC for flow models.
-PURE_NOISE_KSIGMA = float(np.sqrt(2.0**24 - 1.0))
-PURE_NOISE_S = 1.0 - 1e-6
-
-
-class Levels:
-    """What is written into a scheduler by `set_timesteps`, and shown to its parent's `step`; made once.
-
-    `alphas`, `sigmas` [N + 1] are those of the nodes and of the end (1 and 0 for a clean one), in the class's scaling;
-    `nodes` [N] the nodes' timesteps; `written` the attributes to set; `table` [K] the nodes' alphas_cumprod, rising in
-    noise, for the classes that step through a training table.
-    """
-
-    def __init__(self, schedule: Schedule, row: Row, nodes: Array, written: Mapping[str, Array]) -> None:
-        as_vp = schedule.kind == "ve" and row.log_snr and not row.k_scaled  # UniPC with Stable Video Diffusion's model
-        alphas, sigmas = alpha_sigma(schedule.lams, "vp" if as_vp else schedule.kind)
-        if schedule.end == "clean":
-            alphas, sigmas = np.append(alphas[: schedule.nfe], 1.0), np.append(sigmas[: schedule.nfe], 0.0)
-        self.alphas, self.sigmas, self.written = alphas, sigmas, dict(written)
-        self.nodes = nodes
-        self._places = {float(t): i for i, t in enumerate(self.nodes)}
-        self.table: torch.Tensor | None = None
-        if row.layout in TABLES:
-            kept = alphas[: schedule.nfe] if schedule.end == "clean" else alphas
-            self.table = torch.from_numpy((kept**2)[::-1].copy())
-        self.shows = self.table is not None or row.ends_at_level_0
-        self.lowers_order = row.log_snr and schedule.end == "clean"
-        self.counts_steps = row.layout == "plms" or row.own_order
-        self._one = torch.ones((), dtype=torch.float64)
-
-    def write(self, scheduler: Any, device: Any) -> None:
-        """Set the scheduler's `timesteps`, and its `sigmas` and their companions where it has them.
-
-        Sigmas are float64 where the device knows it: 0-dim tensors do not widen the sample, and differences of
-        log-SNR keep their digits.
-        """
-        on_mps = device is not None and torch.device(device).type == "mps"
-        dtype = torch.float32 if on_mps else torch.float64
-        for name, values in self.written.items():
-            if name == "timesteps":
-                scheduler.timesteps = torch.from_numpy(values.copy()).to(device=device, dtype=torch.float32)
-            else:
-                place = getattr(scheduler, name).device
-                setattr(scheduler, name, torch.from_numpy(values.copy()).to(device=place, dtype=dtype))
-
-    def shown(self, scheduler: Any, timestep: Any) -> tuple[Any, dict[str, Any]]:
-        """What the parent's `step` must see where the class has no attribute for a schedule's levels.
-
-        The timestep to pass on, and attributes to replace for the time of the step. For "table" and "plms" the schedule
-        becomes the model's whole training table, and the timestep its row, so that one stride of the parent is one step
-        of the schedule. TCD's last step, to training level 0, is shown clean data there.
-        """
-        node = self.place(timestep)
-        if self.table is None:
-            if node < len(self.nodes) - 1:
-                return timestep, {}
-            clean = scheduler.alphas_cumprod.clone()
-            clean[0] = 1.0
-            return timestep, {"alphas_cumprod": clean}
-        table, one = self.table, self._one
-        if scheduler.timesteps.device.type == "mps":
-            table, one = table.float(), one.float()
-        if "one" in scheduler.__dict__:  # DDPM's name for the clean end; with no timesteps of its own it subtracts 1
-            seen = {"one": one, "num_inference_steps": None, "custom_timesteps": False}
-        else:  # the stride is num_train_timesteps // num_inference_steps
-            seen = {"final_alpha_cumprod": one, "num_inference_steps": scheduler.config.num_train_timesteps}
-        seen["alphas_cumprod"] = table
-        return len(table) - 1 - node, seen
-
-    def place(self, timestep: Any) -> int:
-        """The node with this timestep; see `nearest`."""
-        wanted = float(timestep)
-        found = self._places.get(wanted)
-        return nearest(self.nodes, wanted) if found is None else found
-
-
-def levels_of(schedule: Schedule, row: Row, config: Mapping[str, Any], noise: NoiseSchedule) -> Levels:
-    """The arrays that the row's layout makes of a schedule; `noise` is the model's."""
-    steps = told_timesteps(schedule, row)
-    if row.layout in (*TABLES, "grid", "times"):
-        listed = steps
-        if row.layout == "plms" and schedule.nfe > 1:
-            listed = np.insert(steps, 1, steps[1])
-        elif row.layout == "times":
-            listed = np.append(steps, np.float32(0.0 if schedule.end == "clean" else schedule.t[-1]))
-        return Levels(schedule, row, steps, {"timesteps": listed})
-    sigmas = np.array(schedule.sampler_sigmas())
-    if np.isinf(sigmas[0]):
-        sigmas[0] = PURE_NOISE_KSIGMA
-    elif row.log_snr and schedule.kind == "flow":
-        sigmas[0] = min(sigmas[0], PURE_NOISE_S)
-    if schedule.end == "clean":
-        sigmas[-1] = row.clean_sigma(config)
-    if config.get("invert_sigmas"):  # time runs from 0 at noise to 1 at data
-        sigmas = 1.0 - sigmas
-        steps = np.asarray(schedule.num_train_timesteps * sigmas[:-1], np.float32)
-    if row.layout == "plain":
-        return Levels(schedule, row, steps, {"timesteps": steps, "sigmas": sigmas})
-    return Levels(schedule, row, steps, _two_evaluations(schedule, row, noise, sigmas, steps))
-
-
-def _two_evaluations(
-    schedule: Schedule, row: Row, noise: NoiseSchedule, sigmas: Array, steps: Array
-) -> dict[str, Array]:
-    """Each step evaluates at its start and once more; not so a step to sigma 0, where the solver would divide by 0."""
-    between = {}
-    if row.layout in ("midpoints", "middles"):
-        middle = np.append(0.0, np.sqrt(sigmas[:-1] * sigmas[1:]))
-        between = {"sigmas_interpol": middle}
-        again = np.asarray(noise.timestep(_time_of(noise, -np.log(middle[middle > 0]))))
-    else:
-        again = np.append(steps[1:], end_timestep(schedule))
-    if row.layout == "ancestral":  # the middle level, between sigma and what the noise leaves open, is the next
-        down = np.append(sigmas[1:] ** 2 / sigmas[:-1], 0.0)
-        up = np.append(np.sqrt(np.maximum(sigmas[1:] ** 2 - down[:-1] ** 2, 0.0)), 0.0)
-        between = {"sigmas_up": up, "sigmas_down": down, "sigmas_interpol": np.append(sigmas[1:], 0.0)}
-    again = again[: schedule.nfe - (schedule.end == "clean")]
-    both = np.empty(len(steps) + len(again), np.float32)
-    both[0::2], both[1::2] = steps, again
-    if row.layout in ("pairs", "middles"):
-        return {"timesteps": both, "sigmas": np.concatenate([sigmas[:1], sigmas[1:-1].repeat(2), sigmas[-1:]])}
-    doubled = {
-        name: np.concatenate([x[:1], x[1:].repeat(2), x[-1:]]) for name, x in {"sigmas": sigmas, **between}.items()
-    }
-    return {"timesteps": both, **doubled}
-
-
-def _time_of(noise: NoiseSchedule, lams: Array) -> Array:
-    """`noise.t_of_lam` by interpolation and one Newton step: its 24 would be most of what installing costs."""
-    grid = np.linspace(float(noise.t_max), float(noise.t_min), noise.num_train_timesteps)
-    t = np.interp(lams, np.asarray(noise.lam(grid)), grid)
-    value, slope, _ = noise.lam_derivatives(t)
-    return np.asarray(t - (value - lams) / slope)
-
-
-def end_timestep(schedule: Schedule) -> float:
-    """What a network is told at the node where a "t_eps" end stops (some solvers evaluate there); 0 for a clean end."""
-    if schedule.end == "clean":
-        return 0.0
-    if schedule.kind == "ve":
-        return -0.25 * float(schedule.lams[-1])
-    levels = schedule.num_train_timesteps
-    return (
-        levels * float(schedule.sampler_sigmas()[-1])
-        if schedule.kind == "flow"
-        else levels * float(schedule.t[-1]) - 1.0
-    )
-
-
-def nearest(known: Any, timestep: Any, last: bool = False) -> int:
-    """The position of a timestep that may have been rounded to bfloat16 (8 bits), of equals the first or the last."""
-    values = known.detach().cpu().numpy() if isinstance(known, torch.Tensor) else known
-    wanted = float(timestep)
-    distance = np.abs(values - wanted)
-    if not distance.min() <= abs(wanted) * 2**-8 + 1e-6:
-        raise ValueError(
-            f"timestep {wanted:.9g} is not in the installed schedule, {np.round(values, 3).tolist()}; pass the values "
-            "of scheduler.timesteps as they are"
-        )
-    return int(np.flatnonzero(distance == distance.min())[-1 if last else 0])
-
-
-def before_step(scheduler: Any, timestep: Any, options: dict[str, Any]) -> None:
-    """Keep the parent's order to what the schedule and the steps taken so far allow; may edit the step's options."""
-    levels: Levels = scheduler._levels
-    if levels.lowers_order and scheduler._step_index == len(levels.nodes) - 1:
-        if "lower_order_nums" in scheduler.__dict__:
-            scheduler.lower_order_nums = 0
-        else:  # the single-step solver's way to say it
-            scheduler.order_list[-1] = 1
-    if scheduler._row.own_order:
-        options["order"] = min(options.get("order", 4), len(scheduler.derivatives) + 1)
-    # PNDM counts calls, and takes the second for a repetition of the first step; in img2img there is no such call.
-    if scheduler._row.layout == "plms" and scheduler.counter == 0:
-        scheduler._first_node = levels.place(timestep)
-    elif scheduler._row.layout == "plms" and scheduler.counter == 1 and scheduler._first_node > 0:
-        scheduler.counter, scheduler.cur_sample = 2, None
-
-
-def init_noise_sigma(scheduler: Any, parents: Any) -> Any:
-    """Standard deviation of the start: unit data plus noise, which also holds where a schedule starts below t_max.
-
-    A tensor where the parent's value is one, since pipelines call its methods; else a float.
-    """
-    value = float((scheduler._levels.written["sigmas"][0] ** 2 + 1.0) ** 0.5)
-    return parents.new_tensor(value) if isinstance(parents, torch.Tensor) else value
-
-
-def add_noise(scheduler: Any, original_samples: Any, noise: Any, timesteps: Any) -> Any:
-    """`alpha x_0 + sigma noise` [B, ...] at nodes of the schedule; timesteps [B] or one for all.
-
-    (The parent indexes its training table, with integers.)
-    """
-    levels: Levels = scheduler._levels
-    nodes = [levels.place(t) for t in torch.as_tensor(timesteps).flatten()]
-    shape = (-1,) + (1,) * (original_samples.dim() - 1)
-    alpha, sigma = (
-        torch.from_numpy(x[nodes]).to(original_samples).reshape(shape) for x in (levels.alphas, levels.sigmas)
-    )
-    return alpha * original_samples + sigma * noise
-
-
-def _cogvideox_dpm_step(parent: Any, inherited: Any) -> Any:
-    """Its arguments stand in another order, and name two nodes."""
-
-    @functools.wraps(parent.step)
-    def step(
-        self: Any,
-        model_output: Any,
-        old_pred_original_sample: Any,
-        timestep: Any,
-        timestep_back: Any,
-        sample: Any,
-        *args: Any,
-        **options: Any,
-    ) -> Any:
-        row, seen = self._levels.shown(self, timestep)
-        back = None if timestep_back is None else self._levels.shown(self, timestep_back)[0]
-        view = self._view()  # the parent's step keeps nothing in the scheduler
-        view.__dict__.update(seen)
-        return parent.step(view, model_output, old_pred_original_sample, row, back, sample, *args, **options)
-
-    return step
-
-
-def _pndm_step(parent: Any, inherited: Any) -> Any:
-    """Where img2img begins at the node that stands twice, the second evaluation is of a sample one level on: dropped.
-
-    (A start at that node's second entry cannot be told from this one before the second call.)
-    """
-
-    @functools.wraps(parent.step)
-    def step(self: Any, model_output: Any, timestep: Any, sample: Any, return_dict: bool = True) -> Any:
-        if self.counter != 1 or self._levels.place(timestep) != self._first_node:
-            return inherited(self, model_output, timestep, sample, return_dict=return_dict)
-        self.counter, self.cur_sample = 2, None
-        return SchedulerOutput(prev_sample=sample) if return_dict else (sample,)
-
-    return step
-
-
-def _alpha_cumprod(parent: Any, inherited: Any) -> Any:
-    """Wuerstchen computes its levels from t, in float32 and clipped (so that the end is never clean)."""
-
-    @functools.wraps(parent._alpha_cumprod)
-    def alpha_cumprod(self: Any, t: Any, device: Any) -> Any:
-        levels = self._levels
-        places = [nearest(levels.written["timesteps"], x) for x in t.flatten()]
-        values = torch.from_numpy(levels.alphas[places] ** 2)
-        return values.to(device=device, dtype=torch.float32 if torch.device(device).type == "mps" else torch.float64)
-
-    return alpha_cumprod
-
-
-def _token_step(parent: Any, inherited: Any) -> Any:
-    """Where each token has its own timestep (LTX, SanaWM) the parent keeps the dtype of its sigmas, here float64."""
-
-    @functools.wraps(parent.step)
-    def step(self: Any, model_output: Any, timestep: Any, sample: Any, *args: Any, **options: Any) -> Any:
-        result = inherited(self, model_output, timestep, sample, *args, **options)
-        if options.get("per_token_timesteps") is None:
-            return result
-        wide = torch.promote_types(sample.dtype, torch.float32)  # as the parent has it with float32 sigmas
-        if isinstance(result, tuple):
-            return (result[0].to(wide), *result[1:])
-        result.prev_sample = result.prev_sample.to(wide)
-        return result
-
-    return step
-
-
-def _scale_noise(parent: Any, inherited: Any) -> Any:
-    """With `invert_sigmas` the parent takes the data's share for the noise's."""
-
-    @functools.wraps(parent.scale_noise)
-    def scale_noise(self: Any, sample: Any, timestep: Any, noise: Any = None) -> Any:
-        data, noise = (noise, sample) if self.config.invert_sigmas else (sample, noise)
-        return parent.scale_noise(self, data, timestep, noise)
-
-    return scale_noise
-
-
-_OWN_METHODS: Mapping[str, Mapping[str, Any]] = {
-    "CogVideoXDPMScheduler": {"step": _cogvideox_dpm_step},
-    "DDPMWuerstchenScheduler": {"_alpha_cumprod": _alpha_cumprod},
-    "FlowMatchEulerDiscreteScheduler": {"scale_noise": _scale_noise, "step": _token_step},
-    "FlowMatchLCMScheduler": {"scale_noise": _scale_noise},
-    "PNDMScheduler": {"step": _pndm_step},
-}
-"""Of the scheduled class of a name: each method made from the parent and from the `step` of every scheduled class."""

@@ -15,7 +15,7 @@ import torch
 from bridge.at_hand import current_schedule
 from bridge.pipeline import several
 from bridge.tuning.candidates import Candidate, candidates, is_rule, known_solvers
-from bridge.tuning.judge import Judge, batches, fault, targets
+from bridge.tuning.judge import Judge, batches, targets
 from bridge.tuning.models import Model, denoiser_model, jobs_of, pipeline_model, together
 from bridge.tuning.race import Measured, interval, race
 from hso_jax import solvers
@@ -284,7 +284,7 @@ def _chosen(
         with Checkpoint(checkpoint, {**asked, **facts}) as file:
             made = targets(model, file, batches(plan.batch, plan.samples), plan.teacher_steps, made=tell)
             spent = plan.samples * plan.teacher_steps
-            records = file.search("errors", {}, fault)
+            records = file.records("errors")
             judge = Judge(model, records, made.samples, budget=plan.budget, spent=spent, batch=plan.batch)
             measured, current, left = {}, {}, sum(plan.nfes)
             for n, found in lists.items():

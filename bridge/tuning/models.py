@@ -21,12 +21,18 @@ from diffusers.schedulers.scheduling_euler_discrete import EulerDiscreteSchedule
 from torch import distributed
 from torch.utils.checkpoint import checkpoint
 
-from bridge.fingerprint import NETWORKS, fingerprint
 from bridge.noise_of import noise_schedule_of
 from bridge.pipeline import IMAGES, ImageToImage, PipelineJobs, image_for_each
 from bridge.sampling import Level, converged
-from bridge.schedulers.checks import check_use
-from bridge.schedulers.install import inner_pipelines, own_solver, replace_scheduler, with_schedule
+from bridge.schedulers.install import (
+    NETWORKS,
+    check_use,
+    fingerprint,
+    inner_pipelines,
+    own_solver,
+    replace_scheduler,
+    with_schedule,
+)
 from bridge.schedulers.nonstationary import NonstationaryScheduler, conversion
 from bridge.tuning.coordinates import Table, table_at
 from hso_jax import solvers

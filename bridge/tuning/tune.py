@@ -18,7 +18,7 @@ from bridge.sampling import converged
 from bridge.tuning import gits, search
 from bridge.tuning.candidates import Candidate, candidates, is_rule
 from bridge.tuning.coordinates import Coordinates, with_coefficients
-from bridge.tuning.judge import Error, Judge, Made, Score, ScoreJudge, SpentError, batches, fault, targets
+from bridge.tuning.judge import Error, Judge, Made, Score, ScoreJudge, SpentError, batches, targets
 from bridge.tuning.models import (
     DenoiserModel,
     Model,
@@ -404,7 +404,7 @@ def _run(model: Model, options: Options, facts: Mapping[str, Any], score: Score 
         some, apart = options.samples, options.kept_apart
         with Checkpoint(options.checkpoint, arguments) as file:
             if score is not None:
-                records = file.search("judgements", {}, fault)
+                records = file.records("judgements")
                 judge: Judge = ScoreJudge(score, model, records, options.budget)
                 return _Tuning(judge, model, options, base, None, facts).run()
             many, told = batches(options.batch, some, apart), options.progress
@@ -418,7 +418,7 @@ def _run(model: Model, options: Options, facts: Mapping[str, Any], score: Score 
             )
             judge = Judge(
                 model,
-                file.search("judgements", {}, fault),
+                file.records("judgements"),
                 made.samples,
                 budget=options.budget,
                 spent=(some + apart) * options.teacher_steps,

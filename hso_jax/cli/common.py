@@ -1,4 +1,4 @@
-"""What the commands share: arguments and how they are read, what is printed, and the settings of JAX."""
+"""What the commands share: how arguments are read, what is printed and written, and the settings of JAX."""
 
 from __future__ import annotations
 
@@ -7,120 +7,87 @@ import contextlib
 import contextvars
 import os
 import sys
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Collection
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any, NamedTuple, TextIO
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from hso_jax.checks import nearest, printable
+from hso_jax.cli.commands import DEFAULT_MODEL
 from hso_jax.files import is_stdout
-from hso_jax.noise import PRESETS, NoiseSchedule, from_config, preset, preset_name
+from hso_jax.noise import PRESETS, NoiseSchedule, from_config, preset
 
-DEFAULT_MODEL = "sd21-base"
-QUIET = "print only errors, and what --json or -o - writes to standard output"
 _MAX_NFE = 1000
-_silent: contextvars.ContextVar[bool] = contextvars.ContextVar("silent", default=False)
+silent: contextvars.ContextVar[bool] = contextvars.ContextVar("silent", default=False)
+"""Whether `say`, `warn` and `progress` show nothing."""
 
 
 # Arguments
 
 
-def add_command(
-    subparsers: argparse._SubParsersAction[argparse.ArgumentParser],
-    name: str,
-    run: Callable[[argparse.Namespace], int],
-    help: str,
-    examples: str,
-) -> argparse.ArgumentParser:
-    """Add a subcommand whose `--help` ends with examples."""
-    parser = subparsers.add_parser(
-        name,
-        help=help,
-        description=help[0].upper() + help[1:] + ".",
-        epilog=examples,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument("--quiet", action="store_true", default=argparse.SUPPRESS, help=QUIET)
-    parser.set_defaults(run=run)
-    return parser
-
-
-def add_models(parser: argparse.ArgumentParser) -> None:
-    """Add `--model`, which may be repeated, and `--image-seq-len`."""
-    parser.add_argument(
-        "--model",
-        action="append",
-        type=lambda name: name if Path(name).exists() else preset_name(name),
-        help="a preset (see `hso-jax models`), a scheduler_config.json or a model folder; may be repeated; "
-        f"default {DEFAULT_MODEL}",
-    )
-    parser.add_argument(
-        "--image-seq-len",
-        type=int,
-        metavar="TOKENS",
-        help="image tokens, for models whose shift depends on the image size (FLUX); default 4096, which is 1024x1024",
-    )
-
-
 def parse_nfe(text: str) -> list[int]:
     """Read `4-20`, `4,6,8` or a mixture as sorted distinct numbers; raise ValueError for anything else."""
     numbers: set[int] = set()
-    for part in text.split(","):
-        first, dash, last = part.strip().partition("-")
+    for part in map(str.strip, text.split(",")):
+        first, dash, last = part.partition("-")
         try:
             low, high = int(first), int(last if dash else first)
         except ValueError:
-            raise ValueError(
-                f"nfe {text!r}: {part.strip()!r} is not a number or a range; write 4-20 or 4,6,8"
-            ) from None
+            raise ValueError(f"nfe {text!r}: {part!r} is not a number or a range; write 4-20 or 4,6,8") from None
         if low < 1 or high < low:
-            raise ValueError(f"nfe {text!r}: {part.strip()!r} must be 1 or more, with the smaller number first")
+            raise ValueError(f"nfe {text!r}: {part!r} must be 1 or more, with the smaller number first")
         if high > _MAX_NFE:
             raise ValueError(f"nfe {text!r}: {high} is too large; use at most {_MAX_NFE}")
         numbers.update(range(low, high + 1))
     return sorted(numbers)
 
 
-def noise_named(name: str, image_seq_len: int | None) -> tuple[NoiseSchedule, float]:
-    """Find the noise schedule and p of a preset, or of a scheduler's config in a file or folder.
+class Model(NamedTuple):
+    """What `--model` names; `guidance` is the preset's usual weight, None for a file or a folder."""
 
-    Raises:
-        ValueError: for anything else; the message names the nearest preset.
-    """
-    image_seq_len = 4096 if image_seq_len is None else image_seq_len
+    name: str
+    noise: NoiseSchedule
+    p: float = 2.0
+    guidance: float | None = None
+
+
+def _model(name: str, image_seq_len: int) -> Model:
     if name in PRESETS:
-        return preset(name, image_seq_len=image_seq_len), PRESETS[name].p
+        return Model(name, preset(name, image_seq_len=image_seq_len), PRESETS[name].p, PRESETS[name].guidance)
     if Path(name).exists():
-        return from_config(name, image_seq_len=image_seq_len), 2.0
+        return Model(name, from_config(name, image_seq_len=image_seq_len))
     near = nearest(name, PRESETS)
     raise ValueError(f"model {name!r} is neither a preset nor a file or folder{near} (see `hso-jax models`)")
 
 
-def read_models(args: argparse.Namespace) -> list[tuple[str, NoiseSchedule, float]]:
-    """List the models that the arguments name: name, noise schedule, p."""
-    warn_of_unused_size(args)
-    return [(name, *noise_named(name, args.image_seq_len)) for name in args.model or [DEFAULT_MODEL]]
+def read_models(args: argparse.Namespace) -> list[Model]:
+    """The models that the arguments name.
 
-
-def usual_guidance(name: str, given: float | None) -> float:
-    """The guidance that was given, or else the preset's; a folder has none of its own (ValueError)."""
-    if given is not None:
-        return given
-    if name not in PRESETS:
-        raise ValueError(f"{name} does not say how it is used; add --guidance W (1 is without guidance)")
-    return PRESETS[name].guidance
+    Raises:
+        ValueError: for what is neither a preset nor a scheduler's config; the message names the nearest preset.
+    """
+    tokens = 4096 if args.image_seq_len is None else args.image_seq_len
+    return [_model(name, tokens) for name in args.model or [DEFAULT_MODEL]]
 
 
 def warn_of_unused_size(args: argparse.Namespace, any_shift: Collection[str] = ()) -> None:
     """Warn for each model that ignores `--image-seq-len`; `any_shift` names those with the same levels at any shift."""
     for name in dict.fromkeys(args.model or [DEFAULT_MODEL]) if args.image_seq_len is not None else ():
-        small, large = (noise_named(name, tokens)[0] for tokens in (256, 4096))
+        small, large = (_model(name, tokens).noise for tokens in (256, 4096))
         if small.fingerprint() == large.fingerprint():
             warn(f"--image-seq-len changes nothing for {name}: its noise is the same at every size")
         elif name in any_shift:
             warn(f"--image-seq-len changes no level for {name}: the shipped schedule is the same at any shift")
+
+
+def guidance_of(model: Model, given: float | None) -> float:
+    """The guidance that was given, or else the preset's; a folder has none of its own (ValueError)."""
+    found = model.guidance if given is None else given
+    if found is None:
+        raise ValueError(f"{model.name} does not say how it is used; add --guidance W (1 is without guidance)")
+    return found
 
 
 def named_output(args: argparse.Namespace) -> Path | None:
@@ -132,16 +99,6 @@ def named_output(args: argparse.Namespace) -> Path | None:
 
 
 # What is printed: readable at every width, and no byte that a terminal obeys
-
-
-@contextlib.contextmanager
-def silence(silent: bool) -> Iterator[None]:
-    """If `silent`, `say`, `warn` and `progress` show nothing inside."""
-    token = _silent.set(silent)
-    try:
-        yield
-    finally:
-        _silent.reset(token)
 
 
 def say(*things: Any) -> None:
@@ -169,11 +126,11 @@ def progress() -> Progress:
     """A progress bar on standard error; it vanishes when it is done and is not written into files."""
     columns = (TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     console = _console(sys.stderr)
-    return Progress(*columns, console=console, transient=True, disable=_silent.get() or not console.is_terminal)
+    return Progress(*columns, console=console, transient=True, disable=silent.get() or not console.is_terminal)
 
 
 def _print(file: TextIO, things: Any, style: str | None = None) -> None:
-    if _silent.get():
+    if silent.get():
         return
     console = _console(file)
     with console.capture() as captured:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import contextlib
 import errno
-import importlib
 import os
 import re
 import sys
@@ -17,22 +16,11 @@ from typing import Any, NoReturn
 
 from hso_jax._version import __version__
 from hso_jax.checks import nearest, printable
-from hso_jax.cli.common import QUIET, silence
+from hso_jax.cli import commands
+from hso_jax.cli.common import silent
 
 _COMMAND = "COMMAND"
 EXIT_BAD_INPUT, EXIT_UNEXPECTED, EXIT_IO, EXIT_INTERRUPTED = 2, 70, 74, 130
-
-COMMANDS = {
-    "recommend": "recommend",
-    "compare": "search",
-    "search": "search",
-    "zoo": "recommend",
-    **dict.fromkeys(("models", "show", "plot"), "show"),
-    **dict.fromkeys(("apply", "sample", "profile", "tune"), "pipeline"),
-}
-"""The module of each command, whose function `add_NAME` adds the parser. Only the module of the command that is called
-is imported: some bring JAX along."""
-
 _EPILOG = """\
 examples:
   hso-jax recommend --model sdxl --nfe 6            which steps and which solver to use
@@ -80,15 +68,12 @@ class _Parser(argparse.ArgumentParser):
             return f"{option} is {given!r}; write {'a whole number' if kind == 'int' else 'a number'}"
         if message.startswith(_UNKNOWN):
             given = message.removeprefix(_UNKNOWN).split(" ")[0]
-            options = [name for parser in self._all() for name in parser._option_string_actions]
+            inner = [a for a in self._actions if isinstance(a, argparse._SubParsersAction)]
+            parsers = [self, *(parser for action in inner for parser in action.choices.values())]
+            options = [name for parser in parsers for name in parser._option_string_actions]
             what = "option" if given.startswith("-") else "argument"
             return f"{given!r} is no {what}{nearest(given, options)}"
         return message
-
-    def _all(self) -> list[argparse.ArgumentParser]:
-        """This parser and the parsers of the commands that are loaded."""
-        inner = [a for a in self._actions if isinstance(a, argparse._SubParsersAction)]
-        return [self, *(parser for action in inner for parser in action.choices.values())]
 
     def _print_message(self, message: str, file: Any = None) -> None:
         (file or sys.stderr).write(message)
@@ -134,34 +119,37 @@ def run(argv: Sequence[str] | None = None) -> int:
 
 
 def _command(argv: Sequence[str] | None, written: list[Path]) -> int:
-    parser = parser_for(sys.argv[1:] if argv is None else argv)
+    parser = _parser()
     try:
         args = parser.parse_args(argv)
     except SystemExit as end:  # after --help, or with a message about the arguments
         return end.code if isinstance(end.code, int) else 0
     args.written = written
-    with silence(args.quiet):
-        return int(args.run(args))
+    before = silent.set(args.quiet)
+    try:
+        return commands.call(args.command, args)
+    finally:
+        silent.reset(before)
 
 
-def parser_for(argv: Sequence[str]) -> argparse.ArgumentParser:
-    """The parser with the command that the arguments name, or with all commands."""
-    parser: argparse.ArgumentParser = _Parser(
+def _parser() -> argparse.ArgumentParser:
+    parser = _Parser(
         prog="hso-jax",
         description="Finds the few noise levels at which a diffusion or flow model is best evaluated.",
         epilog=_EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--version", action="version", version=f"hso-jax {__version__}")
-    parser.add_argument("--quiet", action="store_true", help=QUIET)
-    shells = ("bash", "zsh", "tcsh")
+    parser.add_argument("--quiet", action="store_true", help=commands.QUIET)
     parser.add_argument(
-        "--print-completion", choices=shells, action=_Completion, help="print the completion script of a shell"
+        "--print-completion",
+        choices=("bash", "zsh", "tcsh"),
+        action=_Completion,
+        help="print the completion script of a shell",
     )
-    subparsers = parser.add_subparsers(title="commands", metavar=_COMMAND, required=True)
-    named = next(([text] for text in argv if text in COMMANDS), list(COMMANDS))
-    for name in named:
-        getattr(importlib.import_module(f"hso_jax.cli.{COMMANDS[name]}"), f"add_{name}")(subparsers)
+    subparsers: Any = parser.add_subparsers(title="commands", dest="command", metavar=_COMMAND, required=True)
+    for name in commands.COMMANDS:
+        commands.add(subparsers, name)
     return parser
 
 

@@ -11,66 +11,30 @@ from rich.table import Table
 
 from hso_jax import schedule_file
 from hso_jax.checks import printable
-from hso_jax.cli import common, pipeline, show
+from hso_jax.cli import commands, common, show
 from hso_jax.files import check_writable, is_stdout, json_text, write_all
-from hso_jax.noise import PRESETS
-from hso_jax.shipped.distilled import DISTILLATIONS, of_folder
-from hso_jax.shipped.recommend import SHIPPED, Recommendation, recommend
-from hso_jax.shipped.zoo import CHOICES, zoo
+from hso_jax.shipped import recommend as shipped
+from hso_jax.shipped.distilled import of_folder
+from hso_jax.shipped.recommend import SHIPPED, Recommendation
+from hso_jax.shipped.zoo import zoo as zoo_schedule
 
 
-def add_recommend(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    """Add the subcommand `recommend`."""
-    examples = """\
-examples:
-  hso-jax recommend --model sdxl --nfe 6
-  hso-jax recommend --model sdxl --nfe 6 --guidance 7 --scheduler dpmpp-2m -o sdxl.json
-  hso-jax recommend --model flux-dev --model qwen-image --nfe 4-8
-  hso-jax recommend --model ./my-model --guidance 5 --nfe 6      (a diffusers folder)
-  hso-jax recommend --pipeline ./my-model --prompts prompts.txt --nfe 6 -o measured.json      (run and measured)
-
-With --pipeline every schedule of the zoo and every rule with every solver is run on the model itself. Without, nothing
-is searched or run, and the errors are predictions: errors of the solver's samples on reference problems, in standard
-deviations of the data. Solver coefficients (nonstationary) are then recommended where they save a tenth or more.
-"""
-    text = "say which steps and which solver to use, at once"
-    parser = common.add_command(subparsers, "recommend", _recommend, text, examples)
-    common.add_models(parser)
-    parser.add_argument("--nfe", "--steps", default="6", help="numbers of evaluations, 1..20; default %(default)s")
-    parser.add_argument("--guidance", type=float, help="weight of classifier-free guidance; default: the preset's")
-    parser.add_argument(
-        "--scheduler",
-        "--solver",
-        metavar="NAME",
-        help=f"solver to keep: {', '.join(CHOICES)}, or another program's name for it; default: the best",
-    )
-    parser.add_argument(
-        "--distilled",
-        choices=(*DISTILLATIONS, "no"),
-        help="how the model was distilled; default: as its name or folder tells",
-    )
-    measuring = parser.add_argument_group("measuring on a local pipeline")
-    pipeline.add_measuring(measuring)
-    parser.add_argument("-o", "--output", type=Path, help="schedule file, for apply and show; - is stdout")
-    parser.add_argument("--json", action="store_true", help="print everything as JSON on stdout; null is infinite")
-    parser.add_argument("--force", action="store_true", help="replace a file that hso-jax did not write")
-
-
-def _recommend(args: argparse.Namespace) -> int:
+def recommend(args: argparse.Namespace) -> int:
+    """Say what to use for each model and number of steps; with a pipeline, measure it."""
     if args.pipeline is not None:
-        return pipeline.run("recommend", args)
+        return commands.call_registered("recommend", args)
     if args.output is not None:
         check_writable(args.output, "schedules", args.force)
-    nfes = common.parse_nfe(args.nfe)
-    asked = [(name, nfe) for name in args.model or [common.DEFAULT_MODEL] for nfe in nfes]
-    found = [_one(name, nfe, args) for name, nfe in asked]
-    depend = {name for (name, _), one in zip(asked, found, strict=True) if one.method != SHIPPED}
-    common.warn_of_unused_size(args, [name for name, _ in asked if name not in depend])
+    nfes, models = common.parse_nfe(args.nfe), common.read_models(args)
+    found = [_one(model, nfe, args) for model in models for nfe in nfes]
+    names = [model.name for model in models for _ in nfes]
+    depend = {name for name, one in zip(names, found, strict=True) if one.method != SHIPPED}
+    common.warn_of_unused_size(args, set(names) - depend)
     if args.output is not None:
-        document = schedule_file.checked_json([one.schedule for one in found])
+        document = schedule_file.to_json([one.schedule for one in found])
         write_all([(args.output, document.encode())], args.written)
     if args.json:
-        common.write(json_text([_plain(one) for one in found]))
+        common.write(json_text([_fields(one) for one in found]))
     elif args.output is None or not is_stdout(args.output):
         _print(found)
     for path in args.written:
@@ -78,33 +42,28 @@ def _recommend(args: argparse.Namespace) -> int:
     return 0
 
 
-def _one(name: str, nfe: int, args: argparse.Namespace) -> Recommendation:
-    noise, _ = common.noise_named(name, args.image_seq_len)
+def _one(model: common.Model, nfe: int, args: argparse.Namespace) -> Recommendation:
     distilled: str | bool | None = False if args.distilled == "no" else args.distilled
-    usual = PRESETS[name].guidance if name in PRESETS else None
-    if usual is None:
-        distilled = of_folder(Path(name)) if distilled is None else distilled
-        if not distilled:
-            common.usual_guidance(name, args.guidance)
-    return recommend(noise, nfe, guidance=args.guidance, solver=args.scheduler, distilled=distilled, usual=usual)
+    if model.guidance is None and distilled is None:
+        distilled = of_folder(Path(model.name))
+    guidance = args.guidance if distilled else common.guidance_of(model, args.guidance)
+    return shipped.recommend(
+        model.noise, nfe, guidance=guidance, solver=args.scheduler, distilled=distilled, usual=model.guidance
+    )
 
 
-def _plain(found: Recommendation) -> dict[str, Any]:
+def _fields(found: Recommendation) -> dict[str, Any]:
     """The fields of a recommendation for JSON."""
     s = found.schedule
     return {
         "model": s.model,
-        "nfe": found.nfe,
-        "guidance": found.guidance,
-        "solver": found.solver,
+        **{name: getattr(found, name) for name in ("nfe", "guidance", "solver")},
         "nodes": found.method,
-        "error": found.error,
-        "gain": found.gain,
-        "distilled": found.distilled,
+        **{name: getattr(found, name) for name in ("error", "gain", "distilled")},
         "timesteps": s.timesteps.tolist(),
         "sigmas": s.sampler_sigmas().tolist(),
         "coefficients": None if s.coefficients is None else s.coefficients.tolist(),
-        "errors": {solver: dict(rows) for solver, rows in found.errors.items()},
+        "errors": found.errors,
         "reason": found.reason,
     }
 
@@ -142,49 +101,27 @@ def _errors(found: Recommendation) -> Table:
     return table
 
 
-def add_zoo(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    """Add the subcommand `zoo`."""
-    examples = """\
-examples:
-  hso-jax zoo --model sdxl --solver unipc --nfe 4-8
-  hso-jax zoo --model flux-dev --solver ddim --nfe 6 --json > flux.json
-"""
-    text = "print the schedules that are shipped for a solver, without a search"
-    parser = common.add_command(subparsers, "zoo", _zoo, text, examples)
-    common.add_models(parser)
-    parser.add_argument("--nfe", default="4-10", help="numbers of model evaluations, 1..20; default %(default)s")
-    parser.add_argument("--solver", help=f"{', '.join(CHOICES)}; default: for each N the one with the least error")
-    parser.add_argument("--guidance", type=float, help="1, or the preset's usual weight, which is the default")
-    parser.add_argument("-o", "--output", type=Path, help="write a schedule file; - is stdout")
-    parser.add_argument("--json", action="store_true", help="print the schedule file on stdout")
-    parser.add_argument("--force", action="store_true", help="replace a file that hso-jax did not write")
-
-
-def _zoo(args: argparse.Namespace) -> int:
+def zoo(args: argparse.Namespace) -> int:
+    """Print shipped schedules and write them where a file is named."""
     output = common.named_output(args)
     if output is not None:
         check_writable(output, "schedules", args.force)
-    nfes, names = common.parse_nfe(args.nfe), args.model or [common.DEFAULT_MODEL]
+    nfes, models = common.parse_nfe(args.nfe), common.read_models(args)
     schedules = [
-        zoo(
-            common.noise_named(name, args.image_seq_len)[0],
-            nfe,
-            args.solver,
-            guidance=common.usual_guidance(name, args.guidance),
-        )
-        for name in names
+        zoo_schedule(model.noise, nfe, args.solver, guidance=common.guidance_of(model, args.guidance))
+        for model in models
         for nfe in nfes
     ]
-    common.warn_of_unused_size(args, names)
-    document = schedule_file.checked_json(schedules)
+    common.warn_of_unused_size(args, [model.name for model in models])
+    document = schedule_file.to_json(schedules)
     if output is not None:
         write_all([(output, document.encode())], args.written)
     if args.json:
         common.write(document)
     else:
-        models, solvers = (", ".join(dict.fromkeys(getattr(s, n) for s in schedules)) for n in ("model", "solver"))
+        names, solvers = (", ".join(dict.fromkeys(getattr(s, n) for s in schedules)) for n in ("model", "solver"))
         weights = ", ".join(dict.fromkeys(f"{s.guidance:g}" for s in schedules))
-        show.print_schedules(schedules, f"{models}: {solvers}, guidance {weights}")
+        show.print_schedules(schedules, f"{names}: {solvers}, guidance {weights}")
         show.print_advice(schedules)
     for path in args.written:
         (common.warn if args.json else common.say)(f"wrote {printable(path)}")

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import math
 from collections.abc import Callable, Collection, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,78 +15,39 @@ from hso_jax.checks import printable
 from hso_jax.cli import common
 from hso_jax.files import check_writable, figure_kind, is_stream, json_text, write_all
 from hso_jax.noise import PRESETS, preset
-from hso_jax.schedule import LAYOUTS, Schedule
+from hso_jax.schedule import Schedule
 
-_LEAST_STEPS = 19  # characters of the column of levels; it wraps
+_LEAST_WRAPPED = 19  # characters of a column that wraps
 _COEFFICIENTS = "coefficients"
-_LEAST_MODELS = 70  # characters for the table of presets
 _GRID = 48  # points a side of the landscape
 
 
-def add_models(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    """Add the subcommand `models`."""
-    text = "list the models whose noise schedule is built in"
-    note = "For a model that is not listed, pass its folder to --model.\n"
-    parser = common.add_command(subparsers, "models", _models, text, note)
-    parser.add_argument("--json", action="store_true", help="print them as JSON on stdout")
-
-
-def _models(args: argparse.Namespace) -> int:
-    fields = {name: preset_fields(name) for name in PRESETS}
-    if args.json:
-        common.write(json_text([{"name": name, **known} for name, known in fields.items()]))
-        return 0
-    title, heads = (
-        "Models with a built-in noise schedule (--model NAME)",
-        ("name", "model", "kind", "sigma/alpha", "p"),
-    )
+def models(args: argparse.Namespace) -> int:
+    """List the presets."""
+    kept = ("description", "source", "p", "guidance", "resolution", "boundary", "latent")
     rows = []
-    for name, known in fields.items():
-        end = "inf" if known["sigma_max"] is None else f"{known['sigma_max']:.4g}"
-        span = f"{known['sigma_min']:.3g} .. {end}"
-        rows.append((name, known["description"], known["kind"], span, f"{known['p']:g}"))
-    if common.width() < _LEAST_MODELS:
-        common.say(title, *("\n" + "\n".join(f"{h}: {x}" for h, x in zip(heads, row, strict=True)) for row in rows))
+    for name, entry in PRESETS.items():
+        noise = preset(name)
+        low, high = (float(noise.ksigma(float(t))) for t in (noise.t_min, noise.t_max))
+        known = {field: getattr(entry, field) for field in kept}
+        ends = {"sigma_min": low, "sigma_max": math.inf if noise.zero_terminal_snr else high}
+        rows.append({"name": name, **known, "prediction": noise.prediction, "kind": noise.kind, **ends})
+    if args.json:
+        common.write(json_text(rows))
         return 0
-    table = Table()
-    for head in heads:
-        table.add_column(head, no_wrap=head != "model")
-    for row in rows:
-        table.add_row(*row)
-    common.say(title, table)
+    columns = {
+        "name": [row["name"] for row in rows],
+        "model": [row["description"] for row in rows],
+        "kind": [row["kind"] for row in rows],
+        "sigma/alpha": [f"{row['sigma_min']:.3g} .. {row['sigma_max']:.4g}" for row in rows],
+        "p": [f"{row['p']:g}" for row in rows],
+    }
+    _print_table("Models with a built-in noise schedule (--model NAME)", columns, ["model"], columns)
     return 0
 
 
-def preset_fields(name: str) -> dict[str, Any]:
-    """The fields of a preset for JSON; `sigma_max` is None where sigma/alpha is infinite."""
-    entry, noise = PRESETS[name], preset(name)
-    low, high = (float(noise.ksigma(float(t))) for t in (noise.t_min, noise.t_max))
-    kept = ("description", "source", "prediction", "p", "guidance", "resolution", "boundary")
-    return {
-        **{field: getattr(entry, field) for field in kept},
-        "kind": noise.kind,
-        "sigma_min": low,
-        "sigma_max": None if noise.zero_terminal_snr else high,
-    }
-
-
-def add_show(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    """Add the subcommand `show`."""
-    examples = "examples:\n  hso-jax show FILE\n  hso-jax show FILE --nfe 6 --layout node --as sigmas    (ComfyUI)\n"
-    parser = common.add_command(subparsers, "show", _show, "print the schedules in a file", examples)
-    _add_file(parser)
-    parser.add_argument(
-        "--as",
-        dest="form",
-        choices=("table", "sigmas", "timesteps", "python", "weights", "json"),
-        default="table",
-        help="sigmas: N + 1 values for samplers; timesteps: N integers; python: both and the coefficients, to paste; "
-        "weights: one line for each step of a nonstationary solver, first the weight of the sample, then those of the "
-        "predictions, newest first; default %(default)s",
-    )
-
-
-def _show(args: argparse.Namespace) -> int:
+def show(args: argparse.Namespace) -> int:
+    """Print the schedules of a file."""
     schedules = _selected(args)
     if args.form == "table":
         print_schedules(schedules, str(args.file))
@@ -104,19 +65,8 @@ def _show(args: argparse.Namespace) -> int:
     return 0
 
 
-def add_plot(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    """Add the subcommand `plot`."""
-    examples = "examples:\n  hso-jax plot FILE -o schedules.png\n  hso-jax plot FILE --landscape -o mep.png --nfe 5\n"
-    parser = common.add_command(subparsers, "plot", _plot, "draw the schedules in a file", examples)
-    _add_file(parser)
-    parser.add_argument(
-        "--landscape", action="store_true", help="draw MEP over (t_eps, t_max) for the first schedule instead"
-    )
-    parser.add_argument("-o", "--output", type=Path, help="picture (.png, .svg, .pdf), - for stdout; default: FILE.png")
-    parser.add_argument("--force", action="store_true", help="replace a picture that hso-jax did not write")
-
-
-def _plot(args: argparse.Namespace) -> int:
+def plot(args: argparse.Namespace) -> int:
+    """Draw the schedules of a file."""
     schedules = _selected(args)
     output = args.output or args.file.with_suffix(".png")
     kind = figure_kind(output, stream=True)
@@ -127,7 +77,7 @@ def _plot(args: argparse.Namespace) -> int:
         common.prepare_jax()
         figure = landscape(schedules[0])
     else:
-        figure = plots.schedules_figure(schedules)
+        figure = plots.plot(schedules)
     write_all([(output, plots.encoded(figure, kind))], args.written)
     if not is_stream(output):
         common.say(f"wrote {printable(output)}")
@@ -173,12 +123,6 @@ def landscape(schedule: Schedule) -> Any:
     return landscape_figure(schedule, (t_eps, t_max), np.asarray(value), np.asarray(gap), box)
 
 
-def _add_file(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("file", type=Path, help="schedule file")
-    parser.add_argument("--nfe", help="only these numbers of evaluations: 4-8 or 4,6")
-    parser.add_argument("--layout", choices=LAYOUTS, help="only this layout")
-
-
 def _selected(args: argparse.Namespace) -> list[Schedule]:
     every = schedule_file.load(args.file)
     nfes = None if args.nfe is None else common.parse_nfe(args.nfe)
@@ -214,23 +158,31 @@ def coefficients(schedule: Schedule) -> str:
 
 
 def print_schedules(schedules: Sequence[Schedule], title: str, without: Collection[str] = ()) -> None:
-    """Print one row a schedule. Columns in `without` and those that say the same in every row are left out.
+    """Print one row a schedule. Columns in `without` and those that say the same in every row are left out."""
+    columns, stepped = _columns(schedules)
+    columns = {name: texts for name, texts in columns.items() if name not in without}
+    wrapped = [name for name in (stepped, _COEFFICIENTS) if name in columns]
+    _print_table(title, columns, wrapped, (*wrapped, "model", "method", "layout"), ["", "dim"])
 
-    If the terminal is too narrow for the table, each value gets a line.
-    """
-    rows, stepped = _columns(schedules)
-    rows = {name: texts for name, texts in rows.items() if name not in without}
-    wrapped = [name for name in (stepped, _COEFFICIENTS) if name in rows]
-    fixed = sum(max(map(len, (name, *texts))) for name, texts in rows.items() if name not in wrapped)
-    if fixed + _LEAST_STEPS * len(wrapped) + 3 * len(rows) + 1 > common.width():
-        blocks = ["\n".join(f"{name}: {texts[i]}" for name, texts in rows.items()) for i in range(len(schedules))]
+
+def _print_table(
+    title: str,
+    columns: dict[str, list[str]],
+    wrapped: Collection[str],
+    left: Collection[str],
+    styles: Sequence[str] = (),
+) -> None:
+    """Print a table whose columns in `wrapped` may wrap; where the terminal is too narrow, a line for each value."""
+    rows = list(zip(*columns.values(), strict=True))
+    fixed = sum(max(map(len, (name, *texts))) for name, texts in columns.items() if name not in wrapped)
+    if fixed + _LEAST_WRAPPED * len(wrapped) + 3 * len(columns) + 1 > common.width():
+        blocks = ["\n".join(f"{name}: {text}" for name, text in zip(columns, row, strict=True)) for row in rows]
         common.say(printable(title), *(f"\n{block}" for block in blocks))
         return
-    table = Table(row_styles=["", "dim"])
-    for name in rows:
-        left = name in (*wrapped, "model", "method", "layout")
-        table.add_column(name, justify="left" if left else "right", no_wrap=name not in wrapped)
-    for row in zip(*rows.values(), strict=True):
+    table = Table(row_styles=styles)
+    for name in columns:
+        table.add_column(name, justify="left" if name in left else "right", no_wrap=name not in wrapped)
+    for row in rows:
         table.add_row(*row)
     common.say(printable(title), table)
 

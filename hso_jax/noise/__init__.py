@@ -11,13 +11,13 @@ from hso_jax.noise.families import rescale_zero_terminal_snr as rescale_zero_ter
 from hso_jax.noise.families import ve as ve
 from hso_jax.noise.from_config import from_config as from_config
 from hso_jax.noise.presets import PRESETS as PRESETS
-from hso_jax.noise.presets import Preset as Preset
 from hso_jax.noise.presets import named as named
 from hso_jax.noise.presets import preset as preset
 from hso_jax.noise.presets import preset_name as preset_name
 from hso_jax.noise.schedule import PREDICTIONS as PREDICTIONS
 from hso_jax.noise.schedule import Array as Array
 from hso_jax.noise.schedule import NoiseSchedule as NoiseSchedule
+from hso_jax.noise.schedule import Preset as Preset
 from hso_jax.noise.schedule import alpha_sigma as alpha_sigma
 from hso_jax.noise.schedule import check_noise as check_noise
 from hso_jax.noise.schedule import first_lam as first_lam

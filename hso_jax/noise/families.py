@@ -9,8 +9,7 @@ from typing import Any
 import numpy as np
 
 from hso_jax.checks import MOST_LEVELS, choice, flag, number, numbers, whole
-from hso_jax.noise.schedule import CONTINUOUS_LEVELS, Array, NoiseSchedule, from_knots, namespace
-from hso_jax.optional_jax import is_traced
+from hso_jax.noise.schedule import CONTINUOUS_LEVELS, NoiseSchedule, from_knots
 
 BETA_RULES = ("linear", "scaled_linear", "squaredcos_cap_v2", "sigmoid", "laplace", "exp")
 _LARGEST_BETA = 0.999
@@ -24,13 +23,11 @@ def beta_table(
 ) -> np.ndarray:
     """The betas [T] of diffusers' `beta_schedule` rules, in float64.
 
-    Source: diffusers' DDPMScheduler; "linear" is Ho et al. 2020 (arXiv 2006.11239), "scaled_linear" latent
-    diffusion (arXiv 2112.10752), "squaredcos_cap_v2" Nichol and Dhariwal 2021 (arXiv 2102.09672, eq. 17), "sigmoid"
-    GeoDiff (arXiv 2203.02923), "laplace" arXiv 2407.03297, "exp" alpha_bar = exp(-12 t). The rules that give
-    alpha_bar do not look at beta_start and beta_end.
-
-    Raises:
-        ValueError: for an unknown rule, T < 2 or end points outside 0 < beta_start <= beta_end < 1.
+    Source: diffusers' DDPMScheduler; "linear" is Ho et al. 2020 (arXiv 2006.11239), "scaled_linear" latent diffusion
+    (arXiv 2112.10752), "squaredcos_cap_v2" Nichol and Dhariwal 2021 (arXiv 2102.09672, eq. 17), "sigmoid" GeoDiff
+    (arXiv 2203.02923), "laplace" arXiv 2407.03297, "exp" alpha_bar = exp(-12 t). The rules that give alpha_bar do not
+    look at beta_start and beta_end. Raises ValueError for an unknown rule, T < 2 or end points outside 0 < beta_start
+    <= beta_end < 1.
     """
     num_train_timesteps = whole("num_train_timesteps", num_train_timesteps, 2, MOST_LEVELS)
     choice("beta_schedule", rule, BETA_RULES)
@@ -60,17 +57,16 @@ _ALPHA_BARS: Mapping[str, Callable[[np.ndarray], np.ndarray]] = {
 }
 
 
-def rescale_zero_terminal_snr(alphas_cumprod: Array) -> Array:
+def rescale_zero_terminal_snr(alphas_cumprod: np.ndarray) -> np.ndarray:
     """Shift and scale sqrt(alphas_cumprod) so that it ends at 0 (Lin et al. 2024, arXiv 2305.08891, algorithm 1)."""
-    xp = namespace(alphas_cumprod)
-    root = xp.sqrt(xp.asarray(alphas_cumprod))
-    return ((root - root[-1]) * root[0] / (root[0] - root[-1])) ** 2
+    root = np.sqrt(np.asarray(alphas_cumprod))
+    return np.asarray(((root - root[-1]) * root[0] / (root[0] - root[-1])) ** 2)
 
 
 def discrete(
-    alphas_cumprod: Array | None = None,
+    alphas_cumprod: Any = None,
     *,
-    betas: Array | None = None,
+    betas: Any = None,
     rescale_betas_zero_snr: bool = False,
     name: str = "custom",
 ) -> NoiseSchedule:
@@ -86,39 +82,34 @@ def discrete(
         name: for messages and files.
 
     Raises:
-        ValueError: naming the first offending entry; and as `from_knots`. (Traced values are not checked.)
+        ValueError: naming the first offending entry; and as `from_knots`.
     """
     if (alphas_cumprod is None) == (betas is None):
         raise ValueError("give either alphas_cumprod or betas")
     what = "betas" if alphas_cumprod is None else "alphas_cumprod"
-    table: Any = betas if alphas_cumprod is None else alphas_cumprod
-    rescale_betas_zero_snr = flag("rescale_betas_zero_snr", rescale_betas_zero_snr)
-    xp = namespace(table)
-    concrete = not is_traced(table)
-    table = numbers(what, table) if xp is np else table
-    if table.ndim != 1 or not 2 <= table.shape[0] <= MOST_LEVELS:
+    zero_snr = flag("rescale_betas_zero_snr", rescale_betas_zero_snr)
+    table = numbers(what, betas if alphas_cumprod is None else alphas_cumprod)
+    if table.ndim != 1 or not 2 <= len(table) <= MOST_LEVELS:
         raise ValueError(f"{what} has shape {table.shape}; need one axis with 2 to {MOST_LEVELS} entries")
-    if concrete:
-        check_open_unit(np.asarray(table), what, last=1.0 if what == "betas" else 0.0)
-    bar = xp.cumprod(1.0 - table) if what == "betas" else table
-    if concrete and not bar[0] < 1.0:
+    check_open_unit(table, what, last=1.0 if what == "betas" else 0.0)
+    bar = np.cumprod(1.0 - table) if what == "betas" else table
+    if not bar[0] < 1.0:
         raise ValueError(f"betas[0] is {table[0]:.6g}, too small to leave alphas_cumprod below 1; need at least 1e-15")
-    if rescale_betas_zero_snr:
+    if zero_snr:
         with np.errstate(all="ignore"):  # a table whose ends are one number becomes NaN, and is refused next
             bar = rescale_zero_terminal_snr(bar)
-    if concrete and (rise := np.flatnonzero(~(np.diff(np.asarray(bar)) < 0))).size:
+    if (rise := np.flatnonzero(~(np.diff(bar) < 0))).size:
         i = int(rise[0])
         raise ValueError(
             f"alphas_cumprod must fall strictly, but entry {i} is {bar[i]:.9g} and entry {i + 1} {bar[i + 1]:.9g}"
         )
-    levels = bar.shape[0]
-    ends_at_noise = rescale_betas_zero_snr or (concrete and float(bar[-1]) == 0.0)
-    if ends_at_noise:
+    levels = len(bar)
+    if zero_snr or bar[-1] == 0.0:
         bar = bar[:-1]
-    if bar.shape[0] < 2:
+    if len(bar) < 2:
         raise ValueError("a table at zero terminal SNR needs at least 3 levels")
-    lam = 0.5 * (xp.log(bar) - xp.log1p(-bar))
-    return from_knots(lam, 1 / levels, 1 / levels, t_max=bar.shape[0] / levels, num_train_timesteps=levels, name=name)
+    lam = 0.5 * (np.log(bar) - np.log1p(-bar))
+    return from_knots(lam, 1 / levels, 1 / levels, t_max=len(bar) / levels, num_train_timesteps=levels, name=name)
 
 
 def check_open_unit(table: np.ndarray, what: str, last: float) -> None:
@@ -137,11 +128,9 @@ def linear_vp(
 ) -> NoiseSchedule:
     """The linear VP SDE: alpha(t) = exp(-B(t)/2), B = beta_min t + (beta_max - beta_min) t^2/2.
 
-    Source: Song et al. 2021, arXiv 2011.13456, eq. 33 (the defaults, and sampling down to t = 1e-3, are theirs).
-
-    Raises:
-        ValueError: unless 0 < beta_min <= beta_max and 0 < t_min < 1; and as `from_knots`: beta_min + beta_max up to
-            about 320.
+    Source: Song et al. 2021, arXiv 2011.13456, eq. 33 (the defaults, and sampling down to t = 1e-3, are theirs). Raises
+    ValueError unless 0 < beta_min <= beta_max and 0 < t_min < 1; and as `from_knots`: beta_min + beta_max up to about
+    320.
     """
     beta_min, beta_max = number("beta_min", beta_min, low=0.0), number("beta_max", beta_max, low=0.0, high=1e6)
     t_min = number("t_min", t_min, low=0.0, high=1.0)
@@ -157,10 +146,8 @@ def linear_vp(
 def cosine(offset: float = 0.008, *, t_min: float = 1e-3, name: str = "cosine") -> NoiseSchedule:
     """The cosine schedule, lam = log(cot(pi/2 (t + s)/(1 + s))); zero terminal SNR: `t_max` is 0.999.
 
-    Source: Nichol and Dhariwal 2021, arXiv 2102.09672, eq. 17 with s = 0.008.
-
-    Raises:
-        ValueError: unless offset >= 0 and 0 < t_min < 0.999; and as `from_knots`.
+    Source: Nichol and Dhariwal 2021, arXiv 2102.09672, eq. 17 with s = 0.008. Raises ValueError unless offset >= 0 and
+    0 < t_min < 0.999; and as `from_knots`.
     """
     offset, t_min = number("offset", offset, low=0.0, closed=True), number("t_min", t_min, low=0.0, high=0.999)
     t = np.linspace(0.0, 1.0, _CLOSED_FORM_KNOTS)
@@ -176,10 +163,8 @@ def clipped_cosine(offset: float = 0.008, scaler: float = 1.0, *, name: str = "c
     alpha^2 is clipped to [1e-4, 0.9999], so t_min and t_max are where it meets these. u = 1 - (1 - t)^scaler for
     scaler > 1, else t^scaler. The network is told t.
 
-    Source: Pernias et al. 2023, arXiv 2306.00637; diffusers' DDPMWuerstchenScheduler.
-
-    Raises:
-        ValueError: unless offset >= 0 and scaler > 0.
+    Source: Pernias et al. 2023, arXiv 2306.00637; diffusers' DDPMWuerstchenScheduler. Raises ValueError unless offset
+    >= 0 and scaler > 0.
     """
     offset, scaler = number("s", offset, low=0.0, closed=True), number("scaler", scaler, low=0.0)
     first = np.cos(offset / (1 + offset) * np.pi / 2)
@@ -207,10 +192,8 @@ def _log_sigma_ends(sigma_min: float, sigma_max: float) -> np.ndarray:
 def ve(sigma_min: float = 0.01, sigma_max: float = 50.0, *, name: str = "ve") -> NoiseSchedule:
     """The VE SDE, geometric in t: sigma(t) = sigma_min (sigma_max/sigma_min)^t.
 
-    Source: Song et al. 2021, arXiv 2011.13456, eq. 30.
-
-    Raises:
-        ValueError: unless 0 < sigma_min < sigma_max; and as `from_knots`.
+    Source: Song et al. 2021, arXiv 2011.13456, eq. 30. Raises ValueError unless 0 < sigma_min < sigma_max; and as
+    `from_knots`.
     """
     return from_knots(
         -_log_sigma_ends(sigma_min, sigma_max), 0.0, 1.0, kind="ve", timestep_rule="log_ksigma", name=name
@@ -220,11 +203,8 @@ def ve(sigma_min: float = 0.01, sigma_max: float = 50.0, *, name: str = "ve") ->
 def edm(sigma_min: float = 0.002, sigma_max: float = 80.0, rho: float = 7.0, *, name: str = "edm") -> NoiseSchedule:
     """EDM's noise; t is EDM's own ramp, sigma(t) = (sigma_min^(1/rho) + t (sigma_max^(1/rho) - sigma_min^(1/rho)))^rho.
 
-    Source: Karras et al. 2022, arXiv 2206.00364, eq. 5 and table 1. The network is told log(sigma)/4.
-
-    Raises:
-        ValueError: unless 0 < sigma_min < sigma_max, and 0 < rho is large enough that sigma^(1/rho) is a float; and as
-            `from_knots`.
+    Source: Karras et al. 2022, arXiv 2206.00364, eq. 5 and table 1. The network is told log(sigma)/4. Raises ValueError
+    unless 0 < sigma_min < sigma_max, and 0 < rho is large enough that sigma^(1/rho) is a float; and as `from_knots`.
     """
     low, high = _log_sigma_ends(sigma_min, sigma_max)
     least = (high - low) / _LARGEST_EXPONENT
@@ -238,28 +218,22 @@ def edm(sigma_min: float = 0.002, sigma_max: float = 80.0, rho: float = 7.0, *, 
     return noise.with_prediction("edm")
 
 
-def flow(shift: Array = 1.0, *, num_train_timesteps: int = 1000, name: str = "flow") -> NoiseSchedule:
+def flow(shift: float = 1.0, *, num_train_timesteps: int = 1000, name: str = "flow") -> NoiseSchedule:
     """Rectified flow whose time is shifted, s(t) = shift t / (1 + (shift - 1) t); lam = log((1 - t)/t) - log(shift).
 
     lam is -inf at t = 1 (pure noise): `t_max` is (T - 1)/T, the last training level before it. T = 1 (ACE-Step, Stable
     Audio 3) says only that the network is told s itself, in [0, 1]; the ends are then those of T = 1000.
 
-    Source: Esser et al. 2024 (SD3), arXiv 2403.03206, eq. 23. For FLUX pass `shift=dynamic_shift(...)`.
-
-    Raises:
-        ValueError: unless shift > 0 and T is 1 (continuous time) or at least 3 (T = 2 leaves one level between the
-            ends); and as `from_knots`. (A traced shift is not checked.)
+    Source: Esser et al. 2024 (SD3), arXiv 2403.03206, eq. 23. For FLUX pass `shift=dynamic_shift(...)`. Raises
+    ValueError unless shift > 0 and T is 1 (continuous time) or at least 3 (T = 2 leaves one level between the ends);
+    and as `from_knots`.
     """
-    xp = namespace(shift)
-    if not is_traced(shift):
-        checked = number("shift", shift, low=0.0, need="a positive number")
-        shift = np.float64(checked) if xp is np else shift
-    num_train_timesteps = whole("num_train_timesteps", num_train_timesteps, 1, MOST_LEVELS)
-    if num_train_timesteps == 2:
+    shift = number("shift", shift, low=0.0, need="a positive number")
+    levels = whole("num_train_timesteps", num_train_timesteps, 1, MOST_LEVELS)
+    if levels == 2:
         raise ValueError("num_train_timesteps is 2; need 1 (continuous time) or at least 3")
-    values = -xp.log(xp.asarray(shift)) * xp.ones(2)
-    grain = 1.0 / (num_train_timesteps if num_train_timesteps > 1 else CONTINUOUS_LEVELS)
+    grain = 1.0 / (levels if levels > 1 else CONTINUOUS_LEVELS)
     return from_knots(
-        values, 0.0, 1.0, log_t=1.0, log_1mt=1.0, t_min=grain, t_max=1.0 - grain, kind="flow",
-        num_train_timesteps=num_train_timesteps, timestep_rule="sigma", name=name,
+        -np.log(np.float64(shift)) * np.ones(2), 0.0, 1.0, log_t=1.0, log_1mt=1.0, t_min=grain, t_max=1.0 - grain,
+        kind="flow", num_train_timesteps=levels, timestep_rule="sigma", name=name,
     ).with_prediction("flow_prediction")  # fmt: skip

@@ -24,19 +24,12 @@ _INVERTED = "invert_sigmas"
 
 
 class Known(NamedTuple):
-    """What a scheduler class of diffusers takes from its config that decides the noise.
+    """What a scheduler class of diffusers takes from its config that decides the noise."""
 
-    Attributes:
-        family: of its noise where no key says otherwise: "vp", "flow", "edm" or one that is the class's own.
-        reads: which of `READERS` it looks at.
-        betas: "vp": beta_start, beta_end and beta_schedule where the config is silent.
-        rules: "vp": the `beta_schedule`s that it knows.
-    """
-
-    family: str
-    reads: tuple[str, ...] = ()
-    betas: tuple[float, float, str] = _DDPM
-    rules: tuple[str, ...] = _RULES
+    family: str  # of its noise where no key says otherwise: "vp", "flow", "edm" or one that is the class's own
+    reads: tuple[str, ...] = ()  # which of `READERS` it looks at
+    betas: tuple[float, float, str] = _DDPM  # "vp": beta_start, beta_end and beta_schedule where the config is silent
+    rules: tuple[str, ...] = _RULES  # "vp": the `beta_schedule`s that it knows
 
 
 CLASSES: Mapping[str, Known] = {
@@ -176,11 +169,9 @@ def from_config(
             raise ValueError(f"config is {brief(config)}; pass a mapping, or the path of a file or folder as a text")
         path = _config_file(Path(config))
         folder = path.parent.parent if path.parent.name == "scheduler" else path.parent
-        name = name or folder.name or None
-        config = _read(path)
-        for file in (folder / "model_index.json", folder / "modular_model_index.json"):
-            if pipeline is None and file.is_file():
-                pipeline = _read(file)
+        name, config = name or folder.name or None, _read(path)
+        indices = (folder / file for file in ("model_index.json", "modular_model_index.json"))
+        pipeline = pipeline if pipeline is not None else next((_read(file) for file in indices if file.is_file()), None)
     cls = config.get("_class_name")
     if not isinstance(cls, str):
         keys = brief(", ".join(map(str, config)) or "none").strip("'")
@@ -223,53 +214,50 @@ def ignored_keys(config: Mapping[str, Any]) -> dict[str, str]:
 
 def _family(cls: str, config: Mapping[str, Any]) -> str:
     """The family of the model that the config was made for; a ValueError for a class that cannot sample it."""
-    own = CLASSES[cls].family
+    family = CLASSES[cls].family
     flow = flag(_FLOW, config.get(_FLOW, False)) or config.get("prediction_type") == "flow_prediction"
-    if flow and own in ("vp", "flow"):
+    if flow and family in ("vp", "flow"):
         return "flow"
-    continuous = config.get(_CONTINUOUS) == "continuous" and config.get("prediction_type") == "v_prediction"
-    if continuous and own == "vp":
-        return "edm"
-    if continuous and own == "edm":
-        if config.get("sigma_data", 0.5) != 1.0:
+    if config.get(_CONTINUOUS) == "continuous" and config.get("prediction_type") == "v_prediction":
+        if family == "edm" and config.get("sigma_data", 0.5) != 1.0:
             raise ValueError(
                 f"timestep_type 'continuous' is Stable Video Diffusion's, whose sigma_data is 1: use "
                 f"{cls}.from_config(config, sigma_data=1.0)"
             )
-        return own
-    for key, why in _FOREIGN.get(own, {}).items():
+        if family in ("vp", "edm"):
+            return "edm"
+    for key, why in _FOREIGN.get(family, {}).items():
         if config.get(key) is not None and config[key] is not False:
             raise ValueError(f"{key} is {brief(config[key])}, which this class ignores, and {why}")
-    return own
+    return family
 
 
 def _build(cls: str, family: str, config: Mapping[str, Any], name: str) -> NoiseSchedule:
     """The noise of a family other than flow."""
 
-    def real(key: str, default: float) -> float:
-        return number(key, config.get(key, default))
+    def values(**defaults: float) -> list[Any]:
+        return [config.get(key, default) for key, default in defaults.items()]
 
     if family == "edm" and CLASSES[cls].family == "vp":  # as Stable Video Diffusion: EDM's model, told log(sigma)/4
-        low, high = config.get("sigma_min"), config.get("sigma_max")
-        if low is None or high is None:
+        if config.get("sigma_min") is None or config.get("sigma_max") is None:
             raise ValueError(
                 "timestep_type 'continuous' needs sigma_min and sigma_max in the config: "
                 f"use {cls}.from_config(config, sigma_min=0.002, sigma_max=700.0) with the model's"
             )
-        return families.edm(low, high, name=name)
+        return families.edm(config["sigma_min"], config["sigma_max"], name=name)
     if family == "edm":
-        return families.edm(real("sigma_min", 0.002), real("sigma_max", 80.0), real("rho", 7.0), name=name)
+        return families.edm(*values(sigma_min=0.002, sigma_max=80.0, rho=7.0), name=name)
     if family == "stable-audio":  # EDM's noise, whose network is told 2/pi arctan(sigma); t is its own ramp
-        low, high, rho = real("sigma_min", 0.3), real("sigma_max", 500.0), real("rho", 7.0)
         rule = choice("sigma_schedule", config.get("sigma_schedule", "exponential"), ("exponential", "karras"))
-        noise = families.edm(low, high, rho, name=name) if rule == "karras" else families.ve(low, high, name=name)
+        ends = values(sigma_min=0.3, sigma_max=500.0)
+        noise = families.edm(*ends, *values(rho=7.0), name=name) if rule == "karras" else families.ve(*ends, name=name)
         return dataclasses.replace(noise, timestep_rule="arctan_ksigma").with_prediction("edm")
     if family == "wuerstchen":
-        return families.clipped_cosine(real("s", 0.008), real("scaler", 1.0), name=name)
+        return families.clipped_cosine(*values(s=0.008, scaler=1.0), name=name)
     if family == "ve-sde":
-        return families.ve(real("sigma_min", 0.01), real("sigma_max", 1348.0), name=name)
+        return families.ve(*values(sigma_min=0.01, sigma_max=1348.0), name=name)
     if family == "vp-sde":
-        return families.linear_vp(real("beta_min", 0.1), real("beta_max", 20.0), name=name)
+        return families.linear_vp(*values(beta_min=0.1, beta_max=20.0), name=name)
     alphas_cumprod = np.cumprod(1.0 - _betas(cls, config))
     # CogVideoX scales the SNR of its training table.
     scale = config.get(_SNR, 3.0 if _SNR in CLASSES[cls].reads else 1.0)
@@ -304,8 +292,8 @@ def _shift(
         return shifts.shift_of_mu(mu, rule)
     if flag("use_dynamic_shifting", config.get("use_dynamic_shifting", False)):
         return shifts.shift_of_mu(shifts.pipeline_mu(pipeline, config, image_seq_len), rule)
-    own, other = ("shift", "flow_shift") if CLASSES[cls].family == "flow" else ("flow_shift", "shift")
-    shift = number(own, config.get(own, 1.0), low=0.0, need="a positive number")
+    key, other = ("shift", "flow_shift") if CLASSES[cls].family == "flow" else ("flow_shift", "shift")
+    shift = number(key, config.get(key, 1.0), low=0.0, need="a positive number")
     if shift == 1.0 and config.get(other) is not None:  # the key of the class that this config was made from
         shift = number(other, config[other], low=0.0, need="a positive number")
     return shift * shifts.grid_shift(pipeline, image_seq_len)
@@ -338,8 +326,7 @@ def unknown(name: str, known: Iterable[str], config: Mapping[str, Any]) -> str:
     import difflib  # only where something is wrong
 
     near = difflib.get_close_matches(name[:100], list(known), 1)
-    if not near and ("flow" in name.lower() or "shift" in config or config.get("prediction_type") == "flow_prediction"):
-        near = ["FlowMatchEulerDiscreteScheduler"]
-    elif not near:
-        near = ["EDMEulerScheduler" if "sigma_data" in config else "DDPMScheduler"]
+    flow = "flow" in name.lower() or "shift" in config or config.get("prediction_type") == "flow_prediction"
+    kind = "FlowMatchEulerDiscrete" if flow else "EDMEuler" if "sigma_data" in config else "DDPM"
+    near = near or [f"{kind}Scheduler"]
     return f"scheduler class {brief(name)} is not known; the nearest that is: {near[0]}"

@@ -12,77 +12,102 @@ the singular ends of the closed forms, which a table cannot. `lam` is C1 and str
 from __future__ import annotations
 
 import dataclasses
+import functools
 import hashlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import numpy as np
 
 from hso_jax.checks import brief, choice, printable, text
-from hso_jax.optional_jax import is_array, is_traced, jax, jnp, leaves, register_dataclass
+from hso_jax.optional_jax import is_array, jax, jnp, register_dataclass
 
 Array = Any
 """A NumPy or a JAX array. NumPy in, NumPy (float64) out; JAX in, JAX out."""
 CONTINUOUS_LEVELS = 1000  # what stands for T, as a count, where the network is told a time in [0, 1] (T = 1)
 
 LARGEST_LAM = 80.0
-"""sigma/alpha and its inverse stay floats of 32 bits, which is what schedules are searched in."""
+"""sigma/alpha and its inverse stay floats of 32 bits, in which schedules are searched."""
 
 SMALLEST_FALL = 1e-3
-"""Of lam between the ends: with less, rounding to fewer digits makes levels equal."""
+"""Least fall of lam between the ends: with less, rounding to fewer digits makes levels equal."""
 
 INVERSE_TOLERANCE = 1e-6
-"""In lam: Newton's method does not get through a table whose slope falls by many orders. NumPy's `t_of_lam` bisects
-there; compiled programs do not, so that such tables are refused."""
+"""In lam. Newton's method fails on a table whose slope falls by many orders. NumPy's `t_of_lam` bisects there; compiled
+programs do not, so such tables are refused."""
 
 PREDICTIONS = ("epsilon", "v_prediction", "flow_prediction", "edm", "sample")
 """What a network may predict: diffusers' `prediction_type`, and "edm" for x_0 by EDM's preconditioning."""
 
 
+@dataclasses.dataclass(frozen=True)
+class Preset:
+    """A published model: its scheduler config, and how its network is used.
+
+    Attributes:
+        description: the model, in words.
+        source: where the values were published.
+        config: the values as a diffusers scheduler config.
+        guidance: usual weight of classifier-free guidance (the default of the model's diffusers pipeline, or what its
+            authors sample with); 1 for unconditional models and for those that guidance was distilled into.
+        resolution: how the shift follows the size of the picture or the video, in words; empty where there is no shift.
+        boundary: where a model of two experts changes from the one to the other: s at which the high-noise expert
+            still works, the low-noise one everywhere below. None for models of one network.
+        pipeline: its class in diffusers, where that has a rule of its own for the shift.
+        latent: whether the network sees latents; False for pixels.
+    """
+
+    description: str = ""
+    source: str = ""
+    config: Mapping[str, Any] = dataclasses.field(default_factory=dict, hash=False)
+    guidance: float = 1.0
+    resolution: str = ""
+    boundary: float | None = None
+    pipeline: str = ""
+    latent: bool = True
+
+    @property
+    def p(self) -> float:
+        """Exponent of the model-error bound: 2 for latent, 1 for pixel models (arXiv 2511.11688, section 3)."""
+        return 2.0 if self.latent else 1.0
+
+
 def namespace(*arrays: Array) -> Any:
-    """`jax.numpy` if any argument (or a pytree's leaf) is a JAX array or tracer, else `numpy`."""
-    return jnp if any(is_array(leaf) for leaf in leaves(arrays)) else np
+    """`jax.numpy` if any argument is a JAX array or tracer, else `numpy`."""
+    return jnp if any(is_array(array) for array in arrays) else np
 
 
-def cubic_coefficients(values: Array) -> Array:
-    """Monotone C1 cubic through equally spaced values, as one row of four coefficients per cell.
+def cubic_coefficients(values: np.ndarray) -> np.ndarray:
+    """[n - 1, 4] the monotone C1 cubic through values [n] at equal distances: of 1, x, x^2, x^3, x in [0, 1], per cell.
 
     Fourth-order central slopes, limited as by Fritsch and Carlson (SIAM J. Numer. Anal. 17, 1980), so
     that a monotone table stays monotone; on smooth tables the limiter does nothing.
-
-    Args:
-        values: [n] values at the knots, n >= 2, monotone.
-
-    Returns:
-        [n - 1, 4] coefficients of 1, x, x^2, x^3 with x in [0, 1] across a cell.
     """
-    xp = namespace(values)
-    values = xp.asarray(values)
     steps = values[1:] - values[:-1]
     if values.shape[0] < 5:
         inner = 0.5 * (steps[1:] + steps[:-1])
-        slopes = xp.concatenate([steps[:1], inner, steps[-1:]])
+        slopes = np.concatenate([steps[:1], inner, steps[-1:]])
     else:
         central = (8.0 * (values[3:-1] - values[1:-3]) - (values[4:] - values[:-4])) / 12.0
-        start = xp.stack([_one_sided(values[:4]), _second(values[:4])])
-        end = xp.stack([-_second(values[:-5:-1]), -_one_sided(values[:-5:-1])])
-        slopes = xp.concatenate([start, central, end])
+        start = np.stack([_one_sided(values[:4]), _second(values[:4])])
+        end = np.stack([-_second(values[:-5:-1]), -_one_sided(values[:-5:-1])])
+        slopes = np.concatenate([start, central, end])
     # A slope of at most three times the smaller neighbouring step, of the same sign, keeps each cell monotone.
-    before = xp.concatenate([steps[:1], steps])
-    after = xp.concatenate([steps, steps[-1:]])
-    bound = 3.0 * xp.minimum(xp.abs(before), xp.abs(after))
-    direction = xp.where(before * after > 0, xp.sign(after), 0.0)
-    slopes = direction * xp.clip(slopes * direction, 0.0, bound)
+    before = np.concatenate([steps[:1], steps])
+    after = np.concatenate([steps, steps[-1:]])
+    bound = 3.0 * np.minimum(np.abs(before), np.abs(after))
+    direction = np.where(before * after > 0, np.sign(after), 0.0)
+    slopes = direction * np.clip(slopes * direction, 0.0, bound)
     left, right = slopes[:-1], slopes[1:]
-    return xp.stack([values[:-1], left, 3.0 * steps - 2.0 * left - right, left + right - 2.0 * steps], axis=-1)
+    return np.stack([values[:-1], left, 3.0 * steps - 2.0 * left - right, left + right - 2.0 * steps], axis=-1)
 
 
-def _one_sided(v: Array) -> Array:
+def _one_sided(v: np.ndarray) -> np.ndarray:
     """Third-order slope at the first of four equally spaced values."""
     return (-11.0 * v[0] + 18.0 * v[1] - 9.0 * v[2] + 2.0 * v[3]) / 6.0
 
 
-def _second(v: Array) -> Array:
+def _second(v: np.ndarray) -> np.ndarray:
     """Third-order slope at the second of four equally spaced values."""
     return (-2.0 * v[0] - 3.0 * v[1] + 6.0 * v[2] - v[3]) / 6.0
 
@@ -93,7 +118,7 @@ class NoiseSchedule:
     """`x_t = alpha_t x_0 + sigma_t eps` for t in [t_min, t_max], as a pytree.
 
     Build one with `discrete`, `linear_vp`, `cosine`, `ve`, `edm`, `flow`, `from_config` or `preset`. The array
-    fields are leaves (float64 NumPy until traced), so a schedule can be passed through `jit`, `vmap` and `grad`.
+    fields are leaves (float64 NumPy until traced), so that `jit`, `vmap` and `grad` take a schedule.
 
     Attributes:
         coefficients: [at least cells, 4] cubic per table cell; rows after `cells` are padding.
@@ -109,6 +134,7 @@ class NoiseSchedule:
             (log(ksigma)/4) or "arctan_ksigma" (2/pi arctan(ksigma)).
         name: for messages and files.
         predicts: what the network predicts, an index into `PREDICTIONS`: a number, so that no program depends on it.
+        model: what is known of the model beside its noise (p, guidance, ...); None but for presets.
     """
 
     coefficients: Array
@@ -126,6 +152,7 @@ class NoiseSchedule:
     timestep_rule: str = dataclasses.field(default="index", metadata={"static": True})
     name: str = dataclasses.field(default="custom", metadata={"static": True})
     predicts: Array = dataclasses.field(default_factory=lambda: np.zeros(()))
+    model: Preset | None = dataclasses.field(default=None, metadata={"static": True})
 
     def lam(self, t: Array) -> Array:
         """Half log-SNR `log(alpha/sigma)` at t (any shape). -inf at t = 1 for a model of zero terminal SNR."""
@@ -133,7 +160,9 @@ class NoiseSchedule:
 
     def lam_derivatives(self, t: Array) -> tuple[Array, Array, Array]:
         """`lam`, its first and its second derivative in t, each of t's shape."""
-        xp = namespace(t, self)
+        return self._derivatives(namespace(t, self.coefficients), t)
+
+    def _derivatives(self, xp: Any, t: Array) -> tuple[Array, Array, Array]:
         t = xp.asarray(t)
         coefficients = xp.asarray(self.coefficients)
         position = (t - self.first) / self.spacing
@@ -166,29 +195,34 @@ class NoiseSchedule:
             iterations: of Newton's method.
             near: of lam's shape: where it starts, if something better is known than the middle.
         """
-        xp = namespace(lam, self)
-        frozen: NoiseSchedule = jax.tree.map(jax.lax.stop_gradient, self) if xp is jnp else self
-        target = xp.asarray(jax.lax.stop_gradient(lam) if xp is jnp else lam)
-        t, low, high = frozen._newton(target, iterations, near)
+        xp = namespace(lam, self.coefficients)
+        frozen, target = jax.lax.stop_gradient((self, lam)) if xp is jnp else (self, lam)
+        target = xp.asarray(target)
+        t, low, high = frozen._newton(xp, target, iterations, near)
         highest, lowest = frozen.lam(xp.stack([xp.asarray(frozen.t_min), xp.asarray(frozen.t_max)]))
         inside = (lowest < target) & (target < highest)
-        if xp is np and (missed := inside & (np.abs(frozen.lam(t) - target) > 1e-3 * INVERSE_TOLERANCE)).any():
-            t = np.where(missed, frozen._bisected(target, low, high), t)
         if xp is jnp:  # its derivatives, of any order, by the implicit function theorem
             safe = jnp.where(inside, t, 0.5 * (frozen.t_min + frozen.t_max))
             t = jax.lax.custom_root(
                 lambda t: self.lam(t) - lam, safe, lambda _, t: t, lambda linear, y: y / linear(jnp.ones_like(y))
             )
+        elif (missed := inside & (np.abs(frozen.lam(t) - target) > 1e-3 * INVERSE_TOLERANCE)).any():
+            for _ in range(
+                64
+            ):  # bisection, where lam is so flat, and steep beside it, that Newton's steps lead nowhere
+                middle = 0.5 * (low + high)
+                above = self.lam(middle) > target
+                low, high = np.where(above, middle, low), np.where(above, high, middle)
+            t = np.where(missed, 0.5 * (low + high), t)
         return xp.where(target <= lowest, self.t_max, xp.where(target >= highest, self.t_min, t))
 
-    def _newton(self, target: Array, iterations: int, near: Array | None = None) -> tuple[Array, Array, Array]:
+    def _newton(self, xp: Any, target: Array, iterations: int, near: Array | None = None) -> tuple[Array, Array, Array]:
         """The inverse, and a bracket around it, by Newton's method inside a bracket that it keeps shrinking."""
-        xp = namespace(target, self)
         low, high = xp.zeros_like(target) + self.t_min, xp.zeros_like(target) + self.t_max
 
         def narrow(_: Any, carry: tuple[Array, Array, Array]) -> tuple[Array, Array, Array]:
             t, low, high = carry
-            value, slope, _ = self.lam_derivatives(t)
+            value, slope, _ = self._derivatives(xp, t)
             low, high = xp.where(value > target, t, low), xp.where(value > target, high, t)
             newton = t - (value - target) / xp.where(slope < 0, slope, -1.0)
             return xp.where((newton >= low) & (newton <= high), newton, 0.5 * (low + high)), low, high
@@ -200,14 +234,6 @@ class NoiseSchedule:
             carry = narrow(i, carry)
         return carry
 
-    def _bisected(self, target: np.ndarray, low: np.ndarray, high: np.ndarray) -> np.ndarray:
-        """The inverse where lam is so flat, and steep beside it, that Newton's steps lead nowhere. NumPy."""
-        for _ in range(64):
-            t = 0.5 * (low + high)
-            above = self.lam(t) > target
-            low, high = np.where(above, t, low), np.where(above, high, t)
-        return 0.5 * (low + high)
-
     def ksigma(self, t: Array) -> Array:
         """`sigma/alpha = exp(-lam)`, the sigma of k-diffusion, EDM and diffusers' `scheduler.sigmas`."""
         lam = self.lam(t)
@@ -215,17 +241,15 @@ class NoiseSchedule:
 
     def alpha(self, t: Array) -> Array:
         """The signal's coefficient at t."""
-        lam = self.lam(t)
-        return alpha_sigma(lam, self.kind)[0]
+        return alpha_sigma(self.lam(t), self.kind)[0]
 
     def sigma(self, t: Array) -> Array:
         """The noise's coefficient at t."""
-        lam = self.lam(t)
-        return alpha_sigma(lam, self.kind)[1]
+        return alpha_sigma(self.lam(t), self.kind)[1]
 
     def timestep(self, t: Array) -> Array:
         """What the network is given as time at t, as a float (diffusers' convention)."""
-        xp = namespace(t, self)
+        xp = namespace(t, self.coefficients)
         if self.timestep_rule == "index":
             return self.num_train_timesteps * xp.asarray(t) - 1.0
         if self.timestep_rule == "sigma":
@@ -269,16 +293,16 @@ class NoiseSchedule:
         return PREDICTIONS[int(self.predicts)]
 
     def with_prediction(self, prediction: str) -> NoiseSchedule:
-        """The same noise levels of a network that predicts something else.
-
-        Raises:
-            ValueError: for a name that is not in `PREDICTIONS`.
-        """
+        """The same noise levels of a network that predicts another of `PREDICTIONS`. Raises ValueError for others."""
         index = PREDICTIONS.index(choice("prediction", prediction, PREDICTIONS))
         return dataclasses.replace(self, predicts=np.asarray(float(index)))
 
     def fingerprint(self) -> str:
         """16 hexadecimal digits that identify the noise levels (rounded to 5 digits), not the name."""
+        return self._fingerprint
+
+    @functools.cached_property
+    def _fingerprint(self) -> str:
         t = np.linspace(float(self.t_min), float(self.t_max), 65)[1:-1]
         levels = np.round(np.asarray(self.lam(t), np.float64), 5) + 0.0
         return hashlib.sha256(f"{self.kind} {levels.tolist()}".encode()).hexdigest()[:16]
@@ -319,7 +343,7 @@ def alpha_sigma(lam: Array, kind: str) -> tuple[Array, Array]:
 
 
 def from_knots(
-    values: Array,
+    values: np.ndarray,
     first: float,
     spacing: float,
     *,
@@ -335,31 +359,23 @@ def from_knots(
 ) -> NoiseSchedule:
     """A schedule from the cubic part's values at equally spaced knots (see the module's docstring).
 
-    A table that ends before t = 1 while `t_max` is its last knot belongs to a model at zero terminal SNR:
-    it is continued to lam = -inf at t = 1 by a logarithm with the same slope.
-
-    Raises:
-        ValueError: unless lam is finite in [t_min, t_max], within +-80, falls strictly, by at least 0.001 in all, is
-            inverted by `t_of_lam`, and the network is told different times; or for a name that is no text. (Traced
-            values are not checked.)
+    A table that ends before t = 1 while `t_max` is its last knot belongs to a model at zero terminal SNR: it is
+    continued to lam = -inf at t = 1 by a logarithm with the same slope. Raises ValueError unless lam is finite in
+    [t_min, t_max], within +-80, falls strictly, by at least 0.001 in all, is inverted by `t_of_lam`, and the network is
+    told different times; or for a name that is no text.
     """
     text("name", name)
-    xp = namespace(values)
     coefficients = cubic_coefficients(values)
-    end = first + (len(values) - 1) * spacing
-    tail: Array = 0.0
+    end, tail = first + (len(values) - 1) * spacing, 0.0
     if log_1mt == 0.0 and end < 1.0 - 1e-9:
         slope = (coefficients[-1, 1] + 2.0 * coefficients[-1, 2] + 3.0 * coefficients[-1, 3]) / spacing
         # A limited slope may be 0, where the logarithm would never leave: the last step's then.
-        slope = xp.where(slope < 0, slope, (values[-1] - values[-2]) / spacing)
+        slope = slope if slope < 0 else (values[-1] - values[-2]) / spacing
         tail = -slope * (1.0 - end)
     fields = [len(coefficients), first, spacing, log_t, offset, log_1mt, first if t_min is None else t_min, t_max, tail]
-    leaves = [xp.asarray(x, dtype=coefficients.dtype) for x in fields]
-    noise = NoiseSchedule(coefficients, *leaves, kind, num_train_timesteps, timestep_rule, name)  # type: ignore[call-arg]
-    if not is_traced(noise):
-        names = [field.name for field in dataclasses.fields(noise) if not field.metadata.get("static")]
-        doubles: dict[str, Any] = {name: np.asarray(getattr(noise, name), np.float64) for name in names}
-        _check_usable(dataclasses.replace(noise, **doubles))
+    leaves = [np.asarray(x, np.float64) for x in fields]
+    noise = NoiseSchedule(coefficients, *leaves, kind, num_train_timesteps, timestep_rule, name)  # type: ignore[arg-type, call-arg]
+    _check_usable(noise)
     return noise
 
 
@@ -384,7 +400,7 @@ def _check_usable(noise: NoiseSchedule) -> None:
             f"in all by at least {SMALLEST_FALL:g}: use levels further apart"
         )
     some = slice(None, None, max(1, len(t) // 1000))
-    missed = np.abs(noise.lam(noise._newton(lam[some], 40)[0]) - lam[some])  # what compiled programs have
+    missed = np.abs(noise.lam(noise._newton(np, lam[some], 40)[0]) - lam[some])  # what compiled programs have
     if missed.max() > INVERSE_TOLERANCE:
         at = t[some][int(missed.argmax())]
         raise ValueError(
@@ -401,15 +417,15 @@ def _check_usable(noise: NoiseSchedule) -> None:
 
 
 FIRST_KSIGMA = 25.0, 60.0
-"""Most sigma/alpha at which the fewest, and few, steps begin where the network predicts epsilon.
+"""Largest sigma/alpha at which up to `FEWEST`, and up to `FEW`, steps begin where the network predicts epsilon.
 
-Its error in the clean data grows as sigma/alpha there, and the first step takes it whole; beginning at pure noise of 60
-standard deviations in place of the model's end misses the data's mean by a sixtieth of it (docs/solver-error.md).
+The network's error in the clean data grows as sigma/alpha there, and the first step takes all of it. Beginning at pure
+noise of 60 standard deviations in place of the model's end misses the data's mean by a sixtieth (docs/solver-error.md).
 """
 
 FEWEST, FEW = 4, 10
-"""Steps up to which that is so; more have less error than the mean that is missed. With guidance the fewest are one
-less: four steps make less error on the reference problems from 60."""
+"""More steps than `FEW` have less error than the mean that is missed. With guidance `FEWEST` is one less: on the
+reference problems four steps have less error from 60."""
 
 
 def first_lam(noise: Any, nfe: int, guidance: float = 1.0) -> float:
@@ -440,14 +456,10 @@ def lam_of_s(s: Any) -> np.ndarray:
 
 
 def from_level(noise: NoiseSchedule, lam: float) -> NoiseSchedule:
-    """The levels from lam on to clean data, which image-to-image samples with: lam takes the place of the noise end.
+    """The levels from lam (finite, between the model's ends) to clean data, which image-to-image samples with.
 
     Times, and what the network is told, stay the model's own. Where the model's noise end is pure noise, lam lies
     within 1e-7 of its own (1e-4 for a part up to t = .999); elsewhere it is the same to the bit.
-
-    Args:
-        noise: the model's, with concrete leaves.
-        lam: the new noise end, finite and between the model's ends.
     """
     end = float(noise.t_of_lam(np.asarray(float(lam))))
     part = dataclasses.replace(noise, t_max=np.asarray(end), tail=np.zeros(()))
@@ -471,23 +483,21 @@ def strip_static(noise: NoiseSchedule) -> NoiseSchedule:
     `lam` and its inverse are the same (the rows that are added are never read). What turns lam into alpha, sigma and
     timesteps is the model's own affair, and lost.
     """
-    xp = namespace(noise.coefficients)
-    table = xp.asarray(noise.coefficients)
-    rows = 1024  # enough for a thousand training levels; longer tables take the next power of two
-    while rows < len(table):
-        rows *= 2
-    padded = xp.concatenate([table, xp.repeat(table[-1:], rows - len(table), axis=0)])
+    table = noise.coefficients
+    rows = max(1024, 1 << (len(table) - 1).bit_length())  # enough for 1000 training levels, else a power of two
     return dataclasses.replace(
-        noise, coefficients=padded, kind="vp", num_train_timesteps=1000, timestep_rule="index", name=""
-    )
+        noise, coefficients=_padded(table, rows), kind="vp", num_train_timesteps=1000, timestep_rule="index", name="",
+        model=None,
+    )  # fmt: skip
+
+
+def _padded(table: Array, rows: int) -> Array:
+    return namespace(table).pad(table, ((0, rows - len(table)), (0, 0)), "edge")
 
 
 def stack(schedules: Iterable[NoiseSchedule], dtype: np.dtype) -> NoiseSchedule:
     """Schedules after `strip_static` on a leading axis, their tables padded to the longest: one program serves all."""
     many = [strip_static(schedule) for schedule in schedules]
     rows = max(len(s.coefficients) for s in many)
-    longest = [
-        dataclasses.replace(s, coefficients=np.pad(s.coefficients, ((0, rows - len(s.coefficients)), (0, 0)), "edge"))
-        for s in many
-    ]
+    longest = [dataclasses.replace(s, coefficients=_padded(s.coefficients, rows)) for s in many]
     return jax.tree.map(lambda *leaves: np.stack([np.asarray(x, dtype) for x in leaves]), *longest)

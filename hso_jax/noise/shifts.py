@@ -13,9 +13,7 @@ from hso_jax.checks import choice, number, whole
 TIME_SHIFTS = ("exponential", "linear")
 _LARGEST_MU = 50.0
 _FLUX2_STEPS = 50  # its pipeline's default
-_MOST_TOKENS = 10**9  # of an image: its length is computed with as a float
-_MOST_FLUX2_TOKENS = 10**5  # where the shift is e^17: far beyond any picture, and still a float
-_MOST_FLUX2_STEPS = 1000
+_MAX_TOKENS = 10**9  # of an image: its length is computed with as a float
 
 
 def dynamic_shift(
@@ -29,14 +27,13 @@ def dynamic_shift(
 ) -> float:
     """The shift that FLUX applies to an image of `image_seq_len` tokens: exp(mu) with mu linear in the length.
 
-    1024 x 1024 pixels are 4096 tokens (8x8 pixels a latent, 2x2 latents a token). Source: diffusers'
-    `calculate_shift` and FlowMatchEulerDiscreteScheduler.
-
-    Raises:
-        ValueError: for a length below 1, equal lengths, an unknown time_shift_type or a shift that is not positive.
+    1024 x 1024 pixels are 4096 tokens (8x8 pixels a latent, 2x2 latents a token). Source: diffusers' `calculate_shift`
+    and FlowMatchEulerDiscreteScheduler. Raises ValueError for a length below 1, equal lengths, an unknown
+    time_shift_type or a shift that is not positive.
     """
     choice("time_shift_type", time_shift_type, TIME_SHIFTS)
-    mu = _linear_mu(image_seq_len, base_image_seq_len, max_image_seq_len, base_shift, max_shift)
+    lengths = Lengths(base_image_seq_len, max_image_seq_len, base_shift, max_shift)
+    mu = _flux(image_seq_len, lengths)
     try:
         return shift_of_mu(mu, time_shift_type)
     except ValueError:
@@ -51,13 +48,11 @@ def flux2_shift(image_seq_len: int, nfe: int = _FLUX2_STEPS) -> float:
     """The shift that FLUX.2's pipeline applies to `image_seq_len` tokens and N steps: exp(mu).
 
     mu is its authors' fit: two straight lines in the length, for 10 and for 200 steps, and linear in N between them and
-    beyond; past 4300 tokens the latter line alone. A token is 16 x 16 pixels. Source: diffusers' Flux2Pipeline.
-
-    Raises:
-        ValueError: for a length or an N below 1.
+    beyond; past 4300 tokens the latter line alone. A token is 16 x 16 pixels. Source: diffusers' Flux2Pipeline. Raises
+    ValueError for a length or an N below 1.
     """
-    length = whole("image_seq_len", image_seq_len, 1, _MOST_FLUX2_TOKENS)
-    steps = whole("nfe", nfe, 1, _MOST_FLUX2_STEPS)
+    length = whole("image_seq_len", image_seq_len, 1, 10**5)  # there the shift is e^17, still a float
+    steps = whole("nfe", nfe, 1, 1000)
     at_200 = 0.00016927 * length + 0.45666666
     if length > 4300:
         return math.exp(at_200)
@@ -68,8 +63,7 @@ def flux2_shift(image_seq_len: int, nfe: int = _FLUX2_STEPS) -> float:
 def shift_of_mu(mu: float, time_shift_type: str) -> float:
     """The shift that a scheduler makes of its pipeline's mu: exp(mu), and mu itself with `time_shift_type` "linear".
 
-    Raises:
-        ValueError: for a shift that is not positive, or is beyond exp(50).
+    Raises ValueError for a shift that is not positive, or is beyond exp(50).
     """
     mu = number("mu", mu)
     if choice("time_shift_type", time_shift_type, TIME_SHIFTS) == "linear":
@@ -96,22 +90,21 @@ def pipeline_mu(
     """The mu that a pipeline passes to its scheduler for an image of so many tokens.
 
     Args:
-        pipeline: its config, as `model_index.json` has it: `_class_name` chooses the rule, `MU_RULES`; the rule of a
-            pipeline that is in no table, or unknown, is FLUX's, or CogView4's where the config's `time_shift_type` is
-            "linear", which CogView4 and GLM-Image alone have.
+        pipeline: its config, as `model_index.json` has it: `_class_name` chooses the rule, `MU_RULES`. Any other
+            pipeline has FLUX's rule, or CogView4's where the config's `time_shift_type` is "linear", which CogView4 and
+            GLM-Image alone have.
         config: of its scheduler.
         image_seq_len: tokens of the image.
         nfe: N, which FLUX.2's rule looks at.
     """
-    whole("image_seq_len", image_seq_len, 1, _MOST_TOKENS)
+    whole("image_seq_len", image_seq_len, 1, _MAX_TOKENS)
     name = str(pipeline.get("_class_name", ""))
     silent = Lengths()
     if not str(config.get("_class_name")).startswith("FlowMatch"):  # those have values for all that is not given
         silent = next((_SILENT[start] for start in _SILENT if name.startswith(start)), silent)
     given = silent._replace(**{key: config[key] for key in Lengths._fields if config.get(key) is not None})
-    rule = next((MU_RULES[start] for start in MU_RULES if name.startswith(start)), None)
-    if rule is None:
-        rule = _cogview4 if config.get("time_shift_type") == "linear" else _flux
+    plain = _cogview4 if config.get("time_shift_type") == "linear" else _flux
+    rule = next((MU_RULES[start] for start in MU_RULES if name.startswith(start)), plain)
     return rule(image_seq_len, given, pipeline, nfe)
 
 
@@ -127,42 +120,34 @@ _SILENT: Mapping[str, Lengths] = {
 }
 
 
-def _linear_mu(length: int, least: Any, most: Any, low: Any, high: Any) -> float:
-    length = whole("image_seq_len", length, 1, _MOST_TOKENS)
-    least = whole("base_image_seq_len", least, 1, _MOST_TOKENS)
-    most = whole("max_image_seq_len", most, 1, _MOST_TOKENS)
-    low, high = number("base_shift", low), number("max_shift", high)
+def _flux(length: int, given: Lengths, *_: Any) -> float:
+    least = whole("base_image_seq_len", given.base_image_seq_len, 1, _MAX_TOKENS)
+    most = whole("max_image_seq_len", given.max_image_seq_len, 1, _MAX_TOKENS)
+    low, high = number("base_shift", given.base_shift), number("max_shift", given.max_shift)
     if least == most:
         raise ValueError(f"base_image_seq_len and max_image_seq_len are both {most}; they must differ")
-    return float(low + (high - low) * ((length - least) / (most - least)))
+    return float(low + (high - low) * ((whole("image_seq_len", length, 1, _MAX_TOKENS) - least) / (most - least)))
 
 
-def _flux(length: int, given: Lengths, pipeline: Mapping[str, Any], nfe: int) -> float:
-    return _linear_mu(length, *given)
-
-
-def _cogview4(length: int, given: Lengths, pipeline: Mapping[str, Any], nfe: int) -> float:
-    base = whole("base_image_seq_len", given.base_image_seq_len, 1, _MOST_TOKENS)
+def _cogview4(length: int, given: Lengths, *_: Any) -> float:
+    base = whole("base_image_seq_len", given.base_image_seq_len, 1, _MAX_TOKENS)
     low, high = number("base_shift", given.base_shift), number("max_shift", given.max_shift)
     return float(math.sqrt(length / base) * high + low)
 
 
-def _krea2(length: int, given: Lengths, pipeline: Mapping[str, Any], nfe: int) -> float:
-    return Lengths().max_shift if pipeline.get("is_distilled") else _flux(length, given, pipeline, nfe)
-
-
-_Rule = Callable[[int, Lengths, Mapping[str, Any], int], float]
-# How the name of a pipeline's class begins -> its mu. Source: the pipelines of diffusers 0.42.1.
-MU_RULES: Mapping[str, _Rule] = {
+# How a pipeline's class name begins -> its mu of (tokens, lengths, pipeline's config, N), as in diffusers 0.42.1.
+MU_RULES: Mapping[str, Callable[..., float]] = {
     "CogView4": _cogview4,
-    "EasyAnimate": lambda length, given, pipeline, nfe: 1.0,
+    "EasyAnimate": lambda *_: 1.0,
     "Flux2": lambda length, given, pipeline, nfe: math.log(flux2_shift(length, nfe)),
     "GlmImage": _cogview4,
     # It passes its transformer's longest sequence, 4096 tokens, and nothing of the config.
-    "HiDreamImage": lambda length, given, pipeline, nfe: Lengths().max_shift,
+    "HiDreamImage": lambda *_: Lengths().max_shift,
     "HunyuanVideoFramepack": lambda *args: min(_flux(*args), math.log(7.0)),
-    "Krea2": _krea2,
-    "QwenImageLayered": lambda length, given, pipeline, nfe: math.sqrt(length / 256.0),
+    "Krea2": lambda length, given, pipeline, _: (
+        Lengths().max_shift if pipeline.get("is_distilled") else _flux(length, given)
+    ),
+    "QwenImageLayered": lambda length, *_: math.sqrt(length / 256.0),
 }
 
 
@@ -173,17 +158,16 @@ def has_rule(name: str) -> bool:
 
 def grid_shift(pipeline: Mapping[str, Any], image_seq_len: int) -> float:
     """The shift that a pipeline's own grid has before its scheduler's: Ideogram 4's is sqrt(tokens/1024)."""
-    length = whole("image_seq_len", image_seq_len, 1, _MOST_TOKENS)
+    length = whole("image_seq_len", image_seq_len, 1, _MAX_TOKENS)
     return math.sqrt(length / 1024.0) if str(pipeline.get("_class_name", "")).startswith(_IDEOGRAM) else 1.0
 
 
-# Their `set_timesteps` shifts the sigmas it is given, and appends 0.
+# Its `set_timesteps` shifts the sigmas it is given, and appends 0.
 SHIFTING = ("FlowMatchEulerDiscreteScheduler", "FlowMatchLCMScheduler")
 # It takes N + 1 sigmas as they are.
 VERBATIM = ("EulerDiscreteScheduler", "LTXEulerAncestralRFScheduler")
 _INSTALL = "use bridge.with_schedule(scheduler, schedule), which needs no argument"
 _SPACING = ("use_karras_sigmas", "use_exponential_sigmas", "use_beta_sigmas")
-_TERMINAL_TOLERANCE = 1e-5
 
 
 def diffusers_sigmas(
@@ -211,7 +195,7 @@ def diffusers_sigmas(
         raise ValueError(f"{name} always goes on to sigma 0; use schedule.with_end('clean'), or {_INSTALL}")
     values = levels[:-1]
     terminal = config.get("shift_terminal")
-    if terminal and abs(float(values[-1]) - terminal) > _TERMINAL_TOLERANCE:
+    if terminal and abs(float(values[-1]) - terminal) > 1e-5:
         raise ValueError(
             f"{name}: shift_terminal stretches any sigmas until the last is {terminal}, and the schedule's is "
             f"{values[-1]:.6g}; set it to None, or {_INSTALL}"
@@ -220,23 +204,18 @@ def diffusers_sigmas(
         if mu is not None and image_seq_len is not None:
             raise ValueError("mu and image_seq_len both name the shift; give one of them")
         if mu is None:
-            mu = _mu(name, config, pipeline, image_seq_len, len(values))
+            # A shift that is the same at every size needs no size.
+            same = config.get("base_shift") is not None and config.get("base_shift") == config.get("max_shift")
+            if image_seq_len is None and not (same and config.get("time_shift_type") != "linear"):
+                raise ValueError(
+                    f"{name}'s shift follows the image's size: pass image_seq_len (4096 for 1024 x 1024 pixels in "
+                    "FLUX), or the mu that the pipeline computes"
+                )
+            tokens = image_seq_len or Lengths().base_image_seq_len
+            mu = pipeline_mu(pipeline, {**config, "_class_name": name}, tokens, len(values))
         shift = shift_of_mu(mu, config.get("time_shift_type", "exponential"))
     else:
         shift = number(
             "shift", getattr(scheduler, "shift", config.get("shift", 1.0)), low=0.0, need="a positive number"
         )
     return values / (shift - (shift - 1.0) * values)
-
-
-def _mu(
-    name: str, config: Mapping[str, Any], pipeline: Mapping[str, Any], image_seq_len: int | None, nfe: int
-) -> float:
-    """What the pipeline passes to its scheduler; a shift that is the same at every size needs no size."""
-    same = config.get("base_shift") is not None and config.get("base_shift") == config.get("max_shift")
-    if image_seq_len is None and not (same and config.get("time_shift_type") != "linear"):
-        raise ValueError(
-            f"{name}'s shift follows the image's size: pass image_seq_len (4096 for 1024 x 1024 pixels in FLUX), "
-            "or the mu that the pipeline computes"
-        )
-    return pipeline_mu(pipeline, {**config, "_class_name": name}, image_seq_len or Lengths().base_image_seq_len, nfe)

@@ -13,12 +13,9 @@ from hso_jax.problems.mixture import denoise as denoise
 from hso_jax.problems.mixture import denoiser as denoiser
 from hso_jax.problems.mixture import family as family
 from hso_jax.problems.mixture import generic as generic
-from hso_jax.problems.mixture import log_density as log_density
 from hso_jax.problems.mixture import mixture as mixture
 from hso_jax.problems.mixture import score as score
 from hso_jax.problems.mixture import stack_problems as stack_problems
-from hso_jax.problems.mixture import variance as variance
-from hso_jax.problems.mixture import with_class as with_class
 from hso_jax.problems.model_error import ETA as ETA
 from hso_jax.problems.model_error import ModelError as ModelError
 from hso_jax.problems.product import SPECTRA as SPECTRA

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Sequence
-from typing import NamedTuple
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -24,21 +24,13 @@ from hso_jax.problems.product import predict as predict_product
 
 
 class Bank(NamedTuple):
-    """P problems with D coordinates each: mixtures and products stacked apart, and which is which. A pytree.
+    """P problems with D coordinates each: mixtures and products stacked apart, and which is which. A pytree."""
 
-    Attributes:
-        mixtures: stacked on a leading axis, None if there are none.
-        products: the same.
-        is_product: [P] bool.
-        row: [P] a problem's place in the stack of its kind.
-        dimension: [P] how many of the D coordinates are its own; the rest is padding.
-    """
-
-    mixtures: Problem | None
-    products: Product | None
-    is_product: Array
-    row: Array
-    dimension: Array
+    mixtures: Problem | None  # stacked on a leading axis, None if there are none
+    products: Product | None  # the same
+    is_product: Array  # [P] bool
+    row: Array  # [P] a problem's place in the stack of its kind
+    dimension: Array  # [P] how many of the D coordinates are its own; the rest is padding
 
 
 class Either(NamedTuple):
@@ -49,10 +41,10 @@ class Either(NamedTuple):
     is_product: Array
 
 
-Kind = Problem | Product
+Single = Problem | Product
 """One problem, or several of one shape stacked on a leading axis."""
 
-Problems = Kind | Bank | Sequence[Kind]
+Problems = Single | Bank | Sequence[Single]
 """What `collect` takes."""
 
 
@@ -77,7 +69,7 @@ def collect(problems: Problems) -> Bank:
         problems = [problems]
     if not isinstance(problems, Sequence) or isinstance(problems, (str, bytes)):
         raise ValueError(f"problems is {brief(problems)}; need a list of problems, or stack_problems([...])")
-    rows: list[Kind] = []
+    rows: list[Single] = []
     for problem in problems:
         if not isinstance(problem, (Problem, Product)):
             raise ValueError(f"problems has {brief(problem)}; need mixtures and products")
@@ -90,33 +82,31 @@ def collect(problems: Problems) -> Bank:
     dimension = np.array([row.means.shape[-1] for row in rows])
     is_product = np.array([isinstance(row, Product) for row in rows])
     place = np.where(is_product, np.cumsum(is_product) - 1, np.cumsum(~is_product) - 1)
-    stacks = []
+    stacks: list[Any] = []
     for sort in (Problem, Product):
-        own = [_widened(row, widest) for row in rows if isinstance(row, sort)]
-        counts = {row.means.shape[0] for row in own}
+        same = [_widened(row, widest) for row in rows if isinstance(row, sort)]
+        counts = {row.means.shape[0] for row in same}
         if len(counts) > 1:
             raise ValueError(f"problems of one kind have {sorted(counts)} components; need the same number")
-        stacks.append(jax.tree.map(lambda *leaves: np.stack(leaves), *own) if own else None)
+        stacks.append(jax.tree.map(lambda *leaves: np.stack(leaves), *same) if same else None)
     return Bank(stacks[0], stacks[1], is_product, place, dimension)  # type: ignore[arg-type]
 
 
-def _widened(problem: Kind, dimension: int) -> Kind:
-    """With coordinates added that are standard normal and count for nothing."""
-    more = dimension - problem.means.shape[-1]
-    if not more:
+def _widened(problem: Single, dimension: int) -> Single:
+    """The problem with more coordinates, which are standard normal and count for nothing."""
+    added = dimension - problem.means.shape[-1]
+    if not added:
         return problem
-    wide = ((0, 0), (0, more))
+    wide = ((0, 0), (0, added))
     if isinstance(problem, Problem):
-        means, variances = np.pad(problem.means, wide), np.pad(problem.variances, (0, more), constant_values=1.0)
+        means, variances = np.pad(problem.means, wide), np.pad(problem.variances, (0, added), constant_values=1.0)
         return problem._replace(means=means, variances=variances)  # type: ignore[arg-type]
-    logs = np.full((problem.means.shape[0], more), -np.log(problem.means.shape[0]))
-    return Product(
-        np.concatenate([problem.log_weights, logs], -1),  # type: ignore[arg-type]
-        np.concatenate([problem.class_log_weights, logs], -1),  # type: ignore[arg-type]
-        np.pad(problem.means, wide),  # type: ignore[arg-type]
-        np.pad(problem.variances, wide, constant_values=1.0),  # type: ignore[arg-type]
-        np.pad(problem.counts, (0, more)),  # type: ignore[arg-type]
-    )
+    components = problem.means.shape[0]
+    logs = np.full((components, added), -np.log(components))
+    log_weights, of_class = (np.concatenate([x, logs], -1) for x in (problem.log_weights, problem.class_log_weights))
+    variances = np.pad(problem.variances, wide, constant_values=1.0)
+    counts = np.pad(problem.counts, (0, added))
+    return Product(log_weights, of_class, np.pad(problem.means, wide), variances, counts)  # type: ignore[arg-type]
 
 
 def pick(bank: Bank, p: Array | int) -> Problem | Product | Either:
@@ -137,68 +127,46 @@ def predict(
     problem: Problem | Product | Either, x: Array, alpha: Array, sigma: Array, guidance: Array | float = 1.0
 ) -> tuple[Array, Array]:
     """The guided denoiser at x [..., D] in VP-equivalent scaling and the negative score, of either kind."""
-    if isinstance(problem, Problem):
-        return predict_mixture(problem, x, alpha, sigma, guidance)
-    if isinstance(problem, Product):
-        return predict_product(problem, x, alpha, sigma, guidance)
-    one, other = problem.mixture, problem.product
-    assert one is not None and other is not None
-    return jax.lax.cond(
-        problem.is_product,
-        lambda x, alpha, sigma, guidance: predict_product(other, x, alpha, sigma, guidance),
-        lambda x, alpha, sigma, guidance: predict_mixture(one, x, alpha, sigma, guidance),
-        x, alpha, sigma, guidance,
-    )  # fmt: skip
+    return _of_kind(problem, predict_mixture, predict_product, x, alpha, sigma, guidance)
 
 
 def denoise(problem: Problem | Product | Either, x: Array, lam: Array, guidance: Array | float = 1.0) -> Array:
     """The first part of `predict` at half log-SNR lam, differentiable in x and lam."""
+    return _of_kind(problem, denoise_mixture, searched_denoise, x, lam, guidance)
+
+
+def _of_kind(problem: Problem | Product | Either, of_mixture: Callable, of_product: Callable, *values: Any) -> Any:
     if isinstance(problem, Problem):
-        return denoise_mixture(problem, x, lam, guidance)
+        return of_mixture(problem, *values)
     if isinstance(problem, Product):
-        return searched_denoise(problem, x, lam, guidance)
-    one, other = problem.mixture, problem.product
-    assert one is not None and other is not None
+        return of_product(problem, *values)
     return jax.lax.cond(
         problem.is_product,
-        lambda x, lam, guidance: searched_denoise(other, x, lam, guidance),
-        lambda x, lam, guidance: denoise_mixture(one, x, lam, guidance),
-        x, lam, guidance,
-    )  # fmt: skip
+        lambda *values: of_product(problem.product, *values),
+        lambda *values: of_mixture(problem.mixture, *values),
+        *values,
+    )
 
 
 def spread(bank: Bank) -> tuple[np.ndarray, np.ndarray]:
     """[P, D] variance of the data along each coordinate and how many directions it stands for; 0 for padding."""
-    variances = np.zeros((len(bank.row), _width(bank)))
+    stack = bank.mixtures if bank.products is None else bank.products
+    variances = np.zeros((len(bank.row), stack.means.shape[-1]))  # type: ignore[union-attr]
     counts = np.zeros_like(variances)
-    for p, row in enumerate(np.asarray(bank.row)):
-        d = int(bank.dimension[p])
-        if bank.is_product[p]:
-            assert bank.products is not None
-            one = jax.tree.map(lambda leaf: np.asarray(leaf[row], np.float64), bank.products)  # noqa: B023
-            weights = _normal(one.log_weights)
-            mean = (weights * one.means).sum(0)
-            variances[p, :d] = (weights * ((one.means - mean) ** 2 + one.variances)).sum(0)[:d]
+    for p, (row, d) in enumerate(zip(np.asarray(bank.row), np.asarray(bank.dimension), strict=True)):
+        sort = bank.products if bank.is_product[p] else bank.mixtures
+        one = jax.tree.map(lambda leaf: np.asarray(leaf[row], np.float64), sort)  # noqa: B023
+        # The weights sum to 1 along the components, also where their logarithms are float32.
+        w = np.exp(one.log_weights)
+        w = w / w.sum(0)
+        if isinstance(one, Product):
+            mean = (w * one.means).sum(0)
+            variances[p, :d] = (w * ((one.means - mean) ** 2 + one.variances)).sum(0)[:d]
             counts[p, :d] = one.counts[:d]
         else:
-            assert bank.mixtures is not None
-            one = jax.tree.map(lambda leaf: np.asarray(leaf[row], np.float64), bank.mixtures)  # noqa: B023
-            w = _normal(one.log_weights)
             variances[p, :d] = (w @ (one.means - w @ one.means) ** 2 + one.variances)[:d]
             counts[p, :d] = 1.0
     return variances, counts
-
-
-def _normal(log_weights: np.ndarray) -> np.ndarray:
-    """Weights that sum to 1 along the components, also where their logarithms are float32."""
-    weights = np.exp(log_weights)
-    return weights / weights.sum(0)
-
-
-def _width(bank: Bank) -> int:
-    stack = bank.mixtures if bank.products is None else bank.products
-    assert stack is not None
-    return int(stack.means.shape[-1])
 
 
 ROUNDING = 16.0
@@ -209,12 +177,9 @@ SHARE = 0.1
 
 
 class Exact(NamedTuple):
-    """A converged solution.
+    """A converged solution: the sample [B, D] at the end, and an estimate of its root-mean-square error.
 
-    Attributes:
-        value: [B, D] the sample at the end.
-        error: estimate of its root-mean-square error: discretisation (from halving the step) and rounding.
-        errors: [D] the same along each coordinate.
+    `error` is over all and `errors` [D] along each coordinate: discretisation (from halving the step) and rounding.
     """
 
     value: Array

@@ -21,31 +21,24 @@ from hso_jax.checks import brief, number, numbers, whole
 from hso_jax.compiling import normal, random_key, under_jax_defaults
 from hso_jax.noise import alpha_sigma
 
-LARGEST = 1e9
-"""Of a mean: squares of it are taken in float32."""
+MAX_MEAN = 1e9
+"""Squares of a mean are taken in float32."""
 
-MOST = 100_000
-"""Dimensions, and components, of a generic problem."""
+MAX_SIZE = 100_000
+"""Most dimensions, and most components, of a generic problem."""
 
 
 class Problem(NamedTuple):
-    """A mixture `sum_c w_c N(mu_c, diag(v))` and a class, a part of its components. A pytree; stack to batch.
+    """A mixture `sum_c w_c N(mu_c, diag(v))` and a class, a part of its components. A pytree; stack to batch."""
 
-    Attributes:
-        log_weights: [C] log w_c.
-        class_log_weights: [C] of the class: log w_c/(sum over its members), -inf outside.
-        means: [C, D].
-        variances: [D] within each component, positive.
-    """
-
-    log_weights: Array
-    class_log_weights: Array
-    means: Array
-    variances: Array
+    log_weights: Array  # [C] log w_c
+    class_log_weights: Array  # [C] of the class: log w_c/(sum over its members), -inf outside
+    means: Array  # [C, D]
+    variances: Array  # [D] within each component, positive
 
 
 def mixture(weights: Any, means: Any, variances: Any, *, members: Sequence[int] | None = None) -> Problem:
-    """A checked problem.
+    """A problem from its numbers.
 
     Args:
         weights: [C] not negative, positive for at least one member of the class; normalised to a sum of 1.
@@ -56,12 +49,12 @@ def mixture(weights: Any, means: Any, variances: Any, *, members: Sequence[int] 
     Raises:
         ValueError: for NaN, negative or all-zero weights, variances that are not positive, wrong shapes or members.
     """
-    w, mu, v = (_numbers(n, x) for n, x in (("weights", weights), ("means", means), ("variances", variances)))
+    w, mu, v = (_finite(n, x) for n, x in (("weights", weights), ("means", means), ("variances", variances)))
     if mu.ndim != 2 or w.shape != mu.shape[:1] or v.shape != mu.shape[1:] or not mu.size:
         raise ValueError(f"shapes {w.shape}, {mu.shape} and {v.shape}; need weights [C], means [C, D], variances [D]")
     if (w < 0).any() or w.sum() <= 0:
         raise ValueError(f"weights must not be negative and not all 0; the smallest is {w.min():.6g}")
-    if not np.abs(mu).max() < LARGEST or v.max() >= LARGEST**2:
+    if not np.abs(mu).max() < MAX_MEAN or v.max() >= MAX_MEAN**2:
         raise ValueError(f"means or variances reach {max(np.abs(mu).max(), v.max()):.3g}; scale them to a size near 1")
     if (v <= 0).any():
         raise ValueError(
@@ -70,19 +63,13 @@ def mixture(weights: Any, means: Any, variances: Any, *, members: Sequence[int] 
     inside = _members(range(len(w)) if members is None else members, len(w))
     if w[inside].sum() <= 0:
         raise ValueError("members: the class has no weight")
+    return _problem(w, mu, v, inside)
+
+
+def _problem(w: np.ndarray, mu: np.ndarray, v: np.ndarray, inside: np.ndarray) -> Problem:
     with np.errstate(divide="ignore"):
-        log_weights = np.log(w / w.sum())
-        class_log_weights = np.log(np.where(inside, w, 0.0) / w[inside].sum())
-    return Problem(*(jnp.asarray(x) for x in (log_weights, class_log_weights, mu, v)))
-
-
-def with_class(problem: Problem, members: Sequence[int]) -> Problem:
-    """The same mixture with another class.
-
-    Raises:
-        ValueError: for indices that are repeated, out of range or none.
-    """
-    return mixture(np.exp(problem.log_weights), problem.means, problem.variances, members=members)
+        logs = np.log(w / w.sum()), np.log(np.where(inside, w, 0.0) / w[inside].sum())
+    return Problem(*(jnp.asarray(x) for x in (*logs, mu, v)))
 
 
 def denoise(problem: Problem, x: Array, lam: Array, guidance: Array | float = 1.0) -> Array:
@@ -119,14 +106,6 @@ def predict(
     return mean + alpha * problem.variances * residual, residual
 
 
-@under_jax_defaults
-def variance(problem: Problem) -> Array:
-    """[] variance of the data a dimension, in the mean."""
-    weights = jax.nn.softmax(problem.log_weights)
-    mean = weights @ problem.means
-    return jnp.mean(weights @ (problem.means - mean) ** 2 + problem.variances)
-
-
 def leading_deviation(problem: Problem) -> np.ndarray:
     """[] standard deviation of the data along their first principal component; [P] of stacked problems."""
     weights, means = np.exp(np.asarray(problem.log_weights, np.float64)), np.asarray(problem.means, np.float64)
@@ -145,17 +124,6 @@ def shrunk(problem: Problem, deviation: float) -> Problem:
     )
 
 
-@under_jax_defaults
-def log_density(problem: Problem, x: Array, lam: Array, *, of_class: bool = False) -> Array:
-    """[...] log density of the mixture (or its class) at noise level lam."""
-    alpha, sigma = alpha_sigma(lam, "vp")
-    total = alpha * alpha * problem.variances + sigma * sigma
-    log_weights = problem.class_log_weights if of_class else problem.log_weights
-    square = ((x[..., None, :] - alpha * problem.means) ** 2 / total).sum(-1)
-    normal = -0.5 * (square + jnp.log(2.0 * jnp.pi * total).sum())
-    return jax.scipy.special.logsumexp(log_weights + normal, axis=-1)
-
-
 def _posterior(problem: Problem, x: Array, alpha: Array, total: Array, guidance: Array | float) -> Array:
     """[..., C] probabilities of the components given x, guided (they sum to 1, but may be negative)."""
     scaled = alpha * problem.means / total
@@ -165,7 +133,7 @@ def _posterior(problem: Problem, x: Array, alpha: Array, total: Array, guidance:
     return whole + guidance * (part - whole)
 
 
-def _numbers(name: str, values: Any) -> np.ndarray:
+def _finite(name: str, values: Any) -> np.ndarray:
     array = numbers(name, values).copy()
     if not np.isfinite(array).all():
         raise ValueError(f"{name} has NaN or infinite entries")
@@ -204,27 +172,31 @@ def generic(
     like the others would lie near the centre, and guidance would have little to do. So it is moved until its centre's
     squared distance from the centre of the others is `apart` times the variance that the means had: by default the
     class's centre then holds about six tenths of the data's variance (a class of Fashion-MNIST four, and a prompt says
-    more). Without guidance its place hardly matters, because the flow moves along with it.
-
-    Raises:
-        ValueError: for fewer than 2 components or 1 dimension, a share outside (0, 1), a spectrum outside (-10, 10), a
-            scale or `apart` outside (0, 1e6), or members not in 1..components.
+    more). Without guidance its place hardly matters, because the flow moves along with it. Raises ValueError for fewer
+    than 2 components or 1 dimension, a share outside (0, 1), a spectrum outside (-10, 10), a scale or `apart` outside
+    (0, 1e6), or members not in 1..components.
     """
-    dimension, components = whole("dimension", dimension, 1, MOST), whole("components", components, 2, MOST)
+    dimension, components = whole("dimension", dimension, 1, MAX_SIZE), whole("components", components, 2, MAX_SIZE)
     members = whole("members", members, 1, components)
     within = number("within", within, low=0.0, high=1.0)
     spectrum = number("spectrum", spectrum, low=-10.0, high=10.0)
     scale, apart = number("scale", scale, low=0.0, high=1e6), number("apart", apart, low=0.0, high=1e6)
-    power = np.arange(1, dimension + 1) ** -float(spectrum)
-    power *= scale**2 * dimension / power.sum()
+    return _generic(key, Kind(spectrum, within, scale), dimension, components, members, apart)
+
+
+def _generic(
+    key: Array, kind: Kind, dimension: int = 32, components: int = 32, members: int = 4, apart: float = 1.5
+) -> Problem:
+    power = np.arange(1, dimension + 1) ** -float(kind.spectrum)
+    power *= kind.scale**2 * dimension / power.sum()
     means = np.asarray(normal(key, (components, dimension)), np.float64) * np.sqrt(power)
     means -= means.mean(0)
     if members < components:
         away = means[:members].mean(0) - means[members:].mean(0)
         means[:members] += (math.sqrt(apart * (means**2).mean(0).sum() / (away**2).sum()) - 1.0) * away
         means -= means.mean(0)
-    means *= scale * math.sqrt((1.0 - within) * dimension / (means**2).mean(0).sum())
-    return mixture(np.ones(components), means, within * power, members=range(members))
+    means *= kind.scale * math.sqrt((1.0 - kind.within) * dimension / (means**2).mean(0).sum())
+    return _problem(np.ones(components), means, kind.within * power, np.arange(components) < members)
 
 
 class Kind(NamedTuple):
@@ -260,15 +232,16 @@ def family(seeds: Sequence[int] = range(len(KINDS)), kinds: Sequence[Kind] = KIN
     """
     if not len(seeds) or not len(kinds):
         raise ValueError(f"{len(seeds)} seeds and {len(kinds)} kinds; need at least one of each")
-    turns = itertools.cycle(kinds)
-    return stack_problems([generic(random_key(seed), **next(turns)._asdict(), **options) for seed in seeds])
+    keys, turns = (random_key(seed) for seed in seeds), itertools.cycle(kinds)
+    if kinds is KINDS and not options:  # the project's own, which need no checks
+        return stack_problems([_generic(key, next(turns)) for key in keys])
+    return stack_problems([generic(key, **next(turns)._asdict(), **options) for key in keys])
 
 
 def stack_problems(problems: Sequence[Problem]) -> Problem:
     """Problems of one shape, stacked on a leading axis [P].
 
-    Raises:
-        ValueError: if there are none, or if their numbers of components or dimensions differ.
+    Raises ValueError if there are none, or if their numbers of components or dimensions differ.
     """
     shapes = {problem.means.shape for problem in problems}
     if len(shapes) != 1:

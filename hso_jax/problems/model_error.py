@@ -32,26 +32,14 @@ from jax import Array
 
 from hso_jax.checks import brief, choice, number, whole
 from hso_jax.compiling import normal, random_key, uniform
-from hso_jax.noise import alpha_sigma
+from hso_jax.noise import PREDICTIONS, alpha_sigma
 from hso_jax.problems.product import Spectrum
 
-ETA: Mapping[str, float] = {
-    "epsilon": 0.04,
-    "v_prediction": 0.04,
-    "flow_prediction": 0.04,
-    "edm": 0.04,
-    "sample": 0.04,
-}
+ETA: Mapping[str, float] = dict.fromkeys(PREDICTIONS, 0.04)
 """Default size of the error by prediction type, in units of what the network predicts (docs/solver-error.md says what
 it was chosen on). It matters where c is large: at the noise end of an epsilon model; elsewhere it hardly does."""
 
-CAP: Mapping[str, float] = {
-    "epsilon": math.inf,
-    "v_prediction": 1.0,
-    "flow_prediction": 1.0,
-    "edm": 1.0,
-    "sample": 1.0,
-}
+CAP: Mapping[str, float] = {**dict.fromkeys(PREDICTIONS, 1.0), "epsilon": math.inf}
 """Largest c by prediction type, the one at lam = -inf."""
 
 SATURATION = 7.0
@@ -83,8 +71,7 @@ class ModelError(NamedTuple):
     def numbers(self, prediction: str) -> tuple[float, float]:
         """Eta and cap^-2 for a prediction type; (0, 1) without error.
 
-        Raises:
-            ValueError: for an unknown type, or a size or cap out of range.
+        Raises ValueError for an unknown type, or a size or cap out of range.
         """
         choice("prediction", prediction, ETA)
         eta = ETA[prediction] if self.eta is None else self.eta
@@ -96,31 +83,19 @@ class ModelError(NamedTuple):
     def size(self, prediction: str, lam: float, guidance: float = 1.0) -> float:
         """Of the guided prediction's error in x_0 at lam, in standard deviations of the data. Raises ValueError."""
         eta, capped = self.numbers(prediction)
-        sigma = 1.0 if lam == -math.inf else 1.0 / math.sqrt(1.0 + math.exp(2.0 * lam))
-        alpha = math.sqrt(1.0 - sigma * sigma)
-        of_whole, of_class = 1.0 - guidance, guidance
-        branches = of_whole**2 + of_class**2 + 2.0 * self.alike * of_whole * of_class
-        return eta * sigma / math.sqrt(alpha**2 + capped * sigma**2) * math.sqrt(max(branches, 0.0))
+        branches = guidance**2 + (1.0 - guidance) ** 2 + 2.0 * self.alike * guidance * (1.0 - guidance)
+        return eta * _c(lam, capped) * math.sqrt(max(branches, 0.0))
 
 
 def check_model_error(error: object, prediction: str, start: float) -> ModelError:
-    """The error, its numbers plain, or for None that without options.
+    """The error from outside, its numbers plain; the default for None, at a noise end `start`.
 
-    Args:
-        error: from outside.
-        prediction: what the model predicts.
-        start: lam of its noise end.
-
-    Raises:
-        ValueError: for anything else, values out of range, or an error that is infinite at the start.
+    Raises ValueError for anything else, values out of range, or an error that is infinite at the start.
     """
     if error is None:
         # An epsilon network says nothing about x_0 at pure noise: what starts there has a bounded error.
-        error = (
-            ModelError(cap=1.0)
-            if start == -math.inf and choice("prediction", prediction, ETA) == "epsilon"
-            else ModelError()
-        )
+        choice("prediction", prediction, ETA)
+        error = ModelError(cap=1.0 if start == -math.inf and prediction == "epsilon" else None)
     if not isinstance(error, ModelError):
         raise ValueError(f"model_error is {brief(error)}; need a ModelError(eta=...)")
     eta, capped = error.numbers(prediction)
@@ -141,13 +116,7 @@ def check_model_error(error: object, prediction: str, start: float) -> ModelErro
 
 
 class Waves(NamedTuple):
-    """One draw of xi for B samples. A pytree.
-
-    Attributes:
-        frequencies: [K].
-        coefficients: [2 K, B, D] of the cosines and the sines, eta included.
-        capped: cap^-2.
-    """
+    """One draw of xi for B samples: frequencies [K], cosines and sines [2 K, B, D] with eta, cap^-2. A pytree."""
 
     frequencies: Array
     coefficients: Array
@@ -161,11 +130,8 @@ def draw(error: ModelError, variances: np.ndarray, counts: np.ndarray, samples: 
     normal, one from each K-th part of the distribution of their size. They are shared by a problem's samples and
     coordinates, whose amplitudes and phases are independent; so K cosines serve them all.
 
-    Args:
-        error: what it is like.
-        variances: [P, D] of the data along each coordinate.
-        counts: [P, D] directions that a coordinate stands for, 0 for padding.
-        samples: B.
+    `variances` [P, D] are the data's along each coordinate, `counts` [P, D] the directions that a coordinate stands
+    for, 0 for padding.
     """
     (problems, dimension), terms = variances.shape, error.terms
     key = random_key(error.seed)
@@ -212,13 +178,7 @@ RESOLUTION = 0.02
 
 
 class Eta(NamedTuple):
-    """What was found.
-
-    Attributes:
-        eta: root of the mean square over the levels, None if there are none.
-        lams: [n] the levels, rising; but for pure noise, lam = -inf, which eta takes in.
-        etas: [n] the size there.
-    """
+    """Eta, the root of the mean square over the levels (None without any); the finite levels [n], rising; eta there."""
 
     eta: float | None
     lams: tuple[float, ...]
@@ -272,5 +232,9 @@ def exact_variance(of: Spectrum, lam: float) -> float:
 
 def size(prediction: str, lam: float) -> float:
     """c(lam) of a prediction type: what an error in x_0 is for one of 1 in what the network predicts."""
+    return _c(lam, CAP[prediction] ** -2.0)
+
+
+def _c(lam: float, capped: float) -> float:
     alpha, sigma = (float(x) for x in alpha_sigma(np.float64(lam), "vp"))
-    return sigma / math.sqrt(alpha**2 + (sigma / CAP[prediction]) ** 2)
+    return sigma / math.sqrt(alpha**2 + capped * sigma**2)

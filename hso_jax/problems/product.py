@@ -22,25 +22,17 @@ from hso_jax.noise import alpha_sigma
 
 
 class Product(NamedTuple):
-    """`prod_j sum_c w_cj N(mu_cj, v_cj)` and a class, a part of each coordinate's components. A pytree; stack to batch.
+    """`prod_j sum_c w_cj N(mu_cj, v_cj)` and a class, a part of each coordinate's components. A pytree."""
 
-    Attributes:
-        log_weights: [C, D] log w_cj.
-        class_log_weights: [C, D] of the class, -inf outside; where the class is everything, `log_weights`.
-        means: [C, D].
-        variances: [C, D] positive.
-        counts: [D] how many directions of the data each coordinate stands for (not whole numbers).
-    """
-
-    log_weights: Array
-    class_log_weights: Array
-    means: Array
-    variances: Array
-    counts: Array
+    log_weights: Array  # [C, D] log w_cj
+    class_log_weights: Array  # [C, D] of the class, -inf outside; where the class is everything, `log_weights`
+    means: Array  # [C, D]
+    variances: Array  # [C, D] positive
+    counts: Array  # [D] how many directions of the data each coordinate stands for (not whole numbers)
 
 
 def product(weights: Any, means: Any, variances: Any, *, counts: Any = None, members: Any = None) -> Product:
-    """A checked problem.
+    """A problem from its numbers.
 
     Args:
         weights: [C, D] not negative; each coordinate's are normalised to a sum of 1.
@@ -70,6 +62,10 @@ def product(weights: Any, means: Any, variances: Any, *, counts: Any = None, mem
     if (w < 0).any() or ((w * inside).sum(0) <= 0).any():
         j = int(np.argmin((w * inside).sum(0)))
         raise ValueError(f"weights of coordinate {j} are {w[:, j].tolist()}: negative, or none is left for the class")
+    return _product(w, mu, v, m, inside)
+
+
+def _product(w: np.ndarray, mu: np.ndarray, v: np.ndarray, m: np.ndarray, inside: np.ndarray) -> Product:
     with np.errstate(divide="ignore"):
         logs = np.log(w / w.sum(0)), np.log(np.where(inside, w, 0.0) / (w * inside).sum(0))
     return Product(*(jnp.asarray(x) for x in (*logs, mu, v, m)))
@@ -151,16 +147,16 @@ def _posterior(problem: Product, x: Array, alpha: Array, sigma: Array) -> tuple[
     normal = [-0.5 * residuals[c] * (x - alpha * mu[c]) for c in each]
     logits = []
     for prior in (problem.log_weights, problem.class_log_weights):
-        own = [normal[c] + (logs[c] + prior[c]) for c in each]
+        rows = [normal[c] + (logs[c] + prior[c]) for c in each]
         # The peak is a shift that cancels: no gradient flows through it, which spares the ties of its derivative.
-        peak = jax.lax.stop_gradient(functools.reduce(jnp.maximum, own))
-        logits += [row - peak for row in own]
+        peak = jax.lax.stop_gradient(functools.reduce(jnp.maximum, rows))
+        logits += [row - peak for row in rows]
     powers = jnp.exp(jnp.stack(logits))
     shares = []
-    for begin in (0, len(each)):
-        own = [powers[begin + c] for c in each]
-        scale = 1.0 / sum(own)
-        shares.append([power * scale for power in own])
+    for first in (0, len(each)):
+        branch = [powers[first + c] for c in each]
+        scale = 1.0 / sum(branch)
+        shares.append([power * scale for power in branch])
     return residuals, shares
 
 
@@ -168,23 +164,8 @@ def _mean(shares: Iterable[Array], values: Iterable[Array]) -> Array:
     return functools.reduce(jnp.add, [s * v for s, v in zip(shares, values, strict=True)])
 
 
-@under_jax_defaults
-def log_density(problem: Product, x: Array, alpha: Array, sigma: Array, *, of_class: bool = False) -> Array:
-    """[...] log density of the whole or its class in VP-equivalent scaling; each coordinate counts once."""
-    total = alpha * alpha * problem.variances + sigma * sigma
-    square = (x[..., None, :] - alpha * problem.means) ** 2 / total
-    normal = -0.5 * (square + jnp.log(2.0 * jnp.pi * total))
-    log_weights = problem.class_log_weights if of_class else problem.log_weights
-    return jax.scipy.special.logsumexp(log_weights + normal, axis=-2).sum(-1)
-
-
 class Spectrum(NamedTuple):
-    """Standard deviations along principal components, falling, and how many directions have each. NumPy float64.
-
-    Attributes:
-        deviations: [n] positive, falling.
-        counts: [n] positive.
-    """
+    """[n] standard deviations along principal components, falling, and how many directions have each. NumPy float64."""
 
     deviations: np.ndarray
     counts: np.ndarray
@@ -201,11 +182,7 @@ class Spectrum(NamedTuple):
 
 
 def spectrum(deviations: Any, counts: Any = None) -> Spectrum:
-    """A checked spectrum, sorted.
-
-    Raises:
-        ValueError: for none, NaN, or values that are not positive.
-    """
+    """A spectrum from its numbers, sorted. Raises ValueError for none, NaN, or values that are not positive."""
     s = np.atleast_1d(np.array(deviations, np.float64))
     m = np.ones(s.shape) if counts is None else np.atleast_1d(np.array(counts, np.float64))
     if s.ndim != 1 or not s.size or m.shape != s.shape:
@@ -215,6 +192,12 @@ def spectrum(deviations: Any, counts: Any = None) -> Spectrum:
             raise ValueError(f"{name} must be positive and finite; the worst is {values[np.argmin(values > 0)]}")
     order = np.argsort(-s, kind="stable")
     return Spectrum(s[order], m[order])
+
+
+def _power(first: float, last: float, entries: int) -> tuple[np.ndarray, np.ndarray]:
+    """Geometric means and counts of the directions first..last in at most `entries` neighbourhoods."""
+    edges = np.unique(np.round(np.geomspace(first, last + 1.0, entries + 1)).astype(np.int64))
+    return np.sqrt(edges[:-1] * (edges[1:] - 1.0)), np.diff(edges).astype(np.float64)
 
 
 def power_law(
@@ -238,52 +221,32 @@ def power_law(
             f"dimension {dimension}, exponent {exponent}, deviation {deviation}, floor {floor}: need at least 1, 0 or "
             "more, a positive number and a share"
         )
-    edges = np.unique(np.round(np.geomspace(1.0, dimension + 1.0, min(entries, dimension) + 1)).astype(np.int64))
-    counts = np.diff(edges).astype(np.float64)
-    centres = np.sqrt(edges[:-1] * (edges[1:] - 1.0))
+    centres, counts = _power(1.0, dimension, min(entries, dimension))
     variances = centres**-exponent
     variances = (1.0 - floor) * variances * dimension / (counts * variances).sum() + floor
     return spectrum(deviation * np.sqrt(variances), counts)
 
 
-class Named(NamedTuple):
-    """A spectrum that stands for a kind of data: arguments of `power_law`.
-
-    Attributes:
-        description: what it stands for.
-        dimension: values of one sample.
-        exponent: of the power law.
-        deviation: root of the mean variance a value.
-        floor: share of the variance that is white.
-    """
-
-    description: str
-    dimension: int
-    exponent: float
-    deviation: float = 1.0
-    floor: float = 0.0
-
-
-SPECTRA: Mapping[str, Named] = {
-    "latents-4": Named("Stable Diffusion's latents, 4 x 64 x 64, scaled to about 1", 4 * 64 * 64, 0.9),
-    "latents-16": Named("latents of SD3 and FLUX, 16 x 128 x 128", 16 * 128 * 128, 0.8),
-    "video": Named("latents of a video, 16 x 21 x 60 x 104 (Wan, 480p)", 16 * 21 * 60 * 104, 0.9),
-    "pixels": Named("colour images of 64 x 64 pixels in [-1, 1]", 3 * 64 * 64, 1.1, 0.5),
+SPECTRA: Mapping[str, Mapping[str, float]] = {
+    # Stable Diffusion's, 4 x 64 x 64, scaled to about 1.
+    "latents-4": {"dimension": 4 * 64 * 64, "exponent": 0.9},
+    # SD3's and FLUX's.
+    "latents-16": {"dimension": 16 * 128 * 128, "exponent": 0.8},
+    # Wan's, 480p.
+    "video": {"dimension": 16 * 21 * 60 * 104, "exponent": 0.9},
+    # Colour images of 64 x 64 pixels in [-1, 1].
+    "pixels": {"dimension": 3 * 64 * 64, "exponent": 1.1, "deviation": 0.5},
 }
-"""Defaults by kind of data. Natural images' power falls with the square of frequency (Field 1987), so `k^-1` over the
-principal components of a plane; learned latents are flatter. The leading standard deviation is then .2 to .35 times
-the root of the dimension, as in the data sets that it was measured on (.1 to .3)."""
+"""Arguments of `power_law` by kind of data. Natural images' power falls with the square of frequency (Field 1987), so
+`k^-1` over the principal components of a plane; learned latents are flatter. The leading standard deviation is then .2
+to .35 times the root of the dimension, as in the data sets that it was measured on (.1 to .3)."""
 
 
 def named(name: str) -> Spectrum:
-    """The spectrum of `SPECTRA` with that name.
-
-    Raises:
-        ValueError: for an unknown name; the message lists the known ones.
-    """
+    """The spectrum of `SPECTRA` with that name. Raises ValueError for an unknown name, and lists the known ones."""
     if name not in SPECTRA:
         raise ValueError(f"spectrum {name!r} is not known; use one of {', '.join(SPECTRA)}")
-    return power_law(**{k: v for k, v in SPECTRA[name]._asdict().items() if k != "description"})
+    return power_law(**SPECTRA[name])  # type: ignore[arg-type]
 
 
 def from_components(deviations: Any, total: float, dimension: int, *, entries: int = 200) -> Spectrum:
@@ -310,9 +273,8 @@ def from_components(deviations: Any, total: float, dimension: int, *, entries: i
         )
     if dimension == known or rest <= 1e-9 * head.total:
         return head
-    edges = np.unique(np.round(np.geomspace(known + 1.0, dimension + 1.0, entries + 1)).astype(np.int64))
-    counts = np.diff(edges).astype(np.float64)
-    centres = np.sqrt(edges[:-1] * (edges[1:] - 1.0)) / known
+    centres, counts = _power(known + 1.0, dimension, entries)
+    centres = centres / known
     last = head.deviations[-1] ** 2
     low, high = 0.0, 50.0
     for _ in range(80):
@@ -329,12 +291,7 @@ def directions(of: Spectrum, count: int, *, left_out: float = 1e-3) -> tuple[np.
     Each direction's variance is spread over log s half-way to its neighbours, so that no interval between two leading
     ones is empty. An interval's coordinate has its middle as s and stands for `variance in it / s^2` directions. Small
     directions that hold `left_out` of the variance together do not stretch the range; they count with the last one.
-
-    Raises:
-        ValueError: for a count below 1 or `left_out` outside [0, 1).
     """
-    if count < 1 or not 0.0 <= left_out < 1.0:
-        raise ValueError(f"count is {count}, left_out {left_out}; need at least 1 and a share below 1")
     logs, variance = np.log(of.deviations), of.counts * of.deviations**2
     if logs[0] - logs[-1] < 1e-9:  # white: every coordinate is alike
         return np.full(count, of.deviations[0]), np.full(count, of.dimension / count)
@@ -379,7 +336,7 @@ def spectral(
         scale: multiplies the spectrum.
         members: components of the class.
         leading: share of the variance whose coordinates know the class.
-        left_out: see `directions`.
+        left_out: share of the variance in the smallest directions, which do not stretch the range.
 
     Raises:
         ValueError: for fewer than 2 components or 1 dimension, members not in 1..components, shares outside (0, 1) or
@@ -389,8 +346,12 @@ def spectral(
         raise ValueError(
             f"dimension {dimension}, components {components}, members {members}: need at least 1, 2 and 1..components"
         )
-    if not 0.0 < within < 1.0 or not 0.0 <= leading <= 1.0 or not 0.0 < scale < math.inf:
-        raise ValueError(f"within {within}, leading {leading}, scale {scale}: need two shares and a positive number")
+    shares = 0.0 < within < 1.0 and 0.0 <= leading <= 1.0 and 0.0 <= left_out < 1.0
+    if not shares or not 0.0 < scale < math.inf:
+        raise ValueError(
+            f"within {within}, leading {leading}, left_out {left_out}, scale {scale}: need three shares and a positive "
+            "number"
+        )
     s, counts = directions(of, dimension, left_out=left_out)
     default = jax.dtypes.canonicalize_dtype(float)  # of the default family float64
     draws = np.asarray(normal(key, (components, dimension), default), np.float64)
@@ -405,4 +366,4 @@ def spectral(
     held = np.cumsum(counts * s**2) / (counts * s**2).sum()
     of_class = np.concatenate([[0.0], held[:-1]]) < leading
     inside = (np.arange(components) < members)[:, None] | ~of_class
-    return product(weights, means * s, inner * s**2, counts=counts, members=inside)
+    return _product(weights, means * s, inner * s**2, counts, inside)

@@ -39,27 +39,16 @@ _LTX = (1.0, 0.99375, 0.9875, 0.98125, 0.975, 0.909375, 0.725, 0.421875)
 
 
 class Distillation(NamedTuple):
-    """A way that models are distilled.
+    """A way that models are distilled."""
 
-    Attributes:
-        words: the name, as people write it.
-        names: regular expressions of how a model or a LoRA of it is called, as `words_of` writes names.
-        classes: diffusers schedulers that serve no other model.
-        grid: "trailing", "lcm", or "scm" (even angles).
-        sampler: how a step is taken, by ComfyUI's name: "euler" (the ODE), or "lcm" (to clean data, and noise anew).
-        levels: published lists of rectified flow's s, by N; other N get the grid.
-        shifts: by preset, the shift of its distilled models where it is not the preset's own.
-        source: where the grid is published.
-    """
-
-    words: str
-    names: tuple[str, ...] = ()
-    classes: tuple[str, ...] = ()
-    grid: str = "trailing"
-    sampler: str = "euler"
-    levels: Mapping[int, tuple[float, ...]] = MappingProxyType({})
-    shifts: Mapping[str, float] = MappingProxyType({})
-    source: str = ""
+    words: str  # the name, as people write it
+    names: tuple[str, ...] = ()  # regular expressions of how a model or a LoRA of it is called, as `words_of` writes it
+    classes: tuple[str, ...] = ()  # diffusers schedulers that serve no other model
+    grid: str = "trailing"  # or "lcm", or "scm" (even angles)
+    sampler: str = "euler"  # ComfyUI's name of a step: "euler" (the ODE), or "lcm" (to clean data, and noise anew)
+    levels: Mapping[int, tuple[float, ...]] = MappingProxyType({})  # published s of rectified flow by N; else the grid
+    shifts: Mapping[str, float] = MappingProxyType({})  # by preset, where its distilled models have another shift
+    source: str = ""  # where the grid is published
 
 
 _MODELS = (
@@ -199,12 +188,10 @@ def words_of(name: str) -> str:
     """
     parts = [part for part in re.split(r"[\\/]", name.strip()) if not _PLACES.fullmatch(part)]
     own = re.sub(r"\.(safetensors|ckpt|gguf|pth?|bin|sft)$", "", parts[-1].split("--")[-1]) if parts else ""
-    words = []
+    words: list[str] = []
     for run in re.findall(r"[^\W\d_]+|\d+(?:\.\d+)*", own):
-        glued = _glued(run)
-        pieces = [run] if glued else re.sub(r"(?<=[a-z])(?=[A-Z])", " ", run).split()
-        for piece in pieces:
-            words += glued or _glued(piece) or re.sub(r"(?<=[A-Z])(?=[A-Z][a-z])", " ", piece).lower().split()
+        for piece in [run] if _glued(run) else re.sub(r"(?<=[a-z])(?=[A-Z])", " ", run).split():
+            words += _glued(piece) or re.sub(r"(?<=[A-Z])(?=[A-Z][a-z])", " ", piece).lower().split()
     return " ".join(words)
 
 
@@ -220,9 +207,7 @@ def named_in(names: Iterable[str]) -> tuple[str, str] | None:
 
     A scheduler's class, which a noise schedule without a name is called by, is no model's name: "Singlestep".
     """
-    for name in names:
-        if name.endswith("Scheduler"):
-            continue
+    for name in (name for name in names if not name.endswith("Scheduler")):
         words = words_of(name)
         found = [
             (key, words[: match.start()].endswith(_NEGATIONS))
@@ -253,30 +238,27 @@ def of_configs(pipeline: Mapping[str, object], network: Mapping[str, object]) ->
 
 def of_folder(path: Path) -> str | None:
     """The key of the distillation that a diffusers folder or a scheduler's config tells, by its name and its files."""
+
+    def config(file: Path) -> Mapping[str, object]:
+        try:
+            document = read_json(file)
+        except (OSError, ValueError):
+            return {}
+        return document if isinstance(document, dict) else {}
+
     folder = path if path.is_dir() else path.parent
     folder = folder.parent if folder.name == "scheduler" else folder
     for file in (path, folder / "scheduler" / "scheduler_config.json", folder / "scheduler_config.json"):
-        if (found := of_class(str(_config(file).get("_class_name")))) is not None:
+        if (found := of_class(str(config(file).get("_class_name")))) is not None:
             return found
-    index = _config(folder / "model_index.json")
+    index = config(folder / "model_index.json")
     for network in ("unet", "transformer"):
-        if (found := of_configs(index, _config(folder / network / "config.json"))) is not None:
+        if (found := of_configs(index, config(folder / network / "config.json"))) is not None:
             return found
     if index.get("is_distilled") is False:
         return None
     named = named_in([folder.resolve().name, str(index.get("_name_or_path") or "")])
     return None if named is None else named[0]
-
-
-def _config(file: Path) -> Mapping[str, object]:
-    """The object in a JSON file; an empty one where there is none."""
-    if not file.is_file():
-        return {}
-    try:
-        document = read_json(file)
-    except (OSError, ValueError):
-        return {}
-    return document if isinstance(document, dict) else {}
 
 
 def own_grid(kind: str, noise: NoiseSchedule, nfe: int) -> Schedule:

@@ -15,7 +15,7 @@ from hso_jax.checks import check_guidance, check_nfe, choice
 from hso_jax.noise import NoiseSchedule, named
 from hso_jax.schedule import Schedule
 from hso_jax.shipped.distilled import DISTILLATIONS, FEW_STEP, MOST_STEPS, named_in, own_grid
-from hso_jax.shipped.zoo import CHOICES, HSO, RULES, SOLVERS, nearest_guidance, rule_errors, zoo
+from hso_jax.shipped.zoo import CHOICES, HSO, RULES, SOLVERS, entries, nearest_guidance, rule_errors, schedule_of
 
 GAIN = 0.1
 """Share of the best known solver's error that coefficients of their own must save to be recommended. What they save on
@@ -32,17 +32,11 @@ _AT_END = 1e-3  # in t: a training level
 
 
 class CurrentSampling(NamedTuple):
-    """What a pipeline samples with before anything is changed.
+    """What a pipeline samples with before anything is changed."""
 
-    Attributes:
-        solver: as in `Recommendation`; the scheduler's class where it is another one.
-        nodes: a rule's name, the method of an installed schedule, or "its own" for a grid that is no rule's.
-        error: predicted; None where it is not known.
-    """
-
-    solver: str
-    nodes: str
-    error: float | None
+    solver: str  # as in `Recommendation`; the scheduler's class where it is another one
+    nodes: str  # a rule's name, the method of an installed schedule, or "its own" for a grid that is no rule's
+    error: float | None  # predicted; None where it is not known
 
 
 @dataclasses.dataclass(frozen=True)
@@ -146,15 +140,21 @@ def recommend(
     if kind is not None:
         return Recommendation(own_grid(kind, noise, nfe), OWN, asked, asked, distilled=kind, told_by=told_by)
     weight = nearest_guidance(noise, asked)
-    one = zoo(noise, nfe, SOLVERS[0], guidance=weight)
-    shipped = {one.solver: one.error or math.inf, **one.others_own_nodes}
-    errors = {s: {SHIPPED: shipped[s], **rule_errors(noise, nfe, weight, s)} for s in CHOICES if s in shipped}
-    if solver not in (None, *errors):
-        zoo(noise, nfe, solver, guidance=weight)  # says what is not shipped; else it gains nothing at this N
+    shipped = entries(noise, nfe, weight, solver)
+    errors = {
+        name: {SHIPPED: shipped[name]["error"], **rule_errors(noise, nfe, weight, name)}
+        for name in CHOICES
+        if name in shipped
+    }
     choices = _choices(noise, nfe, errors)
-    taken = solver if solver in choices else _best_solver(choices)
+    taken = solver if solver in choices else _best_solver(choices)  # coefficients are left out where they gain nothing
     nodes, error = _least(choices[taken])
-    schedule = _schedule(noise, nfe, weight, taken, nodes, error)
+    if nodes == SHIPPED:
+        schedule = schedule_of(noise, nfe, weight, taken, shipped)
+    else:
+        found = baseline(nodes, noise, nfe)
+        origin = dataclasses.replace(found.origin, solver=taken, guidance=weight)
+        schedule = dataclasses.replace(found.with_scores(error=error), origin=origin)
     return Recommendation(schedule, taken, weight, asked, error, errors, choices)
 
 
@@ -193,14 +193,6 @@ def _best_solver(choices: Mapping[str, Mapping[str, float]]) -> str:
     known = _best_known(choices)
     own = choices.get(solvers.NONSTATIONARY, {}).get(SHIPPED, math.inf)
     return solvers.NONSTATIONARY if own <= (1.0 - GAIN) * _least(choices[known])[1] else known
-
-
-def _schedule(noise: NoiseSchedule, nfe: int, weight: float, solver: str, nodes: str, error: float) -> Schedule:
-    if nodes == SHIPPED:
-        return zoo(noise, nfe, solver, guidance=weight)
-    found = baseline(nodes, noise, nfe)
-    origin = dataclasses.replace(found.origin, solver=solver, guidance=weight)
-    return dataclasses.replace(found, origin=origin, scores=dataclasses.replace(found.scores, error=error))
 
 
 def _distillation(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import json
 import math
+from collections.abc import Mapping
 from importlib import resources
 from typing import Any
 
@@ -26,17 +27,8 @@ NONSTATIONARY_NFE = range(2, 13)
 
 HSO = "hso"
 RULES = (
-    "leading",
-    "linspace",
-    "trailing",
-    "sgm-uniform",
-    "karras",
-    "uniform-lam",
-    "beta",
-    "beta-t",
-    "ays",
-    "ays-sdxl",
-    "ays-svd",
+    *("leading", "linspace", "trailing", "sgm-uniform", "karras", "uniform-lam", "beta", "beta-t"),
+    *("ays", "ays-sdxl", "ays-svd"),
 )
 """Of `BASELINES`, those that pipelines and user interfaces have; DM-NonUni is a method of its own."""
 
@@ -47,13 +39,7 @@ Key = tuple[float | None, float, bool]
 
 
 class NotInZooError(ValueError):
-    """What was asked for is not in the zoo, and a search is what finds it.
-
-    Attributes:
-        why: what is missing and what there is.
-        solver: of that search; None for its default.
-        guidance: of that search.
-    """
+    """What was asked for is not in the zoo: `why` says what is, `solver` and `guidance` are of a search for it."""
 
     def __init__(self, why: str, solver: str | None, guidance: float) -> None:
         wanted = f"solver={solver!r}, " if solver is not None else ""
@@ -83,6 +69,15 @@ def zoo(model: str | NoiseSchedule, nfe: int, solver: str | None = None, *, guid
     """
     noise, facts = named(model)
     weight = check_guidance(guidance, facts.guidance)
+    found = entries(noise, nfe, weight, solver)
+    name = None if solver is None else solvers.canonical(solver, CHOICES)
+    if name not in found:
+        name = min(found, key=lambda s: found[s]["error"])
+    return schedule_of(noise, nfe, weight, name, found)
+
+
+def entries(noise: NoiseSchedule, nfe: int, weight: float, solver: str | None = None) -> dict[str, dict[str, Any]]:
+    """What the zoo has of a model at N and a weight, by solver. NotInZooError if it has nothing, or not that solver."""
     name = None if solver is None else solvers.canonical(solver, CHOICES)
     if name not in (None, *CHOICES):
         raise NotInZooError(f"solver {solver!r} is not in the zoo ({', '.join(CHOICES)})", name, weight)
@@ -97,20 +92,24 @@ def zoo(model: str | NoiseSchedule, nfe: int, solver: str | None = None, *, guid
     if weight not in by_guidance:
         have = ", ".join(f"{w:g}" for w in sorted(by_guidance))
         raise NotInZooError(f"guidance {weight:g} is not in the zoo for {noise.name} ({have})", solver, weight)
-    entries = {s: rows[str(nfe)] for s, rows in by_guidance[weight].items() if str(nfe) in rows}
-    if name not in entries:
-        name = min(entries, key=lambda s: entries[s]["error"])
-    found = entries.pop(name)
+    return {s: rows[str(nfe)] for s, rows in by_guidance[weight].items() if str(nfe) in rows}
+
+
+def schedule_of(
+    noise: NoiseSchedule, nfe: int, weight: float, solver: str, entries: Mapping[str, dict[str, Any]]
+) -> Schedule:
+    """The schedule of one of the solvers in `entries`."""
+    entry = entries[solver]
     return Schedule.from_t(
         noise,
-        t_of_lams(noise, np.array([first_lam(noise, nfe, weight), *found["lams"]])),
-        origin=Origin(method="solver-error", solver=name, guidance=weight, versions=_document(ZOO_FILE)["versions"]),
+        t_of_lams(noise, np.array([first_lam(noise, nfe, weight), *entry["lams"]])),
+        origin=Origin(method="solver-error", solver=solver, guidance=weight, versions=_document(ZOO_FILE)["versions"]),
         scores=Scores(
-            error=found["error"],
-            others_own_nodes={s: e["error"] for s, e in entries.items()},
-            amplification=found.get("amplification"),
+            error=entry["error"],
+            others_own_nodes={s: e["error"] for s, e in entries.items() if s != solver},
+            amplification=entry.get("amplification"),
         ),
-        coefficients=found.get("coefficients"),
+        coefficients=entry.get("coefficients"),
     )
 
 

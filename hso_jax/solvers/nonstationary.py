@@ -24,11 +24,13 @@ from hso_jax.solvers.weights import Grid, Weights, grid
 
 NONSTATIONARY = "nonstationary"
 
-MOST = 4
+MAX_HISTORY = 4
 """Largest H: predictions that a step may combine, its own included."""
 
-LARGEST = 1e3
-"""Bound on a coefficient; those of known solvers lie below 10."""
+MAX_COEFFICIENT = 1e3
+"""Those of known solvers lie below 10."""
+
+MOST = MAX_HISTORY  # the name that other modules still import
 
 
 def nonstationary(lams: Array, coefficients: Array, *, end: Array | float = math.inf, nfe: Any = None) -> Weights:
@@ -81,22 +83,18 @@ def coefficients_of(weights: Weights, steps: Grid, history: int) -> Array:
 def check_coefficients(coefficients: Any, nfe: int) -> np.ndarray:
     """Coefficients [N, H - 1] from outside as float64, entries before the first step 0.
 
-    Raises:
-        ValueError: for another shape, an H above `MOST`, or entries that are not finite, above `LARGEST`, or not 0
-            where there is no earlier prediction yet.
+    Raises ValueError for another shape, an H above `MAX_HISTORY`, or entries that are not finite, above
+    `MAX_COEFFICIENT`, or not 0 where there is no earlier prediction yet.
     """
     values = numbers("coefficients", coefficients)
-    if values.ndim != 2 or len(values) != nfe or not 1 <= values.shape[1] <= MOST - 1:
+    if values.ndim != 2 or len(values) != nfe or not 1 <= values.shape[1] <= MAX_HISTORY - 1:
         raise ValueError(
-            f"coefficients has shape {values.shape}; need ({nfe}, H - 1): a row a step, H from 2 to {MOST}"
+            f"coefficients has shape {values.shape}; need ({nfe}, H - 1): a row a step, H from 2 to {MAX_HISTORY}"
         )
-    bad = ~(np.abs(values) <= LARGEST)
-    if bad.any():
-        i, j = (int(x) for x in np.argwhere(bad)[0])
-        raise ValueError(f"coefficients[{i}][{j}] is {values[i, j]}; need finite numbers within +-{LARGEST:g}")
     early = ~known(*values.shape) & (values != 0)
-    if early.any():
-        i, j = (int(x) for x in np.argwhere(early)[0])
+    for i, j in np.argwhere(~(np.abs(values) <= MAX_COEFFICIENT)).tolist():
+        raise ValueError(f"coefficients[{i}][{j}] is {values[i, j]}; need finite numbers within +-{MAX_COEFFICIENT:g}")
+    for i, j in np.argwhere(early).tolist():
         raise ValueError(f"coefficients[{i}][{j}] is {values[i, j]:g}; step {i} has {i} earlier predictions: need 0")
     return values
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from hso_jax.checks import brief, nearest
 from hso_jax.optional_jax import Array, jax, jnp
@@ -15,41 +15,32 @@ from hso_jax.solvers.weights import Grid, Weights, grid
 
 
 class Solver(NamedTuple):
-    """A way to take the steps.
+    """A way to take the steps."""
 
-    Attributes:
-        weights: of its evaluations, from the steps.
-        order: of convergence, as measured: UniPC's corrector adds one to its name's, 3M in diffusers' form has 2.
-        calls: evaluations a step; a step to clean data needs one.
-        description: in words, with its name in diffusers.
-    """
-
-    weights: Callable[[Grid], Weights]
-    order: int
-    calls: int
-    description: str
+    weights: Callable[[Grid], Weights]  # of its evaluations, from the steps
+    order: int  # of convergence, as measured: UniPC's corrector adds one to its name's, 3M in diffusers' form has 2
+    calls: int  # evaluations a step; a step to clean data needs one
+    description: str  # in words, with its name in diffusers
 
 
-def _table() -> dict[str, Solver]:
-    table = {
-        "ddim": Solver(ddim, 1, 1, "DDIM = Euler; also DPM-Solver++ of order 1, flow Euler"),
-        "dpmpp-2m": Solver(functools.partial(dpmpp, order=2), 2, 1, "DPM-Solver++(2M), diffusers' default"),
-        "dpmpp-3m": Solver(functools.partial(dpmpp, order=3), 2, 1, "DPM-Solver++(3M), solver_order=3"),
-    }
-    for order in (1, 2, 3):
-        for variant in ("bh2", "bh1"):
-            name = f"unipc-{order}" + ("-bh1" if variant == "bh1" else "")
-            finite = "; needs a finite first node" if variant == "bh1" else ""
-            weights = functools.partial(unipc, order=order, variant=variant)
-            table[name] = Solver(
-                weights, order + 1, 1, f"UniPC, solver_order={order}, solver_type={variant!r}" + finite
-            )
-    table["heun"] = Solver(heun, 2, 2, "Heun in ksigma (EDM), HeunDiscreteScheduler; needs a finite first node")
-    table["heun-flow"] = Solver(functools.partial(heun, time="flow"), 2, 2, "Heun in s, FlowMatchHeunDiscreteScheduler")
-    return table
-
-
-SOLVERS: dict[str, Solver] = _table()
+SOLVERS: dict[str, Solver] = {
+    "ddim": Solver(ddim, 1, 1, "DDIM = Euler; also DPM-Solver++ of order 1, flow Euler"),
+    "dpmpp-2m": Solver(functools.partial(dpmpp, order=2), 2, 1, "DPM-Solver++(2M), diffusers' default"),
+    "dpmpp-3m": Solver(functools.partial(dpmpp, order=3), 2, 1, "DPM-Solver++(3M), solver_order=3"),
+    **{
+        f"unipc-{order}{'' if variant == 'bh2' else '-bh1'}": Solver(
+            functools.partial(unipc, order=order, variant=variant),
+            order + 1,
+            1,
+            f"UniPC, solver_order={order}, solver_type={variant!r}"
+            + ("; needs a finite first node" if variant == "bh1" else ""),
+        )
+        for order in (1, 2, 3)
+        for variant in ("bh2", "bh1")
+    },
+    "heun": Solver(heun, 2, 2, "Heun in ksigma (EDM), HeunDiscreteScheduler; needs a finite first node"),
+    "heun-flow": Solver(functools.partial(heun, time="flow"), 2, 2, "Heun in s, FlowMatchHeunDiscreteScheduler"),
+}
 
 
 def _rows(text: str) -> dict[str, str]:
@@ -67,7 +58,7 @@ ALIASES: Mapping[str, str] = _rows("""
     heun          heundiscrete
     heun-flow     flowmatchheundiscrete
 """)
-"""A solver by each name that k-diffusion and ComfyUI, A1111 and diffusers have for it, as `_key` writes it.
+"""A solver by each name that k-diffusion and ComfyUI, A1111 and diffusers have for it, as `_keys` writes it.
 
 "unipc" is diffusers' default, order 2; ComfyUI's "uni_pc_bh2" has order 3.
 """
@@ -145,18 +136,13 @@ def adds_noise(name: str) -> bool:
 
 
 def _keys(name: str) -> list[str]:
-    """The name as the tables write it, and without the rule behind it."""
-    key = _key(name)
+    """The name as the tables write it (small letters and digits alone; ++ is pp), and without the rule behind it."""
+    plain = "".join(c for c in name[:100].casefold().replace("++", "pp") if c.isascii() and c.isalnum())
+    key = plain.removesuffix("scheduler")
     return [key, *(key.removesuffix(rule) for rule in _RULES if key.endswith(rule))]
 
 
-def _key(name: str) -> str:
-    """In small letters and digits alone; ++ is pp."""
-    plain = "".join(c for c in name[:100].casefold().replace("++", "pp") if c.isascii() and c.isalnum())
-    return plain.removesuffix("scheduler")
-
-
-_NAMES = {**{_key(name): name for name in EVERY}, **ALIASES}
+_NAMES = {**{_keys(name)[0]: name for name in EVERY}, **ALIASES}
 
 
 Denoiser = Callable[[Array, Array], Array]
@@ -166,8 +152,7 @@ Denoiser = Callable[[Array, Array], Array]
 def evaluations(solver: str, steps: int, *, end: str = "clean") -> int:
     """How often the model is called for so many steps (N evaluated nodes): the true NFE.
 
-    Raises:
-        ValueError: for an unknown solver or end, or less than one step.
+    Raises ValueError for an unknown solver or end, or less than one step.
     """
     if steps < 1:
         raise ValueError(f"steps is {steps!r}; need at least 1")
@@ -189,8 +174,7 @@ def weights(solver: str, lams: Array, *, end: Array | float = math.inf, nfe: Arr
 def alike(makers: Sequence[Callable[[], Weights]]) -> list[Callable[[], Weights]]:
     """Makers whose weights all have the shape that the widest of them needs, for `lax.switch`.
 
-    Raises:
-        ValueError: if the solvers differ in their evaluations a step.
+    Raises ValueError if the solvers differ in their evaluations a step.
     """
     shapes = [jax.eval_shape(maker) for maker in makers]
     if len({shape.lams.shape for shape in shapes}) > 1:
@@ -199,26 +183,22 @@ def alike(makers: Sequence[Callable[[], Weights]]) -> list[Callable[[], Weights]
     correct = max((0 if shape.correct is None else shape.correct.shape[-1]) for shape in shapes)
     correct = max(correct, predict + 1) if correct else 0
 
-    def padded(maker: Callable[[], Weights]) -> Callable[[], Weights]:
-        def make() -> Weights:
-            w = maker()
-            w = w._replace(predict=_widened(w.predict, predict))
-            if not correct:
-                return w
-            if w.correct is None:  # a corrector that repeats the step before
-                again = jnp.concatenate([jnp.zeros_like(w.predict[:1]), w.predict[:-1]])
-                repeated = jnp.pad(again, ((0, 0), (1, 0)))
-                keep = jnp.concatenate([jnp.ones_like(w.carry[:1]), w.carry[:-1]])
-                return w._replace(keep=keep, correct=_widened(repeated, correct))
-            return w._replace(correct=_widened(w.correct, correct))
+    def widened(weights: Array, width: int) -> Array:
+        return jnp.pad(weights, ((0, 0), (0, width - weights.shape[-1])))
 
-        return make
+    def padded(maker: Callable[[], Weights]) -> Weights:
+        w = maker()
+        w = w._replace(predict=widened(w.predict, predict))
+        if not correct:
+            return w
+        if w.correct is not None:
+            return w._replace(correct=widened(w.correct, correct))
+        # A corrector that repeats the step before.
+        again = jnp.concatenate([jnp.zeros_like(w.predict[:1]), w.predict[:-1]])
+        keep = jnp.concatenate([jnp.ones_like(w.carry[:1]), w.carry[:-1]])
+        return w._replace(keep=keep, correct=widened(jnp.pad(again, ((0, 0), (1, 0))), correct))
 
-    return [padded(maker) for maker in makers]
-
-
-def _widened(weights: Array, width: int) -> Array:
-    return jnp.pad(weights, ((0, 0), (0, width - weights.shape[-1])))
+    return [functools.partial(padded, maker) for maker in makers]
 
 
 def sample(
@@ -270,6 +250,5 @@ def run(denoiser: Denoiser, weights: Weights, noise: Array) -> Array:
     return x
 
 
-def _combine(weight: Array | None, x: Array, others: Array, known: tuple[Array, ...]) -> Array:
-    assert weight is not None
+def _combine(weight: Any, x: Array, others: Array, known: tuple[Array, ...]) -> Array:
     return weight * x + sum(others[j] * known[j] for j in range(others.shape[0]))

@@ -25,8 +25,8 @@ def by_summary(records: Path) -> int:
 
 
 PAGES = [
-    ("benchmarks.jsonl", by_networks, ("benchmarks.md", "benchmarks.csv")),
-    ("samples-2048/benchmarks.jsonl", by_networks, ("benchmarks.md", "benchmarks.csv")),
+    ("benchmarks.jsonl", by_networks, ("benchmarks.md",)),
+    ("samples-2048/benchmarks.jsonl", by_networks, ("benchmarks.md",)),
     ("heldout.jsonl", lambda records: heldout.main(["--records", str(records)]), ("heldout.md",)),
     ("tuning.jsonl", lambda records: tuning.main(["--records", str(records)]), ("tuning.md",)),
     ("benchmarks.jsonl", by_summary, ("index.md",)),

@@ -1,18 +1,23 @@
 """Networks from outside: a tiny folder of them, whose data are Gaussian, so that every sample is known exactly."""
 
+import io
 import math
+import zipfile
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 from tiny_models import OUTSIDE
 
-from benchmarks import runner, targets
-from benchmarks.heldout import measure, report
+import bridge
+from benchmarks import measure, runner, targets, wheels
+from benchmarks.heldout import report
 from benchmarks.heldout.__main__ import main
+from benchmarks.measure import FINE
 from benchmarks.runner import Record
-from hso_jax import Origin, Schedule, SolverError, baseline, noise, preset
+from hso_jax import baseline
 
 
 @pytest.fixture
@@ -26,90 +31,80 @@ def folder(tmp_path):
 
 
 def command(folder, path, *more):
-    few = ["--nfe", "4", "--solvers", "ddim,unipc-3", "--methods", "trailing,karras,flow-2", "--count", "2"]
+    few = ["--nfe", "4", "--solvers", "ddim,unipc-3", "--methods", "trailing,karras,flow-2,recommend", "--count", "2"]
     return ["--networks", str(folder), "--records", str(path), *few, *more]
 
 
 @pytest.mark.parametrize("name", ["gauss-eps", "gauss-flow"])
-def test_converged_samples_are_the_exact_ones_and_calls_are_counted(folder, name):
-    one = targets.target(name, folder)
-    judged = targets.Judged(one, 4, measure.FINE)
+def test_converged_samples_are_the_exact_ones_and_calls_are_counted(folder, name, tmp_path, monkeypatch):
+    monkeypatch.setattr(targets, "CACHE", tmp_path / "cache")
+    one = targets.Networks(folder).target(name)
+    judged = targets.Judged(one, one.count(4), FINE)
     assert judged.latents.shape == (4 * targets.MANY, 2)
     # Of Gaussian data the flow keeps x/sqrt(alpha^2 v + sigma^2); at the noise end x is standard normal.
     v = np.array([2.0, 0.5]) ** 2
     sigma = math.exp(-float(one.noise.lam(float(one.noise.t_max)))) if name == "gauss-eps" else 1e3
     exact = judged.latents.numpy() * np.sqrt(v * (1 + sigma**2) / (v + sigma**2))
-    assert 0 < judged.error() < 2e-3 and np.sqrt(np.mean((judged.converged.numpy() - exact) ** 2)) < 2e-3
+    assert 0 < judged.error < 2e-3 and np.sqrt(np.mean((judged.converged.numpy() - exact) ** 2)) < 2e-3
     with pytest.raises(RuntimeError, match=f"heun called {name} 9 times for N = 5"):
         one.sample(baseline("trailing", one.noise, 5), "heun", judged.latents)
 
 
 def test_the_command_measures_resumes_and_writes_the_page(folder, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(targets, "CACHE", tmp_path / "cache")
     path = tmp_path / "new" / "heldout.jsonl"
     assert main(command(folder, path)) == 0
-    assert "12 cells measured" in capsys.readouterr().out
+    assert "14 cells measured" in capsys.readouterr().out
     found = runner.read(path)
     assert all(r.counted == r.nfe and r.rmse_low <= r.rmse <= r.rmse_high and r.samples == 32 for r in found.cells)
+    assert all(r.problem_error for r in found.cells if r.method in ("recommend", "trailing", "karras"))
     origins = {s["network"]: s for s in found.setups}
     assert "commit 123" in origins["gauss-eps"]["source"] and origins["gauss-flow"]["source"] == "not stated"
     monkeypatch.setattr(targets.Target, "sample", lambda *a: pytest.fail("a network ran"))
     before = path.read_bytes()
+    (folder / "beside.py").write_text("networks.py does not load this")
     assert main(command(folder, path)) == 0 and path.read_bytes() == before
     page = path.with_suffix(".md").read_text()
-    assert "nobody, commit 123 points" in page and str(tmp_path) not in page
+    assert "nobody, commit 123 points" in page and str(tmp_path) not in page and "| gauss-flow | `recommend` |" in page
     (folder / "networks.py").write_text(OUTSIDE.replace("2.0, 0.5", "2.0, 0.4"))
     assert main(command(folder, path)) == 2 and "records of gauss-eps from other files" in capsys.readouterr().err
 
 
-def test_searches_are_given_the_profile_and_coefficients_are_installed(folder, tmp_path, monkeypatch):
-    """Of Gaussian data with deviations 2 and .5; the page has a section, and a picture of what was predicted."""
-    rows, asked = [[0.0], [-0.4], [-0.5], [0.0]], []
-
-    def found(noise, nfes, *, method, seed):
-        asked.append((method.solver, method.profile))
-        own = Origin(method="solver-error", solver=method.solver)
-        free = method.solver == "nonstationary"
-        schedule = Schedule.from_t(noise, [1.0, 0.7, 0.4, 0.1], origin=own, coefficients=rows if free else None)
-        return [schedule.with_scores(error=0.1, others_own_nodes={"unipc-3": 0.25, "ddim": 0.5}) for _ in nfes]
-
-    monkeypatch.setattr(measure, "search", found)
-    path = tmp_path / "heldout.jsonl"
-    names = "trailing,solver-error,nonstationary,solver-error-profile,nonstationary-profile"
-    assert main(command(folder, path, "--solvers", "ddim", "--methods", names)) == 0
-    searches = [("ddim", True), ("nonstationary", True), ("ddim", False), ("nonstationary", False)]
-    assert [(solver, known is None) for solver, known in asked] == searches * 2
-    for (_, profile), prediction in ((asked[2], "epsilon"), (asked[6], "flow_prediction")):
-        assert profile.deviations == pytest.approx((2.0, 0.5), rel=0.2) and profile.prediction == prediction
-    cells = runner.read(path).cells
-    assert {r.predicted for r in cells if "nonstationary" in r.method} == {0.4}
-    page = path.with_suffix(".md").read_text()
-    for told in (
-        "## With a profile",
-        "without a profile 0.40 predicted",
-        "| all | without | ",
-        "## Against what pipelines do",
-    ):
-        assert told in page
-    assert (tmp_path / "heldout-predicted.png").read_bytes().startswith(b"\x89PNG")
-    one = targets.target("gauss-flow", folder)
-    own, usual = (
-        found(one.noise, [4], method=SolverError("nonstationary"), seed=0)[0],
-        baseline("trailing", one.noise, 4),
-    )
-    free, plain = (one.sample(s, solver, one.latents(8, 0)) for s, solver in ((own, "nonstationary"), (usual, "ddim")))
-    assert bool(free.isfinite().all()) and not torch.equal(free, plain)
-    assert not torch.isin(one.latents(targets.PROFILED, 2**31), one.latents(8, 0)).any()  # not what is judged
+def test_a_profile_is_measured_on_noise_that_nothing_is_judged_on(folder):
+    one = targets.Networks(folder).target("gauss-eps")
+    profile = one.profile(0)
+    assert profile.deviations == pytest.approx((2.0, 0.5), rel=0.2) and profile.prediction == "epsilon"
+    assert not torch.isin(one.latents(targets.PROFILED, 2**31), one.latents(8, 0)).any()
 
 
-def test_a_flow_that_does_not_start_at_pure_noise_starts_smaller(folder, monkeypatch):
+def test_a_flow_that_does_not_start_at_pure_noise_starts_smaller(folder, tmp_path, monkeypatch):
     """x = (1 - s) x0 + s eps of unit data and noise has the deviation sqrt(s^2 + (1 - s)^2)."""
-    one, given = measure._Network(targets.find(folder), "gauss-flow", [4], 2), []
+    monkeypatch.setattr(targets, "CACHE", tmp_path / "cache")
+    one, given = measure.Network(targets.Networks(folder), "gauss-flow", 1.0, 2, 0, 24, {}), []
     judged, own = one.judged, targets.Target.sample
     monkeypatch.setattr(targets.Target, "sample", lambda *a: given.append(a[-1]) or own(*a))
     one.measure(runner.Cell("gauss-flow", 1.0, "ddim", 4, "leading", 0, 32, "float32"))
     s = 1 / (1 + np.exp(baseline("leading", one.target.noise, 4).lams[0]))
     assert s < 0.9
     torch.testing.assert_close(given[0], judged.latents * np.hypot(s, 1 - s), rtol=1e-5, atol=1e-6)
+
+
+CLASSES = OUTSIDE.replace("self, x, sigma):", "self, x, sigma, label=None, guidance=1.0):").replace(
+    "return x *", "return guidance * (0 if label is None else label[:, None]) + x *"
+)
+
+
+def test_guidance_is_of_conditional_networks_alone(folder, capsys, tmp_path):
+    with pytest.raises(ValueError, match="gauss-eps has no classes to guide to"):
+        targets.Networks(folder).target("gauss-eps", 2.0)
+    (folder / "networks.py").write_text(
+        CLASSES.replace('name.split("-")[1], 1.0', 'name.split("-")[1], 1.0; self.labels = 3')
+    )
+    one, plain = (targets.Networks(folder).target("gauss-flow", w) for w in (2.0, 1.0))
+    assert one.classes == 3 and one.guidance == 2.0 and one.condition(4).tolist() == [0, 1, 2, 0]
+    x, level = one.latents(3, 0), bridge.Level(500.0, 0.5, 0.5, 0.0)
+    difference = one.denoiser(x, level, one.condition(3)) - plain.denoiser(x, level, one.condition(3))
+    torch.testing.assert_close(difference, torch.arange(3.0)[:, None].expand(3, 2))
 
 
 @pytest.mark.parametrize(
@@ -133,6 +128,7 @@ def test_networks_without_the_interface_are_refused(folder, tmp_path, capsys, ch
     [
         (["--solvers", "euler"], "solver 'euler' is not one of"),
         (["--methods", "cats"], "method 'cats' is not one of"),
+        (["--again", "cats"], "method 'cats' is not one of"),
         (["--count", "1"], "count is 1"),
         (["--networks", "."], "has no networks.py"),
     ],
@@ -143,10 +139,88 @@ def test_bad_options_are_named_before_any_work(folder, tmp_path, capsys, more, m
     assert "no records to report" in capsys.readouterr().err
 
 
-def record(method, rmse, **more):
-    own = Record("a", 1.0, "ddim", 4, method, 0, 8, "float32", lams=(-1.0, 0.0, 1.0, 2.0), teacher=1e-4)
-    high = None if rmse is None else 1.1 * rmse
-    return replace(own, rmse=rmse, rmse_low=rmse, rmse_high=high, **more)
+# ---- networks in wheels
+
+
+def stored(names: dict[str, bytes], path) -> None:
+    with zipfile.ZipFile(path, "w") as wheel:
+        for name, content in names.items():
+            wheel.writestr(name, content)
+
+
+@pytest.fixture(scope="module")
+def wheel_folder(tmp_path_factory):
+    """Wheels with untrained networks of the same shapes, stored as the published ones are."""
+    place, draw = tmp_path_factory.mktemp("wheels"), torch.Generator().manual_seed(0)
+    files = {}
+    for survey, size in wheels.GALAXIES.values():
+        stream = io.BytesIO()
+        for name, parameter in wheels._Mixer(size).named_parameters():
+            values = torch.randn(parameter.shape, generator=draw).numpy() * 0.05
+            if name == "leave.weight":
+                values = values.transpose(1, 0, 2, 3)[:, :, ::-1, ::-1]
+            np.save(stream, np.ascontiguousarray(values))
+        files[f"galaxygrad/eqx_{survey}_ScoreNet{size}.eqx"] = stream.getvalue()
+    stored(files, place / "galaxygrad-0.1.9-py3-none-any.whl")
+    buffer = io.BytesIO()
+    state = wheels._UNet().state_dict()
+    names = {n: n.replace(".to_", ".fn.fn.to_") for n in state}
+    names |= {n: n.replace(".norm", ".fn.norm") for n in names if "attn.norm" in n or ".2.norm" in n}
+    torch.save({names[n]: x for n, x in state.items()}, buffer)
+    stored({"psdenoiser/denoiser_model.pt": buffer.getvalue()}, place / "21cmpsdenoiser-1.0.2-py3-none-any.whl")
+    return place
+
+
+@pytest.mark.parametrize("name", ["hsc32", "spectra21"])
+def test_networks_in_wheels_are_targets_like_others(wheel_folder, name, monkeypatch):
+    networks = targets.Networks(None, wheel_folder)
+    monkeypatch.setattr(wheels.Spectra, "conditions", torch.zeros(8, 1, 32, 16))
+    one = networks.target(name)
+    assert networks.names() == list(wheels.NAMES) and len(networks.provenance(name)["sha256"]) == 64
+    assert one.noise.prediction == "epsilon" and one.count(64) == (24 if name == "spectra21" else 64)
+    assert one.classes == (8 if name == "spectra21" else 0)
+    samples = one.sample(baseline("trailing", one.noise, 2), "ddim", one.latents(2, 0))
+    assert samples.shape == (2, *one.shape) and bool(samples.isfinite().all())
+
+
+def test_eps_and_x0_of_galaxies_agree_at_the_trained_levels(wheel_folder):
+    """The score of N(0, 1) data is -y at every level: x0 of x is x/(1 + sigma^2), and sigma stops at its ends."""
+    net = wheels.load("ztf32", wheel_folder)
+    net.module = lambda y, t: -y
+    x = torch.randn(2, 1, 32, 32, generator=torch.Generator().manual_seed(0))
+    for sigma, told in ((1.0, 1.0), (40.0, 40.0), (500.0, net.sigma_max), (1e-4, net.sigma_min)):
+        torch.testing.assert_close(net.denoise(x, sigma), x / (1 + told**2), rtol=1e-4, atol=1e-5)
+
+
+def test_missing_wheels_are_downloaded_by_name_and_said_so(tmp_path, capsys, monkeypatch):
+    asked = []
+    failed = SimpleNamespace(returncode=1)
+    monkeypatch.setattr(wheels.subprocess, "run", lambda command, check: asked.append(command) or failed)
+    with pytest.raises(ValueError, match=r"pip could not download galaxygrad==0\.1\.9, 21cmPSDenoiser==1\.0\.2"):
+        wheels.fetch(tmp_path)
+    assert "--no-deps" in asked[0] and "downloading galaxygrad==0.1.9" in capsys.readouterr().out
+    with pytest.raises(ValueError, match="has no wheel of 21cmPSDenoiser"):
+        wheels.load("spectra21", tmp_path)
+
+
+# ---- the page
+
+
+def record(method, rmse, solver="ddim", nfe=4, **more):
+    own = Record("a", 1.0, solver, nfe, method, 0, 8, "float32", lams=(-1.0, 0.0, 1.0, 2.0), teacher=1e-4)
+    return replace(own, rmse=rmse, rmse_low=rmse, rmse_high=None if rmse is None else 1.1 * rmse, **more)
+
+
+def test_what_is_taken_is_compared_with_the_best_rule_with_the_best_solver():
+    found = [
+        record("trailing", 0.4), record("flow-3", 0.1, "unipc-3"), record("recommend", 0.05, "any"),
+        record("zoo", 0.2, problem_error=0.3), record("zoo", 0.08, "unipc-3", problem_error=0.1),
+        record("zoo", 0.02, "dpmpp-2m", problem_error=0.2), record("zoo", 0.05, "nonstationary", problem_error=0.05),
+    ]  # fmt: skip
+    ratios = {name: cells["a", 4] for name, cells in report.taken_ratios(found).items()}
+    assert ratios == pytest.approx({"`recommend`": 0.5, "zoo, known": 0.8, "zoo, free": 0.5, "Euler": 4.0})
+    text = report.taken([*found, record("recommend", 0.3, "any", nfe=6), record("trailing", 0.2, nfe=6)])
+    assert "| `recommend` | 0.87 | 1.50 (a, N = 6) | 1 of 2 |" in text and "| all | Euler | 4.00 | 1.00 |" in text
 
 
 def test_wins_ties_losses_and_ratios_are_counted_against_the_best_of_all_rules():
@@ -154,15 +228,8 @@ def test_wins_ties_losses_and_ratios_are_counted_against_the_best_of_all_rules()
         record("trailing", 0.2), record("flow-3", 0.1), record("hso", 0.05), record("solver-error", 0.105),
         record("trailing", 0.2, nfe=6), record("hso", None, nfe=6), record("solver-error", 0.4, nfe=6),
     ]  # fmt: skip
-    text = report.summary(found)
+    text = report.summary(found, ("solver-error", "hso"))
     assert "| a | all | 0 / 1 / 1 | 1.45 | 2.00 | 1 / 0 / 1 | inf | inf |" in text
     other = [replace(r, model="b", solver="unipc-3") for r in found]
-    assert "| all | all | 0 / 2 / 2 | 1.45 | 2.00 | 2 / 0 / 2 | inf | inf |" in report.summary([*found, *other])
-    assert "| a | DDIM | 1.05 `flow-3` | 2.00 `trailing` |" in report.cells(found)
-
-
-def test_every_rule_has_schedules_for_a_model_of_each_kind():
-    for model in (noise.edm(), noise.flow(), preset("sd15")):
-        for rule in measure.RULES:
-            if rule in measure.SHIFTS or not measure.inapplicable(rule, model):
-                assert measure.schedules(rule, "ddim", [4], model)[0].nfe == 4
+    text = report.summary([*found, *other], ("solver-error", "hso"))
+    assert "| all | all | 0 / 2 / 2 | 1.45 | 2.00 | 2 / 0 / 2 | inf | inf |" in text

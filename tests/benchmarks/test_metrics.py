@@ -33,8 +33,7 @@ def test_rmse_is_over_all_pixels_and_images():
 
 def test_feature_distance_is_euclidean():
     a = np.zeros((4, 2))
-    found = metrics.feature_distance(a, a + np.array([3.0, 4.0]))
-    assert found == pytest.approx((5.0, 5.0, 5.0))
+    assert metrics.feature_distance(a, a + np.array([3.0, 4.0])) == pytest.approx((5.0, 5.0, 5.0))
 
 
 @pytest.mark.parametrize("n, m", [(200, 150), (30, 30), (8, 40)])  # the last: fewer images than features

@@ -8,7 +8,6 @@ import socket
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
 
 import diffusers
 import numpy as np
@@ -23,7 +22,8 @@ from benchmarks.pipelines.__main__ import main
 from benchmarks.pipelines.prompts import read_prompts
 from benchmarks.pipelines.settings import Setting
 from bridge import noise_schedule_of, solver_of, with_schedule
-from hso_jax import Origin, Schedule, baseline, save
+from hso_jax import Schedule, baseline, save
+from hso_jax.schedule import Origin
 
 sys.path.append(str(Path(__file__).parents[1] / "bridge"))
 from pipelines import family_of
@@ -185,7 +185,6 @@ def test_a_flow_with_embedded_guidance_and_reference_images(models, tmp_path, ca
 @pytest.mark.parametrize(
     ("cls", "guidance", "more"),
     [
-        ("StableDiffusionXLPipeline", 5.0, []),
         ("PixArtAlphaPipeline", 4.5, ["use_resolution_binning=false", "clean_caption=false"]),
         ("StableDiffusion3Pipeline", 7.0, ["max_sequence_length=16", "negative_prompt=a dog"]),
     ],
@@ -457,34 +456,17 @@ def test_a_spacing_of_the_config_stays_in_the_default_alone():
     assert not settings.scheduler(own, "dpmpp-2m", False, schedule).config.use_karras_sigmas
 
 
-def test_methods_are_searched_once_for_all_n_at_the_pipelines_weight(monkeypatch):
-    noise = noise_schedule_of(family_of(SD).build())
-    asked: list[tuple[str, Any, dict[str, Any]]] = []
-
-    def search(noise, nfes, **options):
-        asked.append(("search", nfes, options))
-        return [baseline("trailing", noise, n) for n in nfes]
-
-    def zoo(noise, nfe, solver, **options):
-        asked.append(("zoo", (nfe, solver), options))
-        return baseline("karras", noise, nfe)
-
-    monkeypatch.setattr(settings.hso_jax, "search", search)
-    monkeypatch.setattr(settings.hso_jax, "zoo", zoo)
-    methods = settings.read_methods(["hso", "solver-error", "zoo", "default"])
-    wanted = [Setting(method, "unipc-3", n) for n in (4, 6) for method in methods]
-    found = settings.prepare(wanted, methods, noise, 7.5)
-    assert list(found) == wanted
-    how = asked[1][2].pop("method")
+def test_methods_are_searched_for_the_solver_and_the_pipelines_weight(monkeypatch, tmp_path):
+    noise, asked = noise_schedule_of(family_of(SD).build()), []
+    made = baseline("trailing", noise, 4)
+    monkeypatch.setattr(settings.hso_jax, "search", lambda *given, **more: asked.append((given, more)) or made)
+    monkeypatch.setattr(settings.hso_jax, "zoo", lambda *given, **more: asked.append((given, more)) or made)
+    for method in ("hso", "solver-error", "zoo"):
+        assert settings.prepare(Setting(method, "unipc-3", 4), None, noise, 7.5).schedule is made
+    how = asked[1][1].pop("method")
     assert (how.solver, how.guidance) == ("unipc-3", 7.5)
-    assert asked == [
-        ("search", [4, 6], {}),
-        ("search", [4, 6], {}),
-        ("zoo", (4, "unipc-3"), {"guidance": 7.5}),
-        ("zoo", (6, "unipc-3"), {"guidance": 7.5}),
-    ]
-    assert found[Setting("default", "unipc-3", 4)].schedule is None
-    assert found[Setting("zoo", "unipc-3", 6)].schedule.nfe == 6
-    monkeypatch.setattr(settings.hso_jax, "zoo", lambda noise, nfe, *a, **k: baseline("karras", noise, nfe + 1))
-    with pytest.raises(RuntimeError, match="zoo made 5 nodes where 4"):
-        settings.prepare(wanted, methods, noise, 7.5)
+    assert asked == [((noise, 4), {}), ((noise, 4), {}), ((noise, 4, "unipc-3"), {"guidance": 7.5})]
+    assert settings.prepare(Setting("default", "unipc-3", 4), None, noise, 7.5).schedule is None
+    save(made, tmp_path / "mine.json")
+    mine = settings.prepare(Setting("mine", "ddim", 4), tmp_path / "mine.json", noise, 7.5).schedule
+    np.testing.assert_array_equal(mine.lams, made.lams)

@@ -12,9 +12,14 @@ import numpy as np
 import pytest
 import torch
 
-from benchmarks import neuralsolver, published
+from benchmarks import learned, neuralsolver, published
 from benchmarks.targets import Target
 from hso_jax import Schedule, noise, preset, zoo
+from hso_jax.compiling import random_key
+from hso_jax.error import error_data, in_chunks
+from hso_jax.noise import lam_of_s
+from hso_jax.problems import generic, stack_problems
+from hso_jax.solver_error_method import measure
 
 SD = "eps, scaled_linear 0.00085..0.012, 1000 (sigma_max 14.6146)"
 
@@ -43,7 +48,11 @@ def test_the_levels_that_are_evaluated_are_read_in_either_unit(tmp_path):
 
 @pytest.mark.parametrize(
     ("text", "kind", "highest"),
-    [("EDM v-prediction, sigma 0.002..700", "ve", 700.0), ("linear 1e-4..0.02, 1000", "vp", 157.4)],
+    [
+        ("EDM v-prediction, sigma 0.002..700", "ve", 700.0),
+        ("linear 1e-4..0.02, 1000", "vp", 157.4),
+        ("VP, cosine, 1000", "vp", 20_291.0),
+    ],
 )
 def test_noise_in_words(text, kind, highest):
     noise = published.noise_of(text, "a model")
@@ -57,6 +66,54 @@ def test_the_distance_is_the_mean_over_the_nodes_after_the_first():
     assert published.distance(lams + np.array([9.0, 0.1, -0.2, 0.3]), schedule) == pytest.approx(0.2, abs=1e-6)
 
 
+def test_the_signed_distance_is_below_zero_where_ours_are_cleaner():
+    noise = preset("sd15")
+    lams = np.array([-2.5, -1.0, 0.5, 2.0])
+    schedule = Schedule.from_t(noise, noise.t_of_lam(lams))
+    assert published.signed(lams + np.array([9.0, -0.1, -0.2, 0.3]), schedule) == pytest.approx(0.0, abs=1e-6)
+    assert published.signed(lams - 0.5, schedule) == pytest.approx(-0.5, abs=1e-6)
+
+
+def test_the_summary_means_over_the_lists_of_a_source_and_model():
+    one = published.Published("AYS", "SD1.5", "2M", preset("sd15"), 7.5, zoo("sd15", 4, "ddim", guidance=7.5).lams)
+    own = {name: zoo("sd15", 4, name, guidance=7.5) for name in ("ddim", "dpmpp-2m")}
+    lams = own["dpmpp-2m"].lams
+    rows = [(one._replace(lams=lams + x), 7.5, own, {"a rule": own["dpmpp-2m"]}) for x in (0.1, -0.3)]
+    kept = one._replace(source="another's", lams=lams + 9.0)
+    text = published.summary([*rows, (kept, 7.5, own, {"a rule": own["ddim"]})])
+    assert "| AYS | SD1.5 | 2 | 4 | 7.5 | 0.90 | 0.20 | -0.10 | a rule 0.20 | -0.10 |" in text
+    assert "| mean, largest signed |  |  |  |  |  | 0.20 | -0.10 |  |  |" in text
+
+
+# ---- solvers that were learned, on the reference problems
+
+
+@pytest.fixture(scope="module")
+def flow_data():
+    problems = stack_problems([generic(random_key(0))])
+    return in_chunks(error_data(-math.inf, prediction="flow_prediction", problems=problems, samples=32), 32)
+
+
+def test_steps_of_one_derivative_are_eulers(flow_data):
+    schedule = Schedule.from_lams(noise.flow(), lam_of_s(np.array([1.0, 0.7, 0.4, 0.2])))
+    levels = np.array([1.0, 0.7, 0.4, 0.2, 0.0])
+    euler = learned.Steps(True, levels[:-1], levels[:-1], np.diag(np.diff(levels)))
+    assert learned.error_of(euler, flow_data) == pytest.approx(measure(schedule, "ddim", flow_data), rel=1e-4)
+    assert learned.error_of(learned.adams(levels, True), flow_data) < learned.error_of(euler, flow_data)
+
+
+def test_dyweights_steps_end_where_its_levels_say():
+    entries = {"weights": [[1.1, 0.0], [-0.5, 1.6]], "t_true": [80.0, 3.0, 0.02], "t_scale": [0.9], "N": 1}
+    steps = learned.steps_of(entry(**entries, base_grid=[80.0, 10.0, 1.125]))
+    assert steps is not None and steps.analytic and not steps.flow
+    np.testing.assert_allclose(steps.told, [80.0, 2.7])
+    np.testing.assert_allclose(steps.levels + steps.gains.sum(1), [3.0, 0.9375])
+
+
+def test_a_list_of_nodes_alone_has_no_steps():
+    assert learned.steps_of(entry()) is None
+
+
 def test_our_own_schedule_is_at_distance_zero_and_the_page_says_so(tmp_path, monkeypatch, capsys):
     own = zoo("sd15", 4, "unipc-3", guidance=7.5)
     path = file_of(tmp_path, entry(values=[float(x) for x in np.exp(-own.lams)]))
@@ -66,7 +123,7 @@ def test_our_own_schedule_is_at_distance_zero_and_the_page_says_so(tmp_path, mon
     row = next(line for line in out.read_text().splitlines() if line.startswith("| a paper |"))
     cells = [cell.strip() for cell in row.strip("|").split("|")]
     assert cells[:5] == ["a paper", "SD1.5", "4", "7.5", "7.5"] and cells[7] == "**0.00**" and cells[-1] == "2M"
-    assert float(cells[5]) > 0.0 and len(cells) == 5 + 3 + 2 + 2 + 1 + 1
+    assert float(cells[5]) > 0.0 and len(cells) == 5 + 4 + 2 + 2 + 1 + 1
 
 
 @pytest.mark.parametrize(
@@ -77,7 +134,7 @@ def test_our_own_schedule_is_at_distance_zero_and_the_page_says_so(tmp_path, mon
         ({"values": [3.0, 2.0, 1.0, 0.0]}, "need falling levels above 0"),
         ({"unit": "t"}, "unit is 't'"),
         ({"unit": "sigma (flow)"}, "1 at most"),
-        ({"noise": "cosine"}, "noise is 'cosine'"),
+        ({"noise": "sigmoid"}, "noise is 'sigmoid'"),
     ],
 )
 def test_what_cannot_be_read_is_named_by_its_entry(tmp_path, changes, message):

@@ -8,7 +8,8 @@ import pytest
 
 from benchmarks import runner
 from benchmarks.runner import Cell, Inapplicable, Record
-from hso_jax import Origin, Schedule, baseline
+from hso_jax import Schedule
+from hso_jax.schedule import Origin
 
 SETUP = {"cpu": "one", "cores": "2"}
 CELL = Cell("fashion-eps", 1.0, "ddim", 4, "trailing", 0, 16, "float32")
@@ -52,11 +53,12 @@ def test_each_cell_is_measured_once_and_a_run_goes_on_where_it_stopped(tmp_path,
             raise Inapplicable("not today")
         return Record(*cell)
 
-    def run(cells):
-        return runner.run(path, cells, measure, lambda cell: SETUP, progress=False)
+    def run(cells, **more):
+        return runner.run(path, cells, measure, lambda cell: SETUP, progress=False, **more)
 
     assert run(cells[:2]) == 1 == run(cells) and run(cells) == 0
     assert asked == ["trailing", "karras", "karras", "linspace", "karras"]
+    assert run(cells, again=("linspace",)) == 1
     assert [r.method for r in runner.read(path).cells] == ["trailing", "linspace"]
     assert "karras: left out, not today" in capsys.readouterr().out
 
@@ -64,26 +66,19 @@ def test_each_cell_is_measured_once_and_a_run_goes_on_where_it_stopped(tmp_path,
 @pytest.mark.parametrize("model", ["fashion-eps", "emoji-flow"])
 def test_a_schedule_survives_its_record(model):
     noise = runner.noise_of(model)
-    schedule = Schedule.from_t(noise, [1.0, 0.7, 0.31234567, float(noise.t_min)])
-    again = runner.schedule_of(replace(RECORD, model=model).with_schedule(schedule))
-    np.testing.assert_allclose(again.t, schedule.t, rtol=1e-6)
-    assert np.isneginf(again.lams[0]) == (model == "emoji-flow")
-    with pytest.raises(ValueError, match="ends at 't_eps'"):
-        runner.nodes_of(Schedule.from_t(noise, [0.9, 0.5, 0.1], layout="interval"))
-
-
-def test_a_record_keeps_what_coefficients_were_to_gain():
-    made = baseline("trailing", runner.noise_of("fashion-eps"), 4)
-    origin = Origin(solver="nonstationary")
-    own = replace(made, origin=origin, coefficients=np.zeros((4, 1))).with_scores(
-        error=0.1, others_own_nodes={"unipc-3": 0.25, "ddim": 0.5}
+    rows = [[0.0], [-0.4], [-0.5123456789], [0.0]]
+    schedule = Schedule.from_t(
+        noise, [1.0, 0.7, 0.31234567, float(noise.t_min)], origin=Origin(solver="nonstationary"), coefficients=rows
     )
-    assert RECORD.with_schedule(own).predicted == 0.4 and RECORD.with_schedule(made).predicted is None
+    kept = replace(RECORD, model=model).with_schedule(schedule, 0.1234567)
+    again = runner.schedule_of(kept)
+    np.testing.assert_allclose(again.t, schedule.t, rtol=1e-6)
+    np.testing.assert_allclose(again.coefficients, rows, rtol=1e-8)
+    assert np.isneginf(again.lams[0]) == (model == "emoji-flow") and kept.problem_error == 0.12346
+    with pytest.raises(ValueError, match="ends at 't_eps'"):
+        RECORD.with_schedule(Schedule.from_t(noise, [0.9, 0.5, 0.1], layout="interval"))
 
 
-def test_only_records_of_the_main_group_are_compared_and_all_are_in_the_csv():
+def test_only_records_of_the_main_group_are_compared():
     found = [RECORD, replace(RECORD, method="karras"), replace(RECORD, samples=3)]
     assert runner.main_group(found) == found[:2] and runner.main_group([]) == []
-    head, *rows = runner.comma_separated(found).splitlines()
-    assert len(rows) == 3 and head.startswith("model,guidance,solver,nfe") and head.endswith("fid_data_high")
-    assert "-2 0 1 2" in rows[0] and "rho=7" in rows[0]

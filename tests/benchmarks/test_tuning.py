@@ -1,12 +1,11 @@
 """What tuning buys: ways are compared over the cells that have them all, memory is counted, no file is replaced."""
 
-from __future__ import annotations
-
 import torch
+from tiny_models import Calls
 
-from benchmarks import plots, runner
+from benchmarks import plots, runner, targets
 from benchmarks.runner import Record
-from benchmarks.tuning import measure, memory, report
+from benchmarks.tuning import memory, report
 from benchmarks.tuning.__main__ import main
 
 
@@ -24,24 +23,23 @@ def test_ways_are_compared_over_common_cells_alone(monkeypatch) -> None:
     text = report.text([r for cells in every.values() for r in cells.values()], "p.png")
     equal = text.split("## All ways at equal evaluations")[1].split("## What ten")[0]
     assert "them all: a at N = 6, b at N = 8.\n" in equal and "50k" not in equal
-    assert (
-        "| `tune` | 2 | 600 to 800 | 0.35 | 0.50 |" in equal and "| `nodes` | 2 | 600 to 800 | 0.71 | 1.00 |" in equal
-    )
+    assert "| `tune` | 2 | 600 to 800 | 0.35 | 0.50 |" in equal
+    assert "| `nodes` | 2 | 600 to 800 | 0.71 | 1.00 |" in equal
     assert "| a | 6 | 2.00 |" in text and "| `tune` | 3 | 600 to 800 | 0.50 | 1.00 |" in text
-    alone = report.by_network([record("a", 6, "rule", 0.4), record("a", 6, "tune", 0.1)])
-    assert report.means(["network", "N"], report._limits(alone)) == "Not measured.\n"
 
 
 def test_a_network_is_measured_and_its_records_are_reported(tmp_path, monkeypatch, capsys) -> None:
-    monkeypatch.setattr(measure, "JUDGED", 4)
-    monkeypatch.setattr(measure, "FINE", 12)
+    Calls(monkeypatch)
+    monkeypatch.setattr(targets, "CACHE", tmp_path)
+    monkeypatch.setattr(report, "JUDGED", 4)
+    monkeypatch.setattr(report, "FINE", 12)
     monkeypatch.setattr(report.memory, "table", lambda: "")
     path = tmp_path / "tuning.jsonl"
-    asked = ["--measure", "--only", "fashion-eps", "--nfe", "4", "--methods", "rule", "--records", str(path)]
+    asked = ["--measure", "--only", "fashion-eps", "--nfe", "4", "--methods", "rule,zoo", "--records", str(path)]
     assert main(asked) == 0
-    (found,) = runner.read(path).cells
-    assert found.chosen is not None and found.chosen.split()[1] in measure.RULE_SOLVERS and 0 < found.rmse < 1
-    assert main(asked) == 0 and len(runner.read(path).cells) == 1
+    rule, zoo = runner.read(path).cells
+    assert rule.chosen.split()[1] in ("ddim", "dpmpp-2m", "unipc-3") and 0 < rule.rmse < 1 and zoo.coefficients
+    assert main(asked) == 0 and len(runner.read(path).cells) == 2
     page = path.with_suffix(".md").read_text()
     assert "| network | N = 4 |\n" in page and "| fashion-eps | 0." in page
     assert main(["--measure", "--only", "cats"]) == 2 and "only 'cats' is not one of" in capsys.readouterr().err

@@ -1,10 +1,12 @@
-"""Subjects with small untrained networks, for tests of what runs a model; and a folder of networks from outside."""
+"""Small untrained networks, for tests of what runs a model; and a folder of networks from outside."""
 
+import pytest
 import torch
 from diffusers import DDIMScheduler, FlowMatchEulerDiscreteScheduler
 
+from benchmarks import targets
 from benchmarks.models.load import Trained, unet
-from benchmarks.models.subjects import Subject
+from benchmarks.runner import WEIGHTS
 
 OUTSIDE = """
 import numpy as np
@@ -37,18 +39,13 @@ def tiny(name: str) -> Trained:
         betas = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
         channels, scheduler = 1, DDIMScheduler(**betas, clip_sample=False, prediction_type=kind)
     net = unet(channels, 10, (8, 32)).eval().requires_grad_(False)
-    return Trained(name, net, scheduler, tuple("0123456789"), 10, name.split("-")[0], None)
-
-
-def tiny_subject(name="fashion-eps", guidance=1.0, **options) -> Subject:
-    """A subject with few samples; under `Calls` its network is tiny."""
-    return Subject(name, guidance, **{"count": 4, **options})
+    return Trained(name, net, scheduler, tuple("0123456789"), 10, name.split("-")[0], WEIGHTS / name)
 
 
 class Calls:
-    """Makes all subjects tiny, and counts the images that their networks are evaluated on."""
+    """Makes the project's own networks tiny, and counts the images that they are evaluated on."""
 
-    def __init__(self, monkeypatch):
+    def __init__(self, patch: pytest.MonkeyPatch):
         self.images = 0
 
         def counted(name):
@@ -56,7 +53,7 @@ class Calls:
             trained.unet.register_forward_hook(self._note)
             return trained
 
-        monkeypatch.setattr("benchmarks.models.subjects.load", counted)
+        patch.setattr(targets, "load", counted)
 
     def _note(self, module, args, output):
         self.images += len(args[0])

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import functools
+import inspect
+import itertools
 import math
 from collections.abc import Callable, Mapping
 from itertools import pairwise
@@ -14,7 +16,7 @@ import numpy as np
 import oracles.one_step as solvers
 import torch
 from diffusers.utils import is_torchsde_available
-from mixture import Model, denoise
+from mixture import Model, denoise, random_schedule
 from oracles import multistep, plain
 
 from bridge import Level, with_schedule
@@ -65,69 +67,50 @@ class Case(NamedTuple):
 
 P = functools.partial
 _NO_CLIP = {"clip_sample": False}
-_DPM = "DPMSolverMultistepScheduler"
-_SINGLE = "DPMSolverSinglestepScheduler"
+_DPM, _SINGLE, _UNIPC = "DPMSolverMultistepScheduler", "DPMSolverSinglestepScheduler", "UniPCMultistepScheduler"
+_SA, _DEIS, _LCM = "SASolverScheduler", "DEISMultistepScheduler", "FlowMatchLCMScheduler"
+_FLOW_EULER, _EDM_DPM = "FlowMatchEulerDiscreteScheduler", "EDMDPMSolverMultistepScheduler"
+
+
+def flowing(scheduler: str, config: dict[str, Any], reference: Callable[..., torch.Tensor]) -> Case:
+    return Case(scheduler, config, reference, ("flow_prediction",), model="sd3-medium")
+
+
+def edm(scheduler: str, config: dict[str, Any], reference: Callable[..., torch.Tensor]) -> Case:
+    return Case(scheduler, config, reference, NO_SAMPLE, model="edm-cifar10")
 
 
 def _dpm_cases() -> list[Case]:
-    cases = [Case(_DPM, {}, plain.dpmpp_2m)]
-    for algorithm in ("dpmsolver++", "sde-dpmsolver++", "dpmsolver", "sde-dpmsolver"):
-        for order in (1, 2, 3):
-            for kind in ("midpoint", "heun") if order == 2 else ("midpoint",):
-                if algorithm == "sde-dpmsolver" and order == 3:
-                    continue
-                config = {
-                    "algorithm_type": algorithm,
-                    "solver_order": order,
-                    "solver_type": kind,
-                    "lower_order_final": False,
-                }
-                if not algorithm.endswith("++"):
-                    config["final_sigmas_type"] = "sigma_min"
-                ends = ("t_eps",) if algorithm == "sde-dpmsolver" else ("clean", "t_eps")
-                reference = P(multistep.dpm, algorithm=algorithm, order=order, kind=kind)
-                cases.append(Case(_DPM, config, reference, ends=ends, draws=torch.float32))
-    for algorithm in ("dpmsolver++", "sde-dpmsolver++", "dpmsolver"):
-        for order, kind in ((1, "midpoint"), (2, "midpoint"), (2, "heun"), (3, "midpoint"), (3, "heun")):
-            config = {"algorithm_type": algorithm, "solver_order": order, "solver_type": kind}
-            if algorithm == "dpmsolver":
-                config["final_sigmas_type"] = "sigma_min"
-            cases.append(
-                Case(_SINGLE, config, P(multistep.dpm_singlestep, algorithm=algorithm, order=order, kind=kind))
-            )
-    flow = {"model": "sd3-medium", "predictions": ("flow_prediction",)}
-    cases.append(Case(_DPM, FLOW, plain.dpmpp_2m, **flow))
-    cases.append(Case(_SINGLE, FLOW, multistep.dpm_singlestep, **flow))
+    cases = [Case(_DPM, {}, plain.dpmpp_2m), flowing(_DPM, FLOW, plain.dpmpp_2m)]
+    cases.append(flowing(_SINGLE, FLOW, multistep.dpm_singlestep))
+    kinds = [(1, "midpoint"), (2, "midpoint"), (2, "heun"), (3, "midpoint"), (3, "heun")]
+    algorithms = ("dpmsolver++", "sde-dpmsolver++", "dpmsolver", "sde-dpmsolver")
+    for algorithm, (order, kind) in itertools.product(algorithms, kinds):
+        config = {"algorithm_type": algorithm, "solver_order": order, "solver_type": kind}
+        if not algorithm.endswith("++"):
+            config["final_sigmas_type"] = "sigma_min"
+        options = {"algorithm": algorithm, "order": order, "kind": kind}
+        if algorithm != "sde-dpmsolver":
+            cases.append(Case(_SINGLE, config, P(multistep.dpm_singlestep, **options)))
+        if (order, kind) != (3, "heun") and not (algorithm == "sde-dpmsolver" and order == 3):
+            ends = ("t_eps",) if algorithm == "sde-dpmsolver" else ("clean", "t_eps")
+            config = {**config, "lower_order_final": False}
+            cases.append(Case(_DPM, config, P(multistep.dpm, **options), ends=ends, draws=torch.float32))
     return cases
 
 
 def _unipc_cases() -> list[Case]:
     cases = []
-    for order in (1, 2, 3):
-        for variant in ("bh1", "bh2"):
-            config = {"solver_order": order, "solver_type": variant}
-            reference = P(plain.unipc, order=order, variant=variant)
-            cases.append(Case("UniPCMultistepScheduler", config, reference))
-            cases.append(
-                Case("UniPCMultistepScheduler", {**config, **FLOW}, reference, ("flow_prediction",), model="sd3-medium")
-            )
+    for order, variant in itertools.product((1, 2, 3), ("bh1", "bh2")):
+        config = {"solver_order": order, "solver_type": variant}
+        reference = P(plain.unipc, order=order, variant=variant)
+        cases += [Case(_UNIPC, config, reference), flowing(_UNIPC, {**config, **FLOW}, reference)]
     return cases
 
 
-def _adams_cases() -> list[Case]:
-    cases = [
-        Case("DEISMultistepScheduler", {"solver_order": n, "lower_order_final": False}, P(multistep.deis, order=n))
-        for n in (1, 2, 3)
-    ]
-    cases.append(Case("DEISMultistepScheduler", FLOW, multistep.deis, ("flow_prediction",), model="sd3-medium"))
-    for predictor, corrector in ((1, 1), (2, 2), (3, 3), (3, 4)):
-        config = {"predictor_order": predictor, "corrector_order": corrector}
-        reference = P(multistep.sa_solver, predictor=predictor, corrector=corrector)
-        cases.append(Case("SASolverScheduler", config, reference))
-    noise = {"algorithm_type": "noise_prediction"}
-    cases.append(Case("SASolverScheduler", noise, P(multistep.sa_solver, data_prediction=False), ends=("t_eps",)))
-    cases.append(Case("SASolverScheduler", FLOW, multistep.sa_solver, ("flow_prediction",), model="sd3-medium"))
-    return cases
+def _sa(predictor: int, corrector: int) -> Case:
+    config = {"predictor_order": predictor, "corrector_order": corrector}
+    return Case(_SA, config, P(multistep.sa_solver, predictor=predictor, corrector=corrector))
 
 
 def _tree_cases() -> list[Case]:
@@ -144,6 +127,8 @@ def _tree_cases() -> list[Case]:
     return [Case("DPMSolverSDEScheduler", {"noise_sampler_seed": 1}, solvers.dpm_sde, NO_SAMPLE, k=True), *cosine]
 
 
+_LATE = {"lower_order_final": False}
+_FIXED = {**_NO_CLIP, "variance_type": "fixed_large"}
 CASES: list[Case] = [
     Case("DDIMScheduler", _NO_CLIP, solvers.ddim),
     Case("DDIMScheduler", _NO_CLIP, P(solvers.ddim, eta=0.7), step={"eta": 0.7}),
@@ -154,7 +139,7 @@ CASES: list[Case] = [
     Case("DDPMParallelScheduler", _NO_CLIP, solvers.ddpm),
     Case("DDPMWuerstchenScheduler", {}, solvers.ddpm, ("epsilon",), model="wuerstchen"),
     Case("DDPMScheduler", _NO_CLIP, solvers.ddpm),
-    Case("DDPMScheduler", {**_NO_CLIP, "variance_type": "fixed_large"}, P(solvers.ddpm, variance="fixed_large")),
+    Case("DDPMScheduler", _FIXED, P(solvers.ddpm, variance="fixed_large")),
     Case("PNDMScheduler", {"skip_prk_steps": True}, multistep.plms, ("epsilon",)),
     Case("PNDMScheduler", {"skip_prk_steps": True}, P(multistep.plms, mix_v=True), ("v_prediction",)),
     Case("EulerDiscreteScheduler", {}, solvers.euler, k=True),
@@ -166,50 +151,23 @@ CASES: list[Case] = [
     Case("LMSDiscreteScheduler", {}, multistep.lms, k=True),
     *_dpm_cases(),
     *_unipc_cases(),
-    *_adams_cases(),
-    Case(
-        "FlowMatchEulerDiscreteScheduler", {"shift": 3.0}, solvers.flow_euler, ("flow_prediction",), model="sd3-medium"
-    ),
-    Case(
-        "FlowMatchEulerDiscreteScheduler",
-        {"shift": 3.0, "stochastic_sampling": True},
-        P(solvers.flow_euler, stochastic=True),
-        ("flow_prediction",),
-        model="sd3-medium",
-    ),
-    Case(
-        "FlowMatchEulerDiscreteScheduler",
-        {"shift": 1.0, "invert_sigmas": True},
-        solvers.flow_euler,
-        ("flow_prediction",),
-        model="sd3-medium",
-    ),
-    Case(
-        "FlowMatchLCMScheduler",
-        {"shift": 3.0},
-        P(solvers.flow_euler, stochastic=True),
-        ("flow_prediction",),
-        model="sd3-medium",
-    ),
+    *(Case(_DEIS, {"solver_order": n, **_LATE}, P(multistep.deis, order=n)) for n in (1, 2, 3)),
+    flowing(_DEIS, FLOW, multistep.deis),
+    *(_sa(*orders) for orders in ((1, 1), (2, 2), (3, 3), (3, 4))),
+    Case(_SA, {"algorithm_type": "noise_prediction"}, P(multistep.sa_solver, data_prediction=False), ends=("t_eps",)),
+    flowing(_SA, FLOW, multistep.sa_solver),
+    flowing(_FLOW_EULER, {"shift": 3.0}, solvers.flow_euler),
+    flowing(_FLOW_EULER, {"shift": 3.0, "stochastic_sampling": True}, P(solvers.flow_euler, stochastic=True)),
+    flowing(_FLOW_EULER, {"shift": 1.0, "invert_sigmas": True}, solvers.flow_euler),
+    flowing(_LCM, {"shift": 3.0}, P(solvers.flow_euler, stochastic=True)),
     *_tree_cases(),
-    Case("FlowMatchHeunDiscreteScheduler", {"shift": 3.0}, solvers.flow_heun, ("flow_prediction",), model="sd3-medium"),
-    Case("EDMEulerScheduler", {}, solvers.ddim, NO_SAMPLE, model="edm-cifar10"),
-    Case("EDMDPMSolverMultistepScheduler", {"lower_order_final": False}, multistep.dpm, NO_SAMPLE, model="edm-cifar10"),
-    Case(
-        "EDMDPMSolverMultistepScheduler",
-        {"lower_order_final": False, "solver_order": 3},
-        P(multistep.dpm, order=3),
-        NO_SAMPLE,
-        model="edm-cifar10",
-    ),
-    Case(
-        "EDMDPMSolverMultistepScheduler",
-        {"lower_order_final": False, "algorithm_type": "sde-dpmsolver++"},
-        P(multistep.dpm, algorithm="sde-dpmsolver++"),
-        NO_SAMPLE,
-        model="edm-cifar10",
-    ),
+    flowing("FlowMatchHeunDiscreteScheduler", {"shift": 3.0}, solvers.flow_heun),
+    edm("EDMEulerScheduler", {}, solvers.ddim),
+    edm(_EDM_DPM, _LATE, multistep.dpm),
+    edm(_EDM_DPM, {**_LATE, "solver_order": 3}, P(multistep.dpm, order=3)),
+    edm(_EDM_DPM, {**_LATE, "algorithm_type": "sde-dpmsolver++"}, P(multistep.dpm, algorithm="sde-dpmsolver++")),
 ]
+ONE_EACH = list({case.scheduler: case for case in CASES}.values())
 
 
 @functools.cache
@@ -247,6 +205,20 @@ def timesteps_of(scheduler: Any) -> torch.Tensor:
     return scheduler.timesteps[:-1] if scheduler._row.layout == "times" else scheduler.timesteps
 
 
+def step(scheduler: Any, output: torch.Tensor, t: torch.Tensor, x: torch.Tensor, **options: Any) -> torch.Tensor:
+    """The next sample, from a first step; two classes have their arguments in an order or a shape of their own."""
+    if isinstance(scheduler, diffusers.CogVideoXDPMScheduler):
+        return scheduler.step(output, None, t, None, x, **options)[0]
+    told = t.expand(len(x)) if isinstance(scheduler, diffusers.DDPMWuerstchenScheduler) else t
+    return scheduler.step(output, told, x, **options).prev_sample
+
+
+def seeded(scheduler: Any, seed: int) -> dict[str, torch.Generator]:
+    """A generator where the class's step takes one."""
+    takes = "generator" in inspect.signature(type(scheduler).step).parameters
+    return {"generator": torch.Generator().manual_seed(seed)} if takes else {}
+
+
 def advance(
     case: Case, scheduler: Any, prediction: str, timesteps: torch.Tensor, expected: list[Level], x: torch.Tensor,
     **options: Any,
@@ -255,26 +227,22 @@ def advance(
     model, old, back = Model(prediction), None, None
     sign = -1.0 if scheduler.config.get("invert_sigmas") else 1.0  # d x / d s, or against s
     for t, level in zip(timesteps, expected, strict=True):
-        given = scheduler.scale_model_input(x, t) if hasattr(scheduler, "scale_model_input") else x
-        output = sign * model(given, t, level, SIGMA_DATA.get(case.model))
+        output = sign * model(scheduler.scale_model_input(x, t), t, level, SIGMA_DATA.get(case.model))
         if case.scheduler == "CogVideoXDPMScheduler":
             x, old = scheduler.step(output, old, t, back, x, **options)
             back = t
         else:
-            told = t.expand(len(x)) if case.model == "wuerstchen" else t
-            x = scheduler.step(output, told, x, **options).prev_sample
+            x = step(scheduler, output, t, x, **options)
     return x, model
 
 
 def run(case: Case, scheduler: Any, prediction: str, x: torch.Tensor, seed: int = 1) -> tuple[torch.Tensor, Model]:
     """Sample as a pipeline does: set_timesteps, scale the start; scale_model_input, model and step at each timestep."""
     schedule = scheduler.schedule
-    generator = torch.Generator().manual_seed(seed)
     scheduler.set_timesteps(schedule.nfe)
     expected = evaluations(scheduler, schedule)
     x = x * float(getattr(scheduler, "init_noise_sigma", 1.0))
-    parent = getattr(diffusers, case.scheduler)
-    options = {**case.step, **({"generator": generator} if "generator" in parent.step.__code__.co_varnames else {})}
+    options = {**case.step, **seeded(scheduler, seed)}
     return advance(case, scheduler, prediction, timesteps_of(scheduler), expected, x, **options)
 
 
@@ -295,6 +263,19 @@ def reference(case: Case, schedule: Schedule, x: torch.Tensor, seed: int = 1) ->
     elif schedule.kind == "ve":
         x = x * math.sqrt(1.0 + grid[0].sigma ** 2)
     return case.reference(x0, grid, x, draw), len(calls)
+
+
+def built(case: Case, end: str = "", nfe: int = 6) -> Any:
+    """A scheduler that is ready to sample at a random schedule."""
+    end = end if end in case.ends else case.ends[0]
+    scheduler = installed(case, case.predictions[0], random_schedule(noise_of(case.model), nfe, end, 1))
+    scheduler.set_timesteps(nfe)
+    return scheduler
+
+
+def public(config: Mapping[str, Any]) -> dict[str, Any]:
+    """A config without diffusers' private entries."""
+    return {key: value for key, value in config.items() if not key.startswith("_")}
 
 
 def installed(case: Case, prediction: str, schedule: Schedule) -> Any:

@@ -25,9 +25,9 @@ from typing import Any
 
 import numpy as np
 
-from bridge.comfyui.connected import FAMILIES as MENU
-from hso_jax import BASELINES, baseline, preset, recommend, save, zoo
-from hso_jax.baselines import inapplicable
+from bridge.comfyui.model import FAMILIES as MENU
+from hso_jax import baseline, preset, recommend, save, zoo
+from hso_jax.baselines import BASELINES, inapplicable
 from hso_jax.noise import PRESETS
 from hso_jax.schedule import Schedule
 from hso_jax.shipped.zoo import SOLVERS

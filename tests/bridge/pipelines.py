@@ -27,7 +27,6 @@ SD_CONFIG = {**SD, "clip_sample": False, "set_alpha_to_one": False, "steps_offse
 FLUX_CONFIG = {"use_dynamic_shifting": True, "base_shift": 0.5, "max_shift": 1.15}
 _LETTERS = string.ascii_lowercase + string.digits + ".,!-'"
 _TEXT_WIDTH = 32
-_VAE_BLOCKS = ("DownEncoderBlock2D", "DownEncoderBlock2D"), ("UpDecoderBlock2D", "UpDecoderBlock2D")
 
 
 def clip_tokenizer() -> CLIPTokenizer:
@@ -57,31 +56,34 @@ def t5_encoder(cls: Any = T5EncoderModel, width: int = _TEXT_WIDTH) -> Any:
     return cls(T5Config(vocab_size=len(t5_tokenizer()), **sizes)).eval()
 
 
+def texts(*encoders: Any) -> dict[str, Any]:
+    """Text encoders, each with its tokenizer, by the names that pipelines have for them."""
+    found: dict[str, Any] = {}
+    for i, encoder in enumerate(encoders):
+        ending = f"_{i + 1}" if i else ""
+        clip = isinstance(encoder, (CLIPTextModel, CLIPTextModelWithProjection))
+        found |= {f"text_encoder{ending}": encoder, f"tokenizer{ending}": clip_tokenizer() if clip else t5_tokenizer()}
+    return found
+
+
 def vae(channels: int = 4, **config: Any) -> Any:
     """An image autoencoder that halves each side."""
-    down, up = _VAE_BLOCKS
     return diffusers.AutoencoderKL(
-        block_out_channels=(8, 8),
-        down_block_types=down,
-        up_block_types=up,
-        latent_channels=channels,
-        norm_num_groups=4,
-        sample_size=32,
-        **config,
-    )
+        block_out_channels=(8, 8), down_block_types=("DownEncoderBlock2D",) * 2, sample_size=32, norm_num_groups=4,
+        up_block_types=("UpDecoderBlock2D",) * 2, latent_channels=channels, **config,
+    )  # fmt: skip
 
 
 def unet(**config: Any) -> Any:
     """A conditional U-Net of 8 x 8 latents."""
     return diffusers.UNet2DConditionModel(
-        block_out_channels=(8, 16),
-        layers_per_block=1,
-        sample_size=8,
-        norm_num_groups=4,
-        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
-        up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
+        block_out_channels=(8, 16), layers_per_block=1, sample_size=8, norm_num_groups=4,
+        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"), up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
         **config,
-    )
+    )  # fmt: skip
+
+
+_NO_CHECKER = {"safety_checker": None, "feature_extractor": None, "requires_safety_checker": False}
 
 
 def stable_diffusion(in_channels: int = 4) -> dict[str, Any]:
@@ -89,12 +91,9 @@ def stable_diffusion(in_channels: int = 4) -> dict[str, Any]:
     return {
         "unet": unet(cross_attention_dim=_TEXT_WIDTH, attention_head_dim=2, in_channels=in_channels),
         "vae": vae(),
-        "text_encoder": clip_encoder(),
-        "tokenizer": clip_tokenizer(),
+        **texts(clip_encoder()),
         "scheduler": diffusers.DDIMScheduler(**SD_CONFIG),
-        "safety_checker": None,
-        "feature_extractor": None,
-        "requires_safety_checker": False,
+        **_NO_CHECKER,
     }
 
 
@@ -110,10 +109,7 @@ def stable_diffusion_xl() -> dict[str, Any]:
     return {
         "unet": unet(**sizes, **added, projection_class_embeddings_input_dim=_TEXT_WIDTH + 6 * 8),
         "vae": vae(),
-        "text_encoder": clip_encoder(),
-        "tokenizer": clip_tokenizer(),
-        "text_encoder_2": clip_encoder(CLIPTextModelWithProjection),
-        "tokenizer_2": clip_tokenizer(),
+        **texts(clip_encoder(), clip_encoder(CLIPTextModelWithProjection)),
         "scheduler": diffusers.EulerDiscreteScheduler(**SD, steps_offset=1),
     }
 
@@ -121,20 +117,11 @@ def stable_diffusion_xl() -> dict[str, Any]:
 def pixart() -> dict[str, Any]:
     """Components of PixArtAlpha."""
     transformer = diffusers.PixArtTransformer2DModel(
-        sample_size=8,
-        num_layers=2,
-        patch_size=2,
-        attention_head_dim=8,
-        num_attention_heads=2,
-        caption_channels=_TEXT_WIDTH,
-        cross_attention_dim=16,
-        in_channels=4,
-        out_channels=8,
-        use_additional_conditions=False,
-    )
+        sample_size=8, num_layers=2, patch_size=2, attention_head_dim=8, num_attention_heads=2, cross_attention_dim=16,
+        caption_channels=_TEXT_WIDTH, in_channels=4, out_channels=8, use_additional_conditions=False,
+    )  # fmt: skip
     scheduler = diffusers.DPMSolverMultistepScheduler(**LINEAR, thresholding=False)
-    texts = {"text_encoder": t5_encoder(), "tokenizer": t5_tokenizer()}
-    return {"transformer": transformer, "vae": vae(), "scheduler": scheduler, **texts}
+    return {"transformer": transformer, "vae": vae(), "scheduler": scheduler, **texts(t5_encoder())}
 
 
 def dit() -> dict[str, Any]:
@@ -156,12 +143,7 @@ def stable_diffusion_3() -> dict[str, Any]:
     return {
         "transformer": transformer,
         "vae": vae(16, shift_factor=0.06, scaling_factor=1.5),
-        "text_encoder": clip_encoder(CLIPTextModelWithProjection),
-        "tokenizer": clip_tokenizer(),
-        "text_encoder_2": clip_encoder(CLIPTextModelWithProjection),
-        "tokenizer_2": clip_tokenizer(),
-        "text_encoder_3": t5_encoder(width=2 * _TEXT_WIDTH),
-        "tokenizer_3": t5_tokenizer(),
+        **texts(*(clip_encoder(CLIPTextModelWithProjection) for _ in "12"), t5_encoder(width=2 * _TEXT_WIDTH)),
         "scheduler": diffusers.FlowMatchEulerDiscreteScheduler(shift=3.0),
     }
 
@@ -176,10 +158,7 @@ def flux() -> dict[str, Any]:
     return {
         "transformer": transformer,
         "vae": vae(shift_factor=0.12, scaling_factor=0.36, use_quant_conv=False, use_post_quant_conv=False),
-        "text_encoder": clip_encoder(),
-        "tokenizer": clip_tokenizer(),
-        "text_encoder_2": t5_encoder(),
-        "tokenizer_2": t5_tokenizer(),
+        **texts(clip_encoder(), t5_encoder()),
         "scheduler": diffusers.FlowMatchEulerDiscreteScheduler(**FLUX_CONFIG, shift=3.0),
     }
 
@@ -195,8 +174,7 @@ def wan() -> dict[str, Any]:
         "vae": diffusers.AutoencoderKLWan(
             base_dim=3, z_dim=16, dim_mult=[1, 1, 1, 1], num_res_blocks=1, temperal_downsample=[False, True, True]
         ),
-        "text_encoder": t5_encoder(UMT5EncoderModel),
-        "tokenizer": t5_tokenizer(),
+        **texts(t5_encoder(UMT5EncoderModel)),
         "scheduler": diffusers.UniPCMultistepScheduler(**FLOW),
     }  # fmt: skip
 
@@ -217,15 +195,9 @@ def mask(size: int = 16) -> Image.Image:
 class Family(NamedTuple):
     """A pipeline class: its components, the arguments of a call, and how its network is told the time.
 
-    Attributes:
-        cls: name in diffusers.
-        components: builds them.
-        call: arguments beside steps and seed.
-        network: the component that is called once a step, with or without guidance.
-        told: factor by which the network's `timestep` is smaller than the schedule's.
-        strength: whether the call takes one.
-        calls: of the network in a step.
-        variant: distinguishes two rows of one class.
+    `network` is the component that is called `calls` times a step, with or without guidance; `told` the factor by which
+    its `timestep` is smaller than the schedule's; `strength` whether the call takes one; `variant` distinguishes two
+    rows of one class.
     """
 
     cls: str
@@ -309,14 +281,9 @@ def hunyuan_dit() -> dict[str, Any]:
     return {
         "transformer": transformer,
         "vae": vae(),
-        "text_encoder": clip_encoder(),
-        "tokenizer": clip_tokenizer(),
-        "text_encoder_2": t5_encoder(),
-        "tokenizer_2": t5_tokenizer(),
+        **texts(clip_encoder(), t5_encoder()),
         "scheduler": diffusers.DDPMScheduler(**LINEAR_SD, clip_sample=False),
-        "safety_checker": None,
-        "feature_extractor": None,
-        "requires_safety_checker": False,
+        **_NO_CHECKER,
     }
 
 
@@ -338,13 +305,9 @@ def qwen_image() -> dict[str, Any]:
         base_dim=8, z_dim=4, dim_mult=[1, 1, 1, 1], num_res_blocks=1, latents_mean=[0.0] * 4, latents_std=[1.0] * 4
     )
     shift = {"use_dynamic_shifting": True, "base_shift": 0.5, "max_shift": 0.9, "shift_terminal": 0.02}
-    return {
-        "transformer": transformer,
-        "vae": autoencoder,
-        "text_encoder": None,
-        "tokenizer": None,
-        "scheduler": diffusers.FlowMatchEulerDiscreteScheduler(**shift),
-    }
+    scheduler = diffusers.FlowMatchEulerDiscreteScheduler(**shift)
+    networks = {"transformer": transformer, "vae": autoencoder, "text_encoder": None, "tokenizer": None}
+    return {**networks, "scheduler": scheduler}
 
 
 def visual_cloze() -> dict[str, Any]:
@@ -361,10 +324,7 @@ def visual_cloze() -> dict[str, Any]:
     return {
         "transformer": transformer,
         "vae": autoencoder,
-        "text_encoder": clip_encoder(),
-        "tokenizer": clip_tokenizer(),
-        "text_encoder_2": t5_encoder(),
-        "tokenizer_2": t5_tokenizer(),
+        **texts(clip_encoder(), t5_encoder()),
         "scheduler": diffusers.FlowMatchEulerDiscreteScheduler(),
         "resolution": 32,
     }
@@ -389,16 +349,12 @@ VISUAL_CLOZE = Family(
     "VisualClozePipeline",
     visual_cloze,
     {
-        "task_prompt": "from a picture to a picture",
-        "content_prompt": "a fox",
+        "task_prompt": "from a picture to a picture", "content_prompt": "a fox", "max_sequence_length": 16,
         "image": [[picture(32), picture(32, 1)], [picture(32, 2), None]],
-        "max_sequence_length": 16,
-        "upsampling_height": 32,
-        "upsampling_width": 32,
-        "upsampling_strength": 0.5,
+        "upsampling_height": 32, "upsampling_width": 32, "upsampling_strength": 0.5,
     },
     told=1000.0,
-)
+)  # fmt: skip
 
 _EMBEDDED = {
     "prompt_embeds": torch.randn(1, 7, 16, generator=torch.Generator().manual_seed(0)),

@@ -62,10 +62,10 @@ def seen_by(network: Any, run: Callable[[], Any]) -> tuple[Any, list[int]]:
 
 
 def drawn(jobs: PipelineJobs, schedule: Schedule, batch: int) -> torch.Tensor:
-    pipe = jobs.copied()
+    pipe, count = jobs.copied(), len(jobs._jobs)
     install(pipe, schedule)
     with torch.no_grad():
-        parts = [jobs.sample(pipe, schedule.nfe, range(jobs.count)[i : i + batch]) for i in range(0, jobs.count, batch)]
+        parts = [jobs.sample(pipe, schedule.nfe, range(count)[i : i + batch]) for i in range(0, count, batch)]
     return torch.cat(parts)
 
 

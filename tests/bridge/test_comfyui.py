@@ -16,7 +16,8 @@ import pytest
 import torch
 
 import bridge
-from hso_jax import BASELINES, Hso, Lane, NoiseSchedule, Schedule, baseline, preset, save, zoo
+from hso_jax import Hso, Lane, NoiseSchedule, Schedule, baseline, preset, save, zoo
+from hso_jax.baselines import BASELINES
 from hso_jax.noise import PRESETS
 from hso_jax.searches import checked
 
@@ -37,18 +38,28 @@ def nodes(tmp_path_factory: pytest.TempPathFactory) -> ModuleType:
     return module
 
 
-def call(nodes: ModuleType, node: str, **inputs: Any) -> torch.Tensor:
+def outputs(nodes: ModuleType, node: str, **inputs: Any) -> tuple[Any, ...]:
     """Run a node as ComfyUI does: by its FUNCTION, with defaults for what is not connected."""
     cls = nodes.NODE_CLASS_MAPPINGS[node]
-    declared = {**cls.INPUT_TYPES()["required"], **cls.INPUT_TYPES().get("optional", {})}
+    declared = {**cls.INPUT_TYPES()["required"], **cls.INPUT_TYPES()["optional"]}
     values = {}
-    for name, (kind, *options) in declared.items():
-        default = kind[0] if isinstance(kind, list) else None
-        values[name] = options[0].get("default", default) if options else default
+    for name, (kind, options) in declared.items():
+        values[name] = options.get("default", kind[0] if isinstance(kind, list) else None)
     assert set(inputs) <= set(values)
     result = getattr(cls(), cls.FUNCTION)(**{**values, **inputs})
-    assert isinstance(result, tuple) and len(result) == len(cls.RETURN_TYPES) == 1 and cls.RETURN_TYPES == ("SIGMAS",)
-    return result[0]
+    assert isinstance(result, tuple) and len(result) == len(cls.RETURN_TYPES)
+    return result
+
+
+def call(nodes: ModuleType, node: str, **inputs: Any) -> torch.Tensor:
+    """The output of a node that gives SIGMAS alone."""
+    (sigmas,) = outputs(nodes, node, **inputs)
+    return sigmas
+
+
+def float32(schedule: Schedule, last: int = 0) -> np.ndarray:
+    """The sigmas of a schedule, or of its last steps, as a node gives them."""
+    return schedule.sampler_sigmas()[-(last + 1) if last else 0 :].astype(np.float32)
 
 
 def basic_scheduler(all_sigmas: Any, steps: int, denoise: float) -> torch.Tensor:
@@ -61,22 +72,13 @@ def basic_scheduler(all_sigmas: Any, steps: int, denoise: float) -> torch.Tensor
     return all_sigmas(total_steps)[-(steps + 1) :]
 
 
-def test_every_node_has_a_name(nodes: ModuleType) -> None:
-    assert set(nodes.NODE_CLASS_MAPPINGS) == set(nodes.NODE_DISPLAY_NAME_MAPPINGS)
-    for cls in nodes.NODE_CLASS_MAPPINGS.values():
-        assert cls.CATEGORY.startswith("sampling/custom_sampling") and hasattr(cls, cls.FUNCTION)
-        for kind, *_ in cls.INPUT_TYPES()["required"].values():
-            assert kind in ("INT", "FLOAT", "STRING") or (isinstance(kind, list) and len(kind) > 1)
-
-
 @pytest.mark.parametrize("model", ["sd15", "sdxl", "sd3-medium", "flux-dev", "edm-cifar10"])
 @pytest.mark.parametrize("layout", ["node", "interval"])
 def test_sigmas_of_a_rule(nodes: ModuleType, model: str, layout: str) -> None:
     for steps in (1, 5, 20):
         sigmas = call(nodes, "HsoScheduler", model=model, steps=steps, layout=layout, method="trailing")
-        wanted = baseline("trailing", preset(model), steps, layout=layout).sampler_sigmas()
         assert sigmas.dtype == torch.float32 and sigmas.shape == (steps + 1,)
-        np.testing.assert_array_equal(sigmas, wanted.astype(np.float32))
+        np.testing.assert_array_equal(sigmas, float32(baseline("trailing", preset(model), steps, layout=layout)))
         assert (sigmas.diff() < 0).all() and (sigmas[-1] == 0) == (layout == "node")
         assert preset(model).kind != "flow" or sigmas[0] <= 1.0
         clean = call(nodes, "HsoScheduler", model=model, steps=steps, layout=layout, method="trailing", end="clean")
@@ -88,19 +90,16 @@ def test_the_search_is_the_package_s_own(nodes: ModuleType) -> None:
 
     sigmas = call(nodes, "HsoScheduler", model="sdxl", steps=4, method="hso")
     wanted = search(preset("sdxl"), 4, method=Hso(relax=True))
-    np.testing.assert_array_equal(sigmas, wanted.sampler_sigmas().astype(np.float32))
+    np.testing.assert_array_equal(sigmas, float32(wanted))
     assert wanted.method == "hso" and sigmas[-1] == 0
 
 
 def test_the_default_is_what_the_zoo_ships_for_the_family_s_usual_guidance(nodes: ModuleType) -> None:
     for model in ("sd15", "sdxl", "flux-dev", "edm-cifar10"):
-        sigmas = call(nodes, "HsoScheduler", model=model)
-        np.testing.assert_array_equal(sigmas, zoo(model, 6, "dpmpp-2m").sampler_sigmas().astype(np.float32))
+        np.testing.assert_array_equal(call(nodes, "HsoScheduler", model=model), float32(zoo(model, 6, "dpmpp-2m")))
     for solver, guidance in (("ddim", 1.0), ("unipc-3", 7.5)):
         sigmas = call(nodes, "HsoScheduler", model="sd15", solver=solver, guidance=guidance)
-        np.testing.assert_array_equal(
-            sigmas, zoo("sd15", 6, solver, guidance=guidance).sampler_sigmas().astype(np.float32)
-        )
+        np.testing.assert_array_equal(sigmas, float32(zoo("sd15", 6, solver, guidance=guidance)))
 
 
 @pytest.mark.parametrize(
@@ -146,14 +145,8 @@ def test_graphs_saved_before_keep_their_inputs(nodes: ModuleType) -> None:
         assert list({**inputs["required"], **inputs["optional"]})[: len(old)] == old
     menus = nodes.NODE_CLASS_MAPPINGS["HsoScheduler"].INPUT_TYPES()["required"]
     assert {"hso", "hso-dm-nonuni", "solver-error", *BASELINES} <= set(menus["method"][0])
-    left_out = {
-        "cogvideox-2b",
-        "cogvideox-5b",
-        "ddpm-cifar10",
-        "edm-cifar10",
-        "dit-xl-2",
-    }  # their MODEL tells more; none
-    assert set(PRESETS) - set(menus["model"][0]) == left_out
+    left_out = set(PRESETS) - set(menus["model"][0])  # their MODEL tells more; none
+    assert left_out == {"cogvideox-2b", "cogvideox-5b", "ddpm-cifar10", "edm-cifar10", "dit-xl-2"}
 
 
 class Patcher:
@@ -282,8 +275,7 @@ def test_the_file_loader(nodes: ModuleType, tmp_path: Path) -> None:
     save(many, path)
     for nfe, denoise, layout, source in ((4, 1.0, "any", 1), (4, 0.5, "any", 3), (8, 1.0, "interval", 2)):
         sigmas = call(nodes, "HsoScheduleFile", path=str(path), nfe=nfe, denoise=denoise, layout=layout)
-        wanted = many[source].sampler_sigmas()[-(nfe + 1) :]
-        np.testing.assert_array_equal(sigmas, wanted.astype(np.float32))
+        np.testing.assert_array_equal(sigmas, float32(many[source], nfe))
     assert call(nodes, "HsoScheduleFile", path=str(path), denoise=0.0).numel() == 0
     with pytest.raises(ValueError, match=r"end of 13 evaluations\): no such schedule .*there are: 4 interval trailing"):
         call(nodes, "HsoScheduleFile", path=str(path), nfe=4, denoise=0.3)
@@ -311,12 +303,12 @@ def test_a_file_with_several_methods_is_asked_about(nodes: ModuleType, tmp_path:
         call(nodes, "HsoScheduleFile", path=path, method="solver-error", guidance=5.0)
     chosen = ({"method": "trailing"}, {"method": "solver-error", "solver": "unipc-2", "guidance": 1.0})
     for inputs, wanted in zip(chosen, (rule, many[3]), strict=True):
-        sigmas = call(nodes, "HsoScheduleFile", path=path, **inputs)
-        np.testing.assert_array_equal(sigmas, wanted.sampler_sigmas().astype(np.float32))
+        np.testing.assert_array_equal(call(nodes, "HsoScheduleFile", path=path, **inputs), float32(wanted))
 
 
-def test_bad_input(nodes: ModuleType) -> None:
-    for inputs, message in (
+@pytest.mark.parametrize(
+    ("inputs", "message"),
+    [
         ({"denoise": 1.5}, "denoise is 1.5"),
         ({"steps": 0}, "steps is 0"),
         ({"steps": 100, "denoise": 0.01}, "of 10000 steps.*use at most 9 steps, or a denoise of 0.11 or more"),
@@ -326,58 +318,63 @@ def test_bad_input(nodes: ModuleType) -> None:
         ({"model": "nope"}, "not a preset"),
         ({"layout": "nope", "method": "hso"}, "layout is 'nope'"),
         ({"end": "nope"}, "end is 'nope'"),
-    ):
-        with pytest.raises(ValueError, match=message):
-            call(nodes, "HsoScheduler", **inputs)
+    ],
+)
+def test_bad_input(nodes: ModuleType, inputs: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        call(nodes, "HsoScheduler", **inputs)
 
 
 def test_the_nodes_need_neither_diffusers_nor_jax(tmp_path: Path) -> None:
-    """ComfyUI has none, nor JAX; importing by path must not load the rest of the bridge."""
-    code = (
-        "import sys, importlib.util as u\n"
-        "from pathlib import Path\n"
-        "for name in ('diffusers', 'jax', 'jaxlib', 'chex', 'optax', 'evosax', 'rich', 'matplotlib'):\n"
-        "    sys.modules[name] = None\n"
-        f"spec = u.spec_from_file_location('custom_node', {str(FOLDER / '__init__.py')!r})\n"
-        "m = u.module_from_spec(spec); sys.modules['custom_node'] = m; spec.loader.exec_module(m)\n"
-        "assert m.NODE_CLASS_MAPPINGS and 'bridge' not in sys.modules\n"
-        "n = m.NODE_CLASS_MAPPINGS['HsoScheduler']()\n"
-        "for method in ('zoo', 'trailing', 'ays'):\n"
-        "    s, = n.get_sigmas(model='sdxl', steps=6, layout='node', denoise=1.0, method=method)\n"
-        "    assert len(s) == 7 and s[-1] == 0\n"
-        "import hso_jax\n"
-        "from custom_node.sampler import sampler_options\n"
-        "for family in ('sd15', 'flux-dev', 'cogvideox-5b'):\n"
-        "    for solver in ('ddim', 'dpmpp-2m', 'unipc-3', 'nonstationary'):\n"
-        "        schedule = hso_jax.zoo(family, 6, solver)\n"
-        "        assert len(sampler_options(schedule, 6)['coefficients']) == 6\n"
-        "    hso_jax.save(schedule, sys.argv[1])\n"
-        "    assert hso_jax.load(sys.argv[1]) == [schedule]\n"
-        "    Path(sys.argv[1]).unlink()\n"
-        "try:\n"
-        "    n.get_sigmas(model='sdxl', steps=6, layout='node', denoise=1.0, method='hso')\n"
-        "except ValueError as error:\n"
-        "    assert 'a search needs JAX' in str(error)\n"
-        "else:\n"
-        "    raise AssertionError('it searched')\n"
-    )
+    """In a Python of its own: menus without searches, and an answer where nothing is shipped, or what to choose."""
+    code = f"""
+import importlib.util as u, sys
+for name in ("diffusers", "jax", "jaxlib", "chex", "optax", "evosax", "rich", "matplotlib"):
+    sys.modules[name] = None
+spec = u.spec_from_file_location("custom_node", {str(FOLDER / "__init__.py")!r})
+m = u.module_from_spec(spec); sys.modules["custom_node"] = m; spec.loader.exec_module(m)
+assert "bridge" not in sys.modules
+node = m.NODE_CLASS_MAPPINGS["HsoScheduler"]
+menu = node.INPUT_TYPES()["required"]["method"][0]
+assert not {{"hso", "hso-dm-nonuni", "solver-error", "dm-nonuni"}} & set(menu) and "trailing" in menu
+assert m.NODE_CLASS_MAPPINGS["HsoSampler"].INPUT_TYPES()["required"]["method"][0] == ["zoo"]
+plain = dict(model="sdxl", steps=6, layout="node", denoise=1.0, method="zoo")
+several = [dict(more, solver=solver) for solver in ("euler", "dpmpp_2m", "unipc-2", "uni_pc_bh2")
+           for more in (dict(guidance=6.3), dict(denoise=0.2), dict(steps=30), dict(steps=100, denoise=0.2))]
+for more in (*several, dict(method="trailing"), dict(method="ays")):
+    (found,) = node().get_sigmas(**{{**plain, **more}})
+    assert len(found) == more.get("steps", 6) + 1 and (found.diff() < 0).all() and found[-1] == 0
+for more, told in (
+    (dict(method="hso"), "a search needs JAX, which is not installed in this Python; choose zoo"),
+    (dict(method="dm-nonuni"), "choose zoo"),
+    (dict(layout="interval"), "choose layout node"),
+    (dict(guidance=6.3, solver="heun"), "choose dpmpp_2m"),
+):
+    try:
+        node().get_sigmas(**{{**plain, **more}})
+    except ValueError as error:
+        assert told in str(error), error
+    else:
+        raise AssertionError(more)
+import hso_jax
+from custom_node.sampler import sampler_options
+for family in ("sd15", "flux-dev", "cogvideox-5b"):
+    for solver in ("ddim", "dpmpp-2m", "unipc-3", "nonstationary"):
+        schedule = hso_jax.zoo(family, 6, solver)
+        assert len(sampler_options(schedule, 6)["coefficients"]) == 6
+hso_jax.save(schedule, sys.argv[1])
+assert hso_jax.load(sys.argv[1]) == [schedule]
+"""
     subprocess.run([sys.executable, "-c", code, str(tmp_path / "file.json")], check=True, timeout=120)
 
 
 @pytest.mark.skipif("HSO_COMFYUI" not in os.environ, reason="HSO_COMFYUI does not name the folder of a ComfyUI")
-def test_in_a_real_comfyui() -> None:
+@pytest.mark.parametrize("module", ["comfyui_real", "comfyui_workflow"])
+def test_in_a_real_comfyui(module: str) -> None:
     """HSO_COMFYUI_PYTHON names an interpreter that has ComfyUI's requirements, where this one has not."""
     python = os.environ.get("HSO_COMFYUI_PYTHON", sys.executable)
-    module = ["-m", "tests.bridge.comfyui_real", "--comfyui", os.environ["HSO_COMFYUI"], "--python", python]
-    subprocess.run([sys.executable, *module], check=True, cwd=Path(bridge.__file__).parents[1], timeout=1800)
-
-
-@pytest.mark.skipif("HSO_COMFYUI" not in os.environ, reason="HSO_COMFYUI does not name the folder of a ComfyUI")
-def test_the_example_workflow_in_a_real_comfyui() -> None:
-    """From a tiny checkpoint to a picture; HSO_COMFYUI_PYTHON as above."""
-    python = os.environ.get("HSO_COMFYUI_PYTHON", sys.executable)
-    module = ["-m", "tests.bridge.comfyui_workflow", "--comfyui", os.environ["HSO_COMFYUI"], "--python", python]
-    subprocess.run([sys.executable, *module], check=True, cwd=Path(bridge.__file__).parents[1], timeout=600)
+    options = ["-m", f"tests.bridge.{module}", "--comfyui", os.environ["HSO_COMFYUI"], "--python", python]
+    subprocess.run([sys.executable, *options], check=True, cwd=Path(bridge.__file__).parents[1], timeout=1800)
 
 
 def test_models_of_one_name_are_told_apart_by_their_levels(nodes: ModuleType) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import subprocess
 import sys
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
@@ -13,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 from mixture import denoise, start
-from test_comfyui import FOLDER, Patcher, call, discrete, shifted
+from test_comfyui import Patcher, call, discrete, float32, shifted
 from test_comfyui import nodes as nodes  # the fixture
 from test_comfyui_recommend import recommend
 from test_comfyui_sampler import _comfy as _comfy  # the fixture
@@ -138,8 +137,8 @@ def test_what_nothing_is_shipped_for_takes_the_nearest(
 )
 def test_the_nearest_is_better_than_every_rule(nodes: ModuleType, model: Any, steps: int, guidance: float) -> None:
     """By the solver's error on the reference problems, for the solver that is chosen."""
-    noise = preset(model) if isinstance(model, str) else inside(nodes, "connected").noise_of(model)
-    found, _ = inside(nodes, "connected").fitted(noise, steps, guidance)
+    noise = preset(model) if isinstance(model, str) else inside(nodes, "model").noise_of(model)
+    found, _ = inside(nodes, "model").fitted(noise, steps, guidance)
     error = solver_error(found, noise, guidance=guidance)
     rules = [baseline(rule, noise, steps) for rule in RULES if not inapplicable(rule, noise)]
     assert error < min(solver_error(rule, noise, solver=found.solver, guidance=guidance) for rule in rules)
@@ -225,8 +224,7 @@ def test_choices_of_older_graphs_still_run(nodes: ModuleType) -> None:
     ):
         cls = nodes.NODE_CLASS_MAPPINGS[name]
         assert cls.VALIDATE_INPUTS(**old) is True
-        wanted = zoo(old["model"], 6, old["solver"]).sampler_sigmas()
-        np.testing.assert_array_equal(call(nodes, name, **old), wanted.astype(np.float32))
+        np.testing.assert_array_equal(call(nodes, name, **old), float32(zoo(old["model"], 6, old["solver"])))
     assert nodes.NODE_CLASS_MAPPINGS["HsoRecommend"].VALIDATE_INPUTS(model="edm-cifar10") is True
     assert nodes.NODE_CLASS_MAPPINGS["HsoScheduleFile"].VALIDATE_INPUTS(solver="dpmpp-2m") is True
 
@@ -235,7 +233,7 @@ def test_comfyui_s_names_are_the_package_s_solvers(nodes: ModuleType, tmp_path: 
     path = str(tmp_path / "s.json")
     save([zoo("sdxl", 6, solver) for solver in ("ddim", "dpmpp-2m", "unipc-3")], path)
     for theirs, ours in (("euler", "ddim"), ("dpmpp_2m", "dpmpp-2m"), ("uni_pc_bh2", "unipc-3")):
-        wanted = zoo("sdxl", 6, ours).sampler_sigmas().astype(np.float32)
+        wanted = float32(zoo("sdxl", 6, ours))
         np.testing.assert_array_equal(call(nodes, "HsoScheduler", solver=theirs), wanted)
         np.testing.assert_array_equal(call(nodes, "HsoScheduleFile", path=path, solver=theirs), wanted)
 
@@ -266,57 +264,22 @@ def test_a_file_is_looked_for_in_comfyui_s_folders(
 
 def test_every_refusal_is_one_short_sentence_without_code(nodes: ModuleType, tmp_path: Path) -> None:
     sdxl, flux = discrete("SDXL", "sdxl"), shifted("Flux", 3.16)
-    refused: list[tuple[str, dict[str, Any]]] = [
-        ("HsoScheduler", {"model": "from MODEL"}),
-        ("HsoScheduler", {"model": "from MODEL", "diffusion_model": sdxl}),
-        ("HsoScheduler", {"model": "sdxl", "diffusion_model": flux}),
-        ("HsoScheduler", {"model": "sd9"}),
-        ("HsoScheduler", {"method": "nope"}),
-        ("HsoScheduler", {"model": "flux-dev", "method": "ays"}),
-        ("HsoScheduler", {"model": "cogvideox-5b"}),
-        ("HsoScheduler", {"steps": 100, "denoise": 0.05}),
-        ("HsoScheduler", {"model": "sdxl", "diffusion_model": discrete("LotusD", "sdxl", "IMG_TO_IMG", "EPS")}),
-        ("HsoScheduleFile", {"path": ""}),
-        ("HsoScheduleFile", {"path": str(tmp_path / "no.json")}),
+    refused: list[dict[str, Any]] = [
+        {"model": "from MODEL"},
+        {"model": "from MODEL", "diffusion_model": sdxl},
+        {"model": "sdxl", "diffusion_model": flux},
+        {"model": "sd9"},
+        {"method": "nope"},
+        {"model": "flux-dev", "method": "ays"},
+        {"model": "cogvideox-5b"},
+        {"steps": 100, "denoise": 0.05},
+        {"model": "sdxl", "diffusion_model": discrete("LotusD", "sdxl", "IMG_TO_IMG", "EPS")},
+        {"path": ""},
+        {"path": str(tmp_path / "no.json")},
     ]
-    for name, inputs in refused:
+    for inputs in refused:
         with pytest.raises((ValueError, OSError)) as error:
-            call(nodes, name, **inputs)
+            call(nodes, "HsoScheduleFile" if "path" in inputs else "HsoScheduler", **inputs)
         text = str(error.value)
         assert len(text.replace(str(tmp_path), "")) <= 220, text
-        assert (
-            ". " not in text.replace("...", "") and "(noise" not in text and "=" not in text.replace("sigma = ", "")
-        ), text
-
-
-def test_without_jax_nothing_sends_in_a_circle(tmp_path: Path) -> None:
-    """In a Python of its own: menus without searches, and an answer where nothing is shipped."""
-    code = f"""
-import importlib.util as u, sys
-for name in ("jax", "jaxlib", "diffusers"):
-    sys.modules[name] = None
-spec = u.spec_from_file_location("custom_node", {str(FOLDER / "__init__.py")!r})
-m = u.module_from_spec(spec); sys.modules["custom_node"] = m; spec.loader.exec_module(m)
-node = m.NODE_CLASS_MAPPINGS["HsoScheduler"]
-menu = node.INPUT_TYPES()["required"]["method"][0]
-assert not {{"hso", "hso-dm-nonuni", "solver-error", "dm-nonuni"}} & set(menu) and "trailing" in menu
-assert m.NODE_CLASS_MAPPINGS["HsoSampler"].INPUT_TYPES()["required"]["method"][0] == ["zoo"]
-plain = dict(model="sdxl", steps=6, layout="node", denoise=1.0, method="zoo")
-for more in (dict(guidance=6.3), dict(denoise=0.2), dict(steps=30), dict(steps=100, denoise=0.2)):
-    for solver in ("euler", "dpmpp_2m", "unipc-2", "uni_pc_bh2"):
-        (found,) = node().get_sigmas(**{{**plain, **more, "solver": solver}})
-        assert len(found) == more.get("steps", 6) + 1 and (found.diff() < 0).all()
-for more, told in (
-    (dict(method="hso"), "choose zoo"),
-    (dict(method="dm-nonuni"), "choose zoo"),
-    (dict(layout="interval"), "choose layout node"),
-    (dict(guidance=6.3, solver="heun"), "choose dpmpp_2m"),
-):
-    try:
-        node().get_sigmas(**{{**plain, **more}})
-    except ValueError as error:
-        assert told in str(error), error
-    else:
-        raise AssertionError(more)
-"""
-    subprocess.run([sys.executable, "-c", code], check=True, timeout=120)
+        assert ". " not in text.replace("...", "") and "=" not in text.replace("sigma = ", ""), text

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from test_comfyui import discrete
+from test_comfyui import discrete, float32, outputs
 from test_comfyui import nodes as nodes  # the fixture
 from test_comfyui_sampler import Ksampler
 from test_comfyui_sampler import _comfy as _comfy  # the fixture
@@ -18,20 +18,15 @@ from hso_jax import zoo
 
 
 def recommend(nodes: ModuleType, **inputs: Any) -> tuple[Ksampler, torch.Tensor, str]:
-    """Run the node as ComfyUI does."""
-    node = nodes.NODE_CLASS_MAPPINGS["HsoRecommend"]
-    declared = node.INPUT_TYPES()["required"]
-    values = {name: options[0]["default"] for name, (_, *options) in declared.items()}
-    found = getattr(node(), node.FUNCTION)(**{**values, **inputs})
-    assert len(found) == len(node.RETURN_TYPES) == len(node.RETURN_NAMES) == 3
-    return found
+    sampler, sigmas, why = outputs(nodes, "HsoRecommend", **inputs)
+    return sampler, sigmas, why
 
 
 @pytest.mark.parametrize("model", ["sdxl", "sd35-large", "qwen-image", "flux-dev", "pixart-sigma", "edm-cifar10"])
 def test_it_is_what_recommend_says_at_the_usual_guidance(nodes: ModuleType, model: str) -> None:
     sampler, sigmas, why = recommend(nodes, model=model)
     wanted = hso_jax.recommend(model, 6)
-    np.testing.assert_array_equal(sigmas, wanted.schedule.sampler_sigmas().astype(np.float32))
+    np.testing.assert_array_equal(sigmas, float32(wanted.schedule))
     assert sigmas.dtype == torch.float32 and sampler.options["nodes"] == wanted.schedule.sampler_sigmas().tolist()
     if wanted.schedule.coefficients is not None:
         assert sampler.options["coefficients"] == wanted.schedule.coefficients.tolist()
@@ -42,7 +37,7 @@ def test_it_is_what_recommend_says_at_the_usual_guidance(nodes: ModuleType, mode
 def test_the_nearest_guidance_that_is_shipped_is_named(nodes: ModuleType, guidance: float, shipped: float) -> None:
     _, sigmas, why = recommend(nodes, guidance=guidance, steps=9)
     wanted = hso_jax.recommend("sdxl", 9, guidance=shipped).schedule
-    np.testing.assert_array_equal(sigmas, wanted.sampler_sigmas().astype(np.float32))
+    np.testing.assert_array_equal(sigmas, float32(wanted))
     assert ("that is shipped is taken" in why) == (guidance != shipped) and f"guidance {shipped:g}" in why
 
 
@@ -71,7 +66,7 @@ def test_a_model_says_its_noise(nodes: ModuleType) -> None:
 
 def test_denoise_keeps_the_last_steps(nodes: ModuleType) -> None:
     sampler, sigmas, _ = recommend(nodes, steps=3, denoise=0.5)
-    np.testing.assert_array_equal(sigmas, zoo("sdxl", 6).sampler_sigmas()[-4:].astype(np.float32))
+    np.testing.assert_array_equal(sigmas, float32(zoo("sdxl", 6), 3))
     assert len(sampler.options["coefficients"]) == 3
     assert len(recommend(nodes, denoise=0.0)[1]) == 0
 

@@ -14,8 +14,9 @@ import torch
 from free import by_hand, exact_levels, free_schedule
 from mixture import denoise, random_schedule, start
 from test_comfyui import call as sigmas_of
-from test_comfyui import discrete
+from test_comfyui import discrete, float32
 from test_comfyui import nodes as nodes  # the fixture
+from test_comfyui import outputs as both
 
 from bridge import sample
 from hso_jax import Schedule, baseline, preset, save, zoo
@@ -41,20 +42,6 @@ def _comfy(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "comfy.samplers", samplers)
 
 
-def both(nodes: ModuleType, node: str, **inputs: Any) -> tuple[Ksampler, torch.Tensor]:
-    """Run a node as ComfyUI does."""
-    cls = nodes.NODE_CLASS_MAPPINGS[node]
-    declared = {**cls.INPUT_TYPES()["required"], **cls.INPUT_TYPES()["optional"]}
-    defaults = {
-        name: (options[0] if options else {}).get("default", kind[0] if isinstance(kind, list) else None)
-        for name, (kind, *options) in declared.items()
-    }
-    assert cls.RETURN_TYPES == ("SAMPLER", "SIGMAS") and set(inputs) <= set(defaults)
-    found = getattr(cls(), cls.FUNCTION)(**{**defaults, **inputs})
-    assert isinstance(found, tuple) and len(found) == 2
-    return found
-
-
 def network(x: torch.Tensor, sigma: torch.Tensor) -> torch.Tensor:
     return denoise(x, 1.0, float(sigma[0]))
 
@@ -67,12 +54,14 @@ def test_a_file_s_coefficients_are_the_sampler(nodes: ModuleType, tmp_path: Path
     path = str(tmp_path / "s.json")
     save([FREE, baseline("trailing", SDXL, 6)], path)
     sampler, sigmas = both(nodes, "HsoSamplerFile", path=path, nfe=6, solver="nonstationary", method="custom")
-    np.testing.assert_array_equal(sigmas, FREE.sampler_sigmas().astype(np.float32))
+    np.testing.assert_array_equal(sigmas, float32(FREE))
     alpha = exact_levels(FREE)[0].alpha
     got = sampler.run(network, start() / alpha, sigmas)
     want = sample(lambda x, level: denoise(x, level.alpha, level.sigma), FREE, start())
     np.testing.assert_allclose(got, want, atol=1e-4)
-    with pytest.raises(ValueError, match="is a solver too, and its sigmas belong to its own coefficients; use HSO Sam"):
+    with pytest.raises(
+        ValueError, match="has solver coefficients, and its sigmas work only with them; use HSO Sampler"
+    ):
         sigmas_of(nodes, "HsoScheduleFile", path=path, nfe=6, solver="nonstationary", method="custom")
     with pytest.raises(ValueError, match=r"differ in method and solver|differ in"):
         both(nodes, "HsoSamplerFile", path=path, nfe=6)
@@ -112,7 +101,7 @@ def test_known_solvers_are_the_package_s(nodes: ModuleType, model: str, solver: 
     """By their formula in lam, for flow models too, whose samplers in ComfyUI work in another variable."""
     schedule = zoo(model, 6, solver)
     sampler, sigmas = both(nodes, "HsoSampler", model=model, steps=6, solver=solver)
-    np.testing.assert_array_equal(sigmas, schedule.sampler_sigmas().astype(np.float32))
+    np.testing.assert_array_equal(sigmas, float32(schedule))
     flow = schedule.kind == "flow"
     level = exact_levels(schedule)[0]
     scale = 1.0 if flow else math.hypot(level.alpha, level.sigma) / level.alpha  # samples are x0 + sigma eps
@@ -128,7 +117,7 @@ def test_a_schedule_found_with_its_coefficients(nodes: ModuleType, monkeypatch: 
     monkeypatch.setattr(inside, "_FOUND", {})
     sampler, sigmas = both(nodes, "HsoSampler", model="sdxl", steps=6, solver="nonstationary")
     assert sampler.options["coefficients"] == FREE.coefficients.tolist()
-    np.testing.assert_array_equal(sigmas, FREE.sampler_sigmas().astype(np.float32))
+    np.testing.assert_array_equal(sigmas, float32(FREE))
     menus = [
         nodes.NODE_CLASS_MAPPINGS[n].INPUT_TYPES()["optional"]["solver"][0] for n in ("HsoScheduler", "HsoSampler")
     ]

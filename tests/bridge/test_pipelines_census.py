@@ -11,7 +11,7 @@ from typing import NamedTuple
 import diffusers
 import pytest
 
-from bridge.schedulers import checks as ways
+from bridge.schedulers import install as ways
 
 ROOT = Path(diffusers.__file__).parent
 
@@ -70,11 +70,7 @@ KEYWORDS = {
     "pred_original_sample": {"CosmosTextToWorldPipeline", "CosmosVideoToWorldPipeline"},
     "per_token_timesteps": {"LTXConditionPipeline", "SanaWMPipeline"},
     "use_clipped_model_output": {"DDIMPipeline"},
-    "variance_noise": {
-        "CycleDiffusionPipeline",
-        "LEditsPPPipelineStableDiffusion",
-        "LEditsPPPipelineStableDiffusionXL",
-    },
+    "variance_noise": {"CycleDiffusionPipeline", *(f"LEditsPPPipelineStableDiffusion{xl}" for xl in ("", "XL"))},
     "prev_timestep": {"KandinskyPriorPipeline", "KandinskyV22PriorPipeline", "KandinskyV22PriorEmb2EmbPipeline"},
 }
 # Classes that a pipeline asks for with `isinstance` or `type`, by the folder; ours are subclasses of diffusers' own.

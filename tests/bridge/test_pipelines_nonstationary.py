@@ -7,19 +7,18 @@ from pathlib import Path
 from typing import Any
 
 import diffusers
-import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch
-from free import FREE, free_schedule
+from cases import FLOW, public
+from free import free_schedule
 from pipelines import QWEN_IMAGE, Family, family_of
 from test_pipelines_schedule import generate, told, wanted
 
 import bridge
 from bridge import NonstationaryScheduler, install, noise_schedule_of, schedule_of, with_schedule, without_schedule
-from hso_jax import Schedule, solvers
-from hso_jax.solvers.weights import grid
+from hso_jax import Schedule
+from hso_jax.schedule import Origin, in_coefficients
 
 NFE = 5
 _CLASSES = (
@@ -57,23 +56,10 @@ def test_n_calls_at_the_schedules_timesteps(family: Family, tmp_path: Path) -> N
     np.testing.assert_allclose(generate(loaded, family, NFE), output, atol=1e-4)
 
 
-def as_free(schedule: Schedule, solver: str) -> Schedule:
-    """With the coefficients of a known solver."""
-    with jax.enable_x64(True):
-        lams, end = schedule.lams[: schedule.nfe], jnp.asarray(np.inf)
-        steps = grid(jnp.asarray(lams), end, jnp.asarray(len(lams)))
-        c = np.asarray(solvers.coefficients_of(solvers.weights(solver, lams, end=end), steps, 3))
-    noise = NOISE[schedule.kind]
-    return Schedule.from_t(noise, schedule.t, origin=FREE, coefficients=c)
-
-
 NOISE = {
     "vp": noise_schedule_of(family_of("StableDiffusionPipeline").components()["scheduler"]),
     "flow": noise_schedule_of(family_of("StableDiffusion3Pipeline").components()["scheduler"]),
 }
-
-
-_FLOW = {"use_flow_sigmas": True, "prediction_type": "flow_prediction", "flow_shift": 3.0}
 
 
 @pytest.mark.parametrize(
@@ -81,7 +67,7 @@ _FLOW = {"use_flow_sigmas": True, "prediction_type": "flow_prediction", "flow_sh
     [
         ("StableDiffusionPipeline", None, "dpmpp-2m", {}),
         ("StableDiffusionImg2ImgPipeline", None, "dpmpp-2m", {"strength": 0.5}),
-        ("StableDiffusion3Pipeline", _FLOW, "dpmpp-2m", {}),
+        ("StableDiffusion3Pipeline", FLOW, "dpmpp-2m", {}),
         ("StableDiffusion3Img2ImgPipeline", {}, "ddim", {"strength": 0.5}),  # DPM++ cannot do that in diffusers
     ],
 )
@@ -95,9 +81,9 @@ def test_a_known_solvers_coefficients_give_its_image(
         plain = diffusers.DPMSolverMultistepScheduler.from_config(plain.config if config is None else config)
     noise = noise_schedule_of(plain)
     schedule = free_schedule(noise, 6)
-    nodes = Schedule.from_t(noise, schedule.t)
+    nodes = Schedule.from_t(noise, schedule.t, origin=Origin(solver=solver))
     images = []
-    for own in (nodes, as_free(nodes, solver), schedule):
+    for own in (nodes.sampler_sigmas(), in_coefficients(nodes), schedule):
         pipe.scheduler = with_schedule(plain, own)
         images.append(generate(pipe, family, 6, output_type="latent", **call))
     size = np.abs(images[0]).max()
@@ -136,7 +122,4 @@ def test_any_schedule_replaces_one_in_use() -> None:
     install(pipe, free_schedule(NOISE["vp"], 4))
     install(pipe, Schedule.from_t(NOISE["vp"], [0.9, 0.5, 0.1]))
     assert type(pipe.scheduler) is bridge.DDIMScheduler
-    want = with_schedule(plain, pipe.scheduler.schedule)
-    assert {k: v for k, v in pipe.scheduler.config.items() if not k.startswith("_")} == {
-        k: v for k, v in want.config.items() if not k.startswith("_")
-    }
+    assert public(pipe.scheduler.config) == public(with_schedule(plain, pipe.scheduler.schedule).config)

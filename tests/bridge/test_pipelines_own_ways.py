@@ -27,21 +27,13 @@ from pipelines import (
     picture,
     t5_encoder,
     t5_tokenizer,
-)
+)  # fmt: skip
 from test_pipelines_schedule import told, wanted
 from transformers import CLIPTextModelWithProjection
 
 import bridge
-from bridge import (
-    NonstationaryScheduler,
-    install,
-    noise_schedule_of,
-    optimize_pipeline,
-    recommend,
-    schedule_of,
-    with_schedule,
-)
-from bridge.schedulers import checks as ways
+from bridge import install, noise_schedule_of, optimize_pipeline, recommend, schedule_of, with_schedule
+from bridge.schedulers import install as ways
 from hso_jax import zoo
 from hso_jax.schedule import Schedule
 
@@ -208,43 +200,33 @@ def test_cosmos_2s_scheduler_is_refused_without_its_pipeline() -> None:
             with_schedule(scheduler, schedule)
 
 
-VP = {"beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.012}
-
-
 @pytest.mark.parametrize("name", [name for name in ways.ONLY if hasattr(diffusers, name)])
 def test_some_pipelines_take_certain_classes_only(name: str) -> None:
     allowed = ways.ONLY[name].schedulers
-    made = {
-        "DDIMScheduler": lambda cls: cls(**VP),
-        "EulerDiscreteScheduler": lambda cls: cls(**VP),
-        "EulerAncestralDiscreteScheduler": lambda cls: cls(**VP),
-        "EDMEulerScheduler": lambda cls: cls(**EDM),
-        "UniPCMultistepScheduler": lambda cls: cls(use_flow_sigmas=True, prediction_type="flow_prediction"),
-    }
+    configs = {"EDMEulerScheduler": EDM, "UniPCMultistepScheduler": cases.FLOW}
     for kind in allowed:
-        cls = getattr(diffusers, kind)
-        pipe = shell(name, made.get(kind, lambda cls: cls())(cls))
+        usual = {} if kind.startswith(("FlowMatch", "DDPMWuerstchen")) else SD
+        pipe = shell(name, getattr(diffusers, kind)(**configs.get(kind, usual)))
         noise = noise_schedule_of(pipe)
         first = float(noise.ksigma(1.0 if noise.kind == "ve" else 0.9))
         install(pipe, Schedule.from_sigmas(noise, [first, first / 3, first / 20]))
         assert schedule_of(pipe).nfe == 3
-    pipe = shell(name, diffusers.HeunDiscreteScheduler(**VP))
+    pipe = shell(name, diffusers.HeunDiscreteScheduler(**SD))
     with pytest.raises(ValueError, match=f"{name} .* use {allowed[0]}"):
         install(pipe, [10.0, 1.0, 0.0])
 
 
 @pytest.mark.parametrize(
-    ("name", "scheduler", "why"),
+    ("name", "scheduler"),
     [
-        ("KandinskyV22Pipeline", diffusers.UniPCMultistepScheduler(**VP), "calls step with arguments"),
-        ("MarigoldDepthPipeline", diffusers.PNDMScheduler(**VP, skip_prk_steps=True), "calls step with arguments"),
-        ("SanaWMPipeline", diffusers.FlowMatchHeunDiscreteScheduler(), "calls step with arguments"),
+        ("KandinskyV22Pipeline", diffusers.UniPCMultistepScheduler(**SD)),
+        ("MarigoldDepthPipeline", diffusers.PNDMScheduler(**SD, skip_prk_steps=True)),
+        ("SanaWMPipeline", diffusers.FlowMatchHeunDiscreteScheduler()),
     ],
 )
-def test_unknown_arguments_of_step_are_refused(name: str, scheduler: Any, why: str) -> None:
-    pipe = shell(name, scheduler)
-    with pytest.raises(ValueError, match=why):
-        install(pipe, [0.9, 0.5, 0.2, 0.0])
+def test_unknown_arguments_of_step_are_refused(name: str, scheduler: Any) -> None:
+    with pytest.raises(ValueError, match="calls step with arguments"):
+        install(shell(name, scheduler), [0.9, 0.5, 0.2, 0.0])
 
 
 def test_an_audio_scheduler_of_its_own_is_refused() -> None:
@@ -275,15 +257,16 @@ def test_a_users_own_pipeline_is_checked() -> None:
 
     with pytest.raises(ValueError, match="Mine cannot sample at a schedule"):
         ways.check_class(Mine)
-    family = family_of("FluxPipeline")
-    pipe = family.build()
-    pipe.scheduler = NonstationaryScheduler.from_schedule(pipe.scheduler, zoo("flux-dev", 4, "nonstationary"))
+    pipe = family_of("FluxPipeline").build()
+    with pytest.warns(UserWarning, match="takes its steps"):
+        install(pipe, zoo("flux-dev", 4, "nonstationary"))
     ways.check_use(pipe, pipe.scheduler)
     assert FLUX_CONFIG.items() <= dict(pipe.scheduler.config).items()
 
 
 STEPS = 5
-_PROMPT = {"prompt": "a small fox", "height": 16, "width": 16, "output_type": "latent"}
+_FRAMES = {"prompt": "a small fox", "height": 16, "width": 16, "output_type": "latent", **_SHORT}
+_CASCADE = {"prompt": "a small fox", "height": 128, "width": 128, "output_type": "np"}
 
 
 def mochi() -> Any:
@@ -345,19 +328,9 @@ def run_latents(pipe: Any, network: str, call: dict[str, Any], seed: int = 0) ->
 @pytest.mark.parametrize(
     ("build", "network", "call", "told"),
     [
-        (
-            mochi,
-            "transformer",
-            {**_PROMPT, **_SHORT, "num_frames": 7},
-            lambda s: 1000.0 * (1.0 - s.sampler_sigmas()[:-1]),
-        ),
-        (cogvideox, "transformer", {**_PROMPT, **_SHORT, "num_frames": 8}, lambda s: s.timesteps),
-        (
-            stable_cascade_prior,
-            "prior",
-            {"prompt": "a small fox", "height": 128, "width": 128, "output_type": "np"},
-            lambda s: s.timesteps,
-        ),
+        (mochi, "transformer", {**_FRAMES, "num_frames": 7}, lambda s: 1000.0 * (1.0 - s.sampler_sigmas()[:-1])),
+        (cogvideox, "transformer", {**_FRAMES, "num_frames": 8}, lambda s: s.timesteps),
+        (stable_cascade_prior, "prior", _CASCADE, lambda s: s.timesteps),
     ],
     ids=["mochi", "cogvideox", "stable-cascade"],
 )

@@ -10,6 +10,7 @@ import diffusers
 import numpy as np
 import pytest
 import torch
+from cases import FLOW
 from mixture import random_schedule
 from pipelines import FAMILIES, HUNYUAN, LCM, Family, family_of
 
@@ -39,10 +40,8 @@ def use(pipe: Any, family: Family, solver: str) -> None:
         return
     if family.flow:
         shift = config["flow_shift"] if "flow_shift" in config else config["shift"]
-        flow = {"use_flow_sigmas": True, "prediction_type": "flow_prediction", "flow_shift": shift}
-        flow["use_dynamic_shifting"] = config.get(
-            "use_dynamic_shifting", False
-        )  # insisted on where a pipeline passes mu
+        dynamic = config.get("use_dynamic_shifting", False)  # insisted on where a pipeline passes mu
+        flow = {**FLOW, "flow_shift": shift, "use_dynamic_shifting": dynamic}
         config = {"shift": shift} if solver.startswith("FlowMatch") else flow
     else:
         config["clip_sample"] = False  # DDIM's own default, which other classes' configs do not mention
@@ -163,24 +162,16 @@ SOLVERS = {
     "SA": ("SASolverScheduler", {}, {}),
     "DPM++SDE": ("DPMSolverMultistepScheduler", {"algorithm_type": "sde-dpmsolver++"}, {}),
 }
-RUNS = [
-    *((SD, solver) for solver in SOLVERS),
-    (XL, "DDIM-eta"),
-    (XL, "Euler-a"),
-    (HUNYUAN, "DDIM-eta"),
-    (HUNYUAN, "DDPM"),
-]
-RUNS.append((LCM, "LCM"))
+RUNS = [*((SD, solver) for solver in SOLVERS), (XL, "DDIM-eta"), (XL, "Euler-a"), (HUNYUAN, "DDPM"), (LCM, "LCM")]
 
 
 def even(pipe: Any) -> Schedule:
     """Four levels; of the distillation grid for an LCM."""
     noise = noise_schedule_of(pipe)
+    grid = np.linspace(0.95, 0.2, SEEDED)
     if isinstance(pipe.scheduler, diffusers.LCMScheduler):
-        return Schedule.from_t(
-            noise, [(t + 1) / 1000 for t in distillation_grid(pipe.scheduler.config)[[49, 30, 20, 9]]]
-        )
-    return Schedule.from_t(noise, np.linspace(0.95, 0.2, SEEDED))
+        grid = (distillation_grid(pipe.scheduler.config)[[49, 30, 20, 9]] + 1) / 1000
+    return Schedule.from_t(noise, grid)
 
 
 def built(family: Family, solver: str) -> tuple[Any, dict[str, Any]]:
@@ -217,13 +208,11 @@ def test_seeds_are_honoured_as_by_the_plain_scheduler(family: Family, solver: st
     assert torch.equal(state, plain_state), "the scheduled step draws another number of random numbers"
 
 
-@pytest.mark.parametrize("family", [SD, XL, HUNYUAN], ids=lambda family: family.name)
-def test_eta_has_an_effect(family: Family) -> None:
-    pipe, _ = built(family, "DDIM")
+def test_eta_has_an_effect() -> None:
+    pipe, _ = built(SD, "DDIM")
     pipe.scheduler = with_schedule(pipe.scheduler, even(pipe))
-    pictures = [sampled(pipe, family, {"eta": eta}, 0)[0] for eta in (0.0, 1.0, 0.5)]
-    for a, b in ((0, 1), (0, 2), (1, 2)):
-        assert np.abs(pictures[a] - pictures[b]).max() > 1e-3
+    a, b = (sampled(pipe, SD, {"eta": eta}, 0)[0] for eta in (0.0, 0.5))
+    assert np.abs(a - b).max() > 1e-3
 
 
 WITH_STRENGTH = [family for family in FAMILIES if family.strength]
@@ -232,9 +221,7 @@ LONG = 8
 
 def left_out(family: Family, strength: float) -> int:
     """Steps left out of N: Stable Diffusion rounds the steps it does, newer pipelines those it leaves out."""
-    if family.flow:
-        return int(LONG - LONG * strength)
-    return LONG - int(LONG * strength)
+    return int(LONG - LONG * strength) if family.flow else LONG - int(LONG * strength)
 
 
 def scheduled(family: Family, end: str, seed: int = 1) -> Any:
@@ -361,9 +348,7 @@ def test_the_pipeline_is_the_plain_sampler(cls: str, scheduler: str, solver: str
             given["hidden_states"] = x
         output = network(*[x, told][: len(args)], **given)[0]
         output = output[:, : x.shape[1]]  # PixArt's other half is a variance
-        if family.flow:
-            return x - level.sigma * output
-        return (x - level.sigma * output) / level.alpha
+        return x - level.sigma * output if family.flow else (x - level.sigma * output) / level.alpha
 
     with torch.no_grad():
         expected = sample(denoiser, schedule, first, solver)

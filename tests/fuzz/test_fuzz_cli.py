@@ -12,6 +12,7 @@ import pytest
 from test_fuzz_files import DOCUMENT, text_of
 
 import hso_jax
+from hso_jax import comparison
 from hso_jax.cli import common, main, search
 
 NAMES = [
@@ -92,9 +93,10 @@ def run(
     def found(many: list, progress: object = None) -> list:
         return [hso_jax.zoo("sd15", 4, "dpmpp-2m")]  # no search: what is fuzzed is what is around it
 
-    monkeypatch.setattr(search, "search_many", found)
+    for module in (search, comparison):
+        monkeypatch.setattr(module, "search_many", found)
     monkeypatch.setattr(common, "prepare_jax", lambda: None)
-    monkeypatch.setattr(search, "baseline", lambda *a, **k: hso_jax.zoo("sd15", 4, "dpmpp-2m"))
+    monkeypatch.setattr(comparison, "baseline", lambda *a, **k: hso_jax.zoo("sd15", 4, "dpmpp-2m"))
     rng, home = random.Random(seed), tmp_path / "home"
     home.mkdir()
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))  # logs

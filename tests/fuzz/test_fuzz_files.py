@@ -12,6 +12,7 @@ import pytest
 
 import hso_jax
 from hso_jax import files, schedule_file
+from hso_jax.schedule import Origin
 
 NOISE = hso_jax.preset("sd15")
 DOCUMENT = json.loads(
@@ -21,7 +22,7 @@ DOCUMENT = json.loads(
             hso_jax.baseline("karras", hso_jax.preset("edm-cifar10"), 3, layout="interval"),
             hso_jax.zoo("flux-dev", 2, "dpmpp-2m"),
             hso_jax.Schedule.from_t(
-                NOISE, [1.0, 0.6, 0.2], origin=hso_jax.Origin(solver="nonstationary"),
+                NOISE, [1.0, 0.6, 0.2], origin=Origin(solver="nonstationary"),
                 coefficients=[[0.0, 0.0], [0.5, 0.0], [-0.3, 0.1]],
             ),
         ]

@@ -11,9 +11,10 @@ import pytest
 from oracles import scipy_search as reference
 from problems import EFFORT, KINKED, SD, Problem, Smooth, filled, solve
 
-from hso_jax import Box, Effort, Hso, Lane, Schedule, lanes, paper_d_min, preset, search, search_many
-from hso_jax.hso import SPACING_AS
+from hso_jax import Effort, Hso, Lane, Schedule, lanes, preset, search, search_many
+from hso_jax.hso import SPACING_AS, Box
 from hso_jax.lower.trust_region import spread
+from hso_jax.mep_spf import paper_d_min
 from hso_jax.noise import PRESETS
 
 Key = tuple[int, str, str]
@@ -91,7 +92,7 @@ def test_one_evaluation_starts_from_pure_noise_for_every_model() -> None:
 def zoo() -> list[tuple[Lane, Schedule]]:
     """Twenty-two N of 2..64, both layouts, for every preset; presets with the same noise and p are one model."""
     models = {(preset(name).fingerprint(), PRESETS[name].p): name for name in reversed(PRESETS)}
-    assert len(models) == 16
+    assert len(models) == 18
     banks = {fingerprint: preset(name) for (fingerprint, _), name in models.items()}
     budgets = [*range(2, 21), 32, 48, 64]
     every = [

@@ -11,8 +11,9 @@ from oracles import scipy_search as oracle
 from problems import Smooth
 from solver_error_cells import EFFORT, PLAIN, SAMPLES, SD, method, small_family
 
-from hso_jax import Hso, Lane, Origin, Schedule, SolverError, search, search_many, solver_error
+from hso_jax import Hso, Lane, Schedule, SolverError, search, search_many, solver_error
 from hso_jax.problems import generic
+from hso_jax.schedule import Origin
 
 DATA: dict[str, Any] = {"problems": small_family(), "samples": SAMPLES, **PLAIN}
 BAD: dict[str, tuple[dict[str, Any], str]] = {

@@ -30,8 +30,9 @@ from bridge import (
     without_schedule,
 )
 from bridge.cli import pictures
-from hso_jax import Origin, Profile, Schedule, baseline, load, preset, save, zoo
+from hso_jax import Profile, Schedule, baseline, load, preset, save, zoo
 from hso_jax.cli import search
+from hso_jax.schedule import Origin
 
 PROMPT = '--prompt "a small fox" --option height=16 --option width=16'
 CHOSEN = "schedules.json --pipeline model --nfe 6 --method hso"
@@ -229,7 +230,7 @@ PROFILE = (
 @pytest.mark.parametrize(
     ("command", "message"),
     [
-        ("apply schedules.json --pipeline model", "4, 6 evaluations; choose one by nfe"),
+        ("apply schedules.json --pipeline model", "differ in nfe: 4; 6; choose by nfe"),
         ("apply schedules.json --pipeline model --nfe 5", "schedules.json: no such schedule"),
         ("apply schedules.json --pipeline model --nfe 6", "choose by method"),
         ("apply --pipeline model", "--nfe is missing"),

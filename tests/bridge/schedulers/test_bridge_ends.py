@@ -27,15 +27,26 @@ FLOW_NOISE = cases.noise_of("sd3-medium")
 LOG_SNR = [name for name, row in ROWS.items() if row.log_snr and not row.k_scaled]
 
 
-def last_step(scheduler: Any, schedule: Schedule) -> tuple[torch.Tensor, torch.Tensor]:
-    """The sample after all steps, and x0 as predicted at the last evaluation."""
-    scheduler.set_timesteps(schedule.nfe)
+def last_step(scheduler: Any) -> tuple[torch.Tensor, torch.Tensor]:
+    """The sample after all steps, which is finite, and x0 as predicted at the last evaluation."""
+    scheduler.set_timesteps(scheduler.schedule.nfe)
     x, x0 = start(), start()
-    for t, level in zip(scheduler.timesteps, levels(schedule)[:-1], strict=True):
+    for t, level in zip(scheduler.timesteps, levels(scheduler.schedule)[:-1], strict=True):
         noise = Model("epsilon")(x, t, level)
         x0 = (x - level.sigma * noise) / level.alpha
         x = scheduler.step(noise, t, x).prev_sample
+    assert torch.isfinite(x).all()
     return x, x0
+
+
+def run(scheduler: Any) -> torch.Tensor:
+    """A sample of no model in particular, which is finite."""
+    scheduler.set_timesteps(scheduler.schedule.nfe)
+    x = start() * float(scheduler.init_noise_sigma) if hasattr(scheduler, "init_noise_sigma") else start()
+    for t in scheduler.timesteps:
+        x = scheduler.step(torch.tanh(scheduler.scale_model_input(x, t)), t, x).prev_sample
+    assert torch.isfinite(x).all()
+    return x
 
 
 @pytest.mark.parametrize("nfe", [1, 2, 6, 14, 15, 18])
@@ -43,22 +54,16 @@ def last_step(scheduler: Any, schedule: Schedule) -> tuple[torch.Tensor, torch.T
 def test_clean_end_returns_the_predicted_data(name: str, nfe: int) -> None:
     """DEIS gives NaN at sigma 0, UniPC inf or a singular matrix unless the order falls; N >= 15 has other rules."""
     orders = {"solver_order": 3} if name != "SASolverScheduler" else {"predictor_order": 3, "corrector_order": 3}
-    lower = {"lower_order_final": False}
-    scheduler = with_schedule(
-        getattr(diffusers, name)(**SD, **orders, **lower), random_schedule(NOISE, nfe, "clean", 5)
-    )
-    x, x0 = last_step(scheduler, scheduler.schedule)
-    assert torch.isfinite(x).all()
+    plain = getattr(diffusers, name)(**SD, **orders, lower_order_final=False)
+    x, x0 = last_step(with_schedule(plain, random_schedule(NOISE, nfe, "clean", 5)))
     torch.testing.assert_close(x, x0, rtol=1e-10, atol=1e-10)
 
 
 @pytest.mark.parametrize("variant", ["bh1", "bh2"])
 @pytest.mark.parametrize("predict_x0", [True, False])
 def test_unipc_clean_end_is_finite_in_every_form(variant: str, predict_x0: bool) -> None:
-    config = {"solver_type": variant, "predict_x0": predict_x0, "solver_order": 3}
-    schedule = random_schedule(NOISE, 6, "clean", 1)
-    x, x0 = last_step(with_schedule(diffusers.UniPCMultistepScheduler(**SD, **config), schedule), schedule)
-    assert torch.isfinite(x).all()
+    plain = diffusers.UniPCMultistepScheduler(**SD, solver_type=variant, predict_x0=predict_x0, solver_order=3)
+    x, x0 = last_step(with_schedule(plain, random_schedule(NOISE, 6, "clean", 1)))
     assert (x - x0).abs().max() < (1e-12 if predict_x0 else 0.5)  # noise prediction keeps the last correction of x
 
 
@@ -68,39 +73,31 @@ def test_a_t_eps_end_keeps_full_order(name: str) -> None:
     schedule = random_schedule(NOISE, 6, "t_eps", 1)
     default = getattr(diffusers, name)(**SD, solver_order=3)
     explicit = getattr(diffusers, name)(**SD, solver_order=3, lower_order_final=False)
-    assert default.config.lower_order_final
-    a, _ = last_step(with_schedule(default, schedule), schedule)
-    b, _ = last_step(with_schedule(explicit, schedule), schedule)
-    torch.testing.assert_close(a, b, rtol=0, atol=0)
-    assert with_schedule(default, schedule).config.lower_order_final is False
-    assert default.config.lower_order_final is True
+    installed = with_schedule(default, schedule)
+    assert (default.config.lower_order_final, installed.config.lower_order_final) == (True, False)
+    assert torch.equal(last_step(installed)[0], last_step(with_schedule(explicit, schedule))[0])
 
 
 def test_another_end_restores_what_the_first_replaced() -> None:
-    scheduler = diffusers.DPMSolverMultistepScheduler(**SD, euler_at_final=True)
     interval = random_schedule(NOISE, 6, "t_eps", 1)
-    there = with_schedule(scheduler, interval)
-    assert (there.config.euler_at_final, there.config.final_sigmas_type) == (False, "sigma_min")
-    back = with_schedule(there, interval.with_end("clean"))
-    assert (back.config.euler_at_final, back.config.final_sigmas_type) == (True, "zero")
-    again = type(there).from_config(there.config)
-    assert (again.config.euler_at_final, again.config.final_sigmas_type) == (False, "sigma_min")
-    assert with_schedule(again, interval.with_end("clean")).config.euler_at_final is True
+    there = with_schedule(diffusers.DPMSolverMultistepScheduler(**SD, euler_at_final=True), interval)
+    for scheduler in (there, type(there).from_config(there.config)):
+        assert (scheduler.config.euler_at_final, scheduler.config.final_sigmas_type) == (False, "sigma_min")
+        back = with_schedule(scheduler, interval.with_end("clean"))
+        assert (back.config.euler_at_final, back.config.final_sigmas_type) == (True, "zero")
 
 
-def test_close_timesteps_are_neither_truncated_nor_repeated() -> None:
+@pytest.mark.parametrize(
+    "name", ["DPMSolverMultistepScheduler", "UniPCMultistepScheduler", "DDIMScheduler", "PNDMScheduler"]
+)
+def test_close_timesteps_are_neither_truncated_nor_repeated(name: str) -> None:
     """diffusers truncates to [999, 999, ...] and then starts at index 1."""
+    extra = {"skip_prk_steps": True} if name == "PNDMScheduler" else {}
     schedule = Schedule.from_t(NOISE, [0.9999, 0.9995, 0.9991, 0.5])
-    for name in ("DPMSolverMultistepScheduler", "UniPCMultistepScheduler", "DDIMScheduler", "PNDMScheduler"):
-        extra = {"skip_prk_steps": True} if name.startswith("PNDM") else {}
-        scheduler = with_schedule(getattr(diffusers, name)(**SD, **extra), schedule)
-        scheduler.set_timesteps(4)
-        assert torch.unique(scheduler.timesteps).numel() == 4
-        assert scheduler.index_for_timestep(scheduler.timesteps[0]) == 0
-        x = start()
-        for t in scheduler.timesteps:
-            x = scheduler.step(torch.tanh(x), t, x).prev_sample
-        assert torch.isfinite(x).all()
+    scheduler = with_schedule(getattr(diffusers, name)(**SD, **extra), schedule)
+    run(scheduler)
+    assert torch.unique(scheduler.timesteps).numel() == 4
+    assert scheduler.index_for_timestep(scheduler.timesteps[0]) == 0
 
 
 @pytest.mark.parametrize(
@@ -130,24 +127,15 @@ def test_shift_is_not_applied_twice(name: str, config: dict[str, Any]) -> None:
         np.testing.assert_array_equal(np.unique(scheduler.timesteps.numpy())[::-1][:5], told)
 
 
-def test_flow_starts_at_pure_noise() -> None:
-    schedule = Schedule.from_t(FLOW_NOISE, [1.0, 0.8, 0.5, 0.2])
-    euler = with_schedule(diffusers.FlowMatchEulerDiscreteScheduler(shift=3.0), schedule)
-    euler.set_timesteps(4)
-    assert euler.sigmas[0] == 1.0 and euler.timesteps[0] == 1000.0
-    for name in (
-        "UniPCMultistepScheduler",
-        "DPMSolverMultistepScheduler",
-        "DEISMultistepScheduler",
-        "SASolverScheduler",
-    ):
-        scheduler = with_schedule(getattr(diffusers, name)(**FLOW), schedule)
-        scheduler.set_timesteps(4)
-        assert scheduler.sigmas[0] == 1.0 - 1e-6 and scheduler.timesteps[0] == 1000.0
-        x = start()
-        for t in scheduler.timesteps:
-            x = scheduler.step(torch.tanh(x), t, x).prev_sample
-        assert torch.isfinite(x).all()
+@pytest.mark.parametrize("name", ["FlowMatchEulerDiscreteScheduler", *LOG_SNR])
+def test_flow_starts_at_pure_noise(name: str) -> None:
+    if FLOW["prediction_type"] not in ROWS[name].predictions:
+        return
+    config = {"shift": 3.0} if name.startswith("FlowMatch") else FLOW
+    scheduler = with_schedule(getattr(diffusers, name)(**config), Schedule.from_t(FLOW_NOISE, [1.0, 0.8, 0.5, 0.2]))
+    run(scheduler)
+    assert scheduler.sigmas[0] == (1.0 if name.startswith("FlowMatch") else 1.0 - 1e-6)
+    assert scheduler.timesteps[0] == 1000.0
 
 
 @pytest.mark.parametrize(
@@ -160,12 +148,8 @@ def test_zero_terminal_snr(name: str) -> None:
     schedule = Schedule.from_t(noise, [1.0, 0.8, 0.4, 0.1])
     assert np.isinf(schedule.sigmas[0])
     scheduler = with_schedule(base, schedule)
-    scheduler.set_timesteps(4)
+    run(scheduler)
     assert scheduler.timesteps[0] == 999.0
-    x = start() * float(scheduler.init_noise_sigma)
-    for t in scheduler.timesteps:
-        x = scheduler.step(torch.tanh(scheduler.scale_model_input(x, t)), t, x).prev_sample
-    assert torch.isfinite(x).all()
     if hasattr(scheduler, "sigmas"):  # the level diffusers itself uses for pure noise
         base.set_timesteps(1000)
         assert float(scheduler.sigmas[0]) == pytest.approx(float(base.sigmas[0]), rel=1e-3)
@@ -185,21 +169,20 @@ def test_a_start_below_t_max_is_scaled(name: str) -> None:
     )
 
 
-def test_bfloat16_sample_and_timesteps() -> None:
+@pytest.mark.parametrize(
+    ("name", "config"), [("FlowMatchEulerDiscreteScheduler", {"shift": 3.0}), ("UniPCMultistepScheduler", FLOW)]
+)
+def test_bfloat16_sample_and_timesteps(name: str, config: dict[str, Any]) -> None:
     """FLUX pipelines hand the network t in bfloat16 (975.3 becomes 976); the scheduler still finds its step."""
-    schedule = random_schedule(FLOW_NOISE, 8, "clean", 4)
-    for name, config in (("FlowMatchEulerDiscreteScheduler", {"shift": 3.0}), ("UniPCMultistepScheduler", FLOW)):
-        scheduler = with_schedule(getattr(diffusers, name)(**config), schedule)
-        scheduler.set_timesteps(8)
-        assert scheduler.timesteps.dtype == torch.float32
-        for i, t in enumerate(scheduler.timesteps):
-            assert scheduler.index_for_timestep(t.to(torch.bfloat16)) == i
-        x = start(dtype=torch.bfloat16)
-        for t in scheduler.timesteps:
-            x = scheduler.step(torch.tanh(x), t, x, return_dict=False)[0]
-            assert x.dtype == torch.bfloat16
-        assert torch.isfinite(x).all()
-    assert float(torch.tensor(975.3).to(torch.bfloat16)) == 976.0
+    scheduler = with_schedule(getattr(diffusers, name)(**config), random_schedule(FLOW_NOISE, 8, "clean", 4))
+    scheduler.set_timesteps(8)
+    rounded = scheduler.timesteps.to(torch.bfloat16)
+    assert scheduler.timesteps.dtype == torch.float32 and not torch.equal(rounded.float(), scheduler.timesteps)
+    assert [scheduler.index_for_timestep(t) for t in rounded] == list(range(8))
+    x = start(dtype=torch.bfloat16)
+    for t in scheduler.timesteps:
+        x = scheduler.step(torch.tanh(x), t, x, return_dict=False)[0]
+        assert x.dtype == torch.bfloat16 and torch.isfinite(x).all()
 
 
 def test_parallel_ddim_steps_many_timesteps_at_once() -> None:
@@ -217,8 +200,6 @@ NFE = 7
 
 def sliced(case: cases.Case, scheduler: Any, prediction: str, skip: int, told: bool) -> torch.Tensor:
     """Noise clean data to the level at which sampling begins, then sample, as img2img pipelines do."""
-    schedule = scheduler.schedule
-    generator = torch.Generator().manual_seed(1)
     scheduler.set_timesteps(NFE)
     begin = skip * getattr(scheduler, "order", 1)  # Wuerstchen's has none
     timesteps = cases.timesteps_of(scheduler)[begin:]
@@ -228,10 +209,8 @@ def sliced(case: cases.Case, scheduler: Any, prediction: str, skip: int, told: b
     data, noise = start(seed=5), start(seed=6)
     first = timesteps[:1].repeat(len(data)) if case.scheduler != "FlowMatchHeunDiscreteScheduler" else timesteps[0]
     x = noising(data, first, noise) if noising else scheduler.add_noise(data, noise, first)
-    options = dict(case.step)
-    if "generator" in getattr(diffusers, case.scheduler).step.__code__.co_varnames:
-        options["generator"] = generator
-    expected = cases.evaluations(scheduler, schedule)[begin:]
+    expected = cases.evaluations(scheduler, scheduler.schedule)[begin:]
+    options = {**case.step, **cases.seeded(scheduler, 1)}
     return cases.advance(case, scheduler, prediction, timesteps, expected, x, **options)[0]
 
 

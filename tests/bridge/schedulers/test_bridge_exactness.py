@@ -11,12 +11,12 @@ import numpy as np
 import oracles.one_step as solvers
 import pytest
 import torch
-from cases import SD, noise_of
+from cases import SD
 from diffusers.utils import is_torchsde_available
 from mixture import Model, denoise, exact, random_schedule, start
 from oracles import multistep
 
-from bridge import Level, sample, sampling, with_schedule
+from bridge import Level, sample, with_schedule
 from bridge.sampling import levels
 from bridge.schedulers.rows import ROWS, distillation_grid
 from hso_jax.schedule import Schedule
@@ -121,60 +121,44 @@ def test_diffusers_solver_has_its_order(name: str, config: dict[str, Any], order
     assert slopes(errors)[-1] > order - 0.15, errors
 
 
-@pytest.mark.parametrize(
-    ("solver", "order"),
-    [("ddim", 1), ("dpmpp-2m", 2), ("unipc-1", 2), ("unipc-2", 3), ("unipc-3", 3), ("unipc-3-bh1", 3), ("heun", 2)],
-)
+@pytest.mark.parametrize(("solver", "order"), [("ddim", 1), ("unipc-2", 3), ("unipc-3-bh1", 3), ("heun", 2)])
 def test_plain_sampler_has_its_order(solver: str, order: float) -> None:
     errors = []
     for nfe in (30, 60, 120):
-        x = sample(lambda x, level: denoise(x, level.alpha, level.sigma), even(nfe), start(), solver)
+        x = sample(x0, even(nfe), start(), solver)
         errors.append((x - exact(start(), even(nfe))).abs().max().item())
     assert slopes(errors)[-1] > order - 0.15, errors
     assert torch.isfinite(x).all()
 
 
+def drawing(generator: torch.Generator) -> Any:
+    return lambda: torch.randn(4, 2, generator=generator, dtype=torch.float64)
+
+
+def x0(x: torch.Tensor, level: Level) -> torch.Tensor:
+    return denoise(x, level.alpha, level.sigma)
+
+
 @pytest.mark.parametrize("off", [0.0, -2e-8, 2e-8])  # what float32 makes of t = 0.201 is 199.99998 or 200.00002
 def test_whole_timesteps_in_float32(off: float) -> None:
     whole = np.array([900, 800, 700, 600, 500, 400, 300, 200, 100, 50])
-    exact = Schedule.from_t(NOISE, (whole + 1) / 1000)
-    rounded = Schedule.from_t(NOISE, (whole + 1) / 1000 + off)
+    exact, rounded = (levels(Schedule.from_t(NOISE, (whole + 1) / 1000 + by)) for by in (0.0, off))
     seen: list[float] = []
 
     def tau(t: torch.Tensor) -> int:
         seen.append(float(t))
         return int(200 <= t <= 800)
 
-    plain = diffusers.SASolverScheduler(**SD)
-    scheduler = with_schedule(plain, rounded)
+    scheduler = with_schedule(diffusers.SASolverScheduler(**SD), Schedule.from_t(NOISE, (whole + 1) / 1000 + off))
     scheduler.tau_func = tau
     scheduler.set_timesteps(10)
     x, generator = start(), torch.Generator().manual_seed(1)
-    grid = sampling.levels(rounded)
-    for t, level in zip(scheduler.timesteps, grid[:-1], strict=True):
-        x = scheduler.step(cases.Model("epsilon")(x, t, level), t, x, generator=generator).prev_sample
+    for t, level in zip(scheduler.timesteps, rounded[:-1], strict=True):
+        x = scheduler.step(Model("epsilon")(x, t, level), t, x, generator=generator).prev_sample
     assert set(seen) <= set(whole.astype(float))
-    generator = torch.Generator().manual_seed(1)
-
-    def x0(y: torch.Tensor, level: Level) -> torch.Tensor:
-        return denoise(y, level.alpha, level.sigma)
-
-    told = sampling.levels(exact)
-    grid = [level._replace(timestep=round(other.timestep, 3)) for level, other in zip(grid, told, strict=True)]
-    wanted = multistep.sa_solver(
-        x0, grid, start(), lambda: torch.randn(start().shape, generator=generator, dtype=torch.float64)
-    )
+    grid = [level._replace(timestep=round(other.timestep, 3)) for level, other in zip(rounded, exact, strict=True)]
+    wanted = multistep.sa_solver(x0, grid, start(), drawing(torch.Generator().manual_seed(1)))
     assert ((x - wanted).abs().max() / wanted.abs().max()).item() < 1e-10
-
-
-def test_other_timesteps_are_told_as_they_are() -> None:
-    schedule = Schedule.from_t(NOISE, [0.9012, 0.5003, 0.2005])
-    scheduler = with_schedule(diffusers.SASolverScheduler(**SD), schedule)
-    scheduler.set_timesteps(3)
-    assert scheduler.timesteps.tolist() == np.float32(schedule.timesteps).tolist()
-
-
-NOISE = noise_of("sd15")
 
 
 def on_grid(indices: list[int]) -> Schedule:
@@ -202,13 +186,7 @@ def test_distilled_solvers_agree_with_the_independent_ones(prediction: str, indi
     # The levels are the float32 table's, so agreement with the schedule's float64 levels is to float32.
     schedule = on_grid(indices)
     generator = torch.Generator().manual_seed(1)
-
-    def draw() -> torch.Tensor:
-        return torch.randn(4, 2, generator=generator, dtype=torch.float64)
-
-    def x0(x: torch.Tensor, level: Level) -> torch.Tensor:
-        return denoise(x, level.alpha, level.sigma)
-
+    draw = drawing(generator)
     lcm = with_schedule(diffusers.LCMScheduler(**SD, prediction_type=prediction), schedule)
     wanted = solvers.consistency(x0, levels(schedule), start(), draw)
     torch.testing.assert_close(run(lcm, schedule, prediction), wanted, rtol=1e-5, atol=1e-5)
@@ -225,14 +203,13 @@ def test_refuses_what_it_cannot_honour(name: str) -> None:
     scheduler = getattr(diffusers, name)(**SD)
     with pytest.raises(ValueError, match=r"distillation grid.*nearest are \[959, 719, 379, 39\]"):
         with_schedule(scheduler, on_grid([957, 716, 370, 30]))
+    with pytest.raises(ValueError, match="distillation grid"):
+        with_schedule(scheduler, on_grid([999, 759, 490, 259]))  # one is off it
     with pytest.raises(ValueError, match="with_end"):
         with_schedule(scheduler, Schedule.from_t(NOISE, [1.0, 0.5, 0.1], layout="interval"))
-
-
-def test_tcd_refuses_its_own_end() -> None:
-    scheduler = diffusers.TCDScheduler(**SD, original_inference_steps=1000)
-    with pytest.raises(ValueError, match="level 0"):
-        with_schedule(scheduler, on_grid([999, 0]))
+    if name == "TCDScheduler":
+        with pytest.raises(ValueError, match="level 0"):
+            with_schedule(diffusers.TCDScheduler(**SD, original_inference_steps=1000), on_grid([999, 0]))
 
 
 def test_grid_is_diffusers_own() -> None:

@@ -14,7 +14,7 @@ import diffusers
 import numpy as np
 import pytest
 import torch
-from cases import SD
+from cases import ONE_EACH, SD, public
 from mixture import random_schedule, start
 
 import bridge
@@ -22,31 +22,19 @@ from bridge import load_scheduler, noise_schedule_of, schedule_of, with_schedule
 from hso_jax.schedule import Schedule
 
 NOISE = cases.noise_of("sd15")
-ONE_EACH = list({case.scheduler: case for case in cases.CASES}.values())
 
 
 def same(a: Any, b: Any) -> None:
     """Both sample at the same levels and step alike."""
     assert type(a) is type(b)
-    a.set_timesteps(a.schedule.nfe)
-    b.set_timesteps(a.schedule.nfe)
-    assert a.timesteps.tolist() == b.timesteps.tolist()
-    if hasattr(a, "sigmas"):
-        assert a.sigmas.tolist() == b.sigmas.tolist()
-    x = start()
-    kinds = {"generator": torch.Generator()} if "generator" in type(a).__mro__[2].step.__code__.co_varnames else {}
-    results = []
+    results, x = [], start()
     for scheduler in (a, b):
-        if hasattr(scheduler, "is_scale_input_called"):
-            scheduler.scale_model_input(x, scheduler.timesteps[0])
-        for generator in kinds.values():
-            generator.manual_seed(0)
+        scheduler.set_timesteps(a.schedule.nfe)
         t = scheduler.timesteps[0]
-        if isinstance(scheduler, diffusers.CogVideoXDPMScheduler):
-            results.append(scheduler.step(torch.tanh(x), None, t, None, x, **kinds)[0])
-            continue
-        told = t.expand(len(x)) if isinstance(scheduler, diffusers.DDPMWuerstchenScheduler) else t
-        results.append(scheduler.step(torch.tanh(x), told, x, **kinds).prev_sample)
+        scheduler.scale_model_input(x, t)
+        results.append(cases.step(scheduler, torch.tanh(x), t, x, **cases.seeded(scheduler, 0)))
+    assert a.timesteps.tolist() == b.timesteps.tolist()
+    assert not hasattr(a, "sigmas") or a.sigmas.tolist() == b.sigmas.tolist()
     assert torch.equal(*results)
 
 
@@ -71,26 +59,17 @@ def test_every_way_to_rebuild_a_scheduler(case: cases.Case, end: str, tmp_path: 
     assert scheduler.schedule.timesteps.tolist() == schedule_of(load_scheduler(tmp_path)).timesteps.tolist()
 
 
-def test_with_schedule_replaces_an_installed_schedule() -> None:
-    first = with_schedule(diffusers.DDIMScheduler(**SD), random_schedule(NOISE, 6, "clean", 1))
-    second = with_schedule(first, random_schedule(NOISE, 4, "t_eps", 2))
-    assert (first.schedule.nfe, second.schedule.nfe) == (6, 4)
-    assert type(first) is type(second)
-
-
-def test_the_config_takes_the_schedule_along() -> None:
+def test_the_config_takes_the_schedule_along(tmp_path: Path) -> None:
     ddim = with_schedule(diffusers.DDIMScheduler(**SD), random_schedule(NOISE, 6, "clean", 1))
     unipc = bridge.UniPCMultistepScheduler.from_config(ddim.config)
     same(unipc, with_schedule(diffusers.UniPCMultistepScheduler(**SD), ddim.schedule))
-
-
-def test_a_plain_class_keeps_only_the_record(tmp_path: Path) -> None:
-    scheduled = with_schedule(diffusers.DDIMScheduler(**SD), random_schedule(NOISE, 6, "clean", 1))
-    scheduled.save_pretrained(tmp_path)
-    plain = diffusers.DDIMScheduler.from_pretrained(tmp_path)
+    ddim.save_pretrained(tmp_path)
+    plain = diffusers.DDIMScheduler.from_pretrained(tmp_path)  # keeps the record, and does not obey it
     plain.set_timesteps(10)
     assert len(plain.timesteps) == 10
-    same(scheduled, with_schedule(plain, schedule_of(plain)))
+    same(ddim, with_schedule(plain, schedule_of(plain)))
+    second = with_schedule(ddim, random_schedule(NOISE, 4, "t_eps", 2))
+    assert (ddim.schedule.nfe, second.schedule.nfe) == (6, 4) and type(ddim) is type(second)
 
 
 def test_from_config_checks_again() -> None:
@@ -104,16 +83,11 @@ def test_from_config_checks_again() -> None:
 
 
 def tiny_pipeline() -> Any:
+    torch.manual_seed(0)
     unet = diffusers.UNet2DModel(
-        sample_size=8,
-        in_channels=1,
-        out_channels=1,
-        layers_per_block=1,
-        block_out_channels=(8, 8),
-        norm_num_groups=4,
-        down_block_types=("DownBlock2D", "DownBlock2D"),
-        up_block_types=("UpBlock2D", "UpBlock2D"),
-    )
+        sample_size=8, in_channels=1, out_channels=1, layers_per_block=1, block_out_channels=(8, 8), norm_num_groups=4,
+        down_block_types=("DownBlock2D",) * 2, up_block_types=("UpBlock2D",) * 2,
+    )  # fmt: skip
     return diffusers.DDPMPipeline(unet=unet, scheduler=diffusers.DDIMScheduler(**SD))
 
 
@@ -124,7 +98,6 @@ def generate(pipe: Any, steps: int) -> np.ndarray:
 
 
 def test_a_saved_pipeline_loads_with_its_schedule(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    torch.manual_seed(0)
     pipe = tiny_pipeline()
     default = generate(pipe, 4)
     pipe.scheduler = with_schedule(pipe.scheduler, random_schedule(NOISE, 4, "clean", 1))
@@ -169,9 +142,7 @@ def test_a_scheduler_saved_by_version_0_2_loads(kind: str, wanted: list[float], 
     np.testing.assert_allclose(schedule.t[:3] if kind == "dpm" else schedule.sampler_sigmas()[:3], wanted, rtol=1e-6)
     back = without_schedule(loaded)
     assert type(back) is type(before)
-    assert {k: v for k, v in back.config.items() if k[0] != "_"} == {
-        k: v for k, v in before.config.items() if k[0] != "_"
-    }
+    assert public(back.config) == public(before.config)
 
 
 def test_timesteps_follow_the_device() -> None:
@@ -194,13 +165,9 @@ FLAGGED = [
 ]
 
 
-def flag_of(config: dict[str, Any]) -> str:
-    return next(key for key in config if key in ("use_lu_lambdas",) or (key.startswith("use_") and "sigmas" in key))
-
-
 @pytest.mark.parametrize(("name", "config", "schedule"), FLAGGED, ids=lambda x: x if isinstance(x, str) else "")
 def test_spacing_flags_are_switched_off_and_back(name: str, config: dict[str, Any], schedule: Schedule) -> None:
-    flag = flag_of(config)
+    flag = next(key for key, value in config.items() if value is True)
     plain = getattr(diffusers, name)(**config)
     with pytest.warns(UserWarning, match=f"{name}: the schedule replaces {flag}, now switched off"):
         scheduler = with_schedule(plain, schedule)
@@ -216,8 +183,8 @@ def test_spacing_flags_are_switched_off_and_back(name: str, config: dict[str, An
         back = without_schedule(rebuilt)
     assert (again.config[flag], rebuilt.config[flag], back.config[flag]) == (False, False, True)
     assert type(back) is type(plain)
-    public = {key: value for key, value in plain.config.items() if not key.startswith("_")}
-    assert {key: value for key, value in back.config.items() if not key.startswith("_")} == public
+    assert public(back.config) == public(plain.config)
+    assert without_schedule(plain) is plain
     plain.set_timesteps(4)
     back.set_timesteps(4)
     np.testing.assert_array_equal(back.sigmas, plain.sigmas)
@@ -234,16 +201,6 @@ def test_stable_video_diffusion_as_it_is_shipped() -> None:
         scheduler = with_schedule(plain, schedule)
     scheduler.set_timesteps(4)
     np.testing.assert_allclose(scheduler.sigmas, [700.0, 30.0, 2.0, 0.1, 0.0], rtol=1e-9)
-
-
-def test_without_schedule_puts_back_what_was_replaced() -> None:
-    plain = diffusers.DPMSolverMultistepScheduler(**SD, euler_at_final=True)
-    scheduler = with_schedule(plain, random_schedule(cases.noise_of("sd15"), 4, "t_eps", 1))
-    assert not scheduler.config.euler_at_final
-    back = without_schedule(scheduler)
-    assert back.config.euler_at_final and back.config.final_sigmas_type == "zero"
-    assert not [key for key in back.config if key.startswith("hso_")]
-    assert without_schedule(plain) is plain
 
 
 @pytest.mark.parametrize("name", ["FlowMatchEulerDiscreteScheduler", "FlowMatchHeunDiscreteScheduler"])

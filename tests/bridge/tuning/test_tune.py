@@ -19,13 +19,14 @@ from bridge.pipeline import ImageToImage
 from bridge.sampling import converged
 from bridge.tuning import gits, search
 from bridge.tuning.coordinates import Table, table_at
-from bridge.tuning.judge import Judge, SpentError, fault
+from bridge.tuning.judge import Judge, SpentError
 from bridge.tuning.models import DenoiserModel
 from bridge.tuning.race import Measured
 from bridge.tuning.tune import STARTS
-from hso_jax import Origin, baseline, load, preset, save, zoo
+from hso_jax import baseline, load, preset, save, zoo
 from hso_jax.checkpoint import Checkpoint
 from hso_jax.profile import Profile
+from hso_jax.schedule import Origin
 
 SD, N = preset("sd15"), 4
 tune_module = importlib.import_module("bridge.tuning.tune")  # the package has the function by this name
@@ -85,7 +86,7 @@ def test_a_budget_is_spent_to_its_last_evaluation() -> None:
         def run(self, table: Table, rows: Any, seen: Any = None) -> torch.Tensor:
             return torch.ones(len(rows), 3)
 
-    records = Checkpoint(None, {}).search("judgements", {}, fault)
+    records = Checkpoint(None, {}).records("judgements")
     judge = Judge(Constant(), records, torch.zeros(2, 3), budget=2 * N, batch=8)
     schedule = zoo("sd15", N, "ddim")
     judge.value(schedule, range(2))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import functools
 import math
 from typing import Any, NamedTuple
 
@@ -52,75 +51,58 @@ _LEAST_SHARE = 0.5  # of the model's largest level: schedules that begin below i
 
 
 class Levels(NamedTuple):
-    """The noise levels that a model knows.
+    """The noise levels that a model knows, and how ComfyUI's samplers write them.
 
     Attributes:
         who: the model, in words.
         is_flow: whether sigma is rectified flow's s in [0, 1]; else it is sigma/alpha (eps, v and EDM models).
         low, high: smallest and largest sigma; of zero terminal SNR the largest before pure noise.
-        pure_noise: ComfyUI's sigma for pure noise where there is such a level beside them, else None.
-    """
-
-    who: str
-    is_flow: bool
-    low: float
-    high: float
-    pure_noise: float | None = None
-
-    def __str__(self) -> str:
-        kind = "flow, s" if self.is_flow else "eps or v, sigma/alpha"
-        pure = "" if self.pure_noise is None else ", then pure noise"
-        return f"{self.who} ({kind} {self.low:.4g} to {self.high:.4g}{pure})"
-
-
-class Scaling(NamedTuple):
-    """How ComfyUI's samplers write a MODEL's samples and levels.
-
-    Attributes:
-        noise: standard deviation of a flow model's noise (HiDream-O1's is 8): x = (1 - s) x0 + s noise eps.
-        pure: sigma of the level of pure noise; infinite where ComfyUI has none.
+        pure_noise: ComfyUI's sigma for pure noise where there is such a level beside them, else infinite.
+        noise_scale: standard deviation of a flow's noise (HiDream-O1's is 8): x = (1 - s) x0 + s noise_scale eps.
         unscaled: whether the network is to be given alpha x0 + sigma eps, and nothing in ComfyUI divides by
             sqrt(1 + sigma^2) before it (CogVideoX).
     """
 
-    noise: float = 1.0
-    pure: float = math.inf
+    who: str = ""
+    is_flow: bool = False
+    low: float = 0.0
+    high: float = math.inf
+    pure_noise: float = math.inf
+    noise_scale: float = 1.0
     unscaled: bool = False
+
+    def __str__(self) -> str:
+        kind = "flow, s" if self.is_flow else "eps or v, sigma/alpha"
+        pure = "" if math.isinf(self.pure_noise) else ", then pure noise"
+        return f"{self.who} ({kind} {self.low:.4g} to {self.high:.4g}{pure})"
 
 
 def levels_of(model: Any) -> Levels:
-    """The levels of a MODEL with its patches (ModelSamplingSD3, ...), read from its model_sampling.
+    """The levels of a MODEL with its patches (ModelSamplingSD3, ...), read from its model_sampling; of None the usual.
 
     Raises:
         ValueError: for a MODEL that keeps a grid of its own, or whose kind of sampling is unknown.
     """
-    sampling = model.get_model_object("model_sampling")
-    kinds = {cls.__name__ for cls in type(sampling).__mro__}
-    who = type(model.model.model_config).__name__
-    for name, what in _OWN_GRID.items():
-        if name in kinds:
-            raise ValueError(f"the connected MODEL {who} is {what}: no schedule here fits it; use BasicScheduler")
-    others = [c for c in type(sampling).__mro__ if c.__name__ not in _KNOWN and any(m in vars(c) for m in _MIXING)]
+    if model is None:
+        return Levels()
+    sampling, who = model.get_model_object("model_sampling"), f"MODEL {type(model.model.model_config).__name__}"
+    classes = type(sampling).__mro__
+    kinds = {cls.__name__ for cls in classes}
+    if own := next((what for name, what in _OWN_GRID.items() if name in kinds), ""):
+        raise ValueError(f"the connected {who} is {own}: no schedule here fits it; use BasicScheduler")
+    others = [c.__name__ for c in classes if c.__name__ not in _KNOWN and any(name in vars(c) for name in _MIXING)]
     if others or not kinds & {"CONST", "EPS", "V_PREDICTION_DDPM"}:
-        named = others[0].__name__ if others else ", ".join(sorted(kinds - {"object", "Module", "ModelSampling"}))
+        named = others[0] if others else ", ".join(sorted(kinds - {"object", "Module", "ModelSampling"}))
         raise ValueError(
-            f"the connected MODEL {who} has a model_sampling of unknown kind ({named}): no schedule here fits it; use "
+            f"the connected {who} has a model_sampling of unknown kind ({named}): no schedule here fits it; use "
             "BasicScheduler"
         )
-    low, high, pure = float(sampling.sigma_min), float(sampling.sigma_max), None
-    if "CONST" not in kinds and 1.0 / (1.0 + high**2) <= _PURE_NOISE and "ModelSamplingDiscrete" in kinds:
+    low, high, pure = float(sampling.sigma_min), float(sampling.sigma_max), math.inf
+    if "CONST" in kinds:
+        return Levels(who, True, low, high, noise_scale=float(getattr(sampling, "noise_scale", 1.0)))
+    if "ModelSamplingDiscrete" in kinds and 1.0 / (1.0 + high**2) <= _PURE_NOISE:
         high, pure = float(sampling.sigmas[-2]), high
-    return Levels(f"MODEL {who}", "CONST" in kinds, low, high, pure)
-
-
-def scaling_of(model: Any) -> Scaling:
-    """How ComfyUI writes the levels of a MODEL; of no MODEL (None) as it does for most."""
-    if model is None:
-        return Scaling()
-    levels, sampling = levels_of(model), model.get_model_object("model_sampling")
-    unscaled = "V_PREDICTION_DDPM" in {cls.__name__ for cls in type(sampling).__mro__}
-    noise = float(getattr(sampling, "noise_scale", 1.0)) if levels.is_flow else 1.0
-    return Scaling(noise, math.inf if levels.pure_noise is None else levels.pure_noise, unscaled)
+    return Levels(who, False, low, high, pure, unscaled="V_PREDICTION_DDPM" in kinds)
 
 
 def noise_of(model: Any) -> NoiseSchedule:
@@ -136,21 +118,20 @@ def noise_of(model: Any) -> NoiseSchedule:
     kinds = {cls.__name__ for cls in type(sampling).__mro__}
     if levels.is_flow:
         half = float(sampling.percent_to_sigma(0.5))  # shift / (1 + shift) of SD3's shift as of FLUX's
-        scale = scaling_of(model).noise
         try:
-            shift = scale * half / (1.0 - half)
+            shift = levels.noise_scale * half / (1.0 - half)
             found = flow(shift, name=name)
             return dataclasses.replace(found, t_min=found.t_min * min(1.0, _WIDEST_SHIFT / shift))
         except (ValueError, ZeroDivisionError) as error:
             raise ValueError(
-                f"the shift and the noise_scale ({scale:g}) of the connected {name} leave no levels between noise and "
-                "picture; disconnect the node that sets them"
+                f"the shift and the noise_scale ({levels.noise_scale:g}) of the connected {name} leave no levels "
+                "between noise and picture; disconnect the node that sets them"
             ) from error
     if "ModelSamplingContinuousEDM" in kinds:
         found = edm(levels.low, levels.high, name=name)
         return found.with_prediction("v_prediction") if "EDM" not in kinds and "V_PREDICTION" in kinds else found
     alphas = 1.0 / (1.0 + np.asarray(sampling.sigmas.cpu(), np.float64) ** 2)
-    if levels.pure_noise is not None:
+    if np.isfinite(levels.pure_noise):
         alphas[-1] = 0.0
     found = discrete(alphas, name=name)
     if "X0" in kinds:
@@ -168,11 +149,7 @@ def usual_guidance(model: str, diffusion_model: Any) -> float | None:
 
 
 def chosen_noise(model: str, diffusion_model: Any, image_seq_len: int = 4096) -> NoiseSchedule:
-    """The noise schedule that a node's `model` names, checked against the connected MODEL, if there is one.
-
-    Raises:
-        ValueError: for an unknown name, `FROM_MODEL` without a MODEL, or a MODEL of other noise.
-    """
+    """The noise schedule that a node's `model` names; ValueError for no such name, or a MODEL of other noise."""
     if model == FROM_MODEL:
         if diffusion_model is None:
             raise ValueError(f"model is {FROM_MODEL!r} and nothing is connected to diffusion_model; connect MODEL")
@@ -190,14 +167,7 @@ def levels_of_noise(noise: NoiseSchedule) -> Levels:
     is_flow = noise.kind == "flow"
     sigma = noise.sigma if is_flow else noise.ksigma
     top = 1.0 if noise.zero_terminal_snr and is_flow else float(sigma(float(noise.t_max)))
-    pure = math.inf if noise.zero_terminal_snr and not is_flow else None
-    return Levels(noise.name, is_flow, float(sigma(float(noise.t_min))), top, pure)
-
-
-def _first_sigma(model: Any, schedule: Schedule) -> float:
-    """Sigma/alpha where the MODEL's schedules of as many steps begin by default; inf at pure noise."""
-    first = first_lam(noise_of(model), schedule.nfe, 1.0 if schedule.guidance is None else schedule.guidance)
-    return math.exp(-first) if first > -math.inf else math.inf
+    return Levels(noise.name, is_flow, float(sigma(float(noise.t_min))), top)
 
 
 def refuse_misfit(made_for: Levels, model: Any, schedule: Schedule | None = None) -> None:
@@ -216,8 +186,9 @@ def refuse_misfit(made_for: Levels, model: Any, schedule: Schedule | None = None
     connected = levels_of(model)
     least, high = connected.high / _SLACK, made_for.high
     if schedule is not None:
-        least = min(_LEAST_SHARE * connected.high, _first_sigma(model, schedule) / _SLACK)
-        if connected.pure_noise is not None and high == math.inf:
+        first = math.exp(-first_lam(noise_of(model), schedule.nfe, schedule.guidance or 1.0))  # inf at pure noise
+        least = min(_LEAST_SHARE * connected.high, first / _SLACK)
+        if np.isfinite(connected.pure_noise) and high == math.inf:
             high = connected.high
     if made_for.is_flow == connected.is_flow and least <= high <= _SLACK * connected.high:
         return
@@ -228,21 +199,12 @@ def refuse_misfit(made_for: Levels, model: Any, schedule: Schedule | None = None
 
 
 def fitted(noise: NoiseSchedule, nfe: int, guidance: float, solver: str | None = None) -> tuple[Schedule, str]:
-    """A schedule for a known solver from the nearest that is shipped, and what was done.
+    """A schedule for a known solver (None: the one with the least error) from the nearest that is shipped, and how.
 
     More steps than are shipped have the nodes of the most that are, with others between them, even in
     s = sigma/(alpha + sigma). A model's noise that nothing is shipped for takes the nodes of the preset whose noise
     ends nearest; lam = log(alpha/sigma) is stretched on the noisy side from its first node to this model's, and pressed
     together on the other side where this model ends earlier. What errors this has: README.md beside this file.
-
-    Args:
-        noise: the model's.
-        nfe: N, up to the model's levels.
-        guidance: w; the nearest that is shipped is taken.
-        solver: by any of its names; by default the one with the least error there.
-
-    Raises:
-        ValueError: for a solver that nothing is shipped for.
     """
     shipped = bool(shipped_guidance(noise))
     near = noise if shipped else _nearest(noise)
@@ -276,16 +238,12 @@ def _nearest(noise: NoiseSchedule) -> NoiseSchedule:
     """The preset with shipped schedules whose ends are nearest; first of all it has the kind of error and of end."""
     end, data_end, unbounded = zoo_key(noise)
 
-    def distance(other: tuple[float | None, float, bool]) -> tuple[bool, bool, float, float]:
-        far = abs((other[0] or 0.0) - (end or 0.0))
-        return (other[0] is None) != (end is None), other[2] != unbounded, far, abs(other[1] - data_end)
+    def distance(other: NoiseSchedule) -> tuple[bool, bool, float, float]:
+        its_end, its_data_end, its_unbounded = zoo_key(other)
+        far = abs((its_end or 0.0) - (end or 0.0))
+        return (its_end is None) != (end is None), its_unbounded != unbounded, far, abs(its_data_end - data_end)
 
-    return min(_shipped(), key=lambda other: distance(zoo_key(other)))
-
-
-@functools.cache
-def _shipped() -> tuple[NoiseSchedule, ...]:
-    return tuple(noise for noise in (preset(name) for name in PRESETS) if shipped_guidance(noise))
+    return min((one for one in map(preset, PRESETS) if shipped_guidance(one)), key=distance)
 
 
 def _between(lams: np.ndarray, nfe: int, noisiest: float) -> np.ndarray:

@@ -1,0 +1,77 @@
+"""What networks gained of what was predicted: the gain to expect of a choice, with its interval.
+
+Errors on the reference problems order choices well, and overstate what these gain. So `gains.json` keeps, by the kind
+of choice, a line through the logarithms of measured and predicted ratios on trained networks, and how far networks lie
+from it. `python -m benchmarks.heldout --calibrate` fits it, leaving one network out in turn to measure how often the
+interval holds.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+import math
+from importlib import resources
+from typing import Any, NamedTuple
+
+from hso_jax.solvers import NONSTATIONARY
+
+KINDS = ("known", "free")
+"""Kinds of choice: a known solver, or coefficients of their own."""
+
+
+class Expected(NamedTuple):
+    """What a choice leaves of the error of what was there before.
+
+    Attributes:
+        ratio: expected error over that of before: .8 is a fifth less.
+        low, high: ends of the interval that holds four networks in five.
+        networks: how many it is known from.
+    """
+
+    ratio: float
+    low: float
+    high: float
+    networks: int
+
+    def words(self, before: str) -> str:
+        """Say it in a sentence, of what `before` names."""
+        share = f"{_percent(self.ratio)} {'more' if self.ratio > 1.0 else 'less'}"
+        least, most = sorted((self.low, self.high), key=lambda x: abs(1.0 - x))
+        if self.low < 1.0 < self.high:
+            ends = f"from {_percent(self.high)} more to {_percent(self.low)} less"
+        else:
+            ends = f"{_percent(least)} to {_percent(most)}"
+        return f"Expect about {share} error than {before}, {ends} on {self.networks} trained networks."
+
+
+def expected_gain(predicted: float, before: float, solver: str) -> Expected:
+    """What a choice is expected to leave of the error.
+
+    Args:
+        predicted: its error on the reference problems.
+        before: that of what it replaces.
+        solver: that is chosen; "nonstationary" has coefficients of its own.
+    """
+    row = table()["kinds"]["free" if solver == NONSTATIONARY else "known"]
+    middle = row["offset"] + row["slope"] * math.log(predicted / before)
+    low, ratio, high = (math.exp(middle + shift) for shift in (row["low"], 0.0, row["high"]))
+    return Expected(ratio, low, high, row["networks"])
+
+
+def free_pays(nfe: int) -> bool:
+    """Whether networks gained significantly of coefficients of their own at this N, over the best known solver."""
+    return nfe in table()["free_pays"]
+
+
+@functools.cache
+def table() -> dict[str, Any]:
+    """`gains.json`."""
+    found: dict[str, Any] = json.loads(resources.files("hso_jax.shipped").joinpath("gains.json").read_text("utf-8"))
+    return found
+
+
+def _percent(ratio: float) -> str:
+    """How far from 1, in steps of 5 % from 10 % on."""
+    share = 100.0 * abs(1.0 - ratio)
+    return f"{5 * round(share / 5) if share >= 10.0 else round(share)}%"
