@@ -35,6 +35,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     add("--count", dest="images", type=int, help="images a cell, default 64; points 16 times as many, slow networks 24")
     add("--again", type=names, help="methods to measure anew, such as zoo,recommend for another zoo")
     add("--calibrate", action="store_true", help="write what the library tells of gains, hso_jax/shipped/gains.json")
+    add("--measured", action="store_true", help="measure what choosing by measuring takes, by budget; print the table")
     add("--records", type=Path, default=RECORDS, metavar="FILE", help="default %(default)s; the page is beside it")
     return exit_code(_run, parser.parse_args(argv), "finished cells")
 
@@ -45,6 +46,15 @@ def _run(args: argparse.Namespace) -> int:
     from benchmarks.targets import Networks
 
     path: Path = args.records
+    if args.measured:
+        from benchmarks.heldout import chosen as by_measuring
+
+        if args.wheels is not None:
+            wheels.fetch(args.wheels)
+        nfes, judged = args.nfes or by_measuring.NFES, args.images or by_measuring.JUDGED
+        by_measuring.run(Networks(args.networks, args.wheels), by_measuring.RECORDS, nfes, judged)
+        print(by_measuring.report(by_measuring.read(by_measuring.RECORDS)))
+        return 0
     if args.networks is not None or args.wheels is not None:
         if args.wheels is not None:
             wheels.fetch(args.wheels)

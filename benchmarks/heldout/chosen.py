@@ -1,89 +1,49 @@
 """What choosing by measuring takes on networks by others, by budget: `python -m benchmarks.heldout --measured`.
 
 A network's first noises choose; others judge: the chosen, the recommended, and the best of every rule with every
-solver, which is found on the noises that judge (by halving, the last four on all of them). Chosen on nothing: the
-budgets that are compared are the only setting.
+solver, which is found on the noises that judge (by halving, the last four on all of them). Only the budgets are
+compared; the candidates and their order were set with an eye on the first five networks.
 """
 
 from __future__ import annotations
 
-import argparse
-import importlib.util
 import json
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
 
-from benchmarks import targets
-from benchmarks.runner import budgets
+from benchmarks.targets import MANY, SLOW, SMALL, Networks, Target
 from bridge.sampling import converged
 from bridge.tuning.candidates import candidates, is_rule
 from bridge.tuning.choose import LEAST_SAMPLES, MOST_SAMPLES, TEACHER_SHARE, TEACHER_STEPS
 from bridge.tuning.models import DenoiserModel
 from bridge.tuning.race import Measured, interval, race
-from hso_jax.noise import NoiseSchedule, linear_vp
 from hso_jax.schedule import Origin, Schedule
 from hso_jax.shipped.recommend import recommend
 
 RECORDS = Path("docs/results/chosen.jsonl")
 BUDGETS = (300, 600, 1200, 2400)
 NFES = (4, 6, 8)
-JUDGED, FINE, SEED = 200, 128, 123
+JUDGED, FINE, SEED = 100, 128, 123
 """Noises that judge, steps of their converged samples, and the seed of all noises."""
 
-GALAXIES = ("hsc32", "ztf32", "lsst60")
 EVERYTHING = 10**9
-
-
-class Network(NamedTuple):
-    """A network by others, without guidance."""
-
-    name: str
-    noise: NoiseSchedule
-    denoiser: Callable[..., torch.Tensor]
-    shape: tuple[int, ...]
-
-
-def galaxy(folder: Path, wheels: Path, name: str) -> Network:
-    """A network of galaxies from the unpacked wheel of galaxygrad, loaded by the folder's from_wheels.py."""
-    spec = importlib.util.spec_from_file_location("from_wheels", folder / "from_wheels.py")
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    net = module.galaxy(name, str(wheels))
-    noise = linear_vp(10.0, 10.0, t_min=1e-4, name=name).with_prediction("epsilon")  # int beta = t up to 10
-
-    def denoiser(x: torch.Tensor, level: Any) -> torch.Tensor:
-        ratio = min(level.sigma / level.alpha, net.sigma_max) if level.alpha > 0 else net.sigma_max
-        scale = math.sqrt((1.0 + ratio**2) / (level.alpha**2 + level.sigma**2))
-        return net.denoise((x * scale).float(), ratio).to(x.dtype)
-
-    return Network(name, noise, denoiser, tuple(net.shape))
-
-
-def network(folder: Path, wheels: Path | None, name: str) -> Network:
-    """A network by its name."""
-    if name in GALAXIES:
-        if wheels is None:
-            raise ValueError(f"{name} is in a wheel; give --wheels PATH, galaxygrad==0.1.9 downloaded and unpacked")
-        return galaxy(folder, wheels, name)
-    one = targets.outside(targets.find(folder), name)
-    return Network(name, one.noise, one.denoiser, one.shape)
 
 
 class Known:
     """A model's errors on some noises; what is known is not asked of it again, whatever the budget is that asks."""
 
-    def __init__(self, one: Network, count: int, steps: int, seed: int) -> None:
-        many = targets.MANY if math.prod(one.shape) < targets.SMALL else 1  # points that stand for one image
+    def __init__(self, one: Target, count: int, steps: int, seed: int) -> None:
+        many = MANY if math.prod(one.shape) < SMALL else 1  # points that stand for one image
         seeded = torch.Generator().manual_seed(seed)
         start = torch.randn(count * many, *one.shape, generator=seeded)
-        self._model, self._many = DenoiserModel(one.denoiser, one.noise, start), many
+        self._model = DenoiserModel(one.denoiser, one.noise, start, condition=one.condition(len(start)))
+        self._many = many
         fine = converged(one.noise, steps)
         fine = Schedule.from_t(one.noise, fine.t, origin=Origin(method="converged", solver="dpmpp-2m"))
         self._targets = self._run(fine, range(count))
@@ -112,7 +72,7 @@ class Known:
         return np.array([self._known[key] for key in keys])
 
 
-def measure(one: Network, nfe: int, own: Known, judge: Known, judged: int) -> dict[str, Any]:
+def measure(one: Target, nfe: int, own: Known, judge: Known, judged: int) -> dict[str, Any]:
     """A record: what each budget chooses, what it is worth, and beside it the best rule and the recommended."""
     begin = time.perf_counter()
     every = candidates(one.noise, nfe, 1.0)
@@ -146,20 +106,14 @@ def measure(one: Network, nfe: int, own: Known, judge: Known, judged: int) -> di
             "budgets": rows, "candidates": len(every), "judged": judged, "seconds": seconds}  # fmt: skip
 
 
-def run(
-    folder: Path,
-    wheels: Path | None,
-    path: Path,
-    names: Sequence[str],
-    nfes: Sequence[int] = NFES,
-    judged: int = JUDGED,
-) -> None:
-    """Measure what the records do not have yet."""
+def run(networks: Networks, path: Path, nfes: Sequence[int] = NFES, judged: int = JUDGED) -> None:
+    """Measure what the records do not have yet, but on slow networks."""
     have = {(r["network"], r["nfe"]) for r in read(path)}
-    for name in names:
-        if not (missing := [nfe for nfe in nfes if (name, nfe) not in have]):
+    for name in networks.names():
+        missing = [nfe for nfe in nfes if (name, nfe) not in have and name not in SLOW]
+        if not missing:
             continue
-        one = network(folder, wheels, name)
+        one = networks.target(name)
         own, judge = Known(one, MOST_SAMPLES, TEACHER_STEPS, SEED), Known(one, judged, FINE, SEED + 1)
         for nfe in missing:
             record = measure(one, nfe, own, judge, judged)
@@ -205,28 +159,3 @@ def report(records: Sequence[dict[str, Any]]) -> str:
         lines.append(f"\nThe interval of 80% against the best rule holds what is true in {np.mean(inside):.0%} of "
                      f"{len(inside)} cells.")  # fmt: skip
     return "\n".join(lines)
-
-
-def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command line."""
-    parser = argparse.ArgumentParser("python -m benchmarks.heldout.chosen", description=__doc__)
-    add = parser.add_argument
-    add("--networks", type=Path, metavar="PATH", help="folder with networks.py; without it the records are reported")
-    add("--wheels", type=Path, metavar="PATH", help="galaxygrad==0.1.9 unpacked, for hsc32, ztf32 and lsst60")
-    add("--only", help="names of networks, with commas")
-    add("--nfe", type=budgets, default=NFES)
-    add("--count", type=int, default=JUDGED, help="noises that judge; default %(default)s")
-    add("--records", type=Path, default=RECORDS)
-    args = parser.parse_args(argv)
-    if args.networks is not None:
-        every = [*targets.find(args.networks).NAMES, *(GALAXIES[:2] if args.wheels else ())]
-        run(
-            args.networks, args.wheels, args.records, args.only.split(",") if args.only else every, args.nfe, args.count
-        )
-    print(report(read(args.records)))
-    return 0
-
-
-if __name__ == "__main__":
-    torch.set_num_threads(1)
-    raise SystemExit(main())

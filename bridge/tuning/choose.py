@@ -22,6 +22,7 @@ from hso_jax import solvers
 from hso_jax.checkpoint import Checkpoint
 from hso_jax.checks import check_nfe, count
 from hso_jax.compiling import under_jax_defaults
+from hso_jax.files import MARK
 from hso_jax.noise import NoiseSchedule
 from hso_jax.schedule import Schedule, versions
 
@@ -115,7 +116,7 @@ class Chosen:
         return {**how, "measured": rows, "ratios": ratios}
 
     def plot(self, path: str | os.PathLike[str]) -> None:
-        """Draw every candidate's error, a panel an N. Needs matplotlib."""
+        """Draw the errors of the first candidates as a PNG, a panel an N."""
         import matplotlib.pyplot as plt
 
         figure, axes = plt.subplots(1, len(self.measured), figsize=(6 * len(self.measured), 5), squeeze=False)
@@ -125,7 +126,7 @@ class Chosen:
             axis.set(title=f"N = {nfe}", xlabel="root-mean-square error to the converged samples", xscale="log")
             axis.tick_params(labelsize=7)
         figure.tight_layout()
-        figure.savefig(Path(path), dpi=150)
+        figure.savefig(Path(path), dpi=150, metadata={"Software": MARK})
         plt.close(figure)
 
 

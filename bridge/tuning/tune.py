@@ -119,7 +119,7 @@ class Tuned(NamedTuple):
         start: the candidate that the search began with, or "given"; with what its budget had left it began with the
             next ones as well.
         start_error: that one's; `error` is never above it.
-        rule, rule_error: the best of the usual rules with any solver, and its error; `error` is never above it.
+        rule, rule_error: the best of the usual rules that were measured, and its error; `error` is never above it.
         evaluations: of the network, each of a single sample, those of the converged samples included.
         by: "differences", "gradients", "comparisons", "gits" or "scores".
         history: (evaluations, error on the tuning samples, error on those kept apart) of each better point.

@@ -366,8 +366,8 @@ NO_PIPELINE = {
     "too many": (None, 10**6, {}, "use at most"),
     "more than shipped": (None, 21, {"method": "zoo"}, "use method='solver-error'"),
     "a rule": (None, 6, {"method": "Karras"}, "bridge.install(pipe, hso_jax.baseline('karras', "),
-    "a rule beside the methods": (None, 6, {"method": "Karras"}, "methods: recommend, zoo, hso, "),
-    "no method": (None, 6, {"method": "best"}, "use one of recommend, zoo, hso, hso-dm-nonuni, solver-error"),
+    "a rule beside the methods": (None, 6, {"method": "Karras"}, "methods: measure, recommend, zoo, hso, "),
+    "no method": (None, 6, {"method": "best"}, "use one of measure, recommend, zoo, hso, hso-dm-nonuni, solver-error"),
     "a noisy solver": (None, 6, {"solver": "Euler a"}, "name the nearest one without noise: 'euler'"),
 }
 

@@ -343,3 +343,28 @@ def test_an_interrupted_profile_leaves_no_file(run: Run, pipe: Any, monkeypatch:
     monkeypatch.setattr("bridge.cli.commands.measure", interrupted)
     assert "interrupted" in run(PROFILE, 130).err
     assert sorted(p.name for p in Path().iterdir()) == ["model", "schedules.json"]
+
+
+MEASURE = "recommend --pipeline model --nfe 3,4 --budget 420 --option height=16 --option width=16"
+
+
+def test_recommend_measures_a_pipeline_and_goes_on_where_it_was(run: Run, pipe: Any) -> None:
+    Path("prompts.txt").write_text("a small fox\nrain\n")
+    before = files(Path("model"))
+    printed = run(f"{MEASURE} --prompts prompts.txt -o measured.json --plot p.png").out
+    assert "N = 3" in printed and "N = 4" in printed and "of the error of the pipeline as it is" in printed
+    found, once = load("measured.json"), Path("measured.json").read_bytes()
+    assert [s.nfe for s in found] == [3, 4] and all(s.origin.tuned["budget"] == 420 for s in found)
+    assert opened("p.png").size[0] > 300 and files(Path("model")) == before
+    run(f"{MEASURE} --prompts prompts.txt -o measured.json --plot p.png")
+    assert Path("measured.json").read_bytes() == once
+    told = json.loads(run(f"{MEASURE} --prompts prompts.txt -o measured.json --json").out)
+    assert told["evaluations"] <= 420 and set(told["measured"]) == {"3", "4"}
+    for options, message in (
+        ("--model sdxl", "--model and --pipeline"),
+        ("--distilled lcm", "leave out --pipeline"),
+        ("--budget 20", "budget is 20"),
+        ("-o prompts.txt", "prompts.txt"),
+        ("--pipeline nowhere", "is not a folder"),
+    ):
+        refused(run, f"{MEASURE} --prompts prompts.txt {options}", message)
