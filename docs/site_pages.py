@@ -1,4 +1,4 @@
-"""MkDocs hook: pages from Markdown and notebooks outside docs/, and links that work on the site and in the repository alike.
+"""MkDocs hook: pages from files outside docs/, and links that work on the site and in the repository alike.
 
 A page is written once, where a reader of the repository looks for it; its links are relative to that place.
 """
@@ -70,7 +70,9 @@ def from_notebook(text: str) -> str:
             if "text" in output:
                 parts.append(f"```text\n{''.join(output['text']).rstrip()}\n```")
             else:
-                parts.append(f'<img alt="what the cell draws" src="data:image/png;base64,{output["data"]["image/png"]}">')
+                parts.append(
+                    f'<img alt="what the cell draws" src="data:image/png;base64,{output["data"]["image/png"]}">'
+                )
     return "\n\n".join(parts)
 
 

@@ -60,13 +60,14 @@ def run(
         lanes: pytree of NumPy arrays [L, ...], L >= 1.
         shared: pytree of NumPy arrays.
         chunk: lanes a call for each taker of lanes, at most: bounds the memory, and says how often progress is told.
-        at_once: lanes of a chunk that are computed together; all of them by default.
+        at_once: lanes that are computed together, which a chunk has at least; all of a chunk by default.
         split: see `Split`; by default each device takes lanes of its own.
         progress: called after each chunk, and with what the records have before the first.
         records: each chunk's results are appended to them; lanes that they have already are not searched again. With
             several hosts those of process 0 count.
     """
     mesh = _mesh(split)
+    chunk = max(chunk, at_once or 1)
     takers = mesh.size if split is None else mesh.shape[HOSTS]
     total = len(jax.tree.leaves(lanes)[0])
     calls = -(-total // (takers * chunk))

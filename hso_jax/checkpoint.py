@@ -1,13 +1,14 @@
-"""What a long search has found so far, kept in a file so that it can be interrupted and resumed.
+"""What a long search has found so far, appended to a file so that the search can be interrupted and resumed.
 
-First the file, then the results of lanes as its records. With several hosts process 0 alone reads and writes the file,
-and tells the others what it holds.
+The file has a JSON document on each line: first the arguments of the call, then a record each time something is found.
+The same call makes the same records in the same order, so they are all there is to resume from: the call runs again
+from its start and reads what it found until the records end. With several hosts process 0 alone reads and writes the
+file, and sends the others what it holds.
 """
 
 from __future__ import annotations
 
 import base64
-import contextlib
 import dataclasses
 import hashlib
 import json
@@ -22,62 +23,54 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
-from hso_jax.checks import brief, json_object
+from hso_jax.checks import brief
 from hso_jax.compiling import RANDOM
-from hso_jax.files import write_whole
 from hso_jax.noise import NoiseSchedule
 from hso_jax.schedule import versions
 
-FORMAT, VERSION = "hso-jax/checkpoint", 1
-
-Fault = Callable[[Any], str | None]
-"""What is wrong with a record that was read from a file; None for a good one."""
+FORMAT, VERSION = "hso-jax/checkpoint", 2
 
 
 class Checkpoint:
-    """Records in the order they were made, for each of several named searches.
-
-    A search that is called with the same arguments makes the same records in the same order. They are therefore all
-    there is to resume from: it runs again from its start, and is told what it found until the records end.
-
-    One process at a time: `PATH.lock` is locked (by the system, so that a process that dies leaves none) until `close`.
-    """
+    """A file of records, for each of several named searches. One process has it at a time, from here to `close`."""
 
     def __init__(self, path: str | os.PathLike[str] | None, arguments: Mapping[str, Any]) -> None:
-        """Read the file if there is one, and write it otherwise.
+        """Read the file if there is one, else begin it.
 
         Args:
             path: of the file; None keeps nothing.
-            arguments: JSON values: all that the records depend on, but each search's own arguments.
+            arguments: JSON values: all that the records depend on.
 
         Raises:
-            ValueError: if the file is none of these, is in use, or was made with other arguments: it names what
-                differs.
+            ValueError: if the file is no checkpoint, is in use, or was made with other arguments: it names what
+                differs. The file is left as it is.
             OSError: if it cannot be read or written.
         """
         if path is not None and not isinstance(path, (str, os.PathLike)):
             raise ValueError(f"checkpoint is {brief(path)}; need a path or None")
         self.path = None if path is None else Path(path)
-        self._lock: IO[str] | None = None
-        arguments = {**arguments, "random": RANDOM}
-        self._document: dict[str, Any] = {
-            "format": FORMAT,
-            "version": VERSION,
-            "arguments": arguments,
-            "versions": versions(),
-            "searches": {},
-        }
+        self._file: IO[bytes] | None = None
+        self._records: dict[str, list[Any]] = {}
+        try:
+            arguments = json.loads(json.dumps({**arguments, "random": RANDOM}, allow_nan=False))
+        except (TypeError, ValueError, RecursionError) as error:
+            raise ValueError("the search has settings that are not made of texts and finite numbers") from error
         if self.path is None:
             return
-        self._lock = _locked(self.path)
+        if self.path.exists() and not self.path.is_file():
+            raise ValueError(f"{path} is no checkpoint: it is not a regular file")
+        self._file = open(self.path, "a+b")  # noqa: SIM115  # it is held, and locked, until close()
         try:
-            if self.path.exists():
-                found = _read(self.path)
-                found["arguments"].setdefault("random", RANDOM)  # older files do not name their generator
-                self._refuse(found["arguments"], arguments, "")
-                self._document = found
+            if not _lock(self._file):
+                raise ValueError(f"checkpoint {path} is in use by another process; wait for it, or give another file")
+            self._file.seek(0)
+            header, *lines = self._file.read().split(b"\n")
+            if header:
+                self._check_header(header if lines else b"", arguments)
+                self._read(lines[:-1])
+                self._file.truncate(self._file.tell() - len(lines[-1]))  # of a record that was cut off
             else:
-                self._write()
+                self._append({"format": FORMAT, "version": VERSION, "arguments": arguments})
         except BaseException:
             self.close()
             raise
@@ -90,36 +83,45 @@ class Checkpoint:
 
     def close(self) -> None:
         """Let another process have the file."""
-        if self._lock is not None:
-            with contextlib.suppress(FileNotFoundError):
-                os.unlink(self._lock.name)
-            self._lock.close()
-            self._lock = None
+        if self._file is not None:
+            self._file.close()
 
-    def search(self, name: str, arguments: Mapping[str, Any], fault: Fault) -> Records:
-        """Announce a search with its own arguments, JSON values.
+    def records(self, name: str) -> Records:
+        """The records of one search."""
+        return Records(self, name, self._records.setdefault(name, []))
 
-        Raises:
-            ValueError: if the file has one of this name with others, or with a record that has a fault.
-        """
-        search = self._document["searches"].setdefault(name, {"arguments": dict(arguments), "records": []})
-        self._refuse(search["arguments"], arguments, f" of search {name}")
-        for i, record in enumerate(search["records"]):
-            if wrong := fault(record):
-                raise damaged(self.path, f"searches[{brief(name)}].records[{i}]{wrong}")
-        return Records(self, name, search["records"])
+    def _append(self, document: Any) -> None:
+        if self._file is not None:
+            self._file.write(json.dumps(document, allow_nan=False).encode() + b"\n")
+            self._file.flush()
+            os.fsync(self._file.fileno())
 
-    def _write(self) -> None:
-        if self.path is not None:
-            write_whole(self.path, (json.dumps(self._document, allow_nan=False) + "\n").encode())
-
-    def _refuse(self, theirs: Any, ours: Mapping[str, Any], where: str) -> None:
-        if found := list(_differences(theirs, plain(ours, "arguments"), "")):
-            more = f"; and {len(found) - 3} more" if len(found) > 3 else ""
+    def _check_header(self, line: bytes, arguments: Mapping[str, Any]) -> None:
+        try:
+            found = json.loads(line)
+        except (ValueError, RecursionError) as error:
+            raise ValueError(f"{self.path} is no checkpoint: not valid JSON, or cut off") from error
+        if not isinstance(found, dict) or found.get("format") != FORMAT:
+            raise ValueError(f'{self.path} is no checkpoint: its first line must have "format": "{FORMAT}"')
+        if found.get("version") is not VERSION:
             raise ValueError(
-                f"checkpoint {self.path} was made with other arguments{where}: {'; '.join(found[:3])}{more}; "
+                f"checkpoint {self.path} has version {brief(found.get('version'))}, and this program knows {VERSION}: "
+                "finish the search with the release that began it, or give another file"
+            )
+        if faults := list(_differences(found.get("arguments"), arguments, "")):
+            more = f"; and {len(faults) - 3} more" if len(faults) > 3 else ""
+            raise ValueError(
+                f"checkpoint {self.path} was made with other arguments: {'; '.join(faults[:3])}{more}; "
                 "call with the same, or give another file"
             )
+
+    def _read(self, lines: Sequence[bytes]) -> None:
+        for number, line in enumerate(lines, 2):
+            try:
+                found = json.loads(line)
+                self._records.setdefault(found["search"], []).append(dict(found["record"]))
+            except (ValueError, RecursionError, TypeError, KeyError) as error:
+                raise damaged(self.path, f"line {number} is no record") from error
 
 
 class Records:
@@ -128,15 +130,15 @@ class Records:
     def __init__(self, checkpoint: Checkpoint, name: str, done: list[Any]) -> None:
         self.checkpoint, self.name, self.done = checkpoint, name, done
 
-    def add(self, record: Any) -> None:
-        """Append a record, JSON values, and write the file. With no file nothing is kept."""
+    def add(self, record: Mapping[str, Any]) -> None:
+        """Append a record of JSON values to the file. Without a file nothing is kept."""
         if self.checkpoint.path is not None:
             self.done.append(record)
-            self.checkpoint._write()
+            self.checkpoint._append({"search": self.name, "record": record})
 
-    def search(self, name: str, arguments: Mapping[str, Any], fault: Fault) -> Records:
-        """A search that is a part of this one; see `Checkpoint.search`."""
-        return self.checkpoint.search(f"{self.name}/{name}", arguments, fault)
+    def part(self, name: str) -> Records:
+        """The records of a search that is a part of this one."""
+        return self.checkpoint.records(f"{self.name}/{name}")
 
 
 def damaged(path: Path | None, fault: str) -> ValueError:
@@ -144,47 +146,13 @@ def damaged(path: Path | None, fault: str) -> ValueError:
     return ValueError(f"checkpoint {path} is damaged: {fault}; give another file")
 
 
-def plain(value: Any, name: str) -> Any:
-    """A value as it comes back from a JSON file. Raises ValueError, with its name, if it cannot be written to one."""
-    try:
-        return json.loads(json.dumps(value, allow_nan=False))
-    except (TypeError, ValueError, RecursionError) as error:
-        raise ValueError(f"{name} is {brief(value)}; it must be made of texts and finite numbers") from error
-
-
-def _locked(path: Path) -> IO[str]:
-    """The open lock file beside `path`. Raises ValueError, naming the process, if another one has it."""
-    name = f"{os.path.realpath(path)}.lock"
-    while True:
-        lock = open(name, "a+")  # noqa: SIM115  # it is held until close()
-        if not _lock(lock):
-            lock.seek(0)
-            owner = lock.read(32).strip()
-            lock.close()
-            raise ValueError(
-                f"checkpoint {path} is in use by process {owner or '(unknown)'}; wait for it, or give another file"
-            )
-        with contextlib.suppress(FileNotFoundError):
-            if os.path.samestat(os.fstat(lock.fileno()), os.stat(name)):
-                lock.seek(0)
-                left = lock.read(32).strip()
-                if left and not left.isdigit():
-                    lock.close()
-                    raise ValueError(f"{name} is no lock of hso-jax; remove it, or give another checkpoint")
-                lock.truncate(0)
-                lock.write(f"{os.getpid()}\n")
-                lock.flush()
-                return lock
-        lock.close()  # who had it has removed it between the two calls
-
-
-def _lock(file: IO[str]) -> bool:
+def _lock(file: IO[bytes]) -> bool:
     """Whether the open file could be locked; the system unlocks it when it is closed, or its process ends."""
     try:
         if sys.platform == "win32":
             import msvcrt
 
-            os.lseek(file.fileno(), 2**30, os.SEEK_SET)  # far behind the text: what is locked cannot be read
+            os.lseek(file.fileno(), 2**40, os.SEEK_SET)  # far behind the text: what is locked cannot be read
             msvcrt.locking(file.fileno(), msvcrt.LK_NBLCK, 1)
         else:
             import fcntl
@@ -203,72 +171,37 @@ def _differences(theirs: Any, ours: Any, name: str) -> Iterator[str]:
         for i, (a, b) in enumerate(zip(theirs, ours, strict=True)):
             yield from _differences(a, b, f"{name}[{i}]")
     elif theirs != ours:
-        yield f"{name} was {brief(theirs)}, is {brief(ours)}"
+        yield f"{name or 'arguments'} was {brief(theirs)}, is {brief(ours)}"
 
 
-def _read(path: Path) -> dict[str, Any]:
-    """The document, checked as far as this program relies on it."""
-    document = json_object(path, "a checkpoint")
-    if document.get("format") != FORMAT:
-        raise ValueError(f'{path} is not a checkpoint: it must be an object with "format": "{FORMAT}"')
-    version = document.get("version")
-    if isinstance(version, bool) or version != VERSION:
-        raise ValueError(f"checkpoint {path} has version {brief(version)}; this program knows {VERSION}")
-    if fault := _fault(document):
-        raise damaged(path, fault)
-    return document
-
-
-def _fault(document: Mapping[str, Any]) -> str | None:
-    """The first entry that is not what `Checkpoint` writes; None if there is none."""
-    for name in ("arguments", "versions", "searches"):
-        if not isinstance(document.get(name), dict):
-            return f"{name} is {brief(document.get(name))}, not an object"
-    for name, search in document["searches"].items():
-        where = f"searches[{brief(name)}]"
-        if not isinstance(search, dict) or set(search) != {"arguments", "records"}:
-            return f"{where} must be an object of arguments and records"
-        if not isinstance(search["arguments"], dict):
-            return f"{where}.arguments is {brief(search['arguments'])}, not an object"
-        if not isinstance(search["records"], list):
-            return f"{where}.records is {brief(search['records'])}, not a list"
-    return None
-
-
-def opened(
-    path: str | os.PathLike[str], lanes: Sequence[Any], effort: Any, groups: int
-) -> tuple[Checkpoint, list[Records]]:
-    """The checkpoint of checked lanes at this effort, and the records of each group of them.
-
-    It is one of the same versions only, for its bytes are to be theirs.
+def open_for_lanes(path: str | os.PathLike[str], lanes: Sequence[Any], effort: Any) -> Checkpoint:
+    """The checkpoint of checked lanes at this effort, made by the same versions: its bytes are to be theirs.
 
     Raises:
         ValueError: as `Checkpoint`, in every process.
         OSError: as `Checkpoint`; a ValueError in the processes that do not write.
     """
+    noises = {id(lane.noise): _described(lane.noise) for lane in lanes}
     arguments = {
         "count": len(lanes),
         "dtype": str(jax.dtypes.canonicalize_dtype(float)),
-        "effort": described(effort),
-        "lanes": [described(lane) for lane in lanes],
+        "effort": _described(effort),
+        "lanes": [_described(lane._replace(noise=noises[id(lane.noise)])) for lane in lanes],
         "versions": versions(),
     }
-    error: OSError | ValueError | None = None
-    checkpoint = Checkpoint(None, {})
-    records = []
+    checkpoint, error = Checkpoint(None, {}), None
     try:
         checkpoint = Checkpoint(path if jax.process_index() == 0 else None, arguments)
-        records = [checkpoint.search(str(k), {}, fault) for k in range(groups)]
     except (OSError, ValueError) as caught:
         error = caught
-    told = _from_first(None if error is None else str(error))
-    if told is not None:
+    message = _from_first(None if error is None else str(error))
+    if message is not None:
         checkpoint.close()
-        raise error or ValueError(told)
-    return checkpoint, records
+        raise error or ValueError(message)
+    return checkpoint
 
 
-def described(value: Any) -> Any:
+def _described(value: Any) -> Any:
     """What a result depends on, as a JSON value: options by name, arrays by a digest, functions by their name alone."""
     if isinstance(value, np.generic):
         value = value.item()
@@ -282,42 +215,30 @@ def described(value: Any) -> Any:
         return _digest([value])
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         fields = {field.name: getattr(value, field.name) for field in dataclasses.fields(value)}
-        return {"kind": type(value).__name__, **described(fields)}
+        return {"kind": type(value).__name__, **_described(fields)}
     if isinstance(value, tuple) and hasattr(value, "_asdict"):
-        return described(value._asdict())
+        return _described(value._asdict())
     if isinstance(value, Mapping):
-        return {str(key): described(entry) for key, entry in value.items()}
+        return {str(key): _described(entry) for key, entry in value.items()}
     if isinstance(value, (list, tuple)):
-        return [described(entry) for entry in value]
-    named = value if hasattr(value, "__qualname__") else type(value)
-    settings = getattr(value, "settings", None)
-    name = f"{named.__module__}.{named.__qualname__}"
-    return name if settings is None else {"kind": name, "settings": described(settings)}
+        return [_described(entry) for entry in value]
+    kind = value if hasattr(value, "__qualname__") else type(value)
+    settings = getattr(value, "settings", None)  # of a function that is an object
+    name = f"{kind.__module__}.{kind.__qualname__}"
+    return name if settings is None else {"kind": name, "settings": _described(settings)}
+
+
+def _digest(arrays: Sequence[Any]) -> str:
+    found = hashlib.sha256()
+    for array in map(np.asarray, arrays):
+        found.update(f"{array.dtype.str} {array.shape} ".encode() + array.tobytes())
+    return found.hexdigest()[:16]
 
 
 def record_of(rows: Any) -> dict[str, Any]:
     """The results of some lanes, a pytree of arrays [L, ...], as a record: exact, also where they are not finite."""
     leaves = [np.ascontiguousarray(leaf) for leaf in jax.tree.leaves(rows)]
-    arrays = [
-        {"dtype": leaf.dtype.str, "shape": list(leaf.shape), "bytes": base64.b64encode(leaf.tobytes()).decode()}
-        for leaf in leaves
-    ]
-    return {"lanes": len(leaves[0]), "arrays": arrays}
-
-
-def fault(record: Any) -> str | None:
-    """What is wrong with a record that was read."""
-    if not isinstance(record, dict) or set(record) != {"lanes", "arrays"}:
-        return " must be an object of lanes and arrays"
-    count, arrays = record["lanes"], record["arrays"]
-    if isinstance(count, bool) or not isinstance(count, int) or count < 1 or not isinstance(arrays, list):
-        return " must have a number of lanes and a list of arrays"
-    for i, array in enumerate(arrays):
-        try:
-            _array(array, count)
-        except (TypeError, ValueError, KeyError, IndexError):
-            return f".arrays[{i}] is no array of {count} rows"
-    return None
+    return {"lanes": len(leaves[0]), "arrays": [base64.b64encode(leaf.tobytes()).decode() for leaf in leaves]}
 
 
 def rows_of(records: Records, like: Callable[[], Any], total: int) -> tuple[list[Any], int]:
@@ -325,7 +246,7 @@ def rows_of(records: Records, like: Callable[[], Any], total: int) -> tuple[list
 
     Args:
         records: of one search.
-        like: asked if there are records: a pytree with the shapes [C, ...] and dtypes of a chunk's results.
+        like: called if there are records: a pytree with the shapes [C, ...] and dtypes of a chunk's results.
         total: lanes of the search.
 
     Raises:
@@ -335,31 +256,22 @@ def rows_of(records: Records, like: Callable[[], Any], total: int) -> tuple[list
     if not found:
         return [], 0
     leaves, structure = jax.tree.flatten(like())
-    wanted = [(leaf.dtype, leaf.shape[1:]) for leaf in leaves]
     parts, done = [], 0
     for i, record in enumerate(found):
-        arrays = [_array(array, record["lanes"]) for array in record["arrays"]]
-        done += record["lanes"]
-        if [(a.dtype, a.shape[1:]) for a in arrays] != wanted or done > total:
-            where = f"searches['{records.name}'].records[{i}]"
-            raise damaged(records.checkpoint.path, f"{where} is not what this search finds")
+        try:
+            arrays = [
+                np.frombuffer(base64.b64decode(text, validate=True), leaf.dtype).reshape(
+                    record["lanes"], *leaf.shape[1:]
+                )
+                for text, leaf in zip(record["arrays"], leaves, strict=True)
+            ]
+            done += len(arrays[0])
+        except (TypeError, ValueError, KeyError, OverflowError) as error:
+            raise damaged(records.checkpoint.path, f"record {i} is not what this search finds") from error
         parts.append(jax.tree.unflatten(structure, arrays))
+    if done > total:
+        raise damaged(records.checkpoint.path, f"it has {done} lanes of {total}")
     return parts, done
-
-
-def _array(array: Any, rows: int) -> np.ndarray:
-    found = np.frombuffer(base64.b64decode(array["bytes"], validate=True), np.dtype(array["dtype"]))
-    found = found.reshape(array["shape"])
-    if found.shape[0] != rows:
-        raise ValueError("another number of rows")
-    return found
-
-
-def _digest(arrays: Sequence[Any]) -> str:
-    found = hashlib.sha256()
-    for array in map(np.asarray, arrays):
-        found.update(f"{array.dtype.str} {array.shape} ".encode() + array.tobytes())
-    return found.hexdigest()[:16]
 
 
 def _from_first(value: Any) -> Any:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -15,22 +15,24 @@ from jax.flatten_util import ravel_pytree
 
 from hso_jax import solvers
 from hso_jax.checks import check_guidance, number, whole
-from hso_jax.compiling import jit, normal, random_key
+from hso_jax.compiling import jit, normal, platform, random_key
 from hso_jax.noise import alpha_sigma
 from hso_jax.problems.bank import Bank, Exact, Problems, collect, denoise, exact, pick, spread
-from hso_jax.problems.mixture import Problem, family
+from hso_jax.problems.mixture import KINDS, Problem, family
 from hso_jax.problems.model_error import ModelError, Waves, check_model_error, draw, error, guided
 from hso_jax.problems.product import Product, spectral, spectrum
 
-SAMPLES = 128
-"""Noise samples a problem: 36 x 128 in all (benchmarks/reference_study.py says what fewer cost)."""
+SAMPLES = 32
+"""Noise samples a problem: 36 x 32 in all. Four times as many cost four times as much, and schedules that were searched
+on half as many are as good on networks: other problems differ more than other samples of these."""
 
 EXACT_STEPS = 64
 """Of the exact solution: leaves 2e-6 at guidance 1 and 2e-5 at 7.5, a hundredth and less of any solver's error here."""
 
 
-DETAIL = 0.0
-"""Default exponent of the weight `variance^-detail` of a direction's squared error."""
+DETAIL = 0.5
+"""Default exponent of the weight `variance^-detail` of a direction's squared error, where guidance is all there is: at
+weight w it is `DETAIL (1 - 1/w)`, and 0 without guidance (docs/solver-error.md)."""
 
 POWER = 0.0
 """Default exponent of the mean over problems: 1 is the mean of squared errors, 0 that of their logarithms."""
@@ -68,7 +70,12 @@ class ErrorData(NamedTuple):
     inaccuracy: Array
 
 
-LEADING, REACH = (2.0, 4.0, 8.0), 8.0
+SCALE, FLOOR = 1.25, 0.2
+"""Of the default family: how many times the scale of `family`'s kinds its clusters have, and the least variance along
+a coordinate, within a component and of a product. Data hold white noise (latents' autoencoder's, a camera's): what
+lies below it a network cannot tell, and it decides nothing there."""
+
+LEADING, REACH = (2.5, 5.0, 10.0), 12.0
 """Of the default family's products: largest standard deviations, and how many times the smallest one each is."""
 
 
@@ -80,12 +87,14 @@ def default_family() -> Bank:
     Held-out problems have other seeds.
     """
     with jax.enable_x64(True), jax.ensure_compile_time_eval():
-        clusters = family(range(24))
+        clusters = family(range(24), [kind._replace(scale=SCALE * kind.scale) for kind in KINDS])
         problems: list[Problem | Product] = []
         for i in range(24):
-            problems.append(jax.tree.map(lambda leaf: leaf[i], clusters))  # noqa: B023
+            cluster = jax.tree.map(lambda leaf: leaf[i], clusters)  # noqa: B023
+            problems.append(cluster._replace(variances=jnp.maximum(cluster.variances, FLOOR)))
             if i % 2:
-                own = spectrum(np.geomspace(LEADING[i // 2 % 3], LEADING[i // 2 % 3] / REACH, 32))
+                deviations = np.geomspace(LEADING[i // 2 % 3], LEADING[i // 2 % 3] / REACH, 32)
+                own = spectrum(np.sqrt(np.maximum(deviations**2, FLOOR)))
                 problems.append(spectral(random_key(1000 + i), own))
         return collect(problems)
 
@@ -97,13 +106,13 @@ def error_data(
     prediction: str = "epsilon",
     model_error: ModelError | None = None,
     problems: Problems | None = None,
-    detail: float = DETAIL,
+    detail: float | None = None,
     power: float = POWER,
     samples: int = SAMPLES,
     seed: int = 0,
     steps: int = EXACT_STEPS,
 ) -> ErrorData:
-    """Draw noise and model error and solve exactly. About half a second; the default problems' are kept.
+    """Draw noise and model error and solve exactly. About half a second; the last few are kept.
 
     Args:
         start: lam of the model's noise end; -inf for pure noise.
@@ -111,7 +120,9 @@ def error_data(
         prediction: what the network predicts: a key of `problems.ETA`.
         model_error: what its error is like; by default what `ETA` has for the prediction type.
         problems: stacked on a leading axis, or a sequence of problems of either kind; the default family if None.
-        detail: a direction's squared error weighs its `variance^-detail`: 0 is the plain error, 1 all details alike.
+            The same arrays are solved once.
+        detail: a direction's squared error weighs its `variance^-detail`: 0 is the plain error, 1 all details alike; by
+            default `DETAIL (1 - 1/w)`.
         power: of the mean over problems: 1 is the mean of their squared errors, 0 that of their logarithms.
         samples: B.
         seed: of the noise.
@@ -127,27 +138,38 @@ def error_data(
     seed = whole("seed", seed, 0, 2**31 - 1)
     if not (isinstance(start, float) and start == -math.inf):
         start = number("start", start, low=-1e3, high=1e3, need="the half log-SNR of a noise end (-inf for pure noise)")
-    weights = check_weights(detail, power)
+    weights = check_weights(detail, power, guidance)
     kind = check_model_error(model_error, prediction, start)
     numbers = kind.numbers(prediction)
     rest = (start, guidance, kind, numbers, *weights, samples, seed, steps)
-    if problems is None:
-        return _default(*rest, jnp.dtype(jax.dtypes.canonicalize_dtype(float)).name)
-    return _solve(collect(problems), *rest)
+    return _solve(_Problems(problems), jnp.dtype(jax.dtypes.canonicalize_dtype(float)), *rest)
 
 
-def check_weights(detail: object, power: object) -> tuple[float, float]:
+def check_weights(detail: object, power: object, guidance: float) -> tuple[float, float]:
     """Both exponents. Raises ValueError outside (-10, 10), where one direction or problem has long been all of E."""
+    detail = DETAIL * (1.0 - 1.0 / max(guidance, 1.0)) if detail is None else detail
     return number("detail", detail, low=-10.0, high=10.0), number("power", power, low=-10.0, high=10.0)
 
 
+class _Problems:
+    """Problems as the key of a cache: the same arrays are the same problems."""
+
+    def __init__(self, problems: Problems | None) -> None:
+        self.given = problems
+        leaves, structure = jax.tree.flatten(problems)
+        self._key = (structure, *map(id, leaves))
+
+    def __hash__(self) -> int:
+        return hash(self._key)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _Problems) and self._key == other._key
+
+
 @functools.lru_cache(maxsize=32)
-def _default(*arguments: Any) -> ErrorData:
-    return _solve(default_family(), *arguments[:-1])
-
-
 def _solve(
-    problems: Bank,
+    key: _Problems,
+    dtype: np.dtype,
     start: float,
     guidance: float,
     model_error: ModelError,
@@ -158,7 +180,7 @@ def _solve(
     seed: int,
     steps: int,
 ) -> ErrorData:
-    dtype = jax.dtypes.canonicalize_dtype(float)
+    problems = default_family() if key.given is None else collect(key.given)
     variances, counts = spread(problems)
     if numbers[0] > 0:
         frequencies, draws = draw(model_error, variances, counts, samples)
@@ -257,12 +279,18 @@ Weigh = Callable[[Array], solvers.Weights]
 
 
 def squared_errors(data: Chunks, weights: solvers.Weights, chunks: Array | int) -> Array:
-    """[Q] relative mean squared error of each of the first `chunks` chunks at the end of a schedule, 0 for the rest."""
+    """[Q] relative mean squared error of each of the first `chunks` chunks at the end of a schedule, 0 for the rest.
+
+    A CPU takes chunk after chunk, for its caches; other devices, whose kernels would be short of work, all at once.
+    """
+    index = jnp.arange(data.problem.shape[0])
+    if platform() != "cpu":
+        return jnp.where(index < chunks, jax.vmap(lambda i: _squared_error(data, weights, i))(index), 0.0)
 
     def one(i: Array, errors: Array) -> Array:
         return errors.at[i].set(_squared_error(data, weights, i))
 
-    return jax.lax.fori_loop(0, chunks, one, jnp.zeros(data.problem.shape[0], data.noise.dtype))
+    return jax.lax.fori_loop(0, chunks, one, jnp.zeros(index.shape, data.noise.dtype))
 
 
 def error_gradient(
@@ -270,7 +298,8 @@ def error_gradient(
 ) -> tuple[Array, Array]:
     """Log of the mean squared error of the first chunks, and its gradient [M] in the place.
 
-    Memory B D K, work chunks x B N; over all devices along `axis`.
+    Memory B D K, work chunks x B N (all chunks at once where `squared_errors` takes them so); over all devices along
+    `axis`.
     """
 
     # The weights are a short but intricate function of the place: its derivative is taken once, not for every chunk.
@@ -281,12 +310,22 @@ def error_gradient(
     weights, pull, real = jax.vjp(split, place, has_aux=True)
     flat, whole = ravel_pytree(weights)
 
-    def add(i: Array, sums: tuple[Array, Array]) -> tuple[Array, Array]:
+    def of_chunk(i: Array) -> tuple[Array, Array]:
         value, slopes = jax.value_and_grad(lambda w: _squared_error(data, w._replace(real=real), i))(weights)
-        return sums[0].at[i].set(value), sums[1].at[data.problem[i]].add(ravel_pytree(slopes)[0])
+        return value, ravel_pytree(slopes)[0]
+
+    def add(i: Array, sums: tuple[Array, Array]) -> tuple[Array, Array]:
+        value, slopes = of_chunk(i)
+        return sums[0].at[i].set(value), sums[1].at[data.problem[i]].add(slopes)
 
     zero = jnp.zeros(data.problem.shape, place.dtype), jnp.zeros((data.importance.shape[0], *flat.shape), flat.dtype)
-    errors, gradients = jax.lax.fori_loop(0, chunks, add, zero)
+    if platform() == "cpu":
+        errors, gradients = jax.lax.fori_loop(0, chunks, add, zero)
+    else:
+        index = jnp.arange(data.problem.shape[0])
+        errors, every = jax.vmap(of_chunk)(index)
+        errors = jnp.where(index < chunks, errors, 0.0)
+        gradients = zero[1].at[data.problem].add(jnp.where(index[:, None] < chunks, every, 0.0))
     if axis is not None:
         errors, gradients = jax.lax.pmean((errors, gradients), axis)
     of_problem, count = _by_problem(data, errors, chunks)

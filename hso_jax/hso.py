@@ -22,7 +22,7 @@ from hso_jax.bilevel import Effort, bilevel
 from hso_jax.bounds import NodeObjective, Terms, check_objective, expansion, objective_name
 from hso_jax.checkpoint import Records
 from hso_jax.checks import brief, choice, flag, number
-from hso_jax.compiling import under_jax_defaults
+from hso_jax.compiling import platform, under_jax_defaults
 from hso_jax.lane import Lane, check_lane
 from hso_jax.lower import trust_region
 from hso_jax.lower.trust_region import CONVERGED, NOT_FINITE, RESULTS, Feasible, Solution, spread
@@ -52,78 +52,51 @@ PAPER_BOX = Box()
 
 
 class LaneArrays(NamedTuple):
-    """Lanes as arrays with a leading axis; `noise` indexes a bank of noise schedules.
+    """Lanes as NumPy arrays with a leading axis; in the program the traced values of one lane.
 
     Attributes:
-        noise, intervals, seed: [L] integers.
+        noise, intervals, seed: [L] integers; `noise` is a row of the bank of noise schedules.
         p, d_min, least_gap, gamma: [L]; least_gap is what the lower level keeps.
         lower, upper: [L, 3] the box of (rho, t_eps, t_max).
     """
 
-    noise: Array
-    intervals: Array
-    seed: Array
-    p: Array
-    d_min: Array
-    least_gap: Array
-    gamma: Array
-    lower: Array
-    upper: Array
-
-
-def check(lane: Lane) -> Lane:
-    """The lane with its spacing as a number and its box cut to the noise schedule's range; `method` is an `Hso`.
-
-    Raises:
-        ValueError: naming the value that is wrong; in particular when the spacing does not fit into the box.
-    """
-    lane = check_lane(lane)
-    hso: Any = lane.method
-    check_objective("objective", hso.objective)
-    choice("spacing_as", hso.spacing_as, SPACING_AS)
-    flag("relax", hso.relax)
-    p = 2.0 if hso.p is None else hso.p
-    p = number("p", p, low=-100.0, high=100.0, need="a finite number (2 for latent, 1 for pixel models)")
-    number("gamma", hso.gamma, low=0.0, high=1e30, closed=True, need="a finite number of at least 0")
-    box = _cut(hso.box, lane.noise)
-    room = box.t_max[1] - box.t_eps[0]
-    d_min = resolve_spacing(hso.spacing, lane.nfe)
-    if hso.relax and lane.intervals * d_min > room:
-        d_min = room / lane.intervals
-    if hso.spacing_as == "constraint" and lane.intervals * d_min > room + 1e-12:
-        raise ValueError(
-            f"spacing {d_min:.6g} does not fit: {lane.intervals} intervals (nfe {lane.nfe}, layout {lane.layout}) "
-            f"need {lane.intervals * d_min:.6g} of t, but t_max - t_eps is at most {room:.6g} for {lane.noise.name}; "
-            f"use a spacing of at most {room / lane.intervals:.6g}, a wider box, or relax=True"
-        )
-    return lane._replace(method=dataclasses.replace(hso, p=p, spacing=d_min, box=box))
+    noise: Any
+    intervals: Any
+    seed: Any
+    p: Any
+    d_min: Any
+    least_gap: Any
+    gamma: Any
+    lower: Any
+    upper: Any
 
 
 def _cut(box: Box, noise: NoiseSchedule) -> Box:
-    low, high = float(noise.t_min), float(noise.t_max)
+    """The box, checked, within the noise schedule's range."""
     if not isinstance(box, Box):
         raise ValueError(f"box is {brief(box)}; need a Box(rho=..., t_eps=..., t_max=...)")
     for name, pair in box._asdict().items():
-        if not isinstance(pair, (tuple, list)) or len(pair) != 2:
-            raise ValueError(f"box {name} is {brief(pair)}; need two finite numbers, the smaller first")
         try:
-            a, b = (number(name, x) for x in pair)
-        except ValueError:
+            low, high = (number(name, x) for x in pair)
+            if not -math.inf < low <= high < math.inf:
+                raise ValueError
+        except (TypeError, ValueError):
             raise ValueError(f"box {name} is {brief(pair)}; need two finite numbers, the smaller first") from None
-        if not (math.isfinite(a) and math.isfinite(b) and a <= b):
-            raise ValueError(f"box {name} is ({a}, {b}); need two finite numbers, the smaller first")
     if box.rho[0] <= 0:
         raise ValueError(f"box rho is {box.rho}; need positive numbers")
+    least, most = float(noise.t_min), float(noise.t_max)
     for name in ("t_eps", "t_max"):
-        a, b = getattr(box, name)
-        if not 0 < a <= b <= 1:
-            raise ValueError(f"box {name} is ({a}, {b}); need 0 < low <= high <= 1")
-        if b < low or a > high:
-            raise ValueError(f"box {name} is ({a}, {b}), outside [{low:.6g}, {high:.6g}], the range of {noise.name}")
+        low, high = getattr(box, name)
+        if not 0 < low <= high <= 1:
+            raise ValueError(f"box {name} is ({low}, {high}); need 0 < low <= high <= 1")
+        if high < least or low > most:
+            raise ValueError(
+                f"box {name} is ({low}, {high}), outside [{least:.6g}, {most:.6g}], the range of {noise.name}"
+            )
     if box.t_eps[1] >= box.t_max[0]:
         raise ValueError(f"box t_eps {box.t_eps} must lie below t_max {box.t_max}")
-    t_eps = (max(box.t_eps[0], low), max(box.t_eps[1], low))
-    return box._replace(t_eps=t_eps, t_max=(min(box.t_max[0], high), min(box.t_max[1], high)))
+    t_eps = (max(box.t_eps[0], least), max(box.t_eps[1], least))
+    return box._replace(t_eps=t_eps, t_max=(min(box.t_max[0], most), min(box.t_max[1], most)))
 
 
 class Bank(NamedTuple):
@@ -135,7 +108,7 @@ class Bank(NamedTuple):
     """
 
     noise: NoiseSchedule
-    times: Array
+    times: Any
 
 
 _TIMES = 257
@@ -150,15 +123,11 @@ def times_even_in_lam(noise: NoiseSchedule) -> np.ndarray:
 
 def pack(lanes: Sequence[Lane], dtype: np.dtype) -> tuple[LaneArrays, Bank]:
     """Checked lanes as arrays, and their bank of noise schedules."""
-    bank: dict[int, int] = {}
-    schedules: list[NoiseSchedule] = []
-    for lane in lanes:
-        if id(lane.noise) not in bank:
-            bank[id(lane.noise)] = len(schedules)
-            schedules.append(lane.noise)
-    methods: list[Any] = [lane.method for lane in lanes]
+    schedules = list({id(lane.noise): lane.noise for lane in lanes}.values())
+    row = {id(noise): i for i, noise in enumerate(schedules)}
+    methods = [lane.method for lane in lanes]
     columns = {
-        "noise": np.array([bank[id(lane.noise)] for lane in lanes], np.int32),
+        "noise": np.array([row[id(lane.noise)] for lane in lanes], np.int32),
         "intervals": np.array([lane.intervals for lane in lanes], np.int32),
         "seed": np.array([lane.seed for lane in lanes], np.int32),
         "p": np.array([m.p for m in methods], dtype),
@@ -169,11 +138,14 @@ def pack(lanes: Sequence[Lane], dtype: np.dtype) -> tuple[LaneArrays, Bank]:
         "upper": np.array([[high for _, high in m.box] for m in methods], dtype),
     }
     times = np.stack([times_even_in_lam(noise) for noise in schedules]).astype(dtype)
-    return LaneArrays(**columns), Bank(stack(schedules, dtype), times)  # type: ignore[arg-type]
+    return LaneArrays(**columns), Bank(stack(schedules, dtype), times)
 
 
 EFFORT = Effort(population=16, generations=20, steps=3, polish=3, lanes=128)
-"""From EDM's start three steps usually do already."""
+"""From EDM's start three steps usually do already. The lanes are a CPU's: as many as its caches hold."""
+
+ACCELERATOR_LANES = 4096
+"""Lanes a call on other devices, whose kernels are short of work with fewer."""
 
 _AGAIN = 200  # steps for a lane that has not converged
 
@@ -273,10 +245,10 @@ def run(
     records: Records | None = None,
 ) -> Evolution:
     """Search checked lanes of one objective, each with at least one interval; NumPy results in the lanes' order."""
-    effort = effort.over(EFFORT)
+    effort = effort.over(EFFORT if platform() == "cpu" else EFFORT._replace(lanes=ACCELERATOR_LANES))
     arrays, bank = pack(lanes, np.dtype(jax.dtypes.canonicalize_dtype(float)))
     count = nodes or 1 + max(lane.intervals for lane in lanes)
-    objective = lanes[0].method.objective  # type: ignore[union-attr]
+    objective = lanes[0].method.objective
     search = search_lane(objective, count, effort)
     found = batch.run(search, arrays, bank, chunk=effort.lanes, progress=progress, records=records)
     return found if effort.steps == 0 else _finish(lanes, found, objective)
@@ -293,9 +265,9 @@ def _finish(lanes: Sequence[Lane], found: Evolution, objective: str | NodeObject
         return found
     columns = [np.array(x, np.float64 if x.dtype.kind == "f" else x.dtype) for x in found.memo]
     with jax.enable_x64(True):
-        arrays, bank = pack(lanes, np.dtype(np.float64))
-        for i in hard:
-            lane = jax.tree.map(lambda column: column[i], arrays)  # noqa: B023
+        for i in hard.tolist():
+            arrays, bank = pack([lanes[i]], np.dtype(np.float64))
+            lane = jax.tree.map(lambda column: column[0], arrays)
             again = _refine_again(lane, bank, found.best[i].astype(np.float64), columns[0][i], objective)
             again = again._replace(steps=again.steps + found.memo.steps[i])
             for column, value in zip(columns, again, strict=True):
@@ -321,7 +293,7 @@ def schedule_of(lane: Lane, found: Evolution | None) -> Schedule:
         lane: checked.
         found: its row of the program's results; None for a lane without intervals.
     """
-    hso: Any = lane.method
+    hso = lane.method
     name = objective_name(hso.objective)
     fields: dict[str, Any] = {
         "p": hso.p,
@@ -333,16 +305,20 @@ def schedule_of(lane: Lane, found: Evolution | None) -> Schedule:
         return Schedule.from_t(lane.noise, [hso.box.t_max[1]], layout=lane.layout, origin=Origin(**fields))
     code = int(found.memo.result)
     t = np.asarray(found.memo.t[: lane.intervals + 1], np.float64)
-    psi: Any = found.best
+    psi = np.asarray(found.best)
     if not (np.isfinite(psi).all() and np.isfinite(t).all() and np.isfinite(found.memo.value)):
         code, psi = NOT_FINITE, np.asarray([(low + high) / 2 for low, high in hso.box])
         t = np.linspace(psi[2], psi[1], lane.intervals + 1)
     rho, t_eps, t_max = (_shortest(x) for x in psi)
     t_eps = float(np.clip(t_eps, *hso.box.t_eps))
     t_max = float(np.clip(t_max, *hso.box.t_max))
-    t_eps, t_max = _with_room(t_eps, t_max, lane)
+    least = _DISTINCT
+    if hso.spacing_as == "constraint":  # rounding took some of the room that the spacing needs: out, within the box
+        needed = lane.intervals * hso.spacing
+        t_max = min(max(t_max, t_eps + needed), hso.box.t_max[1])
+        t_eps = max(min(t_eps, t_max - needed), hso.box.t_eps[0])
+        least = max(hso.spacing, least)
     t[0], t[-1] = t_max, t_eps
-    least = max(hso.spacing if hso.spacing_as == "constraint" else 0.0, _DISTINCT)
     t = spread(t, min(least, (t_max - t_eps) / lane.intervals))
     lams = lane.noise.lam(t)
     ends = np.exp(-lams[[-1, 0]])
@@ -357,16 +333,6 @@ def schedule_of(lane: Lane, found: Evolution | None) -> Schedule:
     )
     scores = Scores(**score(lams, t, p=hso.p, d_min=hso.spacing, gamma=hso.gamma))
     return Schedule.from_t(lane.noise, t, layout=lane.layout, origin=origin, scores=scores)
-
-
-def _with_room(t_eps: float, t_max: float, lane: Lane) -> tuple[float, float]:
-    """The ends moved outward in the box by what rounding took of the room that the spacing needs."""
-    hso: Any = lane.method
-    if hso.spacing_as != "constraint":
-        return t_eps, t_max
-    needed = lane.intervals * hso.spacing
-    t_max = min(max(t_max, t_eps + needed), hso.box.t_max[1])
-    return max(min(t_eps, t_max - needed), hso.box.t_eps[0]), t_max
 
 
 def _shortest(x: np.floating[Any]) -> float:
@@ -399,8 +365,30 @@ class Hso:
     relax: bool = False
 
     def check(self, lane: Lane) -> Lane:
-        """See `lane.Method`."""
-        return check(lane)
+        """The lane with p and its spacing as numbers, and its box cut to the noise schedule's range.
+
+        Raises:
+            ValueError: naming the value that is wrong; in particular when the spacing does not fit into the box.
+        """
+        lane = check_lane(lane)
+        check_objective("objective", self.objective)
+        choice("spacing_as", self.spacing_as, SPACING_AS)
+        flag("relax", self.relax)
+        p = 2.0 if self.p is None else self.p
+        p = number("p", p, low=-100.0, high=100.0, need="a finite number (2 for latent, 1 for pixel models)")
+        number("gamma", self.gamma, low=0.0, high=1e30, closed=True, need="a finite number of at least 0")
+        box = _cut(self.box, lane.noise)
+        room = box.t_max[1] - box.t_eps[0]
+        spacing = resolve_spacing(self.spacing, lane.nfe)
+        if self.relax and lane.intervals * spacing > room:
+            spacing = room / lane.intervals
+        if self.spacing_as == "constraint" and lane.intervals * spacing > room + 1e-12:
+            raise ValueError(
+                f"spacing {spacing:.6g} does not fit: {lane.intervals} intervals (nfe {lane.nfe}, layout "
+                f"{lane.layout}) need {lane.intervals * spacing:.6g} of t, but t_max - t_eps is at most {room:.6g} for "
+                f"{lane.noise.name}; use a spacing of at most {room / lane.intervals:.6g}, a wider box, or relax=True"
+            )
+        return lane._replace(method=dataclasses.replace(self, p=p, spacing=spacing, box=box))
 
     def group(self, lane: Lane) -> Hashable:
         """One program for all lanes of one objective."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Hashable, Sequence
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 from hso_jax.batch import Progress
 from hso_jax.bilevel import Effort
@@ -50,7 +50,7 @@ class Lane(NamedTuple):
     nfe: int
     layout: str = "node"
     seed: int = 0
-    method: Method | str = "hso"
+    method: Any = "hso"
 
     @property
     def intervals(self) -> int:

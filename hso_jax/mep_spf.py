@@ -140,4 +140,5 @@ def score(lams: np.ndarray, t: np.ndarray, *, p: float, d_min: float, gamma: flo
     """Mep and spf of nodes in float64; None where they are undefined (one node, or lam = -inf)."""
     if len(lams) < 2 or not np.isfinite(lams).all():
         return {"mep": None, "spf": None}
-    return {"mep": float(mep(lams, p)), "spf": float(spf(lams, t, d_min, p=p, gamma=gamma))}
+    value = mep(lams, p)
+    return {"mep": float(value), "spf": float(value + gamma * spacing_penalty(t, d_min))}

@@ -45,16 +45,6 @@ def register_dataclass(cls: Class) -> Class:
     return cls
 
 
-def leaves(values: Any) -> list[Any]:
-    """The leaves of a pytree; none without JAX, where nothing asks what they are."""
-    return jax.tree.leaves(values) if INSTALLED else []
-
-
 def is_array(value: Any) -> bool:
     """Whether it is an array of JAX, traced or not."""
     return INSTALLED and isinstance(value, jax.Array)
-
-
-def is_traced(values: Any) -> bool:
-    """Whether any leaf of a pytree is traced."""
-    return any(isinstance(leaf, jax.core.Tracer) for leaf in leaves(values))

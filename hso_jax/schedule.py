@@ -36,8 +36,8 @@ _LARGEST = 2**63 - 1  # whole number that every JSON reader takes
 
 def _plain(name: str, value: Any) -> Any:
     """A finite number as Python's own, which a file can hold. Raises ValueError."""
-    number(name, value)
-    return value.item() if isinstance(value, (np.generic, np.ndarray)) else value
+    real = number(name, value)
+    return int(value) if isinstance(value, (int, np.integer)) else real
 
 
 def _by_name(name: str, value: object, texts: bool = False) -> dict[str, Any]:

@@ -13,12 +13,11 @@ from typing import TypedDict, Unpack, overload
 import jax
 import jax.numpy as jnp
 
-from hso_jax import checkpoint as resuming
 from hso_jax.baselines import rule_named
 from hso_jax.batch import Progress
 from hso_jax.bilevel import Effort
 from hso_jax.bounds import Terms, expansion
-from hso_jax.checkpoint import Records
+from hso_jax.checkpoint import open_for_lanes
 from hso_jax.checks import brief, choice, whole
 from hso_jax.compiling import platform, quiet, under_jax_defaults
 from hso_jax.hso import Hso
@@ -104,20 +103,17 @@ def search_many(
     platform()
     groups: dict[Hashable, list[int]] = {}
     for i, lane in enumerate(every):
-        groups.setdefault(lane.method.group(lane), []).append(i)  # type: ignore[union-attr]
+        groups.setdefault(lane.method.group(lane), []).append(i)
     schedules: dict[int, Schedule] = {}
     with contextlib.ExitStack() as stack:
         stack.enter_context(quiet())
-        records: list[Records | None] = [None] * len(groups)
-        if checkpoint is not None:
-            file, records[:] = resuming.opened(checkpoint, every, effort, len(groups))
-            stack.enter_context(file)
-        for index, kept in zip(groups.values(), records, strict=True):
-            method: Method = every[index[0]].method  # type: ignore[assignment]
+        file = None if checkpoint is None else stack.enter_context(open_for_lanes(checkpoint, every, effort))
+        for number, index in enumerate(groups.values()):
             report = progress
             if progress is not None and len(groups) > 1:
                 report = functools.partial(_shifted, progress, len(schedules), len(every), len(index))
-            found = method.search([every[i] for i in index], effort, report, kept)
+            records = None if file is None else file.records(str(number))
+            found = every[index[0]].method.search([every[i] for i in index], effort, report, records)
             schedules.update(zip(index, found, strict=True))
     return [schedules[i] for i in range(len(every))]
 

@@ -43,6 +43,21 @@ from hso_jax.upper.evolution import Evolution
 
 FIRST = ("auto", "end", "free")
 
+CHUNK = 32
+"""Samples that go through a solver at once; divides the samples a problem unless they are fewer."""
+
+SCREEN_CHUNKS = 12
+"""Chunks of samples that the upper level's fitness sees."""
+
+
+def chunk_of(samples: int) -> int:
+    """Samples a chunk."""
+    return min(CHUNK, samples)
+
+
+Column = Any
+"""A NumPy array of all lanes outside of the program, the traced value of one lane inside."""
+
 
 class LaneArrays(NamedTuple):
     """Lanes as arrays with a leading axis; `data` indexes a bank of exact solutions.
@@ -55,18 +70,18 @@ class LaneArrays(NamedTuple):
         penalty, growth: [L] see `coefficients.Coefficients`; of the non-stationary solver's lanes alone.
     """
 
-    data: Array
-    solver: Array
-    nfe: Array
-    nodes: Array
-    seed: Array
-    clean: Array
-    free: Array
-    top: Array
-    floor: Array
-    starts: Array
-    penalty: Array
-    growth: Array
+    data: Column
+    solver: Column
+    nfe: Column
+    nodes: Column
+    seed: Column
+    clean: Column
+    free: Column
+    top: Column
+    floor: Column
+    starts: Column
+    penalty: Column
+    growth: Column
 
     @property
     def range(self) -> Range:
@@ -81,7 +96,7 @@ def check(lane: Lane) -> tuple[Lane, str, float]:
         ValueError: naming the value that is wrong and what would be right.
     """
     lane = check_lane(lane)
-    method: Any = lane.method
+    method = lane.method
     choice("first", method.first, FIRST)
     solver = solvers.canonical(method.solver, solvers.EVERY)
     guidance = check_guidance(method.guidance)
@@ -94,16 +109,16 @@ def check(lane: Lane) -> tuple[Lane, str, float]:
     return lane, solver, guidance
 
 
-def begin(lane: Lane) -> float:
+def first_lam_of(lane: Lane) -> float:
     """Lam of the first node, or what it may be at most where it is free; the noise end for methods without `first`."""
-    method: Any = lane.method
-    auto = getattr(method, "first", "end") == "auto"
-    return first_lam(lane.noise, lane.nfe, method.guidance) if auto else lane.noise.noise_end
+    if getattr(lane.method, "first", "end") == "auto":
+        return first_lam(lane.noise, lane.nfe)
+    return lane.noise.noise_end
 
 
 def check_room(lane: Lane) -> None:
     """Raises ValueError unless the nodes fit between the noise schedule's ends, `SPACING` apart in s."""
-    room = s_of_lam(begin(lane)) - s_of_lam(lane.noise.data_end)
+    room = s_of_lam(first_lam_of(lane)) - s_of_lam(lane.noise.data_end)
     if lane.nodes * SPACING > room:
         raise ValueError(
             f"nfe is {lane.nfe}: {lane.nodes} nodes at least {SPACING:g} apart in s do not fit {room:.4g}; "
@@ -117,7 +132,7 @@ def data_of_lane(lane: Lane) -> ErrorData:
     Raises:
         ValueError: as `error_data`.
     """
-    method: Any = lane.method
+    method = lane.method
     return error_data(
         lane.noise.noise_end,
         method.guidance,
@@ -135,23 +150,17 @@ def pack(lanes: Sequence[Lane], names: Sequence[str]) -> tuple[LaneArrays, Chunk
     """Checked lanes as arrays without starts, their bank of exact solutions, and [L] the inaccuracy of each lane's.
 
     The distinct solutions of a bank share all but `OF_A_MODEL`, which have a leading axis.
-
-    Raises:
-        ValueError: unless the method's `chunk` divides its samples, and as `error_data`.
     """
-    methods: list[Any] = [lane.method for lane in lanes]
-    first = methods[0]
-    if whole("samples", first.samples, 1, 10**6) % whole("chunk", first.chunk, 1, 10**6):
-        raise ValueError(f"samples is {first.samples!r}; need a multiple of {first.chunk}, the method's chunk")
+    methods = [lane.method for lane in lanes]
     dtype = np.dtype(jax.dtypes.canonicalize_dtype(float))
     noisy = [lane.noise.noise_end for lane in lanes]
-    tops = [begin(lane) for lane in lanes]
-    error = first.model_error or ModelError()
+    tops = [first_lam_of(lane) for lane in lanes]
+    error = methods[0].model_error or ModelError()
     sizes = [error.numbers(lane.noise.prediction) for lane in lanes]
     keys = [(end, m.guidance, size) for end, m, size in zip(noisy, methods, sizes, strict=True)]
     distinct = dict(zip(keys, lanes, strict=True))
     data = [data_of_lane(lane) for lane in distinct.values()]
-    cut = [in_chunks(d, first.chunk) for d in data]
+    cut = [in_chunks(d, chunk_of(d.noise.shape[1])) for d in data]
     bank = cut[0]._replace(**{name: jnp.stack([getattr(c, name) for c in cut]) for name in OF_A_MODEL})  # type: ignore[arg-type]
     columns = {
         "data": np.array([list(distinct).index(key) for key in keys], np.int32),
@@ -169,7 +178,7 @@ def pack(lanes: Sequence[Lane], names: Sequence[str]) -> tuple[LaneArrays, Chunk
         "growth": np.ones(len(lanes), dtype),
     }
     inaccuracy = np.array([float(d.inaccuracy) for d in data])[columns["data"]]
-    return LaneArrays(**columns), jax.tree.map(np.asarray, bank), inaccuracy  # type: ignore[arg-type]
+    return LaneArrays(**columns), jax.tree.map(np.asarray, bank), inaccuracy
 
 
 P_RANGE = (0.5, 4.0)
@@ -177,13 +186,13 @@ P_RANGE = (0.5, 4.0)
 ISLANDS = ((-0.5, 1.25), (1.25, 2.25), (2.25, 20.0))
 """Ranges of lam_eps in which an upper level looks for one start each: local minima differ most in the last node."""
 
-FIRST_HIGH, LAST_LOW = -1.1, ISLANDS[0][0]
+LAM_MAX_HIGH, LAM_EPS_LOW = -1.1, ISLANDS[0][0]
 """t_max is looked for from the model's end to s = 0.75, t_eps from s = 0.6 to the model's end: further in, neither is
 of use."""
 
 
-def member(psi: Array, nodes: Array, before: Array, *, objective: str | NodeObjective, steps: int) -> Solution:
-    """The member psi of the family: `t` is its nodes in s, from lam_max to lam_eps.
+def mep_nodes(psi: Array, nodes: Array, before: Array, *, objective: str | NodeObjective, steps: int) -> Solution:
+    """The family's nodes of psi, the minimisers of its bound: `t` is in s, from lam_max to lam_eps.
 
     Args:
         psi: [3] p, lam_eps, lam_max.
@@ -256,7 +265,6 @@ class Levels(NamedTuple):
         names: of the solvers; static, as all but `bank`.
         family: objective of the lower level.
         steps: of the lower level.
-        few: chunks that the fitness sees.
         refinement: of the starts; None takes the best as it is.
         axis: of the devices that share the samples, if any.
         bank: chunks of samples, with the exact solutions on a leading axis.
@@ -265,7 +273,6 @@ class Levels(NamedTuple):
     names: tuple[str, ...]
     family: str | NodeObjective
     steps: int
-    few: int
     refinement: Refinement | None
     axis: str | None
     bank: Chunks
@@ -275,11 +282,11 @@ class Levels(NamedTuple):
         dtype = lane.top.dtype
         top = jnp.minimum(lane.top, 1.0 - SPACING)
         noisiest, cleanest = (jnp.log1p(-s) - jnp.log(s) for s in (top, lane.floor))
-        high = jnp.maximum(noisiest + 0.5, FIRST_HIGH)
+        high = jnp.maximum(noisiest + 0.5, LAM_MAX_HIGH)
         # A pinned first node is psi's own, unless it is pure noise: there MEP starts at a node of its own.
         high = jnp.where(lane.free | (lane.top >= 1.0), high, noisiest)
         least, most = (jnp.asarray(column, dtype) for column in zip(*ISLANDS, strict=True))
-        least = jnp.maximum(jnp.minimum(least, cleanest - 0.5), jnp.asarray(LAST_LOW, dtype))
+        least = jnp.maximum(jnp.minimum(least, cleanest - 0.5), jnp.asarray(LAM_EPS_LOW, dtype))
         most = jnp.minimum(most, cleanest)
         p_low, p_high = (jnp.full_like(least, p) for p in P_RANGE)
         first_low, first_high = (jnp.full_like(least, x) for x in (noisiest, high))
@@ -290,13 +297,13 @@ class Levels(NamedTuple):
         return trust_region.blank(lane.starts.shape[-1], lane.top.dtype)
 
     def lower(self, lane: LaneArrays, psi: Array, before: Solution) -> Solution:
-        """The family's member psi, a pinned first node at the model's end."""
-        found = member(psi, lane.nodes, before.t, objective=self.family, steps=self.steps)
+        """The family's nodes of psi, a pinned first one at the model's end."""
+        found = mep_nodes(psi, lane.nodes, before.t, objective=self.family, steps=self.steps)
         return found._replace(t=pinned(lane, found.t))
 
     def fitness(self, lane: LaneArrays, found: Solution) -> Array:
-        """The (power) mean of the solver's squared errors on the first few chunks."""
-        return self.error(lane, found.t, jnp.minimum(self.few, self.chunks))
+        """The mean of the solver's squared errors on the first few chunks."""
+        return self.error(lane, found.t, jnp.asarray(min(SCREEN_CHUNKS, self.chunks)))
 
     def refine(self, lane: LaneArrays, starts: Evolution) -> Found:
         """The best of the starts and of one rule on all samples, refined on the error if that was asked for."""
@@ -356,7 +363,8 @@ class Levels(NamedTuple):
         none = Found(starts[0], psi[0], inf, jnp.asarray(MAX_STEPS), jnp.asarray(0), inf)
         (_, found), _ = jax.lax.scan(job, (begins[0], none), (*rows, roles, chunks, limits))
         result = jnp.where(jnp.isfinite(found.error), found.result, NOT_FINITE)
-        return found._replace(error=jnp.sqrt(found.error), result=result)
+        uneven = unevenness(lane, lams_of(lane.range, found.nodes))
+        return found._replace(error=jnp.exp(0.5 * (jnp.log(found.error) - uneven)), result=result)
 
 
 def data_of(bank: Chunks, lane: LaneArrays) -> Chunks:
@@ -396,15 +404,33 @@ def end_of(lane: LaneArrays, lams: Array) -> Array:
     return jnp.where(lane.clean, jnp.inf, lams[jnp.minimum(lane.nfe, lams.shape[0] - 1)])
 
 
+EVEN, UNEVEN = 2.0, 3.0
+"""Ratio that neighbouring gaps may have for nothing, and the weight of the squared excess of its logarithm."""
+
+
+def unevenness(lane: LaneArrays, lams: Array) -> Array:
+    """What a search adds to the logarithm of the squared error where neighbouring gaps in lam [K] differ much.
+
+    Without it nodes end in pairs, at minima that hold for these problems alone. A ratio of 2.5 must be worth 7% of the
+    error. Gaps beside lam = -inf are free.
+    """
+    i = jnp.arange(lams.shape[0])
+    real = (i < lane.nodes) & ((i > 0) | (lane.top < 1.0) | lane.free)
+    logs = jnp.log(jnp.maximum(jnp.diff(jnp.where(real, lams, i)), 1e-6))
+    excess = jnp.maximum(jnp.abs(jnp.diff(logs)) - math.log(EVEN), 0.0)
+    return UNEVEN * jnp.sum(jnp.where(real[:-2] & real[1:-1] & real[2:], excess, 0.0) ** 2)
+
+
 def log_error(levels: Levels, lane: LaneArrays, chunks: Array) -> Callable[[Array], tuple[Array, Array]]:
-    """The logarithm of the mean squared error and its gradient in logits y [K + 1]; over all devices along the axis."""
+    """Log of the mean squared error, and the unevenness, with the gradient in logits y [K + 1]; over all devices."""
     data = data_of(levels.bank, lane)
 
     def function(y: Array) -> tuple[Array, Array]:
         lams, pull = jax.vjp(lambda y: lams_of(lane.range, nodes_of(lane.range, y)), y)
         weights = functools.partial(weigh, levels.names, lane)
         value, gradient = error_gradient(data, weights, lams, chunks, levels.axis)
-        return value, pull(gradient)[0]
+        uneven, slope = jax.value_and_grad(functools.partial(unevenness, lane))(lams)
+        return value + uneven, pull(gradient + slope)[0]
 
     return function
 
@@ -413,7 +439,6 @@ def log_error(levels: Levels, lane: LaneArrays, chunks: Array) -> Callable[[Arra
 def search_lane(
     names: tuple[str, ...],
     family: str | NodeObjective,
-    few: int,
     refinement: Refinement | None,
     effort: Any,
     axis: str | None,
@@ -421,7 +446,7 @@ def search_lane(
     """Both levels for one lane, (lane, bank) -> Found. Pure; map it over lanes. Starts that are given are refined."""
 
     def search(lane: LaneArrays, bank: Chunks) -> Found:
-        levels = Levels(names, family, effort.steps, few, refinement, axis, bank)
+        levels = Levels(names, family, effort.steps, refinement, axis, bank)
         if not len(lane.starts):
             return bilevel(levels, lane, effort)
         return levels.descend(lane, jnp.full((len(lane.starts), 3), jnp.nan, lane.starts.dtype), lane.starts)
@@ -521,7 +546,7 @@ def older_of(name: str) -> int:
     return {"ddim": 0, "dpmpp-2m": 1, "dpmpp-3m": 2}.get(name, solver.order - 1)
 
 
-class FreeFound(NamedTuple):
+class NonstationaryFound(NamedTuple):
     """Result of a lane.
 
     Attributes:
@@ -542,25 +567,26 @@ class FreeFound(NamedTuple):
 
 
 @functools.lru_cache(maxsize=64)
-def search_free(options: Coefficients, axis: str | None) -> Callable[[LaneArrays, Chunks], FreeFound]:
+def search_nonstationary(options: Coefficients, axis: str | None) -> Callable[[LaneArrays, Chunks], NonstationaryFound]:
     """The search of one lane, which has the nodes that the known solver has found. Pure; map it over lanes."""
     assert options.start is not None
     start, history, part = options.start, options.history, options.part
 
-    def search(lane: LaneArrays, bank: Chunks) -> FreeFound:
+    def search(lane: LaneArrays, bank: Chunks) -> NonstationaryFound:
         data = data_of(bank, lane)
         count, older = lane.starts.shape[-1], history - 1
 
         def made(z: Array) -> solvers.Weights:
             lams = lams_of(lane.range, nodes_of(lane.range, z[: count + 1]))
-            return free_weights(start, lane, lams, z[count + 1 :].reshape(count, older))
+            return deviating_weights(start, lane, lams, z[count + 1 :].reshape(count, older))
 
         begin = jnp.concatenate([logits_of(lane.range, lane.starts[0]), jnp.zeros(count * older, lane.top.dtype)])
         limit = jnp.log(lane.growth * amplification(made(begin)))
 
         def penalty(z: Array) -> Array:
             excess = jnp.maximum(jnp.log(amplification(made(z))) - limit, 0.0)
-            return 2.0 * (lane.penalty * jnp.sum(z[count + 1 :] ** 2) + _STIFF * excess**2)
+            uneven = unevenness(lane, lams_of(lane.range, nodes_of(lane.range, z[: count + 1])))
+            return uneven + 2.0 * (lane.penalty * jnp.sum(z[count + 1 :] ** 2) + _STIFF * excess**2)
 
         every = bank.problem.shape[0]
 
@@ -585,13 +611,30 @@ def search_free(options: Coefficients, axis: str | None) -> Callable[[LaneArrays
         error = jnp.exp(0.5 * (found.value - penalty(found.y)))
         result = jnp.where(jnp.isfinite(error), found.result, NOT_FINITE)
         grown = amplification(weights)
-        return FreeFound(nodes, coefficients, error, grown, result, stages.steps.sum(), found.stationarity)
+        return NonstationaryFound(nodes, coefficients, error, grown, result, stages.steps.sum(), found.stationarity)
 
     return search
 
 
-def free_weights(start: str, lane: LaneArrays, lams: Array, deviation: Array) -> solvers.Weights:
+def deviating_weights(start: str, lane: LaneArrays, lams: Array, deviation: Array) -> solvers.Weights:
     """The weights on nodes lams [K] of the known solver `start` with a deviation [K, H - 1] added."""
     steps = grid(lams, end_of(lane, lams), lane.nfe)
-    base = coefficients_of(weigh((start,), lane, lams), steps, deviation.shape[1] + 1)
-    return weights_of(steps, base + deviation)
+    known = coefficients_of(weigh((start,), lane, lams), steps, deviation.shape[1] + 1)
+    return weights_of(steps, known + deviation)
+
+
+@functools.lru_cache(maxsize=64)
+def measure_lane(names: tuple[str, ...], axis: str | None) -> Callable[[tuple[LaneArrays, Array], Chunks], Array]:
+    """((lane, nodes lams [K]), bank) -> [S] root-mean-square error of each solver there, on all samples."""
+
+    def measure(row: tuple[LaneArrays, Array], bank: Chunks) -> Array:
+        lane, lams = row
+        data, chunks = data_of(bank, lane), bank.problem.shape[0]
+
+        def one(solver: Array) -> Array:
+            errors = squared_errors(data, weigh(names, lane._replace(solver=solver), lams), jnp.asarray(chunks))
+            return jnp.sqrt(mean_error(data, errors, chunks, axis))
+
+        return jax.lax.map(one, jnp.arange(len(names)))
+
+    return measure

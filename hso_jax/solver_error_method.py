@@ -16,11 +16,9 @@ from hso_jax import batch, solvers
 from hso_jax.bilevel import Effort
 from hso_jax.bounds import NodeObjective, check_objective, objective_name
 from hso_jax.checkpoint import Records
-from hso_jax.checkpoint import fault as resuming_fault
 from hso_jax.checks import brief, choice, whole
 from hso_jax.compiling import jit, platform
 from hso_jax.error import (
-    DETAIL,
     POWER,
     SAMPLES,
     Chunks,
@@ -39,18 +37,20 @@ from hso_jax.problems.model_error import ModelError, check_model_error
 from hso_jax.profile import Profile
 from hso_jax.schedule import Origin, Schedule, Scores, versions
 from hso_jax.solver_error_levels import (
+    CHUNK,
     Coefficients,
     Found,
-    FreeFound,
     LaneArrays,
+    NonstationaryFound,
     Refinement,
-    begin,
     check,
     check_coefficients_options,
-    data_of_lane,
+    chunk_of,
+    first_lam_of,
+    measure_lane,
     pack,
-    search_free,
     search_lane,
+    search_nonstationary,
 )
 
 
@@ -64,15 +64,15 @@ def schedule_of(lane: Lane, found: Found, inaccuracy: float) -> Schedule:
         found: its row of the program's results.
         inaccuracy: of the exact solution: no error is told below it.
     """
-    method: Any = lane.method
+    method = lane.method
     nodes, error, code = np.asarray(found.nodes[: lane.nodes], np.float64), float(found.error), int(found.result)
-    top, floor = (float(s_of_lam(lam)) for lam in (begin(lane), lane.noise.data_end))
+    top, floor = (float(s_of_lam(lam)) for lam in (first_lam_of(lane), lane.noise.data_end))
     failed = not np.isfinite(error)
     if failed and not (np.isfinite(nodes).all() and (np.diff(nodes) < 0).all() and nodes[-1] > 0):
         nodes = np.linspace(min(top, 1.0 - SPACING), floor, lane.nodes + 1)[: lane.nodes]
     lams = lam_of_s(nodes)
     if method.first != "free":
-        lams[0] = begin(lane)
+        lams[0] = first_lam_of(lane)
     p, last, first = (float(x) for x in found.psi)
     psi = None
     if np.isfinite(p):  # else the start was not the family's
@@ -96,23 +96,23 @@ def schedule_of(lane: Lane, found: Found, inaccuracy: float) -> Schedule:
     return Schedule.from_lams(lane.noise, lams, layout=lane.layout, origin=origin, scores=scores)
 
 
-def free_schedule_of(lane: Lane, found: FreeFound, known: Schedule, inaccuracy: float) -> Schedule:
+def nonstationary_schedule_of(lane: Lane, found: NonstationaryFound, known: Schedule, inaccuracy: float) -> Schedule:
     """The non-stationary solver's result, or the known solver's where that is about as good.
 
     Args:
         lane: checked.
         found: its row of the program's results.
-        known: the best known solver on its own best nodes, or what `on_start` says of a start that was given.
+        known: the best known solver on its own best nodes, or on the nodes of a start that was given.
         inaccuracy: as in `schedule_of`.
     """
-    method: Any = lane.method
+    method = lane.method
     error = max(float(found.error), inaccuracy)
     reached = known.error if known.error is not None else float("inf")
     if not np.isfinite(error) or error > (1.0 - method.coefficients.gain) * reached:
         return known
     lams = lam_of_s(np.asarray(found.nodes[: lane.nodes], np.float64))
     if method.first != "free":
-        lams[0] = begin(lane)
+        lams[0] = first_lam_of(lane)
     coefficients = np.asarray(found.coefficients[: lane.nfe], np.float64)
     origin = Origin(
         method="solver-error",
@@ -131,29 +131,33 @@ def free_schedule_of(lane: Lane, found: FreeFound, known: Schedule, inaccuracy: 
     )
 
 
-def on_start(lane: Lane, start: Schedule, solver: str) -> Schedule:
-    """The nodes of a start that was given, for a known solver and with its error on the lane's problems.
+def errors_on(schedules: Sequence[Schedule], lanes: Sequence[Lane], names: Sequence[str]) -> np.ndarray:
+    """[L, S] the error of each solver on each lane's schedule and problems; infinite where it fails."""
+    arrays, bank, _ = pack(lanes, [lane.method.solver for lane in lanes])
+    count = arrays.starts.shape[-1]
+    lams = np.stack([np.pad(s.lams, (0, count - len(s.lams)), mode="edge") for s in schedules]).astype(arrays.top.dtype)
+    found = np.full((len(lanes), len(names)), np.inf)
+    for calls in (1, 2):  # solvers of one and of two evaluations a step have programs of their own
+        some = [i for i, name in enumerate(names) if solvers.SOLVERS[name].calls == calls]
+        if some:
+            search = measure_lane(tuple(names[i] for i in some), batch.DEVICES)
+            found[:, some] = batch.run(
+                search, (arrays, lams), bank, chunk=_CHUNK, at_once=_usual().lanes, split=_split(bank)
+            )
+    return np.where(np.isfinite(found), found, np.inf)
 
-    What the start says of itself is of another solver, or of other problems.
-    """
-    method: Any = lane.method
-    data = data_of_lane(lane)
-    error = measure(start, solver, in_chunks(data, data.noise.shape[1]))
-    origin = dataclasses.replace(start.origin, solver=solver, guidance=method.guidance)
-    scores = Scores(error=max(error, float(data.inaccuracy)) if np.isfinite(error) else None)
-    return Schedule.from_t(lane.noise, start.t, layout=start.layout, end=start.end, origin=origin, scores=scores)
 
-
-def compared(schedule: Schedule, lane: Lane) -> Schedule:
+def with_other_solvers(schedules: list[Schedule], lanes: Sequence[Lane]) -> list[Schedule]:
     """With `others_same_nodes`: each other solver's error on these nodes, which is at least what its own would be."""
-    method: Any = lane.method
-    names = [name for name in method.compare if name != method.solver]
-    if not names or solvers.SOLVERS[method.solver].calls != 1:
-        return schedule
-    data = data_of_lane(lane)
-    chunks = in_chunks(data, data.noise.shape[1])
-    errors = {name: measure(schedule, name, chunks) for name in names}
-    return schedule.with_scores(others_same_nodes={name: e for name, e in errors.items() if np.isfinite(e)})
+    names = list(dict.fromkeys(name for lane in lanes for name in lane.method.compare))
+    if not names or solvers.SOLVERS[lanes[0].method.solver].calls != 1:
+        return schedules
+    found = []
+    for schedule, lane, row in zip(schedules, lanes, errors_on(schedules, lanes, names), strict=True):
+        others = set(lane.method.compare) - {lane.method.solver}
+        told = {name: float(error) for name, error in zip(names, row, strict=True) if name in others and error < np.inf}
+        found.append(schedule.with_scores(others_same_nodes=told))
+    return found
 
 
 def solver_error(
@@ -234,6 +238,9 @@ COMPARED = ("ddim", "dpmpp-2m", "unipc-2", "unipc-3")
 EFFORT = Effort(population=8, generations=6, steps=5, polish=2, lanes=1)
 """Of the upper level, on each island of lam_eps. One lane at once is right for a CPU, whose caches hold one."""
 
+ACCELERATOR_LANES = 64
+"""Lanes that other devices compute at once."""
+
 REFINEMENT = Refinement()
 
 _CHUNK = 16  # lanes a call: how often progress is told
@@ -247,9 +254,8 @@ class SolverError:
         solver: a name that `hso_jax.solvers.canonical` knows: "ddim", "dpmpp-2m", "unipc-2", "unipc-3", "heun", ...;
             or "nonstationary", whose coefficients are searched with the nodes (see `Coefficients`).
         guidance: w of classifier-free guidance; 0 and 1 are without.
-        first: "auto" (the first node is the model's noise end, or up to N = 10 sigma/alpha = 60 where that is less and
-            the network predicts epsilon, see `noise.first_lam`), "end" (the noise end) or "free" (placed like the
-            others).
+        first: "auto" (the first node is the model's noise end, or sigma/alpha = 9 N where that is less and the network
+            predicts epsilon, see `noise.first_lam`), "end" (the noise end) or "free" (placed like the others).
         family: bound whose minimisers are the starts: "mep", "dm-nonuni" or a function, as `Hso.objective`.
         refinement: how hard the starts are refined on the error; None takes the best of the family as it is.
         start: a schedule, or a method whose schedule is refined, instead of the starts of the family.
@@ -260,12 +266,11 @@ class SolverError:
             family, and its network's error unless `model_error` says otherwise.
         model_error: what a network adds to the exact denoiser; by default of size `problems.ETA` for what the model
             predicts.
-        detail: a direction's squared error weighs its `variance^-detail`: 0 is the plain error, 1 all details alike.
+        detail: a direction's squared error weighs its `variance^-detail`: 0 is the plain error, 1 all details alike; by
+            default 0 without guidance and up to .5 under it (`error.DETAIL`).
         power: of the mean over problems: 1 is the mean of their squared errors, 0 that of their logarithms.
-        samples: noise samples a problem.
+        samples: noise samples a problem; a multiple of 32 if they are more.
         noise_seed: of these samples.
-        chunk: samples taken through the solver at once; divides `samples`.
-        few: chunks that the upper level sees.
     """
 
     solver: str = "dpmpp-2m"
@@ -279,22 +284,21 @@ class SolverError:
     problems: Problems | None = None
     profile: Profile | None = None
     model_error: ModelError | None = None
-    detail: float = DETAIL
+    detail: float | None = None
     power: float = POWER
     samples: int = SAMPLES
     noise_seed: int = 0
-    chunk: int = 32
-    few: int = 12
 
     def check(self, lane: Lane) -> Lane:
         """See `lane.Method`; also checks the lane of the method that it starts from."""
         lane, solver, guidance = check(lane)
         check_objective("family", self.family)
-        whole("few", self.few, 1, 10**6)
+        if (samples := whole("samples", self.samples, 1, 10**6)) % chunk_of(samples):
+            raise ValueError(f"samples is {samples}; need a multiple of {CHUNK}")
         for name, value in (self.refinement or REFINEMENT)._asdict().items():
             whole(f"refinement.{name}", value, 0 if name == "final_steps" else 1, 10**6)
         compare = tuple(solvers.canonical(name) for name in self.compare)
-        detail, power = check_weights(self.detail, self.power)
+        detail, power = check_weights(self.detail, self.power, guidance)
         problems, model_error = _of_profile(self, lane.noise)
         model_error = check_model_error(model_error, lane.noise.prediction, lane.noise.noise_end)
         if problems is not None:
@@ -320,18 +324,23 @@ class SolverError:
             _check_start(lane, self.start)
         elif self.start is not None:
             started = self.start.check(lane._replace(method=self.start))
-            method = dataclasses.replace(method, start=started.method)  # type: ignore[arg-type]
+            method = dataclasses.replace(method, start=started.method)
         return lane._replace(method=method)
 
     def group(self, lane: Lane) -> Hashable:
-        """Solvers of one and of two evaluations a step have programs of their own, and so has each family."""
-        data = id(self.problems), self.samples, self.noise_seed, self.chunk, self.few, self.detail, self.power
+        """Solvers of one and of two evaluations a step have programs of their own, and so has each family.
+
+        A CPU takes lanes one by one: one program serves several solvers. Other devices compile one for each.
+        """
+        data = id(self.problems), self.samples, self.noise_seed, self.detail, self.power
         error = self.model_error or ModelError()
         waves = error.numbers(lane.noise.prediction)[0] > 0  # a model without error is spared its waves
         start: Hashable = None
         if self.start is not None:
             start = "schedule" if isinstance(self.start, Schedule) else self.start.group(lane)
         calls: Hashable = 0 if self.solver == solvers.NONSTATIONARY else solvers.SOLVERS[self.solver].calls
+        if platform() != "cpu":  # lanes at once would compute the steps of every solver, and use one's
+            calls = self.solver
         if self.coefficients is not None:  # what differs from lane to lane is in the lanes
             calls = self.coefficients._replace(penalty=None, growth=0.0, gain=0.0)
         return SolverError, calls, self.family, self.refinement, data, error, waves, start
@@ -345,106 +354,109 @@ class SolverError:
     ) -> list[Schedule]:
         """Search checked lanes of one group, each for its own solver and guidance."""
         if self.solver == solvers.NONSTATIONARY:
-            return _search_free(lanes, effort, progress, records)
-        methods: list[SolverError] = [lane.method for lane in lanes]  # type: ignore[misc]
-        names = tuple(dict.fromkeys(method.solver for method in methods))
+            return _search_nonstationary(lanes, effort, progress, records)
+        names = tuple(dict.fromkeys(lane.method.solver for lane in lanes))
         arrays, bank, inaccuracy = pack(lanes, names)
         if self.start is not None:
-            arrays = arrays._replace(starts=_starts(lanes, self.start, arrays))  # type: ignore[arg-type]
-        complete = (effort or Effort()).over(EFFORT)
-        search = search_lane(names, self.family, self.few, self.refinement, complete, batch.DEVICES)
+            starts = [lane.method.start for lane in lanes]
+            if not isinstance(self.start, Schedule):
+                again = [lane._replace(method=start) for lane, start in zip(lanes, starts, strict=True)]
+                starts = self.start.search(again, None, None, None)
+            arrays = arrays._replace(starts=_padded(starts, arrays))
+        complete = (effort or Effort()).over(_usual())
         rows = batch.run(
-            search,
+            search_lane(names, self.family, self.refinement, complete, batch.DEVICES),
             arrays,
             bank,
-            chunk=max(_CHUNK, complete.lanes),
+            chunk=_CHUNK,
             at_once=complete.lanes,
-            split=batch.Split(_SAMPLES_SPLIT, self.chunk),
+            split=_split(bank),
             progress=progress,
             records=records,
         )
-        found = []
-        for i, lane in enumerate(lanes):
-            schedule = schedule_of(lane, jax.tree.map(lambda x: x[i], rows), float(inaccuracy[i]))  # noqa: B023
-            found.append(compared(schedule, lane))
-        return found
+        found = [schedule_of(lane, row, float(x)) for lane, row, x in zip(lanes, _rows(rows), inaccuracy, strict=True)]
+        return with_other_solvers(found, lanes)
 
 
-_SAMPLES_SPLIT = Chunks(*[PartitionSpec()] * len(Chunks._fields))._replace(  # type: ignore[arg-type]
-    noise=PartitionSpec(None, batch.DEVICES),  # type: ignore[arg-type]
-    truth=PartitionSpec(None, None, batch.DEVICES),  # type: ignore[arg-type]
-    coefficients=PartitionSpec(None, None, None, batch.DEVICES),  # type: ignore[arg-type]
-)
+def _usual() -> Any:
+    """The default effort on the platform."""
+    return EFFORT if platform() == "cpu" else EFFORT._replace(lanes=ACCELERATOR_LANES)
 
 
-def _search_free(
+def _rows(found: Any) -> list[Any]:
+    """A pytree of arrays [L, ...] as L pytrees."""
+    return [jax.tree.map(lambda x: x[i], found) for i in range(len(found[0]))]  # noqa: B023
+
+
+def _split(bank: Chunks) -> batch.Split:
+    """The devices of a host share the samples of each chunk."""
+    everywhere = jax.tree.map(lambda _: PartitionSpec(), Chunks(*range(len(Chunks._fields))))
+    samples = everywhere._replace(
+        noise=PartitionSpec(None, batch.DEVICES),
+        truth=PartitionSpec(None, None, batch.DEVICES),
+        coefficients=PartitionSpec(None, None, None, batch.DEVICES),
+    )
+    return batch.Split(samples, bank.noise.shape[1])
+
+
+def _search_nonstationary(
     lanes: Sequence[Lane], effort: Effort | None, progress: batch.Progress | None, records: Records | None
 ) -> list[Schedule]:
     """The known solvers' own searches first, unless a start is given; then nodes and coefficients from there."""
-    methods: list[SolverError] = [lane.method for lane in lanes]  # type: ignore[misc]
-    options = methods[0].coefficients
-    assert options is not None and options.start is not None
-    total = len(lanes) * (1 if methods[0].start else 1 + len(options.known))
+    options: Coefficients = lanes[0].method.coefficients
+    given = lanes[0].method.start is not None
+    total = len(lanes) * (1 if given else 1 + len(options.known))
 
-    def told(before: int) -> batch.Progress | None:
+    def shown(before: int) -> batch.Progress | None:
         if progress is None:
             return None
         return lambda done, _: progress((before + done) * len(lanes) // total, len(lanes))
 
-    if methods[0].start is None:
-        first = None if records is None else records.search("known", {}, resuming_fault)
-        starts, best = _known(lanes, options, effort, told(0), first)
-    else:
-        starts = best = [on_start(lane, m.start, options.start) for lane, m in zip(lanes, methods, strict=True)]  # type: ignore[arg-type]
-    again = [
-        lane._replace(method=dataclasses.replace(lane.method, solver=options.start))  # type: ignore[type-var]
-        for lane in lanes
-    ]
-    arrays, bank, inaccuracy = pack(again, (options.start,))
-    penalty, growth = (
-        np.array([getattr(m.coefficients, name) for m in methods], arrays.top.dtype) for name in ("penalty", "growth")
-    )
-    results = batch.run(
-        search_free(options._replace(penalty=None, growth=0.0, gain=0.0, known=()), batch.DEVICES),
-        arrays._replace(starts=_padded(starts, arrays), penalty=penalty, growth=growth),  # type: ignore[arg-type]
+    def of(name: str) -> list[Lane]:
+        """The same lanes for a known solver."""
+        changed = {"solver": name, "coefficients": None, "compare": ()}
+        return [lane._replace(method=dataclasses.replace(lane.method, **changed)) for lane in lanes]
+
+    again = of(str(options.start))
+    if given:
+        starts = best = _on_starts(again)
+    else:  # all searched in one program
+        known = [lane for name in options.known for lane in of(name)]
+        first = None if records is None else records.part("known")
+        found = known[0].method.search(known, effort, shown(0), first)
+        of_lane = [found[i :: len(lanes)] for i in range(len(lanes))]
+        starts = [row[options.known.index(str(options.start))] for row in of_lane]
+        best = [min(row, key=lambda s: np.inf if s.error is None else s.error) for row in of_lane]
+    arrays, bank, inaccuracy = pack(again, (str(options.start),))
+    each = [lane.method.coefficients for lane in lanes]
+    penalty, growth = (np.array([getattr(x, name) for x in each], arrays.top.dtype) for name in ("penalty", "growth"))
+    rows = batch.run(
+        search_nonstationary(options._replace(penalty=None, growth=0.0, gain=0.0, known=()), batch.DEVICES),
+        arrays._replace(starts=_padded(starts, arrays), penalty=penalty, growth=growth),
         bank,
         chunk=_CHUNK,
-        at_once=1,
-        split=batch.Split(_SAMPLES_SPLIT, methods[0].chunk),
-        progress=told(total - len(lanes)),
-        records=None if records is None else records.search("coefficients", {}, resuming_fault),
+        at_once=_usual().lanes,
+        split=_split(bank),
+        progress=shown(total - len(lanes)),
+        records=None if records is None else records.part("coefficients"),
     )
-    return [
-        free_schedule_of(lane, jax.tree.map(lambda x: x[i], results), best[i], float(inaccuracy[i]))  # noqa: B023
-        for i, lane in enumerate(lanes)
-    ]
+    pairs = zip(lanes, _rows(rows), best, inaccuracy, strict=True)
+    return [nonstationary_schedule_of(lane, row, known, float(x)) for lane, row, known, x in pairs]
 
 
-def _known(
-    lanes: Sequence[Lane],
-    options: Coefficients,
-    effort: Effort | None,
-    progress: batch.Progress | None,
-    records: Records | None,
-) -> tuple[list[Schedule], list[Schedule]]:
-    """For each lane the schedule to start from, and that of the best known solver; all searched in one program."""
-    known = [
-        lane._replace(method=dataclasses.replace(lane.method, solver=name, coefficients=None, compare=()))  # type: ignore[type-var]
-        for name in options.known
-        for lane in lanes
-    ]
-    found = known[0].method.search(known, effort, progress, records)  # type: ignore[union-attr]
-    rows = [found[i :: len(lanes)] for i in range(len(lanes))]
-    best = [min(row, key=lambda s: s.error if s.error is not None else float("inf")) for row in rows]
-    return [row[options.known.index(options.start)] for row in rows], best
+def _on_starts(lanes: Sequence[Lane]) -> list[Schedule]:
+    """The schedules that lanes are given as starts, for their known solver and with its error on their problems.
 
-
-def _starts(lanes: Sequence[Lane], start: Method | Schedule, arrays: LaneArrays) -> np.ndarray:
-    """[L, 1, K] the nodes in s of each lane's own start, padded with the last."""
-    own = [lane.method.start for lane in lanes]  # type: ignore[union-attr]
-    if not isinstance(start, Schedule):
-        own = start.search([lane._replace(method=m) for lane, m in zip(lanes, own, strict=True)], None, None, None)
-    return _padded(own, arrays)
+    What a start says of itself is of another solver, or of other problems.
+    """
+    starts, solver, found = [lane.method.start for lane in lanes], lanes[0].method.solver, []
+    for lane, start, error in zip(lanes, starts, errors_on(starts, lanes, [solver])[:, 0], strict=True):
+        origin = dataclasses.replace(start.origin, solver=solver, guidance=lane.method.guidance)
+        scores = Scores(error=float(error) if error < np.inf else None)
+        found.append(
+            Schedule.from_t(lane.noise, start.t, layout=start.layout, end=start.end, origin=origin, scores=scores)
+        )
+    return found
 
 
 def _padded(starts: Sequence[Schedule], arrays: LaneArrays) -> np.ndarray:

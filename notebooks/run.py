@@ -33,8 +33,10 @@ def execute(notebook: dict[str, Any]) -> None:
     names: dict[str, Any] = {"__name__": "__main__"}
     code = [cell for cell in notebook["cells"] if cell["cell_type"] == "code"]
     for number, cell in enumerate(code, 1):
-        tree = ast.parse("".join(cell["source"]))
-        last = tree.body.pop() if isinstance(tree.body[-1], ast.Expr) else None
+        source = "".join(cell["source"])
+        tree = ast.parse(source)
+        silent = source.endswith(";") or not isinstance(tree.body[-1], ast.Expr)
+        last = None if silent else tree.body.pop()
         printed = io.StringIO()
         with contextlib.redirect_stdout(printed), contextlib.redirect_stderr(printed):
             exec(compile(tree, f"cell {number}", "exec"), names)

@@ -17,25 +17,18 @@ pytestmark = pytest.mark.filterwarnings("ignore:__array_?.*:DeprecationWarning")
 
 CONFIG = {"beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.012, "timestep_spacing": "linspace"}
 FLAGS = {"karras": "use_karras_sigmas", "beta": "use_beta_sigmas", "uniform-lam": "use_exponential_sigmas"}
+CASES = [(name, solver, FLAGS[name]) for name in FLAGS for solver in ("EulerDiscrete", "DPMSolverMultistep")]
 RTOL = 2e-5
 """Of diffusers' float32 table: next to 1, alphas_cumprod is rounded by 3e-8, which is 1.8e-5 of the smallest sigma."""
 BUDGETS = (2, 4, 7, 10, 25)
 
 
 @pytest.mark.parametrize("nfe", BUDGETS)
-@pytest.mark.parametrize("solver", ["EulerDiscreteScheduler", "DPMSolverMultistepScheduler"])
-@pytest.mark.parametrize("name", FLAGS)
-def test_sigmas_of_a_flag(name: str, solver: str, nfe: int) -> None:
-    scheduler = getattr(diffusers, solver).from_config({**CONFIG, FLAGS[name]: True})
+@pytest.mark.parametrize(("name", "solver", "flag"), [*CASES, ("uniform-lam", "DPMSolverMultistep", "use_lu_lambdas")])
+def test_sigmas_of_a_flag(name: str, solver: str, flag: str, nfe: int) -> None:
+    scheduler = getattr(diffusers, f"{solver}Scheduler").from_config({**CONFIG, flag: True})
     scheduler.set_timesteps(nfe)
     np.testing.assert_allclose(baseline(name, SD, nfe).sampler_sigmas(), scheduler.sigmas.numpy(), rtol=RTOL)
-
-
-@pytest.mark.parametrize("nfe", BUDGETS)
-def test_lu_lambdas_are_uniform_lam(nfe: int) -> None:
-    scheduler = diffusers.DPMSolverMultistepScheduler(**CONFIG, use_lu_lambdas=True)
-    scheduler.set_timesteps(nfe)
-    np.testing.assert_allclose(baseline("uniform-lam", SD, nfe).sampler_sigmas(), scheduler.sigmas.numpy(), rtol=RTOL)
 
 
 @pytest.mark.parametrize("nfe", BUDGETS)

@@ -28,12 +28,9 @@ NAMES = {
 
 
 def named(name: str) -> list[hso_jax.Schedule]:
-    schedules = [hso_jax.baseline("trailing", NOISE, n) for n in (4, 6)]
-    # Different methods: a column that says the same in every row is left out.
-    return [
-        dataclasses.replace(s, model=name + str(i), origin=Origin(method=name + str(i)))
-        for i, s in enumerate(schedules)
-    ]
+    """Of different methods: a column that says the same in every row is left out."""
+    both = enumerate(hso_jax.baseline("trailing", NOISE, n) for n in (4, 6))
+    return [dataclasses.replace(s, model=f"{name}{i}", origin=Origin(method=f"{name}{i}")) for i, s in both]
 
 
 def clean(text: str) -> bool:

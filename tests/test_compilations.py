@@ -89,7 +89,7 @@ def test_an_objective_is_traced_for_the_first_model_only() -> None:
 def test_models_that_predict_different_things_share_the_solver_error_s_program() -> None:
     """What a network predicts, and so how its error grows with the noise, is a number in the program."""
     problems = family(range(2), dimension=4, components=4, members=2)
-    how = SolverError("ddim", problems=problems, samples=4, chunk=2, compare=(), model_error=ModelError(eta=0.02))
+    how = SolverError("ddim", problems=problems, samples=4, compare=(), model_error=ModelError(eta=0.02))
     noise = preset("sd15")
     search(noise, 3, method=how, effort=EFFORT)
     with compilations() as more:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shlex
 import tomllib
 from pathlib import Path
 from types import ModuleType
@@ -10,6 +11,7 @@ from types import ModuleType
 import pytest
 
 import hso_jax
+from hso_jax.cli import commands, main
 
 ROOT = Path(__file__).parent.parent
 ROOMS = ("", "docs/", "docs/api/", "docs/results/", "benchmarks/", "benchmarks/models/", "bridge/comfyui/")
@@ -59,6 +61,18 @@ def test_a_newcomer_s_questions_are_answered_by_files_that_are_there() -> None:
     assert "def bilevel(" in (ROOT / re.findall(r"`([^`]+)`", rows[3])[0]).read_text(encoding="utf-8")
 
 
+def test_commands_on_pages_are_commands(monkeypatch: pytest.MonkeyPatch) -> None:
+    called: list[str] = []
+    monkeypatch.setattr(commands, "call", lambda name, args: called.append(name) or 0)
+    for page in NOW:
+        for block in re.findall(r"^```bash\n(.*?)^```", page.read_text(encoding="utf-8"), re.S | re.M):
+            for line in block.replace("\\\n", " ").splitlines():
+                _, found, rest = line.partition("hso-jax ")
+                if found and _.strip() in ("", ".venv/bin/"):
+                    assert main(shlex.split(rest, comments=True)) == 0, f"{page.name}: {line}"
+    assert len(called) > 30 and {"recommend", "search", "zoo", "compare", "show", "plot", "tune", "apply"} <= {*called}
+
+
 def test_no_page_and_no_message_installs_from_an_index() -> None:
     sources = [file for room in ("bridge", "hso_jax", "examples", "benchmarks") for file in (ROOT / room).rglob("*.py")]
     for file in [*PAGES, *sources]:
@@ -72,12 +86,25 @@ def test_every_page_of_the_docs_is_on_the_site() -> None:
         assert f": {name}\n" in NAV or name.startswith("results/samples-"), name
 
 
+def test_no_name_is_twice_in_the_navigation() -> None:
+    names = re.findall(r"^ +- (.+?):(?: |$)", NAV, re.M)
+    assert len(names) == len({name.lower() for name in names}) > 30
+
+
 def test_the_api_pages_have_every_public_name() -> None:
     text = "".join(page.read_text(encoding="utf-8") for page in (ROOT / "docs" / "api").glob("*.md"))
     named = set(re.findall(r"^::: hso_jax\.(\w+)$", text, re.M))
     modules = {name for name in hso_jax.__all__ if isinstance(getattr(hso_jax, name), ModuleType)}
     assert named == set(hso_jax.__all__) - modules - {"__version__"}
     assert all(f"\n::: hso_jax.{module}." in text for module in modules)
+
+
+def test_the_api_page_of_the_bridge_has_every_public_name() -> None:
+    text = (ROOT / "docs" / "api" / "bridge.md").read_text(encoding="utf-8")
+    source = (ROOT / "bridge" / "__init__.py").read_text(encoding="utf-8")
+    public = set(re.findall(r"^from bridge\S* import (\w+) as \1$", source, re.M))
+    assert len(public) > 15
+    assert public == set(re.findall(r"^(?:::: bridge|      heading: bridge)\.(\w+)$", text, re.M))
 
 
 def test_the_citation_is_of_this_version() -> None:

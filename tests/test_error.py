@@ -13,7 +13,7 @@ import pytest
 import solver_error_cells as shared
 from solver_error_cells import SD, SD3, deviations, small_family
 
-from hso_jax import solvers
+from hso_jax import error, solver_error_levels, solvers
 from hso_jax.compiling import compiler_options
 from hso_jax.error import OF_A_MODEL, Chunks, error_data, squared_errors
 from hso_jax.lane import Lane
@@ -51,8 +51,10 @@ def cells() -> list[Cell]:
         lanes = []
         for solver, layout, start, weight in CELLS:
             noise, first = STARTS[start]
-            lanes.append(shared.lane(noise, NFE, layout, solver, weight, first, chunk=4))
-        arrays, bank, _ = pack(lanes, NAMES)
+            lanes.append(shared.lane(noise, NFE, layout, solver, weight, first))
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(solver_error_levels, "CHUNK", 4)
+            arrays, bank, _ = pack(lanes, NAMES)
         made = []
         for i, lane in enumerate(lanes):
             one = jax.tree.map(lambda x, i=i: x[i], arrays)
@@ -72,7 +74,7 @@ QUICK = compiler_options(jax.default_backend())  # the compilation is most of th
 @functools.partial(jax.jit, compiler_options=QUICK)
 def slope(lane: LaneArrays, data: Chunks, y: jax.Array) -> tuple[jax.Array, jax.Array]:
     bank = data._replace(**{name: getattr(data, name)[None] for name in OF_A_MODEL})
-    levels = Levels(NAMES, "mep", 5, 2, None, None, bank)
+    levels = Levels(NAMES, "mep", 5, None, None, bank)
     return log_error(levels, lane._replace(data=0), jnp.asarray(data.problem.shape[0]))(y)
 
 
@@ -131,6 +133,28 @@ def test_value_and_gradient(index: int) -> None:
     assert value == pytest.approx(np.log(np.mean(r**2)), rel=1e-10)
     assert np.abs(wanted).min() > 0 and not gradient[cell.gaps :].any()
     np.testing.assert_allclose(gradient[: cell.gaps], wanted, rtol=1e-6, atol=1e-6 * np.abs(wanted).max())
+
+
+def test_an_accelerator_s_chunks_at_once_are_the_loop_s(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of all chunks, and of the first three of four."""
+    cell = cells()[CELLS.index(("dpmpp-2m", "interval", "pure noise", 5.0))]
+
+    def measured(chunks: int) -> list[np.ndarray]:
+        def both(lane: LaneArrays, data: Chunks, y: jax.Array) -> tuple[jax.Array, ...]:
+            lams = lams_of(lane.range, nodes_of(lane.range, y))
+            weights = functools.partial(weigh, NAMES, lane)
+            return squared_errors(data, weights(lams), chunks), *error.error_gradient(data, weights, lams, chunks)
+
+        found = jax.jit(both, compiler_options=QUICK)(cell.arrays, cell.data, jnp.asarray(cell.y))
+        return [np.asarray(x) for x in found]
+
+    with jax.enable_x64(True):
+        for chunks in (3, 4):
+            monkeypatch.setattr(error, "platform", lambda: "cpu")
+            loop = measured(chunks)
+            monkeypatch.setattr(error, "platform", lambda: "gpu")
+            for got, wanted in zip(measured(chunks), loop, strict=True):
+                np.testing.assert_allclose(got, wanted, rtol=1e-10, atol=1e-14)
 
 
 @pytest.mark.parametrize("index", range(0, len(CELLS), 2), ids=["-".join(map(str, c)) for c in CELLS[::2]])
@@ -231,3 +255,15 @@ def test_detail_weighs_what_varies_little(detail: float) -> None:
     variances, counts = spread(data.problems)
     wanted = counts * variances**-detail
     np.testing.assert_allclose(data.importance, wanted / (wanted * variances).sum(1, keepdims=True), rtol=1e-5)
+
+
+def test_the_same_problems_are_solved_exactly_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """However often they are asked for, in a list of the caller's too; other problems anew."""
+    solved, real = [], error._exact
+    monkeypatch.setattr(error, "_exact", lambda *given: solved.append(given) or real(*given))
+    problems = [jax.tree.map(lambda leaf, i=i: leaf[i], small_family()) for i in range(2)]
+    first = error_data(-2.5, problems=problems, samples=4)
+    assert error_data(-2.5, problems=list(problems), samples=4) is first and len(solved) == 1
+    error_data(-2.5, problems=problems[:1], samples=4)
+    error_data(-2.5, problems=problems, samples=8)
+    assert len(solved) == 3

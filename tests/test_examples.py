@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+import bridge
+
 ROOT = Path(__file__).parent.parent
 
 
@@ -43,6 +45,14 @@ def test_tuning_a_network(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsy
     assert error <= start and "800 evaluations, by differences" in report
     trailing, recommended, tuned = (float(row.split()[-1]) for row in rows)
     assert max(recommended, tuned) < 0.8 * trailing
+
+
+def test_the_emoji_pipeline_is_one_for_the_bridge() -> None:
+    example = runpy.run_path(str(ROOT / "examples" / "emoji_pipeline.py"))
+    pipe = example["load"]()
+    rows = {"two steps": pipe([7, 3], guidance_scale=2, num_inference_steps=2).images}
+    assert example["side_by_side"](rows, scale=2).size == (150 + 2 * 68, 68)
+    assert bridge.recommend(pipe, 4, guidance=2).schedule.kind == "flow" and len(example["CLASSES"]) == 10
 
 
 def test_every_example_is_tested() -> None:

@@ -1,4 +1,4 @@
-"""What may be written where, and what is whose."""
+"""What may be written where, what is whose, and that a file is written whole or not at all."""
 
 from __future__ import annotations
 
@@ -26,27 +26,25 @@ def entries(folder: Path) -> list[str]:
     return sorted(os.listdir(folder))
 
 
-def make(kind: str, path: Path) -> None:
+def make(kind: str, path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A thing of this kind; for a device the system says so of one regular file."""
     if kind == "pipe":
         os.mkfifo(path)
     elif kind == "socket":
         with socket.socket(socket.AF_UNIX) as end:
             end.bind(str(path))
-    else:
+    elif kind == "folder":
         path.mkdir()
+    else:
+        path.write_text(DOCUMENT)
+        real, target = os.stat, os.path.realpath(path)
 
+        def told(name: Any, *args: Any, **kwargs: Any) -> os.stat_result:
+            found = real(name, *args, **kwargs)
+            device = not isinstance(name, int) and os.path.realpath(name) == target
+            return os.stat_result((stat.S_IFCHR | 0o666, *found[1:])) if device else found
 
-def as_device(monkeypatch: pytest.MonkeyPatch, path: Path) -> None:
-    """The system says of one regular file that it is a character device."""
-    real = os.stat
-
-    def told(name: Any, *args: Any, **kwargs: Any) -> os.stat_result:
-        found = real(name, *args, **kwargs)
-        if not isinstance(name, int) and os.path.realpath(name) == os.path.realpath(path):
-            return os.stat_result((stat.S_IFCHR | 0o666, *found[1:]))
-        return found
-
-    monkeypatch.setattr(os, "stat", told)
+        monkeypatch.setattr(os, "stat", told)
 
 
 @pytest.mark.parametrize("kind", ["pipe", "socket", "folder", "device"])
@@ -56,11 +54,7 @@ def test_what_is_no_regular_file_is_neither_read_nor_replaced(
 ) -> None:
     monkeypatch.chdir(tmp_path)  # the name of a socket is at most 108 bytes long
     place = Path("it.json")
-    if kind == "device":
-        place.write_text(DOCUMENT)
-        as_device(monkeypatch, place)
-    else:
-        make(kind, place)
+    make(kind, place, monkeypatch)
     path = Path("link.json") if linked else place
     if linked:
         path.symlink_to("it.json")
@@ -79,31 +73,31 @@ def test_what_is_no_regular_file_is_neither_read_nor_replaced(
 
 def test_a_link_stays_a_link_and_its_target_is_written(tmp_path: Path) -> None:
     (tmp_path / "far").mkdir()
-    target, link = tmp_path / "far" / "s.json", tmp_path / "link.json"
+    target, link, loop = tmp_path / "far" / "s.json", tmp_path / "link.json", tmp_path / "loop"
     link.symlink_to("far/s.json")
     for _ in range(2):  # a dangling link first
         files.check_writable(link, "schedules", force=False)
         schedule_file.save(SCHEDULE, link)
         assert link.is_symlink() and not target.is_symlink() and target.read_text() == DOCUMENT
     assert entries(tmp_path) == ["far", "link.json"] and entries(tmp_path / "far") == ["s.json"]
-    loop = tmp_path / "loop"
+    with pytest.raises(ValueError, match="the same file"):
+        files.check_writable(link, "schedules", True, [None, target])
     loop.symlink_to("loop")
     with pytest.raises(OSError, match="loop"):
         files.check_writable(loop, "schedules", force=True)
 
 
-@pytest.mark.parametrize("mode", [0o600, 0o640, 0o444])
-def test_a_file_written_anew_keeps_its_permissions(mode: int, tmp_path: Path) -> None:
-    """What nobody else may read stays so; a new file has what the umask leaves."""
-    place, fresh = tmp_path / "s.json", tmp_path / "new.json"
-    place.write_text(DOCUMENT)
-    place.chmod(mode)
+@pytest.mark.parametrize("mode", [None, 0o600, 0o640, 0o444])
+def test_permissions_are_those_of_the_old_file_or_of_the_umask(mode: int | None, tmp_path: Path) -> None:
+    place = tmp_path / ("x" * 250 + ".json")  # as long as a name may be
+    if mode is not None:
+        place.write_text(DOCUMENT)
+        place.chmod(mode)
     schedule_file.save(SCHEDULE, place)
-    schedule_file.save(SCHEDULE, fresh)
-    assert stat.S_IMODE(place.stat().st_mode) == mode
     mask = os.umask(0)
     os.umask(mask)
-    assert stat.S_IMODE(fresh.stat().st_mode) == 0o666 & ~mask
+    assert stat.S_IMODE(place.stat().st_mode) == (0o666 & ~mask if mode is None else mode)
+    assert entries(tmp_path) == [place.name]
 
 
 CHECKPOINT = {"format": "hso-jax/judgements", "version": 1, "arguments": {"solver": "hso-jax/schedules"}}
@@ -134,70 +128,63 @@ def test_files_of_others_need_force(name: str, tmp_path: Path) -> None:
     assert file.read_bytes() == FOREIGN[name]
 
 
-def test_pictures_are_recognised_by_their_metadata(tmp_path: Path) -> None:
-    figure = plot([SCHEDULE])
-    for kind in ("png", "svg", "pdf"):
-        ours = tmp_path / f"ours.{kind}"
-        ours.write_bytes(encoded(figure, kind))
-        assert files.kind_of(ours) == "picture"
-        figure.savefig(tmp_path / f"theirs.{kind}", format=kind)
-        assert files.kind_of(tmp_path / f"theirs.{kind}") is None
-        with pytest.raises(ValueError, match="no schedule file"):
-            files.check_writable(ours, "schedules", force=False)
+@pytest.mark.parametrize("kind", ["png", "svg", "pdf"])
+def test_pictures_are_recognised_by_their_metadata(kind: str, tmp_path: Path) -> None:
+    figure, ours, theirs = plot(SCHEDULE), tmp_path / f"ours.{kind}", tmp_path / f"theirs.{kind}"
+    ours.write_bytes(encoded(figure, kind))
+    figure.savefig(theirs, format=kind)
+    files.check_writable(ours, "picture", force=False)
+    for path, what in ((ours, "schedules"), (theirs, "picture")):
+        with pytest.raises(ValueError, match=r"is no .* of hso-jax"):
+            files.check_writable(path, what, force=False)
+
+
+@pytest.mark.parametrize(("software", "kind"), [("hso-jax", "picture"), ("GIMP, after hso-jax", None)])
+def test_pillow_s_pictures_are_recognised(software: str, kind: str | None, tmp_path: Path) -> None:
     info = PngInfo()
-    info.add_itxt("Software", "hso-jax")
-    Image.new("RGB", (2, 2)).save(tmp_path / "sampled.png", pnginfo=info)
-    assert files.kind_of(tmp_path / "sampled.png") == "picture"
-    other = PngInfo()
-    other.add_text("Comment", "Software hso-jax")
-    other.add_text("Software", "GIMP, after hso-jax")
-    Image.new("RGB", (2, 2)).save(tmp_path / "edited.png", pnginfo=other)
-    assert files.kind_of(tmp_path / "edited.png") is None
-
-
-def test_what_is_read_or_written_besides_is_another_file(tmp_path: Path) -> None:
-    file, link = tmp_path / "s.json", tmp_path / "link"
-    schedule_file.save(SCHEDULE, file)
-    link.symlink_to("s.json")
-    with pytest.raises(ValueError, match="the same file"):
-        files.check_writable(link, "schedules", True, [None, file])
+    info.add_text("Comment", "Software hso-jax")
+    info.add_itxt("Software", software)
+    Image.new("RGB", (2, 2)).save(tmp_path / "x.png", pnginfo=info)
+    assert files.kind_of(tmp_path / "x.png") == kind
 
 
 def full(*_: Any, **__: Any) -> None:
     raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
 
-@pytest.mark.parametrize("step", ["fdopen", "chmod"])
-def test_all_files_are_on_the_disk_before_one_is_replaced(
-    step: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(
+    ("step", "nth", "kept"), [("fdopen", 2, 0), ("chmod", 2, 0), ("replace", 1, 0), ("replace", 2, 1)]
+)
+def test_several_files_are_staged_and_those_in_place_are_told(
+    step: str, nth: int, kept: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    first, second = tmp_path / "a", tmp_path / "b"
-    first.write_bytes(b"old")
-    real, calls, written = getattr(os, step), [], []
+    paths, written, calls, real = [tmp_path / "a", tmp_path / "b"], [], [], getattr(os, step)
+    paths[0].write_bytes(b"old")
 
     def once(*args: Any) -> Any:
         calls.append(args)
-        return full() if len(calls) == 2 else real(*args)
+        return full() if len(calls) == nth else real(*args)
 
     monkeypatch.setattr(os, step, once)
-    with pytest.raises(OSError, match=f"No space left.*{second}"):
-        files.write_all([(first, b"new"), (second, b"new")], written)
-    assert written == [] and entries(tmp_path) == ["a"] and first.read_bytes() == b"old"
+    with pytest.raises(OSError, match=f"No space left.*{paths[kept if step == 'replace' else 1]}"):
+        files.write_all([(path, b"new") for path in paths], written)
+    assert written == paths[:kept] and entries(tmp_path) == ["a"]
+    assert paths[0].read_bytes() == (b"new" if kept else b"old")
 
 
-def test_what_was_written_is_told_where_a_rename_fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    first, second = tmp_path / "a", tmp_path / "b"
-    real, written = os.replace, []
-    monkeypatch.setattr(os, "replace", lambda source, target: full() if target.endswith("b") else real(source, target))
-    with pytest.raises(OSError, match=f"No space left.*{second}"):
-        files.write_all([(first, b"new"), (second, b"new")], written)
-    assert written == [first] and entries(tmp_path) == ["a"]
-
-
-def test_a_long_name_is_written(tmp_path: Path) -> None:
-    file = tmp_path / ("x" * 250 + ".json")
-    schedule_file.save(SCHEDULE, file)
-    assert entries(tmp_path) == [file.name]
+def test_folders_that_cannot_be_written(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("x")
+    for place in (tmp_path / "none" / "s.json", tmp_path / "file" / "s.json", tmp_path):
+        with pytest.raises(OSError, match=r"."):
+            schedule_file.save(SCHEDULE, place)
+    with pytest.raises((TypeError, ValueError, AttributeError)):
+        schedule_file.save([SCHEDULE, 3], tmp_path / "file")
+    assert os.listdir(tmp_path) == ["file"] and (tmp_path / "file").read_text() == "x"
+    locked = tmp_path / "locked"
+    locked.mkdir(mode=0o500)
+    if not os.access(locked, os.W_OK):  # root may write anywhere
+        with pytest.raises(OSError, match="Permission"):
+            schedule_file.save(SCHEDULE, locked / "s.json")
 
 
 def test_a_descriptor_is_written_as_a_stream() -> None:
@@ -219,7 +206,14 @@ def test_a_file_without_end_is_refused_by_its_size(tmp_path: Path) -> None:
     huge = tmp_path / "huge.json"
     with huge.open("wb") as file:
         file.truncate(2**40)  # sparse
-    with pytest.raises(ValueError, match=r"huge\.json: it has 1099511627776 bytes"):
-        schedule_file.load(huge)
+    for read in (schedule_file.load, hso_jax.from_config):
+        with pytest.raises(ValueError, match=r"huge\.json.*: it has 1099511627776 bytes"):
+            read(huge)
     with pytest.raises(ValueError, match="--force"):
         files.check_writable(huge, "schedules", force=False)
+
+
+@pytest.mark.parametrize("value", [float("inf"), float("-inf"), float("nan")])
+def test_json_writes_null_for_no_number(value: float) -> None:
+    text = files.json_text({"a": [value, (1.0, {"b": value})], "c": "inf"})
+    assert json.loads(text) == {"a": [None, [1.0, {"b": None}]], "c": "inf"}

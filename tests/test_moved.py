@@ -10,31 +10,16 @@ import hso_jax
 from hso_jax._moved import MOVED
 from hso_jax._moved import NAMES as MOVED_NAMES
 
-NAMES = {
-    "methods": "SolverError",
-    "methods.hso": "Box",
-    "methods.hso.search": "edm_nodes",
-    "methods.solver_error": "solver_error",
-    "methods.solver_error.coefficients": "Coefficients",
-    "objectives": "Terms",
-    "objectives.mep_spf": "paper_d_min",
-    "objectives.expansion": "expansion",
-    "objectives.solver_error": "error_data",
-    "lower.newton": "face_step",
-    "lower.gaps": "nodes_of",
-    "resuming": "record_of",
-    "upper.checkpoint": "Checkpoint",
-    "noise.ends": "first_lam",
-    "noise.noise_schedule": "NoiseSchedule",
-    "noise.rectified_flow": "flow",
-    "noise.variance_preserving": "beta_table",
-    "noise.refused_classes": "REFUSED",
-    "diffusers_sigmas": "diffusers_sigmas",
-    "shelf": "zoo",
-    "shelf.predicted": "rule_errors",
-    "recommendation": "Recommendation",
-    "distilled": "DISTILLATIONS",
-}
+WERE = """
+methods=SolverError methods.hso=Box methods.hso.search=edm_nodes methods.solver_error=solver_error
+methods.solver_error.coefficients=Coefficients objectives=Terms objectives.mep_spf=paper_d_min
+objectives.expansion=expansion objectives.solver_error=error_data lower.newton=face_step lower.gaps=nodes_of
+resuming=record_of upper.checkpoint=Checkpoint noise.ends=first_lam noise.noise_schedule=NoiseSchedule
+noise.rectified_flow=flow noise.variance_preserving=beta_table noise.refused_classes=REFUSED
+diffusers_sigmas=diffusers_sigmas shelf=zoo shelf.predicted=rule_errors recommendation=Recommendation
+distilled=DISTILLATIONS
+"""
+NAMES = dict(pair.split("=") for pair in WERE.split())
 
 
 @pytest.mark.parametrize("module", NAMES)

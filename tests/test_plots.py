@@ -1,3 +1,7 @@
+"""Figures of schedules: what is drawn, and that nothing to draw is refused."""
+
+import itertools
+
 import numpy as np
 import pytest
 
@@ -6,39 +10,30 @@ from hso_jax.cli.show import landscape
 from hso_jax.plots import methods_figure, plot
 from hso_jax.schedule import Origin
 
-
-@pytest.fixture(scope="module")
-def baselines():
-    noise = hso_jax.preset("sd15")
-    return [
-        hso_jax.baseline(name, noise, nfe, layout=layout)
-        for name in ("trailing", "karras")
-        for nfe in (4, 6)
-        for layout in ("node", "interval")
-    ]
+RULES = [
+    hso_jax.baseline(name, hso_jax.preset("sd15"), nfe, layout=layout)
+    for name, nfe, layout in itertools.product(("trailing", "karras"), (4, 6), ("node", "interval"))
+]
 
 
-def test_plot_draws_every_node_of_every_schedule(baselines):
-    figure = plot(baselines)
-    panels = [axes for axes in figure.axes if axes.get_title()]
-    assert [p.get_title().split()[0] for p in panels] == ["node", "interval"]
-    for panel, layout in zip(panels, ("node", "interval"), strict=True):
+def panels(figure):
+    return {axes.get_title(): axes for axes in figure.axes if axes.get_title()}
+
+
+def test_plot_draws_every_node_of_every_schedule():
+    found = panels(hso_jax.plot(RULES))
+    assert [title.split()[0] for title in found] == ["node", "interval"]
+    for panel, layout in zip(found.values(), ("node", "interval"), strict=True):
         drawn = sorted(line.get_ydata().tolist() for line in panel.lines)
-        expected = sorted((1000 * s.t - 1).tolist() for s in baselines if s.layout == layout)
-        assert drawn == expected
+        assert drawn == sorted((1000 * s.t - 1).tolist() for s in RULES if s.layout == layout)
+    flow = hso_jax.baseline("trailing", hso_jax.preset("sd3-medium"), 5)
+    np.testing.assert_allclose(plot(flow).axes[0].lines[0].get_ydata(), flow.timesteps, rtol=1e-12)
 
 
-def test_flow_heights_are_the_timesteps():
-    schedule = hso_jax.baseline("trailing", hso_jax.preset("sd3-medium"), 5)
-    (line,) = plot([schedule]).axes[0].lines
-    np.testing.assert_allclose(line.get_ydata(), schedule.timesteps, rtol=1e-12)
-
-
-def test_methods_figure_has_a_line_per_method_and_a_panel_per_nfe(baselines):
-    figure = methods_figure([s for s in baselines if s.layout == "node"])
-    panels = [axes for axes in figure.axes if axes.get_title()]
-    assert [p.get_title() for p in panels] == ["N = 4", "N = 6"]
-    assert all(len(p.lines) == 2 for p in panels)
+def test_methods_figure_has_a_line_per_method_and_a_panel_per_nfe():
+    figure = methods_figure([s for s in RULES if s.layout == "node"])
+    found = panels(figure)
+    assert list(found) == ["N = 4", "N = 6"] and all(len(p.lines) == 2 for p in found.values())
     assert [t.get_text() for t in figure.legends[0].get_texts()] == ["trailing", "karras"]
 
 

@@ -14,7 +14,7 @@ from problems import SD
 from hso_jax import Effort, Hso, Profile, Schedule, SolverError, baseline, lanes, solver_error
 from hso_jax import search as find
 from hso_jax import zoo as from_zoo
-from hso_jax.checks import brief, check_nfe, check_seed, flag, json_object, number, numbers, whole
+from hso_jax.checks import brief, check_nfe, check_seed, flag, number, numbers, whole
 from hso_jax.error import error_data
 from hso_jax.hso import Box
 from hso_jax.mep_spf import paper_d_min
@@ -89,7 +89,7 @@ USUAL: dict[str, tuple[Callable[..., Any], dict[str, Any]]] = {
     ),
     "solver-error": (
         lambda **options: lanes([SD], [4], method=SolverError(**options)),
-        {"solver": "ddim", "guidance": 1.0, "first": "end", "family": "mep", "few": 2, "problems": PROBLEM}
+        {"solver": "ddim", "guidance": 1.0, "first": "end", "family": "mep", "problems": PROBLEM}
         | {"detail": 0.0, "power": 1.0, "model_error": ModelError()},
     ),
     "solver-error of a profile": (
@@ -168,18 +168,15 @@ def test_a_population_has_at_least_the_four_that_differential_evolution_needs() 
         find(SD, 4, effort=Effort(population=3))
 
 
-@pytest.mark.parametrize("field", Effort._fields)
-def test_efforts_are_whole_numbers(field: str) -> None:
-    for value in (-1, 1.5, "2", True):
-        with pytest.raises(ValueError, match=rf"effort\.{field} is .*; need a whole number"):
-            find(SD, 4, effort=Effort(**{field: value}))
-
-
-@pytest.mark.parametrize("field", Refinement._fields)
-def test_refinements_are_whole_numbers(field: str) -> None:
-    for value in (-1, 1.5, "2", True, None):
-        with pytest.raises(ValueError, match=rf"refinement\.{field} is .*; need a whole number"):
-            find(SD, 4, method=SolverError(refinement=Refinement(**{field: value})))
+@pytest.mark.parametrize("record", [Effort, Refinement])
+def test_effort_and_refinement_are_whole_numbers(record: Any) -> None:
+    for field in record._fields:
+        for value in (-1, 1.5, "2", True, *([None] if record is Refinement else [])):
+            options: dict[str, Any] = {"effort": Effort(**{field: value})} if record is Effort else {}
+            if record is Refinement:
+                options["method"] = SolverError(refinement=Refinement(**{field: value}))
+            with pytest.raises(ValueError, match=rf"{record.__name__.lower()}\.{field} is .*; need a whole number"):
+                find(SD, 4, **options)
 
 
 def test_boxes() -> None:
@@ -195,6 +192,11 @@ def test_checks_take_numpy_and_python_numbers_alike() -> None:
     assert numbers("x", [1, 2.5]).tolist() == [1.0, 2.5]
     check_seed(2**31 - 1)
     assert number("x", 0.0, low=0.0, closed=True) == 0.0
+    for bad in (-1e-9, -1.0):
+        with pytest.raises(ValueError, match=r"x is -1.*; need a finite number at least 0"):
+            number("x", bad, low=0.0, closed=True)
+    with pytest.raises(ValueError, match="x is 2"):
+        number("x", 2.0, low=0.0, high=2.0, closed=True)
     for bad in (0.0, 1.0):
         with pytest.raises(ValueError, match=r"x is .*; need a finite number above 0 and below 1"):
             number("x", bad, low=0.0, high=1.0)
@@ -212,20 +214,3 @@ def test_messages_stay_short_whatever_the_value() -> None:
     del value
     while deep:  # not all at once, which would take a deep stack
         deep = deep[0]
-
-
-def test_a_file_too_large_to_be_one(tmp_path: Any) -> None:
-    file = tmp_path / "c.json"
-    with open(file, "wb") as handle:
-        handle.truncate(10**9)
-    with pytest.raises(ValueError, match="1000000000 bytes"):
-        json_object(file, "a checkpoint")
-
-
-def test_a_closed_bound_is_the_last_value_allowed() -> None:
-    assert number("x", 0.0, low=0.0, closed=True) == 0.0
-    for value in (-1e-9, -1.0):
-        with pytest.raises(ValueError, match=r"x is -1.*; need a finite number at least 0"):
-            number("x", value, low=0.0, closed=True)
-    with pytest.raises(ValueError, match="x is 2"):
-        number("x", 2.0, low=0.0, high=2.0, closed=True)

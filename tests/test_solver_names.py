@@ -37,37 +37,30 @@ OTHER = {
 }
 
 
-def _each(table: dict[str, str]) -> list[tuple[str, str]]:
-    return [(name, solver) for solver, names in table.items() for name in names.split(", ")]
+@pytest.mark.parametrize("solver", SAME)
+def test_a_solver_goes_by_the_names_of_other_programs(solver: str) -> None:
+    for name in SAME[solver].split(", "):
+        assert solvers.canonical(name, solvers.EVERY) == solver
 
 
-@pytest.mark.parametrize(("name", "solver"), _each(SAME))
-def test_a_solver_goes_by_the_names_of_other_programs(name: str, solver: str) -> None:
-    assert solvers.canonical(name, solvers.EVERY) == solver
+@pytest.mark.parametrize(
+    ("table", "why", "noisy"), [(NOISY, "adds noise at each step", True), (OTHER, "not among", False)]
+)
+def test_other_solvers_are_answered_with_the_nearest(table: dict[str, str], why: str, noisy: bool) -> None:
+    for instead, names in table.items():
+        for name in names.split(", "):
+            assert solvers.adds_noise(name) == noisy
+            with pytest.raises(ValueError, match=f"{why}.*{instead!r}") as caught:
+                solvers.canonical(name)
+            assert len(str(caught.value)) <= 200
 
 
-@pytest.mark.parametrize(("name", "instead"), _each(NOISY))
-def test_a_solver_that_adds_noise_is_answered_with_the_nearest_without(name: str, instead: str) -> None:
-    assert solvers.adds_noise(name)
-    with pytest.raises(ValueError, match=f"adds noise at each step.*{instead!r}") as caught:
-        solvers.canonical(name)
-    assert len(str(caught.value)) <= 200
-    solvers.canonical(instead)
-
-
-@pytest.mark.parametrize(("name", "instead"), _each(OTHER))
-def test_a_solver_that_nothing_is_known_of_is_answered_with_the_nearest(name: str, instead: str) -> None:
-    assert not solvers.adds_noise(name)
-    with pytest.raises(ValueError, match=f"not among those known here.*{instead!r}"):
-        solvers.canonical(name)
-
-
-@pytest.mark.parametrize("name", [*solvers.STOCHASTIC, *solvers.UNKNOWN])
-def test_what_is_named_instead_can_be_used_there(name: str) -> None:
-    with pytest.raises(ValueError, match="the nearest one") as caught:
-        solvers.canonical(name, CHOICES)
-    (near,) = re.findall(r": '(.*)'", str(caught.value))
-    assert hso_jax.recommend("sd15", 4, solver=near).solver == solvers.canonical(near)
+def test_what_is_named_instead_can_be_used_there() -> None:
+    for name in (*solvers.STOCHASTIC, *solvers.UNKNOWN):
+        with pytest.raises(ValueError, match="the nearest one") as caught:
+            solvers.canonical(name, CHOICES)
+        (near,) = re.findall(r": '(.*)'", str(caught.value))
+        assert solvers.canonical(near, CHOICES) in CHOICES
 
 
 @pytest.mark.parametrize("name", ["adams", "", "karras", "Euler x", None, 3, "x" * 9999])
@@ -77,11 +70,12 @@ def test_an_unknown_name_gets_the_list_of_the_door(name: object) -> None:
             solvers.canonical(name, known)  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize("command", ["recommend", "zoo", "search"])
-def test_the_help_has_the_list_of_the_messages(command: str, capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize(("command", "names"), [("recommend", CHOICES), ("zoo", CHOICES), ("search", solvers.EVERY)])
+def test_the_help_has_the_list_of_the_messages(
+    command: str, names: tuple[str, ...], capsys: pytest.CaptureFixture[str]
+) -> None:
     assert main([command, "--help"]) == 0
-    shown = "".join(capsys.readouterr().out.split())
-    assert ",".join(solvers.EVERY if command == "search" else CHOICES) in shown
+    assert ",".join(names) in "".join(capsys.readouterr().out.split())
 
 
 def test_every_door_takes_them() -> None:
@@ -96,54 +90,45 @@ def test_every_door_takes_them() -> None:
     assert solvers.find("Heun").calls == 2
 
 
-@pytest.mark.parametrize(
-    ("name", "rule"),
-    [
-        ("Karras", "karras"),
-        ("sgm_uniform", "sgm-uniform"),
-        ("SGM Uniform", "sgm-uniform"),
-        ("simple", "trailing"),
-        ("normal", "linspace"),
-        ("ddim_uniform", "leading"),
-        ("exponential", "uniform-lam"),
-        ("linear_quadratic", "linear-quadratic"),
-        ("Align Your Steps", "ays"),
-        ("use_beta_sigmas", "beta"),
-        ("AYS SDXL", "ays-sdxl"),
-    ],
-)
-def test_rules_go_by_other_names_too(name: str, rule: str) -> None:
-    noise = preset("sdxl")
-    found = baseline(name, noise, 6)
-    assert found.method == rule
-    np.testing.assert_array_equal(found.t, baseline(rule, noise, 6).t)
+RULES = {
+    "karras": "Karras",
+    "sgm-uniform": "sgm_uniform, SGM Uniform",
+    "trailing": "simple",
+    "linspace": "normal",
+    "leading": "ddim_uniform",
+    "uniform-lam": "exponential",
+    "linear-quadratic": "linear_quadratic",
+    "ays": "Align Your Steps",
+    "beta": "use_beta_sigmas",
+    "ays-sdxl": "AYS SDXL",
+}
 
 
-def test_every_rule_goes_by_its_own_name() -> None:
+def test_rules_go_by_other_names_too() -> None:
     assert {name: rule_named(name) for name in BASELINES} == {name: name for name in BASELINES}
+    for rule, names in RULES.items():
+        for name in names.split(", "):
+            found = baseline(name, preset("sdxl"), 6)
+            assert found.method == rule
+            np.testing.assert_array_equal(found.t, baseline(rule, preset("sdxl"), 6).t)
 
 
 @pytest.mark.parametrize(
-    ("method", "call"),
+    ("method", "call", "command"),
     [
-        ("karras", "baseline('karras', noise, nfe)"),
-        ("simple", "baseline('trailing', noise, nfe)"),
-        ("zoo", "zoo(noise, nfe)"),
-        ("recommend", "recommend(noise, nfe)"),
+        ("karras", "baseline('karras', noise, nfe)", "compare (all rules), recommend or zoo"),
+        ("simple", "baseline('trailing', noise, nfe)", "compare (all rules), recommend or zoo"),
+        ("zoo", "zoo(noise, nfe)", "zoo"),
+        ("recommend", "recommend(noise, nfe)", "recommend"),
     ],
 )
-def test_what_searches_nothing_names_the_call_that_makes_it(method: str, call: str) -> None:
+def test_what_searches_nothing_names_what_makes_it(
+    method: str, call: str, command: str, capsys: pytest.CaptureFixture[str]
+) -> None:
     with pytest.raises(ValueError, match=re.escape(call)):
         hso_jax.search("sd15", 4, method=method)
     doors = {name: getattr(hso_jax, name) for name in ("baseline", "zoo", "recommend")}
     assert eval(call, {**doors, "noise": preset("sd15"), "nfe": 4}).nfe == 4
-
-
-@pytest.mark.parametrize(
-    ("method", "command"),
-    [("karras", "compare (all rules), recommend or zoo"), ("zoo", "zoo"), ("recommend", "recommend")],
-)
-def test_so_does_the_command_line(method: str, command: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["search", "--method", method]) == 2
     assert f"use hso-jax {command}\n" in capsys.readouterr().err
 

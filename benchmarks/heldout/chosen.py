@@ -126,12 +126,12 @@ def measure(one: Network, nfe: int, own: Known, judge: Known, judged: int) -> di
     for budget in BUDGETS:
         count = min(max(int(TEACHER_SHARE * budget) // TEACHER_STEPS, LEAST_SAMPLES), MOST_SAMPLES)
         own.evaluations = count * TEACHER_STEPS
-        ranked = race(own, every, range(count), budget - own.evaluations)  # type: ignore[arg-type]
+        ranked = race(own, every, range(count), budget - own.evaluations, beside=is_rule)  # type: ignore[arg-type]
         rule = next((m for m in ranked if is_rule(m.name)), None)
         row = {"chosen": ranked[0].name, "rmse": value(ranked[0].schedule), "evaluations": own.evaluations}
         row |= {"noises": count, "candidates": len(ranked)}
         if rule is not None and rule.name != ranked[0].name:
-            row |= {"against": interval(ranked[0], rule), "true": row["rmse"] / value(rule.schedule)}
+            row |= {"against": interval(ranked[0], rule), "true": value(ranked[0].schedule) / value(rule.schedule)}
         rows[budget] = row
     try:
         found = recommend(one.noise, nfe, guidance=1.0, distilled=False)

@@ -85,7 +85,7 @@ Method = Callable[[Request], Made]
 
 
 def rule(name: str, request: Request) -> Made:
-    """Make the schedule of a rule of `hso_jax.BASELINES`, or of a flow's time with a shift."""
+    """Make the schedule of a rule of `hso_jax.baselines.BASELINES`, or of a flow's time with a shift."""
     noise = request.target.noise
     if name in SHIFTS:
         return Made(flow_time(name, noise, request.nfe))

@@ -7,12 +7,13 @@ ValueError or OSError for bad input before it writes anything.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import inspect
 import json
 import os
 import shutil
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -88,19 +89,11 @@ def profile(args: argparse.Namespace) -> int:
     pipe = pictures.load(folder, args.device, args.dtype)
     replace_scheduler(pipe, plain(pipe.scheduler, args.scheduler))
     prompts = read_prompts(args.prompts, pipe)
-    with common.progress() as progress:
-        task = progress.add_task("measuring the pipeline", total=None)
+    with _shown("measuring the pipeline") as show:
         found = measure(
-            pipe,
-            prompts=prompts,
-            guidance=args.guidance,
-            budget=args.budget,
-            steps=args.steps,
-            seed=args.seed,
-            batch=args.batch,
-            progress=lambda done, total: progress.update(task, completed=done, total=total),
-            **call,
-        )
+            pipe, prompts=prompts, guidance=args.guidance, budget=args.budget, steps=args.steps, seed=args.seed,
+            batch=args.batch, progress=show, **call,
+        )  # fmt: skip
     files.write_all([(args.output, found.to_json().encode())], args.written)
     if not files.is_stream(args.output):
         error = "too small to measure at the noise end" if found.eta is None else f"eta {found.eta:.3g}"
@@ -126,31 +119,19 @@ def recommend(args: argparse.Namespace) -> int:
     if output is not None:
         files.check_writable(output, "schedules", args.force, [args.prompts])
         checkpoint = None if files.is_stream(output) else output.with_name(f"{output.name}.checkpoint")
-    folder = pipeline_folder(args.pipeline)
+    if args.plot is not None:
+        files.check_writable(args.plot, "picture", args.force, [args.prompts])
+    folder, nfes = pipeline_folder(args.pipeline), common.parse_nfe(args.nfe)
     call = pictures.read_options(args.option, "--prompts, --nfe or --seed")
     pipe = pictures.load(folder, args.device, args.dtype)
     if args.distilled is None and (told := distillation_of(pipe)):
         raise ValueError(f"{folder} counts as distilled: {told[1]}; it keeps its own schedule, or say --distilled no")
-    with common.progress() as bar:
-        task = bar.add_task("measuring", total=args.budget)
-
-        def show(evaluations: int, budget: int, error: float | None) -> None:
-            words = "making converged samples" if error is None else f"measuring, error {error:.4g}"
-            bar.update(task, completed=evaluations, total=budget, description=words)
-
+    prompts = read_prompts(args.prompts, pipe)
+    with _shown("measuring") as show:
         found = choose(
-            pipe,
-            common.parse_nfe(args.nfe),
-            prompts=read_prompts(args.prompts, pipe),
-            guidance=args.guidance,
-            solver=args.scheduler,
-            budget=args.budget,
-            batch=args.batch,
-            seed=args.seed,
-            checkpoint=checkpoint,
-            progress=show,
-            **call,
-        )
+            pipe, nfes, prompts=prompts, guidance=args.guidance, solver=args.scheduler, budget=args.budget,
+            batch=args.batch, seed=args.seed, checkpoint=checkpoint, progress=show, **call,
+        )  # fmt: skip
     if output is not None:
         content = schedule_file.to_json(list(found.schedules.values()))
         files.write_all([(output, content.encode())], args.written)
@@ -176,10 +157,10 @@ def tune(args: argparse.Namespace) -> int:
     files.check_writable(output, "schedules", args.force, [args.prompts, args.profile, checkpoint, *(args.image or [])])
     folder = pipeline_folder(args.pipeline)
     call = pictures.read_options(args.option, "--prompts, --nfe or --seed")
-    if args.image and "image" in call:
-        raise ValueError("--option image: use --image instead")
     profile = None if args.profile is None else Profile.load(args.profile)
     if args.image:
+        if "image" in call:
+            raise ValueError("--option image: use --image instead")
         call["image"] = pictures.read_images(args.image)
     pipe = pictures.load(folder, args.device, args.dtype)
     if args.image:
@@ -187,35 +168,16 @@ def tune(args: argparse.Namespace) -> int:
     prompts = read_prompts(args.prompts, pipe)
 
     def write(schedule: Schedule) -> None:
-        content = schedule_file.to_json(schedule).encode()
-        files.write_whole(output, content)
+        files.write_whole(output, schedule_file.to_json(schedule).encode())
         if output not in args.written:
             args.written.append(output)
 
-    with common.progress() as bar:
-        task = bar.add_task("tuning", total=args.budget)
-
-        def show(evaluations: int, budget: int, error: float | None) -> None:
-            words = "making converged samples" if error is None else f"tuning, error {error:.4g}"
-            bar.update(task, completed=evaluations, total=budget, description=words)
-
+    with _shown("tuning") as show:
         found = tuned(
-            pipe,
-            args.nfe,
-            prompts=prompts,
-            guidance=args.guidance,
-            solver=args.solver,
-            budget=args.budget,
-            teacher_steps=args.teacher_steps,
-            samples=args.samples,
-            batch=args.batch,
-            profile=profile,
-            seed=args.seed,
-            checkpoint=checkpoint,
-            progress=show,
-            improved=write,
-            **call,
-        )
+            pipe, args.nfe, prompts=prompts, guidance=args.guidance, solver=args.solver, budget=args.budget,
+            teacher_steps=args.teacher_steps, samples=args.samples, batch=args.batch, profile=profile, seed=args.seed,
+            checkpoint=checkpoint, progress=show, improved=write, **call,
+        )  # fmt: skip
     write(found.schedule)
     common.say(*map(printable, str(found).splitlines()))
     common.say(
@@ -223,6 +185,19 @@ def tune(args: argparse.Namespace) -> int:
         f"--nfe {args.nfe}"
     )
     return 0
+
+
+@contextlib.contextmanager
+def _shown(words: str) -> Iterator[Callable[..., None]]:
+    """A bar of evaluations, and of the least error so far where there is one."""
+    with common.progress() as bar:
+        task = bar.add_task(words, total=None)
+
+        def show(done: int, total: int, error: float | None = None) -> None:
+            found = "" if error is None else f", error {error:.4g}"
+            bar.update(task, completed=done, total=total, description=f"{words}{found}")
+
+        yield show
 
 
 def read_prompts(path: Path | None, pipe: Any) -> list[Any]:

@@ -35,7 +35,7 @@ from .model import (
 from .sampler import sample_own_nodes, sampler_options
 
 _MOST_STEPS = 998  # a table of 1000 levels, its two ends aside
-SEARCHED = ("hso", "hso-dm-nonuni", "solver-error")  # hso_jax.METHODS, which needs JAX to be imported
+SEARCHED = ("hso", "hso-dm-nonuni", "solver-error")  # hso_jax.searches.METHODS, which needs JAX to be imported
 NEED_JAX = (*SEARCHED, "dm-nonuni")
 METHODS = tuple(m for m in ("zoo", *SEARCHED, *BASELINES) if optional_jax.INSTALLED or m not in NEED_JAX)
 COMFYUI_NAMES = {"ddim": "euler", "dpmpp-2m": "dpmpp_2m", "unipc-3": "uni_pc_bh2"}
@@ -210,7 +210,7 @@ class _Sigmas:
         schedule = self.chosen(**inputs)
         if schedule is not None and schedule.coefficients is not None:
             raise ValueError(
-                f"the schedule ({schedule.method}) is a solver too, and its sigmas belong to its own coefficients; use "
+                f"the schedule ({schedule.method}) has solver coefficients, and its sigmas work only with them; use "
                 "HSO Sampler or HSO Sampler File, and connect both outputs"
             )
         return (to_sigmas(schedule, inputs[self.STEPS], inputs.get("diffusion_model")),)

@@ -47,8 +47,8 @@ def with_schedule(scheduler: Any, schedule: Schedule | Any, *, noise: NoiseSched
     Use it as `pipe.scheduler = with_schedule(pipe.scheduler, schedule)`, then call the pipeline with
     `num_inference_steps=schedule.nfe`. The result is an instance of the scheduler's class, and it is saved, copied
     and rebuilt (`from_config` of its own class) with the schedule. A saved pipeline loads again once `bridge` has
-    been imported. A schedule with coefficients is a solver too, and so is one that was made for another solver than the
-    scheduler's: the result is then a `NonstationaryScheduler`, and a warning says so. The sigmas alone
+    been imported. For a schedule with coefficients, or one that was made for another solver than the scheduler's, the
+    result is a `NonstationaryScheduler`, and a warning says so. The sigmas alone
     (`schedule.sampler_sigmas()`) keep the scheduler's own steps.
 
     Args:
@@ -223,7 +223,7 @@ def load_scheduler(folder: str | os.PathLike[str]) -> Any:
 
 _TABLE = "it reads the training table at whole timesteps, and a schedule's are not whole"
 _STAGES = "its stages step through distilled lists of their own; call it without a schedule"
-_EDM = "it reads sigmas as EDM's, 80 to 0.002, which no flow schedule is; call it without a schedule"
+_EDM = "it expects EDM's sigmas, 80 to 0.002, and a flow schedule has none of those; call it without a schedule"
 _SD = "use StableDiffusionPipeline with the same components"
 
 # Class -> why no schedule can be installed, and what to use.
@@ -284,7 +284,7 @@ ONLY: Mapping[str, _Only] = {
     "StableCascadeDecoderPipeline": _CASCADE,
     "StableCascadePriorPipeline": _CASCADE,
     "StableDiffusionLatentUpscalePipeline": _Only(
-        ("EulerDiscreteScheduler",), "reads sigmas as EDM's, of a sample that is x0 + sigma eps"
+        ("EulerDiscreteScheduler",), "expects EDM's sigmas, of a sample that is x0 + sigma eps"
     ),
 }
 

@@ -302,8 +302,8 @@ def check_fits(scheduler: Any, schedule: Schedule, row: Row, noise: NoiseSchedul
         ),
         (
             flows and config.get("sigma_data") is not None,
-            "has the sigma_data that Cosmos-Predict2's pipelines write: they read its sigmas as EDM's, 80 to 0.002, "
-            "which no flow schedule is; call the pipeline without a schedule",
+            "has the sigma_data that Cosmos-Predict2's pipelines write: they expect EDM's sigmas, 80 to 0.002, "
+            "and a flow schedule has none of those; call the pipeline without a schedule",
         ),
     )
     if why:

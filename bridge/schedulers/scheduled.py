@@ -69,8 +69,8 @@ class Installed:
         name, row = type(self).__name__, self._row
         if schedule.coefficients is not None:
             raise ValueError(
-                f"{name} has a formula of its own, and the schedule has coefficients that belong to its nodes: use "
-                "with_schedule or NonstationaryScheduler"
+                f"{name} samples by its own formula and cannot use the schedule's coefficients: use with_schedule or "
+                "NonstationaryScheduler"
             )
         before = self.config.get(REPLACED_KEY) or {}
         self.register_to_config(**before)  # type: ignore[attr-defined]

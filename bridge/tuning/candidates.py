@@ -15,7 +15,7 @@ from hso_jax.baselines import BASELINES
 from hso_jax.noise import NoiseSchedule, lam_of_s, preset, s_of_lam
 from hso_jax.noise.presets import PRESETS
 from hso_jax.schedule import Origin, Schedule
-from hso_jax.shipped.zoo import CHOICES, MAX_NFE, nearest_guidance, shipped_guidance, zoo, zoo_key
+from hso_jax.shipped.zoo import CHOICES, MAX_NFE, Key, nearest_guidance, shipped_guidance, zoo, zoo_key
 from hso_jax.solver_error_levels import older_of
 
 RULE_SOLVERS = ("unipc-3", "dpmpp-2m", "ddim")
@@ -87,7 +87,13 @@ def zoo_schedules(
     if nfe > MAX_NFE:
         return
     own, kin = zoo_key(noise), {zoo_key(p): p for p in map(preset, reversed(list(PRESETS)))}
-    models = [noise if key == own else kin[key] for key in sorted(kin, key=lambda key: key != own)]
+
+    def far(key: Key) -> tuple[bool, float]:
+        (noisy, clean, unbounded), (own_noisy, own_clean, own_unbounded) = key, own
+        noisy, own_noisy = (-8.0 if end is None else max(end, -8.0) for end in (noisy, own_noisy))
+        return key != own, abs(noisy - own_noisy) + abs(clean - own_clean) + (unbounded != own_unbounded)
+
+    models = [noise if key == own else kin[key] for key in sorted(kin, key=far)]
     near = {id(model): nearest_guidance(model, guidance) for model in models}
     pairs = [(model, weight) for model in models for weight in _nearest_first(shipped_guidance(model), near[id(model)])]
     solvers_first = [(solver, pair) for solver in FIRST_SOLVERS for pair in pairs[1:]]

@@ -6,16 +6,16 @@ import dataclasses
 import json
 import math
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple, TypedDict, Unpack
 
 import torch
 
 from bridge.at_hand import current_schedule
 from bridge.pipeline import several
 from bridge.tuning.candidates import Candidate, candidates, is_rule, known_solvers
-from bridge.tuning.judge import Judge, batches, fault, targets
+from bridge.tuning.judge import Judge, batches, targets
 from bridge.tuning.models import Model, denoiser_model, jobs_of, pipeline_model, together
 from bridge.tuning.race import Measured, interval, race
 from hso_jax import solvers
@@ -129,9 +129,17 @@ class Chosen:
         plt.close(figure)
 
 
-@dataclasses.dataclass(frozen=True)
-class _Plan:
-    """What a call asks for, checked before any evaluation."""
+class ChooseOptions(TypedDict, total=False):
+    """Keywords that the functions here share; `choose` says what each of them is."""
+
+    solver: str | None
+    budget: int | None
+    teacher_steps: int
+    samples: int | None
+
+
+class _Plan(NamedTuple):
+    """What a call asks for, checked."""
 
     nfes: tuple[int, ...]
     solver: str | None
@@ -141,28 +149,33 @@ class _Plan:
     batch: int
     seed: int
 
-    @classmethod
-    def of(
-        cls, nfe: int | Sequence[int], solver: str | None, budget: int | None, teacher_steps: int, samples: int | None,
-        batch: int, seed: int,
-    ) -> _Plan:  # fmt: skip
-        nfes = tuple(dict.fromkeys(check_nfe(n) for n in ([nfe] if isinstance(nfe, int) else several(nfe, "nfe"))))
-        steps = count("teacher_steps", teacher_steps, 8, 1000)
-        if max(nfes) >= steps:
-            raise ValueError(f"nfe is {max(nfes)} and teacher_steps {steps}; converged samples need many more steps")
-        whole = round(BUDGET * (1 + 2 * (len(nfes) - 1) / 3)) if budget is None else count("budget", budget, 1)
-        some = min(max(int(TEACHER_SHARE * whole) // steps, LEAST_SAMPLES), MOST_SAMPLES)
-        some = some if samples is None else count("samples", samples, 2, 10**5)
-        least = some * steps + sum(nfes) * (WIDTH + some)
-        if whole < least:
-            raise ValueError(
-                f"budget is {whole}; {some} converged samples of {steps} steps and {WIDTH} candidates for N = "
-                f"{', '.join(map(str, nfes))} take {least} evaluations: give a larger budget, fewer samples or fewer "
-                "teacher_steps"
-            )
-        name = None if solver is None else solvers.canonical(solver, solvers.EVERY)
-        known_solvers(name)
-        return cls(nfes, name, whole, steps, some, count("batch", batch, 1), count("seed", seed, 0, 2**31 - 1 - some))
+
+def _plan(
+    nfe: int | Sequence[int],
+    solver: str | None = None,
+    budget: int | None = None,
+    teacher_steps: int = TEACHER_STEPS,
+    samples: int | None = None,
+    batch: int = 1,
+    seed: int = 0,
+) -> _Plan:
+    nfes = tuple(dict.fromkeys(check_nfe(n) for n in (several(nfe, "nfe") if isinstance(nfe, Iterable) else [nfe])))
+    steps = count("teacher_steps", teacher_steps, 8, 1000)
+    if max(nfes) >= steps:
+        raise ValueError(f"nfe is {max(nfes)} and teacher_steps {steps}; converged samples need many more steps")
+    whole = round(BUDGET * (1 + 2 * (len(nfes) - 1) / 3)) if budget is None else count("budget", budget, 1)
+    some = min(max(int(TEACHER_SHARE * whole) // steps, LEAST_SAMPLES), MOST_SAMPLES)
+    some = some if samples is None else count("samples", samples, 2, 10**5)
+    least = some * steps + sum(nfes) * (WIDTH + 4 * some)
+    if whole < least:
+        raise ValueError(
+            f"budget is {whole}; {some} converged samples of {steps} steps and {WIDTH} candidates for N = "
+            f"{', '.join(map(str, nfes))} take {least} evaluations: give a larger budget, fewer samples or fewer "
+            "teacher_steps"
+        )
+    name = None if solver is None else solvers.canonical(solver, solvers.EVERY)
+    known_solvers(name)
+    return _Plan(nfes, name, whole, steps, some, count("batch", batch, 1), count("seed", seed, 0, 2**31 - 1 - some))
 
 
 def choose(
@@ -207,7 +220,7 @@ def choose(
         ValueError: before any evaluation, for bad arguments, a model that is distilled for its scheduler, or a budget
             that is too small; for a checkpoint of another call, or in use.
     """
-    plan = _Plan.of(nfe, solver, budget, teacher_steps, samples, batch, seed)
+    plan = _plan(nfe, solver, budget, teacher_steps, samples, batch, seed)
     texts = several(prompts, "prompts")
     drawn = [(k % len(texts), seed + k) for k in range(plan.samples)]
     jobs, facts = jobs_of(pipe, texts, drawn, guidance, call)
@@ -224,35 +237,29 @@ def choose_denoiser(
     latents: torch.Tensor,
     condition: torch.Tensor | None = None,
     guidance: float = 1.0,
-    solver: str | None = None,
-    budget: int | None = None,
-    teacher_steps: int = TEACHER_STEPS,
-    samples: int | None = None,
     batch: int = 16,
     checkpoint: str | os.PathLike[str] | None = None,
     progress: Progress | None = None,
+    **options: Unpack[ChooseOptions],
 ) -> Chosen:
     """Measure as `choose` does, on a model outside diffusers: a function that predicts the clean data.
 
     Args:
-        denoiser: as for `tune_denoiser`.
+        denoiser: as for `tune_denoiser`, as noise, condition and guidance.
         noise: the model's noise schedule.
         nfe: N, or several.
         latents: [n, ...] standard normal, at least as many as converged samples are made.
-        condition: [n, ...] what the denoiser is given for each of the latents, such as their classes.
+        condition: [n, ...].
         guidance: w that the denoiser has.
-        solver: as for `choose`, as all below.
-        budget: as for `choose`.
-        teacher_steps: as for `choose`.
-        samples: as for `choose`.
         batch: samples a call of the denoiser.
-        checkpoint: as for `choose`.
-        progress: as for `choose`.
+        checkpoint: as for `choose`, as progress.
+        progress: called with (evaluations so far, budget, least error so far or None).
+        **options: solver, budget, teacher_steps and samples, as for `choose`.
 
     Raises:
         ValueError: as `choose`, or for too few latents.
     """
-    plan = _Plan.of(nfe, solver, budget, teacher_steps, samples, batch, 0)
+    plan = _plan(nfe, batch=batch, **options)
     model, facts = denoiser_model(denoiser, noise, latents, condition, guidance, plan.samples)
     return _chosen(model, plan, facts, dict.fromkeys(plan.nfes), checkpoint, progress)
 
@@ -264,7 +271,7 @@ def _chosen(
 ) -> Chosen:  # fmt: skip
     part, rows = model.part, range(plan.samples)
     lists = {n: _candidates(model, plan, n, now[n]) for n in plan.nfes}
-    asked = {"choose": dataclasses.asdict(plan), "noise": part.noise.fingerprint(), "guidance": model.guidance}
+    asked = {"choose": plan._asdict(), "noise": part.noise.fingerprint(), "guidance": model.guidance}
     asked |= {"candidates": {str(n): [c.name for c in found] for n, found in lists.items()}, "torch": torch.__version__}
 
     def search(model: Model) -> Chosen:
@@ -277,7 +284,7 @@ def _chosen(
         with Checkpoint(checkpoint, {**asked, **facts}) as file:
             made = targets(model, file, batches(plan.batch, plan.samples), plan.teacher_steps, made=tell)
             spent = plan.samples * plan.teacher_steps
-            records = file.search("errors", {}, fault)
+            records = file.records("errors")
             judge = Judge(model, records, made.samples, budget=plan.budget, spent=spent, batch=plan.batch)
             measured, current, left = {}, {}, sum(plan.nfes)
             for n, found in lists.items():
@@ -292,9 +299,9 @@ def _chosen(
                     told[0] = best.error
                     tell(judge.evaluations)
 
-                ranked = race(judge, found[1:] if own else found, rows, rest, seen)
+                ranked = race(judge, found[1:] if own else found, rows, rest, seen, is_rule)
                 if own is not None:
-                    ranked = sorted([own, *ranked], key=lambda m: (-len(m.errors), m.error))
+                    ranked = sorted([own, *ranked], key=lambda m: (-len(m.errors), m.mean))
                 measured[n], current[n] = ranked, own
         schedules = {n: _told(model, found[0], n, plan, judge.evaluations, facts) for n, found in measured.items()}
         return Chosen(measured, schedules, current, judge.evaluations, plan.samples, plan.teacher_steps)

@@ -8,7 +8,7 @@ import json
 import math
 import os
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypedDict, Unpack
 
 import numpy as np
 import torch
@@ -18,7 +18,7 @@ from bridge.sampling import converged
 from bridge.tuning import gits, search
 from bridge.tuning.candidates import Candidate, candidates, is_rule
 from bridge.tuning.coordinates import Coordinates, with_coefficients
-from bridge.tuning.judge import Error, Judge, Made, Score, ScoreJudge, SpentError, batches, fault, targets
+from bridge.tuning.judge import Error, Judge, Made, Score, ScoreJudge, SpentError, batches, targets
 from bridge.tuning.models import (
     DenoiserModel,
     Model,
@@ -66,14 +66,31 @@ Progress = Callable[[int, int, float | None], None]
 """Called with (evaluations so far, budget, least validation error so far)."""
 
 
-class Options(NamedTuple):
-    """What a call asks for; `tune` says what each of them is."""
+class TuneOptions(TypedDict, total=False):
+    """Keywords that the functions here share; `tune` says what each of them is."""
 
-    nfe: int
     solver: str
     budget: int
-    teacher_steps: int = 0
-    samples: Any = 0
+    teacher_steps: int
+    samples: int | None
+    by: str
+    start: Schedule | None
+    profile: Profile | None
+    detail: float
+    error: Error | None
+    checkpoint: str | os.PathLike[str] | None
+    progress: Progress | None
+    improved: Callable[[Schedule], None] | None
+
+
+class Options(NamedTuple):
+    """What a call asks for."""
+
+    nfe: int
+    solver: str = solvers.NONSTATIONARY
+    budget: int = BUDGET
+    teacher_steps: int = TEACHER_STEPS
+    samples: Any = None
     batch: int = 1
     by: str = "auto"
     start: Schedule | None = None
@@ -216,19 +233,8 @@ def tune_denoiser(
     latents: torch.Tensor,
     condition: torch.Tensor | None = None,
     guidance: float = 1.0,
-    solver: str = solvers.NONSTATIONARY,
-    budget: int = BUDGET,
-    teacher_steps: int = TEACHER_STEPS,
-    samples: int | None = None,
     batch: int = 16,
-    by: str = "auto",
-    start: Schedule | None = None,
-    profile: Profile | None = None,
-    detail: float = 0.0,
-    error: Error | None = None,
-    checkpoint: str | os.PathLike[str] | None = None,
-    progress: Progress | None = None,
-    improved: Callable[[Schedule], None] | None = None,
+    **options: Unpack[TuneOptions],
 ) -> Tuned:
     """Tune on a model outside diffusers: a function that predicts the clean data, as `bridge.sample` takes it.
 
@@ -240,36 +246,19 @@ def tune_denoiser(
         latents: [n, ...] standard normal, at least as many as are tuned on and kept apart.
         condition: [n, ...] what the denoiser is given for each of the latents, such as their classes.
         guidance: w that the denoiser has; starts are chosen for it.
-        solver: as for `tune`, as all below.
-        budget: as for `tune`.
-        teacher_steps: as for `tune`.
-        samples: as for `tune`.
         batch: samples a call of the denoiser.
-        by: as for `tune`.
-        start: as for `tune`.
-        profile: as for `tune`.
-        detail: as for `tune`.
-        error: as for `tune`.
-        checkpoint: as for `tune`.
-        progress: as for `tune`.
-        improved: as for `tune`.
-
-    Returns:
-        As `tune`.
+        **options: solver, budget, teacher_steps, samples, by, start, profile, detail, error, checkpoint, progress and
+            improved, as for `tune`.
 
     Raises:
         ValueError: as `tune`, or for too few latents.
     """
     check_noise(noise)
     check_latents(latents)
-    options = _checked(
-        Options(nfe, solver, budget, teacher_steps, samples, batch, by, start, profile, detail, error, 0, checkpoint,
-                progress, improved),
-        latents[0].numel(),
-    )  # fmt: skip
-    needed = options.samples + options.kept_apart
+    asked = _checked(Options(nfe, batch=batch, **options), latents[0].numel())
+    needed = asked.samples + asked.kept_apart
     model, facts = denoiser_model(denoiser, noise, latents, condition, guidance, needed)
-    return _run(model, options, facts)
+    return _run(model, asked, facts)
 
 
 def tune_score(
@@ -313,8 +302,10 @@ def tune_score(
         raise ValueError(f"score is {brief(score)}; give a function of a schedule that returns a number")
     _check_start(start, check_nfe(nfe))
     budget, weight = count("budget", budget, FEWEST_SCORES), check_guidance(guidance)
-    options = Options(nfe, solvers.canonical(solver, solvers.EVERY), budget, by=SCORED, start=start)
-    options = options._replace(checkpoint=checkpoint, progress=progress, improved=improved)
+    options = Options(
+        nfe, solvers.canonical(solver, solvers.EVERY), budget, 0, 0, by=SCORED, start=start, checkpoint=checkpoint,
+        progress=progress, improved=improved,
+    )  # fmt: skip
     name = getattr(score, "__qualname__", type(score).__qualname__)
     nothing = DenoiserModel(lambda *_: torch.empty(0), noise, torch.empty(0), weight)  # the score samples
     return _run(nothing, options, {"model": noise.name, "score": name}, score)
@@ -413,7 +404,7 @@ def _run(model: Model, options: Options, facts: Mapping[str, Any], score: Score 
         some, apart = options.samples, options.kept_apart
         with Checkpoint(options.checkpoint, arguments) as file:
             if score is not None:
-                records = file.search("judgements", {}, fault)
+                records = file.records("judgements")
                 judge: Judge = ScoreJudge(score, model, records, options.budget)
                 return _Tuning(judge, model, options, base, None, facts).run()
             many, told = batches(options.batch, some, apart), options.progress
@@ -427,7 +418,7 @@ def _run(model: Model, options: Options, facts: Mapping[str, Any], score: Score 
             )
             judge = Judge(
                 model,
-                file.search("judgements", {}, fault),
+                file.records("judgements"),
                 made.samples,
                 budget=options.budget,
                 spent=(some + apart) * options.teacher_steps,

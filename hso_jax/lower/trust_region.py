@@ -45,13 +45,43 @@ def project_gaps(gaps: Array, lower: Array, total: Array, free: Array) -> Array:
     scale = jnp.where(room > 0, room, 1.0)
     below = jnp.maximum(above - jnp.max(jnp.where(free, above, -jnp.inf)), -2.0 * scale)
     kept = free & (projection_simplex(jnp.where(free, below, -2.0 * scale), scale) > 0)
-    # Again from what it keeps: its own sums round to eps times the room, these to eps times the gaps. Twice, so that
-    # a gap which rounding kept or dropped at the very edge is put right.
+    return _shared_out(above, kept, room, free, lower)
+
+
+def project_gaps_in_rounds(gaps: Array, lower: Array, total: Array, free: Array) -> Array:
+    """`project_gaps` for the inside of a search, where optax's sort would take a third of the time.
+
+    Each round drops the gaps that the mean excess of those kept would bring below `lower` (Michelot, J. Optim. Theory
+    Appl. 50, 1986). After a step few gaps are to be dropped, so a few rounds do.
+    """
+    room, above = total - lower * jnp.sum(free), gaps - lower
+    # No gap keeps more than the room, so the excess is at least what the largest has beyond it.
+    below = above - jnp.max(jnp.where(free, above, -jnp.inf))
+
+    def drop(state: tuple[Array, Array]) -> tuple[Array, Array]:
+        kept, _ = state
+        left = kept & (below > _excess(below, kept, room))
+        return left, jnp.any(left != kept)
+
+    kept, _ = jax.lax.while_loop(lambda state: state[1], drop, (free & (below > -room), jnp.asarray(True)))
+    return _shared_out(above, kept, room, free, lower)
+
+
+def _shared_out(above: Array, kept: Array, room: Array, free: Array, lower: Array) -> Array:
+    """The projection that keeps these gaps above `lower`; optax's sums round to eps times the room, these to the gaps'.
+
+    Twice, so that a gap which rounding kept or dropped at the very edge is put right.
+    """
     for _ in range(2):
-        theta = (jnp.sum(jnp.where(kept, above, 0.0)) - room) / jnp.maximum(jnp.sum(kept), 1)
+        theta = _excess(above, kept, room)
         kept = free & (above > theta)
     shares = jnp.where(room > 0, jnp.maximum(above - theta, 0.0), 0.0)
     return jnp.where(free, shares + lower, 0.0)
+
+
+def _excess(above: Array, kept: Array, room: Array) -> Array:
+    """What each of these gaps has too much."""
+    return (jnp.sum(jnp.where(kept, above, 0.0)) - room) / jnp.maximum(jnp.sum(kept), 1)
 
 
 def nodes_of_gaps(t_max: Array, t_eps: Array, gaps: Array) -> Array:
@@ -62,7 +92,14 @@ def nodes_of_gaps(t_max: Array, t_eps: Array, gaps: Array) -> Array:
     return jnp.where(last, t_eps, t)
 
 
-def project(t: Array, t_max: Array, t_eps: Array, spacing: Array | float, intervals: Array | int) -> Array:
+def project(
+    t: Array,
+    t_max: Array,
+    t_eps: Array,
+    spacing: Array | float,
+    intervals: Array | int,
+    by: Callable[..., Array] = project_gaps,
+) -> Array:
     """The nearest feasible schedule, in the Euclidean metric of its gaps.
 
     Args:
@@ -71,10 +108,10 @@ def project(t: Array, t_max: Array, t_eps: Array, spacing: Array | float, interv
         t_eps: the last node, below t_max.
         spacing: least gap; `spacing * intervals <= t_max - t_eps`.
         intervals: number of real intervals, 1..K - 1; later nodes come back as t_eps.
+        by: the projection of the gaps.
     """
     free = jnp.arange(t.shape[0] - 1) < intervals
-    gaps = project_gaps(t[:-1] - t[1:], jnp.asarray(spacing), t_max - t_eps, free)
-    return nodes_of_gaps(t_max, t_eps, gaps)
+    return nodes_of_gaps(t_max, t_eps, by(t[:-1] - t[1:], jnp.asarray(spacing), t_max - t_eps, free))
 
 
 def spread(t: np.ndarray, spacing: float) -> np.ndarray:
@@ -285,14 +322,6 @@ class State(NamedTuple):
     steps: Array
 
 
-class Info(NamedTuple):
-    """Of one step: whether it was accepted, and the objective before and after."""
-
-    accepted: Array
-    before: Array
-    after: Array
-
-
 class Solution(NamedTuple):
     """A refined schedule.
 
@@ -332,7 +361,7 @@ def init(objective: Objective, noise: NoiseSchedule, start: Array, feasible: Fea
     return State(start, blank, jnp.full_like(start[1:], jnp.inf), far, none, jnp.asarray(-1))
 
 
-def step(objective: Objective, noise: NoiseSchedule, state: State, feasible: Feasible) -> tuple[State, Info]:
+def step(objective: Objective, noise: NoiseSchedule, state: State, feasible: Feasible) -> State:
     """One trust-region step from a feasible state to a feasible state."""
     t, expansion = state.t, state.expansion
     gaps = t[:-1] - t[1:]
@@ -343,7 +372,7 @@ def step(objective: Objective, noise: NoiseSchedule, state: State, feasible: Fea
     zero = jnp.zeros_like(feasible.t_max)
     move = face_step(expansion, active, lower - gaps, zero, zero, state.damping)
     usable = jnp.all(jnp.isfinite(move))
-    trial = project(jnp.where(usable, t + move, t), *feasible)
+    trial = project(jnp.where(usable, t + move, t), *feasible, by=project_gaps_in_rounds)
     new = objective(noise, trial)
     # A sum is known to a few eps: what looks like a rise of that size is not one.
     accepted = usable & (new.value <= expansion.value + 4.0 * eps * jnp.abs(expansion.value))
@@ -358,7 +387,7 @@ def step(objective: Objective, noise: NoiseSchedule, state: State, feasible: Fea
     tightened = jnp.maximum(5.0 * state.damping, 1e-2)
     moved = State(trial, new, target, stationarity, kept, state.steps + 1)
     stayed = state._replace(damping=tightened, steps=state.steps + 1)
-    return _choose(accepted, moved, stayed), Info(accepted, expansion.value, new.value)
+    return jax.tree.map(lambda a, b: jnp.where(accepted, a, b), moved, stayed)
 
 
 def solve(
@@ -384,8 +413,9 @@ def solve(
         A `Solution` whose nodes are differentiable, any number of times, in the noise schedule, the ends, the spacing
         and what the objective closes over: the minimiser's optimality condition on its face is differentiated.
     """
-    frozen = jax.tree.map(jax.lax.stop_gradient, (noise, start, feasible))
-    found, state = minimise(objective, *frozen, max_steps=max_steps, tolerance=tolerance)
+    noise_, start, feasible_ = jax.tree.map(jax.lax.stop_gradient, (noise, start, feasible))
+    start = jnp.where(jnp.all(jnp.isfinite(start)), project(start, *feasible_), jnp.nan)
+    found, state = minimise(objective, noise_, start, feasible_, max_steps=max_steps, tolerance=tolerance)
     t = _implicit(objective, noise, jax.tree.map(jax.lax.stop_gradient, state), feasible)
     return found._replace(t=t, value=objective(noise, t).value)
 
@@ -405,7 +435,7 @@ def minimise(
     def body(state: State, _: None) -> tuple[State, None]:
         # Skipped where lanes are taken one by one; under `vmap` both sides are computed and one is chosen.
         done = state.stationarity <= tol
-        return jax.lax.cond(done, lambda: state, lambda: step(objective, noise, state, feasible)[0]), None
+        return jax.lax.cond(done, lambda: state, lambda: step(objective, noise, state, feasible)), None
 
     state, _ = jax.lax.scan(body, init(objective, noise, start, feasible), None, length=max_steps + 1)
     finite = jnp.isfinite(state.expansion.value) & jnp.isfinite(state.stationarity)
@@ -453,7 +483,9 @@ def _projected_gradient(expansion: Expansion, t: Array, feasible: Feasible) -> t
     by_gap = -jnp.cumsum(jnp.where(interior, expansion.gradient, 0.0)[::-1])[::-1][1:]
     trial = gaps - by_gap / _curvature(expansion)
     finite = jnp.all(jnp.isfinite(trial))
-    target = project_gaps(jnp.where(finite, trial, gaps), feasible.spacing, feasible.t_max - feasible.t_eps, free)
+    target = project_gaps_in_rounds(
+        jnp.where(finite, trial, gaps), feasible.spacing, feasible.t_max - feasible.t_eps, free
+    )
     far = jnp.max(jnp.where(free, jnp.abs(target - gaps), 0.0))
     return target, jnp.where(finite, far, jnp.inf)
 
@@ -468,7 +500,3 @@ def _curvature(expansion: Expansion) -> Array:
     hessian = expansion.hessian
     diagonal = hessian.diagonal if isinstance(hessian, Tridiagonal) else jnp.diagonal(hessian)
     return 0.5 * jnp.max(jnp.abs(diagonal)) + jnp.finfo(diagonal.dtype).tiny
-
-
-def _choose(condition: Array, yes: State, no: State) -> State:
-    return jax.tree.map(lambda a, b: jnp.where(condition, a, b), yes, no)

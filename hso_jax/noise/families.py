@@ -23,13 +23,11 @@ def beta_table(
 ) -> np.ndarray:
     """The betas [T] of diffusers' `beta_schedule` rules, in float64.
 
-    Source: diffusers' DDPMScheduler; "linear" is Ho et al. 2020 (arXiv 2006.11239), "scaled_linear" latent
-    diffusion (arXiv 2112.10752), "squaredcos_cap_v2" Nichol and Dhariwal 2021 (arXiv 2102.09672, eq. 17), "sigmoid"
-    GeoDiff (arXiv 2203.02923), "laplace" arXiv 2407.03297, "exp" alpha_bar = exp(-12 t). The rules that give
-    alpha_bar do not look at beta_start and beta_end.
-
-    Raises:
-        ValueError: for an unknown rule, T < 2 or end points outside 0 < beta_start <= beta_end < 1.
+    Source: diffusers' DDPMScheduler; "linear" is Ho et al. 2020 (arXiv 2006.11239), "scaled_linear" latent diffusion
+    (arXiv 2112.10752), "squaredcos_cap_v2" Nichol and Dhariwal 2021 (arXiv 2102.09672, eq. 17), "sigmoid" GeoDiff
+    (arXiv 2203.02923), "laplace" arXiv 2407.03297, "exp" alpha_bar = exp(-12 t). The rules that give alpha_bar do not
+    look at beta_start and beta_end. Raises ValueError for an unknown rule, T < 2 or end points outside 0 < beta_start
+    <= beta_end < 1.
     """
     num_train_timesteps = whole("num_train_timesteps", num_train_timesteps, 2, MOST_LEVELS)
     choice("beta_schedule", rule, BETA_RULES)
@@ -130,11 +128,9 @@ def linear_vp(
 ) -> NoiseSchedule:
     """The linear VP SDE: alpha(t) = exp(-B(t)/2), B = beta_min t + (beta_max - beta_min) t^2/2.
 
-    Source: Song et al. 2021, arXiv 2011.13456, eq. 33 (the defaults, and sampling down to t = 1e-3, are theirs).
-
-    Raises:
-        ValueError: unless 0 < beta_min <= beta_max and 0 < t_min < 1; and as `from_knots`: beta_min + beta_max up to
-            about 320.
+    Source: Song et al. 2021, arXiv 2011.13456, eq. 33 (the defaults, and sampling down to t = 1e-3, are theirs). Raises
+    ValueError unless 0 < beta_min <= beta_max and 0 < t_min < 1; and as `from_knots`: beta_min + beta_max up to about
+    320.
     """
     beta_min, beta_max = number("beta_min", beta_min, low=0.0), number("beta_max", beta_max, low=0.0, high=1e6)
     t_min = number("t_min", t_min, low=0.0, high=1.0)
@@ -150,10 +146,8 @@ def linear_vp(
 def cosine(offset: float = 0.008, *, t_min: float = 1e-3, name: str = "cosine") -> NoiseSchedule:
     """The cosine schedule, lam = log(cot(pi/2 (t + s)/(1 + s))); zero terminal SNR: `t_max` is 0.999.
 
-    Source: Nichol and Dhariwal 2021, arXiv 2102.09672, eq. 17 with s = 0.008.
-
-    Raises:
-        ValueError: unless offset >= 0 and 0 < t_min < 0.999; and as `from_knots`.
+    Source: Nichol and Dhariwal 2021, arXiv 2102.09672, eq. 17 with s = 0.008. Raises ValueError unless offset >= 0 and
+    0 < t_min < 0.999; and as `from_knots`.
     """
     offset, t_min = number("offset", offset, low=0.0, closed=True), number("t_min", t_min, low=0.0, high=0.999)
     t = np.linspace(0.0, 1.0, _CLOSED_FORM_KNOTS)
@@ -169,10 +163,8 @@ def clipped_cosine(offset: float = 0.008, scaler: float = 1.0, *, name: str = "c
     alpha^2 is clipped to [1e-4, 0.9999], so t_min and t_max are where it meets these. u = 1 - (1 - t)^scaler for
     scaler > 1, else t^scaler. The network is told t.
 
-    Source: Pernias et al. 2023, arXiv 2306.00637; diffusers' DDPMWuerstchenScheduler.
-
-    Raises:
-        ValueError: unless offset >= 0 and scaler > 0.
+    Source: Pernias et al. 2023, arXiv 2306.00637; diffusers' DDPMWuerstchenScheduler. Raises ValueError unless offset
+    >= 0 and scaler > 0.
     """
     offset, scaler = number("s", offset, low=0.0, closed=True), number("scaler", scaler, low=0.0)
     first = np.cos(offset / (1 + offset) * np.pi / 2)
@@ -200,10 +192,8 @@ def _log_sigma_ends(sigma_min: float, sigma_max: float) -> np.ndarray:
 def ve(sigma_min: float = 0.01, sigma_max: float = 50.0, *, name: str = "ve") -> NoiseSchedule:
     """The VE SDE, geometric in t: sigma(t) = sigma_min (sigma_max/sigma_min)^t.
 
-    Source: Song et al. 2021, arXiv 2011.13456, eq. 30.
-
-    Raises:
-        ValueError: unless 0 < sigma_min < sigma_max; and as `from_knots`.
+    Source: Song et al. 2021, arXiv 2011.13456, eq. 30. Raises ValueError unless 0 < sigma_min < sigma_max; and as
+    `from_knots`.
     """
     return from_knots(
         -_log_sigma_ends(sigma_min, sigma_max), 0.0, 1.0, kind="ve", timestep_rule="log_ksigma", name=name
@@ -213,11 +203,8 @@ def ve(sigma_min: float = 0.01, sigma_max: float = 50.0, *, name: str = "ve") ->
 def edm(sigma_min: float = 0.002, sigma_max: float = 80.0, rho: float = 7.0, *, name: str = "edm") -> NoiseSchedule:
     """EDM's noise; t is EDM's own ramp, sigma(t) = (sigma_min^(1/rho) + t (sigma_max^(1/rho) - sigma_min^(1/rho)))^rho.
 
-    Source: Karras et al. 2022, arXiv 2206.00364, eq. 5 and table 1. The network is told log(sigma)/4.
-
-    Raises:
-        ValueError: unless 0 < sigma_min < sigma_max, and 0 < rho is large enough that sigma^(1/rho) is a float; and as
-            `from_knots`.
+    Source: Karras et al. 2022, arXiv 2206.00364, eq. 5 and table 1. The network is told log(sigma)/4. Raises ValueError
+    unless 0 < sigma_min < sigma_max, and 0 < rho is large enough that sigma^(1/rho) is a float; and as `from_knots`.
     """
     low, high = _log_sigma_ends(sigma_min, sigma_max)
     least = (high - low) / _LARGEST_EXPONENT
@@ -237,11 +224,9 @@ def flow(shift: float = 1.0, *, num_train_timesteps: int = 1000, name: str = "fl
     lam is -inf at t = 1 (pure noise): `t_max` is (T - 1)/T, the last training level before it. T = 1 (ACE-Step, Stable
     Audio 3) says only that the network is told s itself, in [0, 1]; the ends are then those of T = 1000.
 
-    Source: Esser et al. 2024 (SD3), arXiv 2403.03206, eq. 23. For FLUX pass `shift=dynamic_shift(...)`.
-
-    Raises:
-        ValueError: unless shift > 0 and T is 1 (continuous time) or at least 3 (T = 2 leaves one level between the
-            ends); and as `from_knots`.
+    Source: Esser et al. 2024 (SD3), arXiv 2403.03206, eq. 23. For FLUX pass `shift=dynamic_shift(...)`. Raises
+    ValueError unless shift > 0 and T is 1 (continuous time) or at least 3 (T = 2 leaves one level between the ends);
+    and as `from_knots`.
     """
     shift = number("shift", shift, low=0.0, need="a positive number")
     levels = whole("num_train_timesteps", num_train_timesteps, 1, MOST_LEVELS)

@@ -24,19 +24,12 @@ _INVERTED = "invert_sigmas"
 
 
 class Known(NamedTuple):
-    """What a scheduler class of diffusers takes from its config that decides the noise.
+    """What a scheduler class of diffusers takes from its config that decides the noise."""
 
-    Attributes:
-        family: of its noise where no key says otherwise: "vp", "flow", "edm" or one that is the class's own.
-        reads: which of `READERS` it looks at.
-        betas: "vp": beta_start, beta_end and beta_schedule where the config is silent.
-        rules: "vp": the `beta_schedule`s that it knows.
-    """
-
-    family: str
-    reads: tuple[str, ...] = ()
-    betas: tuple[float, float, str] = _DDPM
-    rules: tuple[str, ...] = _RULES
+    family: str  # of its noise where no key says otherwise: "vp", "flow", "edm" or one that is the class's own
+    reads: tuple[str, ...] = ()  # which of `READERS` it looks at
+    betas: tuple[float, float, str] = _DDPM  # "vp": beta_start, beta_end and beta_schedule where the config is silent
+    rules: tuple[str, ...] = _RULES  # "vp": the `beta_schedule`s that it knows
 
 
 CLASSES: Mapping[str, Known] = {
@@ -242,30 +235,29 @@ def _family(cls: str, config: Mapping[str, Any]) -> str:
 def _build(cls: str, family: str, config: Mapping[str, Any], name: str) -> NoiseSchedule:
     """The noise of a family other than flow."""
 
-    def real(key: str, default: float) -> float:
-        return number(key, config.get(key, default))
+    def values(**defaults: float) -> list[Any]:
+        return [config.get(key, default) for key, default in defaults.items()]
 
     if family == "edm" and CLASSES[cls].family == "vp":  # as Stable Video Diffusion: EDM's model, told log(sigma)/4
-        low, high = config.get("sigma_min"), config.get("sigma_max")
-        if low is None or high is None:
+        if config.get("sigma_min") is None or config.get("sigma_max") is None:
             raise ValueError(
                 "timestep_type 'continuous' needs sigma_min and sigma_max in the config: "
                 f"use {cls}.from_config(config, sigma_min=0.002, sigma_max=700.0) with the model's"
             )
-        return families.edm(low, high, name=name)
+        return families.edm(config["sigma_min"], config["sigma_max"], name=name)
     if family == "edm":
-        return families.edm(real("sigma_min", 0.002), real("sigma_max", 80.0), real("rho", 7.0), name=name)
+        return families.edm(*values(sigma_min=0.002, sigma_max=80.0, rho=7.0), name=name)
     if family == "stable-audio":  # EDM's noise, whose network is told 2/pi arctan(sigma); t is its own ramp
-        low, high, rho = real("sigma_min", 0.3), real("sigma_max", 500.0), real("rho", 7.0)
         rule = choice("sigma_schedule", config.get("sigma_schedule", "exponential"), ("exponential", "karras"))
-        noise = families.edm(low, high, rho, name=name) if rule == "karras" else families.ve(low, high, name=name)
+        ends = values(sigma_min=0.3, sigma_max=500.0)
+        noise = families.edm(*ends, *values(rho=7.0), name=name) if rule == "karras" else families.ve(*ends, name=name)
         return dataclasses.replace(noise, timestep_rule="arctan_ksigma").with_prediction("edm")
     if family == "wuerstchen":
-        return families.clipped_cosine(real("s", 0.008), real("scaler", 1.0), name=name)
+        return families.clipped_cosine(*values(s=0.008, scaler=1.0), name=name)
     if family == "ve-sde":
-        return families.ve(real("sigma_min", 0.01), real("sigma_max", 1348.0), name=name)
+        return families.ve(*values(sigma_min=0.01, sigma_max=1348.0), name=name)
     if family == "vp-sde":
-        return families.linear_vp(real("beta_min", 0.1), real("beta_max", 20.0), name=name)
+        return families.linear_vp(*values(beta_min=0.1, beta_max=20.0), name=name)
     alphas_cumprod = np.cumprod(1.0 - _betas(cls, config))
     # CogVideoX scales the SNR of its training table.
     scale = config.get(_SNR, 3.0 if _SNR in CLASSES[cls].reads else 1.0)

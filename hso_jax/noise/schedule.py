@@ -12,6 +12,7 @@ the singular ends of the closed forms, which a table cannot. `lam` is C1 and str
 from __future__ import annotations
 
 import dataclasses
+import functools
 import hashlib
 from collections.abc import Iterable, Mapping
 from typing import Any
@@ -298,6 +299,10 @@ class NoiseSchedule:
 
     def fingerprint(self) -> str:
         """16 hexadecimal digits that identify the noise levels (rounded to 5 digits), not the name."""
+        return self._fingerprint
+
+    @functools.cached_property
+    def _fingerprint(self) -> str:
         t = np.linspace(float(self.t_min), float(self.t_max), 65)[1:-1]
         levels = np.round(np.asarray(self.lam(t), np.float64), 5) + 0.0
         return hashlib.sha256(f"{self.kind} {levels.tolist()}".encode()).hexdigest()[:16]
@@ -354,12 +359,10 @@ def from_knots(
 ) -> NoiseSchedule:
     """A schedule from the cubic part's values at equally spaced knots (see the module's docstring).
 
-    A table that ends before t = 1 while `t_max` is its last knot belongs to a model at zero terminal SNR:
-    it is continued to lam = -inf at t = 1 by a logarithm with the same slope.
-
-    Raises:
-        ValueError: unless lam is finite in [t_min, t_max], within +-80, falls strictly, by at least 0.001 in all, is
-            inverted by `t_of_lam`, and the network is told different times; or for a name that is no text.
+    A table that ends before t = 1 while `t_max` is its last knot belongs to a model at zero terminal SNR: it is
+    continued to lam = -inf at t = 1 by a logarithm with the same slope. Raises ValueError unless lam is finite in
+    [t_min, t_max], within +-80, falls strictly, by at least 0.001 in all, is inverted by `t_of_lam`, and the network is
+    told different times; or for a name that is no text.
     """
     text("name", name)
     coefficients = cubic_coefficients(values)
@@ -413,25 +416,20 @@ def _check_usable(noise: NoiseSchedule) -> None:
         )
 
 
-FIRST_KSIGMA = 25.0, 60.0
-"""Largest sigma/alpha at which up to `FEWEST`, and up to `FEW`, steps begin where the network predicts epsilon.
+FIRST_KSIGMA, FIRST_LEAST = 9.0, 16.0
+"""Largest sigma/alpha at which N steps begin where the network predicts epsilon, for each step, and the least for any.
 
 The network's error in the clean data grows as sigma/alpha there, and the first step takes all of it. Beginning at pure
-noise of 60 standard deviations in place of the model's end misses the data's mean by a sixtieth (docs/solver-error.md).
+noise of 9 N standard deviations in place of the model's end misses the data's mean by as much (docs/solver-error.md).
 """
 
-FEWEST, FEW = 4, 10
-"""More steps than `FEW` have less error than the mean that is missed. With guidance `FEWEST` is one less: on the
-reference problems four steps have less error from 60."""
 
-
-def first_lam(noise: Any, nfe: int, guidance: float = 1.0) -> float:
-    """Lam of the first of N nodes by default: the noise end, in few steps of epsilon models at most `FIRST_KSIGMA`."""
+def first_lam(noise: Any, nfe: int) -> float:
+    """Lam of the first of N nodes by default: the noise end; of epsilon models `FIRST_KSIGMA` N where that is less."""
     end = float(noise.noise_end)
-    if noise.prediction != "epsilon" or np.isneginf(end) or nfe > FEW:
+    if noise.prediction != "epsilon" or np.isneginf(end):
         return end
-    fewest = nfe <= FEWEST - (guidance != 1.0)
-    return max(end, -float(np.log(FIRST_KSIGMA[0 if fewest else 1])))
+    return max(end, -float(np.log(max(FIRST_LEAST, FIRST_KSIGMA * nfe))))
 
 
 def noise_end_t(noise: Any) -> float:

@@ -27,11 +27,9 @@ def dynamic_shift(
 ) -> float:
     """The shift that FLUX applies to an image of `image_seq_len` tokens: exp(mu) with mu linear in the length.
 
-    1024 x 1024 pixels are 4096 tokens (8x8 pixels a latent, 2x2 latents a token). Source: diffusers'
-    `calculate_shift` and FlowMatchEulerDiscreteScheduler.
-
-    Raises:
-        ValueError: for a length below 1, equal lengths, an unknown time_shift_type or a shift that is not positive.
+    1024 x 1024 pixels are 4096 tokens (8x8 pixels a latent, 2x2 latents a token). Source: diffusers' `calculate_shift`
+    and FlowMatchEulerDiscreteScheduler. Raises ValueError for a length below 1, equal lengths, an unknown
+    time_shift_type or a shift that is not positive.
     """
     choice("time_shift_type", time_shift_type, TIME_SHIFTS)
     lengths = Lengths(base_image_seq_len, max_image_seq_len, base_shift, max_shift)
@@ -50,10 +48,8 @@ def flux2_shift(image_seq_len: int, nfe: int = _FLUX2_STEPS) -> float:
     """The shift that FLUX.2's pipeline applies to `image_seq_len` tokens and N steps: exp(mu).
 
     mu is its authors' fit: two straight lines in the length, for 10 and for 200 steps, and linear in N between them and
-    beyond; past 4300 tokens the latter line alone. A token is 16 x 16 pixels. Source: diffusers' Flux2Pipeline.
-
-    Raises:
-        ValueError: for a length or an N below 1.
+    beyond; past 4300 tokens the latter line alone. A token is 16 x 16 pixels. Source: diffusers' Flux2Pipeline. Raises
+    ValueError for a length or an N below 1.
     """
     length = whole("image_seq_len", image_seq_len, 1, 10**5)  # there the shift is e^17, still a float
     steps = whole("nfe", nfe, 1, 1000)
@@ -67,8 +63,7 @@ def flux2_shift(image_seq_len: int, nfe: int = _FLUX2_STEPS) -> float:
 def shift_of_mu(mu: float, time_shift_type: str) -> float:
     """The shift that a scheduler makes of its pipeline's mu: exp(mu), and mu itself with `time_shift_type` "linear".
 
-    Raises:
-        ValueError: for a shift that is not positive, or is beyond exp(50).
+    Raises ValueError for a shift that is not positive, or is beyond exp(50).
     """
     mu = number("mu", mu)
     if choice("time_shift_type", time_shift_type, TIME_SHIFTS) == "linear":

@@ -24,21 +24,13 @@ from hso_jax.problems.product import predict as predict_product
 
 
 class Bank(NamedTuple):
-    """P problems with D coordinates each: mixtures and products stacked apart, and which is which. A pytree.
+    """P problems with D coordinates each: mixtures and products stacked apart, and which is which. A pytree."""
 
-    Attributes:
-        mixtures: stacked on a leading axis, None if there are none.
-        products: the same.
-        is_product: [P] bool.
-        row: [P] a problem's place in the stack of its kind.
-        dimension: [P] how many of the D coordinates are its own; the rest is padding.
-    """
-
-    mixtures: Problem | None
-    products: Product | None
-    is_product: Array
-    row: Array
-    dimension: Array
+    mixtures: Problem | None  # stacked on a leading axis, None if there are none
+    products: Product | None  # the same
+    is_product: Array  # [P] bool
+    row: Array  # [P] a problem's place in the stack of its kind
+    dimension: Array  # [P] how many of the D coordinates are its own; the rest is padding
 
 
 class Either(NamedTuple):
@@ -97,7 +89,7 @@ def collect(problems: Problems) -> Bank:
         if len(counts) > 1:
             raise ValueError(f"problems of one kind have {sorted(counts)} components; need the same number")
         stacks.append(jax.tree.map(lambda *leaves: np.stack(leaves), *same) if same else None)
-    return Bank(*stacks, is_product, place, dimension)  # type: ignore[arg-type]
+    return Bank(stacks[0], stacks[1], is_product, place, dimension)  # type: ignore[arg-type]
 
 
 def _widened(problem: Single, dimension: int) -> Single:

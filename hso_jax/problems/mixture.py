@@ -29,19 +29,12 @@ MAX_SIZE = 100_000
 
 
 class Problem(NamedTuple):
-    """A mixture `sum_c w_c N(mu_c, diag(v))` and a class, a part of its components. A pytree; stack to batch.
+    """A mixture `sum_c w_c N(mu_c, diag(v))` and a class, a part of its components. A pytree; stack to batch."""
 
-    Attributes:
-        log_weights: [C] log w_c.
-        class_log_weights: [C] of the class: log w_c/(sum over its members), -inf outside.
-        means: [C, D].
-        variances: [D] within each component, positive.
-    """
-
-    log_weights: Array
-    class_log_weights: Array
-    means: Array
-    variances: Array
+    log_weights: Array  # [C] log w_c
+    class_log_weights: Array  # [C] of the class: log w_c/(sum over its members), -inf outside
+    means: Array  # [C, D]
+    variances: Array  # [D] within each component, positive
 
 
 def mixture(weights: Any, means: Any, variances: Any, *, members: Sequence[int] | None = None) -> Problem:
@@ -179,11 +172,9 @@ def generic(
     like the others would lie near the centre, and guidance would have little to do. So it is moved until its centre's
     squared distance from the centre of the others is `apart` times the variance that the means had: by default the
     class's centre then holds about six tenths of the data's variance (a class of Fashion-MNIST four, and a prompt says
-    more). Without guidance its place hardly matters, because the flow moves along with it.
-
-    Raises:
-        ValueError: for fewer than 2 components or 1 dimension, a share outside (0, 1), a spectrum outside (-10, 10), a
-            scale or `apart` outside (0, 1e6), or members not in 1..components.
+    more). Without guidance its place hardly matters, because the flow moves along with it. Raises ValueError for fewer
+    than 2 components or 1 dimension, a share outside (0, 1), a spectrum outside (-10, 10), a scale or `apart` outside
+    (0, 1e6), or members not in 1..components.
     """
     dimension, components = whole("dimension", dimension, 1, MAX_SIZE), whole("components", components, 2, MAX_SIZE)
     members = whole("members", members, 1, components)
@@ -250,8 +241,7 @@ def family(seeds: Sequence[int] = range(len(KINDS)), kinds: Sequence[Kind] = KIN
 def stack_problems(problems: Sequence[Problem]) -> Problem:
     """Problems of one shape, stacked on a leading axis [P].
 
-    Raises:
-        ValueError: if there are none, or if their numbers of components or dimensions differ.
+    Raises ValueError if there are none, or if their numbers of components or dimensions differ.
     """
     shapes = {problem.means.shape for problem in problems}
     if len(shapes) != 1:

@@ -22,21 +22,13 @@ from hso_jax.noise import alpha_sigma
 
 
 class Product(NamedTuple):
-    """`prod_j sum_c w_cj N(mu_cj, v_cj)` and a class, a part of each coordinate's components. A pytree; stack to batch.
+    """`prod_j sum_c w_cj N(mu_cj, v_cj)` and a class, a part of each coordinate's components. A pytree."""
 
-    Attributes:
-        log_weights: [C, D] log w_cj.
-        class_log_weights: [C, D] of the class, -inf outside; where the class is everything, `log_weights`.
-        means: [C, D].
-        variances: [C, D] positive.
-        counts: [D] how many directions of the data each coordinate stands for (not whole numbers).
-    """
-
-    log_weights: Array
-    class_log_weights: Array
-    means: Array
-    variances: Array
-    counts: Array
+    log_weights: Array  # [C, D] log w_cj
+    class_log_weights: Array  # [C, D] of the class, -inf outside; where the class is everything, `log_weights`
+    means: Array  # [C, D]
+    variances: Array  # [C, D] positive
+    counts: Array  # [D] how many directions of the data each coordinate stands for (not whole numbers)
 
 
 def product(weights: Any, means: Any, variances: Any, *, counts: Any = None, members: Any = None) -> Product:

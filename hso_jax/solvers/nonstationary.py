@@ -83,9 +83,8 @@ def coefficients_of(weights: Weights, steps: Grid, history: int) -> Array:
 def check_coefficients(coefficients: Any, nfe: int) -> np.ndarray:
     """Coefficients [N, H - 1] from outside as float64, entries before the first step 0.
 
-    Raises:
-        ValueError: for another shape, an H above `MAX_HISTORY`, or entries that are not finite, above
-            `MAX_COEFFICIENT`, or not 0 where there is no earlier prediction yet.
+    Raises ValueError for another shape, an H above `MAX_HISTORY`, or entries that are not finite, above
+    `MAX_COEFFICIENT`, or not 0 where there is no earlier prediction yet.
     """
     values = numbers("coefficients", coefficients)
     if values.ndim != 2 or len(values) != nfe or not 1 <= values.shape[1] <= MAX_HISTORY - 1:

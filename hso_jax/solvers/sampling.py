@@ -15,19 +15,12 @@ from hso_jax.solvers.weights import Grid, Weights, grid
 
 
 class Solver(NamedTuple):
-    """A way to take the steps.
+    """A way to take the steps."""
 
-    Attributes:
-        weights: of its evaluations, from the steps.
-        order: of convergence, as measured: UniPC's corrector adds one to its name's, 3M in diffusers' form has 2.
-        calls: evaluations a step; a step to clean data needs one.
-        description: in words, with its name in diffusers.
-    """
-
-    weights: Callable[[Grid], Weights]
-    order: int
-    calls: int
-    description: str
+    weights: Callable[[Grid], Weights]  # of its evaluations, from the steps
+    order: int  # of convergence, as measured: UniPC's corrector adds one to its name's, 3M in diffusers' form has 2
+    calls: int  # evaluations a step; a step to clean data needs one
+    description: str  # in words, with its name in diffusers
 
 
 SOLVERS: dict[str, Solver] = {
@@ -65,7 +58,7 @@ ALIASES: Mapping[str, str] = _rows("""
     heun          heundiscrete
     heun-flow     flowmatchheundiscrete
 """)
-"""A solver by each name that k-diffusion and ComfyUI, A1111 and diffusers have for it, as `_key` writes it.
+"""A solver by each name that k-diffusion and ComfyUI, A1111 and diffusers have for it, as `_keys` writes it.
 
 "unipc" is diffusers' default, order 2; ComfyUI's "uni_pc_bh2" has order 3.
 """
@@ -159,8 +152,7 @@ Denoiser = Callable[[Array, Array], Array]
 def evaluations(solver: str, steps: int, *, end: str = "clean") -> int:
     """How often the model is called for so many steps (N evaluated nodes): the true NFE.
 
-    Raises:
-        ValueError: for an unknown solver or end, or less than one step.
+    Raises ValueError for an unknown solver or end, or less than one step.
     """
     if steps < 1:
         raise ValueError(f"steps is {steps!r}; need at least 1")
@@ -182,8 +174,7 @@ def weights(solver: str, lams: Array, *, end: Array | float = math.inf, nfe: Arr
 def alike(makers: Sequence[Callable[[], Weights]]) -> list[Callable[[], Weights]]:
     """Makers whose weights all have the shape that the widest of them needs, for `lax.switch`.
 
-    Raises:
-        ValueError: if the solvers differ in their evaluations a step.
+    Raises ValueError if the solvers differ in their evaluations a step.
     """
     shapes = [jax.eval_shape(maker) for maker in makers]
     if len({shape.lams.shape for shape in shapes}) > 1:

@@ -28,30 +28,18 @@ class Grid(NamedTuple):
     """The steps of one schedule: step i goes from node i to the next one, the last of them to the end.
 
     Padding repeats the last step and is not `real`. All entries but `lams` are finite, whatever the two ends are.
-
-    Attributes:
-        lams: [K] half log-SNR where the step starts; the first may be -inf.
-        stop: [K] where it ends; where it starts if that is clean data.
-        real: [K] bool, the first N steps.
-        pure: [K] bool, whether the step starts at lam = -inf.
-        clean: [K] bool, whether it ends at sigma = 0.
-        left: [K] steps left, this one included (N - i).
-        nfe: N, the number of real steps.
-        gap: [K] its length h in lam; 1 where that is infinite.
-        decay: [K] sigma'/sigma.
-        gain: [K] alpha' (1 - e^-h).
     """
 
-    lams: Array
-    stop: Array
-    real: Array
-    pure: Array
-    clean: Array
-    left: Array
-    nfe: Array
-    gap: Array
-    decay: Array
-    gain: Array
+    lams: Array  # [K] half log-SNR where the step starts; the first may be -inf
+    stop: Array  # [K] where it ends; where it starts if that is clean data
+    real: Array  # [K] bool, the first N steps
+    pure: Array  # [K] bool, whether the step starts at lam = -inf
+    clean: Array  # [K] bool, whether it ends at sigma = 0
+    left: Array  # [K] steps left, this one included (N - i)
+    nfe: Array  # N, the number of real steps
+    gap: Array  # [K] its length h in lam; 1 where that is infinite
+    decay: Array  # [K] sigma'/sigma
+    gain: Array  # [K] alpha' (1 - e^-h)
 
 
 class Weights(NamedTuple):
@@ -61,22 +49,14 @@ class Weights(NamedTuple):
 
         s_k     = keep_k s_{k-1} + sum_j correct_kj m_{k-j}      (s_k = x_k without a corrector)
         x_{k+1} = carry_k s_k    + sum_j predict_kj m_{k-j}
-
-    Attributes:
-        lams: [E] where the model is evaluated.
-        real: [E] bool; the others leave the sample as it is.
-        carry: [E].
-        predict: [E, P].
-        keep: [E], None without a corrector.
-        correct: [E, C], None without a corrector.
     """
 
-    lams: Array
-    real: Array
-    carry: Array
-    predict: Array
-    keep: Array | None = None
-    correct: Array | None = None
+    lams: Array  # [E] where the model is evaluated
+    real: Array  # [E] bool; the others leave the sample as it is
+    carry: Array  # [E]
+    predict: Array  # [E, P]
+    keep: Array | None = None  # [E], None without a corrector
+    correct: Array | None = None  # [E, C], None without a corrector
 
 
 def grid(lams: Array, end: Array, nfe: Array) -> Grid:

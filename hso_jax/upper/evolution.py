@@ -1,4 +1,4 @@
-"""The upper level: evosax differential evolution over a box, in one `lax.scan`, or asked and told by the host."""
+"""The upper level: evosax differential evolution over a box, in one `lax.scan`."""
 
 from __future__ import annotations
 
@@ -9,8 +9,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
-
-from hso_jax.compiling import under_jax_defaults
 
 Memo = Any
 """A pytree of float arrays: what a fitness evaluation leaves behind besides its value."""
@@ -48,53 +46,6 @@ def spread_points(key: Array, population: int, lower: Array, upper: Array) -> Ar
     return lower + shifted * (upper - lower)
 
 
-class DifferentialEvolution:
-    """Best/1/bin differential evolution (Storn and Price 1997) of evosax over a box: start, then ask and tell in turn.
-
-    The weight is dithered in [0.5, 1) and the crossover rate 0.7, as in SciPy's `differential_evolution`, which the
-    paper uses. Points that leave the box are clipped onto it, so that optima on its edges are found exactly.
-    """
-
-    def __init__(self, population: int, lower: Array, upper: Array) -> None:
-        """For a box.
-
-        Args:
-            population: at least 4.
-            lower: [D] the box's lower ends; equal ends fix a coordinate.
-            upper: [D] its upper ends.
-        """
-        # Imported here: evosax makes arrays when it is imported, which would start JAX before the caller can set it up.
-        from evosax.algorithms import DifferentialEvolution as Algorithm
-
-        # evosax keeps arrays of its own: built from NumPy, outside the trace, it cannot leak a tracer.
-        with jax.ensure_compile_time_eval():
-            self._algorithm = Algorithm(population, np.zeros(lower.shape[0], lower.dtype))
-        self._params = self._algorithm.default_params.replace(
-            elitism=True, crossover_rate=0.7, differential_weight_min=0.5, differential_weight_max=1.0
-        )
-        self._population, self._lower, self._upper = population, lower, upper
-
-    @under_jax_defaults
-    def start(self, keys: tuple[Array, Array]) -> tuple[Any, Array]:
-        """The state before anything is known, and the first points [population, D]; from two keys."""
-        spread_key, init_key = keys
-        points = spread_points(spread_key, self._population, self._lower, self._upper)
-        worst = np.full(self._population, np.inf, self._lower.dtype)
-        return self._algorithm.init(init_key, points, worst, self._params), points
-
-    @under_jax_defaults
-    def ask(self, key: Array, state: Any) -> tuple[Array, Any]:
-        """The next points [population, D] to evaluate."""
-        points, state = self._algorithm.ask(key, state, self._params)
-        return jnp.clip(points, self._lower, self._upper), state
-
-    @under_jax_defaults
-    def tell(self, key: Array, points: Any, values: Any, state: Any) -> Any:
-        """The state that knows the values [population] of these points; what is not finite counts as +inf."""
-        values = jnp.where(jnp.isfinite(values), values, jnp.inf).astype(self._lower.dtype)
-        return self._algorithm.tell(key, points, values, state, self._params)[0]
-
-
 def evolve(
     fitness: Callable[[Array, Memo], tuple[Array, Memo]],
     blank: Memo,
@@ -106,7 +57,10 @@ def evolve(
     generations: int,
     polish: int = 0,
 ) -> Evolution:
-    """Minimise `fitness` over the box by `DifferentialEvolution`, in one `lax.scan`.
+    """Minimise `fitness` over the box by evosax's best/1/bin differential evolution (Storn and Price 1997).
+
+    The weight is dithered in [0.5, 1) and the crossover rate 0.7, as in SciPy's `differential_evolution`, which the
+    paper uses. Points that leave the box are clipped onto it, so that optima on its edges are found exactly.
 
     Args:
         fitness: (point [D], memo) -> (value, memo). The memo it gets is `blank`, and in the polishing rounds what the
@@ -120,17 +74,26 @@ def evolve(
         polish: static; after the generations the best point is evaluated so many times more, with its memo. Doing it
             in the same loop means that the fitness is compiled once.
     """
-    algorithm = DifferentialEvolution(population, lower, upper)
+    # Imported here: evosax makes arrays when it is imported, which would start JAX before the caller can set it up.
+    from evosax.algorithms import DifferentialEvolution
+
+    # evosax keeps arrays of its own: built from NumPy, outside the trace, it cannot leak a tracer.
+    with jax.ensure_compile_time_eval():
+        algorithm = DifferentialEvolution(population, np.zeros(lower.shape[0], lower.dtype))
+    params = algorithm.default_params.replace(
+        elitism=True, crossover_rate=0.7, differential_weight_min=0.5, differential_weight_max=1.0
+    )
     start_key, init_key, run_key = jax.random.split(key, 3)
-    state, start = algorithm.start((start_key, init_key))
+    start = spread_points(start_key, population, lower, upper)
+    state = algorithm.init(init_key, start, np.full(population, np.inf, lower.dtype), params)
 
     def generation(carry: tuple[Any, Memo], inputs: tuple[Array, Array]) -> tuple[tuple[Any, Memo], Array]:
         state, memo = carry
         key, number = inputs
         ask_key, tell_key = jax.random.split(key)
-        points, state = algorithm.ask(ask_key, state)
+        points, state = algorithm.ask(ask_key, state, params)
         polishing = number > generations
-        points = jnp.where(number == 0, start, points)
+        points = jnp.where(number == 0, start, jnp.clip(points, lower, upper))
         points = jnp.where(polishing, state.best_solution, points).astype(lower.dtype)
         given = jax.tree.map(lambda old, new: jnp.where(polishing, old, new), memo, blank)
         values, memos = jax.vmap(fitness, (0, None))(points, given)
@@ -138,7 +101,7 @@ def evolve(
         best = jnp.argmin(values)
         better = polishing | (values[best] < state.best_fitness)
         memo = jax.tree.map(lambda old, new: jnp.where(better, new[best], old), memo, memos)
-        state = algorithm.tell(tell_key, points, values, state)
+        state = algorithm.tell(tell_key, points, values.astype(lower.dtype), state, params)[0]
         return (state, memo), state.best_fitness
 
     rounds = generations + 1 + polish

@@ -15,6 +15,7 @@ import torch
 _KINDS = {
     **{"SD15": "EPS", "SDXL": "EPS", "PixArtAlpha": "EPS", "SVD_img2vid": "V_PREDICTION_EDM"},
     **{"SD3": "FLOW", "Flux": "FLUX", "FluxSchnell": "FLOW", "HiDreamO1": "FLOW", "CogVideoX_T2V": "V_PREDICTION_DDPM"},
+    "WAN21_T2V": "FLOW",
 }
 CONFIGS = tuple(name for name in _KINDS if hasattr(comfy.supported_models, name))
 _SEEN: list[float] = []

@@ -1,14 +1,17 @@
-"""Run the example workflow in a real ComfyUI on the CPU, through its HTTP API, from a checkpoint to a picture.
+"""Run the example workflows in a real ComfyUI on the CPU, through its HTTP API.
 
     python -m tests.bridge.comfyui_workflow --comfyui PATH [--python PYTHON]
 
 PATH is a ComfyUI checkout, which is only read, PYTHON an interpreter that has its requirements and lazy-loader, and
-need not have JAX. The checkpoint is made by `comfyui_checkpoint.py`: SD 1.5's layout and noise, random weights.
+need not have JAX. The workflow of SD 1.5 runs from a checkpoint to a picture: `comfyui_checkpoint.py` makes SD 1.5's
+layout and noise with random weights. In the others a tiny network with the model's own noise takes the place of what
+loads and encodes, and a recorder that of what decodes.
 """
 
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import os
 import subprocess
@@ -21,9 +24,16 @@ import numpy as np
 from PIL import Image
 
 import hso_jax
-from tests.bridge.comfyui_server import REPO, serving, stand_ins
+from tests.bridge.comfyui_server import REPO, Server, serving, stand_ins
 
-WORKFLOW = REPO / "bridge" / "comfyui" / "example_workflows" / "hso_recommend.json"
+WORKFLOWS = REPO / "bridge" / "comfyui" / "example_workflows"
+# Workflow -> ComfyUI's configuration of its model, and what HSO Recommend is asked: family, steps in all, guidance.
+TEMPLATES = {
+    "hso_sdxl": ("SDXL", "sdxl", 6, 5.0),
+    "hso_image_to_image": ("SDXL", "sdxl", 15, 5.0),
+    "hso_flux": ("Flux", "flux-dev", 6, 1.0),
+    "hso_wan22": ("WAN21_T2V", "wan22-t2v", 8, 4.0),
+}
 SIZE, STEPS, CFG = 64, 6, 7.5
 _WIDGETS = ("INT", "FLOAT", "STRING", "BOOLEAN", "COMBO")
 
@@ -31,7 +41,7 @@ _WIDGETS = ("INT", "FLOAT", "STRING", "BOOLEAN", "COMBO")
 def as_prompt(workflow: dict[str, Any], nodes: dict[str, Any]) -> dict[str, Any]:
     """A workflow as the page saves it, in the form that the API takes; `nodes` is `/object_info`.
 
-    The page keeps the values of a node's widgets in the order of its inputs, and one more after each seed.
+    The page keeps the values of a node's widgets in the order of its inputs, and one more after each seed or upload.
     """
     sources = {link[0]: [str(link[1]), link[2]] for link in workflow["links"]}
     prompt: dict[str, Any] = {}
@@ -41,7 +51,7 @@ def as_prompt(workflow: dict[str, Any], nodes: dict[str, Any]) -> dict[str, Any]
         for name, (kind, *options) in (declared.get("required", {}) | declared.get("optional", {})).items():
             if isinstance(kind, list) or kind in _WIDGETS:
                 inputs[name] = next(values)
-                if options and options[0].get("control_after_generate"):
+                if options and (options[0].get("control_after_generate") or options[0].get("image_upload")):
                     next(values)
         assert next(values, None) is None, f"{node['type']} has more values than widgets"
         linked = {slot["name"]: sources[slot["link"]] for slot in node["inputs"] if slot["link"] is not None}
@@ -49,8 +59,48 @@ def as_prompt(workflow: dict[str, Any], nodes: dict[str, Any]) -> dict[str, Any]
     return prompt
 
 
+def workflow_of(name: str) -> dict[str, Any]:
+    return dict(json.loads((WORKFLOWS / f"{name}.json").read_text(encoding="utf-8")))
+
+
+def check_template(server: Server, name: str) -> str:
+    """Run a template with stand-ins for its files; every network is evaluated at the recommended sigmas, in order."""
+    config, family, steps, guidance = TEMPLATES[name]
+    nodes = as_prompt(workflow_of(name), server.get("/object_info"))
+    model = {"class_type": "HsoTestModel", "inputs": {"config": config}}
+    for number, node in list(nodes.items()):
+        kind = node["class_type"]
+        if kind in ("CheckpointLoaderSimple", "UNETLoader"):
+            nodes[number] = model
+        elif kind == "CLIPTextEncode":  # its output 0 is the stand-in's output 1
+            for other in nodes.values():
+                other["inputs"] = {k: ["text", 1] if v == [number, 0] else v for k, v in other["inputs"].items()}
+        elif kind == "VAEEncode":
+            nodes[number] = {"class_type": "EmptyLatentImage", "inputs": {"width": 64, "height": 64, "batch_size": 1}}
+        elif kind.startswith("Empty"):
+            node["inputs"] |= {"width": 64, "height": 64} | ({"length": 5} if "length" in node["inputs"] else {})
+    (decode,) = (node for node in nodes.values() if node["class_type"] == "VAEDecode")
+    (ours,) = (number for number, node in nodes.items() if node["class_type"] == "HsoRecommend")
+    files = ("CLIPTextEncode", "CLIPLoader", "DualCLIPLoader", "VAELoader", "LoadImage", "VAEDecode")
+    gone = [number for number, node in nodes.items() if node["class_type"].startswith((*files, "Save"))]
+    kept = {number: node for number, node in nodes.items() if number not in gone}
+    record = {"sigmas": [ours, 1], "latent": decode["inputs"]["samples"]}
+    kept |= {"text": model, "record": {"class_type": "HsoTestRecord", "inputs": record}}
+    shown = server.run(kept)
+    found = hso_jax.recommend(family, steps, guidance=guidance)
+    last = kept[ours]["inputs"]["steps"]
+    wanted = found.schedule.sampler_sigmas()[-(last + 1) :].astype(np.float32)
+    seen = [sigma for sigma, _ in itertools.groupby(shown["record"]["seen"])]
+    np.testing.assert_array_equal(np.array(shown["record"]["sigmas"], np.float32), wanted)
+    np.testing.assert_array_equal(np.array(seen, np.float32), wanted[:-1])
+    assert shown["record"]["finite"] == [True]
+    (why,) = next(value["text"] for value in shown.values() if "text" in value)
+    assert why == found.reason
+    return str(why)
+
+
 def check_workflow(comfyui: Path, python: str) -> str:
-    """Run it; the reason that HSO Recommend shows.
+    """Run them all; the reason that HSO Recommend shows for SD 1.5.
 
     Raises:
         AssertionError: if the model was evaluated at other sigmas than the recommended, or there is no picture.
@@ -65,7 +115,9 @@ def check_workflow(comfyui: Path, python: str) -> str:
         with stand_ins(python) as others:
             subprocess.run(make, check=True, env={**os.environ, "PYTHONPATH": f"{comfyui}:{others}"}, timeout=300)
         with serving(comfyui, python, folder) as server:
-            prompt = as_prompt(json.loads(WORKFLOW.read_text(encoding="utf-8")), server.get("/object_info"))
+            for template in TEMPLATES:
+                print(f"{template}: {check_template(server, template)}")
+            prompt = as_prompt(workflow_of("hso_recommend"), server.get("/object_info"))
             of = {node["class_type"]: node["inputs"] for node in prompt.values()}
             numbers = {node["class_type"]: number for number, node in prompt.items()}
             of["CheckpointLoaderSimple"]["ckpt_name"] = "tiny.safetensors"

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import torch
 from cases import FLOW, SD
-from mixture import MEANS, VARIANCES, Model, denoise
+from mixture import MEANS, VARIANCES, Model, denoise, random_t
 
 from bridge import Level, NonstationaryScheduler, noise_schedule_of
 from bridge.schedulers.scheduled import end_timestep
@@ -67,10 +67,7 @@ def free_schedule(
 ) -> Schedule:
     """Random nodes and coefficients; the first node at pure noise if asked."""
     rng = np.random.default_rng([seed, nfe])
-    count = nfe + (end == "t_eps")
-    low, high = (0.02, 0.99) if noise.kind != "ve" else (0.0, 1.0)
-    gaps = rng.uniform(0.1, 1.0, count + 1)
-    t = (high - (high - low) * np.cumsum(gaps) / gaps.sum())[:count]
+    t = random_t(noise, nfe, end, rng)
     if pure:
         t[0] = 1.0
     c = np.tril(rng.normal(scale=0.4, size=(nfe, history - 1)), -1)

@@ -31,13 +31,15 @@ def start(batch: int = 4, dtype: torch.dtype = torch.float64, seed: int = 0) -> 
     return torch.randn(batch, 2, dtype=torch.float64, generator=torch.Generator().manual_seed(seed)).to(dtype)
 
 
-def random_schedule(noise: NoiseSchedule, nfe: int, end: str, seed: int) -> Schedule:
+def random_t(noise: NoiseSchedule, nfe: int, end: str, rng: np.random.Generator) -> np.ndarray:
     """Random nodes, with gaps of at least a tenth of the even spacing."""
-    rng = np.random.default_rng([seed, nfe])
-    count = nfe + (end == "t_eps")
     low, high = (0.02, 0.99) if noise.kind != "ve" else (0.0, 1.0)
-    gaps = rng.uniform(0.1, 1.0, count + 1)
-    t = (high - (high - low) * np.cumsum(gaps) / gaps.sum())[:count]
+    gaps = rng.uniform(0.1, 1.0, nfe + (end == "t_eps") + 1)
+    return (high - (high - low) * np.cumsum(gaps) / gaps.sum())[:-1]
+
+
+def random_schedule(noise: NoiseSchedule, nfe: int, end: str, seed: int) -> Schedule:
+    t = random_t(noise, nfe, end, np.random.default_rng([seed, nfe]))
     return Schedule.from_t(noise, t, layout="node" if end == "clean" else "interval", end=end)
 
 

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-import json
 import re
 import tomllib
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import pytest
+from PIL import Image
 from test_comfyui import FOLDER
 from test_comfyui import nodes as nodes  # the fixture
 
+from hso_jax import recommend
 from hso_jax.noise import PRESETS
-from tests.bridge.comfyui_workflow import WORKFLOW, as_prompt
+from tests.bridge.comfyui_workflow import TEMPLATES, WORKFLOWS, as_prompt, workflow_of
 
 ROOT = Path(__file__).parents[2]
 
@@ -43,18 +45,27 @@ def test_the_package_has_all_that_the_folder_needs() -> None:
         assert any(path.relative_to(FOLDER.parent).match(pattern) for pattern in packed), path
 
 
-def test_the_example_workflow_fits_the_nodes(nodes: ModuleType) -> None:
-    """As the page would load it: the values of our nodes' widgets in their order, and links to slots that exist."""
-    workflow = json.loads(WORKFLOW.read_text(encoding="utf-8"))
+@pytest.mark.parametrize("name", ["hso_recommend", *TEMPLATES])
+def test_the_example_workflows_fit_the_nodes(nodes: ModuleType, name: str) -> None:
+    """As the page would load them: the values of our nodes' widgets in their order, and links to slots that exist."""
+    workflow = workflow_of(name)
     ours = [node for node in workflow["nodes"] if node["type"].startswith("Hso")]
     declared = {name: {"input": cls.INPUT_TYPES()} for name, cls in nodes.NODE_CLASS_MAPPINGS.items()}
     (node,) = as_prompt({"nodes": ours, "links": workflow["links"]}, declared).values()
-    assert node["class_type"] == "HsoRecommend" and set(node["inputs"]) == {
-        "model", "steps", "guidance", "denoise", "diffusion_model"
-    }  # fmt: skip
-    assert node["inputs"]["model"] in PRESETS and node["inputs"]["steps"] == 6 and node["inputs"]["denoise"] == 1.0
+    inputs = node["inputs"]
+    assert set(inputs) == {"model", "steps", "guidance", "denoise", "diffusion_model"}
+    _, family, total, _ = TEMPLATES.get(name, ("SD15", "sd15", 6, 7.5))
+    assert inputs["model"] == family and int(inputs["steps"] / inputs["denoise"]) == total
     outputs = nodes.NODE_CLASS_MAPPINGS["HsoRecommend"].RETURN_NAMES
     assert [slot["name"] for slot in ours[0]["outputs"]] == list(outputs)
     of = {node["id"]: node for node in workflow["nodes"]}
     for number, source, out, target, slot, _ in workflow["links"]:
         assert number in of[source]["outputs"][out]["links"] and of[target]["inputs"][slot]["link"] == number
+    with Image.open(WORKFLOWS / f"{name}.jpg") as picture:  # what ComfyUI shows for it
+        assert picture.size[0] > 400 and picture.format == "JPEG"
+
+
+def test_wans_experts_change_at_their_boundary() -> None:
+    (split,) = (node for node in workflow_of("hso_wan22")["nodes"] if node["type"] == "SplitSigmas")
+    sigmas = recommend("wan22-t2v", 8, guidance=4.0).schedule.sampler_sigmas()
+    assert split["widgets_values"] == [int((sigmas >= PRESETS["wan22-t2v"].boundary).sum())]

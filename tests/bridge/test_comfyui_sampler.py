@@ -59,7 +59,9 @@ def test_a_file_s_coefficients_are_the_sampler(nodes: ModuleType, tmp_path: Path
     got = sampler.run(network, start() / alpha, sigmas)
     want = sample(lambda x, level: denoise(x, level.alpha, level.sigma), FREE, start())
     np.testing.assert_allclose(got, want, atol=1e-4)
-    with pytest.raises(ValueError, match="is a solver too, and its sigmas belong to its own coefficients; use HSO Sam"):
+    with pytest.raises(
+        ValueError, match="has solver coefficients, and its sigmas work only with them; use HSO Sampler"
+    ):
         sigmas_of(nodes, "HsoScheduleFile", path=path, nfe=6, solver="nonstationary", method="custom")
     with pytest.raises(ValueError, match=r"differ in method and solver|differ in"):
         both(nodes, "HsoSamplerFile", path=path, nfe=6)

@@ -17,8 +17,8 @@ from test_pipelines_schedule import generate, told, wanted
 
 import bridge
 from bridge import NonstationaryScheduler, install, noise_schedule_of, schedule_of, with_schedule, without_schedule
-from hso_jax import Origin, Schedule
-from hso_jax.schedule import in_coefficients
+from hso_jax import Schedule
+from hso_jax.schedule import Origin, in_coefficients
 
 NFE = 5
 _CLASSES = (

@@ -13,7 +13,8 @@ from test_pipelines_schedule import family_of
 from hso_jax.cli import main
 
 ROOT = Path(__file__).parents[2]
-PAGES = ("README.md", "docs/bridge.md", "docs/bridge-pipelines.md", "docs/tuning.md", "docs/nonstationary.md")
+NAMES = ("recommend", "bridge", "bridge-pipelines", "tuning", "nonstationary")
+PAGES = ("README.md", *(f"docs/{name}.md" for name in NAMES))
 EXAMPLE = re.compile(r"<!-- bridge-example -->\s*```(python|bash)\n(.*?)```", re.DOTALL)
 
 
@@ -23,9 +24,7 @@ def examples(page: str) -> list[tuple[str, str]]:
 
 
 @pytest.mark.filterwarnings("ignore:the schedule has coefficients of its own")  # as a reader sees it
-@pytest.mark.parametrize(
-    "page", ["README.md", "docs/bridge.md", "docs/bridge-pipelines.md", "docs/tuning.md", "docs/nonstationary.md"]
-)
+@pytest.mark.parametrize("page", PAGES)
 def test_examples_run(page: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     found = examples(page)
     assert [language for language, _ in found].count("python") >= 1, f"{page} has no marked Python example"

@@ -15,9 +15,10 @@ import pytest
 
 from hso_jax import NoiseSchedule, Schedule, baseline, from_config, preset
 from hso_jax.baselines import BASELINES
-from hso_jax.checkpoint import Checkpoint, fault, record_of, rows_of
+from hso_jax.checkpoint import Checkpoint, record_of, rows_of
 from hso_jax.noise import beta_table, cosine, discrete, dynamic_shift, edm, flow, linear_vp, ve
 from hso_jax.noise.from_config import CLASSES
+from hso_jax.schedule import Origin, Scores
 from hso_jax.schedule_file import from_json, to_json
 
 SHORT, LONG = 250, 12_000
@@ -162,6 +163,17 @@ def check_constructions(seed: int, count: int) -> int:
     return kept
 
 
+ORIGIN = {"solver": ["ddim"], "p": [2.0], "method": ["mine"], "d_min": [0.0], "seed": [0], "guidance": [7.5]}
+ORIGIN |= {"psi": [{"p": 1.0}], "versions": [{"a": "1"}], "iterations": [3], "tuned": [{"by": "rmse", "budget": 100}]}
+SCORES = {"others_same_nodes": [{"ddim": 1.0}], "error": [0.1], "mep": [None], "fitness": [3]}
+
+
+def chosen(rng: random.Random, usual: dict[str, list[Any]]) -> dict[str, Any]:
+    """Some of the arguments, mostly as they should be."""
+    names = rng.sample(list(usual), rng.randint(0, min(4, len(usual))))
+    return {name: wild(rng) if rng.random() < 0.1 else rng.choice(usual[name]) for name in names}
+
+
 def check_schedules(seed: int, count: int) -> int:
     rng, kept = random.Random(seed), 0
     noises = [preset(name) for name in ("sd15", "flux-dev", "edm-cifar10")] + [cosine(), ve(), flow(12.0)]
@@ -171,22 +183,14 @@ def check_schedules(seed: int, count: int) -> int:
         if values and rng.random() < 0.2:
             values[rng.randrange(len(values))] = wild(rng)
         values = wild(rng) if rng.random() < 0.1 else values
-        names = {"layout": ["node", "interval"], "end": ["clean", "t_eps", None], "solver": ["ddim"], "p": [2.0]}
-        names |= {
-            "method": ["mine"],
-            "d_min": [0.0],
-            "seed": [0],
-            "guidance": [7.5],
-            "others_same_nodes": [{"ddim": 1.0}],
-        }
-        names |= {"psi": [{"p": 1.0}], "versions": [{"a": "1"}], "iterations": [3], "error": [0.1], "mep": [None]}
-        options = {
-            k: wild(rng) if rng.random() < 0.1 else rng.choice(names[k])
-            for k in rng.sample(list(names), rng.randint(0, 4))
-        }
         rule = rng.choice([Schedule.from_t, Schedule.from_sigmas])
+        options = chosen(rng, {"layout": ["node", "interval"], "end": ["clean", "t_eps", None]})
         if rule == Schedule.from_sigmas:
             options.pop("layout", None)
+        parts = (Origin, chosen(rng, ORIGIN)), (Scores, chosen(rng, SCORES))
+        for kind, fields in parts:
+            if (part := accepted(lambda k=kind, f=fields: k(**f), fields)) is not None:
+                options[kind.__name__.lower()] = part
         given = (rule.__name__, noise, values, options)
         made = accepted(lambda n=noise, v=values, o=options, r=rule: r(n, v, **o), given)
         if made is not None:
@@ -231,21 +235,25 @@ def check_checkpoints(seed: int, count: int, folder: Path) -> int:
     rng, kept = random.Random(seed), 0
     file = folder / "c.json"
     with Checkpoint(file, {"solver": "ddim"}) as checkpoint:
-        records = checkpoint.search("0", {"starts": ["a start"]}, fault)
+        records = checkpoint.records("0")
         records.add(record_of({"t": np.array([[1.0, 0.5]]), "steps": np.array([3])}))
         records.add(record_of({"t": np.array([[0.5, np.nan]]), "steps": np.array([2])}))
     whole = file.read_text()
     for _ in range(count):
-        text = whole[: rng.randrange(len(whole))] if rng.random() < 0.2 else json.dumps(mutated(json.loads(whole), rng))
+        lines = whole.splitlines()
+        at = rng.randrange(len(lines))
+        lines[at] = json.dumps(mutated(json.loads(lines[at]), rng))
+        text = whole[: rng.randrange(len(whole))] if rng.random() < 0.2 else "\n".join(lines) + "\n"
         file.write_text(text)
 
         def resume() -> list[Any]:
             like = {"t": np.zeros((1, 2)), "steps": np.zeros(1, int)}
             with Checkpoint(file, {"solver": "ddim"}) as again:
-                return rows_of(again.search("0", {"starts": ["a start"]}, fault), lambda: like, 2)[0]
+                return rows_of(again.records("0"), lambda: like, 2)[0]
 
         found = accepted(resume, text[:300])
-        assert file.read_text() == text
+        cut_off = "" if found is None else text[text.rfind("\n") + 1 :]  # a record that was never finished
+        assert file.read_text() == text.removesuffix(cut_off)
         kept += found is not None
     return kept
 

@@ -20,7 +20,7 @@ import pytest
 from worker import checkpointed, solver_error_lanes, worker_lanes
 
 from hso_jax import Effort, Lane, search_many
-from hso_jax import checkpoint as resuming
+from hso_jax.checkpoint import Checkpoint, record_of, rows_of
 from hso_jax.noise import discrete
 
 WORKER = Path(__file__).with_name("worker.py")
@@ -48,13 +48,11 @@ def test_interrupted_after_any_chunk_and_resumed(chunks: int, tmp_path: Path) ->
 
     with pytest.raises(Stop):
         checkpointed(str(file), progress=stop)
-    before, rest = json.loads(file.read_text()), []
+    before, rest = file.read_bytes(), []
     assert checkpointed(str(file), progress=lambda *done: rest.append(done)) == whole()
     assert rest[0] >= told[-1] and rest[0][0] - told[-1][0] <= 4 and rest[-1] == (24, 24)
-    after = json.loads(file.read_text())
-    for name, search in before["searches"].items():  # nothing was searched twice
-        assert after["searches"][name]["records"][: len(search["records"])] == search["records"]
     text = file.read_bytes()
+    assert text.startswith(before)  # nothing was searched twice
     assert checkpointed(str(file)) == whole() and file.read_bytes() == text
 
 
@@ -74,8 +72,8 @@ def test_killed_at_random_moments_and_resumed(tmp_path: Path) -> None:
                 process.stdin.write(b"\n")
             time.sleep(rng.random() * 0.02)
             process.kill()
-    done = sum(record["lanes"] for record in json.loads(file.read_text())["searches"]["0"]["records"])
-    assert done > 0
+    records = [json.loads(line) for line in file.read_text().splitlines()[1:]]
+    assert sum(one["record"]["lanes"] for one in records if one["search"] == "0") > 0
     assert checkpointed(str(file)) == wanted
 
 
@@ -92,7 +90,7 @@ OTHER: dict[str, tuple[dict[str, Any], str]] = {
 }
 
 
-@pytest.mark.parametrize("case", [*OTHER, "versions", "damaged"])
+@pytest.mark.parametrize("case", [*OTHER, "versions", "damaged", "too many lanes"])
 def test_another_search_is_refused_by_name_and_the_file_left_alone(case: str, tmp_path: Path) -> None:
     file = tmp_path / "c.json"
     call: dict[str, Any] = {"lanes": worker_lanes(4), "effort": EFFORT}
@@ -101,16 +99,19 @@ def test_another_search_is_refused_by_name_and_the_file_left_alone(case: str, tm
         search_many(lanes, effort=effort, checkpoint=file)
 
     run(**call)
-    document = json.loads(file.read_text())
+    documents = [json.loads(line) for line in file.read_text().splitlines()]
     if case == "versions":
-        document["arguments"]["versions"]["jax"] = "0.0.1"
+        documents[0]["arguments"]["versions"]["jax"] = "0.0.1"
         message = r"versions.jax was '0\.0\.1', is"
     elif case == "damaged":
-        document["searches"]["0"]["records"][1]["arrays"][0]["bytes"] = "AAAA"
-        message = r"damaged: searches\['0'\].records\[1\].arrays\[0\] is no array of 2 rows"
+        documents[2]["record"]["arrays"][0] = "AAAA"
+        message = "damaged: record 1 is not what this search finds"
+    elif case == "too many lanes":
+        documents.append(documents[2])
+        message = "damaged: it has 6 lanes of 4"
     else:
         call, message = call | OTHER[case][0], OTHER[case][1]
-    file.write_text(json.dumps(document))
+    file.write_text("".join(json.dumps(document) + "\n" for document in documents))
     text = file.read_bytes()
     with pytest.raises(ValueError, match=message) as caught:
         run(**call)
@@ -133,9 +134,7 @@ def test_the_documented_example(tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
 
 def test_a_record_is_exact() -> None:
     rows = {"a": np.array([[np.nan, -0.0, np.inf], [1e-45, 0.1, -np.inf]], np.float32), "b": np.array([True, False])}
-    record = json.loads(json.dumps(resuming.record_of(rows)))
-    assert resuming.fault(record) is None
-    with_file = resuming.Checkpoint(None, {}).search("0", {}, resuming.fault)
-    with_file.done.append(record)
-    (found,), done = resuming.rows_of(with_file, lambda: rows, 2)
+    records = Checkpoint(None, {}).records("0")
+    records.done.append(json.loads(json.dumps(record_of(rows))))
+    (found,), done = rows_of(records, lambda: rows, 2)
     assert done == 2 and all(found[k].tobytes() == rows[k].tobytes() for k in rows)

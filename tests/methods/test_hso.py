@@ -92,7 +92,7 @@ def test_one_evaluation_starts_from_pure_noise_for_every_model() -> None:
 def zoo() -> list[tuple[Lane, Schedule]]:
     """Twenty-two N of 2..64, both layouts, for every preset; presets with the same noise and p are one model."""
     models = {(preset(name).fingerprint(), PRESETS[name].p): name for name in reversed(PRESETS)}
-    assert len(models) == 16
+    assert len(models) == 18
     banks = {fingerprint: preset(name) for (fingerprint, _), name in models.items()}
     budgets = [*range(2, 21), 32, 48, 64]
     every = [

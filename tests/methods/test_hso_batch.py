@@ -15,7 +15,6 @@ from problems import EFFORT, KINKED, SD, filled
 from worker import worker_lanes
 
 from hso_jax import Effort, Hso, Lane, Schedule, batch, hso, search_many
-from hso_jax.hso import check
 from hso_jax.noise import discrete
 from hso_jax.upper.evolution import Evolution
 
@@ -34,7 +33,7 @@ def program_of_all() -> Any:
 
 
 def checked(lanes: dict[Key, Lane]) -> list[Lane]:
-    return [check(lane) for lane in filled(list(lanes.values()))]
+    return [checked([lane])[0] for lane in filled(list(lanes.values()))]
 
 
 def test_one_compilation_for_all_lanes_and_none_for_a_second_call(
@@ -89,7 +88,7 @@ def test_a_lane_alone_agrees_with_a_lane_in_a_batch(sd_lanes: dict[Key, Lane]) -
     """Other shapes (4 nodes instead of 21, 1 lane instead of 32) round differently: 1e-5 in t is the stated bound."""
     key = (4, "node", "constraint")
     among = hso.run(checked(sd_lanes)[: EFFORT.lanes], EFFORT, nodes=21)
-    alone = hso.run([check(sd_lanes[key])], EFFORT)
+    alone = hso.run([checked([sd_lanes[key]])[0]], EFFORT)
     assert alone.memo.t.shape == (1, 4)
     np.testing.assert_allclose(alone.memo.t[0], among.memo.t[0, :4], rtol=0, atol=1e-5)
 
@@ -127,7 +126,7 @@ def test_a_bank_of_noise_schedules_serves_each_lane_its_own() -> None:
     noises = [SD, *(discrete(alphas_cumprod=table) for table in tables)]
     effort = Effort(population=8, generations=4, lanes=6)
     box = worker_lanes()[0].method.box
-    lanes = [check(Lane(noise, n, method=Hso(box=box, spacing=0.05))) for noise in noises for n in (4, 6)]
+    lanes = [checked([Lane(noise, n, method=Hso(box=box, spacing=0.05))])[0] for noise in noises for n in (4, 6)]
     mixed = hso.run(lanes, effort)
     assert np.all(mixed.memo.result == 0)
     for lane, t in zip(lanes, mixed.memo.t.astype(float), strict=True):

@@ -11,9 +11,10 @@ import pytest
 from problems import SD, random_table
 
 from hso_jax import Hso, Lane, NoiseSchedule, from_config, lanes, preset, search
-from hso_jax.hso import Box, check, pack
+from hso_jax.hso import Box, pack
 from hso_jax.mep_spf import paper_d_min
 from hso_jax.noise import discrete, flow
+from hso_jax.searches import checked
 
 ZERO_SNR = discrete(alphas_cumprod=random_table(0), rescale_betas_zero_snr=True)
 
@@ -81,13 +82,13 @@ def test_spacing_that_does_not_fit_is_an_error_with_the_numbers() -> None:
     assert relaxed.method.spacing == pytest.approx(0.2475)
     (fits,) = lanes([SD], [5], method=Hso(relax=True))
     assert fits.method.spacing == paper_d_min(5)
-    assert check(Lane(SD, 5, method=Hso(spacing=0.3, spacing_as="penalty"))).method.spacing == 0.3
+    assert checked([Lane(SD, 5, method=Hso(spacing=0.3, spacing_as="penalty"))])[0].method.spacing == 0.3
 
 
 def test_the_box_is_cut_to_what_the_model_reaches() -> None:
-    box = check(Lane(flow(), 4, method=Hso(box=Box(t_eps=(1e-4, 0.03))))).method.box
+    box = checked([Lane(flow(), 4, method=Hso(box=Box(t_eps=(1e-4, 0.03))))])[0].method.box
     assert box.t_eps == (pytest.approx(0.001), 0.03) and box.t_max == (0.96, pytest.approx(0.999))
-    assert check(Lane(SD, 4, method=Hso())).method.box == Box()
+    assert checked([Lane(SD, 4, method=Hso())])[0].method.box == Box()
 
 
 def test_combinations_come_in_the_stated_order() -> None:
@@ -105,14 +106,14 @@ def test_combinations_come_in_the_stated_order() -> None:
 
 def test_intervals_and_spacing_of_a_lane() -> None:
     assert Lane(SD, 5).intervals == 4 and Lane(SD, 5, "interval").intervals == 5
-    assert check(Lane(SD, 5, method=Hso())).method.spacing == paper_d_min(5)
-    assert check(Lane(SD, 5, method=Hso(spacing=lambda n: 0.5 / n))).method.spacing == 0.1
+    assert checked([Lane(SD, 5, method=Hso())])[0].method.spacing == paper_d_min(5)
+    assert checked([Lane(SD, 5, method=Hso(spacing=lambda n: 0.5 / n))])[0].method.spacing == 0.1
 
 
 def test_packing_shares_equal_noise() -> None:
     other, soft = flow(3.0), Hso(spacing_as="penalty")
     asked = [Lane(SD, 4, method=Hso()), Lane(other, 5, method=Hso()), Lane(SD, 6, method=soft)]
-    arrays, bank = pack([check(x) for x in asked], np.dtype(np.float32))
+    arrays, bank = pack([checked([x])[0] for x in asked], np.dtype(np.float32))
     assert arrays.noise.tolist() == [0, 1, 0] and bank.noise.coefficients.shape == (2, 1024, 4)
     assert arrays.intervals.tolist() == [3, 4, 5]
     assert arrays.least_gap.tolist() == [np.float32(0.15), np.float32(paper_d_min(5)), 0.0]

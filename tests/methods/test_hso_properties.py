@@ -8,9 +8,10 @@ from hypothesis import strategies as st
 from problems import random_table
 
 from hso_jax import Effort, Hso, Lane, search_many
-from hso_jax.hso import Box, check
+from hso_jax.hso import Box
 from hso_jax.noise import discrete
 from hso_jax.schedule import LAYOUTS
+from hso_jax.searches import checked
 
 LANES, LEVELS, MOST = 8, 40, 16
 EFFORT = Effort(population=8, generations=4, lanes=LANES)
@@ -51,7 +52,7 @@ def test_what_always_holds(some: list[Lane]) -> None:
     longest = Lane(discrete(alphas_cumprod=random_table(0, LEVELS)), MOST, "interval", method=how)
     found = search_many([*some, longest], effort=EFFORT)
     for lane, s in zip(some, found, strict=False):
-        box, d_min = check(lane).method.box, check(lane).method.spacing
+        box, d_min = checked([lane])[0].method.box, checked([lane])[0].method.spacing
         assert np.all(np.isfinite(s.t)) and np.all(np.isfinite(s.lams)) and np.isfinite(s.spf)
         assert np.all(np.diff(s.t) < 0) and np.all(np.diff(s.lams) > 0)
         assert box.t_max[0] <= s.t[0] <= box.t_max[1] and box.t_eps[0] <= s.t[-1] <= box.t_eps[1]

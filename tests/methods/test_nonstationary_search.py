@@ -26,7 +26,7 @@ from hso_jax.noise import discrete, s_of_lam
 from hso_jax.problems import ModelError
 from hso_jax.schedule_file import to_json
 from hso_jax.searches import checked
-from hso_jax.solver_error_levels import Coefficients, data_of, free_weights, older_of, pack
+from hso_jax.solver_error_levels import Coefficients, data_of, deviating_weights, older_of, pack
 from hso_jax.solvers.weights import grid
 
 START = "dpmpp-2m"
@@ -242,7 +242,7 @@ def test_the_gradient_in_nodes_and_coefficients_is_that_of_central_differences()
         def function(row: Any, bank: Any, z: jax.Array) -> tuple[jax.Array, jax.Array]:
             def weights(z: jax.Array) -> solvers.Weights:
                 lams = lams_of(row.range, nodes_of(row.range, z[: count + 1]))
-                return free_weights(start, row, lams, z[count + 1 :].reshape(count, 3))
+                return deviating_weights(start, row, lams, z[count + 1 :].reshape(count, 3))
 
             return error_gradient(data_of(bank, row), weights, z, 2)
 

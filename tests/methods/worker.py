@@ -14,9 +14,10 @@ import numpy as np
 from solver_error_cells import SD, SD3, method
 
 from hso_jax import Effort, Hso, Lane, hso, search_many
-from hso_jax.hso import Box, check
+from hso_jax.hso import Box
 from hso_jax.noise import discrete
 from hso_jax.schedule_file import to_json
+from hso_jax.searches import checked
 from hso_jax.solver_error_levels import Refinement
 
 KINDS = ("hso", "solver-error")
@@ -32,7 +33,8 @@ def worker_lanes(count: int = COUNT) -> list[Lane]:
     noise = discrete(alphas_cumprod=np.cumprod(1 - np.linspace(1e-3, 0.3, 50)))
     box = Box(t_eps=(0.02, 0.05), t_max=(0.9, 1.0))
     return [
-        check(Lane(noise, 4 + i % 5, ("node", "interval")[i % 2], i, Hso(box=box, spacing=0.08))) for i in range(count)
+        checked([Lane(noise, 4 + i % 5, ("node", "interval")[i % 2], i, Hso(box=box, spacing=0.08))])[0]
+        for i in range(count)
     ]
 
 

@@ -28,6 +28,7 @@ SD = {
     "clip_sample": False,
 }
 FLOW = {"_class_name": "FlowMatchEulerDiscreteScheduler"}
+DYNAMIC = {**FLOW, "use_dynamic_shifting": True}
 
 
 def lam_of_betas(betas: np.ndarray) -> np.ndarray:
@@ -38,7 +39,12 @@ def flow(shift: float) -> np.ndarray:
     return np.log((1 - T) / T) - np.log(shift)
 
 
+ROOT = np.sqrt(problems.SD_TABLE)
 CASES: dict[str, tuple[dict[str, Any], np.ndarray]] = {
+    "zero SNR": (
+        {**SD, "rescale_betas_zero_snr": True},
+        problems.lam_of_bar((((ROOT - ROOT[-1]) * ROOT[0] / (ROOT[0] - ROOT[-1])) ** 2)[:-1]),
+    ),
     "sd": (SD, problems.lam_of_bar(problems.SD_TABLE)[:-1]),
     "ddpm by default": ({"_class_name": "DDPMScheduler"}, lam_of_betas(np.linspace(1e-4, 0.02, 1000))),
     "lcm by default": ({"_class_name": "LCMScheduler"}, problems.lam_of_bar(problems.SD_TABLE)[:-1]),
@@ -57,6 +63,8 @@ CASES: dict[str, tuple[dict[str, Any], np.ndarray]] = {
     ),
     "flow, no shift": (FLOW, flow(1.0)),
     "flow, shift": ({**FLOW, "shift": 5.0}, flow(5.0)),
+    "flow, the other class's key": ({**FLOW, "flow_shift": 2.0}, flow(2.0)),
+    "flow, both keys": ({**FLOW, "shift": 5.0, "flow_shift": 2.0}, flow(5.0)),
     "flow, dynamic": ({**FLOW, "use_dynamic_shifting": True, "shift": 3.0}, flow(np.exp(1.15))),
     "flow, nulls": ({**FLOW, "use_dynamic_shifting": True, "base_shift": None, "max_shift": None}, flow(np.exp(1.15))),
     "dpm++ flow": (
@@ -80,17 +88,11 @@ def test_families(name: str) -> None:
     assert noise.name == config["_class_name"]
 
 
-def test_zero_terminal_snr_and_the_shift_of_cogvideox() -> None:
-    root = np.sqrt(problems.SD_TABLE)
-    wanted = ((root - root[-1]) * (root[0] / (root[0] - root[-1]))) ** 2
-    noise = from_config({**SD, "rescale_betas_zero_snr": True})
-    np.testing.assert_allclose(noise.lam(T), problems.lam_of_bar(wanted[:-1]), rtol=0, atol=1e-10)
-    assert noise.lam(1.0) == -np.inf
-    shifted = from_config({"_class_name": "CogVideoXDDIMScheduler", "snr_shift_scale": 3.0})
-    # alpha_bar / (3 - 2 alpha_bar) divides the SNR by 3.
-    np.testing.assert_allclose(
-        shifted.lam(T), problems.lam_of_bar(problems.SD_TABLE)[:-1] - 0.5 * np.log(3.0), atol=1e-9
-    )
+@pytest.mark.parametrize("name", ["CogVideoXDDIMScheduler", "CogVideoXDPMScheduler"])
+def test_cogvideox_divides_the_snr_by_three(name: str) -> None:
+    wanted = problems.lam_of_bar(problems.SD_TABLE)[:-1] - 0.5 * np.log(3.0)
+    for config in ({}, {"snr_shift_scale": 3.0}):
+        np.testing.assert_allclose(from_config({"_class_name": name, **config}).lam(T), wanted, atol=1e-9)
 
 
 def test_file_scheduler_folder_and_model_folder(tmp_path: Path) -> None:
@@ -105,70 +107,60 @@ def test_file_scheduler_folder_and_model_folder(tmp_path: Path) -> None:
     assert from_config(file, name="mine").name == "mine"
 
 
-@pytest.mark.parametrize(
-    ("config", "match"),
-    [
-        ({}, "no `_class_name`"),
-        ({"beta_start": 0.1}, r"no `_class_name` \(its keys: beta_start\)"),
-        ({"_class_name": 7}, "no `_class_name`"),
-        ({"_class_name": "VQDiffusionScheduler"}, "VQDiffusionScheduler is not supported: it samples tokens"),
-        ({"_class_name": "FlashDDIMScheduler"}, "'FlashDDIMScheduler' is not known; the nearest that is: DDIMS"),
-        ({"_class_name": "MyFlow"}, "'MyFlow' is not known; the nearest that is: FlowMatchEulerDiscreteScheduler"),
-        ({"_class_name": "Q", "prediction_type": "flow_prediction"}, "nearest that is: FlowMatchEuler"),
-        ({"_class_name": "Q", "sigma_data": 0.5}, "nearest that is: EDMEulerScheduler"),
-        ({"_class_name": "Q"}, "nearest that is: DDPMScheduler"),
-        ({**SD, "beta_schedule": "sigmoid"}, "beta_schedule is 'sigmoid'; use one of linear"),
-        ({**SD, "beta_schedule": ["linear"]}, r"beta_schedule is \['linear'\]; use one of linear"),
-        ({**SD, "beta_start": "0.1"}, "PNDMScheduler: beta_start is '0.1'; need a finite number"),
-        ({**SD, "beta_start": float("nan")}, "beta_start is nan"),
-        ({**SD, "beta_start": None}, "beta_start is None"),
-        ({**SD, "beta_end": True}, "beta_end is True; need a finite number"),
-        ({**SD, "beta_end": 1.5}, "0.00085, 1.5"),
-        *(
-            ({**config, "num_train_timesteps": value}, "num_train_timesteps is .*; need a whole number from")
-            for config in (SD, FLOW)
-            for value in (0, -5, "1000", 10.5, float("nan"), float("inf"), 1e30, 10**400, True, None, [1000], {})
-        ),
-        ({**SD, "num_train_timesteps": 1}, "num_train_timesteps is 1; need a whole number from 2"),
-        ({**FLOW, "num_train_timesteps": 2}, "num_train_timesteps is 2; need 1 .continuous time. or at least 3"),
-        ({**SD, "trained_betas": [0.1, float("nan"), 0.2]}, r"trained_betas\[1\] is nan"),
-        *(
-            ({**SD, "trained_betas": value}, "trained_betas is .*; need")
-            for value in (0.1, True, False, [], [0.1], [[0.1, 0.2]], [0.1, [0.2]], [0.1, "x"], ["0.1", "0.2"])
-        ),
-        *(
-            ({**SD, "trained_betas": value}, "trained_betas is .*; need")
-            for value in ("[0.1]", {}, [True, False], [0.1, None], [0.1, 10**400], [0.1, 1j])
-        ),
-        *(({**SD, "rescale_betas_zero_snr": x}, "rescale_betas_zero_snr is .*; need true") for x in ("false", 0, None)),
-        *(({**SD, "use_flow_sigmas": x}, "use_flow_sigmas is .*; need true or false") for x in ("false", 1, None)),
-        *(({**SD, "snr_shift_scale": x}, "snr_shift_scale is .*; need") for x in (0, -1.0, "3", True, 1e17, 1e400)),
-        *(({**FLOW, "shift": x}, "FlowMatch.*: shift is .*; need a positive") for x in (0, "3", True, 1e400, None, [])),
-        ({**FLOW, "use_dynamic_shifting": "false"}, "use_dynamic_shifting is 'false'; need true or false"),
-        ({**FLOW, "use_dynamic_shifting": True, "base_shift": "x"}, "base_shift is 'x'"),
-        ({**FLOW, "use_dynamic_shifting": True, "time_shift_type": 1}, "time_shift_type is 1; use one of"),
-        ({**FLOW, "use_dynamic_shifting": True, "base_image_seq_len": 1.5}, "base_image_seq_len is 1.5"),
-        ({**FLOW, "use_dynamic_shifting": True, "base_image_seq_len": 4096}, "image_seq_len"),
-        ({**FLOW, "use_dynamic_shifting": True, "max_shift": 1e6}, "shift"),
-        ({"_class_name": "EDMEulerScheduler", "sigma_min": 0}, "sigma_min is 0"),
-        ({"_class_name": "EDMEulerScheduler", "rho": -1}, "rho is -1"),
-    ],
-)
-def test_bad_configs(config: dict[str, Any], match: str) -> None:
-    with pytest.raises(ValueError, match=match):
-        from_config(config)
+KEYS: list[tuple[dict[str, Any], str, list[Any], str]] = [
+    (SD, "beta_schedule", ["sigmoid", ["linear"]], "beta_schedule is .*sigmoid|linear.*; use one of linear"),
+    (SD, "beta_start", ["0.1", float("nan"), None], "PNDMScheduler: beta_start is .*; need a finite number"),
+    (SD, "beta_end", [True, 1.5], "beta_end is True; need a finite number|0.00085, 1.5"),
+    (
+        SD,
+        "num_train_timesteps",
+        [1, 0, "1000", 10.5, float("nan"), 10**400, True, None, {}],
+        "need a whole number from",
+    ),
+    (FLOW, "num_train_timesteps", [2, 0, "1000", float("inf"), 1e30, [1000]], "num_train_timesteps is .*; need"),
+    (SD, "trained_betas", [[0.1, float("nan"), 0.2]], r"trained_betas\[1\] is nan"),
+    (
+        SD,
+        "trained_betas",
+        [0.1, [0.1], [[0.1, 0.2]], ["0.1", "0.2"], "[0.1]", {}, [0.1, None]],
+        "trained_betas is .*; need",
+    ),
+    (SD, "rescale_betas_zero_snr", ["false", 0, None], "rescale_betas_zero_snr is .*; need true or false"),
+    (SD, "use_flow_sigmas", ["false", 1, None], "use_flow_sigmas is .*; need true or false"),
+    (SD, "snr_shift_scale", [0, -1.0, "3", True, 1e17, 1e400], "snr_shift_scale is .*; need"),
+    (FLOW, "shift", [0, "3", True, 1e400, None, []], "FlowMatch.*: shift is .*; need a positive"),
+    (FLOW, "use_dynamic_shifting", ["false"], "use_dynamic_shifting is 'false'; need true or false"),
+    (DYNAMIC, "base_shift", ["x"], "base_shift is 'x'"),
+    (DYNAMIC, "time_shift_type", [1], "time_shift_type is 1; use one of"),
+    (DYNAMIC, "base_image_seq_len", [1.5, 4096], "base_image_seq_len"),
+    (DYNAMIC, "max_shift", [1e6], "shift"),
+    ({"_class_name": "EDMEulerScheduler"}, "sigma_min", [0], "sigma_min is 0"),
+    ({"_class_name": "EDMEulerScheduler"}, "rho", [-1], "rho is -1"),
+    ({}, "_class_name", [None, 7], "no `_class_name`"),
+    ({}, "beta_start", [0.1], r"no `_class_name` \(its keys: beta_start\)"),
+    ({}, "_class_name", ["VQDiffusionScheduler"], "VQDiffusionScheduler is not supported: it samples tokens"),
+    ({}, "_class_name", ["FlashDDIMScheduler"], "'FlashDDIMScheduler' is not known; the nearest that is: DDIMS"),
+    ({}, "_class_name", ["MyFlow"], "'MyFlow' is not known; the nearest that is: FlowMatchEulerDiscreteScheduler"),
+    ({"_class_name": "Q"}, "prediction_type", ["flow_prediction"], "nearest that is: FlowMatchEuler"),
+    ({"_class_name": "Q"}, "sigma_data", [0.5], "nearest that is: EDMEulerScheduler"),
+    ({"_class_name": "Q"}, "beta_start", [0.1], "nearest that is: DDPMScheduler"),
+]
 
 
-@pytest.mark.parametrize("length", [0, -1, 0.5, True, "4096", float("nan"), None])
-def test_bad_image_length(length: Any) -> None:
-    with pytest.raises(ValueError, match="image_seq_len is "):
-        from_config({**FLOW, "use_dynamic_shifting": True}, image_seq_len=length)
+@pytest.mark.parametrize(("config", "key", "values", "match"), KEYS)
+def test_a_bad_value_is_named(config: dict[str, Any], key: str, values: list[Any], match: str) -> None:
+    for value in values:
+        with pytest.raises(ValueError, match=match):
+            from_config({**config, key: value})
 
 
-@pytest.mark.parametrize("config", [7, None, [1], b"sd", True])
-def test_what_is_neither_a_config_nor_a_path(config: Any) -> None:
-    with pytest.raises(ValueError, match=r"config is .*; pass a mapping"):
-        from_config(config)
+def test_bad_arguments() -> None:
+    for length in (0, -1, 0.5, True, "4096", float("nan"), None):
+        with pytest.raises(ValueError, match="image_seq_len is "):
+            from_config(DYNAMIC, image_seq_len=length)  # type: ignore[arg-type]
+    for config in (7, None, [1], b"sd", True):
+        with pytest.raises(ValueError, match=r"config is .*; pass a mapping"):
+            from_config(config)  # type: ignore[arg-type]
 
 
 def test_a_whole_number_may_have_a_point() -> None:
@@ -177,16 +169,13 @@ def test_a_whole_number_may_have_a_point() -> None:
         assert levels == 500 and type(levels) is int
 
 
-@pytest.mark.parametrize("name", ["CogVideoXDDIMScheduler", "CogVideoXDPMScheduler"])
-def test_cogvideox_divides_the_snr_by_three(name: str) -> None:
-    noise = from_config({"_class_name": name})
-    np.testing.assert_allclose(noise.lam(T), problems.lam_of_bar(problems.SD_TABLE)[:-1] - 0.5 * np.log(3.0), atol=1e-9)
-
-
-def test_what_is_no_regular_file_is_not_read(tmp_path: Path) -> None:
+def test_paths_that_hold_no_config(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe")
     (tmp_path / "folder" / "scheduler_config.json").mkdir(parents=True)
+    (tmp_path / "empty").mkdir()
     for path, match in (
+        (tmp_path / "nothing.json", "does not exist"),
+        (tmp_path / "empty", r"no scheduler/scheduler_config\.json"),
         (tmp_path / "pipe", r"pipe is not a scheduler config: it is a pipe \(FIFO\)"),
         (Path("/dev/zero"), "/dev/zero is not a scheduler config: it is a device"),
         (tmp_path / "folder", "scheduler_config.json is not a scheduler config: it is a folder"),
@@ -197,31 +186,22 @@ def test_what_is_no_regular_file_is_not_read(tmp_path: Path) -> None:
             from_config(path)
 
 
-def test_deep_and_huge_values_in_a_file(tmp_path: Path) -> None:
-    file = tmp_path / "config.json"
-    for content, match in (
+@pytest.mark.parametrize(
+    ("content", "match"),
+    [
+        ("{", "bad.json is not a scheduler config: not valid JSON, or truncated"),
+        ("[1]", "JSON list"),
+        (b"\xff\xfe\x00", "bad.json is not a scheduler config: .*utf-8"),
         ("[" * 100_000, "not valid JSON"),
         ('{"a":' * 50_000 + "1" + "}" * 50_000, "not valid JSON"),
         ('{"_class_name": "DDIMScheduler", "beta_start": ' + "[" * 900 + "]" * 900 + "}", "beta_start is"),
         ('{"_class_name": "DDIMScheduler", "num_train_timesteps": 1' + "0" * 400 + "}", "num_train_timesteps is 1000"),
         ('{"_class_name": "DDIMScheduler", "num_train_timesteps": 1' + "0" * 5000 + "}", "not valid JSON"),
         ('{"_class_name": "DDIMScheduler", "beta_start": NaN}', "beta_start is nan"),
-    ):
-        file.write_text(content)
-        with pytest.raises(ValueError, match=match):
-            from_config(file)
-
-
-def test_bad_paths_and_files(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="does not exist"):
-        from_config(tmp_path / "nothing.json")
-    with pytest.raises(ValueError, match=r"no scheduler/scheduler_config\.json"):
-        from_config(tmp_path)
-    for content, match in (
-        (b"{", "bad.json is not a scheduler config: not valid JSON, or truncated"),
-        (b"[1]", "JSON list"),
-        (b"\xff\xfe\x00", "bad.json is not a scheduler config: .*utf-8"),
-    ):
-        (tmp_path / "bad.json").write_bytes(content)
-        with pytest.raises(ValueError, match=match):
-            from_config(tmp_path / "bad.json")
+    ],
+    ids=range(9),
+)
+def test_files_that_hold_no_config(content: str | bytes, match: str, tmp_path: Path) -> None:
+    (tmp_path / "bad.json").write_bytes(content if isinstance(content, bytes) else content.encode())
+    with pytest.raises(ValueError, match=match):
+        from_config(tmp_path / "bad.json")

@@ -8,7 +8,9 @@ import numpy as np
 import problems
 import pytest
 
-from hso_jax.noise import PRESETS, flux2_shift, preset
+from hso_jax import zoo
+from hso_jax.noise import PRESETS, flux2_shift, from_config, named, preset, strip_static
+from hso_jax.noise.presets import ALIASES
 
 T = np.arange(1, 1000) / 1000
 SD = problems.lam_of_bar(problems.SD_TABLE)[:-1]
@@ -28,48 +30,27 @@ def cogvideox(scale: float) -> np.ndarray:
     return problems.lam_of_bar(root[:-1] ** 2)
 
 
-EXPECTED = {
-    "sd15": (SD, "vp", 2.0),
-    "sd21-base": (SD, "vp", 2.0),
-    "sd21": (SD, "vp", 2.0),
-    "sdxl": (SD, "vp", 2.0),
-    "pixart-alpha": (LINEAR, "vp", 2.0),
-    "pixart-sigma": (LINEAR, "vp", 2.0),
-    "dit-xl-2": (LINEAR, "vp", 2.0),
-    "ddpm-cifar10": (LINEAR, "vp", 1.0),
-    "edm-cifar10": (EDM, "ve", 1.0),
-    "sd3-medium": (flow(3.0), "flow", 2.0),
-    "sd35-medium": (flow(3.0), "flow", 2.0),
-    "sd35-large": (flow(3.0), "flow", 2.0),
-    "flux-dev": (flow(math.exp(1.15)), "flow", 2.0),
-    "flux-schnell": (flow(1.0), "flow", 2.0),
-    "flux-krea": (flow(math.exp(1.15)), "flow", 2.0),
-    "flux-kontext": (flow(math.exp(1.15)), "flow", 2.0),
-    # mu of 50 steps at 4096 tokens, by hand: 1.14999658 at 200 steps, 2.256245711 at 10, 2.0233511576 between.
-    "flux2-dev": (flow(math.exp(2.0233511576)), "flow", 2.0),
-    "qwen-image": (flow(math.exp(0.5 + 0.4 * 3840 / 7936)), "flow", 2.0),
-    "flux2-klein-base": (flow(math.exp(2.0233511576)), "flow", 2.0),
-    "cogview4": (flow(0.25 + 0.75 * 4.0), "flow", 2.0),
-    "hidream-i1": (flow(3.0), "flow", 2.0),
-    "hunyuan-image21": (flow(5.0), "flow", 2.0),
-    "kandinsky5-image": (flow(3.0), "flow", 2.0),
-    "kandinsky5-video": (flow(10.0), "flow", 2.0),
-    "ltx-2": (flow(math.exp(2.05)), "flow", 2.0),
-    "z-image": (flow(6.0), "flow", 2.0),
-    "z-image-turbo": (flow(3.0), "flow", 2.0),
-    "chroma": (flow(3.0), "flow", 2.0),
-    "sana": (flow(3.0), "flow", 2.0),
-    "auraflow": (flow(1.73), "flow", 2.0),
-    "lumina2": (flow(6.0), "flow", 2.0),
-    "ltx-video": (flow(math.exp(2.05)), "flow", 2.0),
-    "hunyuan-video": (flow(7.0), "flow", 2.0),
-    "wan21": (flow(3.0), "flow", 2.0),
-    "wan22-t2v": (flow(3.0), "flow", 2.0),
-    "wan22-i2v": (flow(3.0), "flow", 2.0),
-    "wan22-5b": (flow(5.0), "flow", 2.0),
-    "cogvideox-2b": (cogvideox(3.0), "vp", 2.0),
-    "cogvideox-5b": (cogvideox(1.0), "vp", 2.0),
+FLUX2 = math.exp(2.0233511576)  # mu at 4096 tokens by hand: 1.14999658 at 200 steps, 2.256245711 at 10
+SHIFTS = {
+    **{"sd3-medium": 3.0, "sd35-medium": 3.0, "sd35-large": 3.0, "flux-schnell": 1.0, "hunyuan-video": 7.0},
+    **dict.fromkeys(("flux-dev", "flux-krea", "flux-kontext"), math.exp(1.15)),
+    **dict.fromkeys(("flux2-dev", "flux2-klein-base"), FLUX2),
+    **dict.fromkeys(("ltx-video", "ltx-2"), math.exp(2.05)),
+    **{"qwen-image": math.exp(0.5 + 0.4 * 3840 / 7936), "cogview4": 0.25 + 0.75 * 4.0, "hidream-i1": 3.0},
+    **{"hunyuan-image21": 5.0, "kandinsky5-image": 3.0, "kandinsky5-video": 10.0, "z-image": 6.0, "z-image-turbo": 3.0},
+    **{"chroma": 3.0, "sana": 3.0, "auraflow": 1.73, "lumina2": 6.0},
+    **{"wan21": 3.0, "wan22-t2v": 3.0, "wan22-i2v": 3.0, "wan22-5b": 5.0},
 }
+EXPECTED = {
+    **dict.fromkeys(("sd15", "sd21-base", "sdxl"), (SD, "vp", "epsilon")),
+    "sd21": (SD, "vp", "v_prediction"),
+    **dict.fromkeys(("pixart-alpha", "pixart-sigma", "dit-xl-2", "ddpm-cifar10"), (LINEAR, "vp", "epsilon")),
+    "edm-cifar10": (EDM, "ve", "edm"),
+    **{name: (flow(shift), "flow", "flow_prediction") for name, shift in SHIFTS.items()},
+    "cogvideox-2b": (cogvideox(3.0), "vp", "v_prediction"),
+    "cogvideox-5b": (cogvideox(1.0), "vp", "v_prediction"),
+}
+PIXELS = {"ddpm-cifar10", "edm-cifar10"}
 
 
 def test_every_preset_is_checked() -> None:
@@ -78,22 +59,39 @@ def test_every_preset_is_checked() -> None:
 
 @pytest.mark.parametrize("name", EXPECTED)
 def test_preset(name: str) -> None:
-    lam, kind, p = EXPECTED[name]
-    noise = preset(name)
+    (lam, kind, prediction), entry, noise = EXPECTED[name], PRESETS[name], preset(name)
     np.testing.assert_allclose(noise.lam(T), lam, rtol=0, atol=1e-9)
-    assert (noise.kind, noise.name, PRESETS[name].p) == (kind, name, p)
-    assert PRESETS[name].source and PRESETS[name].description
-    v = dict.fromkeys(("sd21", "cogvideox-2b", "cogvideox-5b"), "v_prediction")
-    assert noise.prediction == v.get(name, {"vp": "epsilon", "ve": "edm", "flow": "flow_prediction"}[kind])
-    assert bool(PRESETS[name].resolution) == (kind == "flow")
+    assert (noise.kind, noise.name, noise.prediction, noise.model) == (kind, name, prediction, entry)
+    assert entry.source and entry.description and bool(entry.resolution) == (kind == "flow")
+    assert (entry.latent, entry.p) == ((False, 1.0) if name in PIXELS else (True, 2.0))
 
 
-def test_flux_follows_the_image_s_size() -> None:
-    np.testing.assert_allclose(preset("flux-dev", image_seq_len=256).lam(T), flow(math.exp(0.5)), atol=1e-9)
+@pytest.mark.parametrize(
+    ("repository", "name"),
+    [
+        ("stabilityai/stable-diffusion-xl-base-1.0", "sdxl"),
+        ("black-forest-labs/FLUX.1-dev", "flux-dev"),
+        ("Efficient-Large-Model/Sana_1600M_1024px_diffusers", "sana"),
+        ("Tongyi-MAI/Z-Image-Turbo", "z-image-turbo"),
+    ],
+)
+def test_a_repository_s_name_is_its_preset(repository: str, name: str) -> None:
+    assert preset(repository).name == name and zoo(repository, 6) == zoo(name, 6)
 
 
-def test_flux2_follows_the_image_s_size() -> None:
-    np.testing.assert_allclose(preset("flux2-dev", image_seq_len=1024).lam(T), flow(flux2_shift(1024)), atol=1e-9)
+def test_aliases_are_of_presets_and_none_themselves() -> None:
+    assert set(ALIASES.values()) <= set(PRESETS) and not set(ALIASES) & set(PRESETS)
+    assert all(alias == alias.lower().replace("_", "-") for alias in ALIASES)
+
+
+def test_only_a_preset_knows_its_model() -> None:
+    assert from_config(PRESETS["sd15"].config).model is None and strip_static(preset("sd15")).model is None
+    assert named("sd15")[1].guidance == 7.5 and named(preset("sd15"))[1].guidance == 1.0
+
+
+def test_the_shift_follows_the_image_s_size() -> None:
+    for name, shift in (("flux-dev", math.exp(0.5)), ("cogview4", 1.0), ("flux2-dev", flux2_shift(256))):
+        np.testing.assert_allclose(preset(name, image_seq_len=256).lam(T), flow(shift), atol=1e-9)
 
 
 def test_only_wan_22_has_two_experts() -> None:

@@ -13,7 +13,6 @@ from typing import Any
 import numpy as np
 import pytest
 
-import hso_jax
 from benchmarks.zoo import build, rules
 from hso_jax import NoiseSchedule, Schedule, baseline, preset, search, search_many, solver_error
 from hso_jax.hso import Hso
@@ -144,8 +143,10 @@ def test_coefficients_are_worth_it_and_measured_again() -> None:
 def test_without_a_solver_the_best_is_returned() -> None:
     for name, nfe in (("sdxl", 6), ("flux-dev", 8), ("sd15", 20)):
         best = zoo(name, nfe)
-        assert best.error <= min(best.others_own_nodes.values())
         assert best.error == min(zoo(name, nfe, s).error for s in (*SOLVERS, best.solver))
+        assert best.error <= min(best.others_own_nodes.values()) and not best.others_same_nodes
+        ddim = zoo(name, nfe, "ddim")
+        assert ddim.others_own_nodes[ddim.better_solver] == best.error < ddim.error
 
 
 @pytest.fixture
@@ -174,11 +175,6 @@ def small(monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[str, Any]]:
         cached.cache_clear()
 
 
-def test_hso_jax_zoo_is_the_function() -> None:
-    """Importing the module of the same name, under the package, does not shadow it."""
-    assert hso_jax.zoo is zoo and hso_jax.shipped.zoo is zoo_module
-
-
 def test_look_up(small: dict[str, Any]) -> None:
     assert (small["format"], small["version"]) == ("hso-jax/zoo", 2) and "jax" in small["versions"]
     keys = list(build.presets_by_key())
@@ -194,7 +190,7 @@ def test_look_up(small: dict[str, Any]) -> None:
             assert (s.model, s.nfe, s.solver, s.guidance, s.layout) == (name, nfe, solver, weight, "node")
             assert s.noise == noise.fingerprint()
             np.testing.assert_allclose(s.lams[1:], np.linspace(-2.5, 2.0, nfe + 2)[2:-1], rtol=0, atol=2e-4)
-            assert s.lams[0] == pytest.approx(first_lam(noise, nfe, weight), abs=1e-6)
+            assert s.lams[0] == pytest.approx(first_lam(noise, nfe), abs=1e-6)
 
 
 def test_defaults_and_other_names(small: dict[str, Any]) -> None:
@@ -219,18 +215,13 @@ def test_defaults_and_other_names(small: dict[str, Any]) -> None:
         (("sd15", 13, NONSTATIONARY), r"nfe is 13; the zoo has 2\.\.12 of 'nonstationary'"),
         (("sd15", 4.0), r"nfe is 4\.0"),
         ((edm(0.01, 70.0), 4), "no preset has the noise range and prediction type of edm; use search"),
+        (("sd15", 4, None, 3.0), r"guidance 3 is not in the zoo for sd15 \(1, 5, 7\.5\); use search.*=3\)"),
+        (("edm-cifar10", 4, None, 7.0), r"guidance 7 is not in the zoo for edm-cifar10 \(1\)"),
     ],
 )
 def test_what_is_not_shipped(call: tuple[Any, ...], message: str, small: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match=message):
-        zoo(*call)
-
-
-def test_an_unshipped_weight_names_the_shipped(small: dict[str, Any]) -> None:
-    with pytest.raises(ValueError, match=r"guidance 3 is not in the zoo for sd15 \(1, 5, 7\.5\); use search.*=3\)"):
-        zoo("sd15", 4, "dpmpp-2m", guidance=3.0)
-    with pytest.raises(ValueError, match=r"guidance 7 is not in the zoo for edm-cifar10 \(1\)"):
-        zoo("edm-cifar10", 4, "dpmpp-2m", guidance=7.0)
+        zoo(*call[:3], guidance=call[3] if len(call) > 3 else None)
 
 
 def test_parts_cover_every_cell_once() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import importlib
 import json
 import math
 from pathlib import Path
@@ -18,13 +19,16 @@ from bridge.pipeline import ImageToImage
 from bridge.sampling import converged
 from bridge.tuning import gits, search
 from bridge.tuning.coordinates import Table, table_at
-from bridge.tuning.judge import Judge, SpentError, fault
+from bridge.tuning.judge import Judge, SpentError
 from bridge.tuning.models import DenoiserModel
+from bridge.tuning.tune import STARTS
 from hso_jax import baseline, load, preset, save, zoo
 from hso_jax.checkpoint import Checkpoint
+from hso_jax.profile import Profile
 from hso_jax.schedule import Origin
 
 SD, N = preset("sd15"), 4
+tune_module = importlib.import_module("bridge.tuning.tune")  # the package has the function by this name
 SMALL: dict[str, Any] = {"latents": latents(), "teacher_steps": 24, "samples": 4, "budget": 1200}
 
 
@@ -81,7 +85,7 @@ def test_a_budget_is_spent_to_its_last_evaluation() -> None:
         def run(self, table: Table, rows: Any, seen: Any = None) -> torch.Tensor:
             return torch.ones(len(rows), 3)
 
-    records = Checkpoint(None, {}).search("judgements", {}, fault)
+    records = Checkpoint(None, {}).records("judgements")
     judge = Judge(Constant(), records, torch.zeros(2, 3), budget=2 * N, batch=8)
     schedule = zoo("sd15", N, "ddim")
     judge.value(schedule, range(2))
@@ -213,13 +217,13 @@ def test_a_model_without_gradients_is_searched_without_or_refused() -> None:
 
 def test_a_known_solver_s_start_that_nothing_beats_carries_its_coefficients(monkeypatch: pytest.MonkeyPatch) -> None:
     """So that it is what was judged, whatever sampler a pipeline has."""
-    origin = Origin(method="trailing", solver="unipc-3")
-    start = dataclasses.replace(baseline("trailing", SD, N), origin=origin)
+    origin = Origin(method="leading", solver="dpmpp-2m")  # the best rule of this network
+    start = dataclasses.replace(baseline("leading", SD, N), origin=origin)
     monkeypatch.setattr(search, "differences", lambda *_: None)
     tuned = small(start=start)
     assert tuned.error == tuned.start_error and not tuned.history
     assert tuned.schedule.solver == "nonstationary" and tuned.schedule.coefficients is not None
-    judged, named = (table_at(SD, schedule, "unipc-3") for schedule in (tuned.schedule, start))
+    judged, named = (table_at(SD, schedule, "dpmpp-2m") for schedule in (tuned.schedule, start))
     np.testing.assert_allclose(judged.predict, named.predict, atol=1e-9)
     assert not np.allclose(judged.predict, table_at(SD, start, "ddim").predict, atol=0.01)
 
@@ -305,41 +309,42 @@ def test_what_the_budget_has_left_goes_to_the_other_starts(monkeypatch: pytest.M
 
     monkeypatch.setattr(search, "differences", differences)
     tuned = small(by="differences")
-    assert len({z for z, _ in begun}) == 2 and begun[0][1] < begun[1][1]
-    assert tuned.error == tuned.start_error and tuned.evaluations < 1200
+    assert len({z for z, _ in begun}) == STARTS and [v for _, v in begun] == sorted(v for _, v in begun)
+    assert tuned.error == min(tuned.start_error, tuned.rule_error) and tuned.evaluations < 1200
     begun.clear()
     small(by="differences", start=tuned.schedule)
     assert len(begun) == 1
 
 
-def test_a_profile_of_the_converged_samples_is_a_start(found: Tuned, monkeypatch: pytest.MonkeyPatch) -> None:
-    """At no evaluations but its own judgement's; what a search finds with it is a start if it is the best of them."""
+def test_a_search_with_the_profile_is_one_candidate_more(found: Tuned, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is the start if it is the best of them; its problems give the curvature."""
     asked: list[Any] = []
-    bends: dict[bool, list[Any]] = {True: [], False: []}
-    curvature = search.reference_curvature
+    bends: list[Any] = []
+    curvature, profile = search.reference_curvature, Profile((1.0, 0.5), 2.0, 64)
 
     def searched(noise: Any, nfe: int, *, method: Any) -> Any:
         asked.append(method)
-        return found.schedule if good else zoo("sd15", N, "ddim", guidance=7.5)
+        return found.schedule
 
     def bend(coordinates: Any, z: Any, guidance: float, profile: Any = None) -> Any:
-        bends[good].append(profile)
+        bends.append(profile)
         return curvature(coordinates, z, guidance, profile)
 
-    monkeypatch.setattr(run, "search_without_model", searched)
-    monkeypatch.setattr(run, "zoo", lambda *args, **options: zoo("sd15", N, "ddim", guidance=7.5))
+    monkeypatch.setattr(tune_module, "search_without_model", searched)
     monkeypatch.setattr(search, "reference_curvature", bend)
-    for good in (True, False):
-        network = Network()
-        tuned = small(network, samples=8, latents=latents(), by="differences", budget=900)
-        assert network.calls == tuned.evaluations <= 900 and (tuned.start == "profile") == good
-    (first, _), spectrum = asked, asked[0].profile
-    assert len(asked) == 2 and first.solver == "nonstationary" and spectrum.dimension == 64
-    assert spectrum.prediction == "epsilon" and spectrum.ends == (SD.noise_end, SD.data_end) and spectrum.eta is None
-    assert bends[True][0].deviations == spectrum.deviations and bends[False][0] is None
-    small(samples=8, latents=latents(), by="gits", budget=900)
-    small(samples=4, by="differences", budget=900)
-    assert len(asked) == 2  # GITS has no start, and four samples tell no spectrum
+    network = Network()
+    tuned = small(network, by="differences", budget=900, profile=profile)
+    assert network.calls == tuned.evaluations <= 900 and tuned.start == "search"
+    assert [how.profile for how in asked] == [profile] and set(bends) == {profile}
+    small(by="differences", budget=900)
+    assert len(asked) == 1 and bends[-1] is None
+
+
+def test_the_best_rule_is_never_better(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also where the start is worse on the samples kept apart, and nothing is found."""
+    monkeypatch.setattr(search, "differences", lambda *_: None)
+    tuned = small(start=zoo("sd15", N, "ddim", guidance=7.5))
+    assert tuned.rule_error < tuned.start_error and tuned.error == tuned.rule_error
 
 
 def test_gradients_that_fail_at_a_later_start_give_way_from_the_best_so_far(monkeypatch: pytest.MonkeyPatch) -> None:
