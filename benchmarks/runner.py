@@ -187,13 +187,22 @@ def append(path: Path, record: Record, setup: dict[str, str]) -> None:
     """Add a record, and before it the setup if the file does not have it yet. Fields that are None are left out."""
     if path.exists() and len(kept := _whole_lines(path)) < path.stat().st_size:
         write_whole(path, kept)  # what an interrupted program left of a line
-    entries: list[dict[str, Any]] = [] if setup in read(path).setups else [{"setup": setup}]
-    entries.append({name: value for name, value in dataclasses.asdict(record).items() if value is not None})
-    text = "".join(json.dumps(entry, separators=(",", ":"), allow_nan=False) + "\n" for entry in entries)
     with path.open("ab") as file:
-        file.write(text.encode())
+        file.write(_lines([] if setup in read(path).setups else [setup], [record]))
         file.flush()
         os.fsync(file.fileno())
+
+
+def amend(path: Path, change: Callable[[Record], Record]) -> None:
+    """Write a records file anew, each record changed."""
+    found = read(path)
+    write_whole(path, _lines(found.setups, [change(record) for record in found.cells]))
+
+
+def _lines(setups: Iterable[dict[str, str]], records: Iterable[Record]) -> bytes:
+    entries: list[dict[str, Any]] = [{"setup": setup} for setup in setups]
+    entries += [{k: v for k, v in dataclasses.asdict(record).items() if v is not None} for record in records]
+    return "".join(json.dumps(entry, separators=(",", ":"), allow_nan=False) + "\n" for entry in entries).encode()
 
 
 def _whole_lines(path: Path) -> bytes:

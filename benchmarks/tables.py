@@ -112,23 +112,22 @@ def marked(cells: dict[str, Record], metric: str, unranked: str = "") -> dict[st
 Ratio = tuple[tuple[str, ...], str, float]  # the row of a table, its column, and a ratio of errors that counts there
 
 
-def means(head: Sequence[str], ratios: Iterable[Ratio], *, largest: bool = False, digits: int = 2) -> str:
+def means(head: Sequence[str], ratios: Iterable[Ratio], *, largest: bool = False, order: Sequence[str] = ()) -> str:
     """Write geometric means of ratios, one figure a row and column in the order in which they first come.
 
     Args:
         head: of what names a row.
         ratios: to average.
         largest: write the largest ratio beside each mean.
-        digits: behind the point.
+        order: of the columns, where it is not that in which they come.
     """
     found: dict[tuple[str, ...], dict[str, list[float]]] = {}
     for row, column, ratio in ratios:
         found.setdefault(row, {}).setdefault(column, []).append(ratio)
-    names = list(dict.fromkeys(column for own in found.values() for column in own))
+    names = order or list(dict.fromkeys(column for own in found.values() for column in own))
     figures = (geometric_mean, max) if largest else (geometric_mean,)
     rows = [
-        [*row, *(f"{f(own[c]):.{digits}f}" if c in own else "" for c in names for f in figures)]
-        for row, own in found.items()
+        [*row, *(f"{f(own[c]):.2f}" if c in own else "" for c in names for f in figures)] for row, own in found.items()
     ]
     titles = [x for c in names for x in ((c, "largest") if largest else (c,))]
     return markdown([*head, *titles], rows, left=len(head))

@@ -62,7 +62,7 @@ def _run(args: argparse.Namespace) -> int:
         chosen = {name: x for name, x in chosen.items() if x is not None}
         print(f"{measure.run(Networks(args.networks, args.wheels), path, **chosen)} cells measured: {path}")
     if args.calibrate:
-        gains.calibrate(runner.read(path).cells)
+        gains.calibrate(report.compared(runner.read(path).cells))
     for file in report.write(runner.read(path), path):
         print(f"wrote {file}")
     return 0

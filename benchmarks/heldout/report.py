@@ -105,9 +105,10 @@ def by_nfe(ratios: Mapping[str, Cells], label: str = "") -> str:
     rows: list[Ratio] = [
         ((network, name) if label else (network,), f"N = {nfe}", x)
         for name, cells in ratios.items()
-        for (network, nfe), x in sorted(cells.items(), key=lambda item: item[0][1])
+        for (network, nfe), x in cells.items()
     ]
-    return means(["network", label] if label else ["network"], with_all(rows)) if rows else ""
+    order = [f"N = {nfe}" for nfe in sorted({nfe for cells in ratios.values() for _, nfe in cells})]
+    return means(["network", label] if label else ["network"], with_all(rows), order=order) if rows else ""
 
 
 def taken(found: Sequence[Record]) -> str:
@@ -161,15 +162,17 @@ def networks(found: Records) -> str:
     return markdown(head, rows, left=3)
 
 
+def compared(cells: Sequence[Record]) -> list[Record]:
+    """Keep the main group of each network: only samples of the same noise are compared."""
+    names = dict.fromkeys(r.model for r in cells)
+    return [r for name in names for r in main_group([r for r in cells if r.model == name])]
+
+
 def report(found: Records, name: str) -> str:
     """Write the page's text; `name` is the records file's."""
     if not found.cells:
         raise ValueError("there are no records to report; give --networks PATH to measure")
-    kept = [
-        r
-        for n in dict.fromkeys(r.model for r in found.cells)
-        for r in main_group([r for r in found.cells if r.model == n])
-    ]
+    kept = compared(found.cells)
     plain = [r for r in kept if r.guidance == 1.0]
     rules = ", ".join(f"`{m}`" for m in RULES if any(r.method == m for r in kept))
     free = {k: x for k, m in (("without", FREE), ("with", FREE_PROFILED)) if (x := free_ratios(plain, m))}
@@ -192,7 +195,7 @@ def write(found: Records, path: Path) -> list[Path]:
     """Write the page beside the records, and the picture of gains; returns the files."""
     page, chart = path.with_suffix(".md"), path.with_name(f"{path.stem}-predicted.png")
     write_whole(page, report(found, path.name).encode())
-    if not (rows := gains.choices(found.cells)):
+    if not (rows := gains.choices(compared(found.cells))):
         return [page]
     save(gain_figure(rows), chart)
     return [page, chart]

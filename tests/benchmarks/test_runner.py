@@ -63,6 +63,16 @@ def test_each_cell_is_measured_once_and_a_run_goes_on_where_it_stopped(tmp_path,
     assert "karras: left out, not today" in capsys.readouterr().out
 
 
+def test_records_are_amended_in_place(tmp_path):
+    path = tmp_path / "some.jsonl"
+    for method in ("trailing", "karras"):
+        runner.append(path, replace(RECORD, method=method), SETUP)
+    runner.amend(path, lambda r: replace(r, problem_error=0.5 if r.method == "karras" else None))
+    found = runner.read(path)
+    assert [(r.method, r.problem_error) for r in found.cells] == [("trailing", None), ("karras", 0.5)]
+    assert found.setups == [SETUP] and len(path.read_text().splitlines()) == 3
+
+
 @pytest.mark.parametrize("model", ["fashion-eps", "emoji-flow"])
 def test_a_schedule_survives_its_record(model):
     noise = runner.noise_of(model)
