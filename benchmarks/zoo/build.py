@@ -46,6 +46,9 @@ STAGES = (Stage(range(1, 9), 25), Stage(range(9, 15), 15), Stage(range(15, MAX_N
 """The first from equal steps of a flow's time with shift 2, the others from the largest N before, `stretched`: nodes
 that start smooth in i and in N stay so, and a step costs more at large N and gains less."""
 
+MENDED = 15
+"""Steps of a search that mends, at most."""
+
 
 Place = tuple[str, float]
 """The preset's name and guidance."""
@@ -103,6 +106,38 @@ def search_known(name: str, guidance: float, stage: Stage, known: Records) -> Re
             lanes.append(Lane(noise, nfe, method=how))
     data = judged(noise, guidance)
     return [_record(schedule, data) for schedule in search_many(lanes)]
+
+
+def mend(name: str, guidance: float, known: Records) -> Records:
+    """Search again, from the curve of N - 1, where N is worse, or its second node cleaner, than that of N - 1."""
+    noise, of = preset(name), {(r["solver"], r["nfe"]): r for r in known}
+    lanes = []
+    for (solver, nfe), record in of.items():
+        before = of.get((solver, nfe - 1))
+        if before is None or nfe < 4 or not (worse(before, record) or cleaner(before, record)):
+            continue
+        start = stretched(noise, [first_lam(noise, nfe - 1), *before["lams"]], nfe)
+        refinement = Refinement(more=CHUNKS, steps=MENDED, final_steps=5)
+        how = SolverError(solver, guidance, start=start, refinement=refinement, samples=SAMPLES, compare=())
+        lanes.append(Lane(noise, nfe, method=how))
+    data = judged(noise, guidance)
+    for schedule in search_many(lanes) if lanes else []:
+        place = schedule.solver, schedule.nfe
+        new, before = _record(schedule, data), of[place[0], place[1] - 1]
+        evener = cleaner(before, of[place]) and not cleaner(before, new) and new["error"] < 1.02 * of[place]["error"]
+        if new["error"] < of[place]["error"] or evener:
+            of[place] = new
+    return list(of.values())
+
+
+def worse(before: dict[str, Any], record: dict[str, Any]) -> bool:
+    """Whether N has more error than N - 1."""
+    return bool(record["error"] > before["error"])
+
+
+def cleaner(before: dict[str, Any], record: dict[str, Any]) -> bool:
+    """Whether the second of N nodes has less noise than that of N - 1."""
+    return bool(record["lams"][0] > before["lams"][0])
 
 
 def judged(noise: NoiseSchedule, guidance: float) -> Chunks:
@@ -179,6 +214,7 @@ def search_place(name: str, guidance: float) -> Records:
     records: Records = []
     for stage in STAGES:
         records += search_known(name, guidance, stage, records)
+    records = mend(name, guidance, records)
     return records + search_free(name, guidance, records)
 
 
