@@ -40,7 +40,7 @@ class Effort(NamedTuple):
         return Effort(*(mine if mine is not None else its for mine, its in zip(self, default, strict=True)))
 
 
-class Levels(Protocol):
+class TwoLevel(Protocol):
     """What a method gives to `bilevel`: pure functions of one lane, a pytree of arrays that has a `seed`."""
 
     def boxes(self, lane: Any) -> tuple[Array, Array]:
@@ -59,7 +59,7 @@ class Levels(Protocol):
         """The result, from what evolution found in each box (leading axis S)."""
 
 
-def bilevel(method: Levels, lane: Any, effort: Any) -> Any:
+def bilevel(method: TwoLevel, lane: Any, effort: Any) -> Any:
     """Both levels for one lane, with a complete `Effort`. Pure; map it over lanes (`hso_jax.batch`)."""
 
     def fitness(psi: Array, before: Found) -> tuple[Array, Found]:

@@ -15,7 +15,7 @@ from jax.flatten_util import ravel_pytree
 
 from hso_jax import solvers
 from hso_jax.checks import check_guidance, number, whole
-from hso_jax.compiling import jit, normal, random_key
+from hso_jax.compiling import jit, normal, platform, random_key
 from hso_jax.noise import alpha_sigma
 from hso_jax.problems.bank import Bank, Exact, Problems, collect, denoise, exact, pick, spread
 from hso_jax.problems.mixture import KINDS, Problem, family
@@ -279,12 +279,18 @@ Weigh = Callable[[Array], solvers.Weights]
 
 
 def squared_errors(data: Chunks, weights: solvers.Weights, chunks: Array | int) -> Array:
-    """[Q] relative mean squared error of each of the first `chunks` chunks at the end of a schedule, 0 for the rest."""
+    """[Q] relative mean squared error of each of the first `chunks` chunks at the end of a schedule, 0 for the rest.
+
+    A CPU takes chunk after chunk, for its caches; other devices, whose kernels would be short of work, all at once.
+    """
+    index = jnp.arange(data.problem.shape[0])
+    if platform() != "cpu":
+        return jnp.where(index < chunks, jax.vmap(lambda i: _squared_error(data, weights, i))(index), 0.0)
 
     def one(i: Array, errors: Array) -> Array:
         return errors.at[i].set(_squared_error(data, weights, i))
 
-    return jax.lax.fori_loop(0, chunks, one, jnp.zeros(data.problem.shape[0], data.noise.dtype))
+    return jax.lax.fori_loop(0, chunks, one, jnp.zeros(index.shape, data.noise.dtype))
 
 
 def error_gradient(
@@ -292,7 +298,8 @@ def error_gradient(
 ) -> tuple[Array, Array]:
     """Log of the mean squared error of the first chunks, and its gradient [M] in the place.
 
-    Memory B D K, work chunks x B N; over all devices along `axis`.
+    Memory B D K, work chunks x B N (all chunks at once where `squared_errors` takes them so); over all devices along
+    `axis`.
     """
 
     # The weights are a short but intricate function of the place: its derivative is taken once, not for every chunk.
@@ -303,12 +310,22 @@ def error_gradient(
     weights, pull, real = jax.vjp(split, place, has_aux=True)
     flat, whole = ravel_pytree(weights)
 
-    def add(i: Array, sums: tuple[Array, Array]) -> tuple[Array, Array]:
+    def of_chunk(i: Array) -> tuple[Array, Array]:
         value, slopes = jax.value_and_grad(lambda w: _squared_error(data, w._replace(real=real), i))(weights)
-        return sums[0].at[i].set(value), sums[1].at[data.problem[i]].add(ravel_pytree(slopes)[0])
+        return value, ravel_pytree(slopes)[0]
+
+    def add(i: Array, sums: tuple[Array, Array]) -> tuple[Array, Array]:
+        value, slopes = of_chunk(i)
+        return sums[0].at[i].set(value), sums[1].at[data.problem[i]].add(slopes)
 
     zero = jnp.zeros(data.problem.shape, place.dtype), jnp.zeros((data.importance.shape[0], *flat.shape), flat.dtype)
-    errors, gradients = jax.lax.fori_loop(0, chunks, add, zero)
+    if platform() == "cpu":
+        errors, gradients = jax.lax.fori_loop(0, chunks, add, zero)
+    else:
+        index = jnp.arange(data.problem.shape[0])
+        errors, every = jax.vmap(of_chunk)(index)
+        errors = jnp.where(index < chunks, errors, 0.0)
+        gradients = zero[1].at[data.problem].add(jnp.where(index[:, None] < chunks, every, 0.0))
     if axis is not None:
         errors, gradients = jax.lax.pmean((errors, gradients), axis)
     of_problem, count = _by_problem(data, errors, chunks)

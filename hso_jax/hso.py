@@ -265,9 +265,9 @@ def _finish(lanes: Sequence[Lane], found: Evolution, objective: str | NodeObject
         return found
     columns = [np.array(x, np.float64 if x.dtype.kind == "f" else x.dtype) for x in found.memo]
     with jax.enable_x64(True):
-        arrays, bank = pack(lanes, np.dtype(np.float64))
-        for i in hard:
-            lane = jax.tree.map(lambda column: column[i], arrays)  # noqa: B023
+        for i in hard.tolist():
+            arrays, bank = pack([lanes[i]], np.dtype(np.float64))
+            lane = jax.tree.map(lambda column: column[0], arrays)
             again = _refine_again(lane, bank, found.best[i].astype(np.float64), columns[0][i], objective)
             again = again._replace(steps=again.steps + found.memo.steps[i])
             for column, value in zip(columns, again, strict=True):

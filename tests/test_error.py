@@ -135,6 +135,28 @@ def test_value_and_gradient(index: int) -> None:
     np.testing.assert_allclose(gradient[: cell.gaps], wanted, rtol=1e-6, atol=1e-6 * np.abs(wanted).max())
 
 
+def test_an_accelerator_s_chunks_at_once_are_the_loop_s(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of all chunks, and of the first three of four."""
+    cell = cells()[CELLS.index(("dpmpp-2m", "interval", "pure noise", 5.0))]
+
+    def measured(chunks: int) -> list[np.ndarray]:
+        def both(lane: LaneArrays, data: Chunks, y: jax.Array) -> tuple[jax.Array, ...]:
+            lams = lams_of(lane.range, nodes_of(lane.range, y))
+            weights = functools.partial(weigh, NAMES, lane)
+            return squared_errors(data, weights(lams), chunks), *error.error_gradient(data, weights, lams, chunks)
+
+        found = jax.jit(both, compiler_options=QUICK)(cell.arrays, cell.data, jnp.asarray(cell.y))
+        return [np.asarray(x) for x in found]
+
+    with jax.enable_x64(True):
+        for chunks in (3, 4):
+            monkeypatch.setattr(error, "platform", lambda: "cpu")
+            loop = measured(chunks)
+            monkeypatch.setattr(error, "platform", lambda: "gpu")
+            for got, wanted in zip(measured(chunks), loop, strict=True):
+                np.testing.assert_allclose(got, wanted, rtol=1e-10, atol=1e-14)
+
+
 @pytest.mark.parametrize("index", range(0, len(CELLS), 2), ids=["-".join(map(str, c)) for c in CELLS[::2]])
 def test_logits_and_nodes_are_inverse(index: int) -> None:
     cell = cells()[index]

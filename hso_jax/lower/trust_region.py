@@ -55,13 +55,15 @@ def project_gaps_in_rounds(gaps: Array, lower: Array, total: Array, free: Array)
     Appl. 50, 1986). After a step few gaps are to be dropped, so a few rounds do.
     """
     room, above = total - lower * jnp.sum(free), gaps - lower
+    # No gap keeps more than the room, so the excess is at least what the largest has beyond it.
+    below = above - jnp.max(jnp.where(free, above, -jnp.inf))
 
     def drop(state: tuple[Array, Array]) -> tuple[Array, Array]:
         kept, _ = state
-        left = kept & (above > _excess(above, kept, room))
+        left = kept & (below > _excess(below, kept, room))
         return left, jnp.any(left != kept)
 
-    kept, _ = jax.lax.while_loop(lambda state: state[1], drop, (free, jnp.asarray(True)))
+    kept, _ = jax.lax.while_loop(lambda state: state[1], drop, (free & (below > -room), jnp.asarray(True)))
     return _shared_out(above, kept, room, free, lower)
 
 

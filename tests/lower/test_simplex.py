@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -9,11 +11,12 @@ import pytest
 from optax.projections import projection_simplex
 from scipy import optimize
 
-from hso_jax.lower.trust_region import nodes_of_gaps, project, project_gaps
+from hso_jax.lower.trust_region import nodes_of_gaps, project, project_gaps, project_gaps_in_rounds
 
 K = 9
-vmapped = jax.jit(jax.vmap(project_gaps))
+WAYS = {way: jax.jit(jax.vmap(way)) for way in (project_gaps, project_gaps_in_rounds)}
 nodes = jax.jit(jax.vmap(project))
+every_way = pytest.mark.parametrize("vmapped", WAYS.values(), ids=[way.__name__ for way in WAYS])
 
 
 def by_sorting(gaps: np.ndarray, lower: float, total: float) -> np.ndarray:
@@ -34,7 +37,8 @@ def cases(count: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray, np.ndarray
     return gaps, lower, total, intervals
 
 
-def test_gaps_match_the_projection_by_sorting() -> None:
+@every_way
+def test_gaps_match_the_projection_by_sorting(vmapped: Any) -> None:
     gaps, lower, total, intervals = cases(300)
     with jax.enable_x64(True):
         free = jnp.asarray(np.arange(K - 1) < intervals[:, None])
@@ -68,7 +72,8 @@ def test_nodes_match_a_quadratic_program() -> None:
         assert row[0] == 1.0 and np.all(row[m:] == 0.02)
 
 
-def test_float32_ends_feasible_and_always() -> None:
+@every_way
+def test_float32_ends_feasible_and_always(vmapped: Any) -> None:
     """Rounding once let the Newton iteration go to and fro for ever."""
     gaps, lower, total, intervals = cases(20_000, seed=1)
     free = np.arange(K - 1) < intervals[:, None]
@@ -82,8 +87,9 @@ def test_float32_ends_feasible_and_always() -> None:
     assert np.max(np.abs(got.sum(axis=1) - arrays[2]) / size) < 8 * np.finfo(np.float32).eps
 
 
+@every_way
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
-def test_numbers_that_are_not_finite_do_not_hang(bad: float) -> None:
+def test_numbers_that_are_not_finite_do_not_hang(bad: float, vmapped: Any) -> None:
     gaps = np.full((2, K - 1), 0.1, np.float32)
     gaps[0, 3] = bad
     out = vmapped(gaps, np.zeros(2, np.float32), np.full(2, 0.8, np.float32), np.ones((2, K - 1), bool))
