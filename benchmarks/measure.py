@@ -138,7 +138,7 @@ def run(
         new = origins.get(old.get("network", ""))
         if new and new["sha256"] != old.get("sha256"):
             raise ValueError(f"{path} has records of {new['network']} from other files; choose another --records")
-    network = functools.lru_cache(maxsize=2)(lambda *key: Network(networks, *key, images, 0, fine, real))
+    network = functools.lru_cache(maxsize=2)(lambda name, w: Network(networks, name, w, images, 0, fine, real))
     setup = runner.this_setup()
     return runner.run(
         path,

@@ -8,12 +8,11 @@ from __future__ import annotations
 import io
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
 from matplotlib.figure import Figure
-from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, NullFormatter, NullLocator
 from PIL import Image
 
@@ -99,7 +98,7 @@ def against_nfe(
         panels_of_row[0].set_ylabel(label)
     for panel in grid[-1]:
         panel.set_xlabel("N, model evaluations")
-    titles = [line[0] for line in reversed(lines.values()) if line[0] in handles]
+    titles = [line[0] for line in list(lines.values())[::-1] if line[0] in handles]
     figure.legend([handles[x] for x in titles], titles, loc="outside lower center", ncols=5, frameon=False)
     return figure
 
@@ -174,29 +173,6 @@ def tuning_figure(records: Sequence[Record]) -> Figure:
     )
     panel.legend(frameon=False)
     panel.grid(alpha=0.3)
-    return figure
-
-
-class Row(NamedTuple):
-    """A name, smaller text below it, and samples [n, 3, H, W]."""
-
-    name: str
-    detail: str
-    samples: torch.Tensor
-
-
-def samples_figure(rows: Sequence[Row], columns: int) -> Figure:
-    """Draw the first samples of each row beside its name."""
-    layout = ConstrainedLayoutEngine(w_pad=0.01, h_pad=0.02, wspace=0, hspace=0)
-    figure = Figure(figsize=(8.6, 0.75 * len(rows)), layout=layout)
-    grid = figure.subplots(len(rows), columns + 1, width_ratios=[2.6, *columns * [1.0]])
-    for axes, row in zip(grid, rows, strict=True):
-        axes[0].text(0, 0.62, row.name, fontsize=9, fontweight="bold", va="bottom")
-        axes[0].text(0, 0.56, row.detail, fontsize=7.5, color="#606068", va="top", linespacing=1.3)
-        for one, picture in zip(axes[1:], pictures(row.samples[:columns]), strict=True):
-            one.imshow(picture, interpolation="nearest")
-        for one in axes:
-            one.axis("off")
     return figure
 
 

@@ -215,7 +215,8 @@ Compared = tuple[Published, float, dict[str, Schedule], dict[str, Schedule]]
 def compare(found: Sequence[Published]) -> list[Compared]:
     """Every list beside ours, a row a weight."""
     pairs = [(one, weight) for one in found for weight in weights(one)]
-    return [(*pair, *groups) for pair, *groups in zip(pairs, ours(pairs), others(pairs), strict=True)]
+    triples = zip(pairs, ours(pairs), others(pairs), strict=True)
+    return [(one, weight, own, rules) for (one, weight), own, rules in triples]
 
 
 def summary(compared: Sequence[Compared]) -> str:
@@ -239,9 +240,9 @@ def summary(compared: Sequence[Compared]) -> str:
         other = _mean(signed(one.lams, rules[rule]) for one, _, _, rules in rows)
         means.append((off, side))
         nfes = sorted({len(one.lams) for one, _ in mine})
-        row = [source, model, str(len(rows)), " ".join(map(str, nfes)), f"{rows[0][1]:g}"]
-        row += [f"{np.exp(np.mean(first)):.2f}" if first else "", f"{off:.2f}", f"{side:+.2f}"]
-        lines.append([*row, f"{rule} {near[rule]:.2f}", f"{other:+.2f}"])
+        line = [source, model, str(len(rows)), " ".join(map(str, nfes)), f"{rows[0][1]:g}"]
+        line += [f"{np.exp(np.mean(first)):.2f}" if first else "", f"{off:.2f}", f"{side:+.2f}"]
+        lines.append([*line, f"{rule} {near[rule]:.2f}", f"{other:+.2f}"])
     if means:
         worst = max((side for _, side in means), key=abs)
         lines.append(

@@ -253,12 +253,12 @@ class _UNet(nn.Module):
         embedded = self.time_mlp(time)
         first = x = self.init_conv(torch.cat([x, condition], 1))
         kept = []
-        for one, two, attend, shrink in self.downs:  # type: ignore[misc]
+        for one, two, attend, shrink in self.downs:
             kept.append(x := one(x, embedded))
             kept.append(x := attend(two(x, embedded)))
             x = shrink(x)
         x = self.mid_block2(self.mid_attn(self.mid_block1(x, embedded)), embedded)
-        for one, two, attend, grow in self.ups:  # type: ignore[misc]
+        for one, two, attend, grow in self.ups:
             x = one(torch.cat([x, kept.pop()], 1), embedded)
             x = grow(attend(two(torch.cat([x, kept.pop()], 1), embedded)))
         return self.final_conv(self.final_res_block(torch.cat([x, first], 1), embedded))

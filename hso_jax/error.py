@@ -18,19 +18,21 @@ from hso_jax.checks import check_guidance, number, whole
 from hso_jax.compiling import jit, normal, platform, random_key
 from hso_jax.noise import alpha_sigma
 from hso_jax.problems.bank import Bank, Exact, Problems, collect, denoise, exact, pick, spread
-from hso_jax.problems.mixture import Problem, family
+from hso_jax.problems.mixture import KINDS, Problem, family
 from hso_jax.problems.model_error import ModelError, Waves, check_model_error, draw, error, guided
 from hso_jax.problems.product import Product, spectral, spectrum
 
-SAMPLES = 128
-"""Noise samples a problem: 36 x 128 in all (benchmarks/reference_study.py says what fewer cost)."""
+SAMPLES = 32
+"""Noise samples a problem: 36 x 32 in all. Four times as many cost four times as much, and schedules that were searched
+on half as many are as good on networks: other problems differ more than other samples of these."""
 
 EXACT_STEPS = 64
 """Of the exact solution: leaves 2e-6 at guidance 1 and 2e-5 at 7.5, a hundredth and less of any solver's error here."""
 
 
-DETAIL = 0.0
-"""Default exponent of the weight `variance^-detail` of a direction's squared error."""
+DETAIL = 0.5
+"""Default exponent of the weight `variance^-detail` of a direction's squared error, where guidance is all there is: at
+weight w it is `DETAIL (1 - 1/w)`, and 0 without guidance (docs/solver-error.md)."""
 
 POWER = 0.0
 """Default exponent of the mean over problems: 1 is the mean of squared errors, 0 that of their logarithms."""
@@ -68,7 +70,12 @@ class ErrorData(NamedTuple):
     inaccuracy: Array
 
 
-LEADING, REACH = (2.0, 4.0, 8.0), 8.0
+SCALE, FLOOR = 1.25, 0.2
+"""Of the default family: how many times the scale of `family`'s kinds its clusters have, and the least variance along
+a coordinate, within a component and of a product. Data hold white noise (latents' autoencoder's, a camera's): what
+lies below it a network cannot tell, and it decides nothing there."""
+
+LEADING, REACH = (2.5, 5.0, 10.0), 12.0
 """Of the default family's products: largest standard deviations, and how many times the smallest one each is."""
 
 
@@ -80,12 +87,14 @@ def default_family() -> Bank:
     Held-out problems have other seeds.
     """
     with jax.enable_x64(True), jax.ensure_compile_time_eval():
-        clusters = family(range(24))
+        clusters = family(range(24), [kind._replace(scale=SCALE * kind.scale) for kind in KINDS])
         problems: list[Problem | Product] = []
         for i in range(24):
-            problems.append(jax.tree.map(lambda leaf: leaf[i], clusters))  # noqa: B023
+            cluster = jax.tree.map(lambda leaf: leaf[i], clusters)  # noqa: B023
+            problems.append(cluster._replace(variances=jnp.maximum(cluster.variances, FLOOR)))
             if i % 2:
-                own = spectrum(np.geomspace(LEADING[i // 2 % 3], LEADING[i // 2 % 3] / REACH, 32))
+                deviations = np.geomspace(LEADING[i // 2 % 3], LEADING[i // 2 % 3] / REACH, 32)
+                own = spectrum(np.sqrt(np.maximum(deviations**2, FLOOR)))
                 problems.append(spectral(random_key(1000 + i), own))
         return collect(problems)
 
@@ -97,7 +106,7 @@ def error_data(
     prediction: str = "epsilon",
     model_error: ModelError | None = None,
     problems: Problems | None = None,
-    detail: float = DETAIL,
+    detail: float | None = None,
     power: float = POWER,
     samples: int = SAMPLES,
     seed: int = 0,
@@ -112,7 +121,8 @@ def error_data(
         model_error: what its error is like; by default what `ETA` has for the prediction type.
         problems: stacked on a leading axis, or a sequence of problems of either kind; the default family if None.
             The same arrays are solved once.
-        detail: a direction's squared error weighs its `variance^-detail`: 0 is the plain error, 1 all details alike.
+        detail: a direction's squared error weighs its `variance^-detail`: 0 is the plain error, 1 all details alike; by
+            default `DETAIL (1 - 1/w)`.
         power: of the mean over problems: 1 is the mean of their squared errors, 0 that of their logarithms.
         samples: B.
         seed: of the noise.
@@ -128,15 +138,16 @@ def error_data(
     seed = whole("seed", seed, 0, 2**31 - 1)
     if not (isinstance(start, float) and start == -math.inf):
         start = number("start", start, low=-1e3, high=1e3, need="the half log-SNR of a noise end (-inf for pure noise)")
-    weights = check_weights(detail, power)
+    weights = check_weights(detail, power, guidance)
     kind = check_model_error(model_error, prediction, start)
     numbers = kind.numbers(prediction)
     rest = (start, guidance, kind, numbers, *weights, samples, seed, steps)
     return _solve(_Problems(problems), jnp.dtype(jax.dtypes.canonicalize_dtype(float)), *rest)
 
 
-def check_weights(detail: object, power: object) -> tuple[float, float]:
+def check_weights(detail: object, power: object, guidance: float) -> tuple[float, float]:
     """Both exponents. Raises ValueError outside (-10, 10), where one direction or problem has long been all of E."""
+    detail = DETAIL * (1.0 - 1.0 / max(guidance, 1.0)) if detail is None else detail
     return number("detail", detail, low=-10.0, high=10.0), number("power", power, low=-10.0, high=10.0)
 
 

@@ -19,7 +19,6 @@ from hso_jax.checkpoint import Records
 from hso_jax.checks import brief, choice, whole
 from hso_jax.compiling import jit, platform
 from hso_jax.error import (
-    DETAIL,
     POWER,
     SAMPLES,
     Chunks,
@@ -255,9 +254,8 @@ class SolverError:
         solver: a name that `hso_jax.solvers.canonical` knows: "ddim", "dpmpp-2m", "unipc-2", "unipc-3", "heun", ...;
             or "nonstationary", whose coefficients are searched with the nodes (see `Coefficients`).
         guidance: w of classifier-free guidance; 0 and 1 are without.
-        first: "auto" (the first node is the model's noise end, or up to N = 10 sigma/alpha = 60 where that is less and
-            the network predicts epsilon, see `noise.first_lam`), "end" (the noise end) or "free" (placed like the
-            others).
+        first: "auto" (the first node is the model's noise end, or sigma/alpha = 9 N where that is less and the network
+            predicts epsilon, see `noise.first_lam`), "end" (the noise end) or "free" (placed like the others).
         family: bound whose minimisers are the starts: "mep", "dm-nonuni" or a function, as `Hso.objective`.
         refinement: how hard the starts are refined on the error; None takes the best of the family as it is.
         start: a schedule, or a method whose schedule is refined, instead of the starts of the family.
@@ -268,7 +266,8 @@ class SolverError:
             family, and its network's error unless `model_error` says otherwise.
         model_error: what a network adds to the exact denoiser; by default of size `problems.ETA` for what the model
             predicts.
-        detail: a direction's squared error weighs its `variance^-detail`: 0 is the plain error, 1 all details alike.
+        detail: a direction's squared error weighs its `variance^-detail`: 0 is the plain error, 1 all details alike; by
+            default 0 without guidance and up to .5 under it (`error.DETAIL`).
         power: of the mean over problems: 1 is the mean of their squared errors, 0 that of their logarithms.
         samples: noise samples a problem; a multiple of 32 if they are more.
         noise_seed: of these samples.
@@ -285,7 +284,7 @@ class SolverError:
     problems: Problems | None = None
     profile: Profile | None = None
     model_error: ModelError | None = None
-    detail: float = DETAIL
+    detail: float | None = None
     power: float = POWER
     samples: int = SAMPLES
     noise_seed: int = 0
@@ -299,7 +298,7 @@ class SolverError:
         for name, value in (self.refinement or REFINEMENT)._asdict().items():
             whole(f"refinement.{name}", value, 0 if name == "final_steps" else 1, 10**6)
         compare = tuple(solvers.canonical(name) for name in self.compare)
-        detail, power = check_weights(self.detail, self.power)
+        detail, power = check_weights(self.detail, self.power, guidance)
         problems, model_error = _of_profile(self, lane.noise)
         model_error = check_model_error(model_error, lane.noise.prediction, lane.noise.noise_end)
         if problems is not None:

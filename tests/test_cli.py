@@ -334,7 +334,7 @@ def test_bad_input_is_refused_before_any_work(run: Run, asked: list[Any], comman
 
 
 def test_files_of_others_are_refused(run: Run, asked: list[Any]) -> None:
-    for content in ("", "{", "[]", '{"format": "other"}', '{"format": "hso-jax/schedules", "version": 9}'):
+    for content in ("", "{", "[]", '{"format": "hso-jax/schedules", "version": 9}', '{"format": "other"}'):
         Path("bad.json").write_text(content)
         refused(run, "show bad.json", "bad.json")
     command = "search --nfe 4-6,10 --layout node -o bad.json --no-plot"

@@ -86,12 +86,25 @@ def test_every_page_of_the_docs_is_on_the_site() -> None:
         assert f": {name}\n" in NAV or name.startswith("results/samples-"), name
 
 
+def test_no_name_is_twice_in_the_navigation() -> None:
+    names = re.findall(r"^ +- (.+?):(?: |$)", NAV, re.M)
+    assert len(names) == len({name.lower() for name in names}) > 30
+
+
 def test_the_api_pages_have_every_public_name() -> None:
     text = "".join(page.read_text(encoding="utf-8") for page in (ROOT / "docs" / "api").glob("*.md"))
     named = set(re.findall(r"^::: hso_jax\.(\w+)$", text, re.M))
     modules = {name for name in hso_jax.__all__ if isinstance(getattr(hso_jax, name), ModuleType)}
     assert named == set(hso_jax.__all__) - modules - {"__version__"}
     assert all(f"\n::: hso_jax.{module}." in text for module in modules)
+
+
+def test_the_api_page_of_the_bridge_has_every_public_name() -> None:
+    text = (ROOT / "docs" / "api" / "bridge.md").read_text(encoding="utf-8")
+    source = (ROOT / "bridge" / "__init__.py").read_text(encoding="utf-8")
+    public = set(re.findall(r"^from bridge\S* import (\w+) as \1$", source, re.M))
+    assert len(public) > 15
+    assert public == set(re.findall(r"^(?:::: bridge|      heading: bridge)\.(\w+)$", text, re.M))
 
 
 def test_the_citation_is_of_this_version() -> None:

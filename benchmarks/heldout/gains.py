@@ -17,7 +17,6 @@ from scipy import stats
 
 from benchmarks.compared import SOLVERS
 from benchmarks.heldout.measure import FREE
-from benchmarks.methods import RULES
 from benchmarks.runner import Record
 from benchmarks.tables import geometric_mean, markdown
 from hso_jax.files import write_whole
@@ -29,6 +28,9 @@ SIGNIFICANT = 0.1
 """Largest probability, one-sided, that networks on average gain nothing."""
 
 FEWEST = 4  # networks, to tell
+
+BEFORE = ("leading", "linspace", "trailing", "sgm-uniform", "karras", "uniform-lam", "beta-t")
+"""Rules that pipelines and user interfaces have by themselves or by one option."""
 
 
 class Choice(NamedTuple):
@@ -66,7 +68,7 @@ def choices(found: Sequence[Record]) -> list[Choice]:
     """List them; networks at another guidance weight count as other networks."""
     rules: dict[tuple[str, float, int], list[Record]] = {}
     for r in found:
-        if r.method in RULES and r.solver in SOLVERS and r.rmse and r.problem_error:
+        if r.method in BEFORE and r.solver in SOLVERS and r.rmse and r.problem_error:
             rules.setdefault((r.model, r.guidance, r.nfe), []).append(r)
     return [
         Choice(
@@ -150,8 +152,8 @@ def calibration(found: Sequence[Record]) -> dict[str, Any]:
             **{name: round(x, 4) for name, x in fit(rows)._asdict().items()},
             "networks": networks, "coverage": round(coverage(rows), 3),
         }  # fmt: skip
-    by_nfe = _by_nfe(free_over_known(found))
-    pays = [nfe for nfe, own in sorted(by_nfe.items()) if chance(own.values()) <= SIGNIFICANT]
+    by_nfe = sorted(_by_nfe(free_over_known(found)).items())
+    pays = {str(nfe): chance(own.values()) <= SIGNIFICANT for nfe, own in by_nfe}
     return {"kinds": kinds, "free_pays": pays, "networks": sorted({c.network for c in every}), "versions": versions()}
 
 
@@ -168,11 +170,11 @@ def calibrate(found: Sequence[Record], file: Path = FILE) -> None:
 
 
 PREDICTED = """\
-Each schedule of the zoo (where nothing is shipped, of the searches) beside every rule with every solver, on each
-network at each N: the ratio of errors predicted on the reference problems and measured on the network. The line
-log measured = offset + slope log predicted is fitted with equal weights of networks. *Interval*: what 80 % of the
-choices on networks that a line was not fitted on lie within, as a factor of the line; *held* is how many choices of a
-network the interval of the other networks holds, in the mean.
+Each schedule of the zoo (where nothing is shipped, of the searches) beside rules that pipelines have ({rules}), with
+every solver, on each network at each N: the ratio of errors predicted on the reference problems and measured on the
+network. The line log measured = offset + slope log predicted is fitted with equal weights of networks. *Interval*: what
+80 % of the choices on networks that a line was not fitted on lie within, as a factor of the line; *held* is how many
+choices of a network the interval of the other networks holds, in the mean.
 """
 
 FREE_TEXT = """\
@@ -205,5 +207,6 @@ def section(found: Sequence[Record]) -> str:
     for label, f in figures:
         table.append([label, *(f"{f(list(own.values())):.2f}" for _, own in sorted(by_nfe.items()))])
     free = markdown(["network, guidance", *(f"N = {nfe}" for nfe in sorted(by_nfe))], table)
-    told = FREE_TEXT.format(limit=SIGNIFICANT)
-    return f"## Predicted and measured\n\n{PREDICTED}\n{markdown(head, rows)}\n{told}\n{free}"
+    told = PREDICTED.format(rules=", ".join(f"`{x}`" for x in BEFORE))
+    free_told = FREE_TEXT.format(limit=SIGNIFICANT)
+    return f"## Predicted and measured\n\n{told}\n{markdown(head, rows)}\n{free_told}\n{free}"

@@ -38,9 +38,9 @@ is shipped for a network's noise, each is what a search finds.
 """
 
 AGAINST = """\
-Cells won / tied / lost of the searches (`solver-error` for this solver, without and with a profile, and `hso`) against
-the best rule with the same solver; tied is not better, but inside the 95 % interval of the best rule's RMSE (bootstrap
-over samples). Ratio: the RMSE divided by the best rule's.
+Cells won / tied / lost of the searches (`solver-error` for this solver, and `hso`) against the best rule with the same
+solver; tied is not better, but inside the 95 % interval of the best rule's RMSE (bootstrap over samples). Ratio: the
+RMSE divided by the best rule's.
 """
 
 FREE_HOW = """\
@@ -178,11 +178,12 @@ def report(found: Records, name: str) -> str:
         parts.append(
             taken([r for r in kept if r.guidance == weight]).replace("is taken", f"is taken, guidance {weight:g}")
         )
-    if searched := [m for m in ("solver-error", PROFILED, "hso") if any(r.method == m for r in plain)]:
-        parts += [f"## Searched nodes\n\n{AGAINST}", summary(plain, searched)]
+    for heading, methods in (("Searched nodes", SEARCHED[::-1]), ("With a profile", (PROFILED,))):
+        if searched := [m for m in methods if any(r.method == m for r in plain)]:
+            parts += [f"## {heading}\n\n{AGAINST if methods != (PROFILED,) else ''}", summary(plain, searched)]
     if free:
         today = by_nfe({"": today_ratios(plain)})
-        parts += [f"## Coefficients of their own\n\n{FREE_HOW}\n{by_nfe(free, 'profile')}", TODAY, today]
+        parts += [f"## Coefficients of its own\n\n{FREE_HOW}\n{by_nfe(free, 'profile')}", TODAY, today]
     parts += ["## The networks\n", networks(Records(kept, found.setups))]
     return "\n".join(part for part in parts if part)
 

@@ -68,7 +68,8 @@ def search(
     count = noise.num_train_timesteps
     first, last = (round(count * float(t)) for t in (noise.t_min, noise.t_max))
 
-    def schedule_of(row: Row, origin: Origin | None = None) -> Schedule:
+    def schedule_of(row: Row) -> Schedule:
+        origin = Origin(method="autodiffusion", solver=solver, guidance=target.guidance, seed=seed)
         return Schedule.from_t(noise, np.array(row) / count, origin=origin)
 
     def rate(row: Row) -> float:
@@ -83,8 +84,7 @@ def search(
         task = progress.add_task(f"{target.name} {solver} {nfe}: AutoDiffusion", total=affordable)
         ratings = evolve(rate, uniform, np.arange(max(first, 1), last + 1), affordable, seed)
     row = min(ratings, key=ratings.__getitem__)
-    origin = Origin(method="autodiffusion", solver=solver, guidance=target.guidance, seed=seed)
-    return Result(schedule_of(row, origin), ratings[row], ratings[uniform], len(ratings) * images * nfe)
+    return Result(schedule_of(row), ratings[row], ratings[uniform], len(ratings) * images * nfe)
 
 
 def evolve(

@@ -50,10 +50,6 @@ UNSHOWN = (
 BETWEEN = 7
 """Methods, and an N, that are in every count and mean over N, and have no row or column of their own."""
 
-DEFAULT_SOLVER = "ddim"
-DEFAULT_RULE = {"fashion-eps": "leading", "fashion-v": "leading", "emoji-flow": "linspace"}
-"""Of the networks' own schedulers, as they are saved: DDIM, and Euler for the flow, which is the same."""
-
 DETAIL_METHODS = {x: f"detail-{x:g}" if x else "solver-error" for x in DETAILS}
 SPACING = {"hso-no-spacing": "none", "hso-penalty": "SPF", "hso": "constraint"}
 SPACED_NFE = 4  # where the paper shows it
@@ -130,12 +126,6 @@ best of all known solvers with all schedules that do not look at the network, by
 These are choices that no one can make beforehand.
 """
 
-DEFAULT = """\
-What `recommend` gives for these networks in every cell, coefficients of their own (`nonstationary`), against what their
-pipelines do by themselves: DDIM (Euler for the flow) with the rule of the scheduler's config, with guidance, where that
-was not measured, with `trailing`. Errors over the default's, over all N.
-"""
-
 GUIDANCE = """\
 Classifier-free guidance: none + w (labelled - none). The converged samples are those of the guided model. Errors over
 those of `trailing`.
@@ -190,7 +180,6 @@ def report(found: Records, folder: Path) -> str:
         ("### The weight of fine detail", DETAIL, detail(plain)),
         ("### Cost", COST, cost(shown)),
         ("## Coefficients of their own", OWN, own_coefficients(ranked)),
-        ("## Recommended against the default", DEFAULT, against_default(ranked)),
         ("## Guidance", GUIDANCE, relative(guided, rules)),
         ("## Distance to the limit", LIMIT_TEXT, relative(plain, limits, ("rmse",))),
     ]
@@ -292,24 +281,6 @@ def own_coefficients(records: Sequence[Record]) -> str:
                 ratios.append(((f"{weight:g}", str(nfe)), METRICS[metric], own[0] / min(known)))
     total = [((row[0], "all"), column, ratio) for row, column, ratio in ratios]
     return means(["guidance", "N"], [*ratios, *total], largest=True)
-
-
-def against_default(records: Sequence[Record]) -> str:
-    """What `recommend` gives against a pipeline's own sampler and rule."""
-    ratios: list[Ratio] = []
-    for (model, weight, solver, _), cells in columns(records).items():
-        default = DEFAULT_RULE[model] if weight == 1.0 else "trailing"
-        if solver == DEFAULT_SOLVER and NONSTATIONARY in cells and default in cells:
-            for metric in PLOTTED:
-                own, theirs = (getattr(cells[method], metric) for method in (NONSTATIONARY, default))
-                if own and theirs:
-                    ratios.append(((f"{weight:g}", model, f"`{default}`"), METRICS[metric], own / theirs))
-    counts = []
-    for metric in map(METRICS.__getitem__, PLOTTED):
-        every = [ratio for _, column, ratio in ratios if column == metric]
-        counts.append(f"{sum(x <= 1.0 for x in every)} of {len(every)} cells by {metric}")
-    text = means(["guidance", "model", "default rule"], ratios, largest=True)
-    return f"{text}\nAt least as good in {', '.join(counts)}.\n" if ratios else text
 
 
 # ---- the paper's studies, and what fine detail costs

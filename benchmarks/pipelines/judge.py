@@ -5,9 +5,9 @@ A stats file is an `.npz` with `mu` [d] and `sigma` [d, d] of reference images, 
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import io
-import json
 import textwrap
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -15,7 +15,6 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from PIL import Image
 from rich.console import Console
 from rich.progress import track
 
@@ -52,9 +51,15 @@ class Extraction(NamedTuple):
     """How features are extracted: images [n, 3, H, W] in [-1, 1] to [n, d], a digest of it, d, and images at once."""
 
     extract: Extractor
-    fingerprint: str
+    digest: str
     features: int
     batch: int
+
+    def of(self, files: Sequence[Path], label: str) -> np.ndarray:
+        """[n, d] float64 features of image files of one size; `label` names the bar."""
+        starts = range(0, len(files), self.batch)
+        shown = track(starts, f"features: {label}", console=Console(stderr=True), transient=True)
+        return np.concatenate([self.extract(torch.from_numpy(unit(files[i : i + self.batch]))) for i in shown])
 
 
 def read_extraction(file: Path, batch: int) -> Extraction:
@@ -66,7 +71,7 @@ def read_extraction(file: Path, batch: int) -> Extraction:
         raise ValueError(f"--extractor {file} does not take images [2, 3, 64, 64]: {error}") from error
     if len(shape) != 2 or shape[0] != 2:
         raise ValueError(f"--extractor {file} makes {shape} of two images; it must be [2, features]")
-    return Extraction(extract, hashlib.sha256(file.read_bytes()).hexdigest(), shape[1], batch)
+    return Extraction(extract, hashlib.sha256(file.read_bytes()).hexdigest()[:12], shape[1], batch)
 
 
 def read_reference(path: Path, how: Extraction) -> Moments | list[Path]:
@@ -77,11 +82,7 @@ def read_reference(path: Path, how: Extraction) -> Moments | list[Path]:
             raise ValueError(f"reference: {path} has {len(files)} images ({', '.join(SUFFIXES)}); need two or more")
         sizes: dict[tuple[int, int], str] = {}
         for file in files:
-            try:
-                with Image.open(file) as image:
-                    sizes.setdefault(image.size, file.name)
-            except OSError as error:
-                raise ValueError(f"reference: {file} is not a readable image ({error}); remove it") from error
+            sizes.setdefault(read_picture(file).size, file.name)
         if len(sizes) > 1:
             told = ", ".join(f"{name} {width} x {height}" for (width, height), name in sizes.items())
             raise ValueError(f"reference: {path} has images of different sizes ({told}); crop or resize them to one")
@@ -103,38 +104,11 @@ def read_reference(path: Path, how: Extraction) -> Moments | list[Path]:
 
 
 def moments_of_images(files: Sequence[Path], how: Extraction, kept: Path) -> Moments:
-    """Compute the moments of image files of one size once, then read them from `kept`, a stats file."""
-    facts = [how.fingerprint, *(f"{p.resolve()} {p.stat().st_size} {p.stat().st_mtime_ns}" for p in files)]
-    key = hashlib.sha256(json.dumps(facts).encode()).hexdigest()
-
-    def make() -> dict[str, Any]:
-        moments = moments_of(features_of(files, how, "reference images"))
-        return {"mu": moments.mu, "sigma": moments.root.T @ moments.root}
-
-    _kept(kept, key, make)
-    found = read_reference(kept, how)
-    assert isinstance(found, Moments)
-    return found
-
-
-def features_of(files: Sequence[Path], how: Extraction, label: str) -> np.ndarray:
-    """[n, d] float64 features of image files of one size; `label` names the bar."""
-    starts = range(0, len(files), how.batch)
-    shown = track(starts, f"features: {label}", console=Console(stderr=True), transient=True)
-    return np.concatenate([how.extract(torch.from_numpy(unit(files[i : i + how.batch]))) for i in shown])
-
-
-def _kept(file: Path, key: str, make: Any) -> dict[str, np.ndarray]:
-    """Arrays of a file with this key, made and written first where it has them not."""
-    if file.is_file():
-        with np.load(file) as found:
-            if str(found["key"]) == key:
-                return dict(found)
-    arrays = {**make(), "key": key}
-    buffer = io.BytesIO()
-    np.savez(buffer, **arrays)
-    write_whole(file, buffer.getvalue())
-    return arrays
+    """Compute the moments of image files, and keep them as a stats file that the next run may be given."""
+    moments = moments_of(how.of(files, "reference images"))
+    np.savez(buffer := io.BytesIO(), mu=moments.mu, sigma=moments.root.T @ moments.root)
+    write_whole(kept, buffer.getvalue())
+    return moments
 
 
 class Judge:
@@ -147,10 +121,9 @@ class Judge:
     def __init__(
         self, store: Store, counts: Mapping[Setting, int], how: Extraction | None, reference: Moments | None
     ) -> None:
-        """Read what every setting is compared with.
+        """`counts` is how many images a setting has, first the converged samples, then those of half the evaluations.
 
-        `counts` is how many images a setting has; the first is the converged samples, the second half as many
-        evaluations. Without `how` pixels alone are compared, without a reference the converged samples alone.
+        Without `how` pixels alone are compared, without a reference the converged samples alone.
         """
         self._converged, half = list(counts)[:2]
         for setting in (self._converged, half):
@@ -160,30 +133,30 @@ class Judge:
                     f"remove {store.folder / setting.name} to try again"
                 )
         self._store, self._how, self._reference = store, how, reference
-        self.error = metrics.root_mean_square(self.measured(half, counts[half])["squares"]).value
-        self._features = self.measured(self._converged, counts[self._converged]).get("features")
+        self.error = metrics.root_mean_square(self._squares(half, counts[half])).value
 
-    def measured(self, setting: Setting, count: int) -> dict[str, np.ndarray]:
-        """Compute once, then read from the setting's folder, for the first `count` images.
+    def _squares(self, setting: Setting, count: int) -> np.ndarray:
+        """[n] mean squared differences to the converged image, of pixels in [-1, 1]."""
+        squares = []
+        for i in track(range(count), f"errors: {setting.name}", console=Console(stderr=True), transient=True):
+            image, other = unit([self._store.path(s, i) for s in (setting, self._converged)])
+            squares.append(float(np.square(image - other, dtype=np.float64).mean()))
+        return np.array(squares)
 
-        "squares" are [n] mean squared differences to the converged image, of pixels in [-1, 1]; "features" [n, d].
-        """
-        store, how = self._store, self._how
-        facts = [self._converged.name, count, None if how is None else how.fingerprint]
+    def _features(self, setting: Setting) -> np.ndarray | None:
+        if self._how is None:
+            return None
+        count = len(self._store.prompts)
+        kept = self._store.place(setting, f"features-{self._how.digest}-{count}.npy")
+        if not kept.is_file():
+            found = self._how.of([self._store.path(setting, i) for i in range(count)], setting.name)
+            np.save(buffer := io.BytesIO(), found)
+            write_whole(kept, buffer.getvalue())
+        return np.asarray(np.load(kept))
 
-        def make() -> dict[str, Any]:
-            shown = track(range(count), f"errors: {setting.name}", console=Console(stderr=True), transient=True)
-            found: dict[str, Any] = {"squares": np.array([self._square(setting, i) for i in shown])}
-            if how is not None:
-                found["features"] = features_of([store.path(setting, i) for i in range(count)], how, setting.name)
-            return found
-
-        key = hashlib.sha256(json.dumps(facts).encode()).hexdigest()
-        return _kept(store.place(setting, "measured.npz"), key, make)
-
-    def _square(self, setting: Setting, index: int) -> float:
-        image, other = unit([self._store.path(s, index) for s in (setting, self._converged)])
-        return float(np.square(image - other, dtype=np.float64).mean())
+    @functools.cached_property
+    def _wanted(self) -> np.ndarray | None:
+        return self._features(self._converged)
 
     def record(self, setting: Setting, seconds: float, facts: Mapping[str, Any]) -> Record:
         """Make the record of a setting, its images made; `facts` are model, guidance, seed and dtype."""
@@ -199,9 +172,8 @@ class Judge:
         )
         if self._store.diverged(setting):
             return record
-        own = self.measured(setting, count)
-        found = metrics.compare(own["squares"], own.get("features"), self._features, self._reference)
-        return record.with_estimates(found)
+        squares, own = self._squares(setting, count), self._features(setting)
+        return record.with_estimates(metrics.compare(squares, own, self._wanted, self._reference))
 
 
 def write(
@@ -212,10 +184,9 @@ def write(
     `checked` is how many converged samples were made with half as many evaluations too; `facts` are for the head.
     """
     files = [_sheet(list(cells.values()), store, converged) for cells in columns(records).values()]
-    first = records[0]
     made = f"{SOLVERS[converged.solver]} with {converged.nfe} evaluations"
-    parts = [f"# Schedules for {first.model}\n", "".join(f"- {name}: {value}\n" for name, value in facts.items())]
-    parts.append(HOW.format(converged=made, error=number(first.teacher), checked=checked))
+    parts = [f"# Schedules for {records[0].model}\n", "".join(f"- {name}: {value}\n" for name, value in facts.items())]
+    parts.append(HOW.format(converged=made, error=number(records[0].teacher), checked=checked))
     for metric, heading in HEADINGS.items():
         if any(getattr(record, metric) is not None for record in records):
             parts += [f"## {heading}\n", errors(records, metric)]
@@ -228,18 +199,19 @@ def write(
 
 def _sheet(records: Sequence[Record], store: Store, converged: Setting) -> Path:
     """Draw the grid of one solver and N: a row for each schedule, the converged samples last."""
-    solver, nfe = records[0].solver, records[0].nfe
-    indices = range(min(SHOWN, len(store.prompts)))
+    solver, nfe, shown = records[0].solver, records[0].nfe, range(min(SHOWN, len(store.prompts)))
+
+    def row(setting: Setting, told: str) -> Row:
+        return Row(setting.method, told, [read_picture(store.path(setting, i)) for i in shown])
+
     rows = []
     for record in records:
         setting = Setting(record.method, solver, nfe)
         if not store.diverged(setting):
             distance = "" if record.fid is None else f"\nFrechet {number(record.fid)}"
-            images = [read_picture(store.path(setting, i)) for i in indices]
-            rows.append(Row(record.method, f"RMSE {number(record.rmse)}{distance}", images))
-    images = [read_picture(store.path(converged, i)) for i in indices]
-    rows.append(Row("converged", f"{converged.nfe} evaluations", images))
-    labels = [textwrap.shorten(store.prompts[i], 32, placeholder=" …") for i in indices]
+            rows.append(row(setting, f"RMSE {number(record.rmse)}{distance}"))
+    rows.append(row(converged, f"{converged.nfe} evaluations"))
+    labels = [textwrap.shorten(store.prompts[i], 32, placeholder=" …") for i in shown]
     text = "The same noise in each column. Errors are those of all prompts, to the converged samples."
     title = f"{records[0].model}: {nfe} evaluations, {SOLVERS[solver]}"
     file = store.folder / f"grid-{solver}-{nfe}.png"

@@ -72,12 +72,12 @@ def picture(path: Path) -> None:
 
     No choice sees the noise that is drawn; each error is that of all of it.
     """
-    from benchmarks import plots
     from benchmarks.methods import prepare
-    from benchmarks.plots import Row
+    from benchmarks.plots import pictures
     from benchmarks.tables import number
     from benchmarks.targets import Judged, own
     from benchmarks.tuning.report import FINE, JUDGED
+    from bridge.cli.pictures import Row, grid, save_png
 
     if path.exists():
         raise ValueError(f"{path} is there already; remove it, or name another file")
@@ -88,16 +88,18 @@ def picture(path: Path) -> None:
         made = prepare(method, one, ANY, nfe)
         samples = one.sample(made.schedule, solver or made.schedule.solver, judged.latents)
         text = f"{detail.format(made.calls)}\nRMSE {number(judged.rmse(samples))}"
-        return Row(name, text, samples)
+        return Row(name, text, pictures(samples[:PICTURED_COLUMNS]))
 
     rows = [
         row(f"{nfe} steps of Euler", "trailing", "ddim", "evenly spaced, as FLUX has it"),
         row("of UniPC", "trailing", "unipc-2", "evenly spaced"),
         row("recommended", "recommend", None, "no evaluation of the model"),
         row("tuned", "tune", None, "{:,} evaluations"),
-        Row("converged", f"{FINE} steps", judged.converged),
+        Row("converged", f"{FINE} steps", pictures(judged.converged[:PICTURED_COLUMNS])),
     ]
-    plots.save(plots.samples_figure(rows, PICTURED_COLUMNS), path)
+    noises = [f"noise {i}" for i in range(PICTURED_COLUMNS)]
+    title = f"{PICTURED}: {nfe} evaluations of the network"
+    save_png(grid(rows, noises, title, "The same noise in each column."), path, {})
 
 
 if __name__ == "__main__":

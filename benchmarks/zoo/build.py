@@ -1,4 +1,4 @@
-"""Makes the file behind `zoo`: `python -m benchmarks.zoo.build` (resumable; 4 minutes a key and weight on two cores).
+"""Makes the file behind `zoo`: `python -m benchmarks.zoo.build` (resumable; a minute a key and weight on two cores).
 
 The search knows a model by the two ends of its noise and what its error is like: the presets share a few keys. What
 the file has already stays as it is, so that a new preset costs what is new about it; `--fresh` searches everything.
@@ -7,40 +7,50 @@ the file has already stays as it is, so that a new preset costs what is new abou
 from __future__ import annotations
 
 import dataclasses
-import functools
 import json
 import os
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-import jax
 import numpy as np
 from rich.progress import Progress
 
 from benchmarks import runner
 from benchmarks.zoo import FOLDER, kept, write
 from hso_jax import solvers
+from hso_jax.error import Chunks, error_data, in_chunks
 from hso_jax.lane import Lane
-from hso_jax.noise import PRESETS, first_lam, lam_of_s, preset, s_of_lam
+from hso_jax.noise import PRESETS, NoiseSchedule, first_lam, lam_of_s, preset, s_of_lam
 from hso_jax.schedule import Schedule, versions
 from hso_jax.searches import search_many
 from hso_jax.shipped.zoo import MAX_NFE, NONSTATIONARY_NFE, SOLVERS, ZOO_FILE, zoo_key
 from hso_jax.solver_error_levels import Coefficients, Refinement, start_of
-from hso_jax.solver_error_method import SolverError
+from hso_jax.solver_error_method import SolverError, measure
 
 FORMAT, VERSION = "hso-jax/zoo", 2
 
-BUDGETS = (range(1, 5), range(5, 9))
-"""N that are searched from scratch, of one compiled program each: padding to the largest costs work."""
+SAMPLES, CHUNKS = 16, 36
+"""Noise samples a problem that nodes are searched on, and chunks of so many; errors are told on the default number."""
 
-EXTENDED_NFE = range(BUDGETS[-1].stop, MAX_NFE + 1)
-"""N that start from the schedule of N - 1 with one node more: a step costs more there, and gains less."""
 
-EXTENSION_REFINEMENT = Refinement(more=18, steps=12, final_steps=30)
+class Stage(NamedTuple):
+    """N of one compiled program (padding to the largest costs work), and the steps of the search at most."""
 
-MEND_ROUNDS = 2
-"""Rounds of `mend` at most."""
+    budgets: range
+    steps: int
+
+
+STAGES = (Stage(range(1, 9), 25), Stage(range(9, 15), 15), Stage(range(15, MAX_NFE + 1), 8))
+"""The first from equal steps of a flow's time with shift 2, the others from the largest N before, `stretched`: nodes
+that start smooth in i and in N stay so, and a step costs more at large N and gains less."""
+
+
+Place = tuple[str, float]
+"""The preset's name and guidance."""
+
+Records = list[dict[str, Any]]
 
 
 def presets_by_key() -> dict[tuple[float | None, float, bool], list[tuple[str, float]]]:
@@ -53,45 +63,90 @@ def presets_by_key() -> dict[tuple[float | None, float, bool], list[tuple[str, f
     return found
 
 
-def lanes(name: str, guidance: float, budgets: range) -> list[Lane]:
-    """The searches of one part: all solvers, these N."""
-    return [Lane(preset(name), n, method=SolverError(s, guidance, compare=())) for s in SOLVERS for n in budgets]
+def parts(have: Collection[Place] = ()) -> Iterator[Place]:
+    """What is searched, but for these."""
+    for presets in presets_by_key().values():
+        yield from (place for place in presets if place not in have)
 
 
-def parts(have: Collection[tuple[str, float]] = ()) -> Iterator[tuple[str, float, range]]:
-    """What is searched from scratch at once, but for these (name, guidance)."""
-    for budgets in BUDGETS:
-        for presets in presets_by_key().values():
-            for name, guidance in presets:
-                if (name, guidance) not in have:
-                    yield name, guidance, budgets
+def smooth(noise: NoiseSchedule, nfe: int) -> Schedule:
+    """Equal steps of a flow's time with shift 2, from the first node on."""
+    first, u = first_lam(noise, nfe), 1.0 - np.arange(nfe) / nfe
+    lams = lam_of_s(2.0 * u / (1.0 + u) * min(float(s_of_lam(first)), 0.999))
+    return Schedule.from_lams(noise, [first, *np.minimum(lams[1:], noise.data_end - 0.05)])
 
 
-def search_part(name: str, guidance: float, budgets: range) -> list[dict[str, Any]]:
-    """Records of one part."""
-    return [_record(schedule) for schedule in search_many(lanes(name, guidance, budgets))]
+def stretched(noise: NoiseSchedule, lams: Sequence[float], nfe: int) -> Schedule:
+    """N nodes on the curve of fewer, lam over i/n, which is drawn on at either end; its last step is to clean data."""
+    n, known = len(lams), np.asarray(lams[1:], np.float64)
+    at, wanted, first = np.arange(1, n) / n, np.arange(1, nfe) / nfe, first_lam(noise, nfe)
+    placed = np.interp(wanted, at, known)
+    before = (known[0] - first) / at[0] if np.isfinite(first) else 0.9 * (known[1] - known[0]) * n
+    placed = np.where(wanted < at[0], known[0] + (wanted - at[0]) * before, placed)
+    after = 1.2 * (known[-1] - known[-2]) * n
+    placed = np.where(wanted > at[-1], known[-1] + (wanted - at[-1]) * after, placed)
+    return Schedule.from_lams(noise, [first, *np.minimum(placed, noise.data_end - 0.02)])
 
 
-def one_more(name: str, guidance: float, record: dict[str, Any]) -> Lane:
-    """The search from a record's schedule with one node more, in the middle of its widest step in s."""
+def search_known(name: str, guidance: float, stage: Stage, known: Records) -> Records:
+    """Records of all solvers and the stage's N, from the largest N that is known of each."""
+    noise, lanes = preset(name), []
+    refinement = Refinement(more=CHUNKS, steps=stage.steps, final_steps=5)
+    for solver in SOLVERS:
+        own = [r for r in known if r["solver"] == solver]
+        before = max(own, key=lambda r: r["nfe"], default=None)
+        for nfe in stage.budgets:
+            start = smooth(noise, nfe)
+            if before is not None:
+                start = stretched(noise, [first_lam(noise, before["nfe"]), *before["lams"]], nfe)
+            how = SolverError(solver, guidance, start=start, refinement=refinement, samples=SAMPLES, compare=())
+            lanes.append(Lane(noise, nfe, method=how))
+    data = judged(noise, guidance)
+    return [_record(schedule, data) for schedule in search_many(lanes)]
+
+
+def judged(noise: NoiseSchedule, guidance: float) -> Chunks:
+    """The samples that errors are told on."""
+    data = error_data(noise.noise_end, guidance, prediction=noise.prediction)
+    return in_chunks(data, data.noise.shape[1])
+
+
+def search_free(name: str, guidance: float, known: Records) -> Records:
+    """Records of the non-stationary solver, from a known solver's nodes; none where a known solver is as good."""
     noise = preset(name)
-    s = s_of_lam([first_lam(noise, record["nfe"] + 1, guidance), *record["lams"]])
-    widest = int(np.argmax(s[:-1] - s[1:])) if len(s) > 1 else 0
-    more = 0.5 * (s[widest] + s[widest + 1]) if len(s) > 1 else 0.5 * s[0]
-    start = Schedule.from_lams(noise, lam_of_s(np.insert(s, widest + 1, more)))
-    how = SolverError(record["solver"], guidance, refinement=EXTENSION_REFINEMENT, start=start, compare=())
-    return Lane(noise, start.nfe, method=how)
+    of = {(r["solver"], r["nfe"]): r for r in known}
+    begin = start_of(guidance)
+    coefficients = Coefficients(start=begin, known=(begin,), gain=0.0)
+    how = SolverError(solvers.NONSTATIONARY, guidance, coefficients=coefficients, samples=SAMPLES, compare=())
+    starts = [Schedule.from_lams(noise, [first_lam(noise, nfe), *of[begin, nfe]["lams"]]) for nfe in NONSTATIONARY_NFE]
+    lanes = [Lane(noise, start.nfe, method=dataclasses.replace(how, start=start)) for start in starts]
+    found, data = [], judged(noise, guidance)
+    for schedule in search_many(lanes):
+        best = min(of[s, schedule.nfe]["error"] for s in SOLVERS)
+        record = _record(schedule, data)
+        if schedule.coefficients is not None and record["error"] <= (1.0 - Coefficients().gain) * best:
+            rows = [[round(float(x), 5) for x in row] for row in schedule.coefficients]
+            more = {"coefficients": rows, "amplification": round(schedule.scores.amplification or 0.0, 4)}
+            found.append(record | more)
+    return found
 
 
-Records = dict[tuple[str, float], list[dict[str, Any]]]
-"""By the preset's name and guidance."""
+def _record(schedule: Schedule, data: Chunks) -> dict[str, Any]:
+    """What the file keeps: lams after the first, which is `first_lam`, to 5 digits; the error on `data`."""
+    return {
+        "solver": schedule.solver,
+        "nfe": schedule.nfe,
+        "lams": [round(float(x), 5) for x in schedule.lams[1:]],
+        "error": round(measure(schedule, schedule.solver, data), 6),
+        "result": schedule.result,
+    }
 
 
-def found_in(content: str) -> Records:
+def found_in(content: str) -> dict[Place, Records]:
     """The records that a file's text has of today's keys and weights."""
     document = json.loads(content)
     of = {(*row["ends"], row["unbounded"]): row["guidance"] for row in document["shelves"]}
-    records: Records = {}
+    records: dict[Place, Records] = {}
     for key, presets in presets_by_key().items():
         for name, guidance in presets:
             if (entries := of.get(key, {}).get(f"{guidance:g}")) is not None:
@@ -103,66 +158,7 @@ def found_in(content: str) -> Records:
     return records
 
 
-def extend(records: Records, nfe: int) -> list[tuple[str, float, dict[str, Any]]]:
-    """All keys' schedules of N from those of N - 1, (name, guidance, record)."""
-    places = [(n, w, r) for (n, w), rows in records.items() for r in rows if r["nfe"] == nfe - 1]
-    found = search_many([one_more(*place) for place in places])
-    return [(n, w, _record(schedule)) for (n, w, _), schedule in zip(places, found, strict=True)]
-
-
-def mend(records: Records) -> int:
-    """Search again, from the schedule of N - 1 with one node more, where N is worse than N - 1; how many got better.
-
-    The landscape is rough, and a search from scratch may end in a poor minimum.
-    """
-    todo: list[tuple[dict[str, Any], Lane]] = []
-    for (name, guidance), rows in records.items():
-        of = {(r["solver"], r["nfe"]): r for r in rows}
-        for (solver, nfe), record in of.items():
-            if nfe > 1 and record["error"] > of[solver, nfe - 1]["error"]:
-                todo.append((record, one_more(name, guidance, of[solver, nfe - 1])))
-    if not todo:
-        return 0
-    better = 0
-    for (record, _), schedule in zip(todo, search_many([lane for _, lane in todo]), strict=True):
-        new = _record(schedule)
-        if new["error"] < record["error"]:
-            record.update(new)
-            better += 1
-    return better
-
-
-def search_free(name: str, guidance: float, known: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Records of the non-stationary solver, started from a known solver's; none where a known solver is as good."""
-    noise = preset(name)
-    of = {(r["solver"], r["nfe"]): r for r in known}
-    gain = Coefficients().gain
-    how = SolverError(solvers.NONSTATIONARY, guidance, coefficients=Coefficients(gain=0.0))
-    known_at = {n: [first_lam(noise, n, guidance), *of[start_of(guidance), n]["lams"]] for n in NONSTATIONARY_NFE}
-    start = [Schedule.from_lams(noise, lams) for lams in known_at.values()]
-    many = [Lane(noise, s.nfe, method=dataclasses.replace(how, start=s)) for s in start]
-    found = []
-    for schedule in search_many(many):
-        best = min(of[s, schedule.nfe]["error"] for s in SOLVERS)
-        if schedule.coefficients is not None and (schedule.error or best) <= (1.0 - gain) * best:
-            coefficients = [[round(float(x), 5) for x in row] for row in schedule.coefficients]
-            more = {"coefficients": coefficients, "amplification": round(schedule.scores.amplification or 0.0, 4)}
-            found.append(_record(schedule) | more)
-    return found
-
-
-def _record(schedule: Schedule) -> dict[str, Any]:
-    """What the file keeps: lams after the first, which is `first_lam`, to 5 digits."""
-    return {
-        "solver": schedule.solver,
-        "nfe": schedule.nfe,
-        "lams": [round(float(x), 5) for x in schedule.lams[1:]],
-        "error": round(schedule.error or 0.0, 6),
-        "result": schedule.result,
-    }
-
-
-def assemble(records: Records) -> str:
+def assemble(records: Mapping[Place, Records]) -> str:
     """The file's text."""
     rows = []
     for (*ends, unbounded), presets in presets_by_key().items():
@@ -178,6 +174,14 @@ def assemble(records: Records) -> str:
     return json.dumps(document, separators=(",", ":")).replace('{"lams"', '\n{"lams"') + "\n"
 
 
+def search_place(name: str, guidance: float) -> Records:
+    """All records of one preset's noise and a weight."""
+    records: Records = []
+    for stage in STAGES:
+        records += search_known(name, guidance, stage, records)
+    return records + search_free(name, guidance, records)
+
+
 def main() -> None:
     """Search what the work folder does not have yet, then write the file and its checksum."""
     parser = runner.command("python -m benchmarks.zoo.build", __doc__)
@@ -185,31 +189,21 @@ def main() -> None:
     parser.add_argument("-o", "--output", type=Path, default=FOLDER / ZOO_FILE)
     parser.add_argument("--fresh", action="store_true", help="search what the output has already, too")
     options = parser.parse_args()
-    if "JAX_NUM_CPU_DEVICES" not in os.environ:
-        jax.config.update("jax_num_cpu_devices", min(os.cpu_count() or 1, 8))
     work: Path = options.work
     work.mkdir(parents=True, exist_ok=True)
     have = {} if options.fresh or not options.output.exists() else found_in(options.output.read_text(encoding="utf-8"))
-    records: Records = {}
     todo = list(parts(have))
-    with Progress() as progress:
-        task = progress.add_task("searching", total=len(todo) + len(EXTENDED_NFE) + len({t[:2] for t in todo}))
-        for name, guidance, budgets in todo:
-            path = work / f"{name}-{guidance:g}-{budgets[0]}.json"
-            found = kept(path, functools.partial(search_part, name, guidance, budgets))
-            records.setdefault((name, guidance), []).extend(found)
-            progress.advance(task)
-        for nfe in EXTENDED_NFE:
-            for name, guidance, record in kept(work / f"all-{nfe}.json", functools.partial(extend, records, nfe)):
-                records[name, guidance].append(record)
-            progress.advance(task)
-        for _ in range(MEND_ROUNDS):
-            if not mend(records):
-                break
-        for (name, guidance), known in records.items():
-            path = work / f"{name}-{guidance:g}-free.json"
-            known.extend(kept(path, functools.partial(search_free, name, guidance, known)))
-            progress.advance(task)
+
+    def made(place: tuple[str, float]) -> Records:
+        name, guidance = place
+        found: Records = kept(work / f"{name}-{guidance:g}.json", lambda: search_place(name, guidance))
+        progress.advance(task)
+        return found
+
+    # A place is one lane after the other: threads use the cores.
+    with Progress() as progress, ThreadPoolExecutor(min(os.cpu_count() or 1, 8)) as pool:
+        task = progress.add_task("searching", total=len(todo))
+        records = dict(zip(todo, pool.map(made, todo), strict=True))
     write(options.output, assemble(have | records))
 
 

@@ -186,7 +186,7 @@ def refuse_misfit(made_for: Levels, model: Any, schedule: Schedule | None = None
     connected = levels_of(model)
     least, high = connected.high / _SLACK, made_for.high
     if schedule is not None:
-        first = math.exp(-first_lam(noise_of(model), schedule.nfe, schedule.guidance or 1.0))  # inf at pure noise
+        first = math.exp(-first_lam(noise_of(model), schedule.nfe))  # inf at pure noise
         least = min(_LEAST_SHARE * connected.high, first / _SLACK)
         if np.isfinite(connected.pure_noise) and high == math.inf:
             high = connected.high
@@ -223,7 +223,7 @@ def fitted(noise: NoiseSchedule, nfe: int, guidance: float, solver: str | None =
             f"For {nfe} steps nothing is shipped: these are the {most} for {most} steps, and {nfe - most} between."
         )
     if not shipped:
-        lams = _stretched(lams, first_lam(noise, nfe, weight), noise.data_end)
+        lams = _stretched(lams, first_lam(noise, nfe), noise.data_end)
         made_for = f"sigma {np.exp(-near.noise_end):.4g}" if np.isfinite(near.noise_end) else "pure noise"
         told.append(
             f"For this model's noise nothing is shipped: they are made for noise up to {made_for}, and stretched."

@@ -166,7 +166,7 @@ def _plan(
     whole = round(BUDGET * (1 + 2 * (len(nfes) - 1) / 3)) if budget is None else count("budget", budget, 1)
     some = min(max(int(TEACHER_SHARE * whole) // steps, LEAST_SAMPLES), MOST_SAMPLES)
     some = some if samples is None else count("samples", samples, 2, 10**5)
-    least = some * steps + sum(nfes) * (WIDTH + 2 * some)
+    least = some * steps + sum(nfes) * (WIDTH + 4 * some)
     if whole < least:
         raise ValueError(
             f"budget is {whole}; {some} converged samples of {steps} steps and {WIDTH} candidates for N = "

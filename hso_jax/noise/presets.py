@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
-from typing import Any
 
 from hso_jax.checks import brief, nearest
 from hso_jax.noise.from_config import from_config
@@ -19,10 +17,6 @@ _LTX_SIZES = "exp(.95) at 1024 tokens, exp(2.05) at 4096, and on; a token is 32 
 _FLUX2_SIZES = (
     "flux2_shift(tokens, N): it follows N as well up to 4300 tokens, here that of N = 50; a token is 16 x 16 pixels"
 )
-
-
-def _vp(description: str, source: str, config: Mapping[str, Any], guidance: float = 1.0, **facts: Any) -> Preset:
-    return Preset(description, source, config, guidance, **facts)
 
 
 def _flow(
@@ -46,13 +40,14 @@ def _dynamic(
     tokens: tuple[int, int] = (256, 4096),
     guidance: float = 1.0,
     sizes: str = _FLUX_SIZES,
-    **more: Any,
+    *,
+    rule: str = "exponential",
+    pipeline: str = "",
 ) -> Preset:
     """A flow model whose shift follows the size. `shift_terminal` is left out: it stretches a pipeline's own grid."""
-    rule = {"time_shift_type": more.pop("rule")} if "rule" in more else {}
     lengths = {"base_image_seq_len": tokens[0], "max_image_seq_len": tokens[1]}
-    values = {"use_dynamic_shifting": True, "base_shift": shifts[0], "max_shift": shifts[1], **lengths, **rule}
-    return Preset(description, source, {**_EULER, **values}, guidance, sizes, **more)
+    values = {"use_dynamic_shifting": True, "base_shift": shifts[0], "max_shift": shifts[1], "time_shift_type": rule}
+    return Preset(description, source, {**_EULER, **values, **lengths}, guidance, sizes, pipeline=pipeline)
 
 
 def _cogvideox(size: str, snr_shift_scale: float) -> Preset:
@@ -63,19 +58,19 @@ def _cogvideox(size: str, snr_shift_scale: float) -> Preset:
 
 
 PRESETS: dict[str, Preset] = {
-    "sd15": _vp("Stable Diffusion 1.5", "arXiv 2112.10752; stable-diffusion-v1-5 scheduler config", _SD, 7.5),
-    "sd21-base": _vp("Stable Diffusion 2.1-base", "stable-diffusion-2-1-base scheduler config", _SD, 7.5),
-    "sd21": _vp(
+    "sd15": Preset("Stable Diffusion 1.5", "arXiv 2112.10752; stable-diffusion-v1-5 scheduler config", _SD, 7.5),
+    "sd21-base": Preset("Stable Diffusion 2.1-base", "stable-diffusion-2-1-base scheduler config", _SD, 7.5),
+    "sd21": Preset(
         "Stable Diffusion 2.1 (768, v)",
         "stable-diffusion-2-1 scheduler config",
         {**_SD, "prediction_type": "v_prediction"},
         7.5,
     ),
-    "sdxl": _vp("Stable Diffusion XL base 1.0", "arXiv 2307.01952; sdxl-base-1.0 scheduler config", _SD, 5.0),
-    "pixart-alpha": _vp("PixArt-alpha", "arXiv 2310.00426; PixArt-XL-2 scheduler config", _LINEAR, 4.5),
-    "pixart-sigma": _vp("PixArt-Sigma", "arXiv 2403.04692; PixArt-Sigma-XL-2 scheduler config", _LINEAR, 4.5),
-    "dit-xl-2": _vp("DiT-XL/2, ImageNet", "arXiv 2212.09748; DiT-XL-2 scheduler config", _LINEAR, 4.0),
-    "ddpm-cifar10": _vp("DDPM, CIFAR-10 pixels", "arXiv 2006.11239, section 4", _LINEAR, latent=False),
+    "sdxl": Preset("Stable Diffusion XL base 1.0", "arXiv 2307.01952; sdxl-base-1.0 scheduler config", _SD, 5.0),
+    "pixart-alpha": Preset("PixArt-alpha", "arXiv 2310.00426; PixArt-XL-2 scheduler config", _LINEAR, 4.5),
+    "pixart-sigma": Preset("PixArt-Sigma", "arXiv 2403.04692; PixArt-Sigma-XL-2 scheduler config", _LINEAR, 4.5),
+    "dit-xl-2": Preset("DiT-XL/2, ImageNet", "arXiv 2212.09748; DiT-XL-2 scheduler config", _LINEAR, 4.0),
+    "ddpm-cifar10": Preset("DDPM, CIFAR-10 pixels", "arXiv 2006.11239, section 4", _LINEAR, latent=False),
     "edm-cifar10": Preset(
         "EDM, CIFAR-10 pixels",
         "arXiv 2206.00364, table 1",

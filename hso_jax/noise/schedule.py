@@ -416,25 +416,20 @@ def _check_usable(noise: NoiseSchedule) -> None:
         )
 
 
-FIRST_KSIGMA = 25.0, 60.0
-"""Largest sigma/alpha at which up to `FEWEST`, and up to `FEW`, steps begin where the network predicts epsilon.
+FIRST_KSIGMA, FIRST_LEAST = 9.0, 16.0
+"""Largest sigma/alpha at which N steps begin where the network predicts epsilon, for each step, and the least for any.
 
 The network's error in the clean data grows as sigma/alpha there, and the first step takes all of it. Beginning at pure
-noise of 60 standard deviations in place of the model's end misses the data's mean by a sixtieth (docs/solver-error.md).
+noise of 9 N standard deviations in place of the model's end misses the data's mean by as much (docs/solver-error.md).
 """
 
-FEWEST, FEW = 4, 10
-"""More steps than `FEW` have less error than the mean that is missed. With guidance `FEWEST` is one less: on the
-reference problems four steps have less error from 60."""
 
-
-def first_lam(noise: Any, nfe: int, guidance: float = 1.0) -> float:
-    """Lam of the first of N nodes by default: the noise end, in few steps of epsilon models at most `FIRST_KSIGMA`."""
+def first_lam(noise: Any, nfe: int) -> float:
+    """Lam of the first of N nodes by default: the noise end; of epsilon models `FIRST_KSIGMA` N where that is less."""
     end = float(noise.noise_end)
-    if noise.prediction != "epsilon" or np.isneginf(end) or nfe > FEW:
+    if noise.prediction != "epsilon" or np.isneginf(end):
         return end
-    fewest = nfe <= FEWEST - (guidance != 1.0)
-    return max(end, -float(np.log(FIRST_KSIGMA[0 if fewest else 1])))
+    return max(end, -float(np.log(max(FIRST_LEAST, FIRST_KSIGMA * nfe))))
 
 
 def noise_end_t(noise: Any) -> float:

@@ -35,9 +35,15 @@ from hso_jax.compiling import normal, random_key, uniform
 from hso_jax.noise import PREDICTIONS, alpha_sigma
 from hso_jax.problems.product import Spectrum
 
-ETA: Mapping[str, float] = dict.fromkeys(PREDICTIONS, 0.04)
+ETA: Mapping[str, float] = {**dict.fromkeys(PREDICTIONS, 0.06), "epsilon": 0.04}
 """Default size of the error by prediction type, in units of what the network predicts (docs/solver-error.md says what
-it was chosen on). It matters where c is large: at the noise end of an epsilon model; elsewhere it hardly does."""
+it, `LENGTH` and `ALIKE` were chosen on). An epsilon model's error in x_0 grows without bound towards the noise end."""
+
+LENGTH = 0.7
+"""Default correlation length of the error in lam."""
+
+ALIKE = 0.9
+"""Default correlation of the errors of the two branches of guidance: one network makes both."""
 
 CAP: Mapping[str, float] = {**dict.fromkeys(PREDICTIONS, 1.0), "epsilon": math.inf}
 """Largest c by prediction type, the one at lam = -inf."""
@@ -63,9 +69,9 @@ class ModelError(NamedTuple):
     eta: float | None = None
     cap: float | None = None
     terms: int = 6
-    length: float = 1.0
+    length: float = LENGTH
     tilt: float = 1.0
-    alike: float = 0.0
+    alike: float = ALIKE
     seed: int = 0
 
     def numbers(self, prediction: str) -> tuple[float, float]:
@@ -83,8 +89,7 @@ class ModelError(NamedTuple):
     def size(self, prediction: str, lam: float, guidance: float = 1.0) -> float:
         """Of the guided prediction's error in x_0 at lam, in standard deviations of the data. Raises ValueError."""
         eta, capped = self.numbers(prediction)
-        branches = guidance**2 + (1.0 - guidance) ** 2 + 2.0 * self.alike * guidance * (1.0 - guidance)
-        return eta * _c(lam, capped) * math.sqrt(max(branches, 0.0))
+        return eta * _c(lam, capped) * math.sqrt(_branches(guidance, self.alike))
 
 
 def check_model_error(error: object, prediction: str, start: float) -> ModelError:
@@ -200,7 +205,7 @@ def measure_eta(
     itself knows much of the data there is none: Stable Diffusion's is lam = -2.7, and the leading standard deviations
     of its latents are tens.
 
-    Under guidance both branches are taken to err independently, as `ModelError` has it: eta is that of one branch.
+    Under guidance both branches are taken to err as `ModelError` has it, `ALIKE`: eta is that of one branch.
 
     Args:
         lams: [n] half log-SNR, rising, from -inf on.
@@ -210,7 +215,7 @@ def measure_eta(
         prediction: what the network predicts.
         guidance: w.
     """
-    found, branches = [], guidance**2 + (1.0 - guidance) ** 2
+    found, branches = [], _branches(guidance, ALIKE)
     for lam, variance in zip(lams, variances, strict=True):
         exact, unit = exact_variance(of, lam), size(prediction, lam) ** 2 * branches * total
         # Other data than Gaussian have terms of relative order |alpha x_0|^2/sigma^2; all of it is the data's variance.
@@ -233,6 +238,11 @@ def exact_variance(of: Spectrum, lam: float) -> float:
 def size(prediction: str, lam: float) -> float:
     """c(lam) of a prediction type: what an error in x_0 is for one of 1 in what the network predicts."""
     return _c(lam, CAP[prediction] ** -2.0)
+
+
+def _branches(guidance: float, alike: float) -> float:
+    """Variance of the guided error, where that of either branch is 1."""
+    return max(guidance**2 + (1.0 - guidance) ** 2 + 2.0 * alike * guidance * (1.0 - guidance), 0.0)
 
 
 def _c(lam: float, capped: float) -> float:

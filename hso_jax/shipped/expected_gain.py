@@ -41,7 +41,7 @@ class Expected(NamedTuple):
         if self.low < 1.0 < self.high:
             ends = f"from {_percent(self.high)} more to {_percent(self.low)} less"
         else:
-            ends = f"{_percent(least)} to {_percent(most)}"
+            ends = f"{_percent(least)} to {_percent(most)} {'more' if self.low > 1.0 else 'less'}"
         return f"Expect about {share} error than {before}, {ends} on {self.networks} trained networks."
 
 
@@ -60,8 +60,12 @@ def expected_gain(predicted: float, before: float, solver: str) -> Expected:
 
 
 def free_pays(nfe: int) -> bool:
-    """Whether networks gained significantly of coefficients of their own at this N, over the best known solver."""
-    return nfe in table()["free_pays"]
+    """Whether networks gained significantly of coefficients of their own, over the best known solver.
+
+    Of those N that were measured the nearest counts, of two the smaller.
+    """
+    measured = table()["free_pays"]
+    return bool(measured[min(measured, key=lambda n: (abs(int(n) - nfe), int(n)))])
 
 
 @functools.cache

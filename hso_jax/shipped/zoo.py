@@ -102,7 +102,7 @@ def schedule_of(
     entry = entries[solver]
     return Schedule.from_t(
         noise,
-        t_of_lams(noise, np.array([first_lam(noise, nfe, weight), *entry["lams"]])),
+        t_of_lams(noise, np.array([first_lam(noise, nfe), *entry["lams"]])),
         origin=Origin(method="solver-error", solver=solver, guidance=weight, versions=_document(ZOO_FILE)["versions"]),
         scores=Scores(
             error=entry["error"],

@@ -70,12 +70,11 @@ def test_a_method_without_a_schedule_says_why(method, model, reason, calls):
 
 def test_what_looks_at_the_model_counts_its_evaluations_on_other_noise(calls, monkeypatch):
     monkeypatch.setattr(methods, "DIRECT_EVALUATIONS", 200)
-    target = targets.own("fashion-v")
+    target = targets.own("fashion-eps")
     found = prepare("direct", target, "dpmpp-2m", 3)
     assert found.schedule.solver == "dpmpp-2m" and 0 < found.calls <= 600 and calls.images <= found.calls
     assert found.kept["error"] <= found.kept["start_error"] and found.kept["history"]
-    judged, other = target.latents(64, 0), target.latents(methods.LATENTS, targets.OWN_SEEDS)
-    assert not torch.isin(other, judged).any()
+    assert (target.latents(8, targets.OWN_SEEDS) - target.latents(8, 0)).abs().mean() > 0.5
 
 
 @pytest.mark.parametrize("nfe", [1, 4, 10])
@@ -135,7 +134,7 @@ def test_samples_are_those_of_diffusers_schedulers(name, solver, calls):
     with torch.no_grad():
         for t in scheduler.timesteps:
             x = scheduler.step(trained.predict(x, t, labels, 3.0), t, x).prev_sample
-    torch.testing.assert_close(target.sample(schedule, solver, target.latents(3, 0)), x, rtol=0, atol=2e-4)
+    torch.testing.assert_close(target.sample(schedule, solver, target.latents(3, 0)), x, rtol=1e-5, atol=2e-4)
 
 
 # ---- AutoDiffusion

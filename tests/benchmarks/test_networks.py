@@ -171,4 +171,3 @@ def test_coefficients_are_counted_against_the_best_known_solver():
     found += [record("nonstationary", 0.1, nfe=n) for n in (4, 6)]
     text = report.own_coefficients(found)
     assert "| 1 | 4 | 0.50 | 0.50 | 1.00 | 1.00 |" in text and "| 1 | 6 |" not in text and "| 1 | all | 0.50" in text
-    assert "| 1 | fashion-eps | `leading` | 0.25 |" in report.against_default([*found, record("leading", 0.4)])

@@ -175,7 +175,7 @@ def test_a_flow_with_embedded_guidance_and_reference_images(models, tmp_path, ca
     before = (tmp_path / "out" / "records.jsonl").read_bytes()
     asked[-1] = str(tmp_path / "out" / "reference.npz")
     with np.load(asked[-1]) as stats:
-        assert set(stats) == {"mu", "sigma", "key"}
+        assert set(stats) == {"mu", "sigma"}
     assert main(asked) == 0 and not calls
     again = runner.read(tmp_path / "out" / "records.jsonl").cells
     np.testing.assert_allclose([r.fid_data for r in again], [r.fid_data for r in kept], rtol=1e-4)

@@ -3,7 +3,7 @@
 import torch
 from tiny_models import Calls
 
-from benchmarks import plots, runner, targets
+from benchmarks import runner, targets
 from benchmarks.runner import Record
 from benchmarks.tuning import memory, report
 from benchmarks.tuning.__main__ import main
@@ -61,17 +61,6 @@ def test_memory_is_the_count_by_hand() -> None:
     parameters, activations = memory.gradient_bytes(memory.Network(Block, {}, {"x": (2, 5, 8)}, "here"))
     assert parameters == 2 * (8 * 16 + 16)
     assert activations == 2 * (2 * 5 * 8 + 2 * 5 * 8 + 2 * 5 * 16)  # x, what attention makes of it, what relu makes
-
-
-def test_a_row_of_the_picture_has_its_name_and_its_samples() -> None:
-    columns = 5
-    samples = torch.linspace(-1.0, 1.0, columns + 3)[:, None, None, None].expand(-1, 3, 2, 2)
-    rows = [plots.Row("one", "RMSE 1", samples), plots.Row("two", "RMSE 2", -samples)]
-    sheet = plots.samples_figure(rows, columns)
-    panels = [axes for axes in sheet.axes if axes.images]
-    shades = [int(axes.images[0].get_array()[0, 0, 0]) for axes in panels]
-    assert len(panels) == 2 * columns and shades[:columns] == sorted(shades[:columns]) and shades[0] == 0
-    assert [text.get_text() for axes in sheet.axes for text in axes.texts] == ["one", "RMSE 1", "two", "RMSE 2"]
 
 
 def test_a_picture_that_is_there_is_left_alone(tmp_path, capsys) -> None:

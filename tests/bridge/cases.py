@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 import diffusers
 import numpy as np
 import oracles.one_step as solvers
+import pytest
 import torch
 from diffusers.utils import is_torchsde_available
 from mixture import Model, denoise, random_schedule
@@ -168,6 +169,11 @@ CASES: list[Case] = [
     edm(_EDM_DPM, {**_LATE, "algorithm_type": "sde-dpmsolver++"}, P(multistep.dpm, algorithm="sde-dpmsolver++")),
 ]
 ONE_EACH = list({case.scheduler: case for case in CASES}.values())
+FURTHER_ARE_SLOW = [
+    pytest.param(case, id=case.name, marks=[] if any(case is one for one in ONE_EACH) else pytest.mark.slow)
+    for case in CASES
+]
+"""All cases; those beyond the one of each class are marked slow."""
 
 
 @functools.cache

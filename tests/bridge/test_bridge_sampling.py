@@ -92,12 +92,6 @@ def test_starts_at_pure_noise(solver: str) -> None:
     assert torch.isfinite(sample(mixture, schedule, start(), solver)).all()
 
 
-def test_unipc_is_diffusers_default_order_as_everywhere() -> None:
-    schedule = random_schedule(cases.noise_of("sd15"), 6, "t_eps", 0)
-    assert torch.equal(sample(mixture, schedule, start()), sample(mixture, schedule, start(), "unipc-2"))
-    assert torch.equal(sample(mixture, schedule, start()), sample(mixture, schedule, start(), "unipc"))
-
-
 @pytest.mark.parametrize("solver", ["dpmpp-2m", "unipc-3", "ddim"])
 def test_a_schedule_is_sampled_by_the_solver_it_is_for(solver: str) -> None:
     schedule = zoo("sd15", 6, solver)

@@ -256,7 +256,7 @@ def test_the_noise_is_read_from_the_model(nodes: ModuleType) -> None:
         call(nodes, "HsoScheduler", model="from MODEL")
 
 
-@pytest.mark.parametrize("denoise", [1.0, 0.75, 0.5, 0.33, 0.1, 0.0])
+@pytest.mark.parametrize("denoise", [1.0, 0.7, 0.5, 0.33, 0.1, 0.0])
 def test_denoise_is_basic_schedulers(nodes: ModuleType, denoise: float) -> None:
     def all_sigmas(steps: int) -> torch.Tensor:
         values = baseline("karras", preset("sd15"), steps).sampler_sigmas()

@@ -63,6 +63,8 @@ CASES: dict[str, tuple[dict[str, Any], np.ndarray]] = {
     ),
     "flow, no shift": (FLOW, flow(1.0)),
     "flow, shift": ({**FLOW, "shift": 5.0}, flow(5.0)),
+    "flow, the other class's key": ({**FLOW, "flow_shift": 2.0}, flow(2.0)),
+    "flow, both keys": ({**FLOW, "shift": 5.0, "flow_shift": 2.0}, flow(5.0)),
     "flow, dynamic": ({**FLOW, "use_dynamic_shifting": True, "shift": 3.0}, flow(np.exp(1.15))),
     "flow, nulls": ({**FLOW, "use_dynamic_shifting": True, "base_shift": None, "max_shift": None}, flow(np.exp(1.15))),
     "dpm++ flow": (

@@ -260,10 +260,9 @@ def test_alpha_rises_at_lam_0_as_beside_it(kind: str, slope: float) -> None:
 def test_few_steps_of_epsilon_begin_below_the_end(model: str) -> None:
     noise = preset(model)
     assert noise.noise_end < -math.log(60.0) - 0.5
-    assert {first_lam(noise, nfe) for nfe in (1, 2, 3, 4)} == {-math.log(25.0)}
-    assert {first_lam(noise, nfe) for nfe in range(5, 11)} == {-math.log(60.0)}
-    assert [first_lam(noise, nfe, 4.5) for nfe in (3, 4)] == [-math.log(25.0), -math.log(60.0)]
-    assert {first_lam(noise, nfe) for nfe in (11, 12, 50)} == {noise.noise_end}
+    wanted = [-math.log(max(16.0, 9.0 * nfe)) for nfe in range(1, 11)]
+    assert [first_lam(noise, nfe) for nfe in range(1, 11)] == pytest.approx(wanted, abs=1e-12)
+    assert {first_lam(noise, nfe) for nfe in (18, 20, 50)} == {noise.noise_end}
     assert first_lam(noise.with_prediction("v_prediction"), 4) == noise.noise_end
 
 

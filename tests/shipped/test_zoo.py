@@ -190,7 +190,7 @@ def test_look_up(small: dict[str, Any]) -> None:
             assert (s.model, s.nfe, s.solver, s.guidance, s.layout) == (name, nfe, solver, weight, "node")
             assert s.noise == noise.fingerprint()
             np.testing.assert_allclose(s.lams[1:], np.linspace(-2.5, 2.0, nfe + 2)[2:-1], rtol=0, atol=2e-4)
-            assert s.lams[0] == pytest.approx(first_lam(noise, nfe, weight), abs=1e-6)
+            assert s.lams[0] == pytest.approx(first_lam(noise, nfe), abs=1e-6)
 
 
 def test_defaults_and_other_names(small: dict[str, Any]) -> None:

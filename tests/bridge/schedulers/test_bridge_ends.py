@@ -240,7 +240,7 @@ def wanted(case: cases.Case, scheduler: Any, skip: int, **more: Any) -> torch.Te
 
 
 @pytest.mark.parametrize("skip", [2, 5, 6])
-@pytest.mark.parametrize("case", [c for c in cases.CASES if c.scheduler != "PNDMScheduler"], ids=lambda case: case.name)
+@pytest.mark.parametrize("case", [x for x in cases.FURTHER_ARE_SLOW if not x.id.startswith("PNDM")])
 def test_sliced_schedule_is_exact(case: cases.Case, skip: int) -> None:
     end = case.ends[skip % len(case.ends)]
     prediction = case.predictions[skip % len(case.predictions)]
@@ -263,7 +263,7 @@ def test_pndm_begins_one_level_earlier() -> None:
         torch.testing.assert_close(got, reference, rtol=1e-10, atol=1e-10)
 
 
-@pytest.mark.parametrize("case", cases.CASES, ids=lambda case: case.name)
+@pytest.mark.parametrize("case", cases.FURTHER_ARE_SLOW)
 def test_noise_is_added_at_the_schedules_levels(case: cases.Case) -> None:
     """Inpainting adds noise at every level, for a batch, before and after steps."""
     schedule = random_schedule(cases.noise_of(case.model), NFE, case.ends[0], 2)

@@ -49,7 +49,7 @@ def test_agrees_with_the_independent_solver(case: cases.Case, end: str) -> None:
             assert model.told == np.float32(schedule.timesteps).tolist()
 
 
-@pytest.mark.parametrize("case", cases.CASES, ids=lambda case: case.name)
+@pytest.mark.parametrize("case", cases.FURTHER_ARE_SLOW)
 def test_float32(case: cases.Case) -> None:
     for nfe, end in ((n, end) for n in (1, 2, 5, 10, 20) for end in case.ends):
         schedule = random_schedule(cases.noise_of(case.model), nfe, end, seed=3)

