@@ -129,7 +129,7 @@ REFUSED: list[tuple[Any, str, list[Any], str, dict[str, Any]]] = [
         (discrete, k, [replaced(t, 417, x) for x in (NAN, 0.0, 1.0, 1.5)], rf"{k}\[417\] is", {})
         for k, t in TABLES.items()
     ),
-    *((discrete, k, NO_TABLES, rf"{k}(\[0\])? (is|has shape) .*; need", {}) for k in TABLES),
+    *((discrete, k, NO_TABLES, rf"{k}(\[\d\])? (is|has shape) .*; need", {}) for k in TABLES),
     (discrete, "betas", [jnp.asarray(replaced(BETAS, 417, NAN))], r"\[417\] is nan", {}),
     (discrete, "betas", [None], "either alphas_cumprod or betas", {}),
     (discrete, "betas", [BETAS], "either alphas_cumprod or betas", {"alphas_cumprod": problems.SD_TABLE}),
