@@ -173,12 +173,13 @@ def profile_of(latents: Any, *, noise: NoiseSchedule | None = None) -> Profile:
     Raises:
         ValueError: for fewer samples, NaN, or samples that are all the same.
     """
+    spectrum = spectrum_of(latents)
     measured: dict[str, Any] = {"from": "data", "samples": len(latents), "versions": versions()}
     facts: dict[str, Any] = {}
     if noise is not None:
         facts = {"prediction": check_noise(noise).prediction, "ends": (noise.noise_end, noise.data_end)}
         measured["noise"] = noise.fingerprint()
-    return Profile(*spectrum_of(latents), **facts, measured=measured)
+    return Profile(*spectrum, **facts, measured=measured)
 
 
 def spectrum_of(latents: Any, fewest: int = FEWEST) -> tuple[tuple[float, ...], float, int]:

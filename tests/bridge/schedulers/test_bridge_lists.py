@@ -203,7 +203,7 @@ def test_zero_terminal_snr_has_4096_for_pure_noise() -> None:
         (FLOW_EULER, "", r"need one list of N \+ 1 values"),
         (FLOW_EULER, [0.9], r"N \+ 1 values.*append a final 0"),
         (FLOW_EULER, "0.9, half, 0", r"numbers apart by commas or blanks .*'half'"),
-        (FLOW_EULER, [0.9, "0.5", 0], r"sigmas is .*need numbers"),
+        (FLOW_EULER, [0.9, "0.5", 0], r"sigmas\[1\] is .*need numbers"),
         (FLOW_EULER, None, r"sigmas is None"),
     ],
     ids=lambda x: str(x)[:24] if not hasattr(x, "config") else "",
