@@ -100,6 +100,20 @@ def test_the_best_to_compare_with_is_seen_on_as_many_noises() -> None:
     assert seen["rule 4"] == seen["rule 0"] > seen["rule 5"] and ranked[0].name == "rule 0"
 
 
+def test_what_was_seen_on_more_noises_stands_first() -> None:
+    """One that is the best on all noises, but not on the first, is left behind and does not stand before the winner."""
+    errors = np.outer(np.arange(1.0, 13.0), np.ones(12)) * (1.0 + np.arange(12.0))
+    table = Table(errors)
+    ranked = race(table, table.list, range(12), 10**6)  # type: ignore[arg-type]
+    lengths = [len(m.errors) for m in ranked]
+    assert lengths == sorted(lengths, reverse=True) and lengths[0] > lengths[-1] == 1
+    assert ranked[-1].mean < ranked[0].mean * 12 and all(
+        m.errors.tolist() == errors[m.schedule.i, : len(m.errors)].tolist() for m in ranked
+    )
+    late = Table(np.vstack([errors, 20.0 * np.eye(1, 12, 0)]))  # 20 on the first noise, nothing on the others
+    assert late.race(10**6)[0] == "rule 0"
+
+
 def test_an_interval_holds_the_ratio_of_paired_errors() -> None:
     rng = np.random.default_rng(1)
     common = rng.exponential(size=400)
