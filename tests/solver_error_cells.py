@@ -22,8 +22,8 @@ SMALL: dict[str, Any] = {"samples": SAMPLES, "refinement": Refinement(2, 8, 16)}
 NAMES = ("ddim", "unipc-2")
 WEIGHTS = (1.0, 5.0)
 SD, SD3 = preset("sd15"), preset("sd3-medium")
-PLAIN: dict[str, Any] = {"model_error": ModelError(eta=0.0), "power": 1.0}
-"""What the oracles compute: the error without a model's error, and the mean of squares."""
+PLAIN: dict[str, Any] = {"model_error": ModelError(eta=0.0), "detail": 0.0, "power": 1.0}
+"""What the oracles compute: the plain error without a model's error, and the mean of squares."""
 BATCH = 16  # lanes a call of the compiled program, see `hso_jax.solver_error_method`
 
 

@@ -33,6 +33,7 @@ START = "dpmpp-2m"
 SMALL = Coefficients(history=3, start=START, known=("ddim",), steps=30, final_steps=20, part=2)
 """Every test's options up to what may differ between the lanes of one program."""
 PLAIN: dict[str, Any] = {
+    "detail": 0.0,
     "problems": small_family(),
     "samples": SAMPLES,
     "model_error": ModelError(eta=0.0),
