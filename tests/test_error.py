@@ -102,24 +102,34 @@ def nodes_by_hand(cell: Cell, y: np.ndarray) -> np.ndarray:
     return nodes if free else np.concatenate([[upper], nodes])
 
 
-def residual(cell: Cell, y: np.ndarray) -> np.ndarray:
-    """The same of logits."""
-    nodes = nodes_by_hand(cell, y)
-    lams = lam_of_s(np.minimum(nodes, 1.0 - 1e-12))
+def lams_by_hand(cell: Cell, y: np.ndarray) -> np.ndarray:
+    """The same in lam."""
+    lams = lam_of_s(np.minimum(nodes_by_hand(cell, y), 1.0 - 1e-12))
     if cell.lane.method.first == "end":
         lams[0] = cell.lane.noise.noise_end
+    return lams
+
+
+def objective(cell: Cell, y: np.ndarray) -> float:
+    """The log of the mean square, and 3 times the squared excess of neighbouring gaps' log ratio over log 2."""
+    lams = lams_by_hand(cell, y)
+    ratios = np.abs(np.diff(np.log(np.diff(lams[np.isfinite(lams)]))))
+    return float(np.log(np.mean(residual(cell, y) ** 2)) + 3.0 * (np.maximum(ratios - np.log(2.0), 0.0) ** 2).sum())
+
+
+def residual(cell: Cell, y: np.ndarray) -> np.ndarray:
+    """The same of logits."""
+    lams = lams_by_hand(cell, y)
     end = np.inf if cell.lane.layout == "node" else lams[-1]
     return np.asarray(plain(cell.data, jnp.asarray(lams[:NFE]), jnp.asarray(end), cell.lane.method.solver))
 
 
 def differences(cell: Cell, h: float = 1e-3) -> np.ndarray:
-    """[gaps] the derivative of the log of the mean square, by central differences of order 4."""
-
-    def value(y: np.ndarray) -> float:
-        return float(np.log(np.mean(residual(cell, y) ** 2)))
-
+    """[gaps] the derivative of the objective, by central differences of order 4."""
     shifts = h * np.eye(len(cell.y))[: cell.gaps]
-    far, near = (np.array([value(cell.y + a * s) - value(cell.y - a * s) for s in shifts]) for a in (2, 1))
+    far, near = (
+        np.array([objective(cell, cell.y + a * s) - objective(cell, cell.y - a * s) for s in shifts]) for a in (2, 1)
+    )
     return (8.0 * near - far) / (12.0 * h)
 
 
@@ -129,8 +139,8 @@ def test_value_and_gradient(index: int) -> None:
     cell = cells()[index]
     with jax.enable_x64(True):
         value, gradient = (np.asarray(x) for x in slope(cell.arrays, cell.data, jnp.asarray(cell.y)))
-        r, wanted = residual(cell, cell.y), differences(cell)
-    assert value == pytest.approx(np.log(np.mean(r**2)), rel=1e-10)
+        wanted = differences(cell)
+        assert value == pytest.approx(objective(cell, cell.y), rel=1e-10)
     assert np.abs(wanted).min() > 0 and not gradient[cell.gaps :].any()
     np.testing.assert_allclose(gradient[: cell.gaps], wanted, rtol=1e-6, atol=1e-6 * np.abs(wanted).max())
 
