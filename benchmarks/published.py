@@ -229,7 +229,7 @@ def summary(compared: Sequence[Compared]) -> str:
     lines, means = [], []
     for (source, model), rows in groups.items():
         mine = [(one, own[NONSTATIONARY if one.steps else "dpmpp-2m"]) for one, _, own, _ in rows]
-        first = [one.lams[0] - own.lams[0] for one, own in mine if np.isfinite(one.lams[0] - own.lams[0])]
+        first = [one.lams[0] - own.lams[0] for one, own in mine if np.isfinite([one.lams[0], own.lams[0]]).all()]
         names = [name for name in rows[0][3] if all(name in rules for *_, rules in rows)]
         near = {name: _mean(distance(one.lams, rules[name]) for one, _, _, rules in rows) for name in names}
         rule = min(near, key=lambda name: near[name])
