@@ -23,7 +23,7 @@ from hso_jax.lower.quasi_newton import Range, lams_of, logits_of, nodes_of
 from hso_jax.noise import NoiseSchedule, alpha_sigma, s_of_lam
 from hso_jax.schedule import Origin, Schedule
 from hso_jax.solver_error_levels import older_of
-from hso_jax.solvers.nonstationary import MOST, coefficients_of, known, weights_of
+from hso_jax.solvers.nonstationary import MAX_COEFFICIENT, MOST, coefficients_of, known, weights_of
 from hso_jax.solvers.weights import grid
 
 
@@ -134,16 +134,24 @@ class Coordinates:
         with jax.enable_x64(True):
             return np.asarray(_pull(jnp.asarray(z), Table(*map(jnp.asarray, slopes)), *self.rest()))
 
+    def coefficients(self, z: np.ndarray, lams: np.ndarray) -> np.ndarray | None:
+        """[N, H - 1] of a point with these nodes; None if none are free."""
+        if not self.places.any():
+            return None
+        found = np.zeros((self.nfe, MOST - 1))
+        found[self.places] = z[self.gaps :]
+        with jax.enable_x64(True):
+            return found + np.asarray(_known(jnp.asarray(lams), self.base))
+
+    def allowed(self, z: np.ndarray) -> bool:
+        """Whether a schedule can hold a point's coefficients: where nodes nearly meet a search may leave the limit."""
+        found = self.coefficients(z, self.lams(z))
+        return found is None or bool((np.abs(found) <= MAX_COEFFICIENT).all())
+
     def schedule(self, z: np.ndarray, origin: Origin) -> Schedule:
         """The schedule of a point."""
-        coefficients = None
         lams = self.lams(z)
-        if self.places.any():
-            coefficients = np.zeros((self.nfe, MOST - 1))
-            coefficients[self.places] = z[self.gaps :]
-            with jax.enable_x64(True):
-                coefficients += np.asarray(_known(jnp.asarray(lams), self.base))
-        return Schedule.from_lams(self.noise, lams, origin=origin, coefficients=coefficients)
+        return Schedule.from_lams(self.noise, lams, origin=origin, coefficients=self.coefficients(z, lams))
 
     def _range(self) -> Range:
         top, floor = (float(s_of_lam(x)) for x in (self.noise.noise_end, self.noise.data_end))

@@ -277,6 +277,8 @@ class ScoreJudge(Judge):
     def value(self, place: np.ndarray | Schedule, rows: Sequence[int]) -> float:
         """The score."""
         if not isinstance(place, Schedule):
+            if not self.coordinates.allowed(place):
+                return float("nan")
             place = self.coordinates.schedule(place, Origin(method="tuned", solver=self.coordinates.solver))
         return float(self.errors(place, rows)[0])
 

@@ -545,9 +545,9 @@ class _Tuning:
 
     def _seen(self, z: np.ndarray, value: float) -> bool:
         """Judge a better point by the samples kept apart."""
-        apart = self._judge.value(z, self._apart)
+        apart, allowed = self._judge.value(z, self._apart), self._judge.coordinates.allowed(z)
         self._history.append((self._judge.evaluations, self._shown(value), self._shown(apart)))
-        if apart < self._best[1] or not np.isfinite(self._best[1]):
+        if allowed and (apart < self._best[1] or not np.isfinite(self._best[1])):
             origin = Origin(method="tuned", solver=self._judge.coordinates.solver)
             self._take(self._judge.coordinates.schedule(z, origin), apart)
             self._behind = 0

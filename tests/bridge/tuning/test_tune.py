@@ -138,7 +138,7 @@ def test_an_interrupted_one_goes_on_to_the_same_bytes(found: Tuned, tmp_path: Pa
             small(spent, checkpoint=file, progress=stop)
     assert small(spent, checkpoint=file) == found
     assert file.read_bytes() == whole.read_bytes()
-    assert json.loads(file.read_text())["arguments"]["nfe"] == N
+    assert json.loads(file.read_text().splitlines()[0])["arguments"]["nfe"] == N
     again = Network()
     assert small(again, checkpoint=file) == found and again.calls == 0
 
