@@ -18,7 +18,7 @@ from scipy import stats
 from benchmarks.compared import SOLVERS
 from benchmarks.heldout.measure import FREE
 from benchmarks.runner import Record
-from benchmarks.tables import geometric_mean, markdown
+from benchmarks.tables import NONE, geometric_mean, markdown
 from hso_jax.files import write_whole
 from hso_jax.schedule import versions
 
@@ -185,7 +185,7 @@ gain.
 
 
 def section(found: Sequence[Record]) -> str:
-    """Both tables, empty where too few networks have such records."""
+    """Both tables, or that too few networks have such records."""
     every, rows = choices(found), []
     for kind in ("known", "free"):
         own = [c for c in every if c.kind == kind]
@@ -197,7 +197,7 @@ def section(found: Sequence[Record]) -> str:
                 f"{of.slope:.2f}", factors, f"{coverage(own):.0%}",
             ])  # fmt: skip
     if not rows:
-        return ""
+        return f"## Predicted and measured\n\n{NONE}"
     head = ["kind", "networks", "choices", "predicted, mean", "measured, mean", "offset", "slope", "interval", "held"]
     by_nfe, table = _by_nfe(free_over_known(found)), []
     networks_of = list(dict.fromkeys(name for own in by_nfe.values() for name in own))
