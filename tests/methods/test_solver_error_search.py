@@ -77,11 +77,11 @@ def test_nodes_keep_their_distance_and_start_where_they_were_told(found: Any) ->
 @pytest.mark.parametrize(
     ("name", "first", "nfe", "ksigma"),
     [
-        ("pixart-alpha", "auto", 2, 25.0),  # epsilon, and its noise end is at 157
-        ("pixart-alpha", "auto", 5, 60.0),
-        ("pixart-alpha", "auto", 11, 157.4),
+        ("pixart-alpha", "auto", 1, 16.0),  # epsilon, and its noise end is at 157
+        ("pixart-alpha", "auto", 5, 45.0),  # 9 N
+        ("pixart-alpha", "auto", 18, 157.4),
         ("pixart-alpha", "end", 2, 157.4),
-        ("sd15", "auto", 2, 14.61),  # epsilon, and less than 25 already
+        ("sd15", "auto", 2, 14.61),  # epsilon, and less than 16 already
         ("edm-cifar10", "auto", 2, 80.0),  # its error is bounded there
         ("sd3-medium", "auto", 2, np.inf),
     ],
