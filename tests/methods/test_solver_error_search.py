@@ -202,7 +202,7 @@ def test_float64_alone_agrees_with_float32_in_company(found: Any) -> None:
 
 
 def polished(s: Schedule) -> tuple[np.ndarray, Any, Any]:
-    """SciPy's minimiser in s from the nodes after the first, the mean square, and what is minimised: uneven gaps cost."""
+    """SciPy's minimiser in s of the nodes after the first, the mean square, and what is minimised: uneven gaps cost."""
     data = error_data(SD.noise_end, s.guidance, problems=small_family(), **DATA)
 
     @jax.jit
