@@ -137,7 +137,7 @@ def free_over_known(found: Sequence[Record]) -> dict[tuple[str, int], float]:
 def chance(ratios: Collection[float]) -> float:
     """The one-sided probability that networks like these gain nothing in the mean (a t test of the logarithms)."""
     logs = np.log(list(ratios))
-    return float(stats.ttest_1samp(logs, 0.0, alternative="less").pvalue) if len(logs) >= FEWEST else 1.0
+    return float(stats.ttest_1samp(logs, 0.0, alternative="less").pvalue)
 
 
 def calibration(found: Sequence[Record]) -> dict[str, Any]:
@@ -153,7 +153,7 @@ def calibration(found: Sequence[Record]) -> dict[str, Any]:
             "networks": networks, "coverage": round(coverage(rows), 3),
         }  # fmt: skip
     by_nfe = sorted(_by_nfe(free_over_known(found)).items())
-    pays = {str(nfe): chance(own.values()) <= SIGNIFICANT for nfe, own in by_nfe}
+    pays = {str(nfe): chance(own.values()) <= SIGNIFICANT for nfe, own in by_nfe if len(own) >= FEWEST}
     return {"kinds": kinds, "free_pays": pays, "networks": sorted({c.network for c in every}), "versions": versions()}
 
 
@@ -203,9 +203,13 @@ def section(found: Sequence[Record]) -> str:
     networks_of = list(dict.fromkeys(name for own in by_nfe.values() for name in own))
     for name in networks_of:
         table.append([name, *(f"{own[name]:.2f}" if name in own else "" for _, own in sorted(by_nfe.items()))])
-    figures: list[tuple[str, Callable[[list[float]], float]]] = [("all", geometric_mean), ("chance", chance)]
-    for label, f in figures:
-        table.append([label, *(f"{f(list(own.values())):.2f}" for _, own in sorted(by_nfe.items()))])
+    figures: list[tuple[str, int, Callable[[list[float]], float]]] = [
+        ("all", 1, geometric_mean),
+        ("chance", FEWEST, chance),
+    ]
+    for label, fewest, f in figures:
+        every_n = (list(own.values()) for _, own in sorted(by_nfe.items()))
+        table.append([label, *(f"{f(own):.2f}" if len(own) >= fewest else "" for own in every_n)])
     free = markdown(["network, guidance", *(f"N = {nfe}" for nfe in sorted(by_nfe))], table)
     told = PREDICTED.format(rules=", ".join(f"`{x}`" for x in BEFORE))
     free_told = FREE_TEXT.format(limit=SIGNIFICANT)

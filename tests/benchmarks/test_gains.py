@@ -43,6 +43,14 @@ def test_the_interval_holds_what_it_says_on_networks_left_out():
     assert not of.holds(Choice("", 4, "known", 0.5, 5.0))
 
 
+def test_a_network_is_judged_by_the_line_of_the_others():
+    rows = made(4, 1, 0.3)
+    x, y = (np.log([getattr(c, name) for c in rows]) for name in ("predicted", "measured"))
+    left_out = [y[i] - np.polyval(np.polyfit(np.delete(x, i), np.delete(y, i), 1), x[i]) for i in range(4)]
+    of = gains.fit(rows)
+    assert (of.low, of.high) == pytest.approx((min(left_out), max(left_out)))
+
+
 def record(model, method, solver, rmse, problem_error, nfe=4):
     return Record(model, 1.0, solver, nfe, method, 0, 8, "float32", rmse=rmse, problem_error=problem_error)
 
