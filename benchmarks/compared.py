@@ -12,8 +12,6 @@ from typing import Any
 import numpy as np
 
 from hso_jax import NoiseSchedule, Schedule
-from hso_jax.noise import lam_of_s, s_of_lam
-from hso_jax.schedule import Origin
 
 SOLVERS = {"ddim": "DDIM", "dpmpp-2m": "DPM++ 2M", "unipc-2": "UniPC-2", "unipc-3": "UniPC-3"}
 """Name in `hso_jax.solvers` to title, in the order of the tables."""
@@ -27,7 +25,7 @@ UNIFORM_T = 0.7
 The networks' output oscillates in t (see `targets.Judged`), which nodes that are even in lam alone would miss."""
 
 SHIFTS = {"flow-2": 2.0, "flow-3": 3.0}
-"""Rule to shift, see `flow_time`."""
+"""Rule to shift, see `hso_jax.baselines.flow_time`."""
 
 
 def scheduler_class(solver: str, flow: bool) -> str:
@@ -57,15 +55,3 @@ def fine_schedule(noise: NoiseSchedule, nfe: int) -> Schedule:
     t = np.interp(np.linspace(0.0, 1.0, nfe), shares, grid)
     t[0], t[-1] = 1.0, float(noise.t_min)
     return Schedule.from_t(noise, t)
-
-
-def flow_time(rule: str, noise: NoiseSchedule, nfe: int) -> Schedule:
-    """Take N equal steps of a rectified flow's time with the shift c of `SHIFTS`, for a model of any kind.
-
-    The nodes are s = s_0 c u/(1 + (c - 1) u), u = 1 - i/N, with s = sigma/(alpha + sigma) and s_0 at the noise end. For
-    a rectified flow s_0 is 1 and this is the shifted time of arXiv 2403.03206, eq. 23.
-    """
-    shift, u = SHIFTS[rule], 1.0 - np.arange(nfe) / nfe
-    lams = lam_of_s(float(s_of_lam(noise.noise_end)) * shift * u / (1.0 + (shift - 1.0) * u))
-    lams[0] = noise.noise_end
-    return Schedule.from_lams(noise, lams, origin=Origin(method=rule))

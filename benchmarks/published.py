@@ -15,10 +15,10 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from benchmarks import learned, runner
-from benchmarks.compared import COMPARED, SHIFTS, SOLVERS, flow_time
+from benchmarks.compared import COMPARED, SHIFTS, SOLVERS
 from benchmarks.tables import markdown
 from hso_jax import Hso, Lane, NoiseSchedule, Schedule, SolverError, baseline, from_config, noise, search_many, zoo
-from hso_jax.baselines import inapplicable
+from hso_jax.baselines import flow_time, inapplicable
 from hso_jax.error import SAMPLES, error_data, in_chunks
 from hso_jax.files import write_whole
 from hso_jax.noise import lam_of_s
@@ -196,7 +196,7 @@ def others(pairs: Sequence[Pair]) -> list[dict[str, Schedule]]:
     for (one, _), hso in zip(pairs, searched, strict=True):
         nfe, model = len(one.lams), one.noise
         row = {rule: baseline(rule, model, nfe) for rule in RULES if not inapplicable(rule, model)}
-        found.append(row | {rule: flow_time(rule, model, nfe) for rule in SHIFTS} | {"hso": hso})
+        found.append(row | {rule: flow_time(model, nfe, shift) for rule, shift in SHIFTS.items()} | {"hso": hso})
     return found
 
 

@@ -10,7 +10,7 @@ import numpy as np
 
 from hso_jax.checks import check_nfe, choice, number
 from hso_jax.mep_spf import PAPER_GAMMA, paper_d_min, resolve_spacing, score
-from hso_jax.noise import NoiseSchedule, check_noise, noise_end_t, strip_static
+from hso_jax.noise import NoiseSchedule, check_noise, lam_of_s, noise_end_t, s_of_lam, strip_static
 from hso_jax.optional_jax import jax
 from hso_jax.schedule import LAYOUTS, Origin, Schedule, versions
 
@@ -222,6 +222,18 @@ def baseline(
     if not np.isfinite([value for value in scores.values() if value is not None]).all():
         raise ValueError(f"p is {p:g}; MEP is not finite on {noise.name} with it; need one nearer to 2 or 1")
     return schedule.with_scores(**scores)
+
+
+def flow_time(noise: NoiseSchedule, nfe: int, shift: float) -> Schedule:
+    """N equal steps of a rectified flow's time with a shift c, for a model of any kind; no rule of `BASELINES`.
+
+    The nodes are s = s_0 c u/(1 + (c - 1) u), u = 1 - i/N, with s = sigma/(alpha + sigma) and s_0 at the noise end. For
+    a rectified flow s_0 is 1 and this is the shifted time of arXiv 2403.03206, eq. 23.
+    """
+    u = 1.0 - np.arange(nfe) / nfe
+    lams = lam_of_s(float(s_of_lam(noise.noise_end)) * shift * u / (1.0 + (shift - 1.0) * u))
+    lams[0] = noise.noise_end
+    return Schedule.from_lams(noise, lams, origin=Origin(method=f"flow-{shift:g}"))
 
 
 def _count(nfe: int, layout: str) -> int:

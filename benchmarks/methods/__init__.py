@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from benchmarks.compared import SHIFTS, flow_time
+from benchmarks.compared import SHIFTS
 from benchmarks.methods import autodiffusion
 from benchmarks.runner import ANY, Inapplicable, noise_of, rounded
 from benchmarks.targets import OWN_SEEDS, Target
@@ -25,7 +25,7 @@ from bridge import tune_denoiser
 from hso_jax import Hso, Profile, Schedule, SolverError, baseline, search
 from hso_jax import recommend as library_recommend
 from hso_jax import zoo as library_zoo
-from hso_jax.baselines import BASELINES, inapplicable
+from hso_jax.baselines import BASELINES, flow_time, inapplicable
 from hso_jax.hso import Box
 from hso_jax.schedule import Origin
 from hso_jax.shipped.zoo import NotInZooError
@@ -88,7 +88,7 @@ def rule(name: str, request: Request) -> Made:
     """Make the schedule of a rule of `hso_jax.baselines.BASELINES`, or of a flow's time with a shift."""
     noise = request.target.noise
     if name in SHIFTS:
-        return Made(flow_time(name, noise, request.nfe))
+        return Made(flow_time(noise, request.nfe, SHIFTS[name]))
     if reason := inapplicable(name, noise):
         raise Inapplicable(reason)
     return Made(baseline(name, noise, request.nfe))

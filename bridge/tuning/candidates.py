@@ -11,8 +11,8 @@ import numpy as np
 
 from bridge.tuning.coordinates import coefficients_at
 from hso_jax import solvers
-from hso_jax.baselines import BASELINES
-from hso_jax.noise import NoiseSchedule, lam_of_s, preset, s_of_lam
+from hso_jax.baselines import BASELINES, flow_time
+from hso_jax.noise import NoiseSchedule, preset
 from hso_jax.noise.presets import PRESETS
 from hso_jax.schedule import Origin, Schedule
 from hso_jax.shipped.zoo import CHOICES, MAX_NFE, Key, nearest_guidance, shipped_guidance, zoo, zoo_key
@@ -56,14 +56,6 @@ class Candidate(NamedTuple):
 
     name: str
     schedule: Schedule
-
-
-def flow_time(noise: NoiseSchedule, nfe: int, shift: float) -> Schedule:
-    """N equal steps of a rectified flow's time, for a model of any kind: s = sigma/(alpha + sigma) is that time."""
-    u = 1.0 - np.arange(nfe) / nfe
-    lams = lam_of_s(float(s_of_lam(noise.noise_end)) * shift * u / (1.0 + (shift - 1.0) * u))
-    lams[0] = noise.noise_end
-    return Schedule.from_lams(noise, lams, origin=Origin(method=f"flow-{shift:g}"))
 
 
 def rules(noise: NoiseSchedule, nfe: int) -> Iterator[Schedule]:

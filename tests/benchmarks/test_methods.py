@@ -10,11 +10,12 @@ from tiny_models import tiny
 
 import bridge
 from benchmarks import methods, targets
-from benchmarks.compared import COMPARED, fine_schedule, flow_time, scheduler_class, scheduler_config
+from benchmarks.compared import COMPARED, fine_schedule, scheduler_class, scheduler_config
 from benchmarks.methods import autodiffusion, prepare, union_length
 from benchmarks.metrics import frechet
 from benchmarks.runner import ANY, Inapplicable
 from hso_jax import baseline, preset, recommend, zoo
+from hso_jax.baselines import flow_time
 from hso_jax.noise import flow
 
 FAST = [m for m in (*methods.RULES, "zoo", "recommend") if m not in ("ays-svd", "dm-nonuni")]
@@ -89,7 +90,7 @@ def test_exponential_is_diffusers_on_a_flow(nfe):
 @pytest.mark.parametrize("name", ["sd15", "sd3-medium", "edm-cifar10"])
 def test_flow_time_starts_at_the_noise_end(name):
     model = preset(name)
-    schedule = flow_time("flow-2", model, 6)
+    schedule = flow_time(model, 6, 2.0)
     s, u = 1 / (1 + np.exp(schedule.lams)), 1 - np.arange(6) / 6
     np.testing.assert_allclose(s, s[0] * 2 * u / (1 + u), rtol=1e-5)
     assert schedule.lams[0] == (-np.inf if model.kind == "flow" else pytest.approx(float(model.lam(1.0))))
