@@ -20,7 +20,7 @@ from hso_jax.checks import MOST_LEVELS, brief, choice, count, level_list, number
 from hso_jax.noise import NoiseSchedule, alpha_sigma, check_noise
 from hso_jax.noise.shifts import diffusers_sigmas
 from hso_jax.solvers import NONSTATIONARY, PURE_NOISE, SOLVERS, coefficients_of
-from hso_jax.solvers.nonstationary import MOST, check_coefficients
+from hso_jax.solvers.nonstationary import MAX_HISTORY, check_coefficients
 from hso_jax.solvers.weights import grid
 
 if TYPE_CHECKING:
@@ -561,7 +561,7 @@ def known_coefficients(schedule: Schedule) -> np.ndarray:
         evaluated[0] = PURE_NOISE[schedule.kind]
     with np.errstate(all="ignore"):  # infinite ends are computed, and then not used
         steps = grid(evaluated, np.asarray(last), np.asarray(schedule.nfe))
-        return np.asarray(coefficients_of(SOLVERS[schedule.solver].weights(steps), steps, MOST))
+        return np.asarray(coefficients_of(SOLVERS[schedule.solver].weights(steps), steps, MAX_HISTORY))
 
 
 def in_coefficients(schedule: Schedule) -> Schedule:

@@ -37,7 +37,7 @@ from hso_jax.lower.quasi_newton import SPACING, Range, lams_of, logits_of, nodes
 from hso_jax.lower.trust_region import MAX_STEPS, NOT_FINITE, Feasible, Solution
 from hso_jax.noise import NoiseSchedule, first_lam, flow, s_of_lam
 from hso_jax.problems.model_error import ModelError
-from hso_jax.solvers.nonstationary import MOST, amplification, coefficients_of, weights_of
+from hso_jax.solvers.nonstationary import MAX_HISTORY, amplification, coefficients_of, weights_of
 from hso_jax.solvers.weights import grid
 from hso_jax.upper.evolution import Evolution
 
@@ -513,7 +513,7 @@ def check_coefficients_options(options: object, size: float, guidance: float) ->
     options = Coefficients() if options is None else options
     if not isinstance(options, Coefficients):
         raise ValueError(f"coefficients is {brief(options)}; need a Coefficients(...)")
-    history = whole("coefficients.history", options.history, 2, MOST)
+    history = whole("coefficients.history", options.history, 2, MAX_HISTORY)
     penalty = penalty_of(size) if options.penalty is None else options.penalty
     penalty = number("coefficients.penalty", penalty, low=0.0, high=1e6, closed=True)
     growth = number("coefficients.growth", options.growth, low=1.0, high=1e6, closed=True)

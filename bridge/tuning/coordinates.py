@@ -23,7 +23,7 @@ from hso_jax.lower.quasi_newton import Range, lams_of, logits_of, nodes_of
 from hso_jax.noise import NoiseSchedule, alpha_sigma, s_of_lam
 from hso_jax.schedule import Origin, Schedule
 from hso_jax.solver_error_levels import older_of
-from hso_jax.solvers.nonstationary import MAX_COEFFICIENT, MOST, coefficients_of, known, weights_of
+from hso_jax.solvers.nonstationary import MAX_COEFFICIENT, MAX_HISTORY, coefficients_of, known, weights_of
 from hso_jax.solvers.weights import grid
 
 
@@ -85,7 +85,7 @@ class Coordinates:
     def places(self) -> np.ndarray:
         """[N, 3] bool, the coefficients that are free."""
         some = self.solver == solvers.NONSTATIONARY
-        return known(self.nfe, MOST - 1) & some
+        return known(self.nfe, MAX_HISTORY - 1) & some
 
     @property
     def size(self) -> int:
@@ -112,7 +112,7 @@ class Coordinates:
             wanted = schedule.coefficients
             if wanted is None:
                 wanted = np.asarray(_known(nodes, self._as_known(schedule.solver)))
-            found = np.zeros((self.nfe, MOST - 1))
+            found = np.zeros((self.nfe, MAX_HISTORY - 1))
             found[:, : wanted.shape[1]] = wanted
             return np.concatenate([z, (found - np.asarray(_known(nodes, self.base)))[self.places]])
 
@@ -138,7 +138,7 @@ class Coordinates:
         """[N, H - 1] of a point with these nodes; None if none are free."""
         if not self.places.any():
             return None
-        found = np.zeros((self.nfe, MOST - 1))
+        found = np.zeros((self.nfe, MAX_HISTORY - 1))
         found[self.places] = z[self.gaps :]
         with jax.enable_x64(True):
             return found + np.asarray(_known(jnp.asarray(lams), self.base))
@@ -183,12 +183,12 @@ def _lams(logits: Array, range_: Range, nfe: int) -> Array:
 def _known(lams: Array, name: str) -> Array:
     """[N, 3] a known solver's coefficients in the non-stationary form."""
     end, nfe = jnp.asarray(jnp.inf, lams.dtype), jnp.asarray(lams.shape[0])
-    return coefficients_of(solvers.weights(name, lams), grid(lams, end, nfe), MOST)
+    return coefficients_of(solvers.weights(name, lams), grid(lams, end, nfe), MAX_HISTORY)
 
 
 def weights_at(z: Array, range_: Range, nfe: int, base: str, searched: bool) -> solvers.Weights:
     """The solver's weights at a point, for samples with alpha^2 + sigma^2 = 1; traceable."""
-    rows, columns = np.nonzero(known(nfe, MOST - 1))
+    rows, columns = np.nonzero(known(nfe, MAX_HISTORY - 1))
     gaps = z.shape[0] - (len(rows) if searched else 0)
     lams = _lams(z[:gaps], range_, nfe)
     coefficients = _known(lams, base)
@@ -222,7 +222,7 @@ def table_of(z: Array, noise: NoiseSchedule, range_: Range, nfe: int, base: str,
 def coefficients_at(schedule: Schedule, solver: str) -> np.ndarray:
     """[N, 3] a schedule's own coefficients, or those of a known solver on its nodes."""
     if schedule.coefficients is not None:
-        return np.pad(schedule.coefficients, ((0, 0), (0, MOST - 1 - schedule.coefficients.shape[1])))
+        return np.pad(schedule.coefficients, ((0, 0), (0, MAX_HISTORY - 1 - schedule.coefficients.shape[1])))
     with jax.enable_x64(True):
         return np.asarray(_known(jnp.asarray(schedule.lams[: schedule.nfe]), solvers.canonical(solver)))
 

@@ -30,8 +30,6 @@ MAX_HISTORY = 4
 MAX_COEFFICIENT = 1e3
 """Those of known solvers lie below 10."""
 
-MOST = MAX_HISTORY  # the name that other modules still import
-
 
 def nonstationary(lams: Array, coefficients: Array, *, end: Array | float = math.inf, nfe: Any = None) -> Weights:
     """The arithmetic of `solvers.weights` for given coefficients; traceable.
