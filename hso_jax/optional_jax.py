@@ -48,3 +48,8 @@ def register_dataclass(cls: Class) -> Class:
 def is_array(value: Any) -> bool:
     """Whether it is an array of JAX, traced or not."""
     return INSTALLED and isinstance(value, jax.Array)
+
+
+def is_traced(value: Any) -> bool:
+    """Whether it is traced: its numbers are not known yet."""
+    return INSTALLED and isinstance(value, jax.core.Tracer)

@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 
 from hso_jax.checks import MOST_LEVELS, choice, flag, number, numbers, whole
-from hso_jax.noise.schedule import CONTINUOUS_LEVELS, NoiseSchedule, from_knots
+from hso_jax.noise.schedule import CONTINUOUS_LEVELS, Array, NoiseSchedule, from_knots, namespace
+from hso_jax.optional_jax import is_traced
 
 BETA_RULES = ("linear", "scaled_linear", "squaredcos_cap_v2", "sigmoid", "laplace", "exp")
 _LARGEST_BETA = 0.999
@@ -57,10 +58,10 @@ _ALPHA_BARS: Mapping[str, Callable[[np.ndarray], np.ndarray]] = {
 }
 
 
-def rescale_zero_terminal_snr(alphas_cumprod: np.ndarray) -> np.ndarray:
+def rescale_zero_terminal_snr(alphas_cumprod: Array) -> Array:
     """Shift and scale sqrt(alphas_cumprod) so that it ends at 0 (Lin et al. 2024, arXiv 2305.08891, algorithm 1)."""
-    root = np.sqrt(np.asarray(alphas_cumprod))
-    return np.asarray(((root - root[-1]) * root[0] / (root[0] - root[-1])) ** 2)
+    root = namespace(alphas_cumprod).sqrt(alphas_cumprod)
+    return ((root - root[-1]) * root[0] / (root[0] - root[-1])) ** 2
 
 
 def discrete(
@@ -82,33 +83,37 @@ def discrete(
         name: for messages and files.
 
     Raises:
-        ValueError: naming the first offending entry; and as `from_knots`.
+        ValueError: naming the first offending entry; and as `from_knots`. (Traced values are not checked.)
     """
     if (alphas_cumprod is None) == (betas is None):
         raise ValueError("give either alphas_cumprod or betas")
     what = "betas" if alphas_cumprod is None else "alphas_cumprod"
     zero_snr = flag("rescale_betas_zero_snr", rescale_betas_zero_snr)
-    table = numbers(what, betas if alphas_cumprod is None else alphas_cumprod)
+    given = betas if alphas_cumprod is None else alphas_cumprod
+    traced = is_traced(given)  # so that nodes have derivatives in the table
+    table = given if traced else numbers(what, given)
+    xp = namespace(table)
     if table.ndim != 1 or not 2 <= len(table) <= MOST_LEVELS:
         raise ValueError(f"{what} has shape {table.shape}; need one axis with 2 to {MOST_LEVELS} entries")
-    check_open_unit(table, what, last=1.0 if what == "betas" else 0.0)
-    bar = np.cumprod(1.0 - table) if what == "betas" else table
-    if not bar[0] < 1.0:
+    if not traced:
+        check_open_unit(table, what, last=1.0 if what == "betas" else 0.0)
+    bar = xp.cumprod(1.0 - table) if what == "betas" else table
+    if not traced and not bar[0] < 1.0:
         raise ValueError(f"betas[0] is {table[0]:.6g}, too small to leave alphas_cumprod below 1; need at least 1e-15")
     if zero_snr:
         with np.errstate(all="ignore"):  # a table whose ends are one number becomes NaN, and is refused next
             bar = rescale_zero_terminal_snr(bar)
-    if (rise := np.flatnonzero(~(np.diff(bar) < 0))).size:
+    if not traced and (rise := np.flatnonzero(~(np.diff(bar) < 0))).size:
         i = int(rise[0])
         raise ValueError(
             f"alphas_cumprod must fall strictly, but entry {i} is {bar[i]:.9g} and entry {i + 1} {bar[i + 1]:.9g}"
         )
     levels = len(bar)
-    if zero_snr or bar[-1] == 0.0:
+    if zero_snr or (not traced and bar[-1] == 0.0):
         bar = bar[:-1]
     if len(bar) < 2:
         raise ValueError("a table at zero terminal SNR needs at least 3 levels")
-    lam = 0.5 * (np.log(bar) - np.log1p(-bar))
+    lam = 0.5 * (xp.log(bar) - xp.log1p(-bar))
     return from_knots(lam, 1 / levels, 1 / levels, t_max=len(bar) / levels, num_train_timesteps=levels, name=name)
 
 
@@ -218,7 +223,7 @@ def edm(sigma_min: float = 0.002, sigma_max: float = 80.0, rho: float = 7.0, *, 
     return noise.with_prediction("edm")
 
 
-def flow(shift: float = 1.0, *, num_train_timesteps: int = 1000, name: str = "flow") -> NoiseSchedule:
+def flow(shift: Array = 1.0, *, num_train_timesteps: int = 1000, name: str = "flow") -> NoiseSchedule:
     """Rectified flow whose time is shifted, s(t) = shift t / (1 + (shift - 1) t); lam = log((1 - t)/t) - log(shift).
 
     lam is -inf at t = 1 (pure noise): `t_max` is (T - 1)/T, the last training level before it. T = 1 (ACE-Step, Stable
@@ -226,14 +231,16 @@ def flow(shift: float = 1.0, *, num_train_timesteps: int = 1000, name: str = "fl
 
     Source: Esser et al. 2024 (SD3), arXiv 2403.03206, eq. 23. For FLUX pass `shift=dynamic_shift(...)`. Raises
     ValueError unless shift > 0 and T is 1 (continuous time) or at least 3 (T = 2 leaves one level between the ends);
-    and as `from_knots`.
+    and as `from_knots`. (A traced shift is not checked.)
     """
-    shift = number("shift", shift, low=0.0, need="a positive number")
+    xp = namespace(shift)
+    if not is_traced(shift):
+        xp, shift = np, np.float64(number("shift", shift, low=0.0, need="a positive number"))
     levels = whole("num_train_timesteps", num_train_timesteps, 1, MOST_LEVELS)
     if levels == 2:
         raise ValueError("num_train_timesteps is 2; need 1 (continuous time) or at least 3")
     grain = 1.0 / (levels if levels > 1 else CONTINUOUS_LEVELS)
     return from_knots(
-        -np.log(np.float64(shift)) * np.ones(2), 0.0, 1.0, log_t=1.0, log_1mt=1.0, t_min=grain, t_max=1.0 - grain,
+        -xp.log(shift) * xp.ones(2), 0.0, 1.0, log_t=1.0, log_1mt=1.0, t_min=grain, t_max=1.0 - grain,
         kind="flow", num_train_timesteps=levels, timestep_rule="sigma", name=name,
     ).with_prediction("flow_prediction")  # fmt: skip

@@ -77,37 +77,38 @@ def namespace(*arrays: Array) -> Any:
     return jnp if any(is_array(array) for array in arrays) else np
 
 
-def cubic_coefficients(values: np.ndarray) -> np.ndarray:
+def cubic_coefficients(values: Array) -> Array:
     """[n - 1, 4] the monotone C1 cubic through values [n] at equal distances: of 1, x, x^2, x^3, x in [0, 1], per cell.
 
     Fourth-order central slopes, limited as by Fritsch and Carlson (SIAM J. Numer. Anal. 17, 1980), so
     that a monotone table stays monotone; on smooth tables the limiter does nothing.
     """
+    xp = namespace(values)
     steps = values[1:] - values[:-1]
     if values.shape[0] < 5:
         inner = 0.5 * (steps[1:] + steps[:-1])
-        slopes = np.concatenate([steps[:1], inner, steps[-1:]])
+        slopes = xp.concatenate([steps[:1], inner, steps[-1:]])
     else:
         central = (8.0 * (values[3:-1] - values[1:-3]) - (values[4:] - values[:-4])) / 12.0
-        start = np.stack([_one_sided(values[:4]), _second(values[:4])])
-        end = np.stack([-_second(values[:-5:-1]), -_one_sided(values[:-5:-1])])
-        slopes = np.concatenate([start, central, end])
+        start = xp.stack([_one_sided(values[:4]), _second(values[:4])])
+        end = xp.stack([-_second(values[:-5:-1]), -_one_sided(values[:-5:-1])])
+        slopes = xp.concatenate([start, central, end])
     # A slope of at most three times the smaller neighbouring step, of the same sign, keeps each cell monotone.
-    before = np.concatenate([steps[:1], steps])
-    after = np.concatenate([steps, steps[-1:]])
-    bound = 3.0 * np.minimum(np.abs(before), np.abs(after))
-    direction = np.where(before * after > 0, np.sign(after), 0.0)
-    slopes = direction * np.clip(slopes * direction, 0.0, bound)
+    before = xp.concatenate([steps[:1], steps])
+    after = xp.concatenate([steps, steps[-1:]])
+    bound = 3.0 * xp.minimum(xp.abs(before), xp.abs(after))
+    direction = xp.where(before * after > 0, xp.sign(after), 0.0)
+    slopes = direction * xp.clip(slopes * direction, 0.0, bound)
     left, right = slopes[:-1], slopes[1:]
-    return np.stack([values[:-1], left, 3.0 * steps - 2.0 * left - right, left + right - 2.0 * steps], axis=-1)
+    return xp.stack([values[:-1], left, 3.0 * steps - 2.0 * left - right, left + right - 2.0 * steps], axis=-1)
 
 
-def _one_sided(v: np.ndarray) -> np.ndarray:
+def _one_sided(v: Array) -> Array:
     """Third-order slope at the first of four equally spaced values."""
     return (-11.0 * v[0] + 18.0 * v[1] - 9.0 * v[2] + 2.0 * v[3]) / 6.0
 
 
-def _second(v: np.ndarray) -> np.ndarray:
+def _second(v: Array) -> Array:
     """Third-order slope at the second of four equally spaced values."""
     return (-2.0 * v[0] - 3.0 * v[1] + 6.0 * v[2] - v[3]) / 6.0
 
@@ -343,7 +344,7 @@ def alpha_sigma(lam: Array, kind: str) -> tuple[Array, Array]:
 
 
 def from_knots(
-    values: np.ndarray,
+    values: Array,
     first: float,
     spacing: float,
     *,
@@ -362,20 +363,22 @@ def from_knots(
     A table that ends before t = 1 while `t_max` is its last knot belongs to a model at zero terminal SNR: it is
     continued to lam = -inf at t = 1 by a logarithm with the same slope. Raises ValueError unless lam is finite in
     [t_min, t_max], within +-80, falls strictly, by at least 0.001 in all, is inverted by `t_of_lam`, and the network is
-    told different times; or for a name that is no text.
+    told different times; or for a name that is no text. (Traced values
+    are not checked.)
     """
     text("name", name)
-    coefficients = cubic_coefficients(values)
+    xp, coefficients = namespace(values), cubic_coefficients(values)
     end, tail = first + (len(values) - 1) * spacing, 0.0
     if log_1mt == 0.0 and end < 1.0 - 1e-9:
         slope = (coefficients[-1, 1] + 2.0 * coefficients[-1, 2] + 3.0 * coefficients[-1, 3]) / spacing
         # A limited slope may be 0, where the logarithm would never leave: the last step's then.
-        slope = slope if slope < 0 else (values[-1] - values[-2]) / spacing
+        slope = xp.where(slope < 0, slope, (values[-1] - values[-2]) / spacing)
         tail = -slope * (1.0 - end)
     fields = [len(coefficients), first, spacing, log_t, offset, log_1mt, first if t_min is None else t_min, t_max, tail]
-    leaves = [np.asarray(x, np.float64) for x in fields]
-    noise = NoiseSchedule(coefficients, *leaves, kind, num_train_timesteps, timestep_rule, name)  # type: ignore[arg-type, call-arg]
-    _check_usable(noise)
+    leaves = [xp.asarray(x, coefficients.dtype) for x in fields]
+    noise = NoiseSchedule(coefficients, *leaves, kind, num_train_timesteps, timestep_rule, name)  # type: ignore[call-arg]
+    if xp is np:
+        _check_usable(noise)
     return noise
 
 

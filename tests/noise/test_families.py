@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import problems
@@ -114,6 +115,32 @@ def test_flow_s_sigma_is_the_shifted_time(shift: float) -> None:
 def test_three_levels_of_flow_are_enough() -> None:
     noise = flow(num_train_timesteps=3)
     assert noise.t_min < noise.t_max and np.isfinite(noise.lam(np.array([noise.t_min, noise.t_max]))).all()
+
+
+def test_gradient_with_respect_to_betas() -> None:
+    betas = 1.0 - problems.random_table(3, 10)[1:] / problems.random_table(3, 10)[:-1]
+    t = np.array([0.31, 0.5, 0.87])
+
+    def total(betas: jax.Array) -> jax.Array:
+        return jnp.sum(discrete(betas=betas).lam(jnp.asarray(t)))
+
+    with jax.enable_x64(True):
+        gradient = np.asarray(jax.jit(jax.grad(total))(jnp.asarray(betas)))
+    for i in range(len(betas)):
+        h = 1e-6 * betas[i]
+        up, down = (discrete(betas=replaced(betas, i, betas[i] + s * h)).lam(t).sum() for s in (1, -1))
+        np.testing.assert_allclose(gradient[i], (up - down) / (2 * h), rtol=1e-5, atol=1e-6)
+
+
+def test_gradient_with_respect_to_the_shift() -> None:
+    """lam = log((1 - t)/t) - log(shift), so t = 1/(1 + shift exp(lam)) and dt/dshift = -t (1 - t)/shift."""
+    lams = np.array([-3.0, 0.0, 2.0])
+    with jax.enable_x64(True):
+        rate = jax.jit(jax.jacfwd(lambda shift: flow(shift).t_of_lam(jnp.asarray(lams))))(jnp.asarray(3.0))
+        back = jax.jit(jax.jacrev(lambda shift: flow(shift).t_of_lam(jnp.asarray(lams))))(jnp.asarray(3.0))
+    t = 1.0 / (1.0 + 3.0 * np.exp(lams))
+    np.testing.assert_allclose(rate, -t * (1 - t) / 3.0, rtol=1e-10)
+    np.testing.assert_allclose(back, rate, rtol=1e-12)
 
 
 FLAT = [0.5027137871490782, 0.4999999997203407, 0.4999999990944517, 0.49955988811134766, 0.49723331412411054]
