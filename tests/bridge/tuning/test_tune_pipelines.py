@@ -130,12 +130,12 @@ def test_the_command_writes_the_best_so_far_and_goes_on(
     assert main([*command, "-o", "tuned.json"]) == 0 and Path("tuned.json").read_bytes() == once
     Path("notes.txt").write_text("mine")
     assert main([*command, "-o", "notes.txt"]) == 2 and Path("notes.txt").read_text() == "mine"
-    with (tmp_path / "tuned.json.checkpoint.lock").open("w") as lock:
+    with Path("tuned.json.checkpoint").open("rb") as held:
         import fcntl
 
-        fcntl.flock(lock, fcntl.LOCK_EX)
+        fcntl.flock(held, fcntl.LOCK_EX)
         assert main([*command, "-o", "tuned.json"]) == 2
-    assert "in use by process" in capsys.readouterr().err
+    assert "in use by another process" in capsys.readouterr().err
 
 
 def test_prompts_kept_apart_are_no_prompts_that_are_tuned_on() -> None:
