@@ -57,7 +57,7 @@ def test_notebooks_run(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     if file.stem == "paper":
         assert "[959 708 376  29]" in printed(notebook) and "SPF 3.19675" in printed(notebook)
     else:
-        errors = [float(line.split()[2]) for line in printed(notebook).splitlines() if line.startswith("as it was")]
+        errors = [float(line.split()[3]) for line in printed(notebook).splitlines() if line.startswith("as it was")]
         after = [float(line.split()[1]) for line in printed(notebook).splitlines() if line.startswith("recommended")]
         assert len(errors) == len(after) == 1 and after[0] < 0.6 * errors[0]
 
