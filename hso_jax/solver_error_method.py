@@ -254,7 +254,7 @@ class SolverError:
         solver: a name that `hso_jax.solvers.canonical` knows: "ddim", "dpmpp-2m", "unipc-2", "unipc-3", "heun", ...;
             or "nonstationary", whose coefficients are searched with the nodes (see `Coefficients`).
         guidance: w of classifier-free guidance; 0 and 1 are without.
-        first: "auto" (the first node is the model's noise end, or sigma/alpha = 9 N where that is less and the network
+        first: "auto" (the first node is the model's noise end, or `first_ksigma` where that is less and the network
             predicts epsilon, see `noise.first_lam`), "end" (the noise end) or "free" (placed like the others).
         family: bound whose minimisers are the starts: "mep", "dm-nonuni" or a function, as `Hso.objective`.
         refinement: how hard the starts are refined on the error; None takes the best of the family as it is.

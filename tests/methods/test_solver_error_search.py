@@ -78,7 +78,8 @@ def test_nodes_keep_their_distance_and_start_where_they_were_told(found: Any) ->
     ("name", "first", "nfe", "ksigma"),
     [
         ("pixart-alpha", "auto", 1, 16.0),  # epsilon, and its noise end is at 157
-        ("pixart-alpha", "auto", 5, 45.0),  # 9 N
+        ("pixart-alpha", "auto", 5, 37.5),  # .3 N^3
+        ("pixart-alpha", "auto", 7, 63.0),  # 9 N
         ("pixart-alpha", "auto", 18, 157.4),
         ("pixart-alpha", "end", 2, 157.4),
         ("sd15", "auto", 2, 14.61),  # epsilon, and less than 16 already
