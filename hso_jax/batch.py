@@ -16,13 +16,14 @@ from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from hso_jax.checkpoint import Records, record_of, rows_of
-from hso_jax.compiling import compiler_options, under_jax_defaults
+from hso_jax.compiling import compiler_options, stored, under_jax_defaults
 
 Progress = Callable[[int, int], None]
 """Called with (lanes done, lanes in all)."""
 
 Search = Callable[[Any, Any], Any]
-"""(one lane, what all lanes share) -> its result: pytrees of arrays. Programs are kept by its identity."""
+"""(one lane, what all lanes share) -> its result: pytrees of arrays. Equal ones share a program, in later processes too
+where their text says all that they do (`hso_jax.compiling.stored`)."""
 
 HOSTS, DEVICES = "hosts", "devices"
 """Axes of the mesh: the processes, and the devices of each."""
@@ -56,7 +57,7 @@ def run(
     With several hosts (`jax.distributed`) every process calls this with the same lanes and gets all results.
 
     Args:
-        search: a pure function of one lane, the same object for the same computation.
+        search: a pure function of one lane, equal for the same computation.
         lanes: pytree of NumPy arrays [L, ...], L >= 1.
         shared: pytree of NumPy arrays.
         chunk: lanes a call for each taker of lanes, at most: bounds the memory, and says how often progress is told.
@@ -75,7 +76,7 @@ def run(
     spread = PartitionSpec((HOSTS, DEVICES)) if split is None else PartitionSpec(HOSTS)
     specs = PartitionSpec() if split is None else split.shared
     jitted = program(search, mesh, spread, specs, at_once)
-    compiled = under_jax_defaults(jitted)
+    name = repr((search, spread, specs, at_once))
     shared = _placed(shared, mesh, specs)
     parts: list[Any] = []
     done = 0
@@ -88,7 +89,8 @@ def run(
     def start(begin: int) -> Any:
         # The last chunk is filled up with the last lane: one shape, one compilation.
         rows = np.minimum(np.arange(begin, begin + size), total - 1)
-        return compiled(_placed(jax.tree.map(lambda column: column[rows], lanes), mesh, spread), shared)
+        here = _placed(jax.tree.map(lambda column: column[rows], lanes), mesh, spread)
+        return under_jax_defaults(lambda: stored(jitted, name, here, shared)(here, shared))()
 
     ahead = start(done) if done < total else None
     for begin in range(done, total, size):

@@ -8,7 +8,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import math
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Hashable, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -18,7 +18,7 @@ from jax import Array
 
 from hso_jax import batch
 from hso_jax.batch import Progress
-from hso_jax.bilevel import Effort, bilevel
+from hso_jax.bilevel import Effort, bilevel, randomness
 from hso_jax.bounds import NodeObjective, Terms, check_objective, expansion, objective_name
 from hso_jax.checkpoint import Records
 from hso_jax.checks import brief, choice, flag, number
@@ -29,7 +29,7 @@ from hso_jax.lower.trust_region import CONVERGED, NOT_FINITE, RESULTS, Feasible,
 from hso_jax.mep_spf import PAPER_GAMMA, Spacing, paper_d_min, resolve_spacing, score, spacing_penalty
 from hso_jax.noise import NoiseSchedule, stack
 from hso_jax.schedule import Origin, Schedule, Scores, versions
-from hso_jax.upper.evolution import Evolution
+from hso_jax.upper.evolution import Draws, Evolution
 
 SPACING_AS = ("constraint", "penalty")
 
@@ -55,14 +55,13 @@ class LaneArrays(NamedTuple):
     """Lanes as NumPy arrays with a leading axis; in the program the traced values of one lane.
 
     Attributes:
-        noise, intervals, seed: [L] integers; `noise` is a row of the bank of noise schedules.
+        noise, intervals: [L] integers; `noise` is a row of the bank of noise schedules.
         p, d_min, least_gap, gamma: [L]; least_gap is what the lower level keeps.
         lower, upper: [L, 3] the box of (rho, t_eps, t_max).
     """
 
     noise: Any
     intervals: Any
-    seed: Any
     p: Any
     d_min: Any
     least_gap: Any
@@ -129,7 +128,6 @@ def pack(lanes: Sequence[Lane], dtype: np.dtype) -> tuple[LaneArrays, Bank]:
     columns = {
         "noise": np.array([row[id(lane.noise)] for lane in lanes], np.int32),
         "intervals": np.array([lane.intervals for lane in lanes], np.int32),
-        "seed": np.array([lane.seed for lane in lanes], np.int32),
         "p": np.array([m.p for m in methods], dtype),
         "d_min": np.array([m.spacing for m in methods], dtype),
         "least_gap": np.array([m.spacing if m.spacing_as == "constraint" else 0.0 for m in methods], dtype),
@@ -225,15 +223,17 @@ def _with_margin(gap: Array) -> Array:
     return jnp.where(gap > 0, gap + 16.0 * jnp.finfo(gap.dtype).eps, gap)
 
 
-@functools.lru_cache(maxsize=64)
-def search_lane(objective: str | NodeObjective, nodes: int, effort: Any) -> Callable[[LaneArrays, Bank], Evolution]:
-    """The bilevel search of one lane, (lane, bank of noise schedules) -> result. Pure; map it over lanes."""
-    effort = effort._replace(polish=effort.polish if effort.steps else 0)
+@dataclasses.dataclass(frozen=True)
+class SearchLane:
+    """The bilevel search of one lane, a pure function to map over lanes."""
 
-    def search(lane: LaneArrays, bank: Bank) -> Evolution:
-        return bilevel(Levels(bank, objective, nodes, effort.steps), lane, effort)
+    objective: str | NodeObjective
+    nodes: int
+    effort: Any
 
-    return search
+    def __call__(self, row: tuple[LaneArrays, Draws], bank: Bank) -> Evolution:
+        """What is found for (lane, its random numbers)."""
+        return bilevel(Levels(bank, self.objective, self.nodes, self.effort.steps), *row, self.effort)
 
 
 def run(
@@ -246,11 +246,13 @@ def run(
 ) -> Evolution:
     """Search checked lanes of one objective, each with at least one interval; NumPy results in the lanes' order."""
     effort = effort.over(EFFORT if platform() == "cpu" else EFFORT._replace(lanes=ACCELERATOR_LANES))
+    effort = effort._replace(polish=effort.polish if effort.steps else 0)
     arrays, bank = pack(lanes, np.dtype(jax.dtypes.canonicalize_dtype(float)))
+    rows = arrays, randomness([lane.seed for lane in lanes], effort, len(PAPER_BOX))
     count = nodes or 1 + max(lane.intervals for lane in lanes)
     objective = lanes[0].method.objective
-    search = search_lane(objective, count, effort)
-    found = batch.run(search, arrays, bank, chunk=effort.lanes, progress=progress, records=records)
+    search = SearchLane(objective, count, effort)
+    found = batch.run(search, rows, bank, chunk=effort.lanes, progress=progress, records=records)
     return found if effort.steps == 0 else _finish(lanes, found, objective)
 
 

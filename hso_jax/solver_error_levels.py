@@ -39,7 +39,7 @@ from hso_jax.noise import NoiseSchedule, first_lam, flow, s_of_lam
 from hso_jax.problems.model_error import ModelError
 from hso_jax.solvers.nonstationary import MAX_HISTORY, amplification, coefficients_of, weights_of
 from hso_jax.solvers.weights import grid
-from hso_jax.upper.evolution import Evolution
+from hso_jax.upper.evolution import Draws, Evolution
 
 FIRST = ("auto", "end", "free")
 
@@ -63,7 +63,7 @@ class LaneArrays(NamedTuple):
     """Lanes as arrays with a leading axis; `data` indexes a bank of exact solutions.
 
     Attributes:
-        data, solver, nfe, nodes, seed: [L] integers.
+        data, solver, nfe, nodes: [L] integers.
         clean, free: [L] bool: whether the last step goes to clean data; whether the first node is free.
         top, floor: [L] largest and smallest s of a node.
         starts: [L, S, K] nodes in s to start from; S = 0 lets the upper level propose them.
@@ -74,7 +74,6 @@ class LaneArrays(NamedTuple):
     solver: Column
     nfe: Column
     nodes: Column
-    seed: Column
     clean: Column
     free: Column
     top: Column
@@ -167,7 +166,6 @@ def pack(lanes: Sequence[Lane], names: Sequence[str]) -> tuple[LaneArrays, Chunk
         "solver": np.array([list(names).index(m.solver) for m in methods], np.int32),
         "nfe": np.array([lane.nfe for lane in lanes], np.int32),
         "nodes": np.array([lane.nodes for lane in lanes], np.int32),
-        "seed": np.array([lane.seed for lane in lanes], np.int32),
         "clean": np.array([lane.layout == "node" for lane in lanes]),
         "free": np.array([m.first == "free" for m in methods]),
         "top": np.array([s_of_lam(lam) for lam in tops], dtype),
@@ -442,13 +440,14 @@ def search_lane(
     refinement: Refinement | None,
     effort: Any,
     axis: str | None,
-) -> Callable[[LaneArrays, Chunks], Any]:
-    """Both levels for one lane, (lane, bank) -> Found. Pure; map it over lanes. Starts that are given are refined."""
+) -> Callable[[tuple[LaneArrays, Draws], Chunks], Any]:
+    """Both levels for one lane, ((lane, its random numbers), bank) -> Found; given starts are refined. Pure."""
 
-    def search(lane: LaneArrays, bank: Chunks) -> Found:
+    def search(row: tuple[LaneArrays, Draws], bank: Chunks) -> Found:
+        lane, random = row
         levels = Levels(names, family, effort.steps, refinement, axis, bank)
         if not len(lane.starts):
-            return bilevel(levels, lane, effort)
+            return bilevel(levels, lane, random, effort)
         return levels.descend(lane, jnp.full((len(lane.starts), 3), jnp.nan, lane.starts.dtype), lane.starts)
 
     return search

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import sys
 from collections.abc import Sequence
 from typing import Any, NoReturn
 
@@ -27,8 +28,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     heard = is_process and signal.getsignal(signal.SIGINT) is signal.default_int_handler  # not so under nohup
     if heard:
         signal.signal(signal.SIGINT, _stop)
+    shown = is_process and "--quiet" not in sys.argv and sys.stderr is not None and sys.stderr.isatty()
+    if shown:  # importing JAX is the first second's work, before a progress bar can be drawn
+        sys.stderr.write("loading")
+        sys.stderr.flush()
     from hso_jax.cli.program import run
 
+    if shown:
+        sys.stderr.write("\r\x1b[K")
+        sys.stderr.flush()
     try:
         if heard:
             signal.signal(signal.SIGINT, signal.default_int_handler)
