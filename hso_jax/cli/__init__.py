@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import signal
 import sys
@@ -28,6 +29,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     heard = is_process and signal.getsignal(signal.SIGINT) is signal.default_int_handler  # not so under nohup
     if heard:
         signal.signal(signal.SIGINT, _stop)
+    if is_process:  # imports and traces make a million objects that stay: to look through them again takes a seventh
+        gc.set_threshold(100_000)
     shown = is_process and "--quiet" not in sys.argv and sys.stderr is not None and sys.stderr.isatty()
     if shown:  # importing JAX is the first second's work, before a progress bar can be drawn
         sys.stderr.write("loading")
