@@ -14,13 +14,15 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-import chex
 import jax
 import jax.numpy as jnp
+import lazy_loader
 import numpy as np
 from jax import Array
 
 from hso_jax.noise import NoiseSchedule
+
+chex = lazy_loader.load("chex")  # a program that an earlier process left is not traced, and needs none of it
 
 CONVERGED, MAX_STEPS, NOT_FINITE = 0, 1, 2
 RESULTS = ("converged", "max_steps", "not_finite")
