@@ -92,10 +92,10 @@ def _stored(program: Any, path: Path, arguments: Any, tree: Any) -> Any:
         try:
             payload, result = pickle.loads(path.read_bytes())
             memory.append(serialize_executable.deserialize_and_load(payload, tree, result))
-        except Exception:  # there is none, or it is cut off: made again
+        except Exception:  # there is none, it is cut off, ...: made again
             memory.append(program.lower(*arguments).compile())
-            payload, _, result = serialize_executable.serialize(memory[0])
-            with contextlib.suppress(OSError):
+            with contextlib.suppress(Exception):  # no room, or a device whose programs cannot be written
+                payload, _, result = serialize_executable.serialize(memory[0])
                 path.parent.mkdir(parents=True, exist_ok=True)
                 write_whole(path, pickle.dumps((payload, result)))
     return memory[0]

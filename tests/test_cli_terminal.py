@@ -6,7 +6,6 @@ import dataclasses
 import io
 import json
 import os
-import pty
 import subprocess
 import sys
 from pathlib import Path
@@ -104,7 +103,7 @@ def test_quiet_prints_errors_and_json_alone(run: Run) -> None:
 
 @pytest.mark.parametrize(("option", "said"), [([], b"loading\r\x1b[K"), (["--quiet"], b"")])
 def test_a_terminal_is_told_while_jax_is_loaded(option: list[str], said: bytes) -> None:
-    mine, its = pty.openpty()
+    mine, its = pytest.importorskip("pty").openpty()
     subprocess.run(
         [sys.executable, "-m", "hso_jax", "models", *option], stdout=subprocess.DEVNULL, stderr=its, check=True
     )
