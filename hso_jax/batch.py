@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import jax
 import numpy as np
@@ -22,11 +22,26 @@ Progress = Callable[[int, int], None]
 """Called with (lanes done, lanes in all)."""
 
 Search = Callable[[Any, Any], Any]
-"""(one lane, what all lanes share) -> its result: pytrees of arrays. Equal ones share a program, in later processes too
-where their text says all that they do (`hso_jax.compiling.stored`)."""
+"""(one lane, what all lanes share) -> its result: pytrees of arrays. Programs are kept by its identity."""
 
 HOSTS, DEVICES = "hosts", "devices"
 """Axes of the mesh: the processes, and the devices of each."""
+
+
+Factory = TypeVar("Factory", bound=Callable[..., Search])
+
+
+def by_arguments(factory: Factory) -> Factory:
+    """The factory of searches, which makes one for equal arguments; a later process knows its program by their text."""
+
+    @functools.lru_cache(maxsize=64)
+    @functools.wraps(factory)
+    def made(*arguments: Any, **options: Any) -> Search:
+        search = factory(*arguments, **options)
+        vars(search)["text"] = f"{factory.__module__}.{factory.__qualname__} {arguments} {options}"
+        return search
+
+    return made  # type: ignore[return-value]
 
 
 class Split(NamedTuple):
@@ -57,7 +72,7 @@ def run(
     With several hosts (`jax.distributed`) every process calls this with the same lanes and gets all results.
 
     Args:
-        search: a pure function of one lane, equal for the same computation.
+        search: a pure function of one lane, the same object for the same computation.
         lanes: pytree of NumPy arrays [L, ...], L >= 1.
         shared: pytree of NumPy arrays.
         chunk: lanes a call for each taker of lanes, at most: bounds the memory, and says how often progress is told.
@@ -76,7 +91,7 @@ def run(
     spread = PartitionSpec((HOSTS, DEVICES)) if split is None else PartitionSpec(HOSTS)
     specs = PartitionSpec() if split is None else split.shared
     jitted = program(search, mesh, spread, specs, at_once)
-    name = repr((search, spread, specs, at_once))
+    name = repr((vars(search).get("text", search), spread, specs, at_once))
     shared = _placed(shared, mesh, specs)
     parts: list[Any] = []
     done = 0

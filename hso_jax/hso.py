@@ -8,7 +8,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import math
-from collections.abc import Hashable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -230,17 +230,16 @@ def _with_margin(gap: Array) -> Array:
     return jnp.where(gap > 0, gap + 16.0 * jnp.finfo(gap.dtype).eps, gap)
 
 
-@dataclasses.dataclass(frozen=True)
-class SearchLane:
-    """The bilevel search of one lane, a pure function to map over lanes."""
+@batch.by_arguments
+def search_lane(
+    objective: str | NodeObjective, nodes: int, effort: Any
+) -> Callable[[tuple[LaneArrays, Draws], Bank], Evolution]:
+    """The bilevel search of one lane, ((lane, its random numbers), bank) -> result. Pure; map it over lanes."""
 
-    objective: str | NodeObjective
-    nodes: int
-    effort: Any
+    def search(row: tuple[LaneArrays, Draws], bank: Bank) -> Evolution:
+        return bilevel(Levels(bank, objective, nodes, effort.steps), *row, effort)
 
-    def __call__(self, row: tuple[LaneArrays, Draws], bank: Bank) -> Evolution:
-        """What is found for (lane, its random numbers)."""
-        return bilevel(Levels(bank, self.objective, self.nodes, self.effort.steps), *row, self.effort)
+    return search
 
 
 def run(
@@ -258,7 +257,7 @@ def run(
     rows = arrays, randomness([lane.seed for lane in lanes], effort, len(PAPER_BOX))
     count = nodes or 1 + max(lane.intervals for lane in lanes)
     objective = lanes[0].method.objective
-    search = SearchLane(objective, count, effort)
+    search = search_lane(objective, count, effort)
     found = batch.run(search, rows, bank, chunk=effort.lanes, progress=progress, records=records)
     return found if effort.steps == 0 else _finish(lanes, found, objective)
 

@@ -18,6 +18,7 @@ import numpy as np
 from jax import Array
 
 from hso_jax import solvers
+from hso_jax.batch import by_arguments
 from hso_jax.bilevel import bilevel
 from hso_jax.bounds import NodeObjective, Terms, expansion
 from hso_jax.checks import brief, check_guidance, choice, number, whole
@@ -433,7 +434,7 @@ def log_error(levels: Levels, lane: LaneArrays, chunks: Array) -> Callable[[Arra
     return function
 
 
-@functools.lru_cache(maxsize=64)
+@by_arguments
 def search_lane(
     names: tuple[str, ...],
     family: str | NodeObjective,
@@ -565,7 +566,7 @@ class NonstationaryFound(NamedTuple):
     stationarity: Array
 
 
-@functools.lru_cache(maxsize=64)
+@by_arguments
 def search_nonstationary(options: Coefficients, axis: str | None) -> Callable[[LaneArrays, Chunks], NonstationaryFound]:
     """The search of one lane, which has the nodes that the known solver has found. Pure; map it over lanes."""
     assert options.start is not None
@@ -622,7 +623,7 @@ def deviating_weights(start: str, lane: LaneArrays, lams: Array, deviation: Arra
     return weights_of(steps, known + deviation)
 
 
-@functools.lru_cache(maxsize=64)
+@by_arguments
 def measure_lane(names: tuple[str, ...], axis: str | None) -> Callable[[tuple[LaneArrays, Array], Chunks], Array]:
     """((lane, nodes lams [K]), bank) -> [S] root-mean-square error of each solver there, on all samples."""
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -17,16 +16,15 @@ from hso_jax import batch, compiling
 TRACED: list[int] = []
 
 
-@dataclasses.dataclass(frozen=True)
-class Powers:
+@batch.by_arguments
+def powers(power: int, function: Callable[[Any], Any] | None = None) -> batch.Search:
     """A search: the sum of some powers of a lane's numbers."""
 
-    power: int
-    function: Callable[[Any], Any] | None = None
+    def search(lane: Any, shared: Any) -> Any:
+        TRACED.append(power)
+        return {"sum": jnp.sum(lane**power) + shared, "lane": lane}
 
-    def __call__(self, lane: Any, shared: Any) -> Any:
-        TRACED.append(self.power)
-        return {"sum": jnp.sum(lane**self.power) + shared, "lane": lane}
+    return search
 
 
 @pytest.fixture
@@ -48,34 +46,34 @@ def found(search: Any, lanes: int = 3) -> tuple[list[float], bool]:
 
 def test_a_program_is_traced_once_for_all_processes(folder: Path) -> None:
     sums = [2.0, 14.0, 42.0]
-    assert found(Powers(2)) == (sums, True)
-    assert found(Powers(2)) == (sums, False)
-    assert found(Powers(1)) == ([2.0, 6.0, 10.0], True)
-    assert found(Powers(2), lanes=1) == (sums[:1], True)  # of another shape
+    assert found(powers(2)) == (sums, True)
+    assert found(powers(2)) == (sums, False)
+    assert found(powers(1)) == ([2.0, 6.0, 10.0], True)
+    assert found(powers(2), lanes=1) == (sums[:1], True)  # of another shape
     with jax.default_matmul_precision("high"):
-        assert found(Powers(2)) == (sums, True)
+        assert found(powers(2)) == (sums, True)
     assert len(list(folder.glob("hso-jax-*"))) == 4
 
 
 def test_a_file_that_is_cut_off_is_made_again(folder: Path) -> None:
-    sums, _ = found(Powers(2))
+    sums, _ = found(powers(2))
     (file,) = folder.glob("hso-jax-*")
     whole = file.read_bytes()
     for content in (b"", whole[:100], whole[: len(whole) // 2], b"text"):
         file.write_bytes(content)
-        assert found(Powers(2)) == (sums, True)
-    assert found(Powers(2)) == (sums, False)
+        assert found(powers(2)) == (sums, True)
+    assert found(powers(2)) == (sums, False)
 
 
 def test_what_is_not_told_by_its_text_is_not_stored(folder: Path) -> None:
-    assert found(Powers(2, abs))[1] and found(Powers(2, abs))[1]
-    assert found(lambda lane, shared: Powers(2)(lane, shared))[1]
+    assert found(powers(2, abs))[1] and found(powers(2, abs))[1]
+    assert found(lambda lane, shared: powers(2)(lane, shared))[1]
     assert not list(folder.glob("hso-jax-*"))
 
 
 @pytest.mark.parametrize("change", ["sources", "no cache", "no folder"])
 def test_other_sources_and_no_cache_compile_again(folder: Path, change: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    found(Powers(2))
+    found(powers(2))
     if change == "sources":
         monkeypatch.setattr(compiling, "_sources", lambda: ["others"])
     elif change == "no folder":
@@ -83,7 +81,7 @@ def test_other_sources_and_no_cache_compile_again(folder: Path, change: str, mon
     before = jax.config.jax_enable_compilation_cache
     jax.config.update("jax_enable_compilation_cache", change != "no cache")
     try:
-        assert found(Powers(2))[1]
+        assert found(powers(2))[1]
     finally:
         jax.config.update("jax_enable_compilation_cache", before)
 
@@ -91,4 +89,4 @@ def test_other_sources_and_no_cache_compile_again(folder: Path, change: str, mon
 def test_a_folder_that_cannot_be_written_does_no_harm(folder: Path) -> None:
     (folder / "file").write_text("")
     jax.config.update("jax_compilation_cache_dir", str(folder / "file"))
-    assert found(Powers(2)) == ([2.0, 14.0, 42.0], True)
+    assert found(powers(2)) == ([2.0, 14.0, 42.0], True)

@@ -29,7 +29,7 @@ def program_of_all() -> Any:
     """The one program for lanes of 21 nodes on one device."""
     mesh = batch._mesh(None)
     spread = PartitionSpec((batch.HOSTS, batch.DEVICES))
-    return batch.program(hso.SearchLane("mep", 21, EFFORT.over(hso.EFFORT)), mesh, spread, PartitionSpec(), None)
+    return batch.program(hso.search_lane("mep", 21, EFFORT.over(hso.EFFORT)), mesh, spread, PartitionSpec(), None)
 
 
 def checked(lanes: dict[Key, Lane]) -> list[Lane]:
