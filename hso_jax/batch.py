@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import jax
 import numpy as np
@@ -16,7 +16,7 @@ from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from hso_jax.checkpoint import Records, record_of, rows_of
-from hso_jax.compiling import compiler_options, under_jax_defaults
+from hso_jax.compiling import compiler_options, stored, under_jax_defaults
 
 Progress = Callable[[int, int], None]
 """Called with (lanes done, lanes in all)."""
@@ -26,6 +26,22 @@ Search = Callable[[Any, Any], Any]
 
 HOSTS, DEVICES = "hosts", "devices"
 """Axes of the mesh: the processes, and the devices of each."""
+
+
+Factory = TypeVar("Factory", bound=Callable[..., Search])
+
+
+def by_arguments(factory: Factory) -> Factory:
+    """The factory of searches, which makes one for equal arguments; a later process knows its program by their text."""
+
+    @functools.lru_cache(maxsize=64)
+    @functools.wraps(factory)
+    def made(*arguments: Any, **options: Any) -> Search:
+        search = factory(*arguments, **options)
+        vars(search)["text"] = f"{factory.__module__}.{factory.__qualname__} {arguments} {options}"
+        return search
+
+    return made  # type: ignore[return-value]
 
 
 class Split(NamedTuple):
@@ -75,7 +91,7 @@ def run(
     spread = PartitionSpec((HOSTS, DEVICES)) if split is None else PartitionSpec(HOSTS)
     specs = PartitionSpec() if split is None else split.shared
     jitted = program(search, mesh, spread, specs, at_once)
-    compiled = under_jax_defaults(jitted)
+    name = repr((vars(search).get("text", search), spread, specs, at_once))
     shared = _placed(shared, mesh, specs)
     parts: list[Any] = []
     done = 0
@@ -88,7 +104,8 @@ def run(
     def start(begin: int) -> Any:
         # The last chunk is filled up with the last lane: one shape, one compilation.
         rows = np.minimum(np.arange(begin, begin + size), total - 1)
-        return compiled(_placed(jax.tree.map(lambda column: column[rows], lanes), mesh, spread), shared)
+        here = _placed(jax.tree.map(lambda column: column[rows], lanes), mesh, spread)
+        return under_jax_defaults(lambda: stored(jitted, name, here, shared)(here, shared))()
 
     ahead = start(done) if done < total else None
     for begin in range(done, total, size):

@@ -5,14 +5,14 @@ Algorithm 1 of HSO (arXiv 2511.11688), written once for every method that has tw
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, Protocol
 
 import jax
+import numpy as np
 from jax import Array
 
-from hso_jax.compiling import random_key
-from hso_jax.upper.evolution import Evolution, evolve
+from hso_jax.upper.evolution import Draws, Evolution, draws, evolve
 
 Found = Any
 """A pytree of arrays: what a lower level found for one psi, among it the nodes."""
@@ -41,7 +41,7 @@ class Effort(NamedTuple):
 
 
 class TwoLevel(Protocol):
-    """What a method gives to `bilevel`: pure functions of one lane, a pytree of arrays that has a `seed`."""
+    """What a method gives to `bilevel`: pure functions of one lane, a pytree of arrays."""
 
     def boxes(self, lane: Any) -> tuple[Array, Array]:
         """Lower and upper ends [S, D] of the S boxes in which psi [D] is looked for, each with a start of its own."""
@@ -59,27 +59,26 @@ class TwoLevel(Protocol):
         """The result, from what evolution found in each box (leading axis S)."""
 
 
-def bilevel(method: TwoLevel, lane: Any, effort: Any) -> Any:
-    """Both levels for one lane, with a complete `Effort`. Pure; map it over lanes (`hso_jax.batch`)."""
+def randomness(seeds: Sequence[int] | np.ndarray, effort: Any, axes: int, boxes: int = 1) -> Draws:
+    """The random numbers [L, S, ...] of each lane's search in S boxes of psi [D], by its seed; NumPy."""
+    return draws(seeds, 1 + effort.generations + effort.polish, effort.population, axes, boxes)
+
+
+def bilevel(method: TwoLevel, lane: Any, random: Draws, effort: Any) -> Any:
+    """Both levels for one lane, with its `randomness` and a complete `Effort`. Pure; map it over lanes."""
 
     def fitness(psi: Array, before: Found) -> tuple[Array, Found]:
         found = method.lower(lane, psi, before)
         return method.fitness(lane, found), found
 
-    def start(box: tuple[Array, Array, Array]) -> Evolution:
-        key, lower, upper = box
-        population, generations, _, polish, _ = effort
-        blank = method.blank(lane)
-        return evolve(fitness, blank, key, lower, upper, population=population, generations=generations, polish=polish)
+    def start(box: tuple[Draws, Array, Array]) -> Evolution:
+        return evolve(fitness, method.blank(lane), *box, generations=effort.generations, polish=effort.polish)
 
-    lower, upper = method.boxes(lane)
-    key = random_key(lane.seed)
-    keys = jax.random.split(key, len(lower)) if len(lower) > 1 else key[None]
-    return method.refine(lane, _one_by_one(start, (keys, lower, upper)))
+    return method.refine(lane, _one_by_one(start, (random, *method.boxes(lane))))
 
 
 def _one_by_one(function: Callable[[Any], Any], rows: Any) -> Any:
     """`lax.map`, without a loop around a single row."""
-    if len(rows[0]) > 1:
+    if len(jax.tree.leaves(rows)[0]) > 1:
         return jax.lax.map(function, rows)
     return jax.tree.map(lambda x: x[None], function(jax.tree.map(lambda x: x[0], rows)))

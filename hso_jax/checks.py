@@ -124,7 +124,8 @@ def numbers(name: str, values: Any) -> np.ndarray:
     bad = ""
     try:
         array = np.asarray(values)
-        bad = _no_number(name, values if isinstance(values, (list, tuple)) else array.tolist())
+        listed = isinstance(values, (list, tuple)) or array.dtype.kind in "iuf"  # an array of numbers has no others
+        bad = _no_number(name, values if listed else array.tolist())
         if bad or array.dtype.kind not in "iufO":
             raise TypeError("no booleans, texts or nulls")
         return array.astype(np.float64)

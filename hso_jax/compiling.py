@@ -4,14 +4,21 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import hashlib
+import importlib.metadata
 import os
+import pickle
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any, TypeVar
 
 import jax
 import numpy as np
 from jax import Array
+from jax.experimental import serialize_executable
 from jaxlib import utils
+
+from hso_jax.files import write_whole
 
 Made = TypeVar("Made")
 
@@ -50,6 +57,59 @@ def under_jax_defaults(function: Callable[..., Made]) -> Callable[..., Made]:
 def compiler_options(platform: str) -> dict[str, int] | None:
     """On the CPU LLVM's full optimisation doubles the compilation and gains nothing in the run (measured)."""
     return {"xla_backend_optimization_level": 1} if platform == "cpu" else None
+
+
+def stored(program: Callable[..., Made], name: str, *arguments: Any) -> Callable[..., Made]:
+    """The jitted program, compiled for arguments like these: as an earlier process left it in JAX's cache folder.
+
+    JAX's own cache spares the compiler, but must trace a program to find it: most of a short search. This one finds it
+    by what it was traced from. Whoever can write into the folder can run code here; JAX's own cache is no different.
+
+    Args:
+        program: what `jax.jit` made.
+        name: tells all that the trace depends on, beside the arguments and the sources. One with a function in it
+            ("<function ...") does not, and the program is not kept.
+        arguments: to call it with; their shapes, types and places count.
+    """
+    folder = jax.config.jax_compilation_cache_dir if jax.config.jax_enable_compilation_cache else None
+    if not folder or "<" in name or jax.process_count() > 1:
+        return program
+    leaves, tree = jax.tree.flatten((arguments, {}))
+    places = [f"{leaf.dtype} {leaf.shape} {leaf.sharding}" for leaf in leaves]
+    settings = sorted(f"{key} {getattr(jax.config, key, None)}" for key in jax.config.values if "cache" not in key)
+    about = repr((name, str(tree), places, settings, sorted(os.environ.get("XLA_FLAGS", "").split()), _sources()))
+    return _stored(program, Path(folder, f"hso-jax-{hashlib.sha256(about.encode()).hexdigest()[:32]}"), arguments, tree)
+
+
+@functools.lru_cache(maxsize=8)
+def _in_memory(path: Path) -> list[Any]:
+    return []
+
+
+def _stored(program: Any, path: Path, arguments: Any, tree: Any) -> Any:
+    memory = _in_memory(path)
+    if not memory:
+        try:
+            payload, result = pickle.loads(path.read_bytes())
+            memory.append(serialize_executable.deserialize_and_load(payload, tree, result))
+        except Exception:  # there is none, it is cut off, ...: made again
+            memory.append(program.lower(*arguments).compile())
+            with contextlib.suppress(Exception):  # no room, or a device whose programs cannot be written
+                payload, _, result = serialize_executable.serialize(memory[0])
+                path.parent.mkdir(parents=True, exist_ok=True)
+                write_whole(path, pickle.dumps((payload, result)))
+    return memory[0]
+
+
+@functools.cache
+def _sources() -> list[str]:
+    """What programs are made of: this package's files, JAX, the packages it uses, and the machine."""
+    found = hashlib.sha256()
+    for path in sorted(Path(__file__).parent.rglob("*.py")):
+        found.update(path.read_bytes())
+    versions = [importlib.metadata.version(name) for name in ("jax", "jaxlib", "evosax", "optax", "numpy")]
+    device = jax.devices()[0]
+    return [found.hexdigest(), *versions, device.device_kind, device.client.platform_version]
 
 
 def platform() -> str:

@@ -18,7 +18,7 @@ from jax import Array
 
 from hso_jax import batch
 from hso_jax.batch import Progress
-from hso_jax.bilevel import Effort, bilevel
+from hso_jax.bilevel import Effort, bilevel, randomness
 from hso_jax.bounds import NodeObjective, Terms, check_objective, expansion, objective_name
 from hso_jax.checkpoint import Records
 from hso_jax.checks import brief, choice, flag, number
@@ -29,7 +29,7 @@ from hso_jax.lower.trust_region import CONVERGED, NOT_FINITE, RESULTS, Feasible,
 from hso_jax.mep_spf import PAPER_GAMMA, Spacing, paper_d_min, resolve_spacing, score, spacing_penalty
 from hso_jax.noise import NoiseSchedule, stack
 from hso_jax.schedule import Origin, Schedule, Scores, versions
-from hso_jax.upper.evolution import Evolution
+from hso_jax.upper.evolution import Draws, Evolution
 
 SPACING_AS = ("constraint", "penalty")
 
@@ -55,14 +55,14 @@ class LaneArrays(NamedTuple):
     """Lanes as NumPy arrays with a leading axis; in the program the traced values of one lane.
 
     Attributes:
-        noise, intervals, seed: [L] integers; `noise` is a row of the bank of noise schedules.
+        noise: the lanes' noise schedules; [L] as coefficients it has rows of the bank.
+        intervals: [L] integers.
         p, d_min, least_gap, gamma: [L]; least_gap is what the lower level keeps.
         lower, upper: [L, 3] the box of (rho, t_eps, t_max).
     """
 
     noise: Any
     intervals: Any
-    seed: Any
     p: Any
     d_min: Any
     least_gap: Any
@@ -100,14 +100,14 @@ def _cut(box: Box, noise: NoiseSchedule) -> Box:
 
 
 class Bank(NamedTuple):
-    """The distinct noise schedules of some lanes, stacked on a leading axis.
+    """The tables of the distinct noise schedules of some lanes, stacked on a leading axis.
 
     Attributes:
-        noise: the schedules.
+        coefficients: [S, cells, 4] see `NoiseSchedule`.
         times: [S, 257] see `times_even_in_lam`.
     """
 
-    noise: NoiseSchedule
+    coefficients: Any
     times: Any
 
 
@@ -126,10 +126,13 @@ def pack(lanes: Sequence[Lane], dtype: np.dtype) -> tuple[LaneArrays, Bank]:
     schedules = list({id(lane.noise): lane.noise for lane in lanes}.values())
     row = {id(noise): i for i, noise in enumerate(schedules)}
     methods = [lane.method for lane in lanes]
+    rows = np.array([row[id(lane.noise)] for lane in lanes], np.int32)
+    stacked = stack(schedules, dtype)
+    numbered = dataclasses.replace(stacked, coefficients=np.arange(len(schedules), dtype=np.int32))
     columns = {
-        "noise": np.array([row[id(lane.noise)] for lane in lanes], np.int32),
+        # A number of each lane is cheaper than one that the program looks up; a table is not.
+        "noise": jax.tree.map(lambda leaf: leaf[rows], numbered),
         "intervals": np.array([lane.intervals for lane in lanes], np.int32),
-        "seed": np.array([lane.seed for lane in lanes], np.int32),
         "p": np.array([m.p for m in methods], dtype),
         "d_min": np.array([m.spacing for m in methods], dtype),
         "least_gap": np.array([m.spacing if m.spacing_as == "constraint" else 0.0 for m in methods], dtype),
@@ -138,7 +141,7 @@ def pack(lanes: Sequence[Lane], dtype: np.dtype) -> tuple[LaneArrays, Bank]:
         "upper": np.array([[high for _, high in m.box] for m in methods], dtype),
     }
     times = np.stack([times_even_in_lam(noise) for noise in schedules]).astype(dtype)
-    return LaneArrays(**columns), Bank(stack(schedules, dtype), times)
+    return LaneArrays(**columns), Bank(stacked.coefficients, times)
 
 
 EFFORT = Effort(population=16, generations=20, steps=3, polish=3, lanes=128)
@@ -157,14 +160,15 @@ def edm_nodes(noise: NoiseSchedule, psi: Array, count: int, intervals: Array, ti
     `times` [n] is the table that the inverse starts from, see `times_even_in_lam`.
     """
     rho, t_eps, t_max = psi
-    noisy, clean = jnp.exp(-noise.lam(t_max) / rho), jnp.exp(-noise.lam(t_eps) / rho)
+    lams_of_ends = noise.lam(jnp.stack([t_max, t_eps, noise.t_max, noise.t_min]))
+    noisy, clean = jnp.exp(-lams_of_ends[0] / rho), jnp.exp(-lams_of_ends[1] / rho)
     i = jnp.minimum(jnp.arange(count), intervals)
     lams = -rho * jnp.log(noisy + i / intervals * (clean - noisy))
-    noisiest, cleanest = noise.lam(noise.t_max), noise.lam(noise.t_min)
+    noisiest, cleanest = lams_of_ends[2], lams_of_ends[3]
     place = (lams - noisiest) / (cleanest - noisiest) * (len(times) - 1)
     cell = jnp.clip(jnp.floor(place).astype(int), 0, len(times) - 2)
     near = times[cell] + (place - cell) * (times[cell + 1] - times[cell])
-    inner = noise.t_of_lam(lams, iterations=_NEWTON_STEPS, near=near)
+    inner = noise.t_near(lams, near, _NEWTON_STEPS)
     return jnp.where(i == 0, t_max, jnp.where(i == intervals, t_eps, inner))
 
 
@@ -193,7 +197,7 @@ class Levels(NamedTuple):
 
     def lower(self, lane: LaneArrays, psi: Array, before: Solution) -> Solution:
         """The nodes from EDM's (or those before) that minimise the objective between psi's ends."""
-        edm = edm_nodes(self.noise(lane), psi, self.nodes, lane.intervals, self.bank.times[lane.noise])
+        edm = edm_nodes(self.noise(lane), psi, self.nodes, lane.intervals, self.bank.times[lane.noise.coefficients])
         start = jnp.where(jnp.isfinite(before.t[0]), before.t, edm)
         found = refined(self, lane, psi, start, self.steps)
         return found._replace(steps=before.steps + found.steps)
@@ -208,7 +212,8 @@ class Levels(NamedTuple):
 
     def noise(self, lane: LaneArrays) -> NoiseSchedule:
         """The lane's noise schedule."""
-        return jax.tree.map(lambda leaf: leaf[lane.noise], self.bank.noise)
+        row = lane.noise.coefficients
+        return dataclasses.replace(lane.noise, coefficients=self.bank.coefficients[row])
 
 
 def refined(levels: Levels, lane: LaneArrays, psi: Array, start: Array, steps: int) -> Solution:
@@ -225,13 +230,14 @@ def _with_margin(gap: Array) -> Array:
     return jnp.where(gap > 0, gap + 16.0 * jnp.finfo(gap.dtype).eps, gap)
 
 
-@functools.lru_cache(maxsize=64)
-def search_lane(objective: str | NodeObjective, nodes: int, effort: Any) -> Callable[[LaneArrays, Bank], Evolution]:
-    """The bilevel search of one lane, (lane, bank of noise schedules) -> result. Pure; map it over lanes."""
-    effort = effort._replace(polish=effort.polish if effort.steps else 0)
+@batch.by_arguments
+def search_lane(
+    objective: str | NodeObjective, nodes: int, effort: Any
+) -> Callable[[tuple[LaneArrays, Draws], Bank], Evolution]:
+    """The bilevel search of one lane, ((lane, its random numbers), bank) -> result. Pure; map it over lanes."""
 
-    def search(lane: LaneArrays, bank: Bank) -> Evolution:
-        return bilevel(Levels(bank, objective, nodes, effort.steps), lane, effort)
+    def search(row: tuple[LaneArrays, Draws], bank: Bank) -> Evolution:
+        return bilevel(Levels(bank, objective, nodes, effort.steps), *row, effort)
 
     return search
 
@@ -246,11 +252,13 @@ def run(
 ) -> Evolution:
     """Search checked lanes of one objective, each with at least one interval; NumPy results in the lanes' order."""
     effort = effort.over(EFFORT if platform() == "cpu" else EFFORT._replace(lanes=ACCELERATOR_LANES))
+    effort = effort._replace(polish=effort.polish if effort.steps else 0)
     arrays, bank = pack(lanes, np.dtype(jax.dtypes.canonicalize_dtype(float)))
+    rows = arrays, randomness([lane.seed for lane in lanes], effort, len(PAPER_BOX))
     count = nodes or 1 + max(lane.intervals for lane in lanes)
     objective = lanes[0].method.objective
     search = search_lane(objective, count, effort)
-    found = batch.run(search, arrays, bank, chunk=effort.lanes, progress=progress, records=records)
+    found = batch.run(search, rows, bank, chunk=effort.lanes, progress=progress, records=records)
     return found if effort.steps == 0 else _finish(lanes, found, objective)
 
 

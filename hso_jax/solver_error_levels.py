@@ -18,6 +18,7 @@ import numpy as np
 from jax import Array
 
 from hso_jax import solvers
+from hso_jax.batch import by_arguments
 from hso_jax.bilevel import bilevel
 from hso_jax.bounds import NodeObjective, Terms, expansion
 from hso_jax.checks import brief, check_guidance, choice, number, whole
@@ -39,7 +40,7 @@ from hso_jax.noise import NoiseSchedule, first_lam, flow, s_of_lam
 from hso_jax.problems.model_error import ModelError
 from hso_jax.solvers.nonstationary import MAX_HISTORY, amplification, coefficients_of, weights_of
 from hso_jax.solvers.weights import grid
-from hso_jax.upper.evolution import Evolution
+from hso_jax.upper.evolution import Draws, Evolution
 
 FIRST = ("auto", "end", "free")
 
@@ -63,7 +64,7 @@ class LaneArrays(NamedTuple):
     """Lanes as arrays with a leading axis; `data` indexes a bank of exact solutions.
 
     Attributes:
-        data, solver, nfe, nodes, seed: [L] integers.
+        data, solver, nfe, nodes: [L] integers.
         clean, free: [L] bool: whether the last step goes to clean data; whether the first node is free.
         top, floor: [L] largest and smallest s of a node.
         starts: [L, S, K] nodes in s to start from; S = 0 lets the upper level propose them.
@@ -74,7 +75,6 @@ class LaneArrays(NamedTuple):
     solver: Column
     nfe: Column
     nodes: Column
-    seed: Column
     clean: Column
     free: Column
     top: Column
@@ -167,7 +167,6 @@ def pack(lanes: Sequence[Lane], names: Sequence[str]) -> tuple[LaneArrays, Chunk
         "solver": np.array([list(names).index(m.solver) for m in methods], np.int32),
         "nfe": np.array([lane.nfe for lane in lanes], np.int32),
         "nodes": np.array([lane.nodes for lane in lanes], np.int32),
-        "seed": np.array([lane.seed for lane in lanes], np.int32),
         "clean": np.array([lane.layout == "node" for lane in lanes]),
         "free": np.array([m.first == "free" for m in methods]),
         "top": np.array([s_of_lam(lam) for lam in tops], dtype),
@@ -435,20 +434,21 @@ def log_error(levels: Levels, lane: LaneArrays, chunks: Array) -> Callable[[Arra
     return function
 
 
-@functools.lru_cache(maxsize=64)
+@by_arguments
 def search_lane(
     names: tuple[str, ...],
     family: str | NodeObjective,
     refinement: Refinement | None,
     effort: Any,
     axis: str | None,
-) -> Callable[[LaneArrays, Chunks], Any]:
-    """Both levels for one lane, (lane, bank) -> Found. Pure; map it over lanes. Starts that are given are refined."""
+) -> Callable[[tuple[LaneArrays, Draws], Chunks], Any]:
+    """Both levels for one lane, ((lane, its random numbers), bank) -> Found; given starts are refined. Pure."""
 
-    def search(lane: LaneArrays, bank: Chunks) -> Found:
+    def search(row: tuple[LaneArrays, Draws], bank: Chunks) -> Found:
+        lane, random = row
         levels = Levels(names, family, effort.steps, refinement, axis, bank)
         if not len(lane.starts):
-            return bilevel(levels, lane, effort)
+            return bilevel(levels, lane, random, effort)
         return levels.descend(lane, jnp.full((len(lane.starts), 3), jnp.nan, lane.starts.dtype), lane.starts)
 
     return search
@@ -566,7 +566,7 @@ class NonstationaryFound(NamedTuple):
     stationarity: Array
 
 
-@functools.lru_cache(maxsize=64)
+@by_arguments
 def search_nonstationary(options: Coefficients, axis: str | None) -> Callable[[LaneArrays, Chunks], NonstationaryFound]:
     """The search of one lane, which has the nodes that the known solver has found. Pure; map it over lanes."""
     assert options.start is not None
@@ -623,7 +623,7 @@ def deviating_weights(start: str, lane: LaneArrays, lams: Array, deviation: Arra
     return weights_of(steps, known + deviation)
 
 
-@functools.lru_cache(maxsize=64)
+@by_arguments
 def measure_lane(names: tuple[str, ...], axis: str | None) -> Callable[[tuple[LaneArrays, Array], Chunks], Array]:
     """((lane, nodes lams [K]), bank) -> [S] root-mean-square error of each solver there, on all samples."""
 

@@ -13,7 +13,7 @@ import numpy as np
 from jax.sharding import PartitionSpec
 
 from hso_jax import batch, solvers
-from hso_jax.bilevel import Effort
+from hso_jax.bilevel import Effort, randomness
 from hso_jax.bounds import NodeObjective, check_objective, objective_name
 from hso_jax.checkpoint import Records
 from hso_jax.checks import brief, choice, whole
@@ -38,6 +38,7 @@ from hso_jax.profile import Profile
 from hso_jax.schedule import Origin, Schedule, Scores, versions
 from hso_jax.solver_error_levels import (
     CHUNK,
+    ISLANDS,
     Coefficients,
     Found,
     LaneArrays,
@@ -364,9 +365,10 @@ class SolverError:
                 starts = self.start.search(again, None, None, None)
             arrays = arrays._replace(starts=_padded(starts, arrays))
         complete = (effort or Effort()).over(_usual())
+        random = randomness([lane.seed for lane in lanes], complete, 3, len(ISLANDS))
         rows = batch.run(
             search_lane(names, self.family, self.refinement, complete, batch.DEVICES),
-            arrays,
+            (arrays, random),
             bank,
             chunk=_CHUNK,
             at_once=complete.lanes,

@@ -5,6 +5,8 @@ from __future__ import annotations
 import dataclasses
 import io
 import json
+import os
+import subprocess
 import sys
 from pathlib import Path
 
@@ -97,3 +99,15 @@ def test_quiet_prints_errors_and_json_alone(run: Run) -> None:
     assert run(command) == ("", "")
     assert json.loads(run(f"{command} --json").out)["schedules"][0]["model"] == "sd15"
     assert run("zoo --model sd9 --quiet", 2).err.startswith("error: ") and not contents()
+
+
+@pytest.mark.parametrize(("option", "said"), [([], b"loading\r\x1b[K"), (["--quiet"], b"")])
+def test_a_terminal_is_told_while_jax_is_loaded(option: list[str], said: bytes) -> None:
+    mine, its = pytest.importorskip("pty").openpty()
+    subprocess.run(
+        [sys.executable, "-m", "hso_jax", "models", *option], stdout=subprocess.DEVNULL, stderr=its, check=True
+    )
+    os.write(its, b".")
+    assert os.read(mine, 1000) == said + b"."
+    os.close(mine)
+    os.close(its)

@@ -46,11 +46,10 @@ def called(tree: Path, job: str, *counts: int) -> dict[str, Any]:
     return dict(json.loads(in_process(str(Path(__file__).with_name("jobs.py")), job, *numbers, tree=tree)))
 
 
-def command(tree: Path, folder: str) -> tuple[float, float]:
-    """Time `hso-jax search` from the start of its process to the saved file, programs cached in a folder."""
+def process(tree: Path, *options: str, **environment: str) -> tuple[float, float]:
+    """Time a whole process of Python."""
     begin, used = time.perf_counter(), resource.getrusage(resource.RUSAGE_CHILDREN)
-    options = ("-m", "hso_jax", "search", "--force", "-o", f"{folder}/schedules.json")
-    in_process(*options, tree=tree, JAX_COMPILATION_CACHE_DIR=folder)
+    in_process(*options, tree=tree, **environment)
     after = resource.getrusage(resource.RUSAGE_CHILDREN)
     cores = after.ru_utime + after.ru_stime - used.ru_utime - used.ru_stime
     return time.perf_counter() - begin, cores
@@ -61,23 +60,36 @@ def shown(seconds: tuple[float, float]) -> str:
     return f"{seconds[0]:.2f} ({seconds[1]:.2f})"
 
 
+def multiple(seconds: tuple[float, float], unit: tuple[float, float]) -> str:
+    """Write how often the one is the other, by the clock and of all cores."""
+    return f"{seconds[0] / unit[0]:.1f} ({seconds[1] / unit[1]:.1f})"
+
+
 def one_call(trees: list[Path]) -> list[list[str]]:
     """Measure the main job, the command and a profile's searches; a row each, a column a checkout."""
     jobs = [called(tree, "main_job") for tree in trees]
     starts = []
     for tree in trees:
         with tempfile.TemporaryDirectory() as folder:
-            starts.append((command(tree, folder), command(tree, folder)))
-    jax_alone = in_process("-c", "import time, jax; jax.jit(lambda x: x)(1.); print(time.process_time())")
+            search = ("-m", "hso_jax", "search", "--force", "-o", f"{folder}/schedules.json")
+            cold, cached = (process(tree, *search, JAX_COMPILATION_CACHE_DIR=folder) for _ in range(2))
+        jax_alone = process(tree, "-c", "import jax; jax.jit(lambda x: x + 1)(1.)")
+        starts.append((jax_alone, cold, cached))
+    recommended = [process(tree, "-m", "hso_jax", "recommend", "--model", "sdxl", "--nfe", "6") for tree in trees]
+    imported = [process(tree, "-c", "import hso_jax") for tree in trees]
     profiles = [called(tree, "profiled") for tree in trees]
     middle = [tuple(statistics.median(column) for column in zip(*job["warm"], strict=True)) for job in jobs]
     return [
         ["devices, dtype", *(f"{', '.join(job['devices'])}, {job['dtype']}" for job in jobs)],
-        ["`import jax`, and one program", *(f"({float(jax_alone):.2f})" for _ in trees)],
+        ["`import jax; jax.jit(lambda x: x + 1)(1.)`, a whole process", *(shown(alone) for alone, *_ in starts)],
         ["34 searches: first call, with tracing and compilation", *(shown(job["first"]) for job in jobs)],
         ["34 searches: warm", *(shown(seconds) for seconds in middle)],
-        ["`hso-jax search`, process start to saved file, cold", *(shown(cold) for cold, _ in starts)],
-        ["the same with the compilation cache", *(shown(cached) for _, cached in starts)],
+        ["`hso-jax search`, a whole process, cold", *(shown(cold) for _, cold, _ in starts)],
+        ["as a multiple of JAX alone", *(multiple(cold, alone) for alone, cold, _ in starts)],
+        ["the same with the programs of an earlier process", *(shown(cached) for *_, cached in starts)],
+        ["as a multiple of JAX alone", *(multiple(cached, alone) for alone, _, cached in starts)],
+        ["`hso-jax recommend --model sdxl --nfe 6`, a whole process", *map(shown, recommended)],
+        ["`import hso_jax`, a whole process", *map(shown, imported)],
         ["three searches by the solver's error, of a profile: first call", *(shown(x["first"]) for x in profiles)],
         ["the same again", *(shown(x["warm"]) for x in profiles)],
     ]
@@ -87,7 +99,7 @@ def lanes_rows(trees: list[Path], sizes: tuple[tuple[int, int], ...]) -> list[li
     """Measure many lanes; a row a size and checkout."""
     rows = []
     for count, nfe_max in sizes:
-        for tree in trees:
+        for tree in trees if count <= WARM else [ROOT]:
             found = called(tree, "many_lanes", count, nfe_max)
             last = found["warm"] or found["first"]
             rates = f"{count / last[0]:.0f}", f"{1e3 * last[1] / count:.2f}"

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import signal
+import sys
 from collections.abc import Sequence
 from typing import Any, NoReturn
 
@@ -27,8 +29,17 @@ def main(argv: Sequence[str] | None = None) -> int:
     heard = is_process and signal.getsignal(signal.SIGINT) is signal.default_int_handler  # not so under nohup
     if heard:
         signal.signal(signal.SIGINT, _stop)
+    if is_process:  # imports and traces make a million objects that stay: looking through them takes a seventh
+        gc.set_threshold(100_000)
+    shown = is_process and "--quiet" not in sys.argv and sys.stderr is not None and sys.stderr.isatty()
+    if shown:  # importing JAX is the first second's work, before a progress bar can be drawn
+        sys.stderr.write("loading")
+        sys.stderr.flush()
     from hso_jax.cli.program import run
 
+    if shown:
+        sys.stderr.write("\r\x1b[K")
+        sys.stderr.flush()
     try:
         if heard:
             signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -38,6 +49,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             raise
         _stop()
     finally:
+        if is_process:  # nor are they looked through at the end: a quarter of a second
+            gc.freeze()
         if heard:  # while the interpreter ends it would kill the process, were it not ignored
             signal.signal(signal.SIGINT, signal.SIG_IGN)
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, NamedTuple, TextIO
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from hso_jax.checks import nearest, printable
 from hso_jax.cli.commands import DEFAULT_MODEL
@@ -125,8 +125,9 @@ def width() -> int:
 def progress() -> Progress:
     """A progress bar on standard error; it vanishes when it is done and is not written into files."""
     columns = (TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    left = TextColumn("left"), TimeRemainingColumn()
     console = _console(sys.stderr)
-    return Progress(*columns, console=console, transient=True, disable=silent.get() or not console.is_terminal)
+    return Progress(*columns, *left, console=console, transient=True, disable=silent.get() or not console.is_terminal)
 
 
 def _print(file: TextIO, things: Any, style: str | None = None) -> None:

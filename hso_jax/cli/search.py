@@ -56,8 +56,13 @@ def search(args: argparse.Namespace) -> int:
     if picture is not None:  # compiling leaves a core idle: let it load matplotlib meanwhile
         threading.Thread(target=importlib.import_module, args=("hso_jax.plots",), daemon=True).start()
     with common.progress() as progress:
-        task = progress.add_task(f"searching {len(many)} schedules of {printable(names)}", total=len(many))
-        schedules = search_many(many, progress=lambda done, _: progress.update(task, completed=done))
+        what = f"{len(many)} schedules of {printable(names)}"
+        task = progress.add_task(f"compiling a search for {what}", total=len(many))
+
+        def report(done: int, _: int) -> None:
+            progress.update(task, description=f"searching {what}", completed=done)
+
+        schedules = search_many(many, progress=report)
     document = schedule_file.to_json(schedules)
     contents = [] if output is None else [(output, document.encode())]
     if picture is not None:

@@ -16,12 +16,14 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import NamedTuple
 
-import chex
 import jax
 import jax.numpy as jnp
+import lazy_loader
 from jax import Array
 
 from hso_jax.lower.trust_region import CONVERGED, MAX_STEPS, NOT_FINITE
+
+chex = lazy_loader.load("chex")
 
 SPACING = 1e-3
 """Least distance of neighbouring nodes in s: about one training level of T = 1000."""

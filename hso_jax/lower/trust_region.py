@@ -14,13 +14,15 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-import chex
 import jax
 import jax.numpy as jnp
+import lazy_loader
 import numpy as np
 from jax import Array
 
 from hso_jax.noise import NoiseSchedule
+
+chex = lazy_loader.load("chex")  # a program that an earlier process left is not traced, and needs none of it
 
 CONVERGED, MAX_STEPS, NOT_FINITE = 0, 1, 2
 RESULTS = ("converged", "max_steps", "not_finite")
@@ -87,9 +89,9 @@ def _excess(above: Array, kept: Array, room: Array) -> Array:
 def nodes_of_gaps(t_max: Array, t_eps: Array, gaps: Array) -> Array:
     """Nodes [M + 1] that fall from t_max by the gaps [M]; from the last real one on they are t_eps exactly."""
     t = t_max - jnp.concatenate([jnp.zeros_like(gaps[:1]), jnp.cumsum(gaps)])
-    after = jnp.cumsum(gaps[::-1])[::-1]
-    last = jnp.concatenate([after <= 0.0, jnp.ones_like(after[:1], dtype=bool)])
-    return jnp.where(last, t_eps, t)
+    index = jnp.arange(t.shape[0])
+    last = jnp.max(jnp.where(gaps > 0.0, index[1:], 0))
+    return jnp.where(index < last, t, t_eps)
 
 
 def project(
@@ -352,9 +354,9 @@ def init(objective: Objective, noise: NoiseSchedule, start: Array, feasible: Fea
     The objective is not evaluated yet: the first `step` projects the start onto the feasible set and does that.
     """
     chex.assert_rank([start, feasible.t_max, feasible.t_eps, feasible.spacing], [1, 0, 0, 0])
-    free = jnp.arange(start.shape[0] - 1) < feasible.intervals
-    even = jnp.where(free, (feasible.t_max - feasible.t_eps) / feasible.intervals, 0.0)
-    start = jnp.where(jnp.all(jnp.isfinite(start)), start, nodes_of_gaps(feasible.t_max, feasible.t_eps, even))
+    share = jnp.minimum(jnp.arange(start.shape[0]) / feasible.intervals, 1.0)
+    even = feasible.t_max + share * (feasible.t_eps - feasible.t_max)
+    start = jnp.where(jnp.all(jnp.isfinite(start)), start, even)
     blank = unevaluated(objective, noise, start)
     far, none = jnp.full_like(blank.value, jnp.inf), jnp.zeros_like(blank.value)
     # Nothing is held before the gradient is known, gaps shorter than the spacing neither.

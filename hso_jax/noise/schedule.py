@@ -188,18 +188,21 @@ class NoiseSchedule:
         d2 = d2 + rate_0 / xp.where(near_0 > 0, near_0, 1.0) - rate_1 / xp.where(near_1 > 0, near_1, 1.0)
         return lam, d1, d2
 
-    def t_of_lam(self, lam: Array, iterations: int = 40, near: Array | None = None) -> Array:
+    def t_near(self, lam: Array, near: Array, iterations: int) -> Array:
+        """The inverse of `lam` by so many Newton steps from `near`, for values within the range. Not differentiable."""
+        return self._newton(namespace(lam, near), lam, iterations, near)[0]
+
+    def t_of_lam(self, lam: Array, iterations: int = 40) -> Array:
         """The inverse of `lam`, differentiable; values beyond [t_min, t_max] are taken to that end.
 
         Args:
             lam: half log-SNR, any shape.
             iterations: of Newton's method.
-            near: of lam's shape: where it starts, if something better is known than the middle.
         """
         xp = namespace(lam, self.coefficients)
         frozen, target = jax.lax.stop_gradient((self, lam)) if xp is jnp else (self, lam)
         target = xp.asarray(target)
-        t, low, high = frozen._newton(xp, target, iterations, near)
+        t, low, high = frozen._newton(xp, target, iterations)
         highest, lowest = frozen.lam(xp.stack([xp.asarray(frozen.t_min), xp.asarray(frozen.t_max)]))
         inside = (lowest < target) & (target < highest)
         if xp is jnp:  # its derivatives, of any order, by the implicit function theorem

@@ -1,8 +1,12 @@
-"""The upper level: evosax differential evolution over a box, in one `lax.scan`."""
+"""The upper level: evosax differential evolution over a box, in one `lax.scan`.
+
+Its random numbers are drawn before, in NumPy: a program that draws them takes a third longer to compile. They are those
+that evosax draws itself from the same key, whatever JAX's precision.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -12,6 +16,105 @@ from jax import Array
 
 Memo = Any
 """A pytree of float arrays: what a fitness evaluation leaves behind besides its value."""
+
+CROSSOVER, WEIGHTS = 0.7, (0.5, 1.0)
+"""Rate of crossover, and the range that the weight of a difference is dithered in: those of SciPy's
+`differential_evolution`, which the paper uses."""
+
+
+class Draws(NamedTuple):
+    """All that is random in an evolution of R rounds, P points and D axes.
+
+    Attributes:
+        shift: [D] of the start, in [0, 1).
+        weight: [R] of the differences.
+        rivals: [R, P, 3] other points, by lot: a point's difference is that of the first two that are not the best.
+        crossed: [R, P, D] bool: which coordinates are taken from the new point.
+    """
+
+    shift: Any
+    weight: Any
+    rivals: Any
+    crossed: Any
+
+
+_SEEDS = 64
+"""As many streams are drawn at once as the caches hold."""
+
+
+def draws(seeds: Sequence[int] | np.ndarray, rounds: int, population: int, axes: int, boxes: int = 1) -> Draws:
+    """The random numbers [L, S, ...] of each seed, and of S boxes each. NumPy.
+
+    A seed is a key of JAX's "threefry2x32", which is split as evosax splits it: for the boxes if there are several; for
+    start, state and rounds; each round's for asking and telling; the asking one for each point, and so on.
+    """
+    distinct, row = np.unique(np.asarray(seeds, np.uint32), return_inverse=True)
+    parts = []
+    for begin in range(0, len(distinct), _SEEDS):
+        some = distinct[begin : begin + _SEEDS, None]
+        keys = np.zeros_like(some), some
+        parts.append(
+            _drawn(_split((keys[0][:, 0], keys[1][:, 0]), boxes) if boxes > 1 else keys, rounds, population, axes)
+        )
+    return Draws(*(np.concatenate(column)[row] for column in zip(*parts, strict=True)))
+
+
+_Keys = tuple[np.ndarray, np.ndarray]
+"""Two arrays of uint32 of one shape."""
+
+
+def _drawn(keys: _Keys, rounds: int, population: int, axes: int) -> Draws:
+    start, _, run = _each(_split(keys, 3))
+    ask = _each(_split(_split(run, rounds), 2))[0]
+    every = _split(ask, population + 1)
+    points, dither = (every[0][..., :-1], every[1][..., :-1]), _each(every)[-1]
+    weight = _uniform(_threefry(dither, np.arange(rounds, dtype=np.uint32)), 1)[..., 0]
+    _, sure, crossing, lot = _each(_split(points, 4))
+    # A whole number below D from 64 bits, by the remainders of their halves: `jax.random.randint`.
+    high, low = (_bits(key, 1)[..., 0] for key in _each(_split(sure, 2)))
+    size, carry = np.uint32(axes), np.uint32((2**16 % axes) ** 2 % axes)
+    always = ((high % size) * carry + low % size) % size
+    order = _uniform(_each(_split(lot, 2))[1], population)
+    order[..., np.arange(population), np.arange(population)] = -1.0  # a point is no rival of its own
+    rivals = np.argsort(-order, axis=-1, kind="stable")[..., :3]
+    least, most = np.float32(WEIGHTS)
+    return Draws(
+        _uniform(start, axes),
+        np.maximum(weight * (most - least) + least, least),
+        rivals.astype(np.min_scalar_type(population)),
+        (_uniform(crossing, axes) < np.float32(CROSSOVER)) | (np.arange(axes) == always[..., None]),
+    )
+
+
+def _threefry(key: _Keys, count: np.ndarray) -> _Keys:
+    """The hash of a 32-bit count by keys: Threefry-2x32 with 20 rounds (Salmon et al., SC 2011)."""
+    keys = (*key, key[0] ^ key[1] ^ np.uint32(0x1BD11BDA))
+    x, y = key[0] + np.zeros_like(count), key[1] + count
+    for i in range(5):
+        for turn in ((13, 15, 26, 6), (17, 29, 16, 24))[i % 2]:
+            x = x + y
+            y = x ^ (y << np.uint32(turn) | y >> np.uint32(32 - turn))
+        x, y = x + keys[(i + 1) % 3], y + keys[(i + 2) % 3] + np.uint32(i + 1)
+    return x, y
+
+
+def _split(key: _Keys, count: int) -> _Keys:
+    """So many keys of each, on a last axis."""
+    return _threefry((key[0][..., None], key[1][..., None]), np.arange(count, dtype=np.uint32))
+
+
+def _each(keys: _Keys) -> list[_Keys]:
+    return [(keys[0][..., i], keys[1][..., i]) for i in range(keys[0].shape[-1])]
+
+
+def _bits(key: _Keys, count: int) -> np.ndarray:
+    first, second = _split(key, count)
+    return first ^ second
+
+
+def _uniform(key: _Keys, count: int) -> np.ndarray:
+    """In [0, 1), from 23 bits each; float32."""
+    return (_bits(key, count) >> np.uint32(9) | np.uint32(0x3F800000)).view(np.float32) - np.float32(1.0)
 
 
 class Evolution(NamedTuple):
@@ -30,10 +133,10 @@ class Evolution(NamedTuple):
     history: Array
 
 
-def spread_points(key: Array, population: int, lower: Array, upper: Array) -> Array:
-    """[population, D] evenly spread points: the additive recurrence of the generalised golden ratio, randomly shifted.
+def spread_points(shift: Array, population: int, lower: Array, upper: Array) -> Array:
+    """[population, D] evenly spread points: the additive recurrence of the generalised golden ratio, shifted by [D].
 
-    Source: Roberts, "The unreasonable effectiveness of quasirandom sequences" (2018); the shift is Cranley's and
+    Source: Roberts, "The unreasonable effectiveness of quasirandom sequences" (2018); a random shift is Cranley's and
     Patterson's (SIAM J. Numer. Anal. 13, 1976).
     """
     axes = lower.shape[0]
@@ -42,34 +145,31 @@ def spread_points(key: Array, population: int, lower: Array, upper: Array) -> Ar
         ratio = (1.0 + ratio) ** (1.0 / (axes + 1))
     strides = ratio ** -np.arange(1.0, axes + 1.0)
     points = jnp.asarray(np.outer(np.arange(population), strides) % 1.0, lower.dtype)
-    shifted = (points + jax.random.uniform(key, (axes,), lower.dtype)) % 1.0
+    shifted = (points + jnp.asarray(shift, lower.dtype)) % 1.0
     return lower + shifted * (upper - lower)
 
 
 def evolve(
     fitness: Callable[[Array, Memo], tuple[Array, Memo]],
     blank: Memo,
-    key: Array,
+    random: Draws,
     lower: Array,
     upper: Array,
     *,
-    population: int,
     generations: int,
     polish: int = 0,
 ) -> Evolution:
     """Minimise `fitness` over the box by evosax's best/1/bin differential evolution (Storn and Price 1997).
 
-    The weight is dithered in [0.5, 1) and the crossover rate 0.7, as in SciPy's `differential_evolution`, which the
-    paper uses. Points that leave the box are clipped onto it, so that optima on its edges are found exactly.
+    Points that leave the box are clipped onto it, so that optima on its edges are found exactly.
 
     Args:
         fitness: (point [D], memo) -> (value, memo). The memo it gets is `blank`, and in the polishing rounds what the
             best point's last evaluation left behind. A value that is not finite counts as +inf.
         blank: the memo of a point that is new.
-        key: a typed PRNG key.
+        random: of 1 + generations + polish rounds.
         lower: [D] the box's lower ends; equal ends fix a coordinate.
         upper: [D] its upper ends.
-        population: static, at least 4.
         generations: static.
         polish: static; after the generations the best point is evaluated so many times more, with its memo. Doing it
             in the same loop means that the fitness is compiled once.
@@ -77,21 +177,18 @@ def evolve(
     # Imported here: evosax makes arrays when it is imported, which would start JAX before the caller can set it up.
     from evosax.algorithms import DifferentialEvolution
 
+    population = random.rivals.shape[-2]
     # evosax keeps arrays of its own: built from NumPy, outside the trace, it cannot leak a tracer.
     with jax.ensure_compile_time_eval():
         algorithm = DifferentialEvolution(population, np.zeros(lower.shape[0], lower.dtype))
-    params = algorithm.default_params.replace(
-        elitism=True, crossover_rate=0.7, differential_weight_min=0.5, differential_weight_max=1.0
-    )
-    start_key, init_key, run_key = jax.random.split(key, 3)
-    start = spread_points(start_key, population, lower, upper)
-    state = algorithm.init(init_key, start, np.full(population, np.inf, lower.dtype), params)
+    params = algorithm.default_params
+    start = spread_points(random.shift, population, lower, upper)
+    state = algorithm.init(None, start, np.full(population, np.inf, lower.dtype), params)
 
-    def generation(carry: tuple[Any, Memo], inputs: tuple[Array, Array]) -> tuple[tuple[Any, Memo], Array]:
+    def generation(carry: tuple[Any, Memo], inputs: tuple[Array, Draws]) -> tuple[tuple[Any, Memo], Array]:
         state, memo = carry
-        key, number = inputs
-        ask_key, tell_key = jax.random.split(key)
-        points, state = algorithm.ask(ask_key, state, params)
+        number, chance = inputs
+        points = _best_1_bin(state.population, jnp.argmin(state.fitness), chance)
         polishing = number > generations
         points = jnp.where(number == 0, start, jnp.clip(points, lower, upper))
         points = jnp.where(polishing, state.best_solution, points).astype(lower.dtype)
@@ -101,10 +198,18 @@ def evolve(
         best = jnp.argmin(values)
         better = polishing | (values[best] < state.best_fitness)
         memo = jax.tree.map(lambda old, new: jnp.where(better, new[best], old), memo, memos)
-        state = algorithm.tell(tell_key, points, values.astype(lower.dtype), state, params)[0]
+        state = algorithm.tell(None, points, values.astype(lower.dtype), state, params)[0]
         return (state, memo), state.best_fitness
 
-    rounds = generations + 1 + polish
-    inputs = (jax.random.split(run_key, rounds), jnp.arange(rounds))
+    inputs = (jnp.arange(generations + 1 + polish), random._replace(shift=None))
     (state, memo), history = jax.lax.scan(generation, (state, blank), inputs)
     return Evolution(state.best_solution, state.best_fitness, memo, history)
+
+
+def _best_1_bin(points: Array, best: Array, random: Draws) -> Array:
+    """The new points [P, D]: what evosax asks for, with numbers drawn before."""
+    first, second, third = jnp.moveaxis(random.rivals.astype(int), -1, 0)
+    one = jnp.where(first == best, second, first)
+    other = jnp.where((first == best) | (second == best), third, second)
+    weight = random.weight.astype(points.dtype)
+    return jnp.where(random.crossed, points[best] + weight * (points[one] - points[other]), points)

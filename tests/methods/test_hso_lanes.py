@@ -114,7 +114,8 @@ def test_packing_shares_equal_noise() -> None:
     other, soft = flow(3.0), Hso(spacing_as="penalty")
     asked = [Lane(SD, 4, method=Hso()), Lane(other, 5, method=Hso()), Lane(SD, 6, method=soft)]
     arrays, bank = pack([checked([x])[0] for x in asked], np.dtype(np.float32))
-    assert arrays.noise.tolist() == [0, 1, 0] and bank.noise.coefficients.shape == (2, 1024, 4)
+    assert arrays.noise.coefficients.tolist() == [0, 1, 0] and bank.coefficients.shape == (2, 1024, 4)
+    assert arrays.noise.t_max.tolist() == [np.float32(x.noise.t_max) for x in asked]
     assert arrays.intervals.tolist() == [3, 4, 5]
     assert arrays.least_gap.tolist() == [np.float32(0.15), np.float32(paper_d_min(5)), 0.0]
     assert all(leaf.dtype == np.float32 for leaf in jax.tree.leaves(bank))

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from hso_jax.upper.evolution import Evolution, evolve, spread_points
+from hso_jax.upper.evolution import CROSSOVER, WEIGHTS, Draws, Evolution, _best_1_bin, draws, evolve, spread_points
 
 LOWER, UPPER = np.array([-2.0, 0.5, 1.0], np.float32), np.array([2.0, 3.0, 5.0], np.float32)
 
@@ -47,17 +47,25 @@ def nowhere(x: jax.Array, goal: jax.Array) -> jax.Array:
 def runner(
     function: Callable[..., jax.Array], generations: int = 60, polish: int = 0, population: int = 24
 ) -> Callable[..., Evolution]:
-    """evolve(function) as (seed, lower, upper, goal) -> Evolution; the memo is the point and a count of rounds."""
+    """evolve(function) as (draws, lower, upper, goal) -> Evolution; the memo is the point and a count of rounds."""
 
-    def run(seed: jax.Array, lower: jax.Array, upper: jax.Array, goal: jax.Array) -> Evolution:
+    def run(random: Draws, lower: jax.Array, upper: jax.Array, goal: jax.Array) -> Evolution:
         def fitness(x: jax.Array, memo: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
             return function(x, goal), (x, memo[1] + 1.0)
 
         blank = (jnp.full(3, jnp.nan), jnp.zeros(()))
-        effort = {"population": population, "generations": generations, "polish": polish}
-        return evolve(fitness, blank, jax.random.key(seed), lower, upper, **effort)
+        return evolve(fitness, blank, random, lower, upper, generations=generations, polish=polish)
 
-    return jax.jit(run)
+    program = jax.jit(run)
+
+    def search(seed: int | np.ndarray, *arguments: object) -> Evolution:
+        many = draws(np.atleast_1d(seed), 1 + generations + polish, population, 3)
+        rows = jax.tree.map(lambda x: x[:, 0], many)
+        if np.ndim(seed):
+            return jax.jit(jax.vmap(run, in_axes=(0, 0, None, None)))(rows, *arguments)
+        return program(jax.tree.map(lambda x: x[0], rows), *arguments)
+
+    return search
 
 
 @pytest.mark.parametrize("function", [bowl, ripples, banana, holes])
@@ -109,15 +117,15 @@ def test_values_that_are_not_finite_count_as_infinite() -> None:
         return jnp.where(x[0] < 0.3, -jnp.inf, jnp.where(x[0] > 0.7, jnp.nan, x[0])), x
 
     box = jnp.zeros(1), jnp.ones(1)
-    found = evolve(fitness, jnp.full(1, jnp.nan), jax.random.key(0), *box, population=8, generations=3)
+    random = jax.tree.map(lambda x: x[0, 0], draws([0], 4, 8, 1))
+    found = evolve(fitness, jnp.full(1, jnp.nan), random, *box, generations=3)
     assert 0.3 <= float(found.fitness) == float(found.best[0]) == float(found.memo[0]) <= 0.7
 
 
 def test_no_generations_scores_the_start_alone() -> None:
     goal = np.array([0.3, 1.7, 2.2], np.float32)
     found = runner(bowl, generations=0)(2, LOWER, UPPER, goal)
-    key = jax.random.split(jax.random.key(2), 3)[0]
-    start = spread_points(key, 24, jnp.asarray(LOWER), jnp.asarray(UPPER))
+    start = spread_points(draws([2], 1, 24, 3).shift[0, 0], 24, jnp.asarray(LOWER), jnp.asarray(UPPER))
     scores = np.asarray(jax.vmap(lambda x: bowl(x, goal))(start))
     assert found.fitness == pytest.approx(scores.min(), rel=1e-6)
     np.testing.assert_allclose(found.best, start[int(scores.argmin())], rtol=1e-6)
@@ -134,21 +142,51 @@ def test_the_memo_is_the_best_point_s_own_and_polishing_carries_it_on() -> None:
 
 def test_the_start_covers_the_box_evenly() -> None:
     for seed in range(8):
-        points = np.asarray(spread_points(jax.random.key(seed), 32, jnp.asarray(LOWER), jnp.asarray(UPPER)))
+        points = np.asarray(
+            spread_points(draws([seed], 1, 32, 3).shift[0, 0], 32, jnp.asarray(LOWER), jnp.asarray(UPPER))
+        )
         unit = (points - LOWER) / (UPPER - LOWER)
         assert np.all((unit >= 0) & (unit <= 1 + 1e-6))
         for axis in unit.T:  # the second stride is close to 2/3: its gaps are the widest, 7/n
             assert np.diff(np.sort(axis), prepend=0.0, append=1.0).max() < 8.0 / 32
         corners = {tuple(row) for row in (unit > 0.5).astype(int)}
         assert len(corners) == 8  # every octant has a point
-    one = spread_points(jax.random.key(0), 8, jnp.asarray(LOWER), jnp.asarray(LOWER))
+    one = spread_points(jnp.array([0.2, 0.9, 0.4]), 8, jnp.asarray(LOWER), jnp.asarray(LOWER))
     np.testing.assert_array_equal(one, np.tile(LOWER, (8, 1)))
 
 
 def test_vmap_over_boxes_is_a_loop() -> None:
     goal = np.array([0.3, 1.7, 2.2], np.float32)
     lowers = np.stack([LOWER, LOWER + 0.1, LOWER - 1.0])
-    many = jax.jit(jax.vmap(runner(bowl), in_axes=(0, 0, None, None)))(np.arange(3), lowers, UPPER, goal)
+    many = runner(bowl)(np.arange(3), lowers, UPPER, goal)
     for i, lower in enumerate(lowers):
         alone = runner(bowl)(i, lower, UPPER, goal)
         np.testing.assert_allclose(many.history[i], alone.history, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize(("population", "axes", "boxes"), [(16, 3, 1), (4, 1, 3), (7, 5, 2)])
+def test_the_numbers_drawn_before_are_those_that_evosax_draws(population: int, axes: int, boxes: int) -> None:
+    from evosax.algorithms import DifferentialEvolution
+
+    rounds, seeds = 5, [7, 0, 2**31 - 1, 7]
+    drawn = draws(seeds, rounds, population, axes, boxes)
+    algorithm = DifferentialEvolution(population, np.zeros(axes, np.float32))
+    least, most = WEIGHTS
+    params = algorithm.default_params.replace(
+        crossover_rate=CROSSOVER, differential_weight_min=least, differential_weight_max=most
+    )
+    points = np.random.default_rng(0).random((population, axes), np.float32)
+    values = np.random.default_rng(1).random(population, np.float32)
+    for row, seed in enumerate(seeds):
+        key = jax.random.key(seed, impl="threefry2x32")
+        for box, of_box in enumerate(jax.random.split(key, boxes) if boxes > 1 else [key]):
+            random = jax.tree.map(lambda x: x[row, box], drawn)  # noqa: B023
+            start, init, run = jax.random.split(of_box, 3)
+            np.testing.assert_array_equal(random.shift, jax.random.uniform(start, (axes,)))
+            state = algorithm.init(init, points, values, params)
+            for number, of_round in enumerate(jax.random.split(run, rounds)):
+                counted = state.replace(generation_counter=number)
+                asked = algorithm.ask(jax.random.split(of_round)[0], counted, params)[0]
+                of_this = random._replace(**{name: getattr(random, name)[number] for name in random._fields[1:]})
+                mine = _best_1_bin(jnp.asarray(points), jnp.argmin(values), of_this)
+                np.testing.assert_allclose(mine, asked, rtol=0, atol=1e-6)

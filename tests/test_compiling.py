@@ -1,0 +1,92 @@
+"""Compiled programs that a later process finds without tracing them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from hso_jax import batch, compiling
+
+TRACED: list[int] = []
+
+
+@batch.by_arguments
+def powers(power: int, function: Callable[[Any], Any] | None = None) -> batch.Search:
+    """A search: the sum of some powers of a lane's numbers."""
+
+    def search(lane: Any, shared: Any) -> Any:
+        TRACED.append(power)
+        return {"sum": jnp.sum(lane**power) + shared, "lane": lane}
+
+    return search
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Iterator[Path]:
+    before = jax.config.jax_compilation_cache_dir
+    jax.config.update("jax_compilation_cache_dir", str(tmp_path))
+    yield tmp_path
+    jax.config.update("jax_compilation_cache_dir", before)
+
+
+def found(search: Any, lanes: int = 3) -> tuple[list[float], bool]:
+    """What it finds in a process that has compiled nothing yet, and whether it was traced."""
+    TRACED.clear()
+    batch.program.cache_clear()
+    compiling._in_memory.cache_clear()
+    rows = np.arange(2.0 * lanes, dtype=np.float32).reshape(lanes, 2)
+    return batch.run(search, rows, np.float32(1.0), chunk=2)["sum"].tolist(), bool(TRACED)
+
+
+def test_a_program_is_traced_once_for_all_processes(folder: Path) -> None:
+    sums = [2.0, 14.0, 42.0]
+    assert found(powers(2)) == (sums, True)
+    assert found(powers(2)) == (sums, False)
+    assert found(powers(1)) == ([2.0, 6.0, 10.0], True)
+    assert found(powers(2), lanes=1) == (sums[:1], True)  # of another shape
+    with jax.default_matmul_precision("high"):
+        assert found(powers(2)) == (sums, True)
+    assert len(list(folder.glob("hso-jax-*"))) == 4
+
+
+def test_a_file_that_is_cut_off_is_made_again(folder: Path) -> None:
+    sums, _ = found(powers(2))
+    (file,) = folder.glob("hso-jax-*")
+    whole = file.read_bytes()
+    for content in (b"", whole[:100], whole[: len(whole) // 2], b"text"):
+        file.write_bytes(content)
+        assert found(powers(2)) == (sums, True)
+    assert found(powers(2)) == (sums, False)
+
+
+def test_what_is_not_told_by_its_text_is_not_stored(folder: Path) -> None:
+    assert found(powers(2, abs))[1] and found(powers(2, abs))[1]
+    assert found(lambda lane, shared: powers(2)(lane, shared))[1]
+    assert not list(folder.glob("hso-jax-*"))
+
+
+@pytest.mark.parametrize("change", ["sources", "no cache", "no folder"])
+def test_other_sources_and_no_cache_compile_again(folder: Path, change: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    found(powers(2))
+    if change == "sources":
+        monkeypatch.setattr(compiling, "_sources", lambda: ["others"])
+    elif change == "no folder":
+        jax.config.update("jax_compilation_cache_dir", None)
+    before = jax.config.jax_enable_compilation_cache
+    jax.config.update("jax_enable_compilation_cache", change != "no cache")
+    try:
+        assert found(powers(2))[1]
+    finally:
+        jax.config.update("jax_enable_compilation_cache", before)
+
+
+def test_a_folder_that_cannot_be_written_does_no_harm(folder: Path) -> None:
+    (folder / "file").write_text("")
+    jax.config.update("jax_compilation_cache_dir", str(folder / "file"))
+    assert found(powers(2)) == ([2.0, 14.0, 42.0], True)
