@@ -14,8 +14,6 @@ from hso_jax.noise import NoiseSchedule, check_noise, lam_of_s, noise_end_t, s_o
 from hso_jax.optional_jax import jax
 from hso_jax.schedule import LAYOUTS, Origin, Schedule, versions
 
-_DM_NODES = 21  # one compilation for every N up to 20
-_BETA = 0.6  # both of its parameters, in diffusers and in ComfyUI
 _THRESHOLD_NOISE = 0.025  # Mochi's and LTX-Video's
 
 
@@ -38,8 +36,8 @@ def trailing(noise: NoiseSchedule, nfe: int, layout: str) -> np.ndarray:
 
 def sgm_uniform(noise: NoiseSchedule, nfe: int, layout: str) -> np.ndarray:
     """Evenly spaced in t from 1 to the smallest t, which is not evaluated: "sgm_uniform" of ComfyUI (and SGM)."""
-    t = np.linspace(noise_end_t(noise), float(noise.t_min), nfe + 1)[: _count(nfe, layout)]
-    return np.minimum(t, float(noise.t_max))
+    t = np.linspace(noise_end_t(noise), float(noise.t_min), nfe + 1)
+    return np.minimum(t[: _count(nfe, layout)], float(noise.t_max))
 
 
 def karras(noise: NoiseSchedule, nfe: int, layout: str) -> np.ndarray:
@@ -75,9 +73,8 @@ def linear_quadratic(noise: NoiseSchedule, nfe: int, layout: str) -> np.ndarray:
 
     The parabola continues the line with its slope. Without the model's shift, as in diffusers and in ComfyUI, whose
     "linear_quadratic" is, for other kinds of model, this times the largest sigma/alpha. Where the line has levels past
-    the model's largest t (N >= 50 at T = 1000, shift 1), it starts there.
-
-    Source: `linear_quadratic_schedule` of genmoai/mochi with its threshold_noise.
+    the model's largest t (N >= 50 at T = 1000, shift 1), it starts there. Source: `linear_quadratic_schedule` of
+    genmoai/mochi with its threshold_noise.
     """
     line = nfe // 2
     i = np.arange(nfe)
@@ -132,11 +129,11 @@ def dm_nonuniform(noise: NoiseSchedule, nfe: int, layout: str, p: float = 2.0) -
 
     Its ends are t = 1 (the model's largest usable t) and 1e-3 (its smallest); the start is uniform in t.
     """
-    intervals = _count(nfe, layout) - 1
+    intervals = nfe - (layout == "node")
     t_max, t_eps = float(noise.t_max), max(float(noise.t_min), 1e-3)
     if intervals < 2:
         return np.linspace(t_max, t_eps, intervals + 1)
-    nodes = max(_DM_NODES, intervals + 1)
+    nodes = max(21, intervals + 1)  # one compilation for every N up to 20
     start = np.concatenate([np.linspace(t_max, t_eps, intervals + 1), np.full(nodes - intervals - 1, t_eps)])
     with jax.enable_x64(True):  # its minimum is flat: float32 misses it by up to three timesteps
         found = _minimiser()(strip_static(noise), start, np.asarray(intervals), np.asarray(p, np.float64))
@@ -213,10 +210,8 @@ def baseline(
     if nfe > noise.levels - 2:
         raise ValueError(f"nfe is {nfe}; {noise.name} has only {noise.levels} levels")
     extra: dict[str, Any] = {"p": p} if name == "dm-nonuni" else {}
-    t = BASELINES[name](noise, nfe, layout, **extra)
-    schedule = Schedule.from_t(
-        noise, t, layout=layout, origin=Origin(method=name, p=p, d_min=least, versions=versions())
-    )
+    t, origin = BASELINES[name](noise, nfe, layout, **extra), Origin(name, p=p, d_min=least, versions=versions())
+    schedule = Schedule.from_t(noise, t, layout=layout, origin=origin)
     with np.errstate(over="ignore"):
         scores = score(schedule.lams, schedule.t, p=p, d_min=least, gamma=PAPER_GAMMA)
     if not np.isfinite([value for value in scores.values() if value is not None]).all():
@@ -263,7 +258,7 @@ def _of_lam(noise: NoiseSchedule, lams: np.ndarray) -> np.ndarray:
 def _beta_quantiles(shares: np.ndarray) -> np.ndarray:
     from scipy.special import betaincinv  # slow to import, and no other rule needs it
 
-    return np.asarray(betaincinv(_BETA, _BETA, shares))
+    return np.asarray(betaincinv(0.6, 0.6, shares))  # both parameters, in diffusers and in ComfyUI
 
 
 @functools.cache

@@ -35,11 +35,9 @@ class Checkpoint:
     """A file of records, for each of several named searches. One process has it at a time, from here to `close`."""
 
     def __init__(self, path: str | os.PathLike[str] | None, arguments: Mapping[str, Any]) -> None:
-        """Read the file if there is one, else begin it.
+        """Read the file if there is one, else begin it. `arguments` are JSON values: all that the records depend on.
 
-        Args:
-            path: of the file; None keeps nothing.
-            arguments: JSON values: all that the records depend on.
+        Without a path nothing is kept.
 
         Raises:
             ValueError: if the file is no checkpoint, is in use, or was made with other arguments: it names what
@@ -67,7 +65,12 @@ class Checkpoint:
             header, *lines = self._file.read().split(b"\n")
             if header:
                 self._check_header(header if lines else b"", arguments)
-                self._read(lines[:-1])
+                for number, line in enumerate(lines[:-1], 2):
+                    try:
+                        found = json.loads(line)
+                        self._records.setdefault(found["search"], []).append(dict(found["record"]))
+                    except (ValueError, RecursionError, TypeError, KeyError) as error:
+                        raise damaged(self.path, f"line {number} is no record") from error
                 self._file.truncate(self._file.tell() - len(lines[-1]))  # of a record that was cut off
             else:
                 self._append({"format": FORMAT, "version": VERSION, "arguments": arguments})
@@ -115,14 +118,6 @@ class Checkpoint:
                 "call with the same, or give another file"
             )
 
-    def _read(self, lines: Sequence[bytes]) -> None:
-        for number, line in enumerate(lines, 2):
-            try:
-                found = json.loads(line)
-                self._records.setdefault(found["search"], []).append(dict(found["record"]))
-            except (ValueError, RecursionError, TypeError, KeyError) as error:
-                raise damaged(self.path, f"line {number} is no record") from error
-
 
 class Records:
     """The records of one search; `done` are those so far."""
@@ -147,7 +142,7 @@ def damaged(path: Path | None, fault: str) -> ValueError:
 
 
 def _lock(file: IO[bytes]) -> bool:
-    """Whether the open file could be locked; the system unlocks it when it is closed, or its process ends."""
+    # Whether the open file could be locked; the system unlocks it when it is closed, or its process ends.
     try:
         if sys.platform == "win32":
             import msvcrt
@@ -177,9 +172,7 @@ def _differences(theirs: Any, ours: Any, name: str) -> Iterator[str]:
 def open_for_lanes(path: str | os.PathLike[str], lanes: Sequence[Any], effort: Any) -> Checkpoint:
     """The checkpoint of checked lanes at this effort, made by the same versions: its bytes are to be theirs.
 
-    Raises:
-        ValueError: as `Checkpoint`, in every process.
-        OSError: as `Checkpoint`; a ValueError in the processes that do not write.
+    Raises as `Checkpoint`, in every process; an OSError is a ValueError in those that do not write.
     """
     noises = {id(lane.noise): _described(lane.noise) for lane in lanes}
     arguments = {
@@ -242,15 +235,10 @@ def record_of(rows: Any) -> dict[str, Any]:
 
 
 def rows_of(records: Records, like: Callable[[], Any], total: int) -> tuple[list[Any], int]:
-    """What the records have: for each a pytree of arrays [l, ...], and how many lanes these are.
+    """What the records of a search have: for each a pytree of arrays [l, ...], and how many lanes these are.
 
-    Args:
-        records: of one search.
-        like: called if there are records: a pytree with the shapes [C, ...] and dtypes of a chunk's results.
-        total: lanes of the search.
-
-    Raises:
-        ValueError: if they are not of that shape.
+    `like` is called if there are records: a pytree with the shapes [C, ...] and dtypes of a chunk's results. `total`
+    is how many lanes the search has. Raises ValueError for records of another shape, or of more lanes.
     """
     found = _from_first(records.done)
     if not found:
@@ -259,12 +247,9 @@ def rows_of(records: Records, like: Callable[[], Any], total: int) -> tuple[list
     parts, done = [], 0
     for i, record in enumerate(found):
         try:
-            arrays = [
-                np.frombuffer(base64.b64decode(text, validate=True), leaf.dtype).reshape(
-                    record["lanes"], *leaf.shape[1:]
-                )
-                for text, leaf in zip(record["arrays"], leaves, strict=True)
-            ]
+            texts = [base64.b64decode(text, validate=True) for text in record["arrays"]]
+            shaped = zip(texts, leaves, strict=True)
+            arrays = [np.frombuffer(b, x.dtype).reshape(record["lanes"], *x.shape[1:]) for b, x in shaped]
             done += len(arrays[0])
         except (TypeError, ValueError, KeyError, OverflowError) as error:
             raise damaged(records.checkpoint.path, f"record {i} is not what this search finds") from error

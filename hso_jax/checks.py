@@ -6,7 +6,6 @@ Every check returns the value in Python's or NumPy's own type, or raises a Value
 from __future__ import annotations
 
 import math
-import os
 import re
 import reprlib
 from collections.abc import Iterable
@@ -14,8 +13,6 @@ from decimal import Decimal
 from typing import Any
 
 import numpy as np
-
-from hso_jax.files import read_json
 
 MOST_LEVELS = 1_000_000
 """Of a training table: a thousand times the usual, and small enough to hold."""
@@ -64,11 +61,6 @@ def number(
     return found
 
 
-def is_number(value: Any) -> bool:
-    """Whether `number` takes it: a finite real number."""
-    return math.isfinite(_real(value))
-
-
 def whole(name: str, value: Any, low: int, high: int | None = None) -> int:
     """A whole number from low to high as an int; 1000.0 is one."""
     found = int(value) if isinstance(value, np.integer) else value
@@ -96,7 +88,7 @@ def text(name: str, value: Any) -> str:
 
 
 def flag(name: str, value: Any) -> bool:
-    """A boolean; the text "false" would count as true."""
+    """A boolean. The text "false" would count as true, so texts are refused."""
     if not isinstance(value, (bool, np.bool_)):
         raise ValueError(f"{name} is {brief(value)}; need true or false, without quotes")
     return bool(value)
@@ -182,17 +174,6 @@ def to_range(values: np.ndarray, low: float, high: float) -> np.ndarray:
     """The values, those that leave [low, high] by no more than their rounding taken to that end."""
     ends = np.clip(values, low, high)
     return np.where(np.abs(values - ends) <= rounding(values), ends, values)
-
-
-def json_object(path: str | os.PathLike[str], what: str) -> dict[str, Any]:
-    """The object in a JSON file, which is `what` for the messages; they name the path. OSError if it cannot be read."""
-    try:
-        found = read_json(path)
-    except ValueError as error:
-        raise ValueError(f"{path} is not {what}: {error}") from error
-    if not isinstance(found, dict):
-        raise ValueError(f"{path} holds a JSON {type(found).__name__}, not {what}")
-    return found
 
 
 def check_nfe(nfe: object) -> int:

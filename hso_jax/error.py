@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import math
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -42,23 +43,27 @@ PURE = -2.0
 data is left, as in image-to-image, they begin with noised data."""
 
 
-class ErrorData(NamedTuple):
-    """What a schedule's error is measured on: P problems with B samples each. A pytree of arrays.
+class Chunks(NamedTuple):
+    """What a schedule's error is measured on: samples of P problems, in Q chunks of B samples of one problem each.
+
+    `error_data` has a chunk a problem; `in_chunks` cuts smaller ones, the problems taken in turn. However many of them
+    a loop takes, its body is the same: one compilation serves a quick look and the whole. A pytree of arrays.
 
     Attributes:
         problems: of either kind.
-        noise: [P, B, D] the sample at the first node, wherever that is: standard normal, or noised data (`PURE`).
-        truth: [P, B, D] the exact solution at clean data of the flow that starts at the model's noise end.
+        problem: [Q] which one a chunk belongs to.
+        noise: [Q, B, D] the sample at the first node, wherever that is: standard normal, or noised data (`PURE`).
+        truth: [Q, B, D] the exact solution at clean data of the flow that starts at the model's noise end.
         importance: [P, D] what a squared error along each coordinate weighs; the data's own variance weighs 1 in all.
-        frequencies: [P, K] of the model's error, see `model_error.draw`; K = 0 without error.
-        coefficients: [P, 2 K, B, D] of the same under guidance, its size included.
-        capped: scalar, see `Waves`.
+        frequencies, coefficients, capped: [P, K], [Q, 2 K, B, D] and scalar: `Waves` of the model's error under
+            guidance, its size included; K = 0 without error.
         guidance: scalar, w of classifier-free guidance.
         power: scalar, the exponent of the mean over problems, see `log_power_mean`.
         inaccuracy: scalar, estimated error of `truth`, in the same units as a schedule's error.
     """
 
     problems: Bank
+    problem: Array
     noise: Array
     truth: Array
     importance: Array
@@ -68,6 +73,10 @@ class ErrorData(NamedTuple):
     guidance: Array
     power: Array
     inaccuracy: Array
+
+
+OF_A_MODEL = ("truth", "coefficients", "capped", "guidance")
+"""Fields that differ between the lanes of a bank; the others are shared."""
 
 
 SCALE, FLOOR = 1.25, 0.2
@@ -111,7 +120,7 @@ def error_data(
     samples: int = SAMPLES,
     seed: int = 0,
     steps: int = EXACT_STEPS,
-) -> ErrorData:
+) -> Chunks:
     """Draw noise and model error and solve exactly. About half a second; the last few are kept.
 
     Args:
@@ -133,16 +142,17 @@ def error_data(
             unknown prediction, an error that is infinite at the start, problems without a leading axis, or a detail or
             power out of range.
     """
-    guidance = check_guidance(guidance)
+    guidance, seed = check_guidance(guidance), whole("seed", seed, 0, 2**31 - 1)
     samples, steps = whole("samples", samples, 1, 10**6), whole("steps", steps, 1, 10**6)
-    seed = whole("seed", seed, 0, 2**31 - 1)
     if not (isinstance(start, float) and start == -math.inf):
         start = number("start", start, low=-1e3, high=1e3, need="the half log-SNR of a noise end (-inf for pure noise)")
     weights = check_weights(detail, power, guidance)
     kind = check_model_error(model_error, prediction, start)
+    dtype = jnp.dtype(jax.dtypes.canonicalize_dtype(float))
     numbers = kind.numbers(prediction)
-    rest = (start, guidance, kind, numbers, *weights, samples, seed, steps)
-    return _solve(_Problems(problems), jnp.dtype(jax.dtypes.canonicalize_dtype(float)), *rest)
+    leaves, structure = jax.tree.flatten(problems)
+    key = _Problems(problems, (structure, *map(id, leaves)))
+    return _solve(key, dtype, start, guidance, kind, numbers, *weights, samples, seed, steps)
 
 
 def check_weights(detail: object, power: object, guidance: float) -> tuple[float, float]:
@@ -151,35 +161,19 @@ def check_weights(detail: object, power: object, guidance: float) -> tuple[float
     return number("detail", detail, low=-10.0, high=10.0), number("power", power, low=-10.0, high=10.0)
 
 
+@dataclasses.dataclass(frozen=True)
 class _Problems:
     """Problems as the key of a cache: the same arrays are the same problems."""
 
-    def __init__(self, problems: Problems | None) -> None:
-        self.given = problems
-        leaves, structure = jax.tree.flatten(problems)
-        self._key = (structure, *map(id, leaves))
-
-    def __hash__(self) -> int:
-        return hash(self._key)
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, _Problems) and self._key == other._key
+    given: Problems | None = dataclasses.field(compare=False)
+    key: tuple[Any, ...]
 
 
 @functools.lru_cache(maxsize=32)
 def _solve(
-    key: _Problems,
-    dtype: np.dtype,
-    start: float,
-    guidance: float,
-    model_error: ModelError,
-    numbers: tuple[float, float],
-    detail: float,
-    power: float,
-    samples: int,
-    seed: int,
-    steps: int,
-) -> ErrorData:
+    key: _Problems, dtype: np.dtype, start: float, guidance: float, model_error: ModelError,
+    numbers: tuple[float, float], detail: float, power: float, samples: int, seed: int, steps: int,
+) -> Chunks:  # fmt: skip
     problems = default_family() if key.given is None else collect(key.given)
     variances, counts = spread(problems)
     if numbers[0] > 0:
@@ -198,30 +192,24 @@ def _solve(
         noise = _noised(problems, noise, start, seed, steps)
     truth = _exact(problems, noise, *arrays[1:4], jnp.asarray(start, dtype), arrays[4], steps)
     inaccuracy = jnp.sqrt(jnp.mean(jnp.sum(importance * truth.errors**2, axis=1)))
-    return ErrorData(problems, noise, truth.value, *arrays, inaccuracy)  # type: ignore[call-arg]
+    return Chunks(problems, jnp.arange(count), noise, truth.value, *arrays, inaccuracy)  # type: ignore[call-arg]
 
 
 def _noised(problems: Bank, noise: Array, start: float, seed: int, steps: int) -> Array:
     """[P, B, D] `alpha x_0 + sigma noise` at lam = start; x_0 is where the exact flow of other noise ends."""
-    other = normal(jax.random.fold_in(random_key(seed), 1), noise.shape)
+    other = normal(jax.random.fold_in(random_key(seed), 1), noise.shape).astype(noise.dtype)
     count, samples, dimension = noise.shape
-    still = jnp.zeros((count, 0)), jnp.zeros((count, 0, samples, dimension)), jnp.zeros(())
-    numbers = (jnp.asarray(x, noise.dtype) for x in (*still, -math.inf, 1.0))
+    no_waves = np.zeros((count, 0)), np.zeros((count, 0, samples, dimension)), 0.0
+    numbers = (jnp.asarray(x, noise.dtype) for x in (*no_waves, -math.inf, 1.0))
     alpha, sigma = alpha_sigma(start, "vp")
-    return alpha * _exact(problems, other.astype(noise.dtype), *numbers, steps).value + sigma * noise
+    return alpha * _exact(problems, other, *numbers, steps).value + sigma * noise
 
 
 @functools.partial(jit, static_argnames="steps")
 def _exact(
-    problems: Bank,
-    noise: Array,
-    frequencies: Array,
-    coefficients: Array,
-    capped: Array,
-    start: Array,
-    guidance: Array,
+    problems: Bank, noise: Array, frequencies: Array, coefficients: Array, capped: Array, start: Array, guidance: Array,
     steps: int,
-) -> Exact:
+) -> Exact:  # fmt: skip
     def one(p: Array) -> Exact:
         waves = Waves(frequencies[p], coefficients[p], capped) if frequencies.shape[1] else None
         return exact(pick(problems, p), noise[p], waves=waves, start=start, guidance=guidance, steps=steps)
@@ -229,38 +217,8 @@ def _exact(
     return jax.lax.map(one, jnp.arange(noise.shape[0]))
 
 
-class Chunks(NamedTuple):
-    """Samples in chunks of a fixed size, each of one problem, the problems taken in turn.
-
-    However many of them a loop takes, its body is the same: one compilation serves a quick look and the whole.
-
-    Attributes:
-        problems: P of them.
-        problem: [Q] which one a chunk belongs to.
-        noise, truth: [Q, B, D].
-        coefficients: [Q, 2 K, B, D].
-        importance, frequencies: [P, D] and [P, K].
-        capped, guidance, power: as in `ErrorData`.
-    """
-
-    problems: Bank
-    problem: Array
-    noise: Array
-    truth: Array
-    coefficients: Array
-    importance: Array
-    frequencies: Array
-    capped: Array
-    guidance: Array
-    power: Array
-
-
-OF_A_MODEL = ("truth", "coefficients", "capped", "guidance")
-"""Fields of `Chunks` that differ between the lanes of a bank; the others are shared."""
-
-
-def in_chunks(data: ErrorData, size: int) -> Chunks:
-    """`data` in chunks of `size` samples, which must divide the number of samples a problem."""
+def in_chunks(data: Chunks, size: int) -> Chunks:
+    """`data` as `error_data` has it in chunks of `size` samples, which must divide the number of samples a problem."""
     count, samples, _ = data.noise.shape
     pieces = samples // size
 
@@ -269,13 +227,8 @@ def in_chunks(data: ErrorData, size: int) -> Chunks:
         split = values.reshape(count, *inner[:-1], pieces, size, dimension)
         return jnp.moveaxis(split, -3, 0).reshape(pieces * count, *inner[:-1], size, dimension)
 
-    problem = jnp.tile(jnp.arange(count), pieces)
-    arrays = (cut(data.noise), cut(data.truth), cut(data.coefficients), data.importance, data.frequencies)
-    return Chunks(data.problems, problem, *arrays, data.capped, data.guidance, data.power)
-
-
-Weigh = Callable[[Array], solvers.Weights]
-"""place [M] -> a solver's weights there: on nodes lams, or on nodes and coefficients."""
+    noise, truth, coefficients = (cut(x) for x in (data.noise, data.truth, data.coefficients))
+    return data._replace(problem=jnp.tile(data.problem, pieces), noise=noise, truth=truth, coefficients=coefficients)
 
 
 def squared_errors(data: Chunks, weights: solvers.Weights, chunks: Array | int) -> Array:
@@ -294,12 +247,16 @@ def squared_errors(data: Chunks, weights: solvers.Weights, chunks: Array | int) 
 
 
 def error_gradient(
-    data: Chunks, weigh: Weigh, place: Array, chunks: Array | int, axis: str | None = None
+    data: Chunks,
+    weigh: Callable[[Array], solvers.Weights],
+    place: Array,
+    chunks: Array | int,
+    axis: str | None = None,
 ) -> tuple[Array, Array]:
     """Log of the mean squared error of the first chunks, and its gradient [M] in the place.
 
-    Memory B D K, work chunks x B N (all chunks at once where `squared_errors` takes them so); over all devices along
-    `axis`.
+    `weigh` gives the weights there: of nodes lams, or of nodes and coefficients. Memory B D K, work chunks x B N (all
+    chunks at once where `squared_errors` takes them so); over all devices along `axis`.
     """
 
     # The weights are a short but intricate function of the place: its derivative is taken once, not for every chunk.

@@ -11,9 +11,11 @@ import re
 import stat
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
+
+Read = TypeVar("Read")
 
 FORMAT, PROFILE_FORMAT = "hso-jax/schedules", "hso-jax/profile"
 """The format fields of a schedule file and of a model's profile."""
@@ -51,6 +53,25 @@ def parse_json(text: str) -> Any:
 def read_json(path: str | os.PathLike[str]) -> Any:
     """Read the JSON document in a file; raises as `read_text` and `parse_json` do."""
     return parse_json(read_text(path))
+
+
+def read(path: str | os.PathLike[str], parse: Callable[[str], Read]) -> Read:
+    """What `parse` makes of the text of a file; a ValueError names the file."""
+    try:
+        return parse(read_text(path))
+    except ValueError as error:
+        raise ValueError(f"{os.fspath(path)}: {error}") from error
+
+
+def check_format(document: Any, name: str, what: str, newest: int) -> None:
+    """Raise ValueError unless it is the object of a file with that format field, in a version up to the newest."""
+    if not isinstance(document, dict) or document.get("format") != name:
+        raise ValueError(f'not a {what}: it must be an object with "format": "{name}"')
+    version = document.get("version")
+    if not isinstance(version, int) or isinstance(version, bool) or version < 1:
+        raise ValueError(f"version is {version!r}; need a whole number of at least 1")
+    if version > newest:
+        raise ValueError(f"version {version} is newer than this program knows ({newest}); update hso-jax")
 
 
 def json_text(document: Any) -> str:
@@ -108,10 +129,9 @@ def check_writable(path: Path, kind: str, force: bool, apart_from: Sequence[Path
     target = Path(os.path.realpath(path))
     if not target.parent.is_dir():
         raise ValueError(f"cannot write {path}: the folder {path.parent} does not exist")
-    try:
+    found = None
+    with contextlib.suppress(FileNotFoundError):
         found = os.stat(target)
-    except FileNotFoundError:
-        found = None
     if found is not None and (what := _not_regular(found)):
         raise ValueError(f"cannot write {path}: it is {what}, not a regular file; - writes to standard output")
     if not os.access(target.parent, os.W_OK) or (found is not None and not os.access(target, os.W_OK)):
@@ -136,7 +156,7 @@ def kind_of(path: Path) -> str | None:
     except (ValueError, RecursionError):
         return None
     found = document.get("format") if isinstance(document, dict) else None
-    return "schedules" if found == FORMAT else "profile" if found == PROFILE_FORMAT else None
+    return {FORMAT: "schedules", PROFILE_FORMAT: "profile"}.get(found) if isinstance(found, str) else None
 
 
 def write_whole(path: str | os.PathLike[str], content: bytes) -> None:
@@ -180,7 +200,7 @@ def write_all(contents: Sequence[tuple[Path, bytes]], written: list[Path]) -> No
 
 
 def _stage(path: Path, content: bytes) -> tuple[str, str]:
-    """Write a file beside `path` with the content and its final permissions; returns its name and its final name."""
+    # A file beside `path` with the content and its final permissions: its name, and its final name.
     target = os.path.realpath(path)
     mask = os.umask(0)
     os.umask(mask)

@@ -27,9 +27,8 @@ _TITLES = {
 
 def encoded(figure: Figure, kind: str) -> bytes:
     """The content of a picture file, a "png", "svg" or "pdf"; its metadata says that hso-jax made it."""
-    metadata = {"png": {"Software": MARK}, "svg": {"Creator": MARK, "Date": None}}.get(
-        kind, {"Creator": MARK, "CreationDate": None}
-    )
+    date = {"svg": "Date", "pdf": "CreationDate"}.get(kind)
+    metadata = {"Creator": MARK, date: None} if date else {"Software": MARK}
     buffer = io.BytesIO()
     figure.savefig(buffer, format=kind, metadata=metadata, dpi=130)
     return buffer.getvalue()
@@ -41,12 +40,10 @@ def _plain(text: str) -> str:
 
 
 def plot(schedules: Schedule | Sequence[Schedule]) -> Figure:
-    """Timestep against step, one line per N, one panel per layout; ticks at every node.
-
-    Raises:
-        ValueError: for no schedules.
-    """
-    every = _some(schedules if isinstance(schedules, Sequence) else [schedules])
+    """Timestep against step, one line per N, one panel per layout. Raises ValueError for no schedules."""
+    every = schedules if isinstance(schedules, Sequence) else [schedules]
+    if not every:
+        raise ValueError("there are no schedules to draw")
     layouts = [name for name in _TITLES if any(s.layout == name for s in every)]
     figure = Figure(figsize=(6.4 * len(layouts) + 0.8, 4.8), layout="constrained")
     panels = figure.subplots(1, len(layouts), sharey=True, squeeze=False)[0]
@@ -66,12 +63,10 @@ def plot(schedules: Schedule | Sequence[Schedule]) -> Figure:
 
 
 def methods_figure(schedules: Sequence[Schedule]) -> Figure:
-    """Timestep against step, one line per method, one panel per N.
-
-    Raises:
-        ValueError: for no schedules.
-    """
-    counts = sorted({s.nfe for s in _some(schedules)})
+    """Timestep against step, one line per method, one panel per N. Raises ValueError for no schedules."""
+    if not schedules:
+        raise ValueError("there are no schedules to draw")
+    counts = sorted({s.nfe for s in schedules})
     methods = list(dict.fromkeys(s.method for s in schedules))
     columns = min(len(counts), 3)
     rows = -(-len(counts) // columns)
@@ -125,18 +120,10 @@ def landscape_figure(
     panel.plot(schedule.t[-1], schedule.t[0], "r*", markersize=14, label=label, clip_on=False, zorder=4)
     panel.set_xlabel("t_eps, time of the last node")
     panel.set_ylabel("t_max, time of the first node")
-    panel.set_title(
-        f"{schedule.model}, N = {schedule.nfe}, {schedule.layout} layout: a shorter range always costs less",
-        fontsize=11,
-    )
+    title = f"{schedule.model}, N = {schedule.nfe}, {schedule.layout} layout: a shorter range always costs less"
+    panel.set_title(title, fontsize=11)
     panel.legend(loc="lower right", fontsize=9)
     return figure
-
-
-def _some(schedules: Sequence[Schedule]) -> Sequence[Schedule]:
-    if not schedules:
-        raise ValueError("there are no schedules to draw")
-    return schedules
 
 
 def _label(panel: Any, title: str, below: str) -> None:

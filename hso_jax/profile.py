@@ -13,9 +13,9 @@ from typing import Any
 import jax
 import numpy as np
 
-from hso_jax.checks import brief, check_guidance, choice, is_number, number, numbers, whole
+from hso_jax.checks import brief, check_guidance, choice, number, numbers, whole
 from hso_jax.compiling import random_key
-from hso_jax.files import PROFILE_FORMAT, parse_json, read_text, write_whole
+from hso_jax.files import PROFILE_FORMAT, check_format, parse_json, read, write_whole
 from hso_jax.noise import PREDICTIONS, NoiseSchedule, check_noise
 from hso_jax.problems.bank import Bank, collect
 from hso_jax.problems.mixture import family, shrunk
@@ -80,11 +80,10 @@ class Profile:
             "total": number("total", self.total, low=0.0),
             "guidance": check_guidance(self.guidance),
             "ends": _ends(self.ends),
+            "eta": None if self.eta is None else number("eta", self.eta, low=0.0, high=1e3, closed=True),
         }
         if self.prediction is not None:
             choice("prediction", self.prediction, PREDICTIONS)
-        if self.eta is not None:
-            checked["eta"] = number("eta", self.eta, low=0.0, high=1e3, closed=True)
         _check_spectrum(checked["deviations"], checked["total"], checked["dimension"])
         lams, etas = checked["lams"], checked["etas"]
         if len(lams) != len(etas) or (np.diff(lams) <= 0).any():
@@ -93,8 +92,7 @@ class Profile:
             checked["measured"] = json.loads(json.dumps(dict(self.measured), allow_nan=False))
         except (TypeError, ValueError, RecursionError) as error:
             raise ValueError(f"measured is {brief(self.measured)}; need JSON values by name ({error})") from error
-        for name, value in checked.items():
-            object.__setattr__(self, name, value)
+        self.__dict__.update(checked)
 
     def problems(self) -> Bank:
         """Reference problems that resemble the data: products with its spectrum, and clusters of the default family.
@@ -135,16 +133,10 @@ class Profile:
     def from_json(cls, text: str) -> Profile:
         """The profile in a file's text. Raises ValueError for a text that is none, a newer version, or a bad value."""
         record = parse_json(text)
-        if not isinstance(record, dict) or record.get("format") != PROFILE_FORMAT:
-            raise ValueError(f'not a profile: it must be an object with "format": "{PROFILE_FORMAT}"')
-        if whole("version", record.get("version"), 1) > VERSION:
-            raise ValueError(
-                f"version {record['version']} is newer than this program knows ({VERSION}); update hso-jax"
-            )
-        known = {field.name for field in dataclasses.fields(cls)}
+        check_format(record, PROFILE_FORMAT, "profile", VERSION)
         if missing := [name for name in ("deviations", "total", "dimension") if name not in record]:
             raise ValueError(f"lacks {', '.join(missing)}")
-        values = {name: value for name, value in record.items() if name in known}
+        values = {field.name: record[field.name] for field in dataclasses.fields(cls) if field.name in record}
         if isinstance(values.get("ends"), list) and values["ends"][:1] == [None]:
             values["ends"] = [-math.inf, *values["ends"][1:]]
         return cls(**values)
@@ -156,10 +148,7 @@ class Profile:
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Profile:
         """The profile in a file. Raises ValueError as `from_json`, naming the file, or OSError."""
-        try:
-            return cls.from_json(read_text(path))
-        except ValueError as error:
-            raise ValueError(f"{os.fspath(path)}: {error}") from error
+        return read(path, cls.from_json)
 
 
 def profile_of(latents: Any, *, noise: NoiseSchedule | None = None) -> Profile:
@@ -204,8 +193,7 @@ def spectrum_of(latents: Any, fewest: int = FEWEST) -> tuple[tuple[float, ...], 
         raise ValueError(f"latents has shape {data.shape}; need [n, ...] with at least {fewest} samples")
     data = data.reshape(len(data), -1)
     count, dimension = data.shape
-    if not np.isfinite(data).all():
-        bad = int((~np.isfinite(data).all(1)).sum())
+    if bad := int((~np.isfinite(data).all(1)).sum()):
         raise ValueError(f"latents: {bad} of {count} samples have NaN or infinite entries")
     data = data - data.mean(0)
     largest = np.abs(data).max(initial=0.0)
@@ -254,10 +242,11 @@ def _problems(deviations: tuple[float, ...], total: float, dimension: int) -> Ba
 def _row(name: str, values: Any, need: str = "", holds: Callable[[float], bool] = math.isfinite) -> tuple[float, ...]:
     if isinstance(values, (str, bytes)) or not isinstance(values, (Sequence, np.ndarray)):
         raise ValueError(f"{name} is {brief(values)}; need a list of numbers")
-    for i, x in enumerate(values):
-        if not is_number(x) or not holds(x):
-            raise ValueError(f"{name}[{i}] is {brief(x)}; need a finite number{need and f' that is {need}'}")
-    return tuple(float(x) for x in values)
+    need = f"a finite number{need and f' that is {need}'}"
+    row = tuple(number(f"{name}[{i}]", x, need=need) for i, x in enumerate(values))
+    for i in (i for i, x in enumerate(row) if not holds(x)):
+        raise ValueError(f"{name}[{i}] is {brief(values[i])}; need {need}")
+    return row
 
 
 def _ends(ends: Any) -> tuple[float, float] | None:
@@ -265,9 +254,8 @@ def _ends(ends: Any) -> tuple[float, float] | None:
         return None
     if not isinstance(ends, (tuple, list)) or len(ends) != 2:
         raise ValueError(f"ends is {brief(ends)}; need two numbers, the lam of the noise end and of the data end")
-    noisy, clean = ends
-    noisy = -math.inf if isinstance(noisy, float) and noisy == -math.inf else number("ends[0]", noisy)
-    clean = number("ends[1]", clean)
+    noisy = -math.inf if isinstance(ends[0], float) and ends[0] == -math.inf else number("ends[0]", ends[0])
+    clean = number("ends[1]", ends[1])
     if not noisy < clean:
         raise ValueError(f"ends is {brief(ends)}; need the noise end, the smaller lam, first")
     return noisy, clean

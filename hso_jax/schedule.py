@@ -11,7 +11,7 @@ import importlib.metadata
 import math
 import operator
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -31,17 +31,16 @@ ENDS = ("clean", "t_eps")
 ARRAYS = ("t", "lams", "sigmas", "timesteps")
 _PURE_NOISE = 4095.0  # diffusers writes sqrt(2^24 - 1) for zero terminal SNR
 _LEAST_S = 1e-20  # far below what float32 tells apart from clean data
-_LARGEST = 2**63 - 1  # whole number that every JSON reader takes
 
 
 def _plain(name: str, value: Any) -> Any:
-    """A finite number as Python's own, which a file can hold. Raises ValueError."""
+    # A finite number as Python's own, which a file can hold.
     real = number(name, value)
     return int(value) if isinstance(value, (int, np.integer)) else real
 
 
 def _by_name(name: str, value: object, texts: bool = False) -> dict[str, Any]:
-    """Finite numbers by name; texts and None among them if `texts`. Raises ValueError."""
+    # Finite numbers by name; texts and None among them if `texts`.
     if not isinstance(value, Mapping) or not all(isinstance(key, str) for key in value):
         raise ValueError(f"{name} is {brief(value)}; need numbers{' and texts' * texts} by name")
     return {
@@ -62,9 +61,8 @@ class Origin:
         p: exponent of the model-error bound in `Scores.mep`.
         d_min: the spacing asked for, in t.
         seed: of the search, None where nothing was random.
-        result: the lower level's result ("converged", ...) or "fixed" for a schedule that was not optimised.
-        iterations: steps the lower level took.
-        stationarity: largest entry of the projected gradient at the nodes, in t.
+        result: the lower level's ("converged", ...), "fixed" for a schedule that was not optimised.
+        iterations, stationarity: steps the lower level took; largest entry of the projected gradient in t at its end.
         versions: of the packages that made it.
         tuned: what a schedule was tuned on and how (`bridge.tune`), numbers and texts by name; None for others.
     """
@@ -84,20 +82,22 @@ class Origin:
 
     def __post_init__(self) -> None:
         """Check every value. Raises ValueError."""
-        for name in ("method", "solver", "result"):
-            text(name, getattr(self, name))
+        checks: dict[str, Callable[[str, Any], Any]] = {
+            **dict.fromkeys(("method", "solver", "result"), text),
+            **dict.fromkeys(("p", "d_min", "guidance", "stationarity"), _plain),
+            **dict.fromkeys(
+                ("seed", "iterations"), functools.partial(count, low=0, high=2**63 - 1)
+            ),  # as JSON's readers
+            **{"psi": _by_name, "tuned": functools.partial(_by_name, texts=True)},
+        }
         versions = self.versions
         if not isinstance(versions, Mapping) or not all(isinstance(x, str) for kv in versions.items() for x in kv):
             raise ValueError(f"versions is {brief(versions)}; need texts by name")
-        plain: dict[str, Any] = {"versions": dict(versions)}
-        for name in ("p", "d_min", "guidance", "stationarity"):
+        self.__dict__["versions"] = dict(versions)
+        for name, check in checks.items():
             value = getattr(self, name)
-            plain[name] = None if value is None and name in ("guidance", "stationarity") else _plain(name, value)
-        plain["iterations"] = count("iterations", self.iterations, 0, _LARGEST)
-        plain["seed"] = None if self.seed is None else count("seed", self.seed, 0, _LARGEST)
-        plain["psi"] = None if self.psi is None else _by_name("psi", self.psi)
-        plain["tuned"] = None if self.tuned is None else _by_name("tuned", self.tuned, texts=True)
-        self.__dict__.update(plain)
+            if value is not None or name not in ("guidance", "stationarity", "seed", "psi", "tuned"):
+                self.__dict__[name] = check(name, value)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -129,9 +129,6 @@ class Scores:
                 self.__dict__[name] = _by_name(name, value)
             elif value is not None:
                 self.__dict__[name] = _plain(name, value)
-
-
-_CUSTOM, _UNSCORED = Origin(), Scores()
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -172,12 +169,11 @@ class Schedule:
     kind: str
     num_train_timesteps: int
     noise: str
-    origin: Origin = _CUSTOM
-    scores: Scores = _UNSCORED
+    origin: Origin = Origin()
+    scores: Scores = Scores()
     coefficients: np.ndarray | None = None
 
     def __post_init__(self) -> None:
-        """Check the counts, the order and the agreement of all fields. Raises ValueError that names the field."""
         plain: dict[str, Any] = {name: numbers(name, getattr(self, name)).copy() for name in ARRAYS}
         plain["nfe"] = count("nfe", self.nfe, 1)
         plain["num_train_timesteps"] = count("num_train_timesteps", self.num_train_timesteps, 1, MOST_LEVELS)
@@ -200,9 +196,6 @@ class Schedule:
         if (self.coefficients is None) != (self.origin.solver != NONSTATIONARY):
             had = "none" if self.coefficients is None else "some"
             raise ValueError(f"coefficients: {had} for solver {self.origin.solver!r}; {NONSTATIONARY!r} alone has them")
-        self._check_nodes()
-
-    def _check_nodes(self) -> None:
         for name in ARRAYS:
             array: np.ndarray = getattr(self, name)
             size = self.nfe + (self.layout == "interval" and name != "timesteps")
@@ -240,48 +233,33 @@ class Schedule:
         *,
         layout: str = "node",
         end: str | None = None,
-        origin: Origin = _CUSTOM,
-        scores: Scores = _UNSCORED,
+        origin: Origin = Origin(),
+        scores: Scores = Scores(),
         coefficients: Any = None,
     ) -> Schedule:
         """A schedule from its nodes' times (falling, in the noise schedule's range); the rest is derived.
 
-        Raises:
-            ValueError: if t is empty, not finite, not strictly falling or outside (0, 1], or layout or end unknown.
+        Raises ValueError if t is empty, not finite, not strictly falling or outside (0, 1], or layout or end unknown.
         """
         check_noise(noise)
         t = numbers("t", t)
         choice("layout", layout, LAYOUTS)
-        if t.ndim != 1 or t.size < (1 if layout == "node" else 2):
-            raise ValueError(
-                f"t has shape {t.shape}; layout {layout!r} needs {'1' if layout == 'node' else '2'} or more nodes"
-            )
-        low, high = float(noise.t_min), 1.0
-        if noise.kind == "flow":  # the network is told s itself, between the levels of its training grid too
-            low = _LEAST_S
-        if bad := [float(x) for x in t if not low * (1 - 1e-6) <= x <= high]:
-            raise ValueError(f"t = {bad[0]:.9g} is outside [{low:.6g}, {high:.6g}], the range of {noise.name}")
+        least = 1 if layout == "node" else 2
+        if t.ndim != 1 or t.size < least:
+            raise ValueError(f"t has shape {t.shape}; layout {layout!r} needs {least} or more nodes")
+        # A flow's network is told s itself, between the levels of its training grid too.
+        low = _LEAST_S if noise.kind == "flow" else float(noise.t_min)
+        if bad := [float(x) for x in t if not low * (1 - 1e-6) <= x <= 1.0]:
+            raise ValueError(f"t = {bad[0]:.9g} is outside [{low:.6g}, 1], the range of {noise.name}")
         t = np.maximum(t, low)
         lams = np.asarray(noise.lam(t), np.float64)
         nfe = len(t) if layout == "node" else len(t) - 1
         with np.errstate(over="ignore"):
             sigmas = np.exp(-lams)
-        return cls(
-            model=noise.name,
-            nfe=nfe,
-            layout=layout,
-            end=end if end is not None else ("clean" if layout == "node" else "t_eps"),
-            t=t,
-            lams=lams,
-            sigmas=sigmas,
-            timesteps=np.asarray(noise.timestep(t[:nfe]), np.float64),
-            kind=noise.kind,
-            num_train_timesteps=noise.num_train_timesteps,
-            noise=noise.fingerprint(),
-            origin=origin,
-            scores=scores,
-            coefficients=coefficients,
-        )
+        end = end if end is not None else ("clean" if layout == "node" else "t_eps")
+        timesteps = np.asarray(noise.timestep(t[:nfe]), np.float64)
+        of_model = noise.kind, noise.num_train_timesteps, noise.fingerprint()
+        return cls(noise.name, nfe, layout, end, t, lams, sigmas, timesteps, *of_model, origin, scores, coefficients)
 
     @classmethod
     def from_lams(cls, noise: NoiseSchedule, lams: Any, **options: Any) -> Schedule:
@@ -302,10 +280,8 @@ class Schedule:
 
         With `end="clean"` every value is evaluated; with "t_eps" the last is where sampling stops. `options` are
         `origin`, `scores` and `coefficients`. A value that leaves the model's range by no more than it was rounded
-        (14.615 for 14.6146) is taken to the range's end; a flow model is told any level, whatever its shift.
-
-        Raises:
-            ValueError: as `from_t` and `level_list`, or for a value that the noise schedule does not reach.
+        (14.615 for 14.6146) is taken to the range's end; a flow model is told any level, whatever its shift. Raises
+        ValueError as `from_t` and `level_list`, or for a value that the noise schedule does not reach.
         """
         check_noise(noise)
         choice("end", end, ENDS)
@@ -356,11 +332,10 @@ class Schedule:
         return self.sigmas[: self.nfe]
 
     def sampler_sigmas(self) -> np.ndarray:
-        """[N + 1] sigmas as k-diffusion, ComfyUI and diffusers' samplers take them, float64.
+        """[N + 1] sigmas as k-diffusion, ComfyUI and diffusers' samplers take them, float64; the last one is the end.
 
-        For a diffusers pipeline's `sigmas=` take `diffusers_sigmas`: FlowMatch schedulers shift what they are given.
-        ksigma for "vp" and "ve" models and s = sigma (alpha + sigma = 1) for "flow"; the last one is 0 for a
-        clean end and the last node's for "t_eps".
+        ksigma for "vp" and "ve" models, s = sigma (alpha + sigma = 1) for "flow". For a diffusers pipeline's `sigmas=`
+        take `diffusers_sigmas`: FlowMatch schedulers shift what they are given.
         """
         values = self.sigmas if self.kind != "flow" else alpha_sigma(self.lams, "flow")[1]
         return np.append(values[: self.nfe], 0.0 if self.end == "clean" else values[-1])
@@ -377,9 +352,8 @@ class Schedule:
         Args:
             scheduler: of the pipeline, or the pipeline; only its class's name, `config` and `shift` are read.
             mu: what the pipeline computes for `use_dynamic_shifting`: k = exp(mu) ("exponential") or mu ("linear").
-            image_seq_len: tokens of the image (4096 for 1024 x 1024 in FLUX), from which mu follows by the config's
-                `base_shift`, `max_shift` and lengths. Neither is looked at for a constant shift, nor needed where the
-                two shifts are equal.
+            image_seq_len: tokens of the image (4096 for 1024 x 1024 in FLUX), from which mu follows by the config.
+                Neither is needed for a constant shift.
 
         Raises:
             ValueError: for a scheduler that would not follow them exactly, an end or a kind of noise that it does not
@@ -393,11 +367,8 @@ class Schedule:
     def integer_timesteps(self) -> np.ndarray:
         """[N] timesteps rounded to integers in 0..T - 1, strictly falling.
 
-        Rounding may make two timesteps equal; the later one is then moved down until it is below the earlier, or up
-        where there is no level left below.
-
-        Raises:
-            ValueError: for more evaluations than training levels, or a model whose timesteps are not indices.
+        Of two that round alike the later one is moved down, or up where there is no level left below. Raises ValueError
+        for more evaluations than training levels, or a model whose timesteps are not indices.
         """
         levels = self.num_train_timesteps
         if self.kind == "ve":
@@ -419,12 +390,9 @@ class Schedule:
     def weights_table(self) -> np.ndarray:
         """[N, 1 + H] the arithmetic of a non-stationary solver's steps, for a loop in any language.
 
-        Column 0 weighs the sample, the others the predictions of clean data, the newest first. They are for samples
-        in the model's own scaling: alpha^2 + sigma^2 = 1 ("vp"), alpha = 1 ("ve") or alpha + sigma = 1 ("flow"). A
-        prediction that does not exist yet has weight 0.
-
-        Raises:
-            ValueError: without coefficients.
+        Column 0 weighs the sample, the others the predictions of clean data, the newest first; one that does not exist
+        yet has weight 0. They are for samples in the model's own scaling: alpha^2 + sigma^2 = 1 ("vp"), alpha = 1
+        ("ve") or alpha + sigma = 1 ("flow"). Raises ValueError without coefficients.
         """
         if self.coefficients is None:
             raise ValueError(
@@ -457,8 +425,7 @@ class Schedule:
     def with_end(self, end: str) -> Schedule:
         """The same nodes with the other end; "clean" on an interval layout replaces its last node by sigma = 0.
 
-        Raises:
-            ValueError: for an unknown end, or "t_eps" on the node layout (it has no node to stop at).
+        Raises ValueError for an unknown end, or "t_eps" on the node layout (it has no node to stop at).
         """
         return dataclasses.replace(self, end=end)
 
@@ -551,10 +518,7 @@ _FORM = """\
 
 
 def known_coefficients(schedule: Schedule) -> np.ndarray:
-    """[N, 3] a known solver's coefficients on the schedule's nodes; that solver has one evaluation a step.
-
-    At pure noise they are those of a finite lam that is as good, as `bridge.sample` takes it.
-    """
+    """[N, 3] a known solver's coefficients on the schedule's nodes; that solver has one evaluation a step."""
     last = math.inf if schedule.end == "clean" else float(schedule.lams[-1])
     evaluated = schedule.lams[: schedule.nfe].copy()
     if np.isinf(evaluated[0]):  # pure noise has the finite lam that `bridge.sample` takes there

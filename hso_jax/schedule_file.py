@@ -10,7 +10,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from hso_jax.checks import check_guidance
-from hso_jax.files import FORMAT, parse_json, read_text, write_whole
+from hso_jax.files import FORMAT, check_format, parse_json, read, write_whole
 from hso_jax.schedule import ARRAYS, Origin, Schedule, Scores
 from hso_jax.solvers import NONSTATIONARY, named
 
@@ -30,11 +30,7 @@ _ORDER = (
 )
 """Of the file's fields. `min_spacing` follows from t: it is written for readers, and not read."""
 
-_RENAMED = {
-    "reference": "solver-error",
-    "mep/reference": "mep/solver-error",
-    "dm-nonuni/reference": "dm-nonuni/solver-error",
-}
+_RENAMED = {f"{of}reference": f"{of}solver-error" for of in ("", "mep/", "dm-nonuni/")}
 """Methods whose name older files have."""
 
 
@@ -52,9 +48,7 @@ def to_document(schedules: Schedule | Iterable[Schedule]) -> dict[str, Any]:
 def save(schedules: Schedule | Iterable[Schedule], path: str | os.PathLike[str]) -> None:
     """Write schedules to a file: beside it first, then renamed onto it; through a link, to its target.
 
-    Raises:
-        OSError: if the folder does not exist or cannot be written, or it is no regular file; an existing file is then
-            as it was.
+    Raises OSError if it cannot be written, or is no regular file; an existing file is then as it was.
     """
     write_whole(path, to_json(schedules).encode())
 
@@ -67,10 +61,7 @@ def load(path: str | os.PathLike[str]) -> list[Schedule]:
             message says which schedule and which field.
         OSError: if it cannot be read.
     """
-    try:
-        return from_json(read_text(path))
-    except ValueError as error:
-        raise ValueError(f"{os.fspath(path)}: {error}") from error
+    return read(path, from_json)
 
 
 def from_json(text: str) -> list[Schedule]:
@@ -80,13 +71,7 @@ def from_json(text: str) -> list[Schedule]:
 
 def from_document(document: Any) -> list[Schedule]:
     """The schedules of a file's content as `to_document` has it. Raises ValueError as `load` does."""
-    if not isinstance(document, dict) or document.get("format") != FORMAT:
-        raise ValueError(f'not a schedule file: it must be an object with "format": "{FORMAT}"')
-    version = document.get("version")
-    if not isinstance(version, int) or isinstance(version, bool) or version < 1:
-        raise ValueError(f"version is {version!r}; need a whole number")
-    if version > VERSION:
-        raise ValueError(f"version {version} is newer than this program knows ({VERSION}); update hso-jax")
+    check_format(document, FORMAT, "schedule file", VERSION)
     records = document.get("schedules")
     if not isinstance(records, list):
         raise ValueError('"schedules" must be a list')

@@ -21,18 +21,17 @@ from hso_jax import solvers
 from hso_jax.batch import by_arguments
 from hso_jax.bilevel import bilevel
 from hso_jax.bounds import NodeObjective, Terms, expansion
-from hso_jax.checks import brief, check_guidance, choice, number, whole
+from hso_jax.checks import brief, number, whole
 from hso_jax.error import (
     OF_A_MODEL,
     Chunks,
-    ErrorData,
     error_data,
     error_gradient,
     in_chunks,
     mean_error,
     squared_errors,
 )
-from hso_jax.lane import Lane, check_lane
+from hso_jax.lane import Lane
 from hso_jax.lower import quasi_newton, trust_region
 from hso_jax.lower.quasi_newton import SPACING, Range, lams_of, logits_of, nodes_of
 from hso_jax.lower.trust_region import MAX_STEPS, NOT_FINITE, Feasible, Solution
@@ -42,8 +41,6 @@ from hso_jax.solvers.nonstationary import MAX_HISTORY, amplification, coefficien
 from hso_jax.solvers.weights import grid
 from hso_jax.upper.evolution import Draws, Evolution
 
-FIRST = ("auto", "end", "free")
-
 CHUNK = 32
 """Samples that go through a solver at once; divides the samples a problem unless they are fewer."""
 
@@ -51,24 +48,21 @@ SCREEN_CHUNKS = 12
 """Chunks of samples that the upper level's fitness sees."""
 
 
-def chunk_of(samples: int) -> int:
-    """Samples a chunk."""
-    return min(CHUNK, samples)
-
-
 Column = Any
 """A NumPy array of all lanes outside of the program, the traced value of one lane inside."""
 
 
 class LaneArrays(NamedTuple):
-    """Lanes as arrays with a leading axis; `data` indexes a bank of exact solutions.
+    """Lanes as arrays with a leading axis [L].
 
     Attributes:
-        data, solver, nfe, nodes: [L] integers.
-        clean, free: [L] bool: whether the last step goes to clean data; whether the first node is free.
-        top, floor: [L] largest and smallest s of a node.
+        data: row of the bank of exact solutions.
+        solver: place among the solvers' names.
+        nfe, nodes: integers.
+        clean, free: whether the last step goes to clean data; whether the first node is free.
+        top, floor: largest and smallest s of a node.
         starts: [L, S, K] nodes in s to start from; S = 0 lets the upper level propose them.
-        penalty, growth: [L] see `coefficients.Coefficients`; of the non-stationary solver's lanes alone.
+        penalty, growth: see `Coefficients`; of the non-stationary solver's lanes alone.
     """
 
     data: Column
@@ -89,28 +83,8 @@ class LaneArrays(NamedTuple):
         return Range(self.top, self.floor, self.free, self.nodes)
 
 
-def check(lane: Lane) -> tuple[Lane, str, float]:
-    """The lane, its solver's full name and its guidance weight; `method` has solver, guidance and first.
-
-    Raises:
-        ValueError: naming the value that is wrong and what would be right.
-    """
-    lane = check_lane(lane)
-    method = lane.method
-    choice("first", method.first, FIRST)
-    solver = solvers.canonical(method.solver, solvers.EVERY)
-    guidance = check_guidance(method.guidance)
-    if method.first != "free" and lane.noise.noise_end == -math.inf and (solver.endswith("bh1") or solver == "heun"):
-        raise ValueError(
-            f"solver {solver!r} cannot start at lam = -inf, where {lane.noise.name} ends; use first='free', "
-            f"{'heun-flow' if solver == 'heun' else solver.removesuffix('-bh1')!r} or another solver"
-        )
-    check_room(lane)
-    return lane, solver, guidance
-
-
 def first_lam_of(lane: Lane) -> float:
-    """Lam of the first node, or what it may be at most where it is free; the noise end for methods without `first`."""
+    """Lam of the first node, or the most it may be where it is free; the noise end for methods without `first`."""
     if getattr(lane.method, "first", "end") == "auto":
         return first_lam(lane.noise, lane.nfe)
     return lane.noise.noise_end
@@ -126,24 +100,13 @@ def check_room(lane: Lane) -> None:
         )
 
 
-def data_of_lane(lane: Lane) -> ErrorData:
-    """What a checked lane's schedules are measured on: its noise end, what its model predicts and its method's options.
-
-    Raises:
-        ValueError: as `error_data`.
-    """
-    method = lane.method
+def data_of_lane(lane: Lane) -> Chunks:
+    """What a checked lane's schedules are measured on."""
+    m = lane.method
     return error_data(
-        lane.noise.noise_end,
-        method.guidance,
-        prediction=lane.noise.prediction,
-        model_error=method.model_error,
-        problems=method.problems,
-        detail=method.detail,
-        power=method.power,
-        samples=method.samples,
-        seed=method.noise_seed,
-    )
+        lane.noise.noise_end, m.guidance, prediction=lane.noise.prediction, model_error=m.model_error,
+        problems=m.problems, detail=m.detail, power=m.power, samples=m.samples, seed=m.noise_seed,
+    )  # fmt: skip
 
 
 def pack(lanes: Sequence[Lane], names: Sequence[str]) -> tuple[LaneArrays, Chunks, np.ndarray]:
@@ -153,14 +116,11 @@ def pack(lanes: Sequence[Lane], names: Sequence[str]) -> tuple[LaneArrays, Chunk
     """
     methods = [lane.method for lane in lanes]
     dtype = np.dtype(jax.dtypes.canonicalize_dtype(float))
-    noisy = [lane.noise.noise_end for lane in lanes]
-    tops = [first_lam_of(lane) for lane in lanes]
     error = methods[0].model_error or ModelError()
-    sizes = [error.numbers(lane.noise.prediction) for lane in lanes]
-    keys = [(end, m.guidance, size) for end, m, size in zip(noisy, methods, sizes, strict=True)]
+    keys = [(x.noise.noise_end, x.method.guidance, error.numbers(x.noise.prediction)) for x in lanes]
     distinct = dict(zip(keys, lanes, strict=True))
     data = [data_of_lane(lane) for lane in distinct.values()]
-    cut = [in_chunks(d, chunk_of(d.noise.shape[1])) for d in data]
+    cut = [in_chunks(d, min(CHUNK, d.noise.shape[1])) for d in data]
     bank = cut[0]._replace(**{name: jnp.stack([getattr(c, name) for c in cut]) for name in OF_A_MODEL})  # type: ignore[arg-type]
     columns = {
         "data": np.array([list(distinct).index(key) for key in keys], np.int32),
@@ -169,7 +129,7 @@ def pack(lanes: Sequence[Lane], names: Sequence[str]) -> tuple[LaneArrays, Chunk
         "nodes": np.array([lane.nodes for lane in lanes], np.int32),
         "clean": np.array([lane.layout == "node" for lane in lanes]),
         "free": np.array([m.first == "free" for m in methods]),
-        "top": np.array([s_of_lam(lam) for lam in tops], dtype),
+        "top": np.array([s_of_lam(first_lam_of(lane)) for lane in lanes], dtype),
         "floor": np.array([s_of_lam(lane.noise.data_end) for lane in lanes], dtype),
         # Two nodes at least: a schedule of one has no gap, and arrays of length 0 have no largest entry.
         "starts": np.zeros((len(lanes), 0, max(2, *(lane.nodes for lane in lanes))), dtype),
@@ -190,33 +150,6 @@ LAM_MAX_HIGH, LAM_EPS_LOW = -1.1, ISLANDS[0][0]
 of use."""
 
 
-def mep_nodes(psi: Array, nodes: Array, before: Array, *, objective: str | NodeObjective, steps: int) -> Solution:
-    """The family's nodes of psi, the minimisers of its bound: `t` is in s, from lam_max to lam_eps.
-
-    Args:
-        psi: [3] p, lam_eps, lam_max.
-        nodes: how many nodes are real; the others repeat the last.
-        before: [K] nodes in s to start from; uniform lam where they are NaN.
-        objective: of the family, see `hso_jax.bounds`.
-        steps: of the trust region, static.
-
-    Returns:
-        The solution; uniform lam where the minimisation fails, and its result then says so.
-    """
-    p, last, first = psi
-    intervals = nodes - 1
-    i = jnp.minimum(jnp.arange(before.shape[0]), intervals)
-    even = jax.nn.sigmoid(-(first + (last - first) * i / jnp.maximum(intervals, 1)))
-    ends = jax.nn.sigmoid(-first), jax.nn.sigmoid(-last)
-    room = jnp.minimum(SPACING, (ends[0] - ends[1]) / jnp.maximum(intervals, 1))
-    feasible = Feasible(*ends, room, intervals)
-    start = jnp.where(jnp.isfinite(before[0]), before, even)
-    function = expansion(objective, Terms(p, intervals))
-    found, _ = trust_region.minimise(function, _coordinate(start.dtype), start, feasible, max_steps=steps)
-    usable = (intervals > 0) & jnp.all(jnp.isfinite(found.t))
-    return found._replace(t=jnp.where(usable, found.t, even))
-
-
 @functools.cache
 def _coordinate(dtype: np.dtype) -> NoiseSchedule:
     # Of the traced dtype: JAX may reuse in float64 what it once made in float32 of a closed-over float64 array.
@@ -227,7 +160,7 @@ class Refinement(NamedTuple):
     """How hard the starts are refined on the error; all static.
 
     Attributes:
-        more: chunks of samples that the starts are refined on, of which the best on all samples is refined further.
+        more: chunks of samples that each start is refined on, of which the best on all samples is refined further.
         steps: at most, of each refinement of a start.
         final_steps: at most, of the last one on all samples.
     """
@@ -242,16 +175,21 @@ class Found(NamedTuple):
 
     Attributes:
         nodes: [K] in s; the real ones first.
-        psi: [3] p, lam_eps and lam_max of the start that led there; NaN if that was none of the family.
-        error: root mean square over all samples and dimensions.
+        coefficients: [K, H - 1] of a non-stationary solver, else None.
+        psi: [3] p, lam_eps and lam_max of the start that led there, NaN if that was none of the family; None for a
+            non-stationary solver.
+        error: root mean square over all samples and dimensions, without any penalty.
+        amplification: of a non-stationary solver, see `solvers.amplification`.
         result: code, an index into `results.RESULTS`, of what placed the nodes.
-        steps: of the last refinement.
+        steps: of the last refinement, of both for a non-stationary solver.
         stationarity: see the lower level that placed the nodes.
     """
 
     nodes: Array
-    psi: Array
+    coefficients: Array | None
+    psi: Array | None
     error: Array
+    amplification: Array | None
     result: Array
     steps: Array
     stationarity: Array
@@ -296,9 +234,21 @@ class Levels(NamedTuple):
         return trust_region.blank(lane.starts.shape[-1], lane.top.dtype)
 
     def lower(self, lane: LaneArrays, psi: Array, before: Solution) -> Solution:
-        """The family's nodes of psi, a pinned first one at the model's end."""
-        found = mep_nodes(psi, lane.nodes, before.t, objective=self.family, steps=self.steps)
-        return found._replace(t=pinned(lane, found.t))
+        """The minimisers of the family's bound from lam_max to lam_eps, in s; uniform lam where that fails.
+
+        Nodes beyond the lane's repeat the last. A first node that is not free is at the model's end.
+        """
+        p, last, first = psi
+        intervals = lane.nodes - 1
+        i = jnp.minimum(jnp.arange(before.t.shape[0]), intervals)
+        even = jax.nn.sigmoid(-(first + (last - first) * i / jnp.maximum(intervals, 1)))
+        ends = jax.nn.sigmoid(-first), jax.nn.sigmoid(-last)
+        room = jnp.minimum(SPACING, (ends[0] - ends[1]) / jnp.maximum(intervals, 1))
+        start = jnp.where(jnp.isfinite(before.t[0]), before.t, even)
+        function, feasible = expansion(self.family, Terms(p, intervals)), Feasible(*ends, room, intervals)
+        found, _ = trust_region.minimise(function, _coordinate(start.dtype), start, feasible, max_steps=self.steps)
+        usable = (intervals > 0) & jnp.all(jnp.isfinite(found.t))
+        return found._replace(t=pinned(lane, jnp.where(usable, found.t, even)))
 
     def fitness(self, lane: LaneArrays, found: Solution) -> Array:
         """The mean of the solver's squared errors on the first few chunks."""
@@ -307,7 +257,7 @@ class Levels(NamedTuple):
     def refine(self, lane: LaneArrays, starts: Evolution) -> Found:
         """The best of the starts and of one rule on all samples, refined on the error if that was asked for."""
         psi = jnp.concatenate([starts.best, jnp.full_like(starts.best[:1], jnp.nan)])
-        rule = trust_region.blank(lane.starts.shape[-1], lane.top.dtype)._replace(t=shifted(lane))
+        rule = self.blank(lane)._replace(t=shifted(lane))
         found = jax.tree.map(lambda many, one: jnp.concatenate([many, one[None]]), starts.memo, rule)
         return self.best(lane, psi, found) if self.refinement is None else self.descend(lane, psi, found.t)
 
@@ -327,9 +277,9 @@ class Levels(NamedTuple):
         """The start with the smallest error on all samples."""
         values = jax.lax.map(lambda nodes: self.error(lane, nodes, self.chunks), found.t)
         i = jnp.argmin(values)
-        result = jnp.where(jnp.isfinite(values[i]), found.result[i], NOT_FINITE)
-        steps, stationarity = found.steps[i], found.stationarity[i]
-        return Found(found.t[i], psi[i], jnp.sqrt(values[i]), result, steps, stationarity)
+        of = jax.tree.map(lambda x: x[i], found)
+        result = jnp.where(jnp.isfinite(values[i]), of.result, NOT_FINITE)
+        return Found(of.t, None, psi[i], jnp.sqrt(values[i]), None, result, of.steps, of.stationarity)
 
     def descend(self, lane: LaneArrays, psi: Array, starts: Array) -> Found:
         """Each start [S, K] refined on a part of the samples and judged on all, then the best of them refined on all.
@@ -348,7 +298,7 @@ class Levels(NamedTuple):
             value = jnp.exp(found.value)
             better = (role == last) | ((role == judging) & (value < best.error))
             placed = nodes_of(lane.range, found.y)
-            new = Found(placed, psi, value, found.result, found.steps, found.stationarity)
+            new = Found(placed, None, psi, value, None, found.result, found.steps, found.stationarity)
             return (found.y, jax.tree.map(lambda a, b: jnp.where(better, a, b), new, best)), None
 
         many, every = len(starts), self.chunks
@@ -359,7 +309,7 @@ class Levels(NamedTuple):
         begins = jax.vmap(lambda nodes: logits_of(lane.range, nodes))(starts)
         rows = (jnp.concatenate([jnp.repeat(x, 2, 0), x[:1]]) for x in (begins, psi))
         inf = jnp.full((), jnp.inf, lane.top.dtype)
-        none = Found(starts[0], psi[0], inf, jnp.asarray(MAX_STEPS), jnp.asarray(0), inf)
+        none = Found(starts[0], None, psi[0], inf, None, jnp.asarray(MAX_STEPS), jnp.asarray(0), inf)
         (_, found), _ = jax.lax.scan(job, (begins[0], none), (*rows, roles, chunks, limits))
         result = jnp.where(jnp.isfinite(found.error), found.result, NOT_FINITE)
         uneven = unevenness(lane, lams_of(lane.range, found.nodes))
@@ -389,13 +339,8 @@ def shifted(lane: LaneArrays) -> Array:
 def weigh(names: Sequence[str], lane: LaneArrays, lams: Array) -> solvers.Weights:
     """The weights of the lane's solver on nodes lams [K], one of `names`; of one shape for all of them."""
     end = end_of(lane, lams)
-
-    def of(name: str) -> Callable[[], solvers.Weights]:
-        return lambda: solvers.weights(name, lams, end=end, nfe=lane.nfe)
-
-    if len(names) == 1:
-        return of(names[0])()
-    return jax.lax.switch(lane.solver, solvers.alike([of(name) for name in names]))
+    makers = [functools.partial(solvers.weights, name, lams, end=end, nfe=lane.nfe) for name in names]
+    return makers[0]() if len(makers) == 1 else jax.lax.switch(lane.solver, solvers.alike(makers))
 
 
 def end_of(lane: LaneArrays, lams: Array) -> Array:
@@ -464,7 +409,7 @@ class Coefficients(NamedTuple):
     Attributes:
         history: H, predictions that a step combines, its own included.
         penalty: on the sum of squared deviations from the known solver's coefficients, in the logarithm of the error.
-            By default `penalty_of` the model's error.
+            By default it grows with the model's error, `PENALTY_OF_ERROR`.
         growth: how often the known solver's amplification of errors in the predictions (see `solvers.amplification`)
             the new one's may be; what exceeds it is penalised.
         start: the known solver that it starts from and is drawn to. By default "unipc-3"; under guidance, where third
@@ -488,15 +433,8 @@ class Coefficients(NamedTuple):
 
 
 PENALTY, PENALTY_OF_ERROR = 0.1, 0.075
-"""Of the default penalty: without an error of the model, and for each unit of that error's variance."""
-
-
-def penalty_of(size: float) -> float:
-    """The default penalty for a model whose predicted x_0 is off by `size` standard deviations at the noise end.
-
-    A model's own error is not what the problems' is; coefficients fitted to a large one do not carry over.
-    """
-    return PENALTY + PENALTY_OF_ERROR * size * size
+"""Of the default penalty: without an error of the model, and for each unit of that error's variance in x_0 at the noise
+end. A model's own error is not what the problems' is; coefficients fitted to a large one do not carry over."""
 
 
 def start_of(guidance: float) -> str:
@@ -505,23 +443,25 @@ def start_of(guidance: float) -> str:
 
 
 def check_coefficients_options(options: object, size: float, guidance: float) -> Coefficients:
-    """The options with their numbers plain, penalty and start filled in; `size` as in `penalty_of`.
+    """The options with their numbers plain, penalty and start filled in. Raises ValueError.
 
-    Raises:
-        ValueError: naming the value that is wrong and what would be right.
+    `size` is that of the model's error in x_0 at the noise end, in standard deviations of the data.
     """
     options = Coefficients() if options is None else options
     if not isinstance(options, Coefficients):
         raise ValueError(f"coefficients is {brief(options)}; need a Coefficients(...)")
     history = whole("coefficients.history", options.history, 2, MAX_HISTORY)
-    penalty = penalty_of(size) if options.penalty is None else options.penalty
+    penalty = PENALTY + PENALTY_OF_ERROR * size * size if options.penalty is None else options.penalty
     penalty = number("coefficients.penalty", penalty, low=0.0, high=1e6, closed=True)
     growth = number("coefficients.growth", options.growth, low=1.0, high=1e6, closed=True)
     gain = number("coefficients.gain", options.gain, low=0.0, high=1.0, closed=True)
+    steps, final_steps, part = (
+        whole(f"coefficients.{name}", getattr(options, name), 1, 10**6) for name in ("steps", "final_steps", "part")
+    )
     start = solvers.canonical(start_of(guidance) if options.start is None else options.start)
-    if older_of(start) >= history:
+    if (older := older_of(start)) >= history:
         raise ValueError(
-            f"coefficients.start is {start!r}, which combines {older_of(start) + 1} predictions; "
+            f"coefficients.start is {start!r}, which combines {older + 1} predictions; "
             f"coefficients.history is {history}"
         )
     if not isinstance(options.known, (tuple, list)):
@@ -531,11 +471,7 @@ def check_coefficients_options(options: object, size: float, guidance: float) ->
     known = tuple(dict.fromkeys((start, *(solvers.canonical(name) for name in options.known))))
     for name in known:
         older_of(name)
-    counts = {
-        name: whole(f"coefficients.{name}", getattr(options, name), 1, 10**6)
-        for name in ("steps", "final_steps", "part")
-    }
-    return Coefficients(history, penalty, growth, start, known, gain, **counts)
+    return Coefficients(history, penalty, growth, start, known, gain, steps, final_steps, part)
 
 
 def older_of(name: str) -> int:
@@ -543,36 +479,16 @@ def older_of(name: str) -> int:
     solver = solvers.find(name)
     if solver.calls != 1:
         raise ValueError(f"coefficients has {name!r}, which is no multistep solver; use 'dpmpp-2m', 'unipc-3', ...")
-    return {"ddim": 0, "dpmpp-2m": 1, "dpmpp-3m": 2}.get(name, solver.order - 1)
-
-
-class NonstationaryFound(NamedTuple):
-    """Result of a lane.
-
-    Attributes:
-        nodes: [K] in s; the real ones first.
-        coefficients: [K, H - 1].
-        error: root mean square over all samples and dimensions, without the penalty.
-        amplification: see `solvers.amplification`.
-        result, steps, stationarity: see `quasi_newton.Solution`.
-    """
-
-    nodes: Array
-    coefficients: Array
-    error: Array
-    amplification: Array
-    result: Array
-    steps: Array
-    stationarity: Array
+    return solver.order - 1 if solver.older is None else solver.older
 
 
 @by_arguments
-def search_nonstationary(options: Coefficients, axis: str | None) -> Callable[[LaneArrays, Chunks], NonstationaryFound]:
+def search_nonstationary(options: Coefficients, axis: str | None) -> Callable[[LaneArrays, Chunks], Found]:
     """The search of one lane, which has the nodes that the known solver has found. Pure; map it over lanes."""
     assert options.start is not None
     start, history, part = options.start, options.history, options.part
 
-    def search(lane: LaneArrays, bank: Chunks) -> NonstationaryFound:
+    def search(lane: LaneArrays, bank: Chunks) -> Found:
         data = data_of(bank, lane)
         count, older = lane.starts.shape[-1], history - 1
 
@@ -611,7 +527,7 @@ def search_nonstationary(options: Coefficients, axis: str | None) -> Callable[[L
         error = jnp.exp(0.5 * (found.value - penalty(found.y)))
         result = jnp.where(jnp.isfinite(error), found.result, NOT_FINITE)
         grown = amplification(weights)
-        return NonstationaryFound(nodes, coefficients, error, grown, result, stages.steps.sum(), found.stationarity)
+        return Found(nodes, coefficients, None, error, grown, result, stages.steps.sum(), found.stationarity)
 
     return search
 
@@ -619,8 +535,7 @@ def search_nonstationary(options: Coefficients, axis: str | None) -> Callable[[L
 def deviating_weights(start: str, lane: LaneArrays, lams: Array, deviation: Array) -> solvers.Weights:
     """The weights on nodes lams [K] of the known solver `start` with a deviation [K, H - 1] added."""
     steps = grid(lams, end_of(lane, lams), lane.nfe)
-    known = coefficients_of(weigh((start,), lane, lams), steps, deviation.shape[1] + 1)
-    return weights_of(steps, known + deviation)
+    return weights_of(steps, deviation + coefficients_of(weigh((start,), lane, lams), steps, deviation.shape[1] + 1))
 
 
 @by_arguments

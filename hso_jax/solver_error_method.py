@@ -13,22 +13,14 @@ import numpy as np
 from jax.sharding import PartitionSpec
 
 from hso_jax import batch, solvers
+from hso_jax import solver_error_levels as levels
 from hso_jax.bilevel import Effort, randomness
 from hso_jax.bounds import NodeObjective, check_objective, objective_name
 from hso_jax.checkpoint import Records
-from hso_jax.checks import brief, choice, whole
+from hso_jax.checks import brief, check_guidance, choice, whole
 from hso_jax.compiling import jit, platform
-from hso_jax.error import (
-    POWER,
-    SAMPLES,
-    Chunks,
-    check_weights,
-    error_data,
-    in_chunks,
-    mean_error,
-    squared_errors,
-)
-from hso_jax.lane import Lane, Method
+from hso_jax.error import POWER, SAMPLES, Chunks, check_weights, error_data, mean_error, squared_errors
+from hso_jax.lane import Lane, Method, check_lane
 from hso_jax.lower.quasi_newton import SPACING
 from hso_jax.lower.trust_region import NOT_FINITE, RESULTS
 from hso_jax.noise import NoiseSchedule, check_noise, lam_of_s, s_of_lam
@@ -36,23 +28,8 @@ from hso_jax.problems.bank import Problems, collect
 from hso_jax.problems.model_error import ModelError, check_model_error
 from hso_jax.profile import Profile
 from hso_jax.schedule import Origin, Schedule, Scores, versions
-from hso_jax.solver_error_levels import (
-    CHUNK,
-    ISLANDS,
-    Coefficients,
-    Found,
-    LaneArrays,
-    NonstationaryFound,
-    Refinement,
-    check,
-    check_coefficients_options,
-    chunk_of,
-    first_lam_of,
-    measure_lane,
-    pack,
-    search_lane,
-    search_nonstationary,
-)
+from hso_jax.solver_error_levels import Coefficients, Found, Refinement
+from hso_jax.solvers.weights import grid
 
 
 def schedule_of(lane: Lane, found: Found, inaccuracy: float) -> Schedule:
@@ -66,67 +43,36 @@ def schedule_of(lane: Lane, found: Found, inaccuracy: float) -> Schedule:
         inaccuracy: of the exact solution: no error is told below it.
     """
     method = lane.method
-    nodes, error, code = np.asarray(found.nodes[: lane.nodes], np.float64), float(found.error), int(found.result)
-    top, floor = (float(s_of_lam(lam)) for lam in (first_lam_of(lane), lane.noise.data_end))
+    nodes, error = np.asarray(found.nodes[: lane.nodes], np.float64), float(found.error)
     failed = not np.isfinite(error)
     if failed and not (np.isfinite(nodes).all() and (np.diff(nodes) < 0).all() and nodes[-1] > 0):
+        top, floor = (float(s_of_lam(lam)) for lam in (levels.first_lam_of(lane), lane.noise.data_end))
         nodes = np.linspace(min(top, 1.0 - SPACING), floor, lane.nodes + 1)[: lane.nodes]
     lams = lam_of_s(nodes)
     if method.first != "free":
-        lams[0] = first_lam_of(lane)
-    p, last, first = (float(x) for x in found.psi)
+        lams[0] = levels.first_lam_of(lane)
     psi = None
-    if np.isfinite(p):  # else the start was not the family's
+    if found.psi is not None and np.isfinite(found.psi[0]):  # else the start was not the family's
+        p, last, first = (float(x) for x in found.psi)
         ends = {"t_eps": float(lane.noise.t_of_lam(last)), "t_max": float(lane.noise.t_of_lam(first))}
         psi = {"p": p, **ends, "ksigma_min": float(np.exp(-last)), "ksigma_max": float(np.exp(-first))}
     # A rule that is taken as it is has not been optimised.
-    result = "fixed" if psi is None and method.refinement is None else RESULTS[code]
+    result = "fixed" if psi is None and method.refinement is None else RESULTS[int(found.result)]
     origin = Origin(
         method="solver-error" if method.refinement else f"{objective_name(method.family)}/solver-error",
         solver=method.solver,
         guidance=method.guidance,
         psi=psi,
-        p=2.0 if psi is None else p,
+        p=2.0 if psi is None else psi["p"],
         result=RESULTS[NOT_FINITE] if failed else result,
         iterations=int(found.steps),
         stationarity=float(found.stationarity) if np.isfinite(found.stationarity) else None,
         seed=int(lane.seed),
         versions=versions(),
     )
-    scores = Scores(error=None if failed else max(error, inaccuracy))
-    return Schedule.from_lams(lane.noise, lams, layout=lane.layout, origin=origin, scores=scores)
-
-
-def nonstationary_schedule_of(lane: Lane, found: NonstationaryFound, known: Schedule, inaccuracy: float) -> Schedule:
-    """The non-stationary solver's result, or the known solver's where that is about as good.
-
-    Args:
-        lane: checked.
-        found: its row of the program's results.
-        known: the best known solver on its own best nodes, or on the nodes of a start that was given.
-        inaccuracy: as in `schedule_of`.
-    """
-    method = lane.method
-    error = max(float(found.error), inaccuracy)
-    reached = known.error if known.error is not None else float("inf")
-    if not np.isfinite(error) or error > (1.0 - method.coefficients.gain) * reached:
-        return known
-    lams = lam_of_s(np.asarray(found.nodes[: lane.nodes], np.float64))
-    if method.first != "free":
-        lams[0] = first_lam_of(lane)
-    coefficients = np.asarray(found.coefficients[: lane.nfe], np.float64)
-    origin = Origin(
-        method="solver-error",
-        solver=solvers.NONSTATIONARY,
-        guidance=method.guidance,
-        result=RESULTS[int(found.result)],
-        iterations=int(found.steps),
-        stationarity=float(found.stationarity),
-        seed=int(lane.seed),
-        versions=versions(),
-    )
-    others = {known.solver: reached} if np.isfinite(reached) else {}
-    scores = Scores(error=error, others_own_nodes=others, amplification=float(found.amplification))
+    grown = None if found.amplification is None else float(found.amplification)
+    scores = Scores(error=None if failed else max(error, inaccuracy), amplification=grown)
+    coefficients = None if found.coefficients is None else np.asarray(found.coefficients[: lane.nfe], np.float64)
     return Schedule.from_lams(
         lane.noise, lams, layout=lane.layout, origin=origin, scores=scores, coefficients=coefficients
     )
@@ -134,24 +80,22 @@ def nonstationary_schedule_of(lane: Lane, found: NonstationaryFound, known: Sche
 
 def errors_on(schedules: Sequence[Schedule], lanes: Sequence[Lane], names: Sequence[str]) -> np.ndarray:
     """[L, S] the error of each solver on each lane's schedule and problems; infinite where it fails."""
-    arrays, bank, _ = pack(lanes, [lane.method.solver for lane in lanes])
+    arrays, bank, _ = levels.pack(lanes, [lane.method.solver for lane in lanes])
     count = arrays.starts.shape[-1]
     lams = np.stack([np.pad(s.lams, (0, count - len(s.lams)), mode="edge") for s in schedules]).astype(arrays.top.dtype)
     found = np.full((len(lanes), len(names)), np.inf)
     for calls in (1, 2):  # solvers of one and of two evaluations a step have programs of their own
-        some = [i for i, name in enumerate(names) if solvers.SOLVERS[name].calls == calls]
+        some = [i for i, name in enumerate(names) if solvers.EVERY[name].calls == calls]
         if some:
-            search = measure_lane(tuple(names[i] for i in some), batch.DEVICES)
-            found[:, some] = batch.run(
-                search, (arrays, lams), bank, chunk=_CHUNK, at_once=_usual().lanes, split=_split(bank)
-            )
+            search = levels.measure_lane(tuple(names[i] for i in some), batch.DEVICES)
+            found[:, some] = _run(search, (arrays, lams), bank, _usual().lanes)
     return np.where(np.isfinite(found), found, np.inf)
 
 
 def with_other_solvers(schedules: list[Schedule], lanes: Sequence[Lane]) -> list[Schedule]:
     """With `others_same_nodes`: each other solver's error on these nodes, which is at least what its own would be."""
     names = list(dict.fromkeys(name for lane in lanes for name in lane.method.compare))
-    if not names or solvers.SOLVERS[lanes[0].method.solver].calls != 1:
+    if not names or solvers.EVERY[lanes[0].method.solver].calls != 1:
         return schedules
     found = []
     for schedule, lane, row in zip(schedules, lanes, errors_on(schedules, lanes, names), strict=True):
@@ -180,8 +124,7 @@ def solver_error(
         solver: a name that `hso_jax.solvers.canonical` knows; by default the schedule's own.
         guidance: w; by default the schedule's own, or 1.
         problems: of either kind, stacked or a sequence; the family that schedules are optimised on by default.
-        options: further arguments of `objectives.solver_error.error_data`: model_error, detail, power, samples, seed,
-            steps.
+        options: model_error, detail, power, samples, seed and steps of `error.error_data`.
 
     Raises:
         ValueError: for an unknown solver, a schedule of another noise schedule, or as `error_data`.
@@ -196,37 +139,29 @@ def solver_error(
     name = solvers.canonical(name, solvers.EVERY)
     if name == solvers.NONSTATIONARY and schedule.coefficients is None:
         raise ValueError("solver is 'nonstationary'; the schedule has no coefficients: it was made for a known solver")
-    weight = guidance if guidance is not None else (schedule.guidance if schedule.guidance is not None else 1.0)
+    weight = check_guidance(guidance, 1.0 if schedule.guidance is None else schedule.guidance)
     platform()
     data = error_data(noise.noise_end, weight, prediction=noise.prediction, problems=problems, **options)
-    return measure(schedule, name, in_chunks(data, data.noise.shape[1]))
+    return measure(schedule, name, data)
 
 
 def measure(schedule: Schedule, solver: str, data: Chunks) -> float:
     """The error of a solver, by its full name, on all samples; infinite where it fails."""
     dtype = data.noise.dtype
-    evaluated = np.asarray(schedule.lams[: schedule.nfe], dtype)
-    # Padded, so that one compilation serves many N.
-    lams = np.pad(evaluated, (0, -len(evaluated) % 10), mode="edge")
+    pad = -schedule.nfe % 10  # so that one compilation serves many N
+    lams = np.pad(np.asarray(schedule.lams[: schedule.nfe], dtype), (0, pad), mode="edge")
     end = np.inf if schedule.end == "clean" else schedule.lams[-1]
-    program = _program(solver)
-    coefficients = None
-    if solver == solvers.NONSTATIONARY:
-        assert schedule.coefficients is not None
-        coefficients = jnp.asarray(np.pad(schedule.coefficients, ((0, len(lams) - schedule.nfe), (0, 0))), dtype)
-    value = float(program(data, jnp.asarray(lams), jnp.asarray(end, dtype), jnp.asarray(schedule.nfe), coefficients))
+    coefficients = schedule.coefficients if solver == solvers.NONSTATIONARY else None
+    rows = () if coefficients is None else (jnp.asarray(np.pad(coefficients, ((0, pad), (0, 0))), dtype),)
+    steps = jnp.asarray(lams), jnp.asarray(end, dtype), jnp.asarray(schedule.nfe)
+    value = float(_program(solver)(data, *steps, *rows))
     return value if np.isfinite(value) else float("inf")
 
 
 @functools.cache
 def _program(solver: str) -> Any:
-    def error(
-        data: Chunks, lams: jax.Array, end: jax.Array, nfe: jax.Array, coefficients: jax.Array | None
-    ) -> jax.Array:
-        if coefficients is None:
-            weights = solvers.weights(solver, lams, end=end, nfe=nfe)
-        else:
-            weights = solvers.nonstationary(lams, coefficients, end=end, nfe=nfe)
+    def error(data: Chunks, lams: jax.Array, end: jax.Array, nfe: jax.Array, *coefficients: jax.Array) -> jax.Array:
+        weights = solvers.EVERY[solver].weights(grid(lams, end, nfe), *coefficients)
         chunks = data.problem.shape[0]
         return jnp.sqrt(mean_error(data, squared_errors(data, weights, chunks), chunks))
 
@@ -243,6 +178,8 @@ ACCELERATOR_LANES = 64
 """Lanes that other devices compute at once."""
 
 REFINEMENT = Refinement()
+
+_OF_A_LANE: dict[str, Any] = {"penalty": None, "growth": 0.0, "gain": 0.0}
 
 _CHUNK = 16  # lanes a call: how often progress is told
 
@@ -292,10 +229,13 @@ class SolverError:
 
     def check(self, lane: Lane) -> Lane:
         """See `lane.Method`; also checks the lane of the method that it starts from."""
-        lane, solver, guidance = check(lane)
+        lane = check_lane(lane)
+        choice("first", self.first, ("auto", "end", "free"))
+        solver, guidance = solvers.canonical(self.solver, solvers.EVERY), check_guidance(self.guidance)
+        levels.check_room(lane)
         check_objective("family", self.family)
-        if (samples := whole("samples", self.samples, 1, 10**6)) % chunk_of(samples):
-            raise ValueError(f"samples is {samples}; need a multiple of {CHUNK}")
+        if (samples := whole("samples", self.samples, 1, 10**6)) % min(levels.CHUNK, samples):
+            raise ValueError(f"samples is {samples}; need a multiple of {levels.CHUNK}")
         for name, value in (self.refinement or REFINEMENT)._asdict().items():
             whole(f"refinement.{name}", value, 0 if name == "final_steps" else 1, 10**6)
         compare = tuple(solvers.canonical(name) for name in self.compare)
@@ -304,28 +244,39 @@ class SolverError:
         model_error = check_model_error(model_error, lane.noise.prediction, lane.noise.noise_end)
         if problems is not None:
             collect(problems)
-        method = dataclasses.replace(self, solver=solver, guidance=guidance, compare=compare, problems=problems)
-        method = dataclasses.replace(method, model_error=model_error, detail=detail, power=power)
+        started, coefficients, used = self.start, None, (solver,)
         if solver == solvers.NONSTATIONARY:
-            if self.refinement is None or not (self.start is None or isinstance(self.start, Schedule)):
+            if self.refinement is None or not (started is None or isinstance(started, Schedule)):
                 raise ValueError(
                     "solver 'nonstationary' starts from known solvers' own searches, or from a Schedule as start; "
                     "leave start and refinement out"
                 )
             size = model_error.size(lane.noise.prediction, lane.noise.noise_end, guidance)
-            options = check_coefficients_options(self.coefficients, size, guidance)
-            for name in options.known:
-                check(lane._replace(method=dataclasses.replace(method, solver=name)))
-            method = dataclasses.replace(method, coefficients=options)
+            coefficients = levels.check_coefficients_options(self.coefficients, size, guidance)
+            used = coefficients.known
         elif self.coefficients is not None:
             raise ValueError(f"coefficients are given for solver {solver!r}; only 'nonstationary' has them free")
-        if self.start is not None and self.refinement is None:
+        for name in used if self.first != "free" and lane.noise.noise_end == -np.inf else ():
+            if instead := solvers.EVERY[name].instead:
+                raise ValueError(
+                    f"solver {name!r} cannot start at lam = -inf, where {lane.noise.name} ends; use first='free', "
+                    f"{instead!r} or another solver"
+                )
+        if started is not None and self.refinement is None:
             raise ValueError("refinement is None, with a start there would be nothing to do; give a Refinement(...)")
-        if isinstance(self.start, Schedule):
-            _check_start(lane, self.start)
-        elif self.start is not None:
-            started = self.start.check(lane._replace(method=self.start))
-            method = dataclasses.replace(method, start=started.method)
+        if isinstance(started, Schedule):
+            choice("start.layout", started.layout, (lane.layout,))
+            if started.nfe != lane.nfe or started.noise != lane.noise.fingerprint():
+                raise ValueError(
+                    f"start is for {started.model}, N = {started.nfe}; the search is for {lane.noise.name}, "
+                    f"N = {lane.nfe}"
+                )
+        elif started is not None:
+            started = started.check(lane._replace(method=started)).method
+        method = dataclasses.replace(
+            self, solver=solver, guidance=guidance, start=started, compare=compare, coefficients=coefficients,
+            problems=problems, model_error=model_error, detail=detail, power=power,
+        )  # fmt: skip
         return lane._replace(method=method)
 
     def group(self, lane: Lane) -> Hashable:
@@ -336,14 +287,12 @@ class SolverError:
         data = id(self.problems), self.samples, self.noise_seed, self.detail, self.power
         error = self.model_error or ModelError()
         waves = error.numbers(lane.noise.prediction)[0] > 0  # a model without error is spared its waves
-        start: Hashable = None
-        if self.start is not None:
-            start = "schedule" if isinstance(self.start, Schedule) else self.start.group(lane)
-        calls: Hashable = 0 if self.solver == solvers.NONSTATIONARY else solvers.SOLVERS[self.solver].calls
+        start: Hashable = "schedule" if isinstance(self.start, Schedule) else self.start and self.start.group(lane)
+        calls: Hashable = solvers.EVERY[self.solver].calls
         if platform() != "cpu":  # lanes at once would compute the steps of every solver, and use one's
             calls = self.solver
         if self.coefficients is not None:  # what differs from lane to lane is in the lanes
-            calls = self.coefficients._replace(penalty=None, growth=0.0, gain=0.0)
+            calls = self.coefficients._replace(**_OF_A_LANE)
         return SolverError, calls, self.family, self.refinement, data, error, waves, start
 
     def search(
@@ -354,10 +303,10 @@ class SolverError:
         records: Records | None = None,
     ) -> list[Schedule]:
         """Search checked lanes of one group, each for its own solver and guidance."""
-        if self.solver == solvers.NONSTATIONARY:
+        if self.coefficients is not None:
             return _search_nonstationary(lanes, effort, progress, records)
         names = tuple(dict.fromkeys(lane.method.solver for lane in lanes))
-        arrays, bank, inaccuracy = pack(lanes, names)
+        arrays, bank, inaccuracy = levels.pack(lanes, names)
         if self.start is not None:
             starts = [lane.method.start for lane in lanes]
             if not isinstance(self.start, Schedule):
@@ -365,19 +314,11 @@ class SolverError:
                 starts = self.start.search(again, None, None, None)
             arrays = arrays._replace(starts=_padded(starts, arrays))
         complete = (effort or Effort()).over(_usual())
-        random = randomness([lane.seed for lane in lanes], complete, 3, len(ISLANDS))
-        rows = batch.run(
-            search_lane(names, self.family, self.refinement, complete, batch.DEVICES),
-            (arrays, random),
-            bank,
-            chunk=_CHUNK,
-            at_once=complete.lanes,
-            split=_split(bank),
-            progress=progress,
-            records=records,
-        )
-        found = [schedule_of(lane, row, float(x)) for lane, row, x in zip(lanes, _rows(rows), inaccuracy, strict=True)]
-        return with_other_solvers(found, lanes)
+        random = randomness([lane.seed for lane in lanes], complete, 3, len(levels.ISLANDS))
+        search = levels.search_lane(names, self.family, self.refinement, complete, batch.DEVICES)
+        rows = _rows(_run(search, (arrays, random), bank, complete.lanes, progress, records))
+        each = zip(lanes, rows, inaccuracy, strict=True)
+        return with_other_solvers([schedule_of(lane, row, float(x)) for lane, row, x in each], lanes)
 
 
 def _usual() -> Any:
@@ -386,19 +327,20 @@ def _usual() -> Any:
 
 
 def _rows(found: Any) -> list[Any]:
-    """A pytree of arrays [L, ...] as L pytrees."""
     return [jax.tree.map(lambda x: x[i], found) for i in range(len(found[0]))]  # noqa: B023
 
 
-def _split(bank: Chunks) -> batch.Split:
-    """The devices of a host share the samples of each chunk."""
+def _run(
+    search: batch.Search, rows: Any, bank: Chunks, at_once: int,
+    progress: batch.Progress | None = None, records: Records | None = None,
+) -> Any:  # fmt: skip
+    # The devices of a host share the samples of each chunk.
     everywhere = jax.tree.map(lambda _: PartitionSpec(), Chunks(*range(len(Chunks._fields))))
-    samples = everywhere._replace(
-        noise=PartitionSpec(None, batch.DEVICES),
-        truth=PartitionSpec(None, None, batch.DEVICES),
-        coefficients=PartitionSpec(None, None, None, batch.DEVICES),
-    )
-    return batch.Split(samples, bank.noise.shape[1])
+    of_samples = {"noise": 1, "truth": 2, "coefficients": 3}  # which axis they are
+    specs = {name: PartitionSpec(*[None] * axis, batch.DEVICES) for name, axis in of_samples.items()}
+    split = batch.Split(everywhere._replace(**specs), bank.noise.shape[1])
+    rest: dict[str, Any] = {"at_once": at_once, "split": split, "progress": progress, "records": records}
+    return batch.run(search, rows, bank, chunk=_CHUNK, **rest)
 
 
 def _search_nonstationary(
@@ -429,25 +371,28 @@ def _search_nonstationary(
         of_lane = [found[i :: len(lanes)] for i in range(len(lanes))]
         starts = [row[options.known.index(str(options.start))] for row in of_lane]
         best = [min(row, key=lambda s: np.inf if s.error is None else s.error) for row in of_lane]
-    arrays, bank, inaccuracy = pack(again, (str(options.start),))
+    arrays, bank, inaccuracy = levels.pack(again, (str(options.start),))
     each = [lane.method.coefficients for lane in lanes]
     penalty, growth = (np.array([getattr(x, name) for x in each], arrays.top.dtype) for name in ("penalty", "growth"))
-    rows = batch.run(
-        search_nonstationary(options._replace(penalty=None, growth=0.0, gain=0.0, known=()), batch.DEVICES),
-        arrays._replace(starts=_padded(starts, arrays), penalty=penalty, growth=growth),
-        bank,
-        chunk=_CHUNK,
-        at_once=_usual().lanes,
-        split=_split(bank),
-        progress=shown(total - len(lanes)),
-        records=None if records is None else records.part("coefficients"),
-    )
-    pairs = zip(lanes, _rows(rows), best, inaccuracy, strict=True)
-    return [nonstationary_schedule_of(lane, row, known, float(x)) for lane, row, known, x in pairs]
+    arrays = arrays._replace(starts=_padded(starts, arrays), penalty=penalty, growth=growth)
+    search = levels.search_nonstationary(options._replace(known=(), **_OF_A_LANE), batch.DEVICES)
+    later = None if records is None else records.part("coefficients")
+    rows = _rows(_run(search, arrays, bank, _usual().lanes, shown(total - len(lanes)), later))
+    return [_better(lane, row, s, float(x)) for lane, row, s, x in zip(lanes, rows, best, inaccuracy, strict=True)]
+
+
+def _better(lane: Lane, found: Found, known: Schedule, inaccuracy: float) -> Schedule:
+    """The non-stationary solver's result, or the best known solver's where that is about as good."""
+    reached = np.inf if known.error is None else known.error
+    error = max(float(found.error), inaccuracy)
+    if not np.isfinite(error) or error > (1.0 - lane.method.coefficients.gain) * reached:
+        return known
+    others = {known.solver: reached} if np.isfinite(reached) else {}
+    return schedule_of(lane, found, inaccuracy).with_scores(others_own_nodes=others)
 
 
 def _on_starts(lanes: Sequence[Lane]) -> list[Schedule]:
-    """The schedules that lanes are given as starts, for their known solver and with its error on their problems.
+    """The starts that lanes are given, with their known solver's error on their problems.
 
     What a start says of itself is of another solver, or of other problems.
     """
@@ -455,13 +400,12 @@ def _on_starts(lanes: Sequence[Lane]) -> list[Schedule]:
     for lane, start, error in zip(lanes, starts, errors_on(starts, lanes, [solver])[:, 0], strict=True):
         origin = dataclasses.replace(start.origin, solver=solver, guidance=lane.method.guidance)
         scores = Scores(error=float(error) if error < np.inf else None)
-        found.append(
-            Schedule.from_t(lane.noise, start.t, layout=start.layout, end=start.end, origin=origin, scores=scores)
-        )
+        ends = {"layout": start.layout, "end": start.end}
+        found.append(Schedule.from_t(lane.noise, start.t, **ends, origin=origin, scores=scores))
     return found
 
 
-def _padded(starts: Sequence[Schedule], arrays: LaneArrays) -> np.ndarray:
+def _padded(starts: Sequence[Schedule], arrays: levels.LaneArrays) -> np.ndarray:
     """[L, 1, K] their nodes in s, padded with the last."""
     count = arrays.starts.shape[-1]
     rows = [np.pad(s_of_lam(s.lams), (0, count - len(s.lams)), mode="edge") for s in starts]
@@ -480,11 +424,3 @@ def _of_profile(method: SolverError, noise: NoiseSchedule) -> tuple[Problems | N
     if method.problems is not None and method.problems is not problems:
         raise ValueError("problems and profile are both given; a profile has problems of its own: leave one out")
     return problems, profile.model_error() if method.model_error is None else method.model_error
-
-
-def _check_start(lane: Lane, start: Schedule) -> None:
-    choice("start.layout", start.layout, (lane.layout,))
-    if start.nfe != lane.nfe or start.noise != lane.noise.fingerprint():
-        raise ValueError(
-            f"start is for {start.model}, N = {start.nfe}; the search is for {lane.noise.name}, N = {lane.nfe}"
-        )

@@ -15,7 +15,6 @@ from scipy.integrate import solve_ivp
 from hso_jax import Lane, NoiseSchedule, SolverError, baseline, from_config, preset, search, solver_error, solvers
 from hso_jax.error import (
     Chunks,
-    ErrorData,
     denoiser,
     error_data,
     error_gradient,
@@ -119,7 +118,7 @@ def problems() -> tuple:
         return (family(range(2), dimension=4, components=4, members=2), *made)
 
 
-def data(guidance: float, **options: Any) -> ErrorData:
+def data(guidance: float, **options: Any) -> Chunks:
     return error_data(-4.0, guidance, problems=problems(), samples=4, **options)
 
 

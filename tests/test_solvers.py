@@ -152,7 +152,9 @@ def test_pure_noise_is_the_limit_of_a_low_first_node(name: str) -> None:
         endless, low = np.append(-np.inf, LAMS[1:]), np.append(-1e9, LAMS[1:])
         if name not in FROM_PURE_NOISE:
             assert np.isnan(run(name, endless)).all() and "finite first node" in solvers.SOLVERS[name].description
+            assert solvers.SOLVERS[name].instead in FROM_PURE_NOISE
             return
+        assert not solvers.SOLVERS[name].instead
         np.testing.assert_allclose(run(name, endless), run(name, low), atol=1e-7)
         mean = np.exp(problem().class_log_weights) * 2.0 - np.exp(problem().log_weights)
         np.testing.assert_allclose(run(name, [-np.inf]), np.tile(mean @ problem().means, (4, 1)), atol=1e-12)

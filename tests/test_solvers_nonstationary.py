@@ -9,6 +9,7 @@ import pytest
 
 from hso_jax import Schedule, preset, solvers
 from hso_jax.schedule import Origin
+from hso_jax.solver_error_levels import older_of
 from hso_jax.solvers.weights import grid
 
 KNOWN = {"ddim": 2, "dpmpp-2m": 2, "dpmpp-3m": 3, "unipc-1": 2, "unipc-2": 3, "unipc-3": 4}
@@ -38,6 +39,23 @@ def test_every_multistep_solver_is_a_point_of_the_form(name: str) -> None:
 
             apart = jnp.abs(solvers.run(denoiser, known, x) - solvers.run(denoiser, free, x)).max()
             assert apart < 1e-12 * max(1.0, float(jnp.abs(known.predict).max()))
+
+
+@pytest.mark.parametrize("name", KNOWN)
+def test_a_row_tells_how_many_earlier_predictions_its_steps_combine(name: str) -> None:
+    steps = grid(nodes(1, -4.5), np.asarray(3.0), np.asarray(7))
+    older = np.flatnonzero(solvers.coefficients_of(solvers.find(name).weights(steps), steps, 5).any(0))
+    assert older.tolist() == list(range(older_of(name)))
+
+
+def test_the_free_solver_is_a_row_beside_the_known_ones() -> None:
+    assert list(solvers.EVERY) == [*solvers.SOLVERS, solvers.NONSTATIONARY]
+    free = solvers.find(solvers.NONSTATIONARY)
+    steps, coefficients = grid(nodes(1, -4.5), np.asarray(3.0), np.asarray(7)), np.full((7, 2), 0.1)
+    made, wanted = free.weights(steps, coefficients), solvers.nonstationary(nodes(1, -4.5), coefficients, end=3.0)
+    np.testing.assert_allclose(made.predict, wanted.predict, rtol=1e-5)
+    with pytest.raises(ValueError, match="solver is 'nonstationary'; use one of ddim"):
+        solvers.weights(solvers.NONSTATIONARY, nodes(1, -4.5))
 
 
 @pytest.mark.parametrize("end", [np.inf, 3.0])

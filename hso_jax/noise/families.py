@@ -13,10 +13,7 @@ from hso_jax.noise.schedule import CONTINUOUS_LEVELS, Array, NoiseSchedule, from
 from hso_jax.optional_jax import is_traced
 
 BETA_RULES = ("linear", "scaled_linear", "squaredcos_cap_v2", "sigmoid", "laplace", "exp")
-_LARGEST_BETA = 0.999
 _CLOSED_FORM_KNOTS = 4001
-_EDM_KNOTS = 1001
-_LARGEST_EXPONENT = 700.0  # exp of it is a float64
 
 
 def beta_table(
@@ -30,19 +27,19 @@ def beta_table(
     look at beta_start and beta_end. Raises ValueError for an unknown rule, T < 2 or end points outside 0 < beta_start
     <= beta_end < 1.
     """
-    num_train_timesteps = whole("num_train_timesteps", num_train_timesteps, 2, MOST_LEVELS)
+    levels = whole("num_train_timesteps", num_train_timesteps, 2, MOST_LEVELS)
     choice("beta_schedule", rule, BETA_RULES)
     if rule in _ALPHA_BARS:
-        bar = _ALPHA_BARS[rule](np.arange(num_train_timesteps + 1) / num_train_timesteps)
-        return np.minimum(1.0 - bar[1:] / bar[:-1], _LARGEST_BETA)
+        bar = _ALPHA_BARS[rule](np.arange(levels + 1) / levels)
+        return np.minimum(1.0 - bar[1:] / bar[:-1], 0.999)
     beta_start, beta_end = number("beta_start", beta_start), number("beta_end", beta_end)
     if not 0.0 < beta_start <= beta_end < 1.0:
         raise ValueError(f"beta_start, beta_end are {beta_start}, {beta_end}; need 0 < beta_start <= beta_end < 1")
     if rule == "linear":
-        return np.linspace(beta_start, beta_end, num_train_timesteps)
+        return np.linspace(beta_start, beta_end, levels)
     if rule == "sigmoid":
-        return beta_start + (beta_end - beta_start) / (1.0 + np.exp(-np.linspace(-6.0, 6.0, num_train_timesteps)))
-    return np.linspace(beta_start**0.5, beta_end**0.5, num_train_timesteps) ** 2
+        return beta_start + (beta_end - beta_start) / (1.0 + np.exp(-np.linspace(-6.0, 6.0, levels)))
+    return np.linspace(beta_start**0.5, beta_end**0.5, levels) ** 2
 
 
 def _laplace(t: np.ndarray) -> np.ndarray:
@@ -65,11 +62,7 @@ def rescale_zero_terminal_snr(alphas_cumprod: Array) -> Array:
 
 
 def discrete(
-    alphas_cumprod: Any = None,
-    *,
-    betas: Any = None,
-    rescale_betas_zero_snr: bool = False,
-    name: str = "custom",
+    alphas_cumprod: Any = None, *, betas: Any = None, rescale_betas_zero_snr: bool = False, name: str = "custom"
 ) -> NoiseSchedule:
     """The schedule of a model trained on a table of T noise levels; level i (0-based) is at t = (i + 1)/T.
 
@@ -121,8 +114,7 @@ def check_open_unit(table: np.ndarray, what: str, last: float) -> None:
     """Raise ValueError naming the first entry outside (0, 1); the last one may be `last`."""
     inside = (table > 0) & (table < 1)
     inside[-1] |= table[-1] == last
-    if not inside.all():
-        i = int(np.flatnonzero(~inside)[0])
+    for i in np.flatnonzero(~inside).tolist():
         raise ValueError(
             f"{what}[{i}] is {table[i]}; every entry must lie strictly between 0 and 1 (the last may be {last:g})"
         )
@@ -187,7 +179,6 @@ def clipped_cosine(offset: float = 0.008, scaler: float = 1.0, *, name: str = "c
 
 
 def _log_sigma_ends(sigma_min: float, sigma_max: float) -> np.ndarray:
-    """[2] logarithms of the two ends."""
     low, high = number("sigma_min", sigma_min, low=0.0), number("sigma_max", sigma_max, low=0.0)
     if not low < high:
         raise ValueError(f"sigma_min is {low:g}, sigma_max {high:g}; need 0 < sigma_min < sigma_max")
@@ -212,11 +203,10 @@ def edm(sigma_min: float = 0.002, sigma_max: float = 80.0, rho: float = 7.0, *, 
     unless 0 < sigma_min < sigma_max, and 0 < rho is large enough that sigma^(1/rho) is a float; and as `from_knots`.
     """
     low, high = _log_sigma_ends(sigma_min, sigma_max)
-    least = (high - low) / _LARGEST_EXPONENT
-    rho = number("rho", rho, low=0.0, need=f"a finite number of at least {least:.3g} (EDM's is 7)")
-    if rho < least:
-        raise ValueError(f"rho is {rho:g}; need at least {least:.3g} between these sigmas (EDM's is 7)")
-    t = np.linspace(0.0, 1.0, _EDM_KNOTS)
+    least = (high - low) / 700.0  # exp(700) is a float64
+    need = f"a finite number of at least {least:.3g} between these sigmas (EDM's is 7)"
+    rho = number("rho", rho, low=least, closed=True, need=need)
+    t = np.linspace(0.0, 1.0, 1001)
     # log(a + t (b - a)) = log a + log1p(t (b/a - 1)): at large rho a and b are both 1 but for rounding.
     lam = -(low + rho * np.log1p(t * np.expm1((high - low) / rho)))
     noise = from_knots(lam, 0.0, t[1], kind="ve", timestep_rule="log_ksigma", name=name)

@@ -10,7 +10,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from hso_jax.checks import MOST_LEVELS, brief, choice, flag, json_object, number, numbers, whole
+from hso_jax.checks import MOST_LEVELS, brief, choice, flag, number, numbers, whole
+from hso_jax.files import read_json
 from hso_jax.noise import families, shifts
 from hso_jax.noise.schedule import NoiseSchedule
 
@@ -18,7 +19,6 @@ _STABLE_DIFFUSION = (0.00085, 0.012, "scaled_linear")
 _DDPM = (0.0001, 0.02, "linear")
 _K_DIFFUSION = (0.00085, 0.012, "linear")
 _RULES = ("linear", "scaled_linear", "squaredcos_cap_v2")
-_MORE_RULES = (*_RULES, "laplace", "sigmoid")
 _ZERO, _SNR, _CONTINUOUS, _FLOW = "rescale_betas_zero_snr", "snr_shift_scale", "timestep_type", "use_flow_sigmas"
 _INVERTED = "invert_sigmas"
 
@@ -32,44 +32,31 @@ class Known(NamedTuple):
     rules: tuple[str, ...] = _RULES  # "vp": the `beta_schedule`s that it knows
 
 
+def _of(names: str, *known: Any, **more: Any) -> dict[str, Known]:
+    return {f"{name}Scheduler": Known(*known, **more) for name in names.split()}
+
+
 CLASSES: Mapping[str, Known] = {
-    "CogVideoXDDIMScheduler": Known("vp", (_ZERO, _SNR), _STABLE_DIFFUSION),
-    "CogVideoXDPMScheduler": Known("vp", (_ZERO, _SNR), _STABLE_DIFFUSION),
-    "DDIMInverseScheduler": Known("vp", (_ZERO,)),
-    "DDIMParallelScheduler": Known("vp", (_ZERO,)),
-    "DDIMScheduler": Known("vp", (_ZERO,)),
-    "DDPMParallelScheduler": Known("vp", (_ZERO,), rules=_MORE_RULES),
-    "DDPMScheduler": Known("vp", (_ZERO,), rules=_MORE_RULES),
-    "DEISMultistepScheduler": Known("vp", (_FLOW,)),
-    "DPMSolverMultistepInverseScheduler": Known("vp", (_FLOW,)),
-    "DPMSolverMultistepScheduler": Known("vp", (_FLOW, _ZERO)),
-    "DPMSolverSDEScheduler": Known("vp", (), _K_DIFFUSION),
-    "DPMSolverSinglestepScheduler": Known("vp", (_FLOW,)),
-    "EulerAncestralDiscreteScheduler": Known("vp", (_ZERO,)),
-    "EulerDiscreteScheduler": Known("vp", (_ZERO, _CONTINUOUS)),
-    "HeunDiscreteScheduler": Known("vp", (), _K_DIFFUSION, (*_RULES, "exp")),
-    "KDPM2AncestralDiscreteScheduler": Known("vp", (), _K_DIFFUSION),
-    "KDPM2DiscreteScheduler": Known("vp", (), _K_DIFFUSION),
-    "LCMScheduler": Known("vp", (_ZERO,), _STABLE_DIFFUSION),
-    "LMSDiscreteScheduler": Known("vp"),
-    "PNDMScheduler": Known("vp"),
-    "RePaintScheduler": Known("vp", rules=(*_RULES, "sigmoid")),
-    "SASolverScheduler": Known("vp", (_FLOW,)),
-    "TCDScheduler": Known("vp", (_ZERO,), _STABLE_DIFFUSION),
-    "UnCLIPScheduler": Known("vp", betas=(*_DDPM[:2], "squaredcos_cap_v2"), rules=("squaredcos_cap_v2",)),
-    "UniPCMultistepScheduler": Known("vp", (_FLOW, _ZERO)),
-    "FlowMatchEulerDiscreteScheduler": Known("flow", (_INVERTED,)),
-    "FlowMatchHeunDiscreteScheduler": Known("flow"),
-    "FlowMatchLCMScheduler": Known("flow", (_INVERTED,)),
-    # Wan's and HiDream's own, which some of their configs name; diffusers has them under UniPC and DPM++.
-    "FlowDPMSolverMultistepScheduler": Known("flow"),
-    "FlowUniPCMultistepScheduler": Known("flow"),
-    "EDMDPMSolverMultistepScheduler": Known("edm"),
-    "EDMEulerScheduler": Known("edm"),
-    "CosineDPMSolverMultistepScheduler": Known("stable-audio"),
-    "DDPMWuerstchenScheduler": Known("wuerstchen"),
-    "ScoreSdeVeScheduler": Known("ve-sde"),
-    "ScoreSdeVpScheduler": Known("vp-sde"),
+    **_of("CogVideoXDDIM CogVideoXDPM", "vp", (_ZERO, _SNR), _STABLE_DIFFUSION),
+    **_of("DDIMInverse DDIMParallel DDIM EulerAncestralDiscrete", "vp", (_ZERO,)),
+    **_of("DDPMParallel DDPM", "vp", (_ZERO,), rules=(*_RULES, "laplace", "sigmoid")),
+    **_of("DEISMultistep DPMSolverMultistepInverse DPMSolverSinglestep SASolver", "vp", (_FLOW,)),
+    **_of("DPMSolverMultistep UniPCMultistep", "vp", (_FLOW, _ZERO)),
+    **_of("DPMSolverSDE KDPM2AncestralDiscrete KDPM2Discrete", "vp", (), _K_DIFFUSION),
+    **_of("EulerDiscrete", "vp", (_ZERO, _CONTINUOUS)),
+    **_of("HeunDiscrete", "vp", (), _K_DIFFUSION, (*_RULES, "exp")),
+    **_of("LCM TCD", "vp", (_ZERO,), _STABLE_DIFFUSION),
+    **_of("LMSDiscrete PNDM", "vp"),
+    **_of("RePaint", "vp", rules=(*_RULES, "sigmoid")),
+    **_of("UnCLIP", "vp", betas=(*_DDPM[:2], "squaredcos_cap_v2"), rules=("squaredcos_cap_v2",)),
+    **_of("FlowMatchEulerDiscrete FlowMatchLCM", "flow", (_INVERTED,)),
+    # The last two are Wan's and HiDream's own, which some of their configs name; diffusers has them under UniPC, DPM++.
+    **_of("FlowMatchHeunDiscrete FlowDPMSolverMultistep FlowUniPCMultistep", "flow"),
+    **_of("EDMDPMSolverMultistep EDMEuler", "edm"),
+    **_of("CosineDPMSolverMultistep", "stable-audio"),
+    **_of("DDPMWuerstchen", "wuerstchen"),
+    **_of("ScoreSdeVe", "ve-sde"),
+    **_of("ScoreSdeVp", "vp-sde"),
 }
 FLOW_CLASSES = tuple(name for name, known in CLASSES.items() if known.family == "flow")
 # Keys of the noise that some classes alone look at -> one that does.
@@ -293,9 +280,9 @@ def _shift(
     if flag("use_dynamic_shifting", config.get("use_dynamic_shifting", False)):
         return shifts.shift_of_mu(shifts.pipeline_mu(pipeline, config, image_seq_len), rule)
     key, other = ("shift", "flow_shift") if CLASSES[cls].family == "flow" else ("flow_shift", "shift")
+    if config.get(key, 1.0) == 1.0 and config.get(other) is not None:  # the key of the class that it was made from
+        key = other
     shift = number(key, config.get(key, 1.0), low=0.0, need="a positive number")
-    if shift == 1.0 and config.get(other) is not None:  # the key of the class that this config was made from
-        shift = number(other, config[other], low=0.0, need="a positive number")
     return shift * shifts.grid_shift(pipeline, image_seq_len)
 
 
@@ -316,9 +303,14 @@ def _config_file(path: Path) -> Path:
 
 def _read(path: Path) -> Mapping[str, Any]:
     try:
-        return json_object(path, "a scheduler config")
+        found = read_json(path)
+    except ValueError as error:
+        raise ValueError(f"{path} is not a scheduler config: {error}") from error
     except OSError as error:
         raise ValueError(f"{path} cannot be read ({error.strerror})") from error
+    if not isinstance(found, dict):
+        raise ValueError(f"{path} holds a JSON {type(found).__name__}, not a scheduler config")
+    return found
 
 
 def unknown(name: str, known: Iterable[str], config: Mapping[str, Any]) -> str:

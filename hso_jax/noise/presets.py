@@ -57,167 +57,82 @@ def _cogvideox(size: str, snr_shift_scale: float) -> Preset:
     return Preset(f"CogVideoX {size} (zero terminal SNR)", source, config, 6.0)
 
 
+# fmt: off
 PRESETS: dict[str, Preset] = {
     "sd15": Preset("Stable Diffusion 1.5", "arXiv 2112.10752; stable-diffusion-v1-5 scheduler config", _SD, 7.5),
     "sd21-base": Preset("Stable Diffusion 2.1-base", "stable-diffusion-2-1-base scheduler config", _SD, 7.5),
-    "sd21": Preset(
-        "Stable Diffusion 2.1 (768, v)",
-        "stable-diffusion-2-1 scheduler config",
-        {**_SD, "prediction_type": "v_prediction"},
-        7.5,
-    ),
+    "sd21": Preset("Stable Diffusion 2.1 (768, v)", "stable-diffusion-2-1 scheduler config",
+        {**_SD, "prediction_type": "v_prediction"}, 7.5),
     "sdxl": Preset("Stable Diffusion XL base 1.0", "arXiv 2307.01952; sdxl-base-1.0 scheduler config", _SD, 5.0),
     "pixart-alpha": Preset("PixArt-alpha", "arXiv 2310.00426; PixArt-XL-2 scheduler config", _LINEAR, 4.5),
     "pixart-sigma": Preset("PixArt-Sigma", "arXiv 2403.04692; PixArt-Sigma-XL-2 scheduler config", _LINEAR, 4.5),
     "dit-xl-2": Preset("DiT-XL/2, ImageNet", "arXiv 2212.09748; DiT-XL-2 scheduler config", _LINEAR, 4.0),
     "ddpm-cifar10": Preset("DDPM, CIFAR-10 pixels", "arXiv 2006.11239, section 4", _LINEAR, latent=False),
-    "edm-cifar10": Preset(
-        "EDM, CIFAR-10 pixels",
-        "arXiv 2206.00364, table 1",
-        {"_class_name": "EDMEulerScheduler", "sigma_min": 0.002, "sigma_max": 80.0, "rho": 7.0},
-        latent=False,
-    ),
-    "sd3-medium": _flow(
-        "Stable Diffusion 3 medium", "arXiv 2403.03206; stable-diffusion-3-medium scheduler config", 3.0, 7.0
-    ),
-    "sd35-medium": _flow(
-        "Stable Diffusion 3.5 medium",
-        "stable-diffusion-3.5-medium scheduler config; guidance of its model card",
-        3.0,
-        4.5,
-    ),
-    "sd35-large": _flow(
-        "Stable Diffusion 3.5 large",
-        "stable-diffusion-3.5-large scheduler config; guidance of its model card",
-        3.0,
-        3.5,
-    ),
-    "flux-dev": _dynamic(
-        "FLUX.1-dev (shift follows the image's size; 1024 x 1024 here)", "FLUX.1-dev scheduler config"
-    ),
+    "edm-cifar10": Preset("EDM, CIFAR-10 pixels", "arXiv 2206.00364, table 1",
+        {"_class_name": "EDMEulerScheduler", "sigma_min": 0.002, "sigma_max": 80.0, "rho": 7.0}, latent=False),
+    "sd3-medium": _flow("Stable Diffusion 3 medium", "arXiv 2403.03206; stable-diffusion-3-medium scheduler config",
+        3.0, 7.0),
+    "sd35-medium": _flow("Stable Diffusion 3.5 medium",
+        "stable-diffusion-3.5-medium scheduler config; guidance of its model card", 3.0, 4.5),
+    "sd35-large": _flow("Stable Diffusion 3.5 large",
+        "stable-diffusion-3.5-large scheduler config; guidance of its model card", 3.0, 3.5),
+    "flux-dev": _dynamic("FLUX.1-dev (shift follows the image's size; 1024 x 1024 here)",
+        "FLUX.1-dev scheduler config"),
     "flux-schnell": _flow("FLUX.1-schnell", "FLUX.1-schnell scheduler config", 1.0),
-    "flux-krea": _dynamic(
-        "FLUX.1-Krea-dev (guidance is embedded)", "FLUX.1-Krea-dev scheduler config, that of FLUX.1-dev"
-    ),
-    "flux-kontext": _dynamic(
-        "FLUX.1-Kontext-dev (guidance is embedded)",
-        "FLUX.1-Kontext-dev scheduler config, that of FLUX.1-dev",
-        sizes=_FLUX_SIZES + " of the output",
-    ),
-    "flux2-dev": _dynamic(
-        "FLUX.2-dev (guidance is embedded)",
-        "diffusers' Flux2Pipeline: its own rule for mu, not the scheduler config's",
-        sizes=_FLUX2_SIZES,
-        pipeline="Flux2Pipeline",
-    ),
-    "flux2-klein-base": _dynamic(
-        "FLUX.2-klein-base",
-        "diffusers' Flux2KleinPipeline: its own rule for mu, and its guidance",
-        guidance=4.0,
-        sizes=_FLUX2_SIZES,
-        pipeline="Flux2KleinPipeline",
-    ),
-    "qwen-image": _dynamic(
-        "Qwen-Image",
-        "Qwen-Image scheduler config; diffusers' QwenImagePipeline",
-        (0.5, 0.9),
-        (256, 8192),
-        4.0,
-        "exp(.5) at 256 tokens to exp(.9) at 8192; a token is 16 x 16 pixels",
-    ),
-    "z-image": _flow(
-        "Z-Image",
-        "Z-Image scheduler config; guidance_scale 4 of its model card, which its pipeline adds to 1",
-        6.0,
-        5.0,
-    ),
-    "z-image-turbo": _flow(
-        "Z-Image-Turbo (8 steps, distilled)", "Z-Image-Turbo scheduler config; no guidance by its model card", 3.0
-    ),
+    "flux-krea": _dynamic("FLUX.1-Krea-dev (guidance is embedded)",
+        "FLUX.1-Krea-dev scheduler config, that of FLUX.1-dev"),
+    "flux-kontext": _dynamic("FLUX.1-Kontext-dev (guidance is embedded)",
+        "FLUX.1-Kontext-dev scheduler config, that of FLUX.1-dev", sizes=_FLUX_SIZES + " of the output"),
+    "flux2-dev": _dynamic("FLUX.2-dev (guidance is embedded)",
+        "diffusers' Flux2Pipeline: its own rule for mu, not the scheduler config's", sizes=_FLUX2_SIZES,
+        pipeline="Flux2Pipeline"),
+    "flux2-klein-base": _dynamic("FLUX.2-klein-base",
+        "diffusers' Flux2KleinPipeline: its own rule for mu, and its guidance", guidance=4.0, sizes=_FLUX2_SIZES,
+        pipeline="Flux2KleinPipeline"),
+    "qwen-image": _dynamic("Qwen-Image", "Qwen-Image scheduler config; diffusers' QwenImagePipeline", (0.5, 0.9),
+        (256, 8192), 4.0, "exp(.5) at 256 tokens to exp(.9) at 8192; a token is 16 x 16 pixels"),
+    "z-image": _flow("Z-Image",
+        "Z-Image scheduler config; guidance_scale 4 of its model card, which its pipeline adds to 1", 6.0, 5.0),
+    "z-image-turbo": _flow("Z-Image-Turbo (8 steps, distilled)",
+        "Z-Image-Turbo scheduler config; no guidance by its model card", 3.0),
     "chroma": _flow("Chroma1-HD", "Chroma1-HD scheduler config; guidance of diffusers' page", 3.0, 3.0),
-    "sana": _unipc(
-        "Sana 1.6B (shift 3; 4096 pixels use 6)",
-        "arXiv 2410.10629; diffusers' conversion of Sana and its SanaPipeline",
-        3.0,
-        4.5,
-        "3; 6 for 4096 x 4096 pixels",
-    ),
-    "auraflow": _flow(
-        "AuraFlow", "AuraFlow scheduler config, ComfyUI's AuraFlow; diffusers' AuraFlowPipeline", 1.73, 3.5
-    ),
-    "lumina2": _flow(
-        "Lumina-Image 2.0", "Lumina-Image-2.0 scheduler config, ComfyUI's Lumina2; diffusers' Lumina2Pipeline", 6.0, 4.0
-    ),
-    "cogview4": _dynamic(
-        "CogView4",
-        "diffusers' conversion of CogView4 and its CogView4Pipeline",
-        (0.25, 0.75),
-        guidance=5.0,
-        sizes=".25 + .75 sqrt(tokens / 256); a token is 16 x 16 pixels",
-        rule="linear",
-        pipeline="CogView4Pipeline",
-    ),
-    "hidream-i1": _flow(
-        "HiDream-I1-Full", "HiDream-I1's own program, ComfyUI's HiDream; diffusers' HiDreamImagePipeline", 3.0, 5.0
-    ),
+    "sana": _unipc("Sana 1.6B (shift 3; 4096 pixels use 6)",
+        "arXiv 2410.10629; diffusers' conversion of Sana and its SanaPipeline", 3.0, 4.5,
+        "3; 6 for 4096 x 4096 pixels"),
+    "auraflow": _flow("AuraFlow", "AuraFlow scheduler config, ComfyUI's AuraFlow; diffusers' AuraFlowPipeline", 1.73,
+        3.5),
+    "lumina2": _flow("Lumina-Image 2.0",
+        "Lumina-Image-2.0 scheduler config, ComfyUI's Lumina2; diffusers' Lumina2Pipeline", 6.0, 4.0),
+    "cogview4": _dynamic("CogView4", "diffusers' conversion of CogView4 and its CogView4Pipeline", (0.25, 0.75),
+        guidance=5.0, sizes=".25 + .75 sqrt(tokens / 256); a token is 16 x 16 pixels", rule="linear",
+        pipeline="CogView4Pipeline"),
+    "hidream-i1": _flow("HiDream-I1-Full",
+        "HiDream-I1's own program, ComfyUI's HiDream; diffusers' HiDreamImagePipeline", 3.0, 5.0),
     "hunyuan-image21": _flow("HunyuanImage 2.1", "HunyuanImage-2.1's own program (guidance 3.5)", 5.0, 3.5),
-    "kandinsky5-image": _flow(
-        "Kandinsky 5.0 text-to-image", "Kandinsky 5.0's own program and configs; diffusers' pipeline", 3.0, 3.5
-    ),
-    "kandinsky5-video": _flow(
-        "Kandinsky 5.0 text-to-video",
-        "Kandinsky 5.0's own program and configs; diffusers' pipeline",
-        10.0,
-        5.0,
-        "10; 5 for some checkpoints",
-    ),
-    "ltx-2": _dynamic(
-        "LTX-2", "diffusers' conversion of LTX-2 and its LTX2Pipeline", (0.95, 2.05), (1024, 4096), 3.0, _LTX_SIZES
-    ),
-    "ltx-video": _dynamic(
-        "LTX-Video 0.9.1",
-        "diffusers' conversion of LTX-Video and its LTXPipeline",
-        (0.95, 2.05),
-        (1024, 4096),
-        3.0,
-        _LTX_SIZES,
-    ),
-    "hunyuan-video": _flow(
-        "HunyuanVideo (guidance is embedded)", "diffusers' conversion of HunyuanVideo, ComfyUI's HunyuanVideo", 7.0
-    ),
-    "wan21": _unipc(
-        "Wan 2.1 text-to-video (shift 3, for 480p; 720p uses 5)",
-        "arXiv 2503.20314; Wan2.1-T2V scheduler config",
-        3.0,
-        5.0,
-        "3 for 480p, 5 for 720p",
-    ),
-    "wan22-t2v": _unipc(
-        "Wan 2.2 A14B text-to-video, two experts",
-        "diffusers' conversion of Wan 2.2; boundary and guidance (4, low noise 3) of Wan2.2's configs",
-        3.0,
-        4.0,
-        "3 as converted for diffusers; Wan's own program samples with 12",
-        0.875,
-    ),
-    "wan22-i2v": _unipc(
-        "Wan 2.2 A14B image-to-video, two experts",
-        "diffusers' conversion of Wan 2.2; boundary and guidance (3.5 for both) of Wan2.2's configs",
-        3.0,
-        3.5,
-        "3 as converted for diffusers; Wan's own program samples with 5",
-        0.9,
-    ),
-    "wan22-5b": _unipc(
-        "Wan 2.2 TI2V 5B",
-        "diffusers' conversion of Wan 2.2; guidance of Wan2.2's configs",
-        5.0,
-        5.0,
-        "the same at every size",
-    ),
+    "kandinsky5-image": _flow("Kandinsky 5.0 text-to-image",
+        "Kandinsky 5.0's own program and configs; diffusers' pipeline", 3.0, 3.5),
+    "kandinsky5-video": _flow("Kandinsky 5.0 text-to-video",
+        "Kandinsky 5.0's own program and configs; diffusers' pipeline", 10.0, 5.0, "10; 5 for some checkpoints"),
+    "ltx-2": _dynamic("LTX-2", "diffusers' conversion of LTX-2 and its LTX2Pipeline", (0.95, 2.05), (1024, 4096), 3.0,
+        _LTX_SIZES),
+    "ltx-video": _dynamic("LTX-Video 0.9.1", "diffusers' conversion of LTX-Video and its LTXPipeline", (0.95, 2.05),
+        (1024, 4096), 3.0, _LTX_SIZES),
+    "hunyuan-video": _flow("HunyuanVideo (guidance is embedded)",
+        "diffusers' conversion of HunyuanVideo, ComfyUI's HunyuanVideo", 7.0),
+    "wan21": _unipc("Wan 2.1 text-to-video (shift 3, for 480p; 720p uses 5)",
+        "arXiv 2503.20314; Wan2.1-T2V scheduler config", 3.0, 5.0, "3 for 480p, 5 for 720p"),
+    "wan22-t2v": _unipc("Wan 2.2 A14B text-to-video, two experts",
+        "diffusers' conversion of Wan 2.2; boundary and guidance (4, low noise 3) of Wan2.2's configs", 3.0, 4.0,
+        "3 as converted for diffusers; Wan's own program samples with 12", 0.875),
+    "wan22-i2v": _unipc("Wan 2.2 A14B image-to-video, two experts",
+        "diffusers' conversion of Wan 2.2; boundary and guidance (3.5 for both) of Wan2.2's configs", 3.0, 3.5,
+        "3 as converted for diffusers; Wan's own program samples with 5", 0.9),
+    "wan22-5b": _unipc("Wan 2.2 TI2V 5B", "diffusers' conversion of Wan 2.2; guidance of Wan2.2's configs", 5.0, 5.0,
+        "the same at every size"),
     "cogvideox-2b": _cogvideox("2B", 3.0),
     "cogvideox-5b": _cogvideox("5B", 1.0),
 }
+# fmt: on
 
 
 _ON_THE_HUB = """

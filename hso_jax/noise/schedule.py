@@ -45,8 +45,7 @@ class Preset:
     """A published model: its scheduler config, and how its network is used.
 
     Attributes:
-        description: the model, in words.
-        source: where the values were published.
+        description, source: the model, in words; where the values were published.
         config: the values as a diffusers scheduler config.
         guidance: usual weight of classifier-free guidance (the default of the model's diffusers pipeline, or what its
             authors sample with); 1 for unconditional models and for those that guidance was distilled into.
@@ -104,12 +103,11 @@ def cubic_coefficients(values: Array) -> Array:
 
 
 def _one_sided(v: Array) -> Array:
-    """Third-order slope at the first of four equally spaced values."""
+    # Third-order slope at the first of four equally spaced values; `_second`: at the second.
     return (-11.0 * v[0] + 18.0 * v[1] - 9.0 * v[2] + 2.0 * v[3]) / 6.0
 
 
 def _second(v: Array) -> Array:
-    """Third-order slope at the second of four equally spaced values."""
     return (-2.0 * v[0] - 3.0 * v[1] + 6.0 * v[2] - v[3]) / 6.0
 
 
@@ -124,8 +122,7 @@ class NoiseSchedule:
     Attributes:
         coefficients: [at least cells, 4] cubic per table cell; rows after `cells` are padding.
         cells: number of cells, as a float.
-        first: t at the table's first knot.
-        spacing: distance of the knots in t.
+        first, spacing: t at the table's first knot, and the distance of the knots in t.
         log_t, offset, log_1mt: the singular part, see the module's docstring.
         t_min, t_max: the smallest and the largest usable t; lam is finite there.
         tail: coefficient of the logarithm that continues a table which ends before t = 1 (zero terminal SNR), else 0.
@@ -193,11 +190,9 @@ class NoiseSchedule:
         return self._newton(namespace(lam, near), lam, iterations, near)[0]
 
     def t_of_lam(self, lam: Array, iterations: int = 40) -> Array:
-        """The inverse of `lam`, differentiable; values beyond [t_min, t_max] are taken to that end.
+        """The inverse of `lam` (any shape) by Newton's method, differentiable.
 
-        Args:
-            lam: half log-SNR, any shape.
-            iterations: of Newton's method.
+        Values beyond [t_min, t_max] are taken to that end.
         """
         xp = namespace(lam, self.coefficients)
         frozen, target = jax.lax.stop_gradient((self, lam)) if xp is jnp else (self, lam)
@@ -211,9 +206,7 @@ class NoiseSchedule:
                 lambda t: self.lam(t) - lam, safe, lambda _, t: t, lambda linear, y: y / linear(jnp.ones_like(y))
             )
         elif (missed := inside & (np.abs(frozen.lam(t) - target) > 1e-3 * INVERSE_TOLERANCE)).any():
-            for _ in range(
-                64
-            ):  # bisection, where lam is so flat, and steep beside it, that Newton's steps lead nowhere
+            for _ in range(64):  # bisection: lam is so flat, and steep beside it, that Newton's steps lead nowhere
                 middle = 0.5 * (low + high)
                 above = self.lam(middle) > target
                 low, high = np.where(above, middle, low), np.where(above, high, middle)
@@ -366,8 +359,7 @@ def from_knots(
     A table that ends before t = 1 while `t_max` is its last knot belongs to a model at zero terminal SNR: it is
     continued to lam = -inf at t = 1 by a logarithm with the same slope. Raises ValueError unless lam is finite in
     [t_min, t_max], within +-80, falls strictly, by at least 0.001 in all, is inverted by `t_of_lam`, and the network is
-    told different times; or for a name that is no text. (Traced values
-    are not checked.)
+    told different times; or for a name that is no text. (Traced values are not checked.)
     """
     text("name", name)
     xp, coefficients = namespace(values), cubic_coefficients(values)
@@ -425,9 +417,9 @@ def _check_usable(noise: NoiseSchedule) -> None:
 def first_ksigma(nfe: int) -> float:
     """Largest sigma/alpha at which N steps begin where the network predicts epsilon: .3 N^3, from N = 6 on 9 N.
 
-    The network's error in the clean data grows as sigma/alpha there, and the first step takes all of it. Beginning at pure
-    noise of k standard deviations in place of the model's end misses the data's mean by 1/k, which fewer steps have to
-    spare. Chosen on two networks of MNIST digits and on five learned lists (docs/solver-error.md).
+    The network's error in the clean data grows as sigma/alpha there, and the first step takes all of it. Beginning at
+    pure noise of k standard deviations in place of the model's end misses the data's mean by 1/k, which fewer steps have
+    to spare. Chosen on two networks of MNIST digits and on five learned lists (docs/solver-error.md).
     """
     return max(16.0, min(9.0 * nfe, 0.3 * nfe**3))
 
@@ -486,21 +478,20 @@ def strip_static(noise: NoiseSchedule) -> NoiseSchedule:
     `lam` and its inverse are the same (the rows that are added are never read). What turns lam into alpha, sigma and
     timesteps is the model's own affair, and lost.
     """
+    # A table of 1024 rows is enough for 1000 training levels; of more, of a power of two.
+    padded = _pad(noise, max(1024, 1 << (len(noise.coefficients) - 1).bit_length()))
+    return dataclasses.replace(padded, kind="vp", num_train_timesteps=1000, timestep_rule="index", name="", model=None)
+
+
+def _pad(noise: NoiseSchedule, rows: int) -> NoiseSchedule:
     table = noise.coefficients
-    rows = max(1024, 1 << (len(table) - 1).bit_length())  # enough for 1000 training levels, else a power of two
-    return dataclasses.replace(
-        noise, coefficients=_padded(table, rows), kind="vp", num_train_timesteps=1000, timestep_rule="index", name="",
-        model=None,
-    )  # fmt: skip
-
-
-def _padded(table: Array, rows: int) -> Array:
-    return namespace(table).pad(table, ((0, rows - len(table)), (0, 0)), "edge")
+    wide = namespace(table).pad(table, ((0, rows - len(table)), (0, 0)), "edge")
+    return dataclasses.replace(noise, coefficients=wide)
 
 
 def stack(schedules: Iterable[NoiseSchedule], dtype: np.dtype) -> NoiseSchedule:
     """Schedules after `strip_static` on a leading axis, their tables padded to the longest: one program serves all."""
     many = [strip_static(schedule) for schedule in schedules]
     rows = max(len(s.coefficients) for s in many)
-    longest = [dataclasses.replace(s, coefficients=_padded(s.coefficients, rows)) for s in many]
+    longest = [_pad(s, rows) for s in many]
     return jax.tree.map(lambda *leaves: np.stack([np.asarray(x, dtype) for x in leaves]), *longest)

@@ -11,9 +11,7 @@ import numpy as np
 from hso_jax.checks import choice, number, whole
 
 TIME_SHIFTS = ("exponential", "linear")
-_LARGEST_MU = 50.0
 _FLUX2_STEPS = 50  # its pipeline's default
-_MAX_TOKENS = 10**9  # of an image: its length is computed with as a float
 
 
 def dynamic_shift(
@@ -31,9 +29,8 @@ def dynamic_shift(
     and FlowMatchEulerDiscreteScheduler. Raises ValueError for a length below 1, equal lengths, an unknown
     time_shift_type or a shift that is not positive.
     """
+    mu = _flux(image_seq_len, Lengths(base_image_seq_len, max_image_seq_len, base_shift, max_shift))
     choice("time_shift_type", time_shift_type, TIME_SHIFTS)
-    lengths = Lengths(base_image_seq_len, max_image_seq_len, base_shift, max_shift)
-    mu = _flux(image_seq_len, lengths)
     try:
         return shift_of_mu(mu, time_shift_type)
     except ValueError:
@@ -53,11 +50,8 @@ def flux2_shift(image_seq_len: int, nfe: int = _FLUX2_STEPS) -> float:
     """
     length = whole("image_seq_len", image_seq_len, 1, 10**5)  # there the shift is e^17, still a float
     steps = whole("nfe", nfe, 1, 1000)
-    at_200 = 0.00016927 * length + 0.45666666
-    if length > 4300:
-        return math.exp(at_200)
-    at_10 = 8.73809524e-05 * length + 1.89833333
-    return math.exp(at_200 + (at_200 - at_10) / 190.0 * (steps - 200))
+    at_10, at_200 = 8.73809524e-05 * length + 1.89833333, 0.00016927 * length + 0.45666666
+    return math.exp(at_200 if length > 4300 else at_200 + (at_200 - at_10) / 190.0 * (steps - 200))
 
 
 def shift_of_mu(mu: float, time_shift_type: str) -> float:
@@ -70,7 +64,7 @@ def shift_of_mu(mu: float, time_shift_type: str) -> float:
         if mu <= 0.0:
             raise ValueError(f"mu is {mu}; need a positive number: with time_shift_type 'linear' it is the shift")
         return mu
-    if abs(mu) > _LARGEST_MU:
+    if abs(mu) > 50.0:
         raise ValueError(f"mu is {mu}, the logarithm of the shift; need a number between -50 and 50")
     return math.exp(mu)
 
@@ -97,15 +91,18 @@ def pipeline_mu(
         image_seq_len: tokens of the image.
         nfe: N, which FLUX.2's rule looks at.
     """
-    whole("image_seq_len", image_seq_len, 1, _MAX_TOKENS)
+    _tokens("image_seq_len", image_seq_len)
     name = str(pipeline.get("_class_name", ""))
     silent = Lengths()
     if not str(config.get("_class_name")).startswith("FlowMatch"):  # those have values for all that is not given
-        silent = next((_SILENT[start] for start in _SILENT if name.startswith(start)), silent)
+        silent = _of_class(_SILENT, name, silent)
     given = silent._replace(**{key: config[key] for key in Lengths._fields if config.get(key) is not None})
     plain = _cogview4 if config.get("time_shift_type") == "linear" else _flux
-    rule = next((MU_RULES[start] for start in MU_RULES if name.startswith(start)), plain)
-    return rule(image_seq_len, given, pipeline, nfe)
+    return float(_of_class(MU_RULES, name, plain)(image_seq_len, given, pipeline, nfe))
+
+
+def _of_class(table: Mapping[str, Any], name: str, default: Any) -> Any:
+    return next((table[start] for start in table if name.startswith(start)), default)
 
 
 _IDEOGRAM = "Ideogram4"
@@ -120,19 +117,21 @@ _SILENT: Mapping[str, Lengths] = {
 }
 
 
+def _tokens(name: str, value: Any) -> int:
+    return whole(name, value, 1, 10**9)  # it is computed with as a float
+
+
 def _flux(length: int, given: Lengths, *_: Any) -> float:
-    least = whole("base_image_seq_len", given.base_image_seq_len, 1, _MAX_TOKENS)
-    most = whole("max_image_seq_len", given.max_image_seq_len, 1, _MAX_TOKENS)
+    least, most = (_tokens(name, getattr(given, name)) for name in ("base_image_seq_len", "max_image_seq_len"))
     low, high = number("base_shift", given.base_shift), number("max_shift", given.max_shift)
     if least == most:
         raise ValueError(f"base_image_seq_len and max_image_seq_len are both {most}; they must differ")
-    return float(low + (high - low) * ((whole("image_seq_len", length, 1, _MAX_TOKENS) - least) / (most - least)))
+    return low + (high - low) * ((_tokens("image_seq_len", length) - least) / (most - least))
 
 
 def _cogview4(length: int, given: Lengths, *_: Any) -> float:
-    base = whole("base_image_seq_len", given.base_image_seq_len, 1, _MAX_TOKENS)
     low, high = number("base_shift", given.base_shift), number("max_shift", given.max_shift)
-    return float(math.sqrt(length / base) * high + low)
+    return math.sqrt(length / _tokens("base_image_seq_len", given.base_image_seq_len)) * high + low
 
 
 # How a pipeline's class name begins -> its mu of (tokens, lengths, pipeline's config, N), as in diffusers 0.42.1.
@@ -158,7 +157,7 @@ def has_rule(name: str) -> bool:
 
 def grid_shift(pipeline: Mapping[str, Any], image_seq_len: int) -> float:
     """The shift that a pipeline's own grid has before its scheduler's: Ideogram 4's is sqrt(tokens/1024)."""
-    length = whole("image_seq_len", image_seq_len, 1, _MAX_TOKENS)
+    length = _tokens("image_seq_len", image_seq_len)
     return math.sqrt(length / 1024.0) if str(pipeline.get("_class_name", "")).startswith(_IDEOGRAM) else 1.0
 
 
@@ -215,7 +214,6 @@ def diffusers_sigmas(
             mu = pipeline_mu(pipeline, {**config, "_class_name": name}, tokens, len(values))
         shift = shift_of_mu(mu, config.get("time_shift_type", "exponential"))
     else:
-        shift = number(
-            "shift", getattr(scheduler, "shift", config.get("shift", 1.0)), low=0.0, need="a positive number"
-        )
+        shift = getattr(scheduler, "shift", config.get("shift", 1.0))
+        shift = number("shift", shift, low=0.0, need="a positive number")
     return values / (shift - (shift - 1.0) * values)

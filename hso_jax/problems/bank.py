@@ -10,11 +10,10 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax import Array
 
 from hso_jax.checks import brief
 from hso_jax.compiling import under_jax_defaults
-from hso_jax.noise import alpha_sigma
+from hso_jax.noise import Array, alpha_sigma
 from hso_jax.problems.mixture import Problem
 from hso_jax.problems.mixture import denoise as denoise_mixture
 from hso_jax.problems.mixture import predict as predict_mixture
@@ -43,6 +42,9 @@ class Either(NamedTuple):
 
 Single = Problem | Product
 """One problem, or several of one shape stacked on a leading axis."""
+
+Anyone = Problem | Product | Either
+"""One problem that is solved: of either kind, or of a bank."""
 
 Problems = Single | Bank | Sequence[Single]
 """What `collect` takes."""
@@ -89,7 +91,7 @@ def collect(problems: Problems) -> Bank:
         if len(counts) > 1:
             raise ValueError(f"problems of one kind have {sorted(counts)} components; need the same number")
         stacks.append(jax.tree.map(lambda *leaves: np.stack(leaves), *same) if same else None)
-    return Bank(stacks[0], stacks[1], is_product, place, dimension)  # type: ignore[arg-type]
+    return Bank(stacks[0], stacks[1], is_product, place, dimension)
 
 
 def _widened(problem: Single, dimension: int) -> Single:
@@ -100,16 +102,16 @@ def _widened(problem: Single, dimension: int) -> Single:
     wide = ((0, 0), (0, added))
     if isinstance(problem, Problem):
         means, variances = np.pad(problem.means, wide), np.pad(problem.variances, (0, added), constant_values=1.0)
-        return problem._replace(means=means, variances=variances)  # type: ignore[arg-type]
+        return problem._replace(means=means, variances=variances)
     components = problem.means.shape[0]
     logs = np.full((components, added), -np.log(components))
     log_weights, of_class = (np.concatenate([x, logs], -1) for x in (problem.log_weights, problem.class_log_weights))
     variances = np.pad(problem.variances, wide, constant_values=1.0)
     counts = np.pad(problem.counts, (0, added))
-    return Product(log_weights, of_class, np.pad(problem.means, wide), variances, counts)  # type: ignore[arg-type]
+    return Product(log_weights, of_class, np.pad(problem.means, wide), variances, counts)
 
 
-def pick(bank: Bank, p: Array | int) -> Problem | Product | Either:
+def pick(bank: Bank, p: Array | int) -> Anyone:
     """Problem p, traced or not; of a bank with one kind only, that kind."""
     row = bank.row[p]
     mixtures, products = (
@@ -124,18 +126,18 @@ def pick(bank: Bank, p: Array | int) -> Problem | Product | Either:
 
 
 def predict(
-    problem: Problem | Product | Either, x: Array, alpha: Array, sigma: Array, guidance: Array | float = 1.0
+    problem: Anyone, x: Array, alpha: Array, sigma: Array, guidance: Array | float = 1.0
 ) -> tuple[Array, Array]:
     """The guided denoiser at x [..., D] in VP-equivalent scaling and the negative score, of either kind."""
     return _of_kind(problem, predict_mixture, predict_product, x, alpha, sigma, guidance)
 
 
-def denoise(problem: Problem | Product | Either, x: Array, lam: Array, guidance: Array | float = 1.0) -> Array:
+def denoise(problem: Anyone, x: Array, lam: Array, guidance: Array | float = 1.0) -> Array:
     """The first part of `predict` at half log-SNR lam, differentiable in x and lam."""
     return _of_kind(problem, denoise_mixture, searched_denoise, x, lam, guidance)
 
 
-def _of_kind(problem: Problem | Product | Either, of_mixture: Callable, of_product: Callable, *values: Any) -> Any:
+def _of_kind(problem: Anyone, of_mixture: Callable, of_product: Callable, *values: Any) -> Any:
     if isinstance(problem, Problem):
         return of_mixture(problem, *values)
     if isinstance(problem, Product):
@@ -150,8 +152,8 @@ def _of_kind(problem: Problem | Product | Either, of_mixture: Callable, of_produ
 
 def spread(bank: Bank) -> tuple[np.ndarray, np.ndarray]:
     """[P, D] variance of the data along each coordinate and how many directions it stands for; 0 for padding."""
-    stack = bank.mixtures if bank.products is None else bank.products
-    variances = np.zeros((len(bank.row), stack.means.shape[-1]))  # type: ignore[union-attr]
+    stack: Any = bank.mixtures if bank.products is None else bank.products
+    variances = np.zeros((len(bank.row), stack.means.shape[-1]))
     counts = np.zeros_like(variances)
     for p, (row, d) in enumerate(zip(np.asarray(bank.row), np.asarray(bank.dimension), strict=True)):
         sort = bank.products if bank.is_product[p] else bank.mixtures
@@ -190,7 +192,7 @@ class Exact(NamedTuple):
 @under_jax_defaults
 @functools.partial(jax.jit, static_argnames="steps")
 def exact(
-    problem: Problem | Product | Either,
+    problem: Anyone,
     noise: Array,
     *,
     waves: Waves | None = None,
@@ -225,17 +227,13 @@ def exact(
         An `Exact`. It depends on no schedule: keep it.
     """
     noise = jnp.asarray(noise, jnp.result_type(noise, *jax.tree.leaves(problem)))
-    first, last = (_angle(jnp.asarray(lam, noise.dtype)) for lam in (start, end))
+    levels = (alpha_sigma(jnp.asarray(lam, noise.dtype), "vp") for lam in (start, end))
+    first, last = (jnp.arctan2(sigma, alpha) for alpha, sigma in levels)
     coarse, fine = (_integrate(problem, waves, noise, first, last, guidance, n) for n in (steps, 2 * steps))
     correction = (fine - coarse) / 15.0
     rounding = ROUNDING * jnp.finfo(noise.dtype).eps
     squares = jnp.mean(correction**2, axis=0) + rounding**2 * jnp.mean(fine**2, axis=0)
     return Exact(fine + correction, jnp.sqrt(jnp.mean(squares)), jnp.sqrt(squares))
-
-
-def _angle(lam: Array) -> Array:
-    alpha, sigma = alpha_sigma(lam, "vp")
-    return jnp.arctan2(sigma, alpha)
 
 
 def _mesh(first: Array, last: Array, steps: int) -> Array:
@@ -261,13 +259,7 @@ def _mesh(first: Array, last: Array, steps: int) -> Array:
 
 
 def _integrate(
-    problem: Problem | Product | Either,
-    waves: Waves | None,
-    x: Array,
-    first: Array,
-    last: Array,
-    guidance: Array | float,
-    steps: int,
+    problem: Anyone, waves: Waves | None, x: Array, first: Array, last: Array, guidance: Array | float, steps: int
 ) -> Array:
     def slope(x: Array, u: Array) -> Array:
         alpha, sigma = jnp.cos(u), jnp.sin(u)

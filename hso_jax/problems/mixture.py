@@ -15,11 +15,10 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax import Array
 
 from hso_jax.checks import brief, number, numbers, whole
 from hso_jax.compiling import normal, random_key, under_jax_defaults
-from hso_jax.noise import alpha_sigma
+from hso_jax.noise import Array, alpha_sigma
 
 MAX_MEAN = 1e9
 """Squares of a mean are taken in float32."""
@@ -106,26 +105,24 @@ def predict(
     return mean + alpha * problem.variances * residual, residual
 
 
-def leading_deviation(problem: Problem) -> np.ndarray:
-    """[] standard deviation of the data along their first principal component; [P] of stacked problems."""
+@under_jax_defaults
+def shrunk(problem: Problem, deviation: float) -> Problem:
+    """The problem, or each of stacked ones, in a unit in which its leading standard deviation is at most `deviation`.
+
+    That is the data's along their first principal component.
+    """
     weights, means = np.exp(np.asarray(problem.log_weights, np.float64)), np.asarray(problem.means, np.float64)
     apart = means - weights[..., None, :] @ means
     within = np.asarray(problem.variances, np.float64)[..., None] * np.eye(means.shape[-1])
     covariance = np.swapaxes(weights[..., None] * apart, -1, -2) @ apart + within
-    return np.sqrt(np.linalg.eigvalsh(covariance)[..., -1])
-
-
-@under_jax_defaults
-def shrunk(problem: Problem, deviation: float) -> Problem:
-    """The problem (each of stacked ones) in a unit in which its leading standard deviation is at most `deviation`."""
-    factor = jnp.minimum(1.0, deviation / leading_deviation(problem))
+    factor = jnp.minimum(1.0, deviation / np.sqrt(np.linalg.eigvalsh(covariance)[..., -1]))
     return problem._replace(
         means=factor[..., None, None] * problem.means, variances=factor[..., None] ** 2 * problem.variances
     )
 
 
 def _posterior(problem: Problem, x: Array, alpha: Array, total: Array, guidance: Array | float) -> Array:
-    """[..., C] probabilities of the components given x, guided (they sum to 1, but may be negative)."""
+    # [..., C] probabilities of the components given x, guided: they sum to 1, but may be negative.
     scaled = alpha * problem.means / total
     logits = x @ scaled.T - 0.5 * alpha * (scaled * problem.means).sum(-1)
     whole = jax.nn.softmax(logits + problem.log_weights, axis=-1)
@@ -140,17 +137,15 @@ def _finite(name: str, values: Any) -> np.ndarray:
     return array
 
 
-def _members(members: Sequence[int], components: int) -> np.ndarray:
+def _members(members: Any, components: int) -> np.ndarray:
     if isinstance(members, (str, bytes, Mapping)) or not isinstance(members, Iterable):
         raise ValueError(f"members is {brief(members)}; need a list of indices of components")
-    index = np.asarray(list(members))
-    inside = np.zeros(components, bool)
+    index = np.asarray(members := list(members))
     if not index.size or index.dtype.kind not in "iu" or index.min() < 0 or index.max() >= components:
-        raise ValueError(f"members is {brief(list(members))}; need indices of components in 0..{components - 1}")
-    inside[index] = True
-    if inside.sum() != index.size:
-        raise ValueError(f"members is {brief(list(members))}, which has repeated indices")
-    return inside
+        raise ValueError(f"members is {brief(members)}; need indices of components in 0..{components - 1}")
+    if np.unique(index).size < index.size:
+        raise ValueError(f"members is {brief(members)}, which has repeated indices")
+    return np.isin(np.arange(components), index)
 
 
 def generic(
@@ -181,22 +176,16 @@ def generic(
     within = number("within", within, low=0.0, high=1.0)
     spectrum = number("spectrum", spectrum, low=-10.0, high=10.0)
     scale, apart = number("scale", scale, low=0.0, high=1e6), number("apart", apart, low=0.0, high=1e6)
-    return _generic(key, Kind(spectrum, within, scale), dimension, components, members, apart)
-
-
-def _generic(
-    key: Array, kind: Kind, dimension: int = 32, components: int = 32, members: int = 4, apart: float = 1.5
-) -> Problem:
-    power = np.arange(1, dimension + 1) ** -float(kind.spectrum)
-    power *= kind.scale**2 * dimension / power.sum()
+    power = np.arange(1, dimension + 1) ** -spectrum
+    power *= scale**2 * dimension / power.sum()
     means = np.asarray(normal(key, (components, dimension)), np.float64) * np.sqrt(power)
     means -= means.mean(0)
     if members < components:
         away = means[:members].mean(0) - means[members:].mean(0)
         means[:members] += (math.sqrt(apart * (means**2).mean(0).sum() / (away**2).sum()) - 1.0) * away
         means -= means.mean(0)
-    means *= kind.scale * math.sqrt((1.0 - kind.within) * dimension / (means**2).mean(0).sum())
-    return _problem(np.ones(components), means, kind.within * power, np.arange(components) < members)
+    means *= scale * math.sqrt((1.0 - within) * dimension / (means**2).mean(0).sum())
+    return _problem(np.ones(components), means, within * power, np.arange(components) < members)
 
 
 class Kind(NamedTuple):
@@ -232,10 +221,8 @@ def family(seeds: Sequence[int] = range(len(KINDS)), kinds: Sequence[Kind] = KIN
     """
     if not len(seeds) or not len(kinds):
         raise ValueError(f"{len(seeds)} seeds and {len(kinds)} kinds; need at least one of each")
-    keys, turns = (random_key(seed) for seed in seeds), itertools.cycle(kinds)
-    if kinds is KINDS and not options:  # the project's own, which need no checks
-        return stack_problems([_generic(key, next(turns)) for key in keys])
-    return stack_problems([generic(key, **next(turns)._asdict(), **options) for key in keys])
+    pairs = zip(seeds, itertools.cycle(kinds), strict=False)
+    return stack_problems([generic(random_key(seed), **kind._asdict(), **options) for seed, kind in pairs])
 
 
 def stack_problems(problems: Sequence[Problem]) -> Problem:

@@ -56,8 +56,7 @@ class ModelError(NamedTuple):
     """What the error is like; plain numbers, of which None means the prediction type's default.
 
     Attributes:
-        eta: its size.
-        cap: largest c, inf for epsilon.
+        eta, cap: its size; the largest c, inf for epsilon.
         terms: K, number of waves.
         length: correlation length of xi in lam.
         tilt: r: along a coordinate of standard deviation s_j the error is proportional to s_j^r, with the total kept:
@@ -203,9 +202,7 @@ def measure_eta(
     A level counts if the exact denoiser's variance, whatever the data's shape, could not pass for an eta above
     `RESOLUTION`, or is at most half of the network's; the first that does neither ends the list. Where the noise end
     itself knows much of the data there is none: Stable Diffusion's is lam = -2.7, and the leading standard deviations
-    of its latents are tens.
-
-    Under guidance both branches are taken to err as `ModelError` has it, `ALIKE`: eta is that of one branch.
+    of its latents are tens. Under guidance both branches are taken to err alike (`ALIKE`): eta is that of one.
 
     Args:
         lams: [n] half log-SNR, rising, from -inf on.
@@ -217,7 +214,7 @@ def measure_eta(
     """
     found, branches = [], _branches(guidance, ALIKE)
     for lam, variance in zip(lams, variances, strict=True):
-        exact, unit = exact_variance(of, lam), size(prediction, lam) ** 2 * branches * total
+        exact, unit = exact_variance(of, lam), _c(lam, CAP[prediction] ** -2.0) ** 2 * branches * total
         # Other data than Gaussian have terms of relative order |alpha x_0|^2/sigma^2; all of it is the data's variance.
         most = min(exact * (1.0 + math.exp(2.0 * lam) * of.total), of.total)
         if most > 0.5 * variance and most > RESOLUTION**2 * unit:
@@ -233,11 +230,6 @@ def exact_variance(of: Spectrum, lam: float) -> float:
     alpha, sigma = (float(x) for x in alpha_sigma(np.float64(lam), "vp"))
     squares = of.deviations**2
     return float((of.counts * squares * (alpha**2 * squares / (alpha**2 * squares + sigma**2))).sum())
-
-
-def size(prediction: str, lam: float) -> float:
-    """c(lam) of a prediction type: what an error in x_0 is for one of 1 in what the network predicts."""
-    return _c(lam, CAP[prediction] ** -2.0)
 
 
 def _branches(guidance: float, alike: float) -> float:

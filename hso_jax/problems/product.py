@@ -15,10 +15,9 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax import Array
 
 from hso_jax.compiling import normal, under_jax_defaults, uniform
-from hso_jax.noise import alpha_sigma
+from hso_jax.noise import Array, alpha_sigma
 
 
 class Product(NamedTuple):
@@ -54,11 +53,11 @@ def product(weights: Any, means: Any, variances: Any, *, counts: Any = None, mem
         raise ValueError(
             f"counts {m.shape}, members {inside.shape} of {inside.dtype}; need {mu.shape[1:]} and bool {mu.shape}"
         )
-    for name, values in (("weights", w), ("means", mu), ("variances", v), ("counts", m)):
+    for name, values in {"weights": w, "means": mu, "variances": v, "counts": m}.items():
         if not np.isfinite(values).all():
             raise ValueError(f"{name} has NaN or infinite entries")
-    if (v <= 0).any() or (m <= 0).any():
-        raise ValueError(f"variances and counts must be positive; the smallest are {v.min():.6g} and {m.min():.6g}")
+        if name in ("variances", "counts") and (values <= 0).any():
+            raise ValueError(f"{name} must be positive; the smallest is {values.min():.6g}")
     if (w < 0).any() or ((w * inside).sum(0) <= 0).any():
         j = int(np.argmin((w * inside).sum(0)))
         raise ValueError(f"weights of coordinate {j} are {w[:, j].tolist()}: negative, or none is left for the class")
@@ -188,54 +187,47 @@ def spectrum(deviations: Any, counts: Any = None) -> Spectrum:
     if s.ndim != 1 or not s.size or m.shape != s.shape:
         raise ValueError(f"deviations {s.shape} and counts {m.shape}; need one axis of the same length, at least 1")
     for name, values in (("deviations", s), ("counts", m)):
-        if not np.isfinite(values).all() or (values <= 0).any():
+        if not ((values > 0) & (values < np.inf)).all():
             raise ValueError(f"{name} must be positive and finite; the worst is {values[np.argmin(values > 0)]}")
     order = np.argsort(-s, kind="stable")
     return Spectrum(s[order], m[order])
 
 
 def _power(first: float, last: float, entries: int) -> tuple[np.ndarray, np.ndarray]:
-    """Geometric means and counts of the directions first..last in at most `entries` neighbourhoods."""
+    # Geometric means and counts of the directions first..last in at most so many neighbourhoods.
     edges = np.unique(np.round(np.geomspace(first, last + 1.0, entries + 1)).astype(np.int64))
     return np.sqrt(edges[:-1] * (edges[1:] - 1.0)), np.diff(edges).astype(np.float64)
 
 
-def power_law(
-    dimension: int, exponent: float, *, deviation: float = 1.0, floor: float = 0.0, entries: int = 400
-) -> Spectrum:
-    """Variances `k^-exponent` along direction k = 1..dimension, on a floor, scaled to a mean of `deviation`^2.
+def power_law(dimension: int, exponent: float, *, deviation: float = 1.0) -> Spectrum:
+    """Variances `k^-exponent` along direction k = 1..dimension, scaled to a mean of `deviation`^2.
+
+    Neighbours far down are one entry with a count.
 
     Args:
         dimension: number of directions.
         exponent: 0 is white.
         deviation: root of the mean variance a direction.
-        floor: share of the variance that is white.
-        entries: neighbours far down are one entry with a count.
 
     Raises:
-        ValueError: for a dimension below 1, an exponent that is negative or not finite, a deviation that is not
-            positive or a floor outside [0, 1].
+        ValueError: for a dimension below 1, an exponent that is negative or not finite, or a deviation that is not
+            positive.
     """
-    if dimension < 1 or not 0.0 <= exponent < math.inf or not 0.0 < deviation < math.inf or not 0.0 <= floor <= 1.0:
+    if dimension < 1 or not 0.0 <= exponent < math.inf or not 0.0 < deviation < math.inf:
         raise ValueError(
-            f"dimension {dimension}, exponent {exponent}, deviation {deviation}, floor {floor}: need at least 1, 0 or "
-            "more, a positive number and a share"
+            f"dimension {dimension}, exponent {exponent}, deviation {deviation}: need at least 1, 0 or more, a "
+            "positive number"
         )
-    centres, counts = _power(1.0, dimension, min(entries, dimension))
+    centres, counts = _power(1.0, dimension, min(400, dimension))
     variances = centres**-exponent
-    variances = (1.0 - floor) * variances * dimension / (counts * variances).sum() + floor
-    return spectrum(deviation * np.sqrt(variances), counts)
+    return spectrum(deviation * np.sqrt(variances * dimension / (counts * variances).sum()), counts)
 
 
-SPECTRA: Mapping[str, Mapping[str, float]] = {
-    # Stable Diffusion's, 4 x 64 x 64, scaled to about 1.
-    "latents-4": {"dimension": 4 * 64 * 64, "exponent": 0.9},
-    # SD3's and FLUX's.
-    "latents-16": {"dimension": 16 * 128 * 128, "exponent": 0.8},
-    # Wan's, 480p.
-    "video": {"dimension": 16 * 21 * 60 * 104, "exponent": 0.9},
-    # Colour images of 64 x 64 pixels in [-1, 1].
-    "pixels": {"dimension": 3 * 64 * 64, "exponent": 1.1, "deviation": 0.5},
+SPECTRA: Mapping[str, Mapping[str, Any]] = {
+    "latents-4": {"dimension": 4 * 64 * 64, "exponent": 0.9},  # Stable Diffusion's, scaled to about 1
+    "latents-16": {"dimension": 16 * 128 * 128, "exponent": 0.8},  # SD3's and FLUX's
+    "video": {"dimension": 16 * 21 * 60 * 104, "exponent": 0.9},  # Wan's, 480p
+    "pixels": {"dimension": 3 * 64 * 64, "exponent": 1.1, "deviation": 0.5},  # 64 x 64, colour, in [-1, 1]
 }
 """Arguments of `power_law` by kind of data. Natural images' power falls with the square of frequency (Field 1987), so
 `k^-1` over the principal components of a plane; learned latents are flatter. The leading standard deviation is then .2
@@ -246,10 +238,10 @@ def named(name: str) -> Spectrum:
     """The spectrum of `SPECTRA` with that name. Raises ValueError for an unknown name, and lists the known ones."""
     if name not in SPECTRA:
         raise ValueError(f"spectrum {name!r} is not known; use one of {', '.join(SPECTRA)}")
-    return power_law(**SPECTRA[name])  # type: ignore[arg-type]
+    return power_law(**SPECTRA[name])
 
 
-def from_components(deviations: Any, total: float, dimension: int, *, entries: int = 200) -> Spectrum:
+def from_components(deviations: Any, total: float, dimension: int) -> Spectrum:
     """The spectrum of data of which the leading standard deviations and the total variance are known.
 
     The directions that were not measured go on from the last one as a power law `(k/K)^-a` with the a that gives the
@@ -259,7 +251,6 @@ def from_components(deviations: Any, total: float, dimension: int, *, entries: i
         deviations: [K] leading standard deviations, falling.
         total: variance of all directions.
         dimension: number of all directions, at least K.
-        entries: of the continuation.
 
     Raises:
         ValueError: for values that are not positive, a dimension below K, or a total below the leading ones' variance.
@@ -273,8 +264,8 @@ def from_components(deviations: Any, total: float, dimension: int, *, entries: i
         )
     if dimension == known or rest <= 1e-9 * head.total:
         return head
-    centres, counts = _power(known + 1.0, dimension, entries)
-    centres = centres / known
+    centres, counts = _power(known + 1.0, dimension, 200)
+    centres /= known
     last = head.deviations[-1] ** 2
     low, high = 0.0, 50.0
     for _ in range(80):
@@ -308,62 +299,45 @@ def directions(of: Spectrum, count: int, *, left_out: float = 1e-3) -> tuple[np.
     return s, np.maximum(held, 1e-12) * of.total / s**2
 
 
+COMPONENTS, WITHIN = 3, 0.3
+"""Of a coordinate of `spectral`: its components, the first of which is the class, and the share of variance inside."""
+
+
 def spectral(
-    key: Array,
-    of: Spectrum,
-    *,
-    dimension: int = 32,
-    components: int = 3,
-    within: float = 0.3,
-    scale: float = 1.0,
-    members: int = 1,
-    leading: float = 0.25,
-    left_out: float = 1e-3,
+    key: Array, of: Spectrum, *, dimension: int = 32, leading: float = 0.25, left_out: float = 1e-3
 ) -> Product:
     """A random product of 1-D mixtures with the standard deviations of a spectrum.
 
     A coordinate's component means are normal, its weights uniform in [.5, 1.5] before they are normalised, and its
     components' standard deviations vary by a factor of up to 2; then it is centred and scaled to its place in the
-    spectrum, with the share `within` of its variance inside components. The class is a choice of the first `members`
-    components (of random order) in those leading coordinates that hold the share `leading` of the variance.
+    spectrum. The class is the first component (of random order) in those leading coordinates that hold the share
+    `leading` of the variance.
 
     Args:
         key: a typed PRNG key.
         of: the spectrum.
         dimension: D, coordinates, see `directions`.
-        components: C of a coordinate.
-        within: share of a coordinate's variance inside components.
-        scale: multiplies the spectrum.
-        members: components of the class.
         leading: share of the variance whose coordinates know the class.
         left_out: share of the variance in the smallest directions, which do not stretch the range.
 
     Raises:
-        ValueError: for fewer than 2 components or 1 dimension, members not in 1..components, shares outside (0, 1) or
-            a scale that is not positive.
+        ValueError: for less than 1 dimension, or shares outside [0, 1].
     """
-    if dimension < 1 or components < 2 or not 1 <= members <= components:
+    if dimension < 1 or not 0.0 <= leading <= 1.0 or not 0.0 <= left_out < 1.0:
         raise ValueError(
-            f"dimension {dimension}, components {components}, members {members}: need at least 1, 2 and 1..components"
-        )
-    shares = 0.0 < within < 1.0 and 0.0 <= leading <= 1.0 and 0.0 <= left_out < 1.0
-    if not shares or not 0.0 < scale < math.inf:
-        raise ValueError(
-            f"within {within}, leading {leading}, left_out {left_out}, scale {scale}: need three shares and a positive "
-            "number"
+            f"dimension {dimension}, leading {leading}, left_out {left_out}: need at least 1 and two shares"
         )
     s, counts = directions(of, dimension, left_out=left_out)
     default = jax.dtypes.canonicalize_dtype(float)  # of the default family float64
-    draws = np.asarray(normal(key, (components, dimension), default), np.float64)
-    even = np.asarray(uniform(jax.random.fold_in(key, 1), (2, components, dimension), default), np.float64)
+    draws = np.asarray(normal(key, (COMPONENTS, dimension), default), np.float64)
+    even = np.asarray(uniform(jax.random.fold_in(key, 1), (2, COMPONENTS, dimension), default), np.float64)
     weights = 0.5 + even[0]
     weights /= weights.sum(0)
     means = draws - (weights * draws).sum(0)
-    means *= np.sqrt((1.0 - within) / (weights * means**2).sum(0))
+    means *= np.sqrt((1.0 - WITHIN) / (weights * means**2).sum(0))
     inner = 2.0 ** (2.0 * even[1] - 1.0)
-    inner *= within / (weights * inner).sum(0)
-    s = scale * s
+    inner *= WITHIN / (weights * inner).sum(0)
     held = np.cumsum(counts * s**2) / (counts * s**2).sum()
     of_class = np.concatenate([[0.0], held[:-1]]) < leading
-    inside = (np.arange(components) < members)[:, None] | ~of_class
+    inside = (np.arange(COMPONENTS) < 1)[:, None] | ~of_class
     return _product(weights, means * s, inner * s**2, counts, inside)

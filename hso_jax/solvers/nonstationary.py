@@ -64,16 +64,17 @@ def coefficients_of(weights: Weights, steps: Grid, history: int) -> Array:
     A corrector revises the sample by predictions that the next step knows as well, so its part joins that step's.
     Coefficients beyond `history` are left out: DPM-Solver++ of order p has p - 1, UniPC of order p has p.
     """
-    xp = namespace(steps.gain)
-    width = max(history, weights.predict.shape[-1])
-    total = xp.pad(weights.predict, ((0, 0), (0, width - weights.predict.shape[-1])))
-    if weights.correct is not None:
-        reach = max(weights.correct.shape[-1], weights.predict.shape[-1] + 1, width)
-        before = xp.concatenate([xp.zeros_like(weights.predict[:1]), weights.predict[:-1]])
-        before = xp.pad(before, ((0, 0), (1, reach - 1 - before.shape[-1])))
-        revised = xp.pad(weights.correct, ((0, 0), (0, reach - weights.correct.shape[-1]))) - before
-        revised = xp.where(xp.arange(revised.shape[0])[:, None] > 0, revised, 0.0)
-        total = xp.pad(total, ((0, 0), (0, reach - width))) + weights.carry[:, None] * revised
+    xp, predict, correct = namespace(steps.gain), weights.predict, weights.correct
+    reach = max(history, predict.shape[-1] + 1, 0 if correct is None else correct.shape[-1])
+
+    def placed(rows: Array, first: int = 0) -> Array:
+        return xp.pad(rows, ((0, 0), (first, reach - first - rows.shape[-1])))
+
+    total = placed(predict)
+    if correct is not None:
+        before = xp.concatenate([xp.zeros_like(predict[:1]), predict[:-1]])
+        revised = placed(correct) - placed(before, 1)
+        total = total + weights.carry[:, None] * xp.where(xp.arange(len(revised))[:, None] > 0, revised, 0.0)
     older = total[:, 1:history] / steps.gain[:, None]
     return xp.where(known(*older.shape), older, 0.0)
 
@@ -89,10 +90,9 @@ def check_coefficients(coefficients: Any, nfe: int) -> np.ndarray:
         raise ValueError(
             f"coefficients has shape {values.shape}; need ({nfe}, H - 1): a row a step, H from 2 to {MAX_HISTORY}"
         )
-    early = ~known(*values.shape) & (values != 0)
     for i, j in np.argwhere(~(np.abs(values) <= MAX_COEFFICIENT)).tolist():
         raise ValueError(f"coefficients[{i}][{j}] is {values[i, j]}; need finite numbers within +-{MAX_COEFFICIENT:g}")
-    for i, j in np.argwhere(early).tolist():
+    for i, j in np.argwhere(~known(*values.shape) & (values != 0)).tolist():
         raise ValueError(f"coefficients[{i}][{j}] is {values[i, j]:g}; step {i} has {i} earlier predictions: need 0")
     return values
 

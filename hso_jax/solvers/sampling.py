@@ -4,29 +4,32 @@ from __future__ import annotations
 
 import functools
 import math
+from collections import ChainMap
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from hso_jax.checks import brief, nearest
+from hso_jax.checks import brief, choice, nearest
 from hso_jax.optional_jax import Array, jax, jnp
 from hso_jax.solvers.multistep import ddim, dpmpp, heun, unipc
-from hso_jax.solvers.nonstationary import NONSTATIONARY
-from hso_jax.solvers.weights import Grid, Weights, grid
+from hso_jax.solvers.nonstationary import MAX_HISTORY, NONSTATIONARY, weights_of
+from hso_jax.solvers.weights import Weights, grid
 
 
 class Solver(NamedTuple):
     """A way to take the steps."""
 
-    weights: Callable[[Grid], Weights]  # of its evaluations, from the steps
+    weights: Callable[..., Weights]  # of its evaluations, from the steps, and from coefficients where these are free
     order: int  # of convergence, as measured: UniPC's corrector adds one to its name's, 3M in diffusers' form has 2
     calls: int  # evaluations a step; a step to clean data needs one
     description: str  # in words, with its name in diffusers
+    older: int | None = None  # earlier predictions that a step combines; None is order - 1
+    instead: str = ""  # the solver to take where the first node is lam = -inf, for one that cannot start there
 
 
 SOLVERS: dict[str, Solver] = {
     "ddim": Solver(ddim, 1, 1, "DDIM = Euler; also DPM-Solver++ of order 1, flow Euler"),
     "dpmpp-2m": Solver(functools.partial(dpmpp, order=2), 2, 1, "DPM-Solver++(2M), diffusers' default"),
-    "dpmpp-3m": Solver(functools.partial(dpmpp, order=3), 2, 1, "DPM-Solver++(3M), solver_order=3"),
+    "dpmpp-3m": Solver(functools.partial(dpmpp, order=3), 2, 1, "DPM-Solver++(3M), solver_order=3", older=2),
     **{
         f"unipc-{order}{'' if variant == 'bh2' else '-bh1'}": Solver(
             functools.partial(unipc, order=order, variant=variant),
@@ -34,13 +37,22 @@ SOLVERS: dict[str, Solver] = {
             1,
             f"UniPC, solver_order={order}, solver_type={variant!r}"
             + ("; needs a finite first node" if variant == "bh1" else ""),
+            instead="" if variant == "bh2" else f"unipc-{order}",
         )
         for order in (1, 2, 3)
         for variant in ("bh2", "bh1")
     },
-    "heun": Solver(heun, 2, 2, "Heun in ksigma (EDM), HeunDiscreteScheduler; needs a finite first node"),
+    "heun": Solver(
+        heun, 2, 2, "Heun in ksigma (EDM), HeunDiscreteScheduler; needs a finite first node", instead="heun-flow"
+    ),
     "heun-flow": Solver(functools.partial(heun, time="flow"), 2, 2, "Heun in s, FlowMatchHeunDiscreteScheduler"),
 }
+"""The solvers that a name determines; one of your own may be added."""
+
+EVERY: Mapping[str, Solver] = ChainMap(
+    {NONSTATIONARY: Solver(weights_of, 1, 1, "coefficients of its own at every step", older=MAX_HISTORY - 1)}, SOLVERS
+)
+"""These, and the one whose coefficients are data: every solver that `canonical` gives."""
 
 
 def _rows(text: str) -> dict[str, str]:
@@ -84,15 +96,12 @@ UNKNOWN: Mapping[str, str] = _rows("""
 """)
 """Solvers without noise that nothing here is computed for, and what is nearest to each."""
 
-EVERY = (*SOLVERS, NONSTATIONARY)
-"""All names of solvers that `canonical` gives."""
-
 _RULES = ("karras", "exponential", "polyexponential", "sgmuniform", "simple", "normal", "uniform", "beta")
 """Rules that A1111 writes behind a solver: the schedule takes their place."""
 
 
 def canonical(name: str, known: Iterable[str] = SOLVERS) -> str:
-    """The key of `SOLVERS` for a solver by any of its names, or "nonstationary" where `known` has it.
+    """The key of `EVERY` for a solver by any of its names; "nonstationary" only where `known` has it.
 
     Case and punctuation do not matter: "dpmpp_2m", "DPM++ 2M Karras" and "DPMSolverMultistepScheduler" are "dpmpp-2m".
 
@@ -120,12 +129,12 @@ def canonical(name: str, known: Iterable[str] = SOLVERS) -> str:
 
 def find(name: str) -> Solver:
     """The solver of that name. Raises ValueError as `canonical`."""
-    return SOLVERS[canonical(name)]
+    return EVERY[canonical(name, EVERY)]
 
 
 def named(name: str) -> str | None:
     """The solver with that name, "nonstationary" among them; None where there is none."""
-    if name in SOLVERS:  # one that a user added, too
+    if name in EVERY:  # one that a user added, too
         return name
     return next((_NAMES[key] for key in _keys(name) if key in _NAMES), None)
 
@@ -156,8 +165,7 @@ def evaluations(solver: str, steps: int, *, end: str = "clean") -> int:
     """
     if steps < 1:
         raise ValueError(f"steps is {steps!r}; need at least 1")
-    if end not in ("clean", "t_eps"):
-        raise ValueError(f"end is {end!r}; use 'clean' or 't_eps'")
+    choice("end", end, ("clean", "t_eps"))
     calls = find(solver).calls
     return calls * steps - (calls - 1 if end == "clean" else 0)
 
@@ -168,7 +176,7 @@ def weights(solver: str, lams: Array, *, end: Array | float = math.inf, nfe: Arr
     if lams.ndim != 1 or lams.shape[0] < 1:
         raise ValueError(f"lams has shape {lams.shape}; need one axis with at least one node (use vmap for more)")
     count = jnp.asarray(lams.shape[0] if nfe is None else nfe)
-    return find(solver).weights(grid(lams, jnp.asarray(end, lams.dtype), count))
+    return SOLVERS[canonical(solver)].weights(grid(lams, jnp.asarray(end, lams.dtype), count))
 
 
 def alike(makers: Sequence[Callable[[], Weights]]) -> list[Callable[[], Weights]]:
@@ -225,10 +233,8 @@ def sample(
         nfe: N, if only the first N of `lams` are real and the rest is padding, whose values do not matter.
 
     Returns:
-        [...] x_0, or x at `end`. Not finite where lams do not rise.
-
-    Raises:
-        ValueError: for an unknown solver or a wrong shape of lams.
+        [...] x_0, or x at `end`; not finite where lams do not rise. Raises ValueError for an unknown solver or a wrong
+        shape of lams.
     """
     return run(denoiser, weights(solver, lams, end=end, nfe=nfe), noise)
 
