@@ -67,6 +67,7 @@ def test_every_rule_for_every_kind_of_model(name: str, layout: str) -> None:
             assert s.origin.d_min == paper_d_min(nfe) and s.result == "fixed"
 
 
+@pytest.mark.slow
 def test_dm_nonuni_of_few_and_of_many_nodes() -> None:
     assert baseline("dm-nonuni", SD, 1).t.tolist() == [1.0]
     assert baseline("dm-nonuni", SD, 2).t.tolist() == [1.0, 0.001]

@@ -55,6 +55,7 @@ def test_xla_is_quiet_while_a_search_runs(level: str, set_to: list[int], monkeyp
     assert levels == set_to
 
 
+@pytest.mark.slow
 def test_an_objective_is_traced_for_the_first_model_only() -> None:
     traces: list[int] = []
 

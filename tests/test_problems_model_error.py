@@ -230,6 +230,7 @@ def test_truth_is_the_perturbed_flow_that_scipy_integrates(start: float, predict
             np.testing.assert_allclose(made.truth[p], wanted, atol=2e-6)
 
 
+@pytest.mark.slow
 def test_truth_converges_with_its_steps_and_says_how_far() -> None:
     with jax.enable_x64(True):
         options: dict[str, Any] = {"prediction": "edm", "model_error": ModelError(eta=0.05)}

@@ -109,6 +109,7 @@ def test_a_list_of_nodes_alone_has_no_steps():
     assert learned.steps_of(entry()) is None
 
 
+@pytest.mark.slow
 def test_our_own_schedule_is_at_distance_zero(tmp_path, monkeypatch, capsys):
     own = zoo("sd15", 4, "unipc-3", guidance=7.5)
     path = file_of(tmp_path, entry(values=[float(x) for x in np.exp(-own.lams)]))

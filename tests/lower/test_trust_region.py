@@ -175,6 +175,7 @@ def small(objective: object, noise: object, start: list[float], steps: int = 12)
     return run(noise, jnp.asarray(start))
 
 
+@pytest.mark.slow
 def test_result_codes() -> None:
     start = [1.0, 0.8, 0.5, 0.3, 0.1]
     broken = small(dense_objective(lambda lams: jnp.nan * jnp.sum(lams)), SD, start)
@@ -241,7 +242,8 @@ ORDERS = {
 }
 
 
-@pytest.mark.parametrize("order", slow_but(["forward over reverse"], ORDERS))
+@pytest.mark.slow
+@pytest.mark.parametrize("order", ORDERS)
 def test_second_implicit_derivatives_match_finite_differences(order: str) -> None:
     """In p, t_max and t_eps at once, of a batch of two spacings: with the second, gaps are held."""
 

@@ -37,6 +37,7 @@ def whole() -> str:
     return checkpointed(None)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("chunks", range(1, 12, 3))
 def test_interrupted_after_any_chunk_and_resumed(chunks: int, tmp_path: Path) -> None:
     file, told = tmp_path / "c.json", []

@@ -72,6 +72,7 @@ def test_what_a_schedule_says_about_itself(sd_search: dict[Key, Schedule]) -> No
         assert {"hso-jax", "jax", "evosax"} <= set(s.origin.versions)
 
 
+@pytest.mark.slow
 def test_search_keeps_the_order_of_budgets() -> None:
     seen: list[tuple[int, int]] = []
     effort = Effort(population=4, generations=1)

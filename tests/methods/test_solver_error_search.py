@@ -341,6 +341,7 @@ def test_bad_options_are_named_before_hso_runs(case: str, monkeypatch: pytest.Mo
         search(SD, 4, method=SolverError(start=Hso(), **options))
 
 
+@pytest.mark.slow
 def test_hso_s_schedule_refined_is_not_worse(monkeypatch: pytest.MonkeyPatch) -> None:
     """Its HSO part is tested elsewhere: here it is SciPy's minimiser between HSO's ends."""
     hso = Schedule.from_t(SD, oracle.minimise_mep(Smooth(SD), 0.98, 0.03, 3).t, origin=Origin(method="hso"))

@@ -146,6 +146,7 @@ def test_the_start_covers_the_box_evenly() -> None:
     np.testing.assert_array_equal(one, np.tile(LOWER, (8, 1)))
 
 
+@pytest.mark.slow
 def test_vmap_over_boxes_is_a_loop() -> None:
     goal = np.array([0.3, 1.7, 2.2], np.float32)
     lowers = np.stack([LOWER, LOWER + 0.1, LOWER - 1.0])
