@@ -67,10 +67,11 @@ def test_every_rule_for_every_kind_of_model(name: str, layout: str) -> None:
             assert s.origin.d_min == paper_d_min(nfe) and s.result == "fixed"
 
 
+@pytest.mark.slow
 def test_dm_nonuni_of_few_and_of_many_nodes() -> None:
     assert baseline("dm-nonuni", SD, 1).t.tolist() == [1.0]
     assert baseline("dm-nonuni", SD, 2).t.tolist() == [1.0, 0.001]
-    few = baseline("dm-nonuni", SD, 6, p=1.0, d_min=0.01)
+    few = baseline("dm-nonuni", SD, 3, p=1.0, d_min=0.01)
     assert few.origin.p == 1.0 and few.origin.d_min == 0.01 and np.all(np.diff(few.t) < 0)
 
 

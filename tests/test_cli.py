@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 from commands import Run, refused
+from marks import slow_but
 
 import hso_jax
 from hso_jax import comparison
@@ -254,10 +255,7 @@ def test_z_image_turbo_has_shift_3(run: Run, name: str) -> None:
     assert found["distilled"] == "turbo" and found["sigmas"][1] == pytest.approx(21 / 22)
 
 
-FEW = ("sd15", "cogvideox-2b", "edm-cifar10", "flux-dev")
-
-
-@pytest.mark.parametrize("model", [m if m in FEW else pytest.param(m, marks=pytest.mark.slow) for m in PRESETS])
+@pytest.mark.parametrize("model", slow_but(("sd15", "cogvideox-2b", "edm-cifar10", "flux-dev"), PRESETS))
 def test_all_json_is_strict(run: Run, model: str) -> None:
     for command in ("recommend", "zoo", "recommend --distilled lcm", "recommend --scheduler euler --guidance 1"):
         assert strict(run(f"{command} --model {model} --nfe 1,4,20 --json").out)

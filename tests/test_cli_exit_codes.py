@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 from commands import Run, refused
+from marks import slow_but
 
 import hso_jax
 from hso_jax import comparison
@@ -175,7 +176,10 @@ sys.exit(hso_jax.cli.main())
 """
 
 
-@pytest.mark.parametrize("module", ["argparse", "numpy.random", "jax.numpy", "rich.console"])
+MODULES = ["argparse", "numpy.random", "jax.numpy", "rich.console"]
+
+
+@pytest.mark.parametrize("module", slow_but(MODULES[1:2], MODULES))
 def test_130_during_imports(module: str) -> None:
     """Ctrl-C as the program begins to import a module: of its first, of its last, and between."""
     done = python(SIGNALS.format(module=module))
@@ -252,7 +256,10 @@ for call in (
 """
 
 
-@pytest.mark.parametrize("variable", ["JAX_PLATFORMS=cuda", "JAX_PLATFORMS=nonsense", "JAX_PLATFORM_NAME=gpu"])
+VARIABLES = ["JAX_PLATFORMS=cuda", "JAX_PLATFORMS=nonsense", "JAX_PLATFORM_NAME=gpu"]
+
+
+@pytest.mark.parametrize("variable", slow_but(VARIABLES[:1], VARIABLES))
 def test_2_is_a_missing_device_where_one_is_needed(run: Run, variable: str) -> None:
     """One process for all commands and calls: JAX asks for its devices anew until it has found some."""
     hso_jax.save(FOUND, "s.json")

@@ -39,8 +39,10 @@ def clean(text: str) -> bool:
     return all(c.isprintable() or c == "\n" for c in text)
 
 
-@pytest.mark.parametrize("name", NAMES)
-@pytest.mark.parametrize("columns", ["0", "20", "200", "5000", "many"])
+WIDTHS = [*((name, "200") for name in NAMES), *(("markup", columns) for columns in ("0", "20", "5000", "many"))]
+
+
+@pytest.mark.parametrize(("name", "columns"), WIDTHS)
 def test_names_are_shown_as_they_are(run: Run, name: str, columns: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("COLUMNS", columns)
     hso_jax.save(named(NAMES[name]), "s.json")
@@ -66,8 +68,10 @@ def test_names_of_files_are_shown_as_they_are(run: Run, name: str) -> None:
         assert clean(out + err) and (printable(file.stem) in out + err or "-x" in argv)
 
 
-@pytest.mark.parametrize("name", NAMES)
-@pytest.mark.parametrize("kind", ["png", "svg", "pdf"])
+PICTURES = [*((name, "png") for name in NAMES), ("escape", "svg"), ("surrogate", "pdf")]
+
+
+@pytest.mark.parametrize(("name", "kind"), PICTURES)
 @pytest.mark.filterwarnings("ignore:Glyph")
 def test_names_are_drawn(name: str, kind: str) -> None:
     for draw in (plot, methods_figure):

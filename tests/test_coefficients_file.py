@@ -15,10 +15,7 @@ from hso_jax.noise import alpha_sigma
 from hso_jax.schedule import Origin, in_coefficients
 from hso_jax.solvers.weights import PURE_NOISE
 
-MODELS = {
-    **{"vp": preset("sd15"), "ve": preset("edm-cifar10"), "flow": noise.flow(3.0)},
-    "pure noise": noise.cosine(),
-}
+MODELS = {**{"vp": preset("sd15"), "ve": preset("edm-cifar10"), "flow": noise.flow(3.0)}, "pure noise": noise.cosine()}
 
 
 def free(name: str, nfe: int = 5, history: int = 3, end: str = "clean") -> Schedule:
@@ -78,7 +75,7 @@ def test_the_pasted_text_is_the_schedule(schedule: Schedule) -> None:
     assert y == pytest.approx(scale[-1] * x, rel=1e-12)
 
 
-def test_text_of_a_known_solver_and_of_an_odd_name() -> None:
+def test_an_odd_name_ends_no_comment() -> None:
     """The name comes from a file; it ends no comment."""
     plain = dataclasses.replace(baseline("trailing", MODELS["vp"], 3), model="x\nimport os\x1b[31m")
     pasted: dict[str, Any] = {}
@@ -91,7 +88,7 @@ def test_text_of_a_known_solver_and_of_an_odd_name() -> None:
 @pytest.mark.parametrize("end", ["clean", "t_eps"])
 @pytest.mark.parametrize("solver", ["ddim", "dpmpp-2m", "dpmpp-3m", "unipc-2", "unipc-3"])
 @pytest.mark.parametrize("name", ["vp", "ve", "flow"])
-def test_a_known_solver_s_steps_are_coefficients_to_either_end(name: str, solver: str, end: str) -> None:
+def test_known_solvers_are_coefficients_to_either_end(name: str, solver: str, end: str) -> None:
     """Where they run, the predictions are the same: the sample differs by what a solver keeps beyond H = 4 alone."""
     plain = dataclasses.replace(free(name, nfe=4, end=end), origin=Origin(solver=solver), coefficients=None)
     own = in_coefficients(plain)

@@ -45,7 +45,7 @@ def test_files_that_pages_name_exist(page: Path) -> None:
     assert [name for name in named if not (ROOT / name).exists()] == []
 
 
-def test_a_newcomer_s_questions_are_answered_by_files_that_are_there() -> None:
+def test_newcomers_questions_name_files_that_exist() -> None:
     text = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
     rows = text.split("### A newcomer's questions")[1].split("\n\n")[1].splitlines()[2:]
     asked = " ".join(row.split("|")[1] for row in rows)
@@ -99,7 +99,7 @@ def test_the_api_pages_have_every_public_name() -> None:
     assert all(f"\n::: hso_jax.{module}." in text for module in modules)
 
 
-def test_the_api_page_of_the_bridge_has_every_public_name() -> None:
+def test_the_bridge_s_page_has_every_public_name() -> None:
     text = (ROOT / "docs" / "api" / "bridge.md").read_text(encoding="utf-8")
     source = (ROOT / "bridge" / "__init__.py").read_text(encoding="utf-8")
     public = set(re.findall(r"^from bridge\S* import (\w+) as \1$", source, re.M))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import itertools
+import math
 from typing import NamedTuple
 
 import jax
@@ -15,12 +16,12 @@ from solver_error_cells import SD, SD3, deviations, small_family
 
 from hso_jax import error, solver_error_levels, solvers
 from hso_jax.compiling import compiler_options
-from hso_jax.error import OF_A_MODEL, Chunks, error_data, squared_errors
+from hso_jax.error import OF_A_MODEL, PURE, Chunks, error_data, squared_errors
 from hso_jax.lane import Lane
 from hso_jax.lower.quasi_newton import SPACING, lams_of, logits_of, nodes_of
 from hso_jax.lower.trust_region import Expansion, face_step
 from hso_jax.noise import lam_of_s, s_of_lam
-from hso_jax.problems import denoiser, exact, pick, spread
+from hso_jax.problems import denoiser, exact, family, pick, spread
 from hso_jax.solver_error_levels import LaneArrays, Levels, data_of, log_error, pack, weigh
 
 NAMES = ("ddim", "dpmpp-2m", "unipc-3")
@@ -146,7 +147,7 @@ def test_value_and_gradient(index: int) -> None:
     np.testing.assert_allclose(gradient[: cell.gaps], wanted, rtol=1e-6, atol=1e-6 * np.abs(wanted).max())
 
 
-def test_an_accelerator_s_chunks_at_once_are_the_loop_s(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_all_chunks_at_once_equal_the_loop(monkeypatch: pytest.MonkeyPatch) -> None:
     """Of all chunks, and of the first three of four."""
     cell = cells()[CELLS.index(("dpmpp-2m", "interval", "pure noise", 5.0))]
 
@@ -182,7 +183,7 @@ def test_logits_and_nodes_are_inverse(index: int) -> None:
     np.testing.assert_allclose(shifted, nodes, rtol=0, atol=1e-12)  # only differences of logits count
 
 
-def test_squared_errors_are_those_of_sampling_and_the_exact_flow() -> None:
+def test_squared_errors_are_those_of_the_exact_flow() -> None:
     """Of the first chunks only; and the truth is `problems.exact`."""
     cell = cells()[CELLS.index(("dpmpp-2m", "interval", "pure noise", 5.0))]
     with jax.enable_x64(True):
@@ -278,3 +279,19 @@ def test_the_same_problems_are_solved_exactly_once(monkeypatch: pytest.MonkeyPat
     error_data(-2.5, problems=problems[:1], samples=4)
     error_data(-2.5, problems=problems, samples=8)
     assert len(solved) == 3
+
+
+def test_samples_begin_as_pure_noise_or_as_noised_data() -> None:
+    """Where a noise end leaves much of the data, samples begin with noised data."""
+    lam, problems = PURE + 3.0, family(range(3))
+    pure, deep, shallow = (
+        error_data(x, problems=problems, samples=256, steps=16) for x in (-math.inf, PURE - 0.1, lam)
+    )
+    alpha2 = 1.0 / (1.0 + np.exp(-2.0 * lam))
+    variance = np.asarray(pure.truth).var(1)  # of the class
+    assert abs(float(np.asarray(deep.noise).var()) - 1.0) < 0.05
+    wanted = alpha2 * variance.mean(1) + 1.0 - alpha2
+    np.testing.assert_allclose(np.asarray(shallow.noise).var(1).mean(1), wanted, rtol=0.15)
+    assert np.abs(wanted - 1.0).max() > 0.3  # so that pure noise would not do
+    again = error_data(lam, problems=problems, samples=256, steps=16)
+    np.testing.assert_array_equal(again.noise, shallow.noise)

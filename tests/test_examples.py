@@ -29,6 +29,7 @@ def test_a_diffusers_user(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsy
     assert printed.endswith("saved and loaded: the same picture\n")
 
 
+@pytest.mark.slow
 def test_a_new_objective(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     rows = printed_by("new_objective.py", tmp_path, monkeypatch, capsys).splitlines()
     assert [row[:14].strip() for row in rows] == ["MEP", "squared steps", "trailing"]
@@ -39,6 +40,7 @@ def test_a_new_objective(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys
     assert all(0.05 < error < 0.3 for error in errors), errors
 
 
+@pytest.mark.slow
 def test_tuning_a_network(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     report, *rows = printed_by("tune_a_network.py", tmp_path, monkeypatch, capsys).splitlines()
     error, start = map(float, re.findall(r"error ([\d.]+) on samples kept apart, ([\d.]+) at the start", report)[0])

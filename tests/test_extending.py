@@ -41,7 +41,7 @@ def test_an_objective_of_one_s_own(page: dict[str, Any]) -> None:
     np.testing.assert_allclose(np.diff(s.lams), np.diff(s.lams).mean(), rtol=1e-3)
 
 
-def test_an_objective_without_a_value_is_said_to_have_none() -> None:
+def test_an_objective_without_a_value_is_reported() -> None:
     lanes = [hso_jax.Lane(hso_jax.preset("sdxl"), 5, method=hso_jax.Hso(objective=nowhere)), hso_jax.Lane(SDXL, 5)]
     lost, kept = hso_jax.search_many(lanes, effort=hso_jax.Effort(population=4, generations=1))
     assert lost.result == "not_finite" and np.all(np.diff(lost.t) < 0)
@@ -55,7 +55,7 @@ def test_a_solver_of_one_s_own(page: dict[str, Any]) -> None:
     np.testing.assert_array_equal(mine, ddim)
 
 
-def test_a_method_of_one_s_own_finds_the_best_exponent(page: dict[str, Any]) -> None:
+def test_the_page_s_method_finds_the_best_exponent(page: dict[str, Any]) -> None:
     for s in page["found"]:
         assert s.method == "best-exponent"
         noisy, clean = np.exp(-s.lams[[0, -1]])

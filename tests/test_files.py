@@ -49,7 +49,7 @@ def make(kind: str, path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize("kind", ["pipe", "socket", "folder", "device"])
 @pytest.mark.parametrize("linked", [False, True])
-def test_what_is_no_regular_file_is_neither_read_nor_replaced(
+def test_only_regular_files_are_read_or_replaced(
     kind: str, linked: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)  # the name of a socket is at most 108 bytes long
@@ -71,7 +71,7 @@ def test_what_is_no_regular_file_is_neither_read_nor_replaced(
     assert (entries(tmp_path), place.lstat().st_ino) == before
 
 
-def test_a_link_stays_a_link_and_its_target_is_written(tmp_path: Path) -> None:
+def test_a_link_stays_and_its_target_is_written(tmp_path: Path) -> None:
     (tmp_path / "far").mkdir()
     target, link, loop = tmp_path / "far" / "s.json", tmp_path / "link.json", tmp_path / "loop"
     link.symlink_to("far/s.json")
@@ -88,7 +88,7 @@ def test_a_link_stays_a_link_and_its_target_is_written(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("mode", [None, 0o600, 0o640, 0o444])
-def test_permissions_are_those_of_the_old_file_or_of_the_umask(mode: int | None, tmp_path: Path) -> None:
+def test_permissions_follow_the_old_file_or_umask(mode: int | None, tmp_path: Path) -> None:
     place = tmp_path / ("x" * 250 + ".json")  # as long as a name may be
     if mode is not None:
         place.write_text(DOCUMENT)
@@ -155,7 +155,7 @@ def full(*_: Any, **__: Any) -> None:
 @pytest.mark.parametrize(
     ("step", "nth", "kept"), [("fdopen", 2, 0), ("chmod", 2, 0), ("replace", 1, 0), ("replace", 2, 1)]
 )
-def test_several_files_are_staged_and_those_in_place_are_told(
+def test_files_are_staged_before_any_is_replaced(
     step: str, nth: int, kept: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     paths, written, calls, real = [tmp_path / "a", tmp_path / "b"], [], [], getattr(os, step)

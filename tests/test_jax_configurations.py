@@ -12,12 +12,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from marks import slow_but
 from solver_error_cells import EFFORT, SD, SD3, method, small_family
 
 from hso_jax import Hso, Lane, baseline, mep, refine, search, search_many, solver_error, spf
 from hso_jax import problems as p
 from hso_jax.cli.show import landscape
-from hso_jax.noise import PRESETS, NoiseSchedule, preset
+from hso_jax.noise import NoiseSchedule, preset
 from hso_jax.solver_error_levels import Coefficients
 from hso_jax.solvers import SOLVERS, sample
 
@@ -71,14 +72,14 @@ DOORS: dict[str, Callable[[], Any]] = {
     "spf": lambda: [spf(jnp.asarray(LAMS), jnp.asarray(T), 0.1, p=1, gamma=10, intervals=jnp.asarray(3))],
     "solver_error": lambda: solver_error(baseline("karras", SD, 4), SD, solver="unipc-3", samples=4, guidance=3.0),
     "dm-nonuni": lambda: baseline("dm-nonuni", SD, 5).t,
-    "noise": lambda: [of_noise(preset(name)) for name in PRESETS],
+    "noise": lambda: [of_noise(preset(name)) for name in ("sd15", "edm-cifar10", "flux-dev", "cogvideox-2b")],
     "problems": of_problems,
     "solvers": of_solvers,
     "plots": lambda: landscape(baseline("karras", SD, 4)) and [],
 }
 
 
-@pytest.mark.parametrize("door", DOORS)
+@pytest.mark.parametrize("door", slow_but(("hso", "refine", "mep", "spf", "noise"), DOORS))
 def test_strict_promotion_and_nan_checks_change_no_result(door: str) -> None:
     with strict():
         found = DOORS[door]()
@@ -86,6 +87,7 @@ def test_strict_promotion_and_nan_checks_change_no_result(door: str) -> None:
         np.testing.assert_array_equal(mine, wanted)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("how", ["hso", "solver-error"])
 def test_another_default_generator_changes_no_lane(how: str) -> None:
     lanes = [Lane(SD, 4, seed=seed, method=method() if how == "solver-error" else "hso") for seed in range(3)]

@@ -161,14 +161,14 @@ def test_numpy_s_numbers_are_spacings_too() -> None:
 
 
 @given(st.lists(st.floats(-20, 20), min_size=2, max_size=12, unique=True), st.floats(-2, 5))
-def test_mep_is_positive_and_splitting_an_interval_at_p_1_lowers_it(values: list[float], p: float) -> None:
+def test_splitting_an_interval_lowers_mep_at_p_1(values: list[float], p: float) -> None:
     lams = np.sort(np.array(values))
     assert np.isfinite(mep(lams, p)) and mep(lams, p) >= 0
     halves = np.sort(np.concatenate([lams, 0.5 * (lams[1:] + lams[:-1])]))
     assert mep(halves, 1.0) <= mep(lams, 1.0) * (1 + 1e-12)
 
 
-def test_second_derivatives_of_an_interval_are_right_at_midpoint_0() -> None:
+def test_second_derivatives_are_right_at_midpoint_0() -> None:
     """The written-out gradient's own derivative is the written-out second derivative, also where the midpoint is 0."""
     with jax.enable_x64(True):
         at = jnp.asarray(-0.5), jnp.asarray(0.5)

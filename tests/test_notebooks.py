@@ -63,7 +63,7 @@ def test_notebooks_run(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize("file", NOTEBOOKS, ids=lambda file: file.stem)
-def test_a_notebook_s_page_has_its_text_code_and_pictures(file: Path) -> None:
+def test_a_notebook_s_page_has_all_of_it(file: Path) -> None:
     pytest.importorskip("mkdocs", reason="the site's packages: CI installs them")
     text = file.read_text(encoding="utf-8")
     page = module(ROOT / "docs" / "site_pages.py").from_notebook(text)

@@ -30,7 +30,7 @@ def test_plot_draws_every_node_of_every_schedule():
     np.testing.assert_allclose(plot(flow).axes[0].lines[0].get_ydata(), flow.timesteps, rtol=1e-12)
 
 
-def test_methods_figure_has_a_line_per_method_and_a_panel_per_nfe():
+def test_methods_figure_draws_every_method_and_nfe():
     figure = methods_figure([s for s in RULES if s.layout == "node"])
     found = panels(figure)
     assert list(found) == ["N = 4", "N = 6"] and all(len(p.lines) == 2 for p in found.values())

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 import jax
@@ -164,7 +163,7 @@ def test_generic_has_the_variance_and_the_spectrum_it_says() -> None:
         assert np.exp(found.class_log_weights).tolist() == pytest.approx([0.25] * 4 + [0.0] * 1996)
 
 
-def test_the_same_key_is_the_same_problem_in_any_dtype() -> None:
+def test_a_key_is_one_problem_in_any_dtype() -> None:
     narrow, again = (generic(jax.random.key(5)) for _ in range(2))
     with jax.enable_x64(True):
         wide = generic(jax.random.key(5))
@@ -173,7 +172,7 @@ def test_the_same_key_is_the_same_problem_in_any_dtype() -> None:
     jax.tree.map(np.testing.assert_array_equal, narrow, again)
 
 
-def test_members_of_a_family_are_generic_problems_of_their_seed_and_kind() -> None:
+def test_a_family_s_members_are_generic_problems() -> None:
     kinds = [Kind(1.0, 0.2, 0.5), Kind(2.0, 0.6, 3.0)]
     many = family([5, 6, 9], kinds, **SMALL)
     assert [leaf.shape for leaf in many] == [(3, 3), (3, 3), (3, 3, 4), (3, 4)]
@@ -196,14 +195,7 @@ def test_stacked_problems_are_each_its_own() -> None:
         np.testing.assert_allclose(together[i], problems.denoise(alone, x, 0.3, 2.0), rtol=1e-5, atol=1e-6)
 
 
-def test_kinds_are_every_combination_once_and_neighbours_are_mixed() -> None:
-    assert len(set(KINDS)) == len(KINDS) == math.prod(len(set(values)) for values in zip(*KINDS, strict=True))
-    for i in range(len(KINDS) - 3):
-        spectra, within, scales = (set(values) for values in zip(*KINDS[i : i + 4], strict=True))
-        assert len(within) == 4 and len(scales) == 3 and len(spectra) >= 2
-
-
-def test_default_members_have_their_kind_s_variance_share_and_spectrum() -> None:
+def test_default_members_have_their_kind_s_spectrum() -> None:
     many = family()
     assert many.means.shape == (len(KINDS), 32, 32)
     total = variance(many)
@@ -215,7 +207,7 @@ def test_default_members_have_their_kind_s_variance_share_and_spectrum() -> None
     assert 0.5 < float(in_centre.mean()) < 0.7  # a default class has more than half of the variance in its centre
 
 
-def test_the_class_lies_apart_from_the_others_and_the_variance_stays() -> None:
+def test_apart_moves_the_class_and_keeps_variance() -> None:
     def ratio(apart: float) -> float:
         problem = generic(jax.random.key(1), scale=2.0, apart=apart)
         np.testing.assert_allclose(variance(problem), 4.0, rtol=1e-5)

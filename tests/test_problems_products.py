@@ -176,14 +176,6 @@ def test_from_components_goes_on_to_the_total() -> None:
     np.testing.assert_array_equal(whole.deviations, head)
 
 
-def test_named_spectra_are_what_the_table_says() -> None:
-    for name, entry in problems.SPECTRA.items():
-        found, deviation = problems.named(name), entry.get("deviation", 1.0)
-        assert found.dimension == entry["dimension"]
-        assert found.total == pytest.approx(entry["dimension"] * deviation**2)
-        assert 0.1 < found.deviations[0] / (deviation * entry["dimension"] ** 0.5) < 0.45, name
-
-
 REFUSED: list[tuple[Any, tuple[Any, ...], dict[str, Any], str]] = [
     (products, (WEIGHTS, MEANS[:2], VARIANCES), {}, "shapes"),
     (products, (WEIGHTS, MEANS * np.nan, VARIANCES), {}, "means has NaN"),

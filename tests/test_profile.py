@@ -12,6 +12,7 @@ from typing import Any
 import jax
 import numpy as np
 import pytest
+from marks import slow_but
 
 import hso_jax
 from hso_jax import Profile, SolverError, lanes, preset
@@ -28,7 +29,10 @@ def drawn(count: int, deviations: Any, seed: int = 0) -> np.ndarray:
     return np.random.default_rng(seed).standard_normal((count, len(deviations))) * deviations
 
 
-@pytest.mark.parametrize(("dimension", "exponent", "count"), [(784, 1.0, 64), (2048, 0.9, 96), (16, 1.5, 400)])
+SPECTRA = [(784, 1.0, 64), (2048, 0.9, 96), (16, 1.5, 400)]
+
+
+@pytest.mark.parametrize(("dimension", "exponent", "count"), slow_but(SPECTRA[::2], SPECTRA))
 def test_finds_a_spectrum_again_from_few_samples(dimension: int, exponent: float, count: int) -> None:
     true = np.arange(1.0, dimension + 1) ** (-exponent / 2)
     found = [profile_of(drawn(count, true, seed)) for seed in range(4)]
@@ -199,6 +203,7 @@ def test_a_profile_of_another_model_is_refused() -> None:
         lanes([SD], [4], method=SolverError(profile="p.json"))  # type: ignore[arg-type]
 
 
+@pytest.mark.slow
 def test_the_page_s_code_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     text = (Path(hso_jax.__file__).parent.parent / "docs" / "profile.md").read_text(encoding="utf-8")

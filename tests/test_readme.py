@@ -9,6 +9,7 @@ from pathlib import Path
 
 import jax
 import pytest
+from marks import slow_but
 
 import hso_jax
 from benchmarks import runner
@@ -28,7 +29,7 @@ def _table(marker: str, page: str = "README.md") -> list[list[str]]:
     return [[cell.strip() for cell in line.strip("|").split("|")] for line in lines.splitlines()[2:]]
 
 
-@pytest.mark.parametrize("page", ["README.md", "docs/method.md", "docs/recommend.md"])
+@pytest.mark.parametrize("page", slow_but(["README.md"], ["README.md", "docs/method.md", "docs/recommend.md"]))
 def test_python_examples_run(
     page: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -97,7 +98,7 @@ def test_the_gains_over_pipelines_are_those_of_the_records() -> None:
         assert text == f"{math.exp(sum(logs) / len(logs)):.2f}"
 
 
-def test_ratios_to_the_best_known_solver_are_those_of_the_records() -> None:
+def test_solver_ratios_are_those_of_the_records() -> None:
     """In README and the docs: coefficients of their own, with a profile and without."""
     found = runner.read(ROOT / "docs" / "results" / "heldout.jsonl").cells
     budgets, ratios = (4, 5, 6, 7, 8, 10), {}

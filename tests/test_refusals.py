@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import jax
@@ -24,19 +25,9 @@ from hso_jax.profile import profile_of
 from hso_jax.schedule import Origin, Scores
 from hso_jax.solver_error_levels import Refinement
 
-NO_NUMBERS: list[Any] = [
-    "2",
-    True,
-    math.nan,
-    math.inf,
-    -math.inf,
-    10**400,
-    [1.0, 2.0],
-    {},
-    1j,
-    object(),
-    np.array(["a"]),
-]
+WRONG: list[Any] = [math.nan, 10**400, object(), "2"]
+"""What hardly any argument may be: a number that is none or beyond all floats, no number, a text."""
+NO_NUMBERS: list[Any] = [*WRONG, True, math.inf, -math.inf, [1.0, 2.0], {}, 1j, np.array(["a"])]
 PROBLEM = stack_problems([mixture([1, 1], [[0.0, 1.0], [1.0, 0.0]], [1.0, 1.0])])
 SAMPLES = np.random.default_rng(0).normal(size=(40, 3))
 NODES = Schedule.from_t(SD, [1.0, 0.5])
@@ -96,62 +87,32 @@ USUAL: dict[str, tuple[Callable[..., Any], dict[str, Any]]] = {
         lambda **options: lanes([SD], [4], method=SolverError(**options)),
         {"profile": Profile((2.0, 1.0), 6.0, 3)},
     ),
-    "search": (
-        find,
-        {"noise": SD, "nfe": 4, "layout": "node", "method": "hso", "seed": 0, "effort": Effort()},
-    ),
-    "beta_table": (
-        beta_table,
-        {"rule": "linear", "beta_start": 0.1, "beta_end": 0.2, "num_train_timesteps": 10},
-    ),
+    "search": (find, {"noise": SD, "nfe": 4, "layout": "node", "method": "hso", "seed": 0, "effort": Effort()}),
+    "beta_table": (beta_table, {"rule": "linear", "beta_start": 0.1, "beta_end": 0.2, "num_train_timesteps": 10}),
 }
-RIGHT: dict[tuple[str, str], list[Any]] = {  # what of `NO_NUMBERS` an argument may be, beside numbers
-    ("origin", "psi"): [{}],
-    ("scores", "others_same_nodes"): [{}],
-    ("scores", "others_own_nodes"): [{}],
-    ("origin", "versions"): [{}],
-    **{("origin", name): ["2"] for name in ("method", "solver", "result")},
-    ("from_lams", "lams"): [[1.0, 2.0]],
-    ("from_sigmas", "sigmas"): ["2"],  # as pasted
-    ("hso", "relax"): [True],
-    ("lanes", "noises"): [{}],
-    ("lanes", "nfes"): [{}],
-    ("lanes", "layouts"): [{}],
-    ("lanes", "seeds"): [{}],
-    ("error_data", "start"): [-math.inf],
-    ("ModelError", "cap"): [math.inf],
-    ("Profile", "measured"): [{}],
-    ("Profile", "ends"): [[1.0, 2.0]],
-    ("mixture", "weights"): [[1.0, 2.0]],
-    ("mixture", "variances"): [[1.0, 2.0]],
-}
+TEXTS = {("origin", "method"), ("origin", "solver"), ("origin", "result"), ("from_sigmas", "sigmas")}
+"""Arguments that a text may be: names, and sigmas as they are pasted."""
 SHOWN_AS = {
-    "d_min": "spacing|d_min",
-    "sigmas": "sigmas|t must fall",
-    "rule": "beta_schedule",
-    "name": "baseline",
-    "model": "model|noise",
-    "nfes": "nfes?",
+    **{"d_min": "spacing|d_min", "sigmas": "sigmas|t must fall", "rule": "beta_schedule", "name": "baseline"},
+    **{"model": "model|noise", "noise": "noise|model", "noises": "noises?|is not a preset", "nfes": "nfes?"},
+    **{"layouts": "layouts?", "seeds": "seeds?", "t": r"t(\[0\])? "},
+    **{name: f"{name}|shapes" for name in ("means", "weights", "variances")},
 }
-SHOWN_AS |= {"noise": "noise|model"}
-SHOWN_AS |= {
-    "layouts": "layouts?",
-    "seeds": "seeds?",
-    "t": r"t(\[0\])? ",
-    "means": "means|shapes",
-    "weights": "weights|shapes",
-}
-SHOWN_AS |= {"variances": "variances|shapes", "fitness": "fitness", "noises": "noises?|is not a preset"}
 
 
 @pytest.mark.parametrize(("call", "name"), [(call, name) for call, (_, usual) in USUAL.items() for name in usual])
 def test_wrong_kinds_are_refused_by_name(call: str, name: str) -> None:
     function, usual = USUAL[call]
-    for value in NO_NUMBERS:
-        if any(type(value) is type(x) and value == x for x in RIGHT.get((call, name), [])):
-            continue
+    for value in WRONG[: 3 if (call, name) in TEXTS else 4]:
         with pytest.raises(ValueError, match=SHOWN_AS.get(name, name)):
             function(**{**usual, name: value})
+
+
+@pytest.mark.parametrize("check", [partial(number, "seed"), lambda x: whole("seed", x, 0, 9), check_seed])
+def test_a_check_refuses_what_is_no_number(check: Callable[..., Any]) -> None:
+    for value in NO_NUMBERS:
+        with pytest.raises(ValueError, match=r"seed is .*need"):
+            check(value)
 
 
 def test_p_of_any_real_number_that_has_a_score() -> None:
@@ -163,7 +124,7 @@ def test_p_of_any_real_number_that_has_a_score() -> None:
         baseline("uniform-lam", ve(1e-30, 1e30), 20, p=-99)
 
 
-def test_a_population_has_at_least_the_four_that_differential_evolution_needs() -> None:
+def test_a_population_has_at_least_four() -> None:
     with pytest.raises(ValueError, match=r"effort\.population is 3; need a whole number from 4"):
         find(SD, 4, effort=Effort(population=3))
 

@@ -65,7 +65,7 @@ def test_from_sigmas_and_from_lams_invert_from_t(model: str, layout: str) -> Non
         assert (back.layout, back.nfe, back.end) == (s.layout, s.nfe, s.end)
 
 
-def test_from_lams_takes_what_is_out_of_range_to_the_ends() -> None:
+def test_from_lams_clips_to_the_model_s_ends() -> None:
     assert Schedule.from_lams(SD, [SD.noise_end, 99.0]).t.tolist() == [1.0, SD.t_min]
     assert Schedule.from_lams(cosine(), [-np.inf, 0.0]).t[0] == Schedule.from_sigmas(cosine(), [np.inf, 1.0]).t[0] == 1
 
@@ -180,7 +180,7 @@ def test_new_scores_are_checked_and_the_old_schedule_stays() -> None:
         NODE.with_scores(error=np.nan)
 
 
-def test_a_schedule_shows_itself_in_a_line_a_table_and_a_figure() -> None:
+def test_a_schedule_has_a_repr_table_and_figure() -> None:
     s = dataclasses.replace(INTERVAL, model="a\n<b>")
     assert repr(s).startswith(r"<Schedule a\n<b>: N = 4, interval, custom for any, timesteps 999 ")
     assert "\n" not in repr(s) and len(s.plot().axes[0].lines) == 1

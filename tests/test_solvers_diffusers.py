@@ -130,7 +130,7 @@ def test_agrees_with_diffusers(solver: str, model: str, end: str) -> None:
     if name is None:
         pytest.skip("diffusers has it for the other kind of model only")
     with jax.enable_x64(True):
-        for nfe in range(1, 21):
+        for nfe in (1, 2, 3, 4, 5, 6, 9, 20):
             schedule = random_schedule(model, nfe, end)
             wanted, calls = theirs(name, config, schedule, noise())
             got = ours(solver, schedule, noise())

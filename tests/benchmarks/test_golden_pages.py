@@ -47,6 +47,6 @@ def test_the_command_makes_the_committed_page(records, command, made, tmp_path):
 
 
 @pytest.mark.parametrize("page", sorted(RESULTS.glob("**/*.md")), ids=lambda page: str(page.relative_to(RESULTS)))
-def test_every_picture_and_page_that_the_results_name_is_there(page):
+def test_results_name_pictures_and_pages_that_exist(page):
     for link in re.findall(r"\]\(([^)#]+)\)", page.read_text()):
         assert link.startswith("https://") or (page.parent / link).is_file(), link

@@ -3,7 +3,6 @@
 import io
 import math
 import zipfile
-from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
@@ -13,10 +12,8 @@ from tiny_models import OUTSIDE
 
 import bridge
 from benchmarks import measure, runner, targets, wheels
-from benchmarks.heldout import report
 from benchmarks.heldout.__main__ import main
 from benchmarks.measure import FINE
-from benchmarks.runner import Record
 from hso_jax import baseline
 
 
@@ -36,7 +33,7 @@ def command(folder, path, *more):
 
 
 @pytest.mark.parametrize("name", ["gauss-eps", "gauss-flow"])
-def test_converged_samples_are_the_exact_ones_and_calls_are_counted(folder, name, tmp_path, monkeypatch):
+def test_converged_samples_are_the_exact_ones(folder, name, tmp_path, monkeypatch):
     monkeypatch.setattr(targets, "CACHE", tmp_path / "cache")
     one = targets.Networks(folder).target(name)
     judged = targets.Judged(one, one.count(4), FINE)
@@ -70,14 +67,14 @@ def test_the_command_measures_resumes_and_writes_the_page(folder, tmp_path, caps
     assert main(command(folder, path)) == 2 and "records of gauss-eps from other files" in capsys.readouterr().err
 
 
-def test_a_profile_is_measured_on_noise_that_nothing_is_judged_on(folder):
+def test_a_profile_is_measured_on_other_noise(folder):
     one = targets.Networks(folder).target("gauss-eps")
     profile = one.profile(0)
     assert profile.deviations == pytest.approx((2.0, 0.5), rel=0.2) and profile.prediction == "epsilon"
     assert not torch.isin(one.latents(targets.PROFILED, 2**31), one.latents(8, 0)).any()
 
 
-def test_a_flow_that_does_not_start_at_pure_noise_starts_smaller(folder, tmp_path, monkeypatch):
+def test_a_flow_below_pure_noise_starts_smaller(folder, tmp_path, monkeypatch):
     """x = (1 - s) x0 + s eps of unit data and noise has the deviation sqrt(s^2 + (1 - s)^2)."""
     monkeypatch.setattr(targets, "CACHE", tmp_path / "cache")
     one, given = measure.Network(targets.Networks(folder), "gauss-flow", 1.0, 2, 0, 24, {}), []
@@ -183,7 +180,7 @@ def test_networks_in_wheels_are_targets_like_others(wheel_folder, name, monkeypa
     assert samples.shape == (2, *one.shape) and bool(samples.isfinite().all())
 
 
-def test_eps_and_x0_of_galaxies_agree_at_the_trained_levels(wheel_folder):
+def test_galaxies_eps_and_x0_agree(wheel_folder):
     """The score of N(0, 1) data is -y at every level: x0 of x is x/(1 + sigma^2), and sigma stops at its ends."""
     net = wheels.load("ztf32", wheel_folder)
     net.module = lambda y, t: -y
@@ -201,35 +198,3 @@ def test_missing_wheels_are_downloaded_by_name_and_said_so(tmp_path, capsys, mon
     assert "--no-deps" in asked[0] and "downloading galaxygrad==0.1.9" in capsys.readouterr().out
     with pytest.raises(ValueError, match="has no wheel of 21cmPSDenoiser"):
         wheels.load("spectra21", tmp_path)
-
-
-# ---- the page
-
-
-def record(method, rmse, solver="ddim", nfe=4, **more):
-    own = Record("a", 1.0, solver, nfe, method, 0, 8, "float32", lams=(-1.0, 0.0, 1.0, 2.0), teacher=1e-4)
-    return replace(own, rmse=rmse, rmse_low=rmse, rmse_high=None if rmse is None else 1.1 * rmse, **more)
-
-
-def test_what_is_taken_is_compared_with_the_best_rule_with_the_best_solver():
-    found = [
-        record("trailing", 0.4), record("flow-3", 0.1, "unipc-3"), record("recommend", 0.05, "any"),
-        record("zoo", 0.2, problem_error=0.3), record("zoo", 0.08, "unipc-3", problem_error=0.1),
-        record("zoo", 0.02, "dpmpp-2m", problem_error=0.2), record("zoo", 0.05, "nonstationary", problem_error=0.05),
-    ]  # fmt: skip
-    ratios = {name: cells["a", 4] for name, cells in report.taken_ratios(found).items()}
-    assert ratios == pytest.approx({"`recommend`": 0.5, "zoo, known": 0.8, "zoo, free": 0.5, "Euler": 4.0})
-    text = report.taken([*found, record("recommend", 0.3, "any", nfe=6), record("trailing", 0.2, nfe=6)])
-    assert "| `recommend` | 0.87 | 1.50 (a, N = 6) | 1 of 2 |" in text and "| all | Euler | 4.00 | 1.00 |" in text
-
-
-def test_wins_ties_losses_and_ratios_are_counted_against_the_best_of_all_rules():
-    found = [
-        record("trailing", 0.2), record("flow-3", 0.1), record("hso", 0.05), record("solver-error", 0.105),
-        record("trailing", 0.2, nfe=6), record("hso", None, nfe=6), record("solver-error", 0.4, nfe=6),
-    ]  # fmt: skip
-    text = report.summary(found, ("solver-error", "hso"))
-    assert "| a | all | 0 / 1 / 1 | 1.45 | 2.00 | 1 / 0 / 1 | inf | inf |" in text
-    other = [replace(r, model="b", solver="unipc-3") for r in found]
-    text = report.summary([*found, *other], ("solver-error", "hso"))
-    assert "| all | all | 0 / 2 / 2 | 1.45 | 2.00 | 2 / 0 / 2 | inf | inf |" in text

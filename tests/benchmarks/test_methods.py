@@ -69,7 +69,8 @@ def test_a_method_without_a_schedule_says_why(method, model, reason, calls):
         prepare(method, targets.own(model), "ddim", 4)
 
 
-def test_what_looks_at_the_model_counts_its_evaluations_on_other_noise(calls, monkeypatch):
+@pytest.mark.slow
+def test_what_looks_at_the_model_counts_evaluations(calls, monkeypatch):
     monkeypatch.setattr(methods, "DIRECT_EVALUATIONS", 200)
     target = targets.own("fashion-eps")
     found = prepare("direct", target, "dpmpp-2m", 3)

@@ -11,7 +11,6 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from safetensors import safe_open
 
 from benchmarks.models import card, train
 from benchmarks.models.data import FASHION, load_data, to_unit
@@ -29,16 +28,7 @@ def npz(folder: Path, **arrays) -> Path:
     return folder / "data.npz"
 
 
-def test_noise_schedules_are_sds_pixarts_and_rectified_flow():
-    sd, flow, pixart = (load(name).scheduler.config for name in ("fashion-eps", "emoji-flow", "fashion-v"))
-    assert (sd.beta_schedule, sd.beta_start, sd.beta_end) == ("scaled_linear", 0.00085, 0.012)
-    assert (pixart.beta_schedule, pixart.beta_start, pixart.beta_end) == ("linear", 0.0001, 0.02)
-    assert (sd.prediction_type, pixart.prediction_type) == ("epsilon", "v_prediction")
-    assert {c.num_train_timesteps for c in (sd, flow, pixart)} == {1000}
-    assert flow.shift == 1.0 and not flow.use_dynamic_shifting
-
-
-def test_forward_pass_has_the_shape_of_an_image_and_depends_on_the_label(trained):
+def test_the_network_depends_on_label_and_guidance(trained):
     x = torch.randn(2, *trained.shape, generator=torch.Generator().manual_seed(0))
     out = trained.predict(x, 500.0, torch.tensor([0, 1]), guidance=1.0)
     none = trained.predict(x, 500.0, torch.full((2,), trained.no_label), guidance=1.0)
@@ -48,6 +38,7 @@ def test_forward_pass_has_the_shape_of_an_image_and_depends_on_the_label(trained
     torch.testing.assert_close(guided, none + 3 * (out - none), rtol=1e-3, atol=1e-4)
 
 
+@pytest.mark.slow
 def test_samples_are_what_was_asked_for(trained):
     labels = torch.tensor([1, 3, 5, 8]).repeat_interleave(3)  # emoji: animals, flags, objects, symbols
     images = sample(trained, labels, steps=10, guidance=2.0)
@@ -91,7 +82,7 @@ def emoji_arrays() -> dict[str, np.ndarray]:
     return {"images": images, "labels": labels, "categories": np.array(["A", "B"]), "names": np.array(NAMES)}
 
 
-def test_emoji_are_split_by_character_and_variants_share_their_chance(tmp_path):
+def test_emoji_are_split_by_character(tmp_path):
     arrays = emoji_arrays()
     data = load_data("emoji", npz(tmp_path, **arrays))
     assert len(data.train) == 54 and len(data.test) == 6  # 2 characters of 20, with their variants, are held out
@@ -170,7 +161,7 @@ def test_the_cards_are_up_to_date(name):
     assert (WEIGHTS / name / "README.md").read_text() == card.card(WEIGHTS / name)
 
 
-def test_a_card_follows_its_numbers_and_does_without_a_picture(tmp_path):
+def test_a_card_follows_its_numbers(tmp_path):
     folder = Path(shutil.copytree(WEIGHTS / "fashion-eps", tmp_path / "fashion-eps"))
     facts = json.loads((folder / "training.json").read_text())
     runs = [{"name": "fashion-eps", "steps": 11, "minutes": 2.5, "held_out_loss": 0.5}]
@@ -183,16 +174,6 @@ def test_a_card_follows_its_numbers_and_does_without_a_picture(tmp_path):
     assert first.endswith("--steps 11")
     assert second.endswith("--steps 22 --start-from benchmarks/models/weights/fashion-eps --work build/models/2")
     assert "samples.png" not in text
-
-
-def test_no_weights_are_larger_than_10_mb_and_all_are_float32():
-    files = list(WEIGHTS.rglob("*.safetensors"))
-    assert len(files) == len(MODELS) + len(CLASSIFIERS)
-    for file in files:
-        assert file.stat().st_size <= 10e6, file
-        with safe_open(file, "pt") as tensors:
-            kinds = {tensors.get_slice(key).get_dtype() for key in tensors.keys()}  # noqa: SIM118
-        assert kinds <= {"F32", "I64"}, file
 
 
 @pytest.mark.parametrize("data", CLASSIFIERS)

@@ -11,7 +11,7 @@ from tiny_models import Calls
 
 from benchmarks import measure, methods, runner, tables, targets
 from benchmarks.__main__ import main
-from benchmarks.networks import cells, grids, report
+from benchmarks.networks import cells, grids
 from benchmarks.runner import Record, noise_of
 from hso_jax import baseline
 
@@ -25,7 +25,7 @@ def record(method="trailing", rmse=0.2, fid=3.0, *, model="fashion-eps", solver=
     return own.with_schedule(baseline("trailing", noise_of(model), nfe))
 
 
-def test_the_order_of_work_finishes_columns_and_leaves_costly_methods_to_the_end():
+def test_whole_columns_come_first_and_costly_methods_last():
     plan = cells.plan()
     assert len(plan) == len(set(plan)) and all(c.method in methods.METHODS for c in plan)
     first = [c for c in plan if c.guidance == 1.0 and c.method in cells.QUICK]
@@ -122,7 +122,7 @@ def test_converged_samples_are_solved_once_for_each_setting(tmp_path, monkeypatc
 # ---- tables
 
 
-def test_the_best_is_bold_what_lies_in_its_interval_italic_and_the_limit_is_not_ranked():
+def test_the_best_is_bold_and_ties_are_italic():
     column = {r.method: r for r in (record("hso", 0.2), record("trailing", 0.2099), record("karras", 0.2101))}
     column |= {"direct": record("direct", 0.1), "ays": replace(record("ays"), rmse=None)}
     marked = {"hso": "**0.200**", "trailing": "*0.210*", "karras": "0.210", "direct": "0.100", "ays": "diverged"}
@@ -131,7 +131,7 @@ def test_the_best_is_bold_what_lies_in_its_interval_italic_and_the_limit_is_not_
     assert {x: tables.number(x) for x in numbers} == numbers
 
 
-def test_wins_ties_losses_and_ratios_are_counted_against_the_best_of_others():
+def test_outcomes_are_counted_against_the_best_other():
     found = [
         record("trailing", 0.2), record("karras", 0.1), record("hso", 0.05), record("ours", 0.105),
         record("trailing", 0.2, nfe=6), record("ours", 0.4, nfe=6), record("ours", 0.4, nfe=8),
@@ -144,30 +144,3 @@ def test_wins_ties_losses_and_ratios_are_counted_against_the_best_of_others():
     assert lost.ratio == np.inf and lost.outcome == 2
     assert tables.geometric_mean([1.0, 4.0]) == 2.0 and tables.geometric_mean([1.0, np.inf]) == np.inf
     assert tables.with_all([(("a", "b"), "c", 2.0)])[1] == (("all", "b"), "c", 2.0)
-
-
-def test_the_summary_leaves_out_methods_that_look_at_the_network():
-    found = [record("solver-error", 0.1), record("trailing", 0.2), record("gits", 0.05), record("nonstationary", 0.01)]
-    found += [record("solver-error", 0.2, nfe=6), record("karras", 0.1, nfe=6), record("zoo", 0.01, nfe=6)]
-    assert "| 1 | fashion-eps | 1 / 0 / 1 | 2 / 0 / 0 | - |" in report.tally(found)
-
-
-def test_ratios_are_geometric_means_over_networks_a_row_a_solver_and_n():
-    found = [
-        *(record(m, x) for m, x in (("hso", 0.2), ("dm-nonuni", 0.1))),
-        *(record(m, x, model="fashion-v") for m, x in (("hso", 0.2), ("dm-nonuni", 0.4), ("trailing", 1.0))),
-        *(replace(record(m, nfe=6), rmse=x) for m, x in (("hso", None), ("dm-nonuni", 0.1), ("trailing", 0.2))),
-        *(record(m, 0.1, nfe=report.BETWEEN) for m in ("hso", "dm-nonuni")),
-    ]
-    pairs = [("hso", "dm-nonuni"), ("trailing", "hso")]
-    assert "| DDIM | 4 | 1.00 | 5.00 |\n" in (text := report.relative(found, pairs, ("rmse",)))
-    assert text.count("\n") == 3  # N = 6 diverged, and 7 has no row
-    guided = report.relative([replace(r, guidance=2.0) for r in found], pairs, ("rmse",))
-    assert "| 2 | DDIM | 4 | 1.00 | 5.00 |" in guided and report.relative([], pairs) == tables.NONE
-
-
-def test_coefficients_are_counted_against_the_best_known_solver():
-    found = [record("trailing", 0.4), record("hso", 0.2, solver="unipc-3"), record("direct", 0.01)]
-    found += [record("nonstationary", 0.1, nfe=n) for n in (4, 6)]
-    text = report.own_coefficients(found)
-    assert "| 1 | 4 | 0.50 | 0.50 | 1.00 | 1.00 |" in text and "| 1 | 6 |" not in text and "| 1 | all | 0.50" in text

@@ -35,7 +35,7 @@ def file_of(tmp_path, *entries):
     return path
 
 
-def test_the_levels_that_are_evaluated_are_read_in_either_unit(tmp_path):
+def test_levels_are_read_in_either_unit(tmp_path):
     flow = {"noise": "rectified flow (t = 0 noise)", "unit": "sigma (flow)", "guidance": "default (not stated)"}
     path = file_of(tmp_path, entry(), entry(**flow, values=[1.0, 0.5, 0.25, 0.1]))
     one, other = published.read(path)
@@ -59,22 +59,17 @@ def test_noise_in_words(text, kind, highest):
     assert noise.kind == kind and float(noise.ksigma(float(noise.t_max))) == pytest.approx(highest, rel=1e-3)
 
 
-def test_the_distance_is_the_mean_over_the_nodes_after_the_first():
+def test_distances_are_means_over_the_later_nodes():
+    """Signed they are below zero where ours are cleaner."""
     noise = preset("sd15")
     lams = np.array([-2.5, -1.0, 0.5, 2.0])
     schedule = Schedule.from_t(noise, noise.t_of_lam(lams))
     assert published.distance(lams + np.array([9.0, 0.1, -0.2, 0.3]), schedule) == pytest.approx(0.2, abs=1e-6)
-
-
-def test_the_signed_distance_is_below_zero_where_ours_are_cleaner():
-    noise = preset("sd15")
-    lams = np.array([-2.5, -1.0, 0.5, 2.0])
-    schedule = Schedule.from_t(noise, noise.t_of_lam(lams))
     assert published.signed(lams + np.array([9.0, -0.1, -0.2, 0.3]), schedule) == pytest.approx(0.0, abs=1e-6)
     assert published.signed(lams - 0.5, schedule) == pytest.approx(-0.5, abs=1e-6)
 
 
-def test_the_summary_means_over_the_lists_of_a_source_and_model():
+def test_the_summary_averages_a_source_s_lists():
     one = published.Published("AYS", "SD1.5", "2M", preset("sd15"), 7.5, zoo("sd15", 4, "ddim", guidance=7.5).lams)
     own = {name: zoo("sd15", 4, name, guidance=7.5) for name in ("ddim", "dpmpp-2m")}
     lams = own["dpmpp-2m"].lams
@@ -114,7 +109,8 @@ def test_a_list_of_nodes_alone_has_no_steps():
     assert learned.steps_of(entry()) is None
 
 
-def test_our_own_schedule_is_at_distance_zero_and_the_page_says_so(tmp_path, monkeypatch, capsys):
+@pytest.mark.slow
+def test_our_own_schedule_is_at_distance_zero(tmp_path, monkeypatch, capsys):
     own = zoo("sd15", 4, "unipc-3", guidance=7.5)
     path = file_of(tmp_path, entry(values=[float(x) for x in np.exp(-own.lams)]))
     monkeypatch.setattr(published, "RULES", ("trailing", "ays"))
@@ -143,7 +139,7 @@ def test_what_cannot_be_read_is_named_by_its_entry(tmp_path, changes, message):
         published.read(path)
 
 
-def test_a_file_that_is_no_list_and_an_entry_without_its_keys_are_refused(tmp_path, capsys):
+def test_what_is_no_list_of_entries_is_refused(tmp_path, capsys):
     path = tmp_path / "list.json"
     path.write_text("[]")
     assert published.main(["--file", str(path)]) == 2 and "list of entries" in capsys.readouterr().err
@@ -161,7 +157,7 @@ def gaussian() -> Target:
     return Target("gauss", noise.flow(name="gauss"), denoiser, (3,), 0, None)
 
 
-def test_its_own_velocity_alone_is_euler_and_older_ones_are_weighed() -> None:
+def test_its_own_velocity_alone_is_euler() -> None:
     one, s = gaussian(), np.linspace(1.0, 0.0, 6)
     latents = one.latents(40, 0).double()
     euler = latents

@@ -16,7 +16,7 @@ CELL = Cell("fashion-eps", 1.0, "ddim", 4, "trailing", 0, 16, "float32")
 RECORD = Record(*CELL, lams=(-2.0, 0.0, 1.0, 2.0), counted=4, rmse=0.2, psi={"rho": 7.0})
 
 
-def test_records_are_read_as_written_and_a_cut_line_is_lost_alone(tmp_path):
+def test_records_are_read_as_written(tmp_path):
     path, other = tmp_path / "some.jsonl", replace(RECORD, method="linspace")
     runner.append(path, RECORD, SETUP)
     with path.open("a") as file:
@@ -35,7 +35,7 @@ def test_records_are_read_as_written_and_a_cut_line_is_lost_alone(tmp_path):
         runner.read(path)
 
 
-def test_a_line_of_tuning_before_the_format_was_one_is_read(tmp_path):
+def test_an_old_line_of_tuning_is_read(tmp_path):
     line = {"network": "a", "nfe": 4, "method": "tune", "solver": "ddim", "evaluations": 99, "rmse": 0.3}
     (tmp_path / "old.jsonl").write_text(json.dumps(line) + "\n")
     (found,) = runner.read(tmp_path / "old.jsonl").cells
@@ -43,7 +43,7 @@ def test_a_line_of_tuning_before_the_format_was_one_is_read(tmp_path):
     assert found.cell == Cell("a", 1.0, runner.ANY, 4, "tune", 0, 64, "float32")
 
 
-def test_each_cell_is_measured_once_and_a_run_goes_on_where_it_stopped(tmp_path, capsys):
+def test_a_cell_is_measured_once(tmp_path, capsys):
     path, asked = tmp_path / "new" / "some.jsonl", []
     cells = [CELL._replace(method=name) for name in ("trailing", "karras", "linspace")]
 

@@ -4,28 +4,8 @@ import torch
 from tiny_models import Calls
 
 from benchmarks import runner, targets
-from benchmarks.runner import Record
 from benchmarks.tuning import memory, report
 from benchmarks.tuning.__main__ import main
-
-
-def record(network: str, nfe: int, method: str, rmse: float) -> Record:
-    return Record(network, 1.0, runner.ANY, nfe, method, 0, 64, "float32", rmse=rmse, calls=100 * nfe)
-
-
-def test_ways_are_compared_over_common_cells_alone(monkeypatch) -> None:
-    monkeypatch.setattr(report.memory, "table", lambda: "")
-    every = report.by_network([
-        *(record("a", 6, m, x) for m, x in (("rule", 0.4), ("tune", 0.1), ("nodes", 0.2), ("tune-50k", 0.05))),
-        *(record("b", 8, m, x) for m, x in (("rule", 0.4), ("tune", 0.2), ("nodes", 0.4))),
-        *(record("c", 6, m, x) for m, x in (("rule", 0.4), ("tune", 0.4))),  # no nodes: left out
-    ])  # fmt: skip
-    text = report.text([r for cells in every.values() for r in cells.values()], "p.png")
-    equal = text.split("## All ways at equal evaluations")[1].split("## What ten")[0]
-    assert "them all: a at N = 6, b at N = 8.\n" in equal and "50k" not in equal
-    assert "| `tune` | 2 | 600 to 800 | 0.35 | 0.50 |" in equal
-    assert "| `nodes` | 2 | 600 to 800 | 0.71 | 1.00 |" in equal
-    assert "| a | 6 | 2.00 |" in text and "| `tune` | 3 | 600 to 800 | 0.50 | 1.00 |" in text
 
 
 def test_a_network_is_measured_and_its_records_are_reported(tmp_path, monkeypatch, capsys) -> None:

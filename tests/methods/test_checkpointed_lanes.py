@@ -37,6 +37,7 @@ def whole() -> str:
     return checkpointed(None)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("chunks", range(1, 12, 3))
 def test_interrupted_after_any_chunk_and_resumed(chunks: int, tmp_path: Path) -> None:
     file, told = tmp_path / "c.json", []
@@ -56,6 +57,7 @@ def test_interrupted_after_any_chunk_and_resumed(chunks: int, tmp_path: Path) ->
     assert checkpointed(str(file)) == whole() and file.read_bytes() == text
 
 
+@pytest.mark.slow
 def test_killed_at_random_moments_and_resumed(tmp_path: Path) -> None:
     rng, file = random.Random(0), tmp_path / "c.json"
     env = {**os.environ, "PYTHONPATH": os.pathsep.join(str(WORKER.parents[n]) for n in (2, 1, 0))}
@@ -91,7 +93,7 @@ OTHER: dict[str, tuple[dict[str, Any], str]] = {
 
 
 @pytest.mark.parametrize("case", [*OTHER, "versions", "damaged", "too many lanes"])
-def test_another_search_is_refused_by_name_and_the_file_left_alone(case: str, tmp_path: Path) -> None:
+def test_another_search_leaves_the_file_alone(case: str, tmp_path: Path) -> None:
     file = tmp_path / "c.json"
     call: dict[str, Any] = {"lanes": worker_lanes(4), "effort": EFFORT}
 
@@ -119,6 +121,7 @@ def test_another_search_is_refused_by_name_and_the_file_left_alone(case: str, tm
     assert [p.name for p in tmp_path.iterdir()] == ["c.json"]
 
 
+@pytest.mark.slow
 def test_the_documented_example(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
     page = Path(__file__).parents[2] / "docs" / "batch.md"
     (code,) = re.findall(r"<!-- batch-example -->\n```python\n(.*?)```", page.read_text(), re.S)

@@ -37,7 +37,7 @@ def every(lanes: dict[Key, Lane]) -> list[Lane]:
     return checked(filled(list(lanes.values())))
 
 
-def test_one_compilation_for_all_lanes_and_none_for_a_second_call(
+def test_all_lanes_share_one_compilation(
     sd_lanes: dict[Key, Lane], sd_search: dict[Key, Schedule], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(batch, "stored", lambda program, *_: program)  # a stored one is not compiled at all
@@ -65,7 +65,7 @@ def test_one_compilation_for_all_lanes_and_none_for_a_second_call(
     assert search._cache_size() == 1 and batch.program.cache_info().misses == programs
 
 
-def test_the_same_seed_gives_the_same_bytes_and_another_seed_another_path(sd_lanes: dict[Key, Lane]) -> None:
+def test_the_seed_decides_every_byte(sd_lanes: dict[Key, Lane]) -> None:
     lanes = every(sd_lanes)[: EFFORT.lanes]
     first, again = hso.run(lanes, EFFORT, nodes=21), hso.run(lanes, EFFORT, nodes=21)
     assert all(x.tobytes() == y.tobytes() for x, y in zip(leaves(first, ...), leaves(again, ...), strict=True))
@@ -73,7 +73,7 @@ def test_the_same_seed_gives_the_same_bytes_and_another_seed_another_path(sd_lan
     assert np.all(np.any(first.history != other.history, axis=1))
 
 
-def test_a_lane_does_not_depend_on_the_lanes_beside_it(sd_lanes: dict[Key, Lane]) -> None:
+def test_lanes_do_not_depend_on_each_other(sd_lanes: dict[Key, Lane]) -> None:
     """Bitwise, with the same padded nodes and chunk size: in other company, in another place, and with copies."""
     lanes = every(sd_lanes)[: EFFORT.lanes]
     among = hso.run(lanes, EFFORT, nodes=21)
@@ -86,7 +86,7 @@ def test_a_lane_does_not_depend_on_the_lanes_beside_it(sd_lanes: dict[Key, Lane]
             np.testing.assert_array_equal(a, b)
 
 
-def test_a_lane_alone_agrees_with_a_lane_in_a_batch(sd_lanes: dict[Key, Lane]) -> None:
+def test_a_lane_alone_agrees_with_its_batch(sd_lanes: dict[Key, Lane]) -> None:
     """Other shapes (4 nodes instead of 21, 1 lane instead of 32) round differently: 1e-5 in t is the stated bound."""
     key = (4, "node", "constraint")
     among = hso.run(every(sd_lanes)[: EFFORT.lanes], EFFORT, nodes=21)
@@ -122,7 +122,7 @@ def test_the_initial_schedule_is_edm_s(rho: float) -> None:
     assert np.all(np.asarray(got)[6:] == np.float32(0.02)) and got[0] == np.float32(0.98)
 
 
-def test_a_bank_of_noise_schedules_serves_each_lane_its_own() -> None:
+def test_each_lane_has_its_own_noise_schedule() -> None:
     """One chunk with three noise schedules of different lengths against SciPy at the psi that was found."""
     tables = [np.cumprod(1 - np.linspace(1e-4, 0.5, n)) for n in (30, 40)]
     noises = [SD, *(discrete(alphas_cumprod=table) for table in tables)]

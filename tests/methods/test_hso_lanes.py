@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 
 import jax
@@ -10,7 +9,7 @@ import numpy as np
 import pytest
 from problems import SD, random_table
 
-from hso_jax import Hso, Lane, NoiseSchedule, from_config, lanes, preset, search
+from hso_jax import Hso, Lane, NoiseSchedule, lanes, preset, search
 from hso_jax.hso import Box, pack
 from hso_jax.mep_spf import paper_d_min
 from hso_jax.noise import discrete, flow
@@ -26,41 +25,19 @@ def boxed(noise: NoiseSchedule = SD, **ends: tuple[float, float]) -> object:
 BAD: dict[str, tuple[Callable[[], object], str]] = {
     "no nfe": (lambda: search(SD, []), "nfe is empty"),
     "nfe 0": (lambda: search(SD, 0), "nfe is 0"),
-    "nfe 2.5": (lambda: search(SD, 2.5), r"nfe is 2\.5"),
     "nfe 4.0": (lambda: search(SD, [4.0]), r"nfe is 4\.0"),
-    "nfe text": (lambda: search(SD, "4-8"), "nfe is '4'"),
-    "nfe bool": (lambda: search(SD, True), "nfe is True"),
-    "nfe none": (lambda: search(SD, None), "nfe is None"),
     "layout": (lambda: search(SD, 4, layout="both"), "layout is 'both'"),
     "method": (lambda: search(SD, 4, method="hsso"), "method is 'hsso'; did you mean hso"),
-    "p nan": (lambda: search(SD, 4, method=Hso(p=math.nan)), "p is nan"),
-    "p inf": (lambda: search(SD, 4, method=Hso(p=-math.inf)), "p is -inf"),
     "gamma": (lambda: search(SD, 4, method=Hso(gamma=-1.0)), r"gamma is -1\.0"),
     "seed": (lambda: search(SD, 4, seed=-1), "seed is -1"),
-    "seed float": (lambda: search(SD, 4, seed=1.5), r"seed is 1\.5"),
     "spacing": (lambda: search(SD, 4, method=Hso(spacing=-0.1)), r"spacing is -0\.1 at nfe 4"),
-    "spacing_as": (lambda: search(SD, 4, method=Hso(spacing_as="wish")), "spacing_as is 'wish'"),
     "upside down": (lambda: boxed(t_eps=(0.03, 0.01)), r"box t_eps is \(0\.03, 0\.01\)"),
-    "outside": (
-        lambda: boxed(t_max=(0.9, 1.5)),
-        r"box t_max is \(0\.9, 1\.5\); need 0 < low",
-    ),
-    "zero": (
-        lambda: boxed(t_eps=(0.0, 0.03)),
-        r"box t_eps is \(0\.0, 0\.03\); need 0 < low",
-    ),
-    "nan": (lambda: boxed(rho=(math.nan, 7.0)), r"box rho is \(nan, 7\.0\)"),
+    "outside": (lambda: boxed(t_max=(0.9, 1.5)), r"box t_max is \(0\.9, 1\.5\); need 0 < low"),
+    "zero": (lambda: boxed(t_eps=(0.0, 0.03)), r"box t_eps is \(0\.0, 0\.03\); need 0 < low"),
     "rho": (lambda: boxed(rho=(-1.0, 7.0)), r"box rho is \(-1\.0, 7\.0\)"),
     "crossed": (lambda: boxed(t_eps=(0.01, 0.97)), "must lie below t_max"),
-    "no reach": (
-        lambda: boxed(flow(), t_max=(1.0, 1.0)),
-        r"box t_max .* outside \[0\.001, 0\.999\]",
-    ),
-    "no reach below": (
-        lambda: boxed(ZERO_SNR, t_eps=(1e-3, 2e-3)),
-        r"outside \[0\.01, 0\.99\]",
-    ),
-    "config": (lambda: from_config({"_class_name": "X"}), "'X' is not known"),
+    "no reach": (lambda: boxed(flow(), t_max=(1.0, 1.0)), r"box t_max .* outside \[0\.001, 0\.999\]"),
+    "no reach below": (lambda: boxed(ZERO_SNR, t_eps=(1e-3, 2e-3)), r"outside \[0\.01, 0\.99\]"),
 }
 
 
@@ -71,7 +48,7 @@ def test_bad_input_is_named(case: str) -> None:
         call()
 
 
-def test_spacing_that_does_not_fit_is_an_error_with_the_numbers() -> None:
+def test_a_spacing_that_does_not_fit_is_refused() -> None:
     with pytest.raises(
         ValueError, match=r"spacing 0\.3 .* 4 intervals \(nfe 5, layout node\) need 1\.2 .* at most 0\.99"
     ):

@@ -15,6 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import solver_error_cells as shared
+from marks import slow_but
 from solver_error_cells import EFFORT, SAMPLES, SD, SD3, compilations, small_family
 
 from hso_jax import Hso, Lane, Schedule, SolverError, baseline, preset, search_many, solver_error, solvers
@@ -108,7 +109,7 @@ def test_what_a_result_says_is_so(found: Any) -> None:
             assert s.scores.amplification == pytest.approx(amplification_of(s, s.coefficients), rel=1e-3)
 
 
-def test_better_than_the_best_known_solver_or_that_solver_itself(found: Any) -> None:
+def test_the_result_beats_or_is_the_known_solver(found: Any) -> None:
     """The known ones as they are found without coefficients; `gain` draws the line."""
     known = find_known([x for x, _ in found])
     for (_, s), row in zip(found, known, strict=True):
@@ -154,7 +155,7 @@ def test_growth_is_held_as_far_as_it_pays() -> None:
     assert tight < less < free and free > 1.3 * begin
 
 
-def test_a_start_that_is_given_is_measured_for_the_solver_it_starts_as() -> None:
+def test_a_given_start_is_measured_for_its_solver() -> None:
     """A rule has no error and names no solver: it comes back for `START` where coefficients gain too little."""
     start = baseline("trailing", SD, 4)
     better, same = find([lane(SD, 4, start=start, gain=gain) for gain in (0.0, 0.999)])
@@ -172,7 +173,7 @@ def test_lanes_do_not_see_each_other(found: Any) -> None:
     assert again == [s for _, s in rows]
 
 
-def test_a_lane_that_fails_leaves_the_others_as_they_are(found: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_failed_lane_leaves_the_others_alone(found: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     real = lanes_module.error_data
 
     def broken(start: float, guidance: float = 1.0, **options: Any) -> Any:
@@ -188,7 +189,7 @@ def test_a_lane_that_fails_leaves_the_others_as_they_are(found: Any, monkeypatch
             assert after == before
 
 
-@pytest.mark.parametrize("calls", [1, 2, 3])
+@pytest.mark.parametrize("calls", slow_but([2], [1, 2, 3]))
 def test_a_killed_search_is_resumed_to_the_same_bytes(calls: int, found: Any, tmp_path: Path) -> None:
     """Amid the known searches, after them, and when all is done: what was searched is not searched again."""
     lanes, file, told = [x for x, _ in found[:12]], tmp_path / "c.json", []
@@ -225,9 +226,9 @@ def records_of(file: Path) -> dict[str, list[Any]]:
 
 
 def test_the_second_model_compiles_nothing(found: Any) -> None:
-    """Nor does another penalty, growth or gain."""
+    """Nor does another prediction, penalty, growth or gain."""
     mine = discrete(alphas_cumprod=np.linspace(0.99, 0.01, 40), name="mine")
-    lanes = [lane(preset("sdxl"), 3, penalty=0.2), lane(SD, 4, "interval", 5.0, growth=3.0, gain=0.5)]
+    lanes = [lane(preset("sd21"), 3, penalty=0.2), lane(SD, 4, "interval", 5.0, growth=3.0, gain=0.5)]
     with compilations() as more:
         find(lanes)
     assert not more
@@ -236,7 +237,7 @@ def test_the_second_model_compiles_nothing(found: Any) -> None:
     assert not more
 
 
-def test_the_gradient_in_nodes_and_coefficients_is_that_of_central_differences() -> None:
+def test_the_gradient_is_that_of_central_differences() -> None:
     """At both kinds of noise end and in both layouts, with a model's error."""
     cells, start = [(SD, "node"), (SD3, "interval")], "unipc-3"
     with jax.enable_x64(True):
@@ -267,7 +268,7 @@ def test_the_gradient_in_nodes_and_coefficients_is_that_of_central_differences()
 
 
 @pytest.mark.parametrize("name", ["dpmpp-2m", "unipc-3"])
-def test_the_form_has_the_order_of_the_solver_whose_coefficients_it_has(name: str) -> None:
+def test_the_form_has_its_solver_s_order(name: str) -> None:
     """Gaussian data, whose flow is known: halving the steps divides the error by 2^order."""
     start, end, variance = -2.0, 1.5, 0.3
 
@@ -292,7 +293,7 @@ def test_the_form_has_the_order_of_the_solver_whose_coefficients_it_has(name: st
     assert math.log2(errors[0] / errors[1]) == pytest.approx(solvers.find(name).order, abs=0.15)
 
 
-def test_what_is_not_said_depends_on_the_guidance_and_on_the_model_s_error() -> None:
+def test_defaults_follow_guidance_and_the_model_s_error() -> None:
     """The start, and the penalty; `size` by hand at Stable Diffusion's noise end."""
     of_x0 = 0.1 * math.exp(-SD.noise_end)
     for w, start, branches in ((1.0, "unipc-3", 1.0), (5.0, "dpmpp-2m", 41.0 - 0.9 * 40.0)):
@@ -313,9 +314,7 @@ def having(**options: Any) -> Callable[[], SolverError]:
 BAD: dict[str, tuple[Callable[[], SolverError], str]] = {
     "no history": (having(history=1), r"coefficients\.history is 1; need .* from 2 to 4"),
     "long history": (having(history=5), r"coefficients\.history is 5; need .* from 2 to 4"),
-    "half history": (having(history=2.5), r"coefficients\.history is 2\.5"),
     "negative penalty": (having(penalty=-0.1), r"coefficients\.penalty is -0\.1; need a finite number at least 0"),
-    "NaN penalty": (having(penalty=math.nan), r"coefficients\.penalty is nan"),
     "growth": (having(growth=0.5), r"coefficients\.growth is 0\.5; need a finite number at least 1"),
     "gain": (having(gain=1.0), r"coefficients\.gain is 1\.0; need a finite number at least 0 and below 1"),
     "no steps": (having(steps=0), r"coefficients\.steps is 0"),
@@ -343,18 +342,13 @@ BAD: dict[str, tuple[Callable[[], SolverError], str]] = {
         bad(start=baseline("beta", SD3, 4)),
         "start is for sd3-medium, N = 4; the search is for sd15",
     ),
-    "start of another N": (bad(start=baseline("beta", SD, 5)), "start is for sd15, N = 5; .* N = 4"),
-    "start of another layout": (
-        bad(start=baseline("beta", SD, 4, layout="interval")),
-        "layout is 'interval'; use one of node",
-    ),
     "a method as start": (bad(start=Hso()), "a Schedule as start; leave start and refinement out"),
     "no refinement": (bad(refinement=None), "leave start and refinement out"),
 }
 
 
 @pytest.mark.parametrize("case", BAD)
-def test_bad_options_are_refused_with_their_value_and_what_would_do(case: str) -> None:
+def test_bad_options_are_refused_with_a_fix(case: str) -> None:
     made, message = BAD[case]
     with pytest.raises(ValueError, match=message):
         search_many([Lane(SD, 4, method=made())])

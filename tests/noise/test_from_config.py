@@ -48,10 +48,7 @@ CASES: dict[str, tuple[dict[str, Any], np.ndarray]] = {
     "sd": (SD, problems.lam_of_bar(problems.SD_TABLE)[:-1]),
     "ddpm by default": ({"_class_name": "DDPMScheduler"}, lam_of_betas(np.linspace(1e-4, 0.02, 1000))),
     "lcm by default": ({"_class_name": "LCMScheduler"}, problems.lam_of_bar(problems.SD_TABLE)[:-1]),
-    "kdpm2 by default": (
-        {"_class_name": "KDPM2DiscreteScheduler"},
-        lam_of_betas(np.linspace(0.00085, 0.012, 1000)),
-    ),
+    "kdpm2 by default": ({"_class_name": "KDPM2DiscreteScheduler"}, lam_of_betas(np.linspace(0.00085, 0.012, 1000))),
     "heun by default": ({"_class_name": "HeunDiscreteScheduler"}, lam_of_betas(np.linspace(0.00085, 0.012, 1000))),
     "cosine rule": (
         {"_class_name": "UniPCMultistepScheduler", "beta_schedule": "squaredcos_cap_v2"},

@@ -112,29 +112,20 @@ class MepMinimum(NamedTuple):
 
 
 def minimise_mep(
-    noise: Any,
-    t_max: float,
-    t_eps: float,
-    intervals: int,
-    p: float = 2.0,
-    spacing: float = 0.0,
-    start: Array | None = None,
-    lam: Callable[[Any], Array] | None = None,
+    noise: Any, t_max: float, t_eps: float, intervals: int, p: float = 2.0, spacing: float = 0.0
 ) -> MepMinimum:
     """Minimise MEP over the interior nodes, gaps in t at least `spacing` (HSO's lower level).
 
     SLSQP, then a polish. `noise` is any object with a falling `lam(t)`; its `dlam_dt(t)` is used if there is
-    one, else central differences. `lam` stands in for `noise.lam` (`noise` is then not looked at). `start`
-    holds all M+1 nodes in t, by default uniform: for p > 2 MEP also has minima with nodes merged at t_eps,
-    and EDM's starts run into them. Raises ValueError where the gaps do not fit.
+    one, else central differences. It starts from nodes uniform in t: for p > 2 MEP also has minima with nodes
+    merged at t_eps, and EDM's starts run into them. Raises ValueError where the gaps do not fit.
     """
     if intervals * spacing > t_max - t_eps:
         raise ValueError(f"{intervals} gaps of {spacing} do not fit in [{t_eps}, {t_max}]: lower the spacing")
-    lam_of: Callable[[Any], Array] = noise.lam if lam is None else lam
-    given = getattr(noise, "dlam_dt", None) if lam is None else None
+    lam_of: Callable[[Any], Array] = noise.lam
+    given = getattr(noise, "dlam_dt", None)
     slope_of = given or (lambda t: (lam_of(t * (1 + 1e-6)) - lam_of(t * (1 - 1e-6))) / (2e-6 * t))
-    t = np.linspace(t_max, t_eps, intervals + 1) if start is None else np.array(start, np.float64)
-    t[0], t[-1] = t_max, t_eps
+    t = np.linspace(t_max, t_eps, intervals + 1)
     if intervals > 1:
         ends, gaps = t[[0, -1]], -np.diff(np.eye(intervals + 1), axis=0)
         # A gap of 0 is kept out of reach: SLSQP may pass a bound by a rounding error, and nodes would swap.
@@ -144,11 +135,7 @@ def minimise_mep(
             t[1:-1],
             jac=lambda x: mep_derivatives(lam_of(_between(ends, x)), p)[0][1:-1] * slope_of(x),
             method="SLSQP",
-            constraints={
-                "type": "ineq",
-                "fun": lambda x: gaps[:, 1:-1] @ x + slack,
-                "jac": lambda x: gaps[:, 1:-1],
-            },
+            constraints={"type": "ineq", "fun": lambda x: gaps[:, 1:-1] @ x + slack, "jac": lambda x: gaps[:, 1:-1]},
             options={"maxiter": 1000, "ftol": 1e-15},
         )
         t = _polish(_between(ends, found.x), lam_of, p, spacing)
@@ -284,11 +271,12 @@ def step_weights(lams: Array, step: int, order: int) -> Array:
     return np.array([half * np.sum(GAUSS[1] * np.exp(x) * np.prod(b, axis=0)) for b in basis])
 
 
-def dm_nonuni_terms(lams: Array, p: float, truncation: int) -> tuple[Any, Array]:
+def dm_nonuni_terms(lams: Array, p: float) -> tuple[Any, Array]:
     """The smooth part of DM-NonUni's bound, and each node's signed sum, whose absolute values complete it.
 
     Step s of N has order min(s+1, N-s, 3). Steps of order 1 (first and last) add w eps to the smooth part,
-    other steps s < truncation the root-sum-of-squares of their w_j eps_j; the rest add w_j eps_j to node j.
+    other steps s < 3 the root-sum-of-squares of their w_j eps_j; the rest add w_j eps_j to node j. (`truncNum` of
+    Xue et al. is 3 in their code; their comment has 0 for N > 7, where the bound falls on and on as lam_1 -> lam_0.)
     """
     nfe, error = len(lams) - 1, model_error(lams, p)
     smooth, signed = 0.0 * lams[0], np.zeros(nfe, lams.dtype)
@@ -298,76 +286,39 @@ def dm_nonuni_terms(lams: Array, p: float, truncation: int) -> tuple[Any, Array]
         part = step_weights(lams, s, order) * error[used]
         if order == 1:
             smooth += part[0]
-        elif s < truncation:
+        elif s < 3:
             smooth += np.sqrt(np.sum(part**2))
         else:
             signed[used] += part
     return smooth, signed
 
 
-def dm_truncation(nfe: int) -> int:
-    """The `truncNum` of Xue et al.: 3 for N <= 7, else 0 (so their comment; their code has 3 for every N)."""
-    return 3 if nfe <= 7 else 0
-
-
-def dm_nonuni_objective(lams: Array, p: float, nfe: int, truncation: int | None = None) -> float:
-    """DM-NonUni's bound, `smooth + sum_j |signed_j|` of `dm_nonuni_terms`; truncation as `dm_truncation`."""
-    if len(lams) != nfe + 1:
-        raise ValueError(f"{nfe} evaluations need {nfe + 1} nodes, got {len(lams)}")
-    smooth, signed = dm_nonuni_terms(lams, p, dm_truncation(nfe) if truncation is None else truncation)
+def dm_nonuni_objective(lams: Array, p: float = 2.0) -> float:
+    """DM-NonUni's bound, `smooth + sum_j |signed_j|` of `dm_nonuni_terms`."""
+    smooth, signed = dm_nonuni_terms(lams, p)
     return float(smooth + np.sum(np.abs(signed)))
 
 
-def dm_nonuni(
-    noise: LinearNoise,
-    nfe: int,
-    t_max: float = 1.0,
-    t_eps: float = 1e-3,
-    p: float = 2.0,
-    initial: Literal["uniform_t", "uniform_lam"] = "uniform_t",
-    truncation: int | None = None,
-    solver: Literal["trust-constr", "epigraph"] = "trust-constr",
-) -> DmNonUni:
+def dm_nonuni(noise: LinearNoise, nfe: int, t_max: float = 1.0, t_eps: float = 1e-3, p: float = 2.0) -> DmNonUni:
     """DM-NonUni (Xue et al.): minimise `dm_nonuni_objective` over interior lam; ends fixed, lam in order.
 
-    "trust-constr" is the authors' choice: finite differences, SciPy's defaults. From N = 6 on the minimisers
-    lie on kinks, where it stalls. "epigraph" is exact there: min smooth + sum v_j, v_j >= +-signed_j, by
-    SLSQP and complex-step derivatives; with truncation 3 both starts lead to one minimiser. Do not use it
-    with truncation 0: that bound falls on and on as lam_1 -> lam_0, and what trust-constr returns for it is
-    where it stalled (it depends on the start and on rounding).
+    From N = 6 on the minimisers lie on kinks, where the authors' choice, "trust-constr", stalls. The epigraph
+    form is exact there: min smooth + sum v_j, v_j >= +-signed_j, by SLSQP and complex-step derivatives.
     """
-    cut = dm_truncation(nfe) if truncation is None else truncation
-    t = np.linspace(t_max, t_eps, nfe + 1)
-    lams, converged = noise.lam(t), True
-    if initial == "uniform_lam":
-        lams = np.linspace(float(lams[0]), float(lams[-1]), nfe + 1)
+    lams, converged = noise.lam(np.linspace(t_max, t_eps, nfe + 1)), True
     if nfe > 1:
-        lams, converged = (_released if solver == "trust-constr" else _epigraph)(lams, p, cut)
-    value = dm_nonuni_objective(lams, p, nfe, cut)
-    return DmNonUni(noise.t_of_lam(lams), lams, value, dm_nonuni_terms(lams, p, cut)[1], converged)
+        lams, converged = _epigraph(lams, p)
+    return DmNonUni(noise.t_of_lam(lams), lams, dm_nonuni_objective(lams, p), dm_nonuni_terms(lams, p)[1], converged)
 
 
-def _released(lams: Array, p: float, truncation: int) -> tuple[Array, bool]:
-    gaps = np.diff(np.eye(len(lams)), axis=0)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        found = optimize.minimize(
-            lambda x: dm_nonuni_objective(_between(lams, x), p, len(lams) - 1, truncation),
-            lams[1:-1],
-            method="trust-constr",
-            constraints=[optimize.LinearConstraint(gaps[:, 1:-1], -gaps[:, [0, -1]] @ lams[[0, -1]], np.inf)],
-        )
-    return _between(lams, found.x), bool(found.success)
-
-
-def _epigraph(lams: Array, p: float, truncation: int, least: float = 1e-3) -> tuple[Array, bool]:
+def _epigraph(lams: Array, p: float, least: float = 1e-3) -> tuple[Array, bool]:
     """SLSQP on x = (interior lam, v), lam's gaps >= `least`: a kink is now a corner of smooth constraints."""
     nfe, inner = len(lams) - 1, len(lams) - 2
     one, gaps = np.eye(nfe), np.diff(np.eye(nfe + 1), axis=0)
     slack = gaps[:, [0, -1]] @ lams[[0, -1]] - least
 
     def terms(x: Array) -> tuple[Any, Array]:
-        return dm_nonuni_terms(_between(lams, x[:inner]), p, truncation)
+        return dm_nonuni_terms(_between(lams, x[:inner]), p)
 
     def slopes(x: Array) -> tuple[Array, Array]:
         columns = [terms(x + 1e-30j * row) for row in np.eye(len(x))[:inner]]
@@ -383,7 +334,7 @@ def _epigraph(lams: Array, p: float, truncation: int, least: float = 1e-3) -> tu
 
     found = optimize.minimize(
         lambda x: float(terms(x)[0] + np.sum(x[inner:])),
-        np.concatenate([lams[1:-1], np.abs(dm_nonuni_terms(lams, p, truncation)[1])]),
+        np.concatenate([lams[1:-1], np.abs(dm_nonuni_terms(lams, p)[1])]),
         jac=lambda x: np.concatenate([slopes(x)[0], np.ones(nfe)]),
         method="SLSQP",
         constraints={"type": "ineq", "fun": room, "jac": room_slopes},

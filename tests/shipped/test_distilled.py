@@ -14,105 +14,71 @@ from hso_jax.noise import PRESETS, flow
 from hso_jax.shipped.distilled import DISTILLATIONS, named_in, of_class, of_folder, own_grid
 
 TOLD = {
-    "few-step": """
-HunyuanImage-3.0-Instruct-Distil | Wan2.2-14B-Rapid-AllInOne | Wan2.1_FusionX_14B | FLUX.1-dev_tdd_lora |
-v1-8steps-lora | my-lora-64-4steps | 4steps_1024px | HunyuanVideo-1.5-480p_t2v_step_distilled |
-HunyuanImage-2.1-Distilled | FastHunyuan-diffusers | Wan2.1-T2V-14B-StepDistill-CfgDistill |
-Wan2.2-Distill-Models | Wan21_AccVid_T2V_14B_lora_rank32 | sdxs-512-dreamshaper | SwiftBrush | swiftbrush-v2 |
-InstaFlow-0.9B | PeRFlow | piecewise-perflow | hansyan/perflow-sd15-dreamshaper | pi-FLUX.1 | pi-Qwen-Image |
-piflow | SenseFlow-SDXL | SD2.1-Nitro | NitroFusion_1step | my-model-4step | model_4_steps | 8steps-lora |
-few-step-flux | onestep-sdxl | Kandinsky-5.0-T2V-Lite-distilled16steps-5s | SD2.1-distilled |
-Qwen-Image-Distill-Full | StepDistill | step-distilled | stepdistilled | sdxl-1step | Mochi-FastMochi |
-FastMochi-diffusers | accvideo-t2v-5-steps | MeanFlow-XL
-""",
-    "lcm": """
-dreamshaper_8LCM | epiCRealism-LCM | Kolors-LCM | latent-consistency/lcm-lora-sdxl |
-SimianLuo/LCM_Dreamshaper_v7 | AnimateLCM | AnimateLCM-SVD-xt | animatelcm_sd15 | PixArt-LCM-XL-2-1024-MS |
-lcmxl | LCMLoRA
-""",
-    "lightning": """
-RealVisXL_V4.0_Lightning | ByteDance/SDXL-Lightning | dreamshaperXL_lightningDPMSDE |
+    "few-step": """HunyuanImage-3.0-Instruct-Distil | Wan2.2-14B-Rapid-AllInOne | Wan2.1_FusionX_14B |
+FLUX.1-dev_tdd_lora | v1-8steps-lora | my-lora-64-4steps | 4steps_1024px |
+HunyuanVideo-1.5-480p_t2v_step_distilled | HunyuanImage-2.1-Distilled | FastHunyuan-diffusers |
+Wan2.1-T2V-14B-StepDistill-CfgDistill | Wan2.2-Distill-Models | Wan21_AccVid_T2V_14B_lora_rank32 |
+sdxs-512-dreamshaper | SwiftBrush | swiftbrush-v2 | InstaFlow-0.9B | PeRFlow | piecewise-perflow |
+hansyan/perflow-sd15-dreamshaper | pi-FLUX.1 | pi-Qwen-Image | piflow | SenseFlow-SDXL | SD2.1-Nitro |
+NitroFusion_1step | my-model-4step | model_4_steps | 8steps-lora | few-step-flux | onestep-sdxl |
+Kandinsky-5.0-T2V-Lite-distilled16steps-5s | SD2.1-distilled | Qwen-Image-Distill-Full | StepDistill |
+step-distilled | stepdistilled | sdxl-1step | Mochi-FastMochi | FastMochi-diffusers | accvideo-t2v-5-steps |
+MeanFlow-XL""",
+    "lcm": """dreamshaper_8LCM | epiCRealism-LCM | Kolors-LCM | latent-consistency/lcm-lora-sdxl |
+SimianLuo/LCM_Dreamshaper_v7 | AnimateLCM | AnimateLCM-SVD-xt | animatelcm_sd15 | PixArt-LCM-XL-2-1024-MS | lcmxl |
+LCMLoRA""",
+    "lightning": """RealVisXL_V4.0_Lightning | ByteDance/SDXL-Lightning | dreamshaperXL_lightningDPMSDE |
 Qwen-Image-Lightning-8steps-V1.1 | Qwen-Image-Edit-2509-Lightning-4steps | realvisxlV50_v50LightningBakedvae |
 sdxl_lightning_4step_lora.safetensors | SDXL Lightning | juggernautXL_Lightning_4Steps |
-animatediff_lightning_4step | AnimateDiff-Lightning
-""",
-    "hyper": """
-flux-hyper-8step | HyperFlux | HyperSD3 | sdxl_hyper_lora | Hyper-SD15-8steps-lora | ByteDance/Hyper-SD |
-hyper_sdxl | Realistic_Vision_V6.0_B1_hyper | realistic-vision-hyper | hypersdxl |
-./Hyper-FLUX.1-dev-8steps-lora/pytorch_lora_weights.safetensors
-""",
-    "turbo": """
-Wan2.2-TI2V-5B-Turbo | Qwen-Image-2512-Turbo-LoRA-2-Steps | stabilityai/sdxl-turbo | DreamShaperXL_Turbo_v2 |
-Tongyi-MAI/Z-Image-Turbo | z_image_turbo_bf16.safetensors | sdxlturbo | SDXLTurbo | SDXLturbo | sd-turbo |
-SD3.5-Large-Turbo | stable-diffusion-3.5-large-turbo | FLUX.1-Turbo-Alpha | TwinFlow-Z-Image-Turbo |
-/root/.cache/huggingface/hub/models--stabilityai--sdxl-turbo/snapshots/71153311d3dbb46851df1931d3ca6e939de83304/unet
-| RealitiesEdgeXLLCM_TURBOXL | Step-Video-T2V-Turbo | ERNIE-Image-Turbo | acestep-v15-turbo | hunyuan-turbo
-""",
-    "self-forcing": """
-Wan2_1-SelfForcing | Self-Forcing | self_forcing_dmd | Krea-realtime-video | krea-realtime-wan |
-RollingForcing
-""",
-    "flash": """
-FlashDiffusion | Chroma1-Flash | chroma-unlocked-v47-flash-heun | flash-sd3 | jasperai/flash-sdxl |
-Qwen-Image-Flash | sdxl-flash | SDXLFlash | Flash-SDXL
-""",
-    "schnell": """
-black-forest-labs/FLUX.1-schnell
-""",
-    "tcd": """
-h1t/TCD-SDXL-LoRA | StableDiffusionXL_TCD
-""",
-    "dmd": """
-tianweiy/DMD2 | dmd2_sdxl_4step_lora_fp16.safetensors | SDXL-DMD2 | TDM_sdxl_lora
-""",
-    "lightx2v": """
-Wan2.1_lightx2v_4steps | Wan21_T2V_14B_lightx2v_cfg_step_distill_lora_rank32 |
-wan2.2_t2v_lightx2v_4steps_lora_v1.1_high_noise | LightX2V
-""",
-    "ltx": """
-LTX-Video-0.9.7-distilled | ltxv-13b-0.9.8-distilled-fp8 | LTX-2.3-Distilled-Diffusers | ltx-2-19b-distilled |
-ltx2_distilled | LTXV-distilled
-""",
-    "causvid": """
-FastWan2.1-T2V-1.3B | FastWan2.2-TI2V-5B-FullAttn-Diffusers | CausVid | Wan21_CausVid_14B_T2V_lora_rank32
-""",
-    "rcm": """
-TurboDiffusion | TurboWan2.1-T2V-1.3B-480P | rcm-Wan | rCM_Wan2.1
-""",
-    "klein": """
-FLUX.2-klein-4B | FLUX.2-klein-9B | flux2_klein_4b
-""",
-    "sprint": """
-Sana_Sprint_1.6B_1024px_diffusers | SANA-Sprint
-""",
-    "pcm": """
-PCM_SDXL_4step
-""",
+animatediff_lightning_4step | AnimateDiff-Lightning""",
+    "hyper": """flux-hyper-8step | HyperFlux | HyperSD3 | sdxl_hyper_lora | Hyper-SD15-8steps-lora |
+ByteDance/Hyper-SD | hyper_sdxl | Realistic_Vision_V6.0_B1_hyper | realistic-vision-hyper | hypersdxl |
+./Hyper-FLUX.1-dev-8steps-lora/pytorch_lora_weights.safetensors""",
+    "turbo": """Wan2.2-TI2V-5B-Turbo | Qwen-Image-2512-Turbo-LoRA-2-Steps | stabilityai/sdxl-turbo |
+DreamShaperXL_Turbo_v2 | Tongyi-MAI/Z-Image-Turbo | z_image_turbo_bf16.safetensors | sdxlturbo | SDXLTurbo |
+SDXLturbo | sd-turbo | SD3.5-Large-Turbo | stable-diffusion-3.5-large-turbo | FLUX.1-Turbo-Alpha |
+TwinFlow-Z-Image-Turbo |
+/root/.cache/huggingface/hub/models--stabilityai--sdxl-turbo/snapshots/71153311d3dbb46851df1931d3ca6e939de83304/unet |
+RealitiesEdgeXLLCM_TURBOXL | Step-Video-T2V-Turbo | ERNIE-Image-Turbo | acestep-v15-turbo | hunyuan-turbo""",
+    "self-forcing": """Wan2_1-SelfForcing | Self-Forcing | self_forcing_dmd | Krea-realtime-video |
+krea-realtime-wan | RollingForcing""",
+    "flash": """FlashDiffusion | Chroma1-Flash | chroma-unlocked-v47-flash-heun | flash-sd3 | jasperai/flash-sdxl |
+Qwen-Image-Flash | sdxl-flash | SDXLFlash | Flash-SDXL""",
+    "schnell": "black-forest-labs/FLUX.1-schnell",
+    "tcd": "h1t/TCD-SDXL-LoRA | StableDiffusionXL_TCD",
+    "dmd": "tianweiy/DMD2 | dmd2_sdxl_4step_lora_fp16.safetensors | SDXL-DMD2 | TDM_sdxl_lora",
+    "lightx2v": """Wan2.1_lightx2v_4steps | Wan21_T2V_14B_lightx2v_cfg_step_distill_lora_rank32 |
+wan2.2_t2v_lightx2v_4steps_lora_v1.1_high_noise | LightX2V""",
+    "ltx": """LTX-Video-0.9.7-distilled | ltxv-13b-0.9.8-distilled-fp8 | LTX-2.3-Distilled-Diffusers |
+ltx-2-19b-distilled | ltx2_distilled | LTXV-distilled""",
+    "causvid": """FastWan2.1-T2V-1.3B | FastWan2.2-TI2V-5B-FullAttn-Diffusers | CausVid |
+Wan21_CausVid_14B_T2V_lora_rank32""",
+    "rcm": "TurboDiffusion | TurboWan2.1-T2V-1.3B-480P | rcm-Wan | rCM_Wan2.1",
+    "klein": "FLUX.2-klein-4B | FLUX.2-klein-9B | flux2_klein_4b",
+    "sprint": "Sana_Sprint_1.6B_1024px_diffusers | SANA-Sprint",
+    "pcm": "PCM_SDXL_4step",
 }
 """Names of models that were distilled to a few steps, by what they tell."""
 
-OTHERS = """
-HyperLoRA | hyper-lora | lora_r4_steps2000 | rank4-steps2000 | ACE-Step-1.5 | turbojpeg |
-flash-linear-attention | flashinfer | Wan2.1-Fun-1.3B-Control | Z-Image-Turbo-De-Distilled | distil-gpt2 |
-LightVAE | run3_step8000 | stabilityai/stable-diffusion-xl-base-1.0 | hyperrealism_v3 | HyperRealism |
-hyper-realistic-vision | realcmsd | realcm-v2 | black-forest-labs/FLUX.1-dev | turbocharged | turbo-charged-v2
-| TurboCharger | lightningstrike | lightning-strike | lightning_logs | pytorch-lightning | LightningDiT-XL |
-hypernetwork | HyperNetwork | hyper-network | HyperTile | flashlight | flash-attention | FlashAttention-sdxl |
-flash_attn | camera-flash | flash-photography | flashback | HunyuanVideo-1.5-480p_t2v_cfg_distill |
-HunyuanVideo_cfg_distilled | cfgdistill | CfgDistill | guidance-distilled | guidance_distill |
-FLUX.1-dev-De-Distill | flux-dev-dedistilled | undistilled | non-distilled | Z-Image-De-Turbo | not-distilled
-| FLUX.2-klein-base-4B | flux2-klein-base-9b | FLUX.2-dev | yves-klein-blue | SRPO | FLUX.1-Krea-dev |
-rectified-flow | 2-rectified-flow | checkpoint-4000-steps | 4000steps | epoch-3-step-8000 | step4 |
-lora_1000steps | 20steps | 30-step | distilbert-base | distilgpt2 | distil-whisper | realistic-vision |
-Wan2.1-T2V-14B | HunyuanVideo | HunyuanImage-2.1 | LTX-Video | LTX-2 | Z-Image | Qwen-Image | SANA1.5_1.6B |
-Nitro-T-0.6B | Nitro-E | nitrogen | sprinter | tcdm | atcd | dmdx | pcmark | lcmdreams |
+OTHERS = """HyperLoRA | hyper-lora | lora_r4_steps2000 | rank4-steps2000 | ACE-Step-1.5 | turbojpeg |
+flash-linear-attention | flashinfer | Wan2.1-Fun-1.3B-Control | Z-Image-Turbo-De-Distilled | distil-gpt2 | LightVAE |
+run3_step8000 | stabilityai/stable-diffusion-xl-base-1.0 | hyperrealism_v3 | HyperRealism | hyper-realistic-vision |
+realcmsd | realcm-v2 | black-forest-labs/FLUX.1-dev | turbocharged | turbo-charged-v2 | TurboCharger |
+lightningstrike | lightning-strike | lightning_logs | pytorch-lightning | LightningDiT-XL | hypernetwork |
+HyperNetwork | hyper-network | HyperTile | flashlight | flash-attention | FlashAttention-sdxl | flash_attn |
+camera-flash | flash-photography | flashback | HunyuanVideo-1.5-480p_t2v_cfg_distill | HunyuanVideo_cfg_distilled |
+cfgdistill | CfgDistill | guidance-distilled | guidance_distill | FLUX.1-dev-De-Distill | flux-dev-dedistilled |
+undistilled | non-distilled | Z-Image-De-Turbo | not-distilled | FLUX.2-klein-base-4B | flux2-klein-base-9b |
+FLUX.2-dev | yves-klein-blue | SRPO | FLUX.1-Krea-dev | rectified-flow | 2-rectified-flow | checkpoint-4000-steps |
+4000steps | epoch-3-step-8000 | step4 | lora_1000steps | 20steps | 30-step | distilbert-base | distilgpt2 |
+distil-whisper | realistic-vision | Wan2.1-T2V-14B | HunyuanVideo | HunyuanImage-2.1 | LTX-Video | LTX-2 | Z-Image |
+Qwen-Image | SANA1.5_1.6B | Nitro-T-0.6B | Nitro-E | nitrogen | sprinter | tcdm | atcd | dmdx | pcmark | lcmdreams |
 /home/turbo/models/sdxl-base | /data/lightning/sd15/unet | FastVideo/Wan2.1-VSA | lightx2v/Encoders |
-openai/consistency-decoder | knowledge-distilled-sd | Step1X-Edit | ACE-Step-v1-3.5B | stepvideo-t2v |
-distillery | instillation | SkyReels-V2-DF-1.3B | diffusion-forcing | teacher-forcing | Stable-Cascade |
-hyperion | Hyper-V | turbofan | turbot | SDXL-1.0 | v1.4-step | CogView4-6B | Kandinsky-5.0-T2V-Lite-nocfg-5s
-| sdxl-vae-fp16-fix | fastsd | AuraFlow | Chroma1-HD | Chroma1-Base | Lumina-Image-2.0 | HiDream-I1-Full |
-thunderstorm-lightning-bolt | default_0 | base
-"""
+openai/consistency-decoder | knowledge-distilled-sd | Step1X-Edit | ACE-Step-v1-3.5B | stepvideo-t2v | distillery |
+instillation | SkyReels-V2-DF-1.3B | diffusion-forcing | teacher-forcing | Stable-Cascade | hyperion | Hyper-V |
+turbofan | turbot | SDXL-1.0 | v1.4-step | CogView4-6B | Kandinsky-5.0-T2V-Lite-nocfg-5s | sdxl-vae-fp16-fix |
+fastsd | AuraFlow | Chroma1-HD | Chroma1-Base | Lumina-Image-2.0 | HiDream-I1-Full | thunderstorm-lightning-bolt |
+default_0 | base"""
 """Base models, models of distilled guidance or size, de-distilled ones, folders above, and words by accident."""
 
 

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from marks import slow_but
 
 from hso_jax import Lane, Profile, Schedule, SolverError, baseline, preset, recommend, zoo
 from hso_jax.checks import check_guidance
@@ -20,7 +21,7 @@ from hso_jax.solvers import NONSTATIONARY
 MODELS = ("sd15", "sdxl", "sd21", "pixart-alpha", "edm-cifar10", "sd3-medium", "flux-dev", "qwen-image", "cogvideox-5b")
 
 
-@pytest.mark.parametrize("model", MODELS)
+@pytest.mark.parametrize("model", slow_but(("sdxl", "edm-cifar10", "flux-dev"), MODELS))
 def test_it_is_never_worse_than_what_there_is(model: str) -> None:
     """Than any usual rule that begins at the noise end, and any solver's own schedule, at any N."""
     noise, weight = preset(model), PRESETS[model].guidance

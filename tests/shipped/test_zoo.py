@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from marks import slow_but
 
 from benchmarks.zoo import build, rules
 from hso_jax import NoiseSchedule, Schedule, baseline, preset, search, solver_error
@@ -64,6 +65,7 @@ def test_the_shipped_bytes_are_the_checked_ones(file: str) -> None:
     assert hashlib.sha256(shipped_text(file).encode()).hexdigest() == wanted
 
 
+@pytest.mark.slow
 def test_every_preset_solver_and_nfe_is_there() -> None:
     for name, solver, weight in every_cell():
         errors = []
@@ -89,6 +91,7 @@ def test_presets_of_one_key_share_their_schedules() -> None:
         np.testing.assert_allclose(mine.lams, its.lams, rtol=0, atol=5e-4)
 
 
+@pytest.mark.slow
 def test_more_evaluations_are_no_worse_up_to_ten() -> None:
     """A schedule with a node more can do nearly what the one before does. Beyond ten the landscape is rough."""
     worse = []
@@ -115,6 +118,7 @@ def test_records_are_searches_that_ended_well() -> None:
     assert set(results) <= {"converged", "max_steps"}
 
 
+@pytest.mark.slow
 def test_a_small_part_is_found_again(monkeypatch: pytest.MonkeyPatch) -> None:
     """The builder's own search; padded to three nodes instead of eight, and one solver alone."""
     monkeypatch.setattr(build, "SOLVERS", ("ddim",))
@@ -139,6 +143,7 @@ def test_starts_are_smooth_and_stretched_along_their_curve() -> None:
         assert gaps.min() > 0 and np.abs(np.diff(np.log(gaps))).max() < np.log(3.0)
 
 
+@pytest.mark.slow
 def test_neighbouring_gaps_and_second_nodes_are_smooth() -> None:
     """Of six models, three solvers and N = 5..12, in 95%: no ratio above 2.5, and no second node that turns cleaner."""
     smooth = []
@@ -151,6 +156,7 @@ def test_neighbouring_gaps_and_second_nodes_are_smooth() -> None:
     assert len(smooth) == 144 and np.mean(smooth) >= 0.95
 
 
+@pytest.mark.slow
 def test_coefficients_are_worth_it_and_measured_again() -> None:
     """Below every known solver by the threshold, and as far off as it says on the problems, computed anew."""
     cells = [(n, w, k) for n, w in dict.fromkeys((n, w) for n, _, w in every_cell()) for k in NONSTATIONARY_NFE]
@@ -175,30 +181,36 @@ def test_without_a_solver_the_best_is_returned() -> None:
         assert ddim.others_own_nodes[ddim.better_solver] == best.error < ddim.error
 
 
-@pytest.fixture
-def small(monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[str, Any]]:
+@functools.cache
+def made_up() -> str:
     """A document by the builder from made-up records: errors name their cell, lams are evenly spaced."""
     records: dict[tuple[str, float], list[dict[str, Any]]] = {}
     for i, presets in enumerate(build.presets_by_key().values()):
         for name, weight in presets:
             records[name, weight] = [
                 {
-                    "solver": solver,
-                    "nfe": n,
+                    **{"solver": solver, "nfe": n, "result": "converged"},
                     "lams": [round(float(x), 5) for x in np.linspace(-2.5, 2.0, n + 2)[2:-1]],
                     "error": round(1.0 / n + 0.01 * j + 0.001 * weight + 0.0001 * i, 6),
-                    "result": "converged",
                 }
                 for j, solver in enumerate(SOLVERS)
                 for n in range(1, MAX_NFE + 1)
             ]
-    content = build.assemble(records)
-    monkeypatch.setattr(zoo_module, "shipped_text", lambda file: content)
-    for cached in (zoo_module._document, zoo_module._schedules):
-        cached.cache_clear()
-    yield json.loads(content)
-    for cached in (zoo_module._document, zoo_module._schedules):
-        cached.cache_clear()
+    return build.assemble(records)
+
+
+@pytest.fixture
+def small(monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[str, Any]]:
+    """The library reads the made-up document; this is it."""
+    monkeypatch.setattr(zoo_module, "shipped_text", lambda file: made_up())
+    forget()
+    yield json.loads(made_up())
+    forget()
+
+
+def forget() -> None:
+    zoo_module._document.cache_clear()
+    zoo_module._schedules.cache_clear()
 
 
 def test_look_up(small: dict[str, Any]) -> None:
@@ -284,16 +296,16 @@ def test_everything_in_the_zoo_has_rules() -> None:
                     assert ("ays" in found) == (noise.kind == "vp") and ("ays-svd" in found) == (noise.kind == "ve")
 
 
-@pytest.mark.parametrize(
-    ("model", "rule", "nfe", "guidance", "solver"),
-    [
-        ("sdxl", "trailing", 6, 5.0, "ddim"),
-        ("sd15", "karras", 4, 7.5, "dpmpp-2m"),
-        ("pixart-alpha", "ays", 10, 4.5, "unipc-3"),
-        ("sd3-medium", "beta-t", 8, 7.0, "unipc-2"),
-        ("edm-cifar10", "ays-svd", 6, 1.0, "dpmpp-2m"),
-    ],
-)
+MEASURED = [
+    ("sdxl", "trailing", 6, 5.0, "ddim"),
+    ("sd15", "karras", 4, 7.5, "dpmpp-2m"),
+    ("pixart-alpha", "ays", 10, 4.5, "unipc-3"),
+    ("sd3-medium", "beta-t", 8, 7.0, "unipc-2"),
+    ("edm-cifar10", "ays-svd", 6, 1.0, "dpmpp-2m"),
+]
+
+
+@pytest.mark.parametrize(("model", "rule", "nfe", "guidance", "solver"), slow_but(MEASURED[:1], MEASURED))
 def test_a_rule_s_error_is_measured_again(model: str, rule: str, nfe: int, guidance: float, solver: str) -> None:
     noise = preset(model)
     again = solver_error(baseline(rule, noise, nfe), noise, solver=solver, guidance=guidance)
@@ -317,6 +329,7 @@ def test_nothing_is_said_of_what_was_not_measured() -> None:
     assert rule_errors(discrete(np.cumprod(1.0 - betas * np.linspace(0.99, 1.01, 1000))), 6, 1.0, "ddim") == {}
 
 
+@pytest.mark.slow
 def test_hso_s_schedule_is_the_search_s() -> None:
     found = search("sdxl", 6, method=Hso(relax=True))
     kept = [
