@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -13,6 +14,7 @@ from bridge.noise_of import noise_schedule_of, solver_of
 from bridge.pipeline import PipelineJobs, several
 from bridge.sampling import Level, converged, levels
 from bridge.schedulers.install import install
+from bridge.schedulers.nonstationary import conversion
 from bridge.schedulers.rows import ROWS
 from hso_jax import solvers
 from hso_jax.checks import count
@@ -66,7 +68,12 @@ def profile(
             or a scheduler that will not do; for samples that are not finite.
     """
     every = several(prompts, "prompts")
-    each = _samples(count("budget", budget, 1), count("steps", steps, 8, 1000), len(every))
+    each = count("budget", budget, 1) // count("steps", steps, 8, 1000) // len(every)
+    if each < (least := max(2, -(-FEWEST // len(every)))):
+        raise ValueError(
+            f"budget is {budget}: {each} samples of {steps} evaluations for each of {len(every)} prompts; need at "
+            f"least {least} of each, a budget of {least * len(every) * steps}"
+        )
     count("batch", batch, 2), count("seed", seed, 0, 2**31 - 1 - each * len(every))
     drawn = [(prompt, seed + p * each + k) for p, prompt in enumerate(every) for k in range(each)]
     jobs = PipelineJobs(pipe, drawn, guidance, {**call, "output_type": "latent"})
@@ -81,34 +88,16 @@ def profile(
     with torch.no_grad():
         for first in range(0, len(drawn), batch):
             jobs.sample(sampled, steps, range(first, min(first + batch, len(drawn))))
-    return watch.profile(
-        jobs.guidance,
-        prompts=[str(prompt) for prompt in every],
-        seed=seed,
-        pipeline=type(pipe).__name__,
-        solver=type(pipe.scheduler).__name__,
-    )
-
-
-def _samples(budget: int, steps: int, prompts: int) -> int:
-    """Samples of each prompt. Raises ValueError for too few."""
-    each = budget // steps // prompts
-    least = max(2, -(-FEWEST // prompts))
-    if each < least:
-        raise ValueError(
-            f"budget is {budget}: {each} samples of {steps} evaluations for each of {prompts} prompts; need at least "
-            f"{least} of each, a budget of {least * prompts * steps}"
-        )
-    return each
+    names = {"pipeline": type(pipe).__name__, "solver": type(pipe.scheduler).__name__}
+    return watch.profile(jobs.guidance, prompts=[str(prompt) for prompt in every], seed=seed, **names)
 
 
 def _check_scheduler(scheduler: Any) -> None:
     """Raises ValueError unless it follows the probability flow with one evaluation a step."""
-    name, config = type(scheduler).__name__, scheduler.config
+    name = type(scheduler).__name__
     for flag in ("invert_sigmas", "stochastic_sampling"):
-        if config.get(flag):
+        if scheduler.config.get(flag):
             raise ValueError(f"{name} has {flag}=True, with which a pipeline cannot be measured")
-    instead = "pipe.scheduler = DPMSolverMultistepScheduler.from_config(pipe.scheduler.config)"
     try:
         once = solvers.SOLVERS[solver_of(scheduler)].calls == 1
     except ValueError:
@@ -116,7 +105,7 @@ def _check_scheduler(scheduler: Any) -> None:
     if not once:
         raise ValueError(
             f"{name} does not follow the probability flow with one evaluation a step; for the measurement use another, "
-            f"{instead}"
+            "pipe.scheduler = DPMSolverMultistepScheduler.from_config(pipe.scheduler.config)"
         )
 
 
@@ -169,11 +158,7 @@ class _Watch:
             self._progress(self._evaluations, len(self._prompts) * steps)
 
     def profile(self, guidance: float, **how: Any) -> Profile:
-        """What the trajectories say.
-
-        Raises:
-            ValueError: if they are not all there, or not finite.
-        """
+        """What the trajectories say; ValueError if they are not all there, or not finite."""
         ends = np.array(self._ends, np.float64)
         if len(ends) != len(self._prompts) or not np.isfinite(self._squares).all():
             raise ValueError(
@@ -192,37 +177,25 @@ class _Watch:
         eta = measure_eta(
             self.schedule.lams.tolist(), variances, from_components(*spectrum_of(own)), total, prediction, guidance
         )
-        told = {
-            **{"from": "trajectories", "samples": len(ends), "steps": len(self._levels)},
-            **{"evaluations": self._evaluations, "noise": noise.fingerprint(), "model": noise.name},
-            **{"versions": versions(), **how},
-        }
+        told = {"from": "trajectories", "samples": len(ends), "steps": len(self._levels)}
+        told |= {"evaluations": self._evaluations, "noise": noise.fingerprint(), "model": noise.name}
+        measured = {**told, "versions": versions(), **how}
         ends_of_model = (noise.noise_end, noise.data_end)
-        return Profile(deviations, total, dimension, prediction, *eta, ends_of_model, guidance, told)
+        return Profile(deviations, total, dimension, prediction, *eta, ends_of_model, guidance, measured)
 
 
 def _data_prediction(
     scheduler: Any, noise: NoiseSchedule, level: Level, output: torch.Tensor, sample: torch.Tensor
 ) -> torch.Tensor:
-    """The network's prediction of clean data, from what a pipeline hands to its scheduler's `step`.
-
-    Args:
-        scheduler: a class of `ROWS`; it says how the sample is scaled.
-        noise: its noise schedule.
-        level: where the sample is.
-        output: of the network, guided.
-        sample: [B, ...] in the scheduler's scaling.
-    """
-    ksigma = level.sigma / level.alpha
-    if noise.kind != "flow":  # to variance 1: a sample x0 + ksigma eps is 1/alpha times that
-        alpha = 1.0 / float(np.sqrt(1.0 + ksigma**2))
-        k_scaled = ROWS[type(scheduler).__name__].k_scaled
-        if k_scaled and hasattr(scheduler, "precondition_outputs"):
-            return scheduler.precondition_outputs(sample, output, ksigma)
-        sample, sigma = sample * alpha if k_scaled else sample, ksigma * alpha
-    predicts = scheduler.config.get("prediction_type", "flow_prediction")
-    if predicts == "sample":
-        return output
-    if predicts == "epsilon":
-        return (sample - sigma * output) / alpha
-    return alpha * sample - sigma * output if predicts == "v_prediction" else sample - level.sigma * output
+    """The prediction of clean data [B, ...] at a level, from what a pipeline hands to its scheduler's `step`."""
+    config = {"prediction_type": "flow_prediction", **scheduler.config}
+    k_scaled = noise.kind != "flow" and ROWS[type(scheduler).__name__].k_scaled
+    if k_scaled and hasattr(scheduler, "precondition_outputs"):
+        kind, alpha, sigma = "ve", 1.0, level.sigma
+    else:  # other VE models are scaled as VP: x0 + ksigma eps is 1/alpha times a sample of variance 1
+        kind = "vp" if noise.kind == "ve" else noise.kind
+        scale = math.hypot(level.alpha, level.sigma) if kind == "vp" else 1.0
+        alpha, sigma = level.alpha / scale, level.sigma / scale
+        sample = sample * alpha if k_scaled else sample
+    _, skip, out = conversion(alpha, sigma, kind, config)
+    return skip * sample + out * output

@@ -23,16 +23,9 @@ import torch
 from diffusers import SchedulerMixin
 
 from bridge.noise_of import adds_noise, check_pipeline, noise_schedule_of, solver_of
+from bridge.schedulers import scheduled
 from bridge.schedulers.nonstationary import NonstationaryScheduler
-from bridge.schedulers.scheduled import (
-    NONSTATIONARY_CLASS,
-    REPLACED_KEY,
-    Installed,
-    schedule_from_list,
-    scheduled_class,
-    supported_name,
-    without_schedule,
-)
+from bridge.schedulers.scheduled import NONSTATIONARY_CLASS, Installed, without_schedule
 from hso_jax.noise import NoiseSchedule
 from hso_jax.schedule import Schedule, in_coefficients
 from hso_jax.solvers import SOLVERS
@@ -61,7 +54,7 @@ def with_schedule(scheduler: Any, schedule: Schedule | Any, *, noise: NoiseSched
         ValueError: for an unsupported class or setting, or a schedule that is not for this model; the message says
             what to do instead.
     """
-    name = supported_name(scheduler)
+    name = scheduled.supported_name(scheduler)
     if isinstance(schedule, Schedule) and (taken := as_taken(scheduler, schedule)).coefficients is not None:
         result = NonstationaryScheduler.from_schedule(scheduler, taken, noise=noise)
         if name != NONSTATIONARY_CLASS:
@@ -70,15 +63,15 @@ def with_schedule(scheduler: Any, schedule: Schedule | Any, *, noise: NoiseSched
     if name == NONSTATIONARY_CLASS:
         scheduler = without_schedule(scheduler)
         name = type(scheduler).__name__
-    cls = scheduled_class(name)
+    cls = scheduled.scheduled_class(name)
     noise = noise_schedule_of(scheduler) if noise is None else noise
     if not isinstance(schedule, Schedule):
-        schedule = schedule_from_list(noise, schedule)
+        schedule = scheduled.schedule_from_list(noise, schedule)
     # Everything is copied but tensors, which schedulers replace and never write into; that is most of the time.
     result = copy.deepcopy(scheduler, {id(x): x for x in vars(scheduler).values() if isinstance(x, torch.Tensor)})
     result.__class__ = cls
     if not isinstance(scheduler, Installed):
-        result.register_to_config(**{REPLACED_KEY: {}})
+        result.register_to_config(**{scheduled.REPLACED_KEY: {}})
     result._adopt(schedule, noise)
     return result
 
@@ -216,7 +209,7 @@ def load_scheduler(folder: str | os.PathLike[str]) -> Any:
         if file.is_file():
             config = json.loads(file.read_text())
             name = str(config.get("_class_name"))
-            cls: Any = NonstationaryScheduler if name == NONSTATIONARY_CLASS else scheduled_class(name)
+            cls: Any = NonstationaryScheduler if name == NONSTATIONARY_CLASS else scheduled.scheduled_class(name)
             return cls.from_config(config)
     raise ValueError(f"{base} has no scheduler_config.json; pass a folder that save_pretrained wrote")
 
@@ -224,6 +217,7 @@ def load_scheduler(folder: str | os.PathLike[str]) -> Any:
 _TABLE = "it reads the training table at whole timesteps, and a schedule's are not whole"
 _STAGES = "its stages step through distilled lists of their own; call it without a schedule"
 _EDM = "it expects EDM's sigmas, 80 to 0.002, and a flow schedule has none of those; call it without a schedule"
+_INVERTED = "it steps along the timesteps of its inversion"
 _SD = "use StableDiffusionPipeline with the same components"
 
 # Class -> why no schedule can be installed, and what to use.
@@ -237,10 +231,8 @@ REFUSED: Mapping[str, str] = {
     "KandinskyImg2ImgPipeline": (
         "it noises its image to a level of its own, which no node is; use KandinskyV22Img2ImgPipeline"
     ),
-    "LEditsPPPipelineStableDiffusion": f"it steps along the timesteps of its inversion; {_SD}",
-    "LEditsPPPipelineStableDiffusionXL": (
-        "it steps along the timesteps of its inversion; use StableDiffusionXLPipeline with the same components"
-    ),
+    "LEditsPPPipelineStableDiffusion": f"{_INVERTED}; {_SD}",
+    "LEditsPPPipelineStableDiffusionXL": f"{_INVERTED}; {_SD.replace('Pipeline', 'XLPipeline')}",
     "LTX2DFRPipeline": _STAGES,
     "LTX2DFRTemporalRefinePipeline": _STAGES,
     "LTXI2VLongMultiPromptPipeline": (
@@ -248,11 +240,9 @@ REFUSED: Mapping[str, str] = {
         "sigmas=schedule.sampler_sigmas().tolist()"
     ),
     "SanaWMLTX2Refiner": _STAGES,
-    "StableDiffusionDiffEditPipeline": (
-        "it steps along the timesteps of its inversion; use StableDiffusionInpaintPipeline with the same components"
-    ),
+    "StableDiffusionDiffEditPipeline": f"{_INVERTED}; {_SD.replace('Pipeline', 'InpaintPipeline')}",
     "StableDiffusionParadigmsPipeline": f"{_TABLE}; {_SD}",
-    "StableDiffusionSAGPipeline": f"{_TABLE}; use StableDiffusionPAGPipeline with the same components",
+    "StableDiffusionSAGPipeline": f"{_TABLE}; {_SD.replace('Pipeline', 'PAGPipeline')}",
     "TextToVideoZeroPipeline": f"{_TABLE}; use AnimateDiffPipeline",
     "TextToVideoZeroSDXLPipeline": f"{_TABLE}; use AnimateDiffSDXLPipeline",
 }
@@ -263,24 +253,20 @@ class _Only(NamedTuple):
     why: str
 
 
+_FLOW = "FlowMatchEulerDiscreteScheduler"
 _COSMOS_1 = _Only(("EDMEulerScheduler",), "steps twice from each node")
 _CASCADE = _Only(("DDPMWuerstchenScheduler",), "needs the ratio that only that class computes")
 
 # Class -> the scheduler classes that it works with. Every other class samples garbage, fails or is lost on loading.
 ONLY: Mapping[str, _Only] = {
     "BriaPipeline": _Only(
-        ("FlowMatchEulerDiscreteScheduler", "DDIMScheduler", "EulerAncestralDiscreteScheduler"),
-        "passes every other class levels of its own",
+        (_FLOW, "DDIMScheduler", "EulerAncestralDiscreteScheduler"), "passes every other class levels of its own"
     ),
-    "ChronoEditPipeline": _Only(
-        ("UniPCMultistepScheduler", "FlowMatchEulerDiscreteScheduler"), "edits the predictions that the class keeps"
-    ),
+    "ChronoEditPipeline": _Only(("UniPCMultistepScheduler", _FLOW), "edits the predictions that the class keeps"),
     "CosmosTextToWorldPipeline": _COSMOS_1,
     "CosmosVideoToWorldPipeline": _COSMOS_1,
     "DDIMPipeline": _Only(("DDIMScheduler",), "makes a DDIMScheduler of any other when it is loaded"),
-    "LongCatAudioDiTPipeline": _Only(
-        ("FlowMatchEulerDiscreteScheduler",), "replaces any other class when it is loaded"
-    ),
+    "LongCatAudioDiTPipeline": _Only((_FLOW,), "replaces any other class when it is loaded"),
     "StableCascadeDecoderPipeline": _CASCADE,
     "StableCascadePriorPipeline": _CASCADE,
     "StableDiffusionLatentUpscalePipeline": _Only(

@@ -14,19 +14,9 @@ from diffusers import ConfigMixin, SchedulerMixin
 from diffusers.schedulers.scheduling_euler_discrete import EulerDiscreteSchedulerOutput
 
 from bridge.noise_of import noise_schedule_of
+from bridge.schedulers import scheduled
 from bridge.schedulers.rows import ROWS, Row, check_fits, check_supported
-from bridge.schedulers.scheduled import (
-    NONSTATIONARY_CLASS,
-    REPLACED_KEY,
-    SCHEDULE_KEY,
-    Installed,
-    Levels,
-    Record,
-    add_noise,
-    schedule_from_list,
-    supported_name,
-    without_schedule,
-)
+from bridge.schedulers.scheduled import NONSTATIONARY_CLASS, Installed, add_noise
 from hso_jax import schedule_file
 from hso_jax.noise import NoiseSchedule, alpha_sigma
 from hso_jax.noise.from_config import FLOW_CLASSES
@@ -34,13 +24,12 @@ from hso_jax.schedule import Schedule
 
 
 def _refuse(config: Mapping[str, Any], schedule: Schedule) -> str | None:
-    name = config[REPLACED_KEY]["_class_name"]
+    name = config[scheduled.REPLACED_KEY]["_class_name"]
     if ROWS[name].layout == "grid" or name == "FlowMatchLCMScheduler":
         return f"the model of {name} is distilled for that solver; keep it, or use the undistilled model"
     if ROWS[name].layout == "times":
-        return (
-            f"pipelines with {name} need its form of timesteps; use with_schedule and a schedule without coefficients"
-        )
+        why = f"pipelines with {name} need its form of timesteps"
+        return f"{why}; use with_schedule and a schedule without coefficients"
     if schedule.coefficients is None:
         return f"the schedule is for solver {schedule.solver!r} and has no coefficients; use with_schedule"
     if schedule.kind == "ve" and config["prediction_type"] not in ("epsilon", "v_prediction"):
@@ -133,10 +122,10 @@ class NonstationaryScheduler(Installed, _Stepper):
             ValueError: for a schedule without coefficients or for another model, bad coefficients, or a scheduler
                 whose model is distilled for it; the message says what to do instead.
         """
-        plain = without_schedule(getattr(scheduler, "scheduler", scheduler))
-        check_supported(supported_name(plain))
+        plain = scheduled.without_schedule(getattr(scheduler, "scheduler", scheduler))
+        check_supported(scheduled.supported_name(plain))
         if not isinstance(schedule, Schedule):
-            schedule = schedule_from_list(noise or noise_schedule_of(plain), schedule, coefficients)
+            schedule = scheduled.schedule_from_list(noise or noise_schedule_of(plain), schedule, coefficients)
         elif coefficients is not None:
             raise ValueError("coefficients go with a list of sigmas; this schedule has its own")
         result = cls.__new__(cls)
@@ -149,19 +138,17 @@ class NonstationaryScheduler(Installed, _Stepper):
         name = type(plain).__name__
         known = _public(plain.config)
         prediction = "flow_prediction" if name in FLOW_CLASSES else known.get("prediction_type", "epsilon")
-        self.register_to_config(
-            **{**known, "prediction_type": prediction, REPLACED_KEY: {"_class_name": name, **known}}
-        )
+        replaced = {scheduled.REPLACED_KEY: {"_class_name": name, **known}}
+        self.register_to_config(**{**known, "prediction_type": prediction, **replaced})
         # Models of pixels are sampled within their range.
         own = inspect.signature(type(plain).__init__).parameters
-        clips = (key for key in ("thresholding", "clip_sample") if key in own and plain.config.get(key))
-        self._clips = next(clips, "")
+        self._clips = next((k for k in ("thresholding", "clip_sample") if k in own and plain.config.get(k)), "")
         if hasattr(plain, "alphas_cumprod"):
             self.alphas_cumprod = plain.alphas_cumprod
         self.sigmas, self.timesteps = torch.zeros(0), torch.zeros(0)
         check_fits(self, schedule, self._row, noise)
-        self.register_to_config(**{SCHEDULE_KEY: Record(schedule_file.to_document(schedule))})
-        self._levels = Levels(schedule, self._row, self.config, noise)
+        self.register_to_config(**{scheduled.SCHEDULE_KEY: scheduled.Record(schedule_file.to_document(schedule))})
+        self._levels = scheduled.Levels(schedule, self._row, self.config, noise)
         self._steps = _steps(schedule, self.config)
         self._schedule, self._noticed = schedule, False
         _Stepper.set_timesteps(self, schedule.nfe)
@@ -221,7 +208,13 @@ class NonstationaryScheduler(Installed, _Stepper):
             raise ValueError(f"all {len(self._steps)} steps are taken; call set_timesteps before sampling again")
         here = self._steps[index]
         x = self._unrounded(sample)
-        clean = self._clean_data(model_output, x, here)
+        if model_output.shape != x.shape and self.config.get("variance_type") in ("learned", "learned_range"):
+            model_output = model_output[:, : x.shape[1]]
+        own = model_output.dtype == x.dtype  # a widened output may be written into
+        clean = model_output * here.out if own else model_output.to(x.dtype).mul_(here.out)
+        if here.skip:
+            clean.add_(x, alpha=here.skip)
+        clean = self._clipped(clean)
         past = (clean, *self._past)[: len(here.weights)]
         # Where sampling began later, the newest prediction stands for those that are missing.
         newest = here.weights[0] + sum(here.weights[len(past) :])
@@ -265,14 +258,6 @@ class NonstationaryScheduler(Installed, _Stepper):
         if sample is rounded and edits is not None and edits == _edits(sample):
             return kept
         return torch.where(kept.to(sample.dtype) == sample, kept, sample)
-
-    def _clean_data(self, output: torch.Tensor, x: torch.Tensor, here: _Step) -> torch.Tensor:
-        if output.shape != x.shape and self.config.get("variance_type") in ("learned", "learned_range"):
-            output = output[:, : x.shape[1]]
-        clean = output * here.out if output.dtype == x.dtype else output.to(x.dtype).mul_(here.out)
-        if here.skip:
-            clean.add_(x, alpha=here.skip)
-        return self._clipped(clean)
 
     def _clipped(self, clean: torch.Tensor) -> torch.Tensor:
         if self._clips == "thresholding":

@@ -86,87 +86,66 @@ def _singlestep(config: Mapping[str, Any], schedule: Schedule) -> Mapping[str, A
     return {"lower_order_final": uneven, "final_sigmas_type": "sigma_min"}
 
 
-def _first(*cases: tuple[Any, str]) -> str | None:
-    """The text of the first case that holds."""
-    return next((text for holds, text in cases if holds), None)
-
-
 def _refuse_dpm(config: Mapping[str, Any], schedule: Schedule) -> str | None:
     kind = config["algorithm_type"]
-    return _first(
-        (
-            kind == "sde-dpmsolver" and schedule.end == "clean",
+    if kind == "sde-dpmsolver" and schedule.end == "clean":
+        return (
             "algorithm_type 'sde-dpmsolver' leaves noise of the last level in a step to sigma 0; "
-            "use 'sde-dpmsolver++' or an end 't_eps'",
-        ),
-        (
-            kind == "sde-dpmsolver" and config["solver_order"] > 2,
-            "algorithm_type 'sde-dpmsolver' has no third order in diffusers; use solver_order=2 or 'sde-dpmsolver++'",
-        ),
-        (
-            not kind.endswith("++") and config["prediction_type"] == "flow_prediction",
-            "noise-prediction algorithms do not know 'flow_prediction'; use algorithm_type='dpmsolver++'",
-        ),
-    )
+            "use 'sde-dpmsolver++' or an end 't_eps'"
+        )
+    if kind == "sde-dpmsolver" and config["solver_order"] > 2:
+        why = "algorithm_type 'sde-dpmsolver' has no third order in diffusers"
+        return f"{why}; use solver_order=2 or 'sde-dpmsolver++'"
+    if not kind.endswith("++") and config["prediction_type"] == "flow_prediction":
+        return "noise-prediction algorithms do not know 'flow_prediction'; use algorithm_type='dpmsolver++'"
+    return None
 
 
 def _refuse_sa(config: Mapping[str, Any], schedule: Schedule) -> str | None:
     if config["algorithm_type"] != "noise_prediction":
         return None
+    if config["prediction_type"] == "flow_prediction":
+        return "algorithm_type 'noise_prediction' does not know 'flow_prediction'; use 'data_prediction'"
     tau = config["tau_func"] or (lambda t: 1 if 200 <= t <= 800 else 0)  # the parent's default
-    return _first(
-        (
-            config["prediction_type"] == "flow_prediction",
-            "algorithm_type 'noise_prediction' does not know 'flow_prediction'; use 'data_prediction'",
-        ),
-        (
-            schedule.end == "clean" and tau(round(float(schedule.timesteps[-1]), 4)) != 0,
+    if schedule.end == "clean" and tau(round(float(schedule.timesteps[-1]), 4)) != 0:
+        return (
             "algorithm_type 'noise_prediction' leaves noise of the last level in a step to sigma 0 where tau > 0; "
-            "use 'data_prediction', a tau_func that is 0 there, or an end 't_eps'",
-        ),
-    )
-
-
-def _refuse_edm_dpm(config: Mapping[str, Any], schedule: Schedule) -> str | None:
-    return _refuse_cosine_dpm(config, schedule) if config["algorithm_type"] == "sde-dpmsolver++" else None
+            "use 'data_prediction', a tau_func that is 0 there, or an end 't_eps'"
+        )
+    return None
 
 
 def _refuse_cosine_dpm(config: Mapping[str, Any], schedule: Schedule) -> str | None:
     return "its stochastic algorithm has no third order; use solver_order=2" if config["solver_order"] > 2 else None
 
 
+def _refuse_edm_dpm(config: Mapping[str, Any], schedule: Schedule) -> str | None:
+    return _refuse_cosine_dpm(config, schedule) if config["algorithm_type"] == "sde-dpmsolver++" else None
+
+
 def _refuse_unipc(config: Mapping[str, Any], schedule: Schedule) -> str | None:
-    return _first(
-        (
-            config.get("solver_p") is not None,
-            "solver_p is a scheduler with levels of its own, which cannot follow the schedule; use solver_p=None",
-        ),
-        (
-            not config["predict_x0"] and config["prediction_type"] == "flow_prediction",
-            "predict_x0=False does not know 'flow_prediction'; use predict_x0=True",
-        ),
-    )
-
-
-def _refuse_flow(config: Mapping[str, Any], schedule: Schedule) -> str | None:
-    if config.get("invert_sigmas") and config["stochastic_sampling"]:
-        return "with invert_sigmas its stochastic step mistakes data for noise; use stochastic_sampling=False"
+    if config.get("solver_p") is not None:
+        return "solver_p is a scheduler with levels of its own, which cannot follow the schedule; use solver_p=None"
+    if not config["predict_x0"] and config["prediction_type"] == "flow_prediction":
+        return "predict_x0=False does not know 'flow_prediction'; use predict_x0=True"
     return None
 
 
+def _refuse_flow(config: Mapping[str, Any], schedule: Schedule) -> str | None:
+    why = "with invert_sigmas its stochastic step mistakes data for noise; use stochastic_sampling=False"
+    return why if config.get("invert_sigmas") and config["stochastic_sampling"] else None
+
+
 def _refuse_flow_lcm(config: Mapping[str, Any], schedule: Schedule) -> str | None:
-    steps = len(config["scale_factors"] or ()) + 1
-    return _first(
-        (
-            config.get("invert_sigmas"),
+    if config.get("invert_sigmas"):
+        return (
             "with invert_sigmas its step mistakes data for noise; use invert_sigmas=False, or for Mochi "
-            "FlowMatchEulerDiscreteScheduler.from_config(scheduler.config)",
-        ),
-        (
-            config["scale_factors"] and steps != schedule.nfe,
-            f"scale_factors has {steps - 1} entries, for {steps} steps; the schedule has {schedule.nfe}",
-        ),
-    )
+            "FlowMatchEulerDiscreteScheduler.from_config(scheduler.config)"
+        )
+    entries = len(config["scale_factors"] or ())
+    if entries and entries + 1 != schedule.nfe:
+        return f"scale_factors has {entries} entries, for {entries + 1} steps; the schedule has {schedule.nfe}"
+    return None
 
 
 def _refuse_pndm(config: Mapping[str, Any], schedule: Schedule) -> str | None:
@@ -174,9 +153,9 @@ def _refuse_pndm(config: Mapping[str, Any], schedule: Schedule) -> str | None:
     return None if config["skip_prk_steps"] else why
 
 
-def distillation_grid(config: Mapping[str, Any], original_steps: int | None = None) -> np.ndarray:
+def distillation_grid(config: Mapping[str, Any]) -> np.ndarray:
     """The integer timesteps [original_inference_steps], rising, on which an LCM or TCD model was distilled."""
-    steps = int(original_steps or config["original_inference_steps"])
+    steps = int(config["original_inference_steps"])
     return np.arange(1, steps + 1) * (int(config["num_train_timesteps"]) // steps) - 1
 
 
@@ -290,24 +269,19 @@ def check_fits(scheduler: Any, schedule: Schedule, row: Row, noise: NoiseSchedul
     prediction = config.get("prediction_type", row.predictions[0])
     flows = prediction == "flow_prediction"
     instead = f"; use {_GENERAL}.from_config(scheduler.config)" if prediction in ROWS[_GENERAL].predictions else ""
-    why = _first(
-        (
-            prediction not in row.predictions,
-            f"cannot sample with prediction_type {prediction!r}, only with {', '.join(row.predictions)}{instead}",
-        ),
-        (
-            flows and config.get("use_flow_sigmas") is False,
-            "needs use_flow_sigmas=True for prediction_type 'flow_prediction'; otherwise it scales noise as VP: use "
-            f"{name}.from_config(scheduler.config, use_flow_sigmas=True)",
-        ),
-        (
-            flows and config.get("sigma_data") is not None,
-            "has the sigma_data that Cosmos-Predict2's pipelines write: they expect EDM's sigmas, 80 to 0.002, "
-            "and a flow schedule has none of those; call the pipeline without a schedule",
-        ),
-    )
-    if why:
-        raise ValueError(f"{name} {why}")
+    if prediction not in row.predictions:
+        known = ", ".join(row.predictions)
+        raise ValueError(f"{name} cannot sample with prediction_type {prediction!r}, only with {known}{instead}")
+    if flows and config.get("use_flow_sigmas") is False:
+        raise ValueError(
+            f"{name} needs use_flow_sigmas=True for prediction_type 'flow_prediction'; otherwise it scales noise as "
+            f"VP: use {name}.from_config(scheduler.config, use_flow_sigmas=True)"
+        )
+    if flows and config.get("sigma_data") is not None:
+        raise ValueError(
+            f"{name} has the sigma_data that Cosmos-Predict2's pipelines write: they expect EDM's sigmas, 80 to 0.002, "
+            "and a flow schedule has none of those; call the pipeline without a schedule"
+        )
     for key, reader in ignored_keys({**config, "_class_name": name}).items() if name in ROWS else ():
         # The installed levels are the model's whatever the class ignores, where its steps allow.
         as_table = key == "timestep_type" and row.layout in TABLES

@@ -58,9 +58,8 @@ class Installed:
         super().__init__(*args, **kwargs)
         if hso_schedule is None:
             name = type(self).__name__
-            raise ValueError(
-                f"bridge.{name} needs a schedule in its config; use with_schedule(diffusers.{name}(...), schedule)"
-            )
+            why = f"bridge.{name} needs a schedule in its config"
+            raise ValueError(f"{why}; use with_schedule(diffusers.{name}(...), schedule)")
         self.register_to_config(**{REPLACED_KEY: dict(hso_replaced or {})})  # type: ignore[attr-defined]
         self._adopt(schedule_file.from_document(hso_schedule)[0], noise_schedule_of(self))
 
@@ -107,16 +106,9 @@ class Installed:
     ) -> None:
         """Get ready to sample at the schedule, whatever levels the pipeline proposes; all at once or not at all.
 
-        Args:
-            num_inference_steps: must be the schedule's nfe where it is given.
-            device: of the timesteps.
-            timesteps: what the pipeline or its caller proposes; see `check_proposal`.
-            sigmas: likewise.
-            mu: dynamic shift; the schedule's levels are final, so it has no effect.
-            **kwargs: passed to the parent where it knows them (LCM's and TCD's `original_inference_steps`).
-
-        Raises:
-            ValueError: if the number of steps is not the schedule's, or the caller wants other levels.
+        The number of steps must be the schedule's, and timesteps or sigmas fit it (`check_proposal`): else ValueError.
+        The dynamic shift `mu` has no effect, since the schedule's levels are final. LCM's and TCD's parents get their
+        `original_inference_steps`.
         """
         if self._schedule is None:  # the parent's __init__ is setting up its defaults
             parent: Any = super()
@@ -126,9 +118,8 @@ class Installed:
         view = self._view()
         on_view: Any = super(Installed, view)
         if self._row.layout == "grid":
-            on_view.set_timesteps(
-                timesteps=np.rint(self._schedule.timesteps).astype(int).tolist(), device=device, **kwargs
-            )
+            whole = np.rint(self._schedule.timesteps).astype(int).tolist()
+            on_view.set_timesteps(timesteps=whole, device=device, **kwargs)
         else:
             shift = {"mu": 0.0 if mu is None else mu} if self._row.needs_mu and self.config.use_dynamic_shifting else {}
             on_view.set_timesteps(self._schedule.nfe, device=device, **shift)
@@ -280,9 +271,7 @@ class Levels:
         self.lowers_order = row.log_snr and clean
         self.written = self._written(schedule, row, config, noise)
 
-    def _written(
-        self, schedule: Schedule, row: Row, config: Mapping[str, Any], noise: NoiseSchedule
-    ) -> dict[str, Array]:
+    def _written(self, schedule: Schedule, row: Row, config: Any, noise: NoiseSchedule) -> dict[str, Array]:
         clean = schedule.end == "clean"
         if row.layout == "plms" and schedule.nfe > 1:
             return {"timesteps": np.insert(self.nodes, 1, self.nodes[1])}
@@ -341,9 +330,7 @@ class Levels:
         return len(table) - 1 - node, {**seen, "alphas_cumprod": table}
 
 
-def _two_evaluations(
-    schedule: Schedule, row: Row, noise: NoiseSchedule, sigmas: Array, steps: Array
-) -> dict[str, Array]:
+def _two_evaluations(schedule: Schedule, row: Row, noise: NoiseSchedule, sigmas: Array, steps: Array) -> dict[str, Any]:
     """Each step evaluates at its start and once more; not so a step to sigma 0, where the solver would divide by 0."""
     between = {}
     if row.layout in ("midpoints", "middles"):
@@ -416,17 +403,16 @@ def init_noise_sigma(scheduler: Any, parents: Any) -> Any:
 
 
 def add_noise(scheduler: Any, original_samples: Any, noise: Any, timesteps: Any) -> Any:
-    """`alpha x_0 + sigma noise` [B, ...] at nodes of the schedule; timesteps [B] or one for all.
-
-    (The parent indexes its training table, with integers.)
-    """
+    """`alpha x_0 + sigma noise` [B, ...] at nodes; timesteps [B] or one. The parent indexes its training table."""
     levels: Levels = scheduler._levels
     nodes = [nearest(levels.nodes, t) for t in torch.as_tensor(timesteps).flatten()]
-    shape = (-1,) + (1,) * (original_samples.dim() - 1)
-    alpha, sigma = (
-        torch.from_numpy(x[nodes]).to(original_samples).reshape(shape) for x in (levels.alphas, levels.sigmas)
-    )
-    return alpha * original_samples + sigma * noise
+    return mixed(original_samples, noise, *(torch.from_numpy(x[nodes]) for x in (levels.alphas, levels.sigmas)))
+
+
+def mixed(data: torch.Tensor, noise: torch.Tensor, alpha: torch.Tensor, sigma: torch.Tensor) -> torch.Tensor:
+    """`alpha data + sigma noise` of [B, ...], alpha and sigma [B] or [1]."""
+    alpha, sigma = (x.to(data).reshape(-1, *[1] * (data.dim() - 1)) for x in (alpha, sigma))
+    return alpha * data + sigma * noise
 
 
 def _batch_step_no_noise(self: Any, model_output: Any, timesteps: Any, sample: Any, *args: Any, **options: Any) -> Any:
