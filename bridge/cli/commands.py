@@ -30,7 +30,6 @@ from bridge.schedulers.scheduled import NONSTATIONARY_CLASS, SCHEDULE_KEY, plain
 from bridge.tuning import choose
 from bridge.tuning import tune as tuned
 from bridge.tuning.choose import Chosen
-from bridge.tuning.race import Measured
 from hso_jax import files, schedule_file
 from hso_jax.checks import printable
 from hso_jax.cli import common
@@ -154,16 +153,16 @@ def recommend(args: argparse.Namespace) -> int:
 
 
 def _print_measured(found: Chosen, nfe: int, everything: bool) -> None:
-    """Print what was measured to be the best, beside what the pipeline has and the best rule, or everything."""
-    rows: list[tuple[str, Measured | None]] = [("", one) for one in found.measured[nfe]]
-    if not everything:
-        rows = [("recommended", rows[0][1]), ("yours", found.current[nfe]), ("best rule", found.rule(nfe))]
-    told = [(choice, one) for choice, one in rows if one is not None]
+    """Print what was measured to be the best, what the pipeline has and the best rule, or everything."""
+    ranked = found.measured[nfe]
+    choices = {"recommended": ranked[0], "yours": found.current[nfe], "best rule": found.rule(nfe)}
+    names = [", ".join(name for name, one in choices.items() if one is measured) for measured in ranked]
+    rows = [(name, one) for name, one in zip(names, ranked, strict=True) if everything or name]
     columns = {
-        "choice": [choice for choice, _ in told],
-        "schedule": [one.name for _, one in told],
-        "error": [number(one.error, 4) for _, one in told],
-        "noises": [str(len(one.errors)) for _, one in told],
+        "choice": [name for name, _ in rows],
+        "schedule": [one.name for _, one in rows],
+        "error": [number(one.error, 4) for _, one in rows],
+        "noises": [str(len(one.errors)) for _, one in rows],
     }
     print_table(f"N = {nfe}: measured errors", columns, ["schedule"], ["choice", "schedule"])
 
