@@ -30,14 +30,14 @@ from bridge.schedulers.install import (
     switched,
 )
 from bridge.schedulers.nonstationary import NonstationaryScheduler
-from bridge.schedulers.scheduled import without_schedule
+from bridge.schedulers.scheduled import Installed, without_schedule
 from bridge.tuning.choose import choose
 from hso_jax.bilevel import Effort
 from hso_jax.checks import brief, check_nfe, choice
 from hso_jax.lane import Method
 from hso_jax.noise import NoiseSchedule, flow
 from hso_jax.profile import Profile
-from hso_jax.schedule import Schedule
+from hso_jax.schedule import Schedule, in_coefficients
 from hso_jax.searches import METHODS, not_searched, search
 from hso_jax.shipped.distilled import MOST_STEPS, of_class
 from hso_jax.shipped.recommend import CurrentSampling, Recommendation
@@ -92,6 +92,9 @@ def recommend(
     )
     now = current_sampling(pipe, noise, nfe)
     now = now._replace(error=found.errors.get(now.solver, {}).get(now.nodes))
+    installed = pipe.scheduler.schedule if isinstance(pipe.scheduler, Installed) else None
+    if found.distilled is None and installed in (found.schedule, in_coefficients(found.schedule)):
+        now = CurrentSampling(found.solver, found.method, found.error)
     found = dataclasses.replace(found, before=now, usual=why if guidance is None else "")
     if distilled is None and told is None:
         return dataclasses.replace(found, loras=tuple(active_loras(pipe)))
@@ -217,7 +220,9 @@ def _check_options(method: Method | str, given: list[str]) -> None:
     allowed = _OPTIONS.get(method, _SEARCHING) if isinstance(method, str) else _SEARCHING
     if wrong := [name for name in given if name not in allowed]:
         way = "say which search, as in method='hso'" if method == "recommend" else "leave it out"
-        raise ValueError(f"{', '.join(wrong)}: not of method {brief(method)} (its own: {', '.join(allowed)}); {way}")
+        raise ValueError(
+            f"method {brief(method)} does not take {', '.join(wrong)} (it takes {', '.join(allowed)}); {way}"
+        )
 
 
 def _recommended(pipe: Any, nfe: int, noise: NoiseSchedule, options: dict[str, Any]) -> Schedule:
@@ -242,11 +247,9 @@ def _recommended(pipe: Any, nfe: int, noise: NoiseSchedule, options: dict[str, A
             warnings.warn(switched(before, found.schedule), stacklevel=3)
     now = found.before
     assert now is not None
-    order = ""  # predicted errors order choices; they do not measure them
-    if now.error is not None and found.error is not None:
-        order = f"; predicted error: {'lower' if found.error < now.error else 'not lower'} than before"
+    gain = "" if found.expected is None else f". {found.expected.words('before')} prompts=[...] measures it"
     why = _nearest_to(found.asked, found.guidance, found.usual or "as asked")
-    print(_said(pipe, before, now, found.schedule, why, order), file=sys.stderr)
+    print(_said(pipe, before, now, found.schedule, why, gain), file=sys.stderr)
     if found.loras and nfe <= MOST_STEPS:
         print(
             f"note:   a LoRA is active ({', '.join(found.loras)}). If it distils the model to few steps, pass "
@@ -319,10 +322,10 @@ def _found(
 
 
 def _nearest_to(wanted: float, weight: float, why: str) -> str:
-    return why if weight == wanted else f"shipped; the nearest to {wanted:g}, {why}"
+    return why if weight == wanted else f"the nearest shipped to {wanted:g}, {why}"
 
 
-def _said(pipe: Any, before: Any, now: CurrentSampling, schedule: Schedule, why: str, order: str = "") -> str:
+def _said(pipe: Any, before: Any, now: CurrentSampling, schedule: Schedule, why: str, gain: str = "") -> str:
     """What an installation is reported by: what was there, what is there, how to call it and how to undo it."""
     solver = now.solver if schedule.solver == "any" else schedule.solver
     found_for = "any guidance" if schedule.guidance is None else f"guidance {schedule.guidance:g} ({why})"
@@ -332,9 +335,8 @@ def _said(pipe: Any, before: Any, now: CurrentSampling, schedule: Schedule, why:
         for name in ("pipe", *(f"pipe.{name}" for name in inner))
     ]
     return (
-        f"{type(pipe).__name__}\n"
         f"before: {type(before).__name__}, levels: {now.nodes}\n"
-        f"now:    {schedule.nfe} steps of {solver}, levels: {schedule.method}, for {found_for}{order}\n"
+        f"now:    {schedule.nfe} steps of {solver}, levels: {schedule.method}, for {found_for}{gain}\n"
         f"call:   pipe(..., num_inference_steps={schedule.nfe})\n"
         f"undo:   {'; '.join(undo)}"
     )

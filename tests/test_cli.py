@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shlex
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from marks import slow_but
 import hso_jax
 from hso_jax import comparison
 from hso_jax.baselines import BASELINES
-from hso_jax.cli import search
+from hso_jax.cli import common, search
 from hso_jax.hso import Box
 from hso_jax.noise import PRESETS
 from hso_jax.schedule import Origin
@@ -112,11 +113,11 @@ def test_hso_gets_its_options(run: Run, asked: list[Any]) -> None:
 def test_compare_ranks_every_method(run: Run) -> None:
     records = json.loads(run("compare --nfe 5 --json --plot compare.png").out)["schedules"]
     every = ["hso", *(name for name in BASELINES if name != "ays-svd")]
-    ranked, recommended = records[: len(every)], records[len(every) :]
-    errors = [r["error"] for r in ranked]
-    assert sorted(r["method"] for r in ranked) == sorted(every) and errors == sorted(errors)
-    assert [r["solver"] for r in recommended] == ["dpmpp-2m", "nonstationary"]
-    assert recommended[1]["error"] < recommended[0]["error"] < errors[0]
+    ranked = [r for r in records if r["method"] != "solver-error"]
+    assert sorted(r["method"] for r in ranked) == sorted(every)
+    assert [r["error"] for r in records] == sorted(r["error"] for r in records)
+    best = {s: hso_jax.recommend("sd21-base", 5, solver=s).solver for s in ("dpmpp-2m", None)}
+    assert {r["solver"] for r in records[:2]} == set(best.values())
     assert Path("compare.png").stat().st_size > 10_000
     (found,) = hso_jax.compare("sd21-base", 5)
     assert [(s.method, s.error) for s in found.ranked] == [(r["method"], r["error"]) for r in ranked]
@@ -133,6 +134,16 @@ def test_compare_skips_what_does_not_apply(run: Run, asked: list[Any]) -> None:
         out, err = run(f"compare --model {model} --nfe 4")
         assert all((f" {rule} " in out) == (rule not in missing) for rule in BASELINES if model != "narrow.json")
         assert reason in err and len(missing & {line.split()[1] for line in err.splitlines() if "skipped" in line}) == 3
+
+
+def test_compare_prints_a_table_of_80_columns(
+    run: Run, asked: list[Any], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    lines = run("compare --model sdxl --nfe 6,8").out.splitlines()
+    assert max(map(len, lines)) <= 80 and sum(line[:1] == "\u250f" for line in lines) == 2
+    first = next(line for line in lines if line[:1] == "\u2502")
+    assert " recommended " in first and "sdxl, N = 6, node layout" in lines[0]
 
 
 # show, plot, models
@@ -182,27 +193,35 @@ def test_models_lists_every_preset(run: Run) -> None:
 # recommend and zoo
 
 
-def test_recommend_says_what_and_why(run: Run) -> None:
+def test_recommend_prints_three_rows_and_why(run: Run) -> None:
     printed, best = run("recommend --model sdxl --nfe 6").out, hso_jax.recommend("sdxl", 6)
-    assert printed.startswith("sdxl, N = 6, guidance 5\nuse        ")
-    assert " ".join(map(str, best.schedule.integer_timesteps())) in printed and best.reason in printed
-    assert all(f" {rule} " in printed for rule in ("its own", "trailing", "karras", "ays", "beta-t", "hso"))
-    assert f"{best.error:.3g} <" in printed and written() == []
+    assert printed.startswith("sdxl, N = 6, guidance 5\n") and best.reason in " ".join(printed.split())
+    recommended, usual, rule = (line.split("\u2502") for line in printed.splitlines() if line[:1] == "\u2502")
+    assert [cell.strip() for cell in recommended[1:4]] == ["recommended", best.solver, "its own"]
+    assert recommended[4].split() == [str(t) for t in best.schedule.integer_timesteps()]
+    assert [cell.strip() for cell in usual[1:4]] == ["usual", "dpmpp-2m", "trailing"]
+    assert [cell.strip() for cell in rule[1:4]] == ["best rule", *best.best_rule]
+    assert f"{best.error:.3g}" not in printed and written() == []
+    everything = run("recommend --model sdxl --nfe 6 --all").out
+    assert all(f" {rule} " in everything for rule in ("its own", "trailing", "karras", "ays", "beta-t", "hso"))
+    assert f"{best.error:.3g} <" in everything and "predicted on reference problems" in everything
 
 
 @pytest.mark.parametrize("model", ["sdxl", "edm-cifar10", "flux-dev"])
-def test_recommend_s_table_fits_80_columns(run: Run, monkeypatch: pytest.MonkeyPatch, model: str) -> None:
+def test_recommend_fits_80_columns(run: Run, monkeypatch: pytest.MonkeyPatch, model: str) -> None:
     monkeypatch.setenv("COLUMNS", "80")
-    printed = run(f"recommend --model {model} --nfe 4").out
-    table = [line for line in printed.splitlines() if line[:1] in ("\u2502", "\u2503", "\u2514")]
-    assert len(table) > 8 and max(map(len, table)) <= 80 and "\u2026" not in printed
+    for nfe in (4, 20):
+        lines = run(f"recommend --model {model} --nfe {nfe} --all").out.splitlines()
+        lines = [line for line in lines if not line.startswith(("sigmas", "coefficients"))]
+        assert sum(line[:1] == "\u2502" for line in lines) > 11 and max(map(len, lines)) <= 80
+        assert not any("\u2026" in line for line in lines)
 
 
 def test_recommend_puts_models_and_steps_in_one_file(run: Run) -> None:
     printed = run("recommend --model sdxl --model flux-dev --nfe 4,6 -o both.json")
     kept = [(s.model, s.nfe) for s in hso_jax.load("both.json")]
     assert kept == [("sdxl", 4), ("sdxl", 6), ("flux-dev", 4), ("flux-dev", 6)]
-    assert "wrote both.json" in printed.err and printed.out.count("predicted error") == 4
+    assert "wrote both.json" in printed.err and printed.out.count("\u2502 recommended") == 4
     assert json.loads(run("recommend --model sdxl -o -").out)["format"] == "hso-jax/schedules"
 
 
@@ -210,7 +229,8 @@ def test_recommend_json_has_everything(run: Run) -> None:
     (found,) = json.loads(run("recommend --model sdxl --nfe 6 --scheduler dpmpp-2m --guidance 7 --json").out)
     same = hso_jax.recommend("sdxl", 6, guidance=7, solver="dpmpp-2m")
     assert found["solver"] == "dpmpp-2m" and found["guidance"] == 7.5 and found["error"] == same.error
-    assert len(found["sigmas"]) == 7 and len(found["timesteps"]) == 6 and found["gain"] == same.gain > 0
+    assert len(found["sigmas"]) == 7 and len(found["timesteps"]) == 6 and "gain" not in found
+    assert found["expected"] == {**same.expected._asdict(), "than": ["dpmpp-2m", "trailing"]}
     assert found["errors"]["ddim"]["trailing"] == same.errors["ddim"]["trailing"] and found["coefficients"] is None
 
 
@@ -238,9 +258,46 @@ def test_a_folder_needs_its_guidance_unless_it_is_distilled(run: Run) -> None:
     folder("sdxl-turbo")
     for name, steps, kind in (("plain-name", "999 759 499 259", "lcm"), ("sdxl-turbo", "999 749 499 249", "turbo")):
         printed = run(f"recommend --model {name} --nfe 4").out
-        assert steps in printed and "comes with" in printed
+        assert steps in printed and "the model comes with" in " ".join(printed.split())
         assert json.loads(run(f"recommend --model {name} --nfe 4 --json").out)[0]["distilled"] == kind
-    assert "its own schedule" in run("recommend --model sdxl-turbo --distilled no --guidance 5").out
+    assert "shipped schedule" in run("recommend --model sdxl-turbo --distilled no --guidance 5").out
+
+
+@pytest.fixture
+def hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
+    """An empty cache of huggingface_hub, and no network."""
+    constants = pytest.importorskip("huggingface_hub").constants
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    common._from_hub.cache_clear()
+    return tmp_path / "hub"
+
+
+def in_cache(hub: Path, name: str, **config: Any) -> None:
+    """Put a repository's configs where a download would leave them."""
+    cache = hub / f"models--{name.replace('/', '--')}"
+    (cache / "refs").mkdir(parents=True)
+    (cache / "refs" / "main").write_text("0" * 40)
+    folder(str(cache / "snapshots" / ("0" * 40)), **config)
+
+
+def test_a_repository_s_config_is_read_from_the_cache(run: Run, hub: Path) -> None:
+    in_cache(hub, "some-one/my-xl")
+    in_cache(hub, "some-one/my-turbo")
+    (found,) = json.loads(run("recommend --model some-one/my-xl --guidance 5 --json").out)
+    assert found["model"] == "my-xl" and found["timesteps"] == hso_jax.recommend("sdxl", 6).schedule.timesteps.tolist()
+    (found,) = json.loads(run("recommend --model some-one/my-turbo --nfe 4 --json").out)
+    assert found["distilled"] == "turbo"
+    refused(run, "recommend --model some-one/my-xl", "add --guidance W")
+
+
+def test_a_repository_that_cannot_be_read_is_told_what_to_do(
+    run: Run, hub: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told = refused(run, "recommend --model some-one/else", "download its scheduler/scheduler_config.json")
+    assert "cannot find the requested files in the local cache" in told
+    monkeypatch.setitem(sys.modules, "huggingface_hub", None)
+    refused(run, "zoo --model some-one/else", "(huggingface_hub is not installed)")
 
 
 @pytest.mark.parametrize("command", ["recommend --nfe 12", "recommend --nfe 4", "zoo --nfe 6"])
@@ -313,8 +370,9 @@ def test_pure_noise_is_null_in_json(run: Run, asked: list[Any]) -> None:
         ("show", "file is missing"),
         ("show missing.json", "missing.json"),
         ("plot missing.json", "missing.json"),
-        ("recommend --modle sdxl", "'--modle' is no option; did you mean --model?"),
-        ("recommend extra", "'extra' is no argument"),
+        ("recommend --modle sdxl", "'--modle' is no option of `hso-jax recommend`; did you mean --model?"),
+        ("recommend extra", "'extra' is no argument of `hso-jax recommend`"),
+        ("compare --no-plot", "'--no-plot' is no option of `hso-jax compare`; did you mean --plot?"),
         ("recommend --guidance x", "--guidance is 'x'; write a number"),
         ("recommend --model sdlx", "did you mean sdxl?"),
         ("recommend --scheduler dpmpp-2x", "did you mean dpmpp-2m?"),

@@ -29,9 +29,11 @@ from bridge.schedulers.rows import check_supported
 from bridge.schedulers.scheduled import NONSTATIONARY_CLASS, SCHEDULE_KEY, plain_config, without_schedule
 from bridge.tuning import choose
 from bridge.tuning import tune as tuned
+from bridge.tuning.choose import Chosen
 from hso_jax import files, schedule_file
 from hso_jax.checks import printable
 from hso_jax.cli import common
+from hso_jax.cli.show import number, print_table
 from hso_jax.profile import Profile
 from hso_jax.schedule import Schedule
 
@@ -141,11 +143,28 @@ def recommend(args: argparse.Namespace) -> int:
     if args.json:
         common.write(files.json_text(found.plain()))
     elif output is None or not files.is_stream(output):
-        tables = (f"N = {nfe}\n{found.table(nfe)}" for nfe in found.measured)
-        common.say(*"\n\n".join([*tables, str(found)]).splitlines())
+        for nfe in found.measured:
+            _print_measured(found, nfe, args.all)
+        for line in str(found).splitlines():
+            common.say_words(line)
     for path in args.written:
         common.warn(f"wrote {printable(path)}")
     return 0
+
+
+def _print_measured(found: Chosen, nfe: int, everything: bool) -> None:
+    """Print what was measured to be the best, what the pipeline has and the best rule, or everything."""
+    ranked = found.measured[nfe]
+    choices = {"recommended": ranked[0], "yours": found.current[nfe], "best rule": found.rule(nfe)}
+    names = [", ".join(name for name, one in choices.items() if one is measured) for measured in ranked]
+    rows = [(name, one) for name, one in zip(names, ranked, strict=True) if everything or name]
+    columns = {
+        "choice": [name for name, _ in rows],
+        "schedule": [one.name for _, one in rows],
+        "error": [number(one.error, 4) for _, one in rows],
+        "noises": [str(len(one.errors)) for _, one in rows],
+    }
+    print_table(f"N = {nfe}: measured errors", columns, ["schedule"], ["choice", "schedule"])
 
 
 def tune(args: argparse.Namespace) -> int:

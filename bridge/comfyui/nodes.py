@@ -187,8 +187,7 @@ class HsoRecommend:
             sampler = comfy.samplers.sampler_object(DISTILLATIONS[found.distilled].sampler)
             own = noise if diffusion_model is None else noise_of(diffusion_model)  # with the shift of its patches
             return sampler, to_sigmas(own_grid(found.distilled, own, total), steps, diffusion_model), found.reason
-        asked = "" if weight == found.guidance else f" The nearest guidance to {weight:g} that is shipped is taken."
-        return *sampler_and_sigmas(found.schedule, steps, diffusion_model), found.reason + asked
+        return *sampler_and_sigmas(found.schedule, steps, diffusion_model), found.reason
 
 
 class _Sigmas:

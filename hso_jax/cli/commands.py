@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import importlib
 import importlib.metadata
+import textwrap
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -44,12 +45,16 @@ def _option(names: str, help: str, kind: Any = str, **settings: Any) -> Option:
     return Option(names, help, kind, settings)
 
 
-_MODEL = f"a preset (see `hso-jax models`), scheduler_config.json or folder; may be repeated; default {DEFAULT_MODEL}"
+_MODEL = (
+    "a preset (see `hso-jax models`), a scheduler_config.json, a folder, or a repository of the Hugging Face Hub "
+    f"(org/name), whose config alone is fetched; may be repeated; default {DEFAULT_MODEL}"
+)
 _MODELS = (
     _option("--model", _MODEL, lambda name: name if Path(name).exists() else preset_name(name), action="append"),
     _option("--image-seq-len", "image tokens, where the shift depends on them; default 4096, which is 1024x1024", int),
 )
 _CHOICES = ", ".join(CHOICES)
+_DISTILLED = f"how the model was distilled ({', '.join(DISTILLATIONS)}), or no; default: as its name or folder tells"
 _SHIPPED_OUTPUT = (
     _option("-o --output", "schedule file, for apply and show; - is stdout", Path),
     _option("--force", "replace a file that hso-jax did not write", bool),
@@ -118,7 +123,8 @@ COMMANDS = {
             _option("--nfe --steps", "numbers of evaluations, 1..20", default="6"),
             _option("--guidance", "weight of classifier-free guidance; default: the preset's", float),
             _option("--scheduler --solver", f"to keep: {_CHOICES}, or another program's name; default: the best"),
-            _option("--distilled", "how it was; default: as the name or folder tells", choices=(*DISTILLATIONS, "no")),
+            _option("--distilled", _DISTILLED, choices=(*DISTILLATIONS, "no"), metavar="KIND"),
+            _option("--all", "also print every predicted error, or with --pipeline every measured one", bool),
             "to run and measure everything on a local pipeline",
             _option("--pipeline", "local folder that save_pretrained wrote", Path),
             *_TYPICAL,
@@ -132,14 +138,14 @@ COMMANDS = {
         """\
 examples:
   hso-jax recommend --model sdxl --nfe 6
-  hso-jax recommend --model sdxl --nfe 6 --guidance 7 --scheduler dpmpp-2m -o sdxl.json
-  hso-jax recommend --model flux-dev --model qwen-image --nfe 4-8
-  hso-jax recommend --model ./my-model --guidance 5 --nfe 6      (a diffusers folder)
-  hso-jax recommend --pipeline ./my-model --prompts prompts.txt --nfe 6 -o measured.json      (run and measured)
+  hso-jax recommend --model sdxl --nfe 6 --guidance 7 --scheduler dpmpp-2m
+  hso-jax recommend --model flux-dev --model qwen-image --nfe 4-8 -o both.json
+  hso-jax recommend --model ./my-model --guidance 5     (a diffusers folder)
+  hso-jax recommend --pipeline ./my-model --prompts prompts.txt -o measured.json
 
 With --pipeline every schedule of the zoo and every rule with every solver is run on the model itself. Without, nothing
-is searched or run, and the errors are predictions: errors of the solver's samples on reference problems, in standard
-deviations of the data. Solver coefficients (nonstationary) are then recommended where they save a tenth or more.
+is searched or run. The expected gain is then what trained networks gained of such predictions; --all prints the
+predictions: errors of the solver's samples on reference problems, in standard deviations of the data.
 """,
     ),
     "compare": Command(
@@ -160,8 +166,8 @@ examples:
   hso-jax compare
   hso-jax compare --model sdxl --nfe 4,8 --solver unipc-3 --guidance 5
 
-The table ranks schedules by the error of the solver's samples on reference problems, least error first. Its last rows
-are the recommended schedules: the best for this solver, and the best of all solvers.
+The table ranks schedules by the error of the solver's samples on reference problems, least error first. Two of them
+are recommended: the best for this solver, and the best of all solvers.
 """,
     ),
     "search": Command(
@@ -194,12 +200,12 @@ are the recommended schedules: the best for this solver, and the best of all sol
         ),
         """\
 examples:
-  hso-jax search                                  the main job: SD 2.1-base, N = 4..20, both layouts
-  hso-jax search --model flux-dev --nfe 4-8       another model
-  hso-jax search --model ./my-model --nfe 6       a diffusers folder (reads scheduler/scheduler_config.json)
-  hso-jax search --nfe 6 --layout node --json     to stdout, for other programs
-  hso-jax search --spacing-as penalty             the paper's SPF to the letter
-  hso-jax search --model sd3-medium --method solver-error --solver unipc --nfe 4,6,8 --guidance 7.5
+  hso-jax search                                SD 2.1-base, N = 4..20
+  hso-jax search --model flux-dev --nfe 4-8     another model
+  hso-jax search --model ./my-model --nfe 6     a diffusers folder
+  hso-jax search --nfe 6 --layout node --json   to stdout, for other programs
+  hso-jax search --spacing-as penalty           the paper's SPF to the letter
+  hso-jax search --method solver-error --solver unipc --guidance 7.5
 """,
     ),
     "zoo": Command(
@@ -254,9 +260,9 @@ examples:
         ),
         """\
 examples:
-  hso-jax apply --pipeline ./my-model --nfe 6                     (the recommended one)
+  hso-jax apply --pipeline ./my-model --nfe 6         (the recommended one)
   hso-jax apply schedules.json --pipeline ./my-model --nfe 6
-  hso-jax apply schedules.json --pipeline ./my-model --nfe 6 --save ./my-model-6-steps
+  hso-jax apply schedules.json --pipeline ./my-model --nfe 6 --save ./in-6-steps
 
 Afterwards `import bridge` before from_pretrained, and call the pipeline with num_inference_steps=6. hso-jax keeps the
 former files beside the new ones, with .before-hso at the end of the name.
@@ -277,10 +283,11 @@ former files beside the new ones, with .before-hso at the end of the name.
         ),
         """\
 examples:
-  hso-jax sample --pipeline ./my-model --nfe 6 --prompt "a small fox" --compare -o compare.png
-  hso-jax sample schedules.json --pipeline ./my-model --nfe 6 --prompt "a small fox" -o fox.png
-  hso-jax sample schedules.json --pipeline ./my-model --nfe 6 --prompt "a small fox" --seed 0-3 --compare -o rows.png
-  hso-jax sample schedules.json --pipeline ./my-dit --nfe 8 --prompt 207 --option guidance_scale=4 -o dog.png
+  hso-jax sample --pipeline ./my-model --nfe 6 --prompt fox -o fox.png
+  hso-jax sample --pipeline ./my-model --nfe 6 --prompt fox --compare -o all.png
+  hso-jax sample schedules.json --pipeline ./my-model --prompt fox -o fox.png
+  hso-jax sample schedules.json --pipeline ./my-dit --prompt 207 -o dog.png \\
+      --option guidance_scale=4
 """,
     ),
     "profile": Command(
@@ -296,8 +303,8 @@ examples:
         ),
         """\
 examples:
-  hso-jax profile --pipeline ./my-model --prompts prompts.txt -o my-model.profile.json
-  hso-jax search --model ./my-model --method solver-error --nfe 6 --profile my-model.profile.json
+  hso-jax profile --pipeline ./my-model --prompts prompts.txt -o profile.json
+  hso-jax search --model ./my-model --method solver-error --profile profile.json
 """,
     ),
     "tune": Command(
@@ -318,8 +325,9 @@ examples:
         """\
 examples:
   hso-jax tune --pipeline ./my-model --nfe 6 --prompts prompts.txt -o tuned.json
-  hso-jax tune --pipeline ./my-model --nfe 6 --solver unipc-3 --guidance 5 --budget 10000 -o tuned.json
-  hso-jax tune --pipeline ./my-model --nfe 8 --image photo.png --option strength=0.5 -o image-to-image.json
+  hso-jax tune --pipeline ./my-model --nfe 6 --solver unipc-3 -o tuned.json
+  hso-jax tune --pipeline ./my-model --nfe 8 --image photo.png -o tuned.json \\
+      --option strength=0.5
   hso-jax apply tuned.json --pipeline ./my-model --nfe 6
 
 From the first schedule on, the output file holds the best one so far, also after Ctrl-C. The same command resumes from
@@ -327,6 +335,14 @@ OUTPUT.checkpoint.
 """,
     ),
 }
+
+
+class HelpFormatter(argparse.RawDescriptionHelpFormatter):
+    """Breaks paragraphs between words, and leaves lists as they are written."""
+
+    def _fill_text(self, text: str, width: int, indent: str) -> str:
+        parts = text.split("\n\n")
+        return "\n\n".join(part if "\n  " in part else textwrap.fill(part, width) for part in parts)
 
 
 def add(subparsers: argparse._SubParsersAction[argparse.ArgumentParser], name: str) -> None:
@@ -337,7 +353,7 @@ def add(subparsers: argparse._SubParsersAction[argparse.ArgumentParser], name: s
         help=command.help,
         description=command.help[0].upper() + command.help[1:] + ".",
         epilog=command.examples,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        formatter_class=HelpFormatter,
     )
     parser.add_argument("--quiet", action="store_true", default=argparse.SUPPRESS, help=QUIET)
     group: argparse._ActionsContainer = parser

@@ -5,8 +5,11 @@ from __future__ import annotations
 import argparse
 import contextlib
 import contextvars
+import functools
 import os
+import re
 import sys
+import textwrap
 from collections.abc import Collection
 from pathlib import Path
 from typing import Any, NamedTuple, TextIO
@@ -45,28 +48,58 @@ def parse_nfe(text: str) -> list[int]:
 
 
 class Model(NamedTuple):
-    """What `--model` names; `guidance` is the preset's usual weight, None for a file or a folder."""
+    """What `--model` names; only presets have `guidance`, their usual weight, and only the others a `path`."""
 
     name: str
     noise: NoiseSchedule
     p: float = 2.0
     guidance: float | None = None
+    path: Path | None = None
 
 
 def _model(name: str, image_seq_len: int) -> Model:
     if name in PRESETS:
         return Model(name, preset(name, image_seq_len=image_seq_len), PRESETS[name].p, PRESETS[name].guidance)
     if Path(name).exists():
-        return Model(name, from_config(name, image_seq_len=image_seq_len))
+        return Model(name, from_config(name, image_seq_len=image_seq_len), path=Path(name))
+    if re.fullmatch(r"[\w.-]+/[\w.-]+", name):
+        folder = _from_hub(name)
+        noise = from_config(folder, image_seq_len=image_seq_len, name=name.partition("/")[2])
+        return Model(name, noise, path=folder)
     near = nearest(name, PRESETS)
     raise ValueError(f"model {name!r} is neither a preset nor a file or folder{near} (see `hso-jax models`)")
+
+
+@functools.cache
+def _from_hub(name: str) -> Path:
+    """The folder with a repository's configs in the cache of huggingface_hub, which downloads what is missing there."""
+    file = "scheduler/scheduler_config.json"
+    try:
+        from huggingface_hub import hf_hub_download
+        from huggingface_hub.errors import LocalEntryNotFoundError
+
+        try:
+            config = hf_hub_download(name, file, local_files_only=True)
+        except LocalEntryNotFoundError:
+            config = hf_hub_download(name, file)
+            with contextlib.suppress(Exception):  # the class in it decides how the shift follows the image's size
+                hf_hub_download(name, "model_index.json")
+    except Exception as error:  # each version raises errors of other HTTP libraries
+        missing = isinstance(error, ImportError)
+        why = "huggingface_hub is not installed" if missing else str(error).splitlines()[0].split(". ")[0]
+        raise ValueError(
+            f"model {name!r} is no preset, and its config cannot be fetched ({why}); download its {file} and name that "
+            "file"
+        ) from error
+    return Path(config).parent.parent
 
 
 def read_models(args: argparse.Namespace) -> list[Model]:
     """The models that the arguments name.
 
     Raises:
-        ValueError: for what is neither a preset nor a scheduler's config; the message names the nearest preset.
+        ValueError: for what is neither a preset nor a scheduler's config; the message names the nearest preset, or how
+            to get the config of a repository.
     """
     tokens = 4096 if args.image_seq_len is None else args.image_seq_len
     return [_model(name, tokens) for name in args.model or [DEFAULT_MODEL]]
@@ -104,6 +137,11 @@ def named_output(args: argparse.Namespace) -> Path | None:
 def say(*things: Any) -> None:
     """Print tables and texts on standard output. The texts are printable already and may have several lines."""
     _print(sys.stdout, things)
+
+
+def say_words(text: str) -> None:
+    """Print sentences on standard output, in lines that break between words."""
+    say(*textwrap.wrap(printable(text), width(), break_long_words=False, break_on_hyphens=False))
 
 
 def warn(text: str, style: str | None = None) -> None:

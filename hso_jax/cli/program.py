@@ -10,7 +10,7 @@ import re
 import sys
 import tempfile
 import traceback
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -23,8 +23,8 @@ _COMMAND = "COMMAND"
 EXIT_BAD_INPUT, EXIT_UNEXPECTED, EXIT_IO, EXIT_INTERRUPTED = 2, 70, 74, 130
 _EPILOG = """\
 examples:
-  hso-jax recommend --model sdxl --nfe 6            which steps and which solver to use
-  hso-jax search                                    Stable Diffusion 2.1-base, N = 4..20, both layouts
+  hso-jax recommend --model sdxl --nfe 6      which steps and which solver to use
+  hso-jax search                              the paper's method, N = 4..20
   hso-jax search --model sdxl --nfe 6 --layout node --json
   hso-jax compare --model pixart-alpha --nfe 4,6
   hso-jax show schedules-sd21-base.json --as sigmas --nfe 8
@@ -45,7 +45,7 @@ _IO_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EPIPE, e
 
 _CHOICE = re.compile(r"(?:argument (\S+): )?invalid choice: '(.*)' \(choose from (.*)\)", re.DOTALL)
 _VALUE = re.compile(r"argument (\S+): invalid (int|float) value: '(.*)'", re.DOTALL)
-_REQUIRED, _UNKNOWN = "the following arguments are required: ", "unrecognized arguments: "
+_REQUIRED = "the following arguments are required: "
 
 
 class _Parser(argparse.ArgumentParser):
@@ -66,14 +66,13 @@ class _Parser(argparse.ArgumentParser):
         if found := _VALUE.fullmatch(message):
             option, kind, given = found.groups()
             return f"{option} is {given!r}; write {'a whole number' if kind == 'int' else 'a number'}"
-        if message.startswith(_UNKNOWN):
-            given = message.removeprefix(_UNKNOWN).split(" ")[0]
-            inner = [a for a in self._actions if isinstance(a, argparse._SubParsersAction)]
-            parsers = [self, *(parser for action in inner for parser in action.choices.values())]
-            options = [name for parser in parsers for name in parser._option_string_actions]
-            what = "option" if given.startswith("-") else "argument"
-            return f"{given!r} is no {what}{nearest(given, options)}"
         return message
+
+    def refuse(self, given: str) -> NoReturn:
+        """Report an argument that this command does not take."""
+        if given.startswith("-"):
+            self.error(f"{given!r} is no option of `{self.prog}`{nearest(given, self._option_string_actions)}")
+        self.error(f"{given!r} is no argument of `{self.prog}`")
 
     def _print_message(self, message: str, file: Any = None) -> None:
         (file or sys.stderr).write(message)
@@ -119,9 +118,11 @@ def run(argv: Sequence[str] | None = None) -> int:
 
 
 def _command(argv: Sequence[str] | None, written: list[Path]) -> int:
-    parser = _parser()
+    parser, of_command = _parser()
     try:
-        args = parser.parse_args(argv)
+        args, unknown = parser.parse_known_args(argv)
+        if unknown:
+            of_command[args.command].refuse(unknown[0])
     except SystemExit as end:  # after --help, or with a message about the arguments
         return end.code if isinstance(end.code, int) else 0
     args.written = written
@@ -132,12 +133,13 @@ def _command(argv: Sequence[str] | None, written: list[Path]) -> int:
         silent.reset(before)
 
 
-def _parser() -> argparse.ArgumentParser:
+def _parser() -> tuple[_Parser, Mapping[str, _Parser]]:
+    """The parser, and that of each command."""
     parser = _Parser(
         prog="hso-jax",
         description="Finds the few noise levels at which a diffusion or flow model is best evaluated.",
         epilog=_EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        formatter_class=commands.HelpFormatter,
     )
     parser.add_argument("--version", action="version", version=f"hso-jax {__version__}")
     parser.add_argument("--quiet", action="store_true", help=commands.QUIET)
@@ -150,7 +152,7 @@ def _parser() -> argparse.ArgumentParser:
     subparsers: Any = parser.add_subparsers(title="commands", dest="command", metavar=_COMMAND, required=True)
     for name in commands.COMMANDS:
         commands.add(subparsers, name)
-    return parser
+    return parser, subparsers.choices
 
 
 def _with_command(error: ValueError) -> str:

@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
-from pathlib import Path
+import dataclasses
 from typing import Any
 
-from rich.table import Table
-
 from hso_jax import schedule_file
+from hso_jax.baselines import baseline
 from hso_jax.checks import printable
 from hso_jax.cli import commands, common, show
 from hso_jax.files import check_writable, is_stdout, json_text, write_all
+from hso_jax.noise import NoiseSchedule
 from hso_jax.shipped import recommend as shipped
-from hso_jax.shipped.distilled import of_folder
+from hso_jax.shipped.distilled import named_in, of_folder
 from hso_jax.shipped.recommend import SHIPPED, Recommendation
 from hso_jax.shipped.zoo import zoo as zoo_schedule
 
@@ -27,6 +26,7 @@ def recommend(args: argparse.Namespace) -> int:
         check_writable(args.output, "schedules", args.force)
     nfes, models = common.parse_nfe(args.nfe), common.read_models(args)
     found = [_one(model, nfe, args) for model in models for nfe in nfes]
+    noises = [model.noise for model in models for _ in nfes]
     names = [model.name for model in models for _ in nfes]
     depend = {name for name, one in zip(names, found, strict=True) if one.method != SHIPPED}
     common.warn_of_unused_size(args, set(names) - depend)
@@ -36,7 +36,10 @@ def recommend(args: argparse.Namespace) -> int:
     if args.json:
         common.write(json_text([_fields(one) for one in found]))
     elif args.output is None or not is_stdout(args.output):
-        _print(found)
+        for i, (one, noise) in enumerate(zip(found, noises, strict=True)):
+            if i:
+                common.say("")
+            _print(one, noise, args.all)
     for path in args.written:
         common.warn(f"wrote {printable(path)}")
     return 0
@@ -44,22 +47,27 @@ def recommend(args: argparse.Namespace) -> int:
 
 def _one(model: common.Model, nfe: int, args: argparse.Namespace) -> Recommendation:
     distilled: str | bool | None = False if args.distilled == "no" else args.distilled
-    if model.guidance is None and distilled is None:
-        distilled = of_folder(Path(model.name))
+    if model.path is not None and distilled is None:
+        named = named_in([model.noise.name])  # the folder of a repository has another name in the cache
+        distilled = of_folder(model.path) or (None if named is None else named[0])
     guidance = args.guidance if distilled else common.guidance_of(model, args.guidance)
-    return shipped.recommend(
+    found = shipped.recommend(
         model.noise, nfe, guidance=guidance, solver=args.scheduler, distilled=distilled, usual=model.guidance
     )
+    told = found.distilled is not None and distilled is not None and args.distilled is None
+    return dataclasses.replace(found, told_by="its name or its configs say so") if told else found
 
 
 def _fields(found: Recommendation) -> dict[str, Any]:
     """The fields of a recommendation for JSON."""
-    s = found.schedule
+    s, gain, other = found.schedule, found.expected, found.compared_with
+    against = {} if gain is None or other is None else {**gain._asdict(), "than": [other.solver, other.nodes]}
     return {
         "model": s.model,
         **{name: getattr(found, name) for name in ("nfe", "guidance", "solver")},
         "nodes": found.method,
-        **{name: getattr(found, name) for name in ("error", "gain", "distilled")},
+        **{name: getattr(found, name) for name in ("error", "distilled")},
+        "expected": against or None,
         "timesteps": s.timesteps.tolist(),
         "sigmas": s.sampler_sigmas().tolist(),
         "coefficients": None if s.coefficients is None else s.coefficients.tolist(),
@@ -68,37 +76,40 @@ def _fields(found: Recommendation) -> dict[str, Any]:
     }
 
 
-def _print(found: Sequence[Recommendation]) -> None:
-    for i, one in enumerate(found):
-        s = one.schedule
-        used = f"{one.solver} with {'its own schedule' if one.method == SHIPPED else one.method}"
-        lines = [
-            f"{s.model}, N = {one.nfe}, guidance {one.guidance:g}",
-            f"use           {used if one.distilled is None else 'the solver and the grid that the model comes with'}",
-            f"levels        {show.levels(s)}",
-            f"sigmas        {' '.join(f'{x:.4g}' for x in s.sampler_sigmas())}",
-        ]
-        if s.coefficients is not None:
-            lines.append(f"coefficients  {show.coefficients(s)}")
-        common.say(*([""] if i else []), *map(printable, lines))
-        if one.errors and len(found) == 1:
-            common.say(_errors(one))
-        common.say(printable(one.reason))
+def _print(found: Recommendation, noise: NoiseSchedule, everything: bool) -> None:
+    """Print what is recommended beside the usual choice and the best rule, and why; on demand every predicted error."""
+    s, other = found.schedule, found.compared_with
+    title = f"{s.model}, N = {found.nfe}, guidance {found.guidance:g}"
+    own = found.distilled is not None or found.method == SHIPPED
+    rows = [("recommended", "its own" if found.distilled else found.solver, "its own" if own else found.method, s)]
+    if other is not None and other.error is not None:
+        rows.append(("usual", *other[:2], baseline(other.nodes, noise, found.nfe)))
+    if found.best_rule is not None:
+        rows.append(("best rule", *found.best_rule, baseline(found.best_rule[1], noise, found.nfe)))
+    columns = {
+        "choice": [name for name, *_ in rows],
+        "solver": [solver for _, solver, *_ in rows],
+        "nodes": [nodes for _, _, nodes, _ in rows],
+        show.levels_heading([s]): [show.levels(schedule) for *_, schedule in rows],
+    }
+    show.print_table(title, columns, [show.levels_heading([s])], columns)
+    lines = [f"sigmas: {' '.join(f'{x:.4g}' for x in s.sampler_sigmas())}"]
+    if s.coefficients is not None:
+        lines.append(f"coefficients: {show.coefficients(s)}")
+    common.say(*map(printable, lines))
+    if everything and found.errors:
+        _print_errors(found)
+    common.say_words(found.reason)
 
 
-def _errors(found: Recommendation) -> Table:
-    """The predicted errors: a row for each kind of nodes, a column for each solver; a mark at the one to use."""
-    table = Table(title="predicted error (< is what to use)", title_justify="left")
-    table.add_column("nodes", no_wrap=True)
-    for solver in found.errors:
-        table.add_column(solver, justify="right", no_wrap=True)
-    for name in dict.fromkeys(name for rows in found.errors.values() for name in rows):
-        cells = []
-        for solver, rows in found.errors.items():
-            mark = " <" if (solver, name) == (found.solver, found.method) else ""
-            cells.append(f"{rows[name]:.3g}{mark}" if name in rows else "")
-        table.add_row("its own" if name == SHIPPED else name, *cells)
-    return table
+def _print_errors(found: Recommendation) -> None:
+    """Print the predicted errors: a row for each kind of nodes, a column for each solver, a mark at the recommended."""
+    names = list(dict.fromkeys(name for rows in found.errors.values() for name in rows))
+    columns = {"nodes": ["its own" if name == SHIPPED else name for name in names]}
+    for solver, rows in found.errors.items():
+        taken = found.method if solver == found.solver else None
+        columns[solver] = [f"{rows[n]:.3g}{' <' if n == taken else ''}" if n in rows else "" for n in names]
+    show.print_table("errors predicted on reference problems (< is recommended)", columns, (), ["nodes"])
 
 
 def zoo(args: argparse.Namespace) -> int:

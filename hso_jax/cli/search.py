@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import importlib
+import math
 import threading
 from collections.abc import Sequence
 from pathlib import Path
@@ -77,9 +78,7 @@ def search(args: argparse.Namespace) -> int:
         common.say(*(f"wrote {printable(path)}" for path in args.written))
     show.print_advice(schedules)
     if args.method == "hso":
-        common.warn(
-            "the paper's method minimises a bound; `hso-jax recommend` gives schedules with the least predicted error"
-        )
+        common.warn("the paper's method minimises a bound, not the error; `hso-jax recommend` chooses by the error")
     return _exit_code(schedules)
 
 
@@ -132,7 +131,8 @@ def compare(args: argparse.Namespace) -> int:
                 p=model.p,
                 progress=lambda *_: progress.advance(task),
             )
-    rows = [schedule for entry in found for schedule in (*entry.ranked, *entry.recommended)]
+    ranked = [_ranked(entry, solver) for entry in found]
+    rows = [schedule for entry in ranked for *_, schedule in entry]
     document = schedule_file.to_json(rows)
     if args.plot is not None:
         from hso_jax.plots import encoded, methods_figure
@@ -143,11 +143,31 @@ def compare(args: argparse.Namespace) -> int:
     if args.json:
         common.write(document)
     else:
-        names = ", ".join(printable(model.noise.name) for model in models)
-        title = f"{names}, {args.layout} layout: error of {solver}, or of the solver in the row"
-        show.print_schedules(rows, title, without=("coefficients", "guidance", "asked"))
-        common.say("MEP grows with the covered range of t: compare it only between schedules with the same ends.")
+        for entry in ranked:
+            _print_ranked(entry)
+        common.say_words("MEP grows with the covered range of t: compare it only between schedules with the same ends.")
     return _exit_code(rows)
+
+
+def _ranked(entry: comparison.Comparison, solver: str) -> list[tuple[str, str, Schedule]]:
+    """What was compared for one model and N, the least error first: what it is called, its solver, the schedule."""
+    rows = [(s.method, solver, s) for s in entry.ranked]
+    rows += [("recommended", s.solver, s) for s in entry.recommended]
+    return sorted(rows, key=lambda row: math.inf if row[2].error is None else row[2].error)
+
+
+def _print_ranked(rows: Sequence[tuple[str, str, Schedule]]) -> None:
+    methods, used, schedules = zip(*rows, strict=True)
+    heading, first = show.levels_heading(schedules), schedules[0]
+    columns = {
+        "method": list(methods),
+        "solver": list(used),
+        heading: [show.levels(s) for s in schedules],
+        "error": [show.number(s.error, 3) for s in schedules],
+        "MEP": [show.number(s.mep, 4) for s in schedules],
+    }
+    title = f"{first.model}, N = {first.nfe}, {first.layout} layout: errors predicted on reference problems"
+    show.print_table(title, columns, [heading], ("method", "solver", heading), ["", "dim"])
 
 
 def _exit_code(schedules: Sequence[Schedule]) -> int:

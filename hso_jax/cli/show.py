@@ -42,7 +42,7 @@ def models(args: argparse.Namespace) -> int:
         "sigma/alpha": [f"{row['sigma_min']:.3g} .. {row['sigma_max']:.4g}" for row in rows],
         "p": [f"{row['p']:g}" for row in rows],
     }
-    _print_table("Models with a built-in noise schedule (--model NAME)", columns, ["model"], columns)
+    print_table("Models with a built-in noise schedule (--model NAME)", columns, ["model"], columns)
     return 0
 
 
@@ -150,6 +150,11 @@ def levels(schedule: Schedule) -> str:
     return " ".join(str(x) for x in schedule.integer_timesteps())
 
 
+def levels_heading(schedules: Sequence[Schedule]) -> str:
+    """What the column of `levels` is called."""
+    return "sigma (evaluated)" if {s.kind for s in schedules} == {"ve"} else "timesteps (evaluated)"
+
+
 def coefficients(schedule: Schedule) -> str:
     """The coefficients of each step of a nonstationary solver, without those of predictions that do not exist yet."""
     if schedule.coefficients is None:
@@ -157,15 +162,14 @@ def coefficients(schedule: Schedule) -> str:
     return " | ".join(" ".join(f"{x:.3g}" for x in row[:i]) for i, row in enumerate(schedule.coefficients) if i) or "0"
 
 
-def print_schedules(schedules: Sequence[Schedule], title: str, without: Collection[str] = ()) -> None:
-    """Print one row a schedule. Columns in `without` and those that say the same in every row are left out."""
-    columns, stepped = _columns(schedules)
-    columns = {name: texts for name, texts in columns.items() if name not in without}
-    wrapped = [name for name in (stepped, _COEFFICIENTS) if name in columns]
-    _print_table(title, columns, wrapped, (*wrapped, "model", "method", "layout"), ["", "dim"])
+def print_schedules(schedules: Sequence[Schedule], title: str) -> None:
+    """Print one row a schedule. Columns that say the same in every row are left out."""
+    columns = _columns(schedules)
+    wrapped = [name for name in (levels_heading(schedules), _COEFFICIENTS) if name in columns]
+    print_table(title, columns, wrapped, (*wrapped, "model", "method", "layout"), ["", "dim"])
 
 
-def _print_table(
+def print_table(
     title: str,
     columns: dict[str, list[str]],
     wrapped: Collection[str],
@@ -187,9 +191,9 @@ def _print_table(
     common.say(printable(title), table)
 
 
-def _columns(schedules: Sequence[Schedule]) -> tuple[dict[str, list[str]], str]:
-    """The texts of each column that is shown, and the name of the column with the levels."""
-    stepped = "sigma (evaluated)" if {s.kind for s in schedules} == {"ve"} else "timesteps (evaluated)"
+def _columns(schedules: Sequence[Schedule]) -> dict[str, list[str]]:
+    """The texts of each column that is shown."""
+    heading = levels_heading(schedules)
     columns: dict[str, Callable[[Schedule], str]] = {
         "model": lambda s: s.model,
         "N": lambda s: str(s.nfe),
@@ -197,17 +201,17 @@ def _columns(schedules: Sequence[Schedule]) -> tuple[dict[str, list[str]], str]:
         "method": lambda s: s.method,
         "solver": lambda s: s.solver,
         "guidance": lambda s: number(s.guidance),
-        stepped: levels,
+        heading: levels,
         _COEFFICIENTS: coefficients,
         "stop": lambda s: "0" if s.end == "clean" else f"t={s.t[-1]:.2g}",
         "error": lambda s: number(s.error, 3),
         "MEP": lambda s: number(s.mep, 4),
         "SPF": lambda s: number(s.spf, 4 if s.spf is None or s.spf < 1e5 else 2),
         "gap": lambda s: number(s.min_spacing, 3),
-        "asked": lambda s: number(s.origin.d_min, 3),
+        "d_min": lambda s: number(s.origin.d_min, 3),
         "result": lambda s: s.result,
     }
-    always = {"N", stepped, "gap", "error" if all(s.mep is None for s in schedules) else "MEP"}
+    always = {"N", heading, "gap", "error" if all(s.mep is None for s in schedules) else "MEP"}
     if any(s.coefficients is not None for s in schedules):
         always.add(_COEFFICIENTS)
     rows = {name: [printable(text(s)) for s in schedules] for name, text in columns.items()}
@@ -215,16 +219,15 @@ def _columns(schedules: Sequence[Schedule]) -> tuple[dict[str, list[str]], str]:
         del rows["SPF"]
     if set(rows["result"]) <= {"converged", "fixed"}:
         del rows["result"]
-    return {name: texts for name, texts in rows.items() if name in always or len(set(texts)) > 1}, stepped
+    return {name: texts for name, texts in rows.items() if name in always or len(set(texts)) > 1}
 
 
 def print_advice(schedules: Sequence[Schedule]) -> None:
     """Print one line for each schedule whose solver another one beats at this N and guidance."""
     for s in schedules:
         if s.better_solver is not None and s.error is not None:
-            error = {**s.others_own_nodes, **s.others_same_nodes}[s.better_solver]
             common.warn(
-                f"N = {s.nfe}: {s.better_solver} does better than {s.solver} at guidance {number(s.guidance)}: "
-                f"error at most {error:.3g} against {s.error:.3g}",
+                f"N = {s.nfe}: {s.better_solver} does better than {s.solver} at guidance {number(s.guidance)}, by "
+                "prediction",
                 style="yellow",
             )

@@ -36,13 +36,13 @@ class Expected(NamedTuple):
 
     def words(self, before: str) -> str:
         """Say it in a sentence, of what `before` names."""
-        share = f"{_percent(self.ratio)} {'more' if self.ratio > 1.0 else 'less'}"
         least, most = sorted((self.low, self.high), key=lambda x: abs(1.0 - x))
-        if self.low < 1.0 < self.high:
-            ends = f"from {_percent(self.high)} more to {_percent(self.low)} less"
+        if self.low < 1.0 < self.high or self.high > 2.0:
+            ends = f"from {_change(self.high)} to {_change(self.low)}"
         else:
-            ends = f"{_percent(least)} to {_percent(most)} {'more' if self.low > 1.0 else 'less'}"
-        return f"Expect about {share} error than {before}, {ends} on {self.networks} trained networks."
+            ends = f"{_percent(least)} to {_change(most)}"
+        much = f"{_change(self.ratio)} error than" if self.ratio <= 2.0 else f"{self.ratio:.2g} times the error of"
+        return f"Expect about {much} {before} ({ends} on {self.networks} trained networks)."
 
 
 def expected_gain(predicted: float, before: float, solver: str) -> Expected:
@@ -73,6 +73,10 @@ def table() -> dict[str, Any]:
     """`gains.json`."""
     found: dict[str, Any] = json.loads(resources.files("hso_jax.shipped").joinpath("gains.json").read_text("utf-8"))
     return found
+
+
+def _change(ratio: float) -> str:
+    return f"{ratio:.2g} times as much" if ratio > 2.0 else f"{_percent(ratio)} {'more' if ratio > 1.0 else 'less'}"
 
 
 def _percent(ratio: float) -> str:

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
-import functools
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import NamedTuple
 
 from hso_jax import solvers
@@ -15,11 +14,11 @@ from hso_jax.checks import check_guidance, check_nfe, choice
 from hso_jax.noise import NoiseSchedule, named
 from hso_jax.schedule import Schedule
 from hso_jax.shipped.distilled import DISTILLATIONS, FEW_STEP, MOST_STEPS, named_in, own_grid
-from hso_jax.shipped.zoo import CHOICES, HSO, RULES, SOLVERS, entries, nearest_guidance, rule_errors, schedule_of
+from hso_jax.shipped.expected_gain import Expected, expected_gain, free_pays
+from hso_jax.shipped.zoo import CHOICES, HSO, RULES, entries, nearest_guidance, rule_errors, schedule_of
 
-GAIN = 0.1
-"""Share of the best known solver's error that coefficients of their own must save to be recommended. What they save on
-the problems they may lose on a network (docs/nonstationary.md); a known solver loses less. Not fitted to anything."""
+USUAL = {"vp": ("dpmpp-2m", "trailing"), "flow": ("ddim", "trailing"), "ve": ("dpmpp-2m", "karras")}
+"""By kind of noise, the solver and the rule that most pipelines and user interfaces sample with."""
 
 SHIPPED = "solver-error"
 """What a solver's own shipped schedule is called beside the rules."""
@@ -54,6 +53,7 @@ class Recommendation:
         choices: of `errors` each solver's own nodes, and what has less error and may be taken.
         distilled: the kind of distillation, or None.
         told_by: how the distillation is known, in words.
+        best_rule: solver and rule with the least error; None where no rule's error is known.
         usual: where the weight is from, in words, if it was not asked for.
         before: what the pipeline has now; None where there is none.
         loras: names of active LoRAs, which do not tell whether they distil the model.
@@ -68,16 +68,38 @@ class Recommendation:
     choices: Mapping[str, Mapping[str, float]] = dataclasses.field(default_factory=dict)
     distilled: str | None = None
     told_by: str = ""
+    best_rule: tuple[str, str] | None = None
     usual: str = ""
     before: CurrentSampling | None = None
     loras: tuple[str, ...] = ()
 
     @property
-    def gain(self) -> float:
-        """Share of `error` that the best solver would save, where the solver was given; 0 where it is the best."""
-        if self.error is None:
-            return 0.0
-        return max(0.0, 1.0 - _least(self.choices[_best_solver(self.choices)])[1] / self.error)
+    def compared_with(self) -> CurrentSampling | None:
+        """What the pipeline has now, or else what such models usually have; None for distilled models."""
+        if self.before is not None or self.distilled is not None:
+            return self.before
+        solver, rule = USUAL[self.schedule.kind]
+        return CurrentSampling(solver, rule, self.errors[solver].get(rule))
+
+    @property
+    def expected(self) -> Expected | None:
+        """What this is expected to leave of the error of `compared_with`; None where that is no rule of known error."""
+        other = self.compared_with
+        if self.error is None or other is None or other.error is None or other.nodes not in RULES:
+            return None
+        return None if self.is_there else expected_gain(self.error, other.error, self.solver)
+
+    @property
+    def is_there(self) -> bool:
+        """Whether `compared_with` is the same as what is recommended."""
+        other = self.compared_with
+        return other is not None and (other.solver, other.nodes) == (self.solver, self.method)
+
+    @property
+    def better(self) -> str | None:
+        """The solver that has less error by prediction, where the solver was given."""
+        best = None if self.error is None else _best_solver(self.choices, self.nfe)
+        return best if best is not None and _least(self.choices[best])[1] < (self.error or 0.0) else None
 
     @property
     def reason(self) -> str:
@@ -111,8 +133,8 @@ def recommend(
     """The best of everything shipped by predicted error, at once: nothing is searched or compiled.
 
     Compared are each known solver with its own schedule (`zoo`), with HSO's (shown, not taken) and with every usual
-    rule (taken if it begins at the model's noise end), and coefficients of their own, which are taken where they save a
-    tenth of the best known solver's error or more.
+    rule (taken if it begins at the model's noise end), and coefficients of their own, which are taken only at those N
+    where trained networks gained by them.
 
     Args:
         model: a preset's name or a noise schedule.
@@ -146,8 +168,13 @@ def recommend(
         for name in CHOICES
         if name in shipped
     }
-    choices = _choices(noise, nfe, errors)
-    taken = solver if solver in choices else _best_solver(choices)  # coefficients are left out where they gain nothing
+    late = _late(noise, nfe, {nodes for rows in errors.values() for nodes in rows})
+    choices = {
+        name: {n: e for n, e in rows.items() if n == SHIPPED or (e < (1 - _ROUNDING) * rows[SHIPPED] and n not in late)}
+        for name, rows in errors.items()
+    }
+    # The zoo leaves coefficients out where they gain nothing.
+    taken = solver if solver in choices else _best_solver(choices, nfe)
     nodes, error = _least(choices[taken])
     if nodes == SHIPPED:
         schedule = schedule_of(noise, nfe, weight, taken, shipped)
@@ -155,27 +182,19 @@ def recommend(
         found = baseline(nodes, noise, nfe)
         origin = dataclasses.replace(found.origin, solver=taken, guidance=weight)
         schedule = dataclasses.replace(found.with_scores(error=error), origin=origin)
-    return Recommendation(schedule, taken, weight, asked, error, errors, choices)
+    rules = {(s, n): e for s, rows in errors.items() for n, e in rows.items() if n in RULES and n not in late}
+    best_rule = min(rules, key=rules.__getitem__, default=None)
+    return Recommendation(schedule, taken, weight, asked, error, errors, choices, best_rule=best_rule)
 
 
-def _choices(noise: NoiseSchedule, nfe: int, errors: Mapping[str, Mapping[str, float]]) -> dict[str, dict[str, float]]:
-    """For each solver its own nodes, and what has less error and may be taken.
+def _late(noise: NoiseSchedule, nfe: int, nodes: Collection[str]) -> set[str]:
+    """Those of the nodes that begin below the model's noise end, all of HSO's among them.
 
-    Nodes that begin below the model's noise end are predicted to be better than they were on trained networks, where
-    they cost up to 1.8 times the error without guidance and 2.5 times with it (docs/results/solver-error.md): they are
-    not taken, be they HSO's (all but its single one) or a rule's.
+    They are not taken: on trained networks they cost up to 1.8 times the error without guidance and 2.5 times with it,
+    where the predictions say that they are better (docs/results/solver-error.md).
     """
-
-    @functools.cache
-    def allowed(nodes: str) -> bool:
-        return nodes != HSO and baseline(nodes, noise, nfe).t[0] >= float(noise.t_max) - _AT_END
-
-    return {
-        solver: {
-            n: e for n, e in rows.items() if n == SHIPPED or (e < (1.0 - _ROUNDING) * rows[SHIPPED] and allowed(n))
-        }
-        for solver, rows in errors.items()
-    }
+    end = float(noise.t_max) - _AT_END
+    return {n for n in nodes if n == HSO or (n != SHIPPED and baseline(n, noise, nfe).t[0] < end)}
 
 
 def _least(rows: Mapping[str, float]) -> tuple[str, float]:
@@ -184,15 +203,12 @@ def _least(rows: Mapping[str, float]) -> tuple[str, float]:
     return name, rows[name]
 
 
-def _best_known(choices: Mapping[str, Mapping[str, float]]) -> str:
-    return min(SOLVERS, key=lambda s: _least(choices[s])[1])
-
-
-def _best_solver(choices: Mapping[str, Mapping[str, float]]) -> str:
-    """The best known solver, but for coefficients of their own that gain `GAIN` over it."""
-    known = _best_known(choices)
-    own = choices.get(solvers.NONSTATIONARY, {}).get(SHIPPED, math.inf)
-    return solvers.NONSTATIONARY if own <= (1.0 - GAIN) * _least(choices[known])[1] else known
+def _best_solver(choices: Mapping[str, Mapping[str, float]], nfe: int) -> str:
+    """The solver with the least error; coefficients of their own only where trained networks gained by them."""
+    return min(
+        (solver for solver in choices if solver != solvers.NONSTATIONARY or free_pays(nfe)),
+        key=lambda solver: _least(choices[solver])[1],
+    )
 
 
 def _distillation(
@@ -216,16 +232,7 @@ def _distillation(
 
 
 def _now(found: Recommendation) -> list[str]:
-    """What the pipeline has now, and whether that has more error. Predictions order choices: no gain is told."""
-    if (now := found.before) is None:
-        return []
-    line = f"The pipeline now uses {now.solver} with {now.nodes}"
-    if found.distilled:
-        return [f"{line}."]
-    if now.error is None or found.error is None:
-        return [f"{line}; the error of that is not predicted."]
-    order = "less" if found.error < now.error else "no less"
-    return [f"{line}: predicted error {now.error:.3g}. The recommendation has {order} by prediction."]
+    return [] if found.before is None else [f"The pipeline now uses {found.before.solver} with {found.before.nodes}."]
 
 
 def _of_distilled(found: Recommendation) -> list[str]:
@@ -239,39 +246,36 @@ def _of_distilled(found: Recommendation) -> list[str]:
 
 
 def _of_errors(found: Recommendation) -> list[str]:
-    """What is used, what it gains over what, and what speaks for another solver."""
-    assert found.error is not None
-    rows, taken = found.errors[found.solver], found.choices[found.solver]
+    """What is used, what it is expected to gain, and what speaks for another solver."""
     nodes = "its own shipped schedule" if found.method == SHIPPED else f"the nodes of {found.method}"
     near = "" if found.asked == found.guidance else f" (of those shipped the nearest to {found.asked:g})"
-    at = f"N = {found.nfe} and guidance {found.guidance:g}{near}"
-    lines = [f"Use {found.solver} with {nodes}: predicted error {found.error:.3g} at {at}."]
-    known, best = _best_known(found.choices), _best_solver(found.choices)
-    compared = found.solver
-    if found.solver == solvers.NONSTATIONARY:
-        compared = known
-        lines.append(f"The best known solver, {known}, has {_least(found.choices[known])[1]:.3g}.")
-    elif solvers.NONSTATIONARY in found.errors and best == found.solver:
-        free = found.errors[solvers.NONSTATIONARY][SHIPPED]
-        lines.append(f"Coefficients of their own would have {free:.3g}: not enough gain to justify the risk.")
-    rules = {name: error for name, error in found.errors[compared].items() if name in RULES}
-    if rules:
-        first = min(rules, key=rules.__getitem__)
-        told = dict.fromkeys((first, *(name for name in ("trailing", "karras", "ays", "beta-t") if name in rules)))
-        lines.append(f"Usual rules with {compared}: {', '.join(f'{name} {rules[name]:.3g}' for name in told)}.")
-    else:
-        lines.append("The errors of the usual rules are not known for this noise schedule.")
-    if late := {n: e for n, e in rows.items() if n not in taken and e < (1.0 - _ROUNDING) * _least(taken)[1]}:
-        name, error = _least(late)
-        lines.append(
-            f"By prediction {name} has {error:.3g}, but it begins below the noise end, which costs more on trained "
-            "networks."
-        )
-    if found.gain > 0.0:
-        lines.append(f"By prediction {best} has less: {_least(found.choices[best])[1]:.3g}.")
+    lines = [f"Use {found.solver} with {nodes}, for N = {found.nfe} and guidance {found.guidance:g}{near}."]
     if found.usual:
         lines.append(f"Guidance {found.asked:g}: {found.usual}.")
+    lines += _of_gain(found)
+    free = found.errors.get(solvers.NONSTATIONARY, {}).get(SHIPPED, math.inf)
+    if found.better is not None:
+        lines.append(f"By prediction {found.better} has less error.")
+    elif not free_pays(found.nfe) and found.error is not None and free <= found.error:
+        lines.append(
+            "Free coefficients (nonstationary) have the least error by prediction, but trained networks gained nothing "
+            f"by them near N = {found.nfe}."
+        )
     return lines
+
+
+def _of_gain(found: Recommendation) -> list[str]:
+    """What is expected to be gained over what, and what would tell for sure."""
+    gain, other, usual = found.expected, found.compared_with, found.before is None
+    sure = "To know what your model gains, choose by measuring or tune."
+    if found.is_there:
+        return ["That is the usual choice." if usual else "That is what the pipeline has.", sure]
+    if gain is None or other is None:
+        return [f"What that gains over {'the usual rules' if usual else 'what the pipeline has'} is not known.", sure]
+    whose = "the usual" if usual else "the pipeline's"
+    if gain.ratio >= 1.0:
+        sure = "So choose by measuring or tune before you change anything."
+    return [gain.words(f"{whose} {other.solver} with {other.nodes}"), sure]
 
 
 def _of_loras(found: Recommendation) -> list[str]:

@@ -32,7 +32,7 @@ TEMPLATES = {
     "hso_sdxl": ("SDXL", "sdxl", 6, 5.0),
     "hso_image_to_image": ("SDXL", "sdxl", 15, 5.0),
     "hso_flux": ("Flux", "flux-dev", 6, 1.0),
-    "hso_wan22": ("WAN21_T2V", "wan22-t2v", 8, 4.0),
+    "hso_wan22": ("WAN21_T2V", "wan22-t2v", 6, 4.0),
 }
 SIZE, STEPS, CFG = 64, 6, 7.5
 _WIDGETS = ("INT", "FLOAT", "STRING", "BOOLEAN", "COMBO")

@@ -36,6 +36,7 @@ from hso_jax.noise import NoiseSchedule
 from hso_jax.profile import Profile
 from hso_jax.schedule import Schedule
 from hso_jax.schedule_file import to_json
+from hso_jax.shipped.expected_gain import Expected
 
 
 @pytest.fixture
@@ -136,10 +137,10 @@ def test_the_search_on_the_solver_s_error_too(asked: list[dict[str, Any]], capsy
     [
         (
             "StableDiffusionXLPipeline",
-            {},
+            {"solver": "unipc-2"},
             "before: EulerDiscreteScheduler, levels: linspace\n"
-            "now:    6 steps of nonstationary, levels: solver-error, for guidance 5 (the pipeline's default "
-            "guidance_scale); predicted error: lower than before\n"
+            "now:    6 steps of unipc-2, levels: solver-error, for guidance 5 (the pipeline's default guidance_scale). "
+            "Expect it. prompts=[...] measures it\n"
             "call:   pipe(..., num_inference_steps=6)\n"
             "undo:   pipe.scheduler = bridge.without_schedule(pipe.scheduler)\n",
         ),
@@ -154,13 +155,18 @@ def test_the_search_on_the_solver_s_error_too(asked: list[dict[str, Any]], capsy
     ],
 )
 def test_four_lines_say_what_was_done(
-    cls: str, options: dict[str, Any], lines: str, capsys: pytest.CaptureFixture[str]
+    cls: str,
+    options: dict[str, Any],
+    lines: str,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    monkeypatch.setattr(Expected, "words", lambda gain, before: {"before": "Expect it."}[before])
     pipe = family_of(cls).build()
     plain = pipe.scheduler
     optimize_pipeline(pipe, 6, **options)
     said = capsys.readouterr().err
-    assert said == f"{cls}\n{lines}"
+    assert said == lines
     exec(said.partition("undo:   ")[2], {"pipe": pipe, "bridge": bridge})
     assert type(pipe.scheduler) is type(plain)
     now, then = ({k: v for k, v in x.config.items() if k[0] != "_"} for x in (pipe.scheduler, plain))
@@ -211,7 +217,7 @@ def test_usual_guidance(pipe: Any, weight: float, why: str) -> None:
 def test_an_unshipped_weight_becomes_the_nearest(method: str, capsys: pytest.CaptureFixture[str]) -> None:
     pipe = Called(scheduler=diffusers.DDIMScheduler(**SD))
     assert optimize_pipeline(pipe, 5, method=method).guidance == 7.5
-    assert "guidance 7.5 (shipped; the nearest to 9, the pipeline's default guidance_scale)" in capsys.readouterr().err
+    assert "guidance 7.5 (the nearest shipped to 9, the pipeline's default guidance_scale)" in capsys.readouterr().err
 
 
 @pytest.mark.slow

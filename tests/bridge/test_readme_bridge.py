@@ -23,7 +23,7 @@ def examples(page: str) -> list[tuple[str, str]]:
     return EXAMPLE.findall((ROOT / page).read_text(encoding="utf-8"))
 
 
-@pytest.mark.filterwarnings("ignore:the schedule has coefficients of its own")  # as a reader sees it
+@pytest.mark.filterwarnings("ignore:the schedule (is for solver|has coefficients of its own)")  # as a reader sees it
 @pytest.mark.parametrize("page", PAGES)
 def test_examples_run(page: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     found = examples(page)

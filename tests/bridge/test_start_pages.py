@@ -71,7 +71,7 @@ def run(page: str, mark: str = "") -> dict[str, Any]:
 
 
 @pytest.mark.slow
-@pytest.mark.filterwarnings("ignore:the schedule has coefficients of its own")
+@pytest.mark.filterwarnings("ignore:the schedule (is for solver|has coefficients of its own)")
 @pytest.mark.filterwarnings("ignore:__array_?.*:DeprecationWarning")  # how diffusers turns tensors into arrays
 def test_start_in_diffusers(place: Path) -> None:
     family_of("StableDiffusionPipeline").build().save_pretrained("my-model")
