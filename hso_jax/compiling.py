@@ -71,7 +71,8 @@ def stored(program: Callable[..., Made], name: str, *arguments: Any) -> Callable
             ("<function ...") does not, and the program is not kept.
         arguments: to call it with; their shapes, types and places count.
     """
-    folder = jax.config.jax_compilation_cache_dir if jax.config.jax_enable_compilation_cache else None
+    config: Any = jax.config
+    folder = config.jax_compilation_cache_dir if config.jax_enable_compilation_cache else None
     if not folder or "<" in name or jax.process_count() > 1:
         return program
     leaves, tree = jax.tree.flatten((arguments, {}))

@@ -291,6 +291,7 @@ class Levels(NamedTuple):
 
         def job(before: tuple[Array, Found], row: tuple[Array, ...]) -> tuple[tuple[Array, Found], None]:
             y, best = before
+            assert best.psi is not None
             start, psi, role, chunks, limit = row
             begin = jnp.where(role == refining, start, jnp.where(role == judging, y, logits_of(lane.range, best.nodes)))
             psi = jnp.where(role == last, best.psi, psi)

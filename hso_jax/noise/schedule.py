@@ -418,8 +418,8 @@ def first_ksigma(nfe: int) -> float:
     """Largest sigma/alpha at which N steps begin where the network predicts epsilon: .3 N^3, from N = 6 on 9 N.
 
     The network's error in the clean data grows as sigma/alpha there, and the first step takes all of it. Beginning at
-    pure noise of k standard deviations in place of the model's end misses the data's mean by 1/k, which fewer steps have
-    to spare. Chosen on two networks of MNIST digits and on five learned lists (docs/solver-error.md).
+    pure noise of k standard deviations in place of the model's end misses the data's mean by 1/k, which fewer steps
+    have to spare. Chosen on two networks of MNIST digits and on five learned lists (docs/solver-error.md).
     """
     return max(16.0, min(9.0 * nfe, 0.3 * nfe**3))
 

@@ -77,7 +77,7 @@ def _drawn(keys: _Keys, rounds: int, population: int, axes: int) -> Draws:
     order = _uniform(_each(_split(lot, 2))[1], population)
     order[..., np.arange(population), np.arange(population)] = -1.0  # a point is no rival of its own
     rivals = np.argsort(-order, axis=-1, kind="stable")[..., :3]
-    least, most = np.float32(WEIGHTS)
+    least, most = np.array(WEIGHTS, np.float32)
     return Draws(
         _uniform(start, axes),
         np.maximum(weight * (most - least) + least, least),
