@@ -145,7 +145,8 @@ def solver_error(solver: str | None = None, *, profiled: bool = False, **options
     def take(r: Request) -> Made:
         profile = _profile(r.target, r.seed) if profiled else None
         how = SolverError(solver or r.solver, r.target.guidance, profile=profile, **options)
-        key = r.target.noise.fingerprint(), r.nfe, r.target.guidance, r.seed, repr(options), profiled and r.target.name
+        named = solver, repr(options), profiled and r.target.name
+        key = r.target.noise.fingerprint(), r.nfe, r.target.guidance, r.seed, *named
         if solver is None or key not in _KEPT:
             _KEPT[key] = search(r.target.noise, r.nfe, method=how, seed=r.seed)
         return Made(_KEPT[key])
