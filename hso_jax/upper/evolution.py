@@ -38,10 +38,6 @@ class Draws(NamedTuple):
     crossed: Any
 
 
-_SEEDS = 64
-"""As many streams are drawn at once as the caches hold."""
-
-
 def draws(seeds: Sequence[int] | np.ndarray, rounds: int, population: int, axes: int, boxes: int = 1) -> Draws:
     """The random numbers [L, S, ...] of each seed, and of S boxes each. NumPy.
 
@@ -49,13 +45,13 @@ def draws(seeds: Sequence[int] | np.ndarray, rounds: int, population: int, axes:
     start, state and rounds; each round's for asking and telling; the asking one for each point, and so on.
     """
     distinct, row = np.unique(np.asarray(seeds, np.uint32), return_inverse=True)
+    at_once = max(1, 2**14 // population**2)  # as many streams as the caches hold
     parts = []
-    for begin in range(0, len(distinct), _SEEDS):
-        some = distinct[begin : begin + _SEEDS, None]
+    for begin in range(0, len(distinct), at_once):
+        some = distinct[begin : begin + at_once]
         keys = np.zeros_like(some), some
-        parts.append(
-            _drawn(_split((keys[0][:, 0], keys[1][:, 0]), boxes) if boxes > 1 else keys, rounds, population, axes)
-        )
+        one = (keys[0][:, None], keys[1][:, None]) if boxes == 1 else _split(keys, boxes)
+        parts.append(_drawn(one, rounds, population, axes))
     return Draws(*(np.concatenate(column)[row] for column in zip(*parts, strict=True)))
 
 
@@ -74,14 +70,17 @@ def _drawn(keys: _Keys, rounds: int, population: int, axes: int) -> Draws:
     high, low = (_bits(key, 1)[..., 0] for key in _each(_split(sure, 2)))
     size, carry = np.uint32(axes), np.uint32((2**16 % axes) ** 2 % axes)
     always = ((high % size) * carry + low % size) % size
-    order = _uniform(_each(_split(lot, 2))[1], population)
-    order[..., np.arange(population), np.arange(population)] = -1.0  # a point is no rival of its own
-    rivals = np.argsort(-order, axis=-1, kind="stable")[..., :3]
+    rivals = []
+    lots = _each(_split(lot, 2))[1]
+    for key in zip(*(np.moveaxis(part, -2, 0) for part in lots), strict=True):  # of a round: [P, P] are drawn
+        order = _uniform(key, population)
+        order[..., np.arange(population), np.arange(population)] = -1.0  # a point is no rival of its own
+        rivals.append(np.argsort(-order, axis=-1, kind="stable")[..., :3].astype(np.min_scalar_type(population)))
     least, most = np.array(WEIGHTS, np.float32)
     return Draws(
         _uniform(start, axes),
         np.maximum(weight * (most - least) + least, least),
-        rivals.astype(np.min_scalar_type(population)),
+        np.stack(rivals, axis=-3),
         (_uniform(crossing, axes) < np.float32(CROSSOVER)) | (np.arange(axes) == always[..., None]),
     )
 
