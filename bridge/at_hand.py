@@ -145,15 +145,9 @@ def usual_guidance(pipe: Any) -> tuple[float, str]:
 
 
 def guidance_call(pipe: Any, weight: float, call: Mapping[str, Any]) -> dict[str, float]:
-    """The argument by which a pipeline runs at a weight w.
+    """The argument by which a pipeline runs at a weight w (1 is without guidance).
 
-    Args:
-        pipe: a pipeline.
-        weight: w; 1 is without guidance.
-        call: its further arguments, which must not have that one.
-
-    Raises:
-        ValueError: if it has, or the pipeline guides by no second evaluation.
+    ValueError if its further arguments, `call`, have that one, or if it guides by no second evaluation.
     """
     known = inspect.signature(type(pipe).__call__).parameters if callable(pipe) else {}
     for name in ("true_cfg_scale", "guidance_scale"):
@@ -218,7 +212,6 @@ def _config(part: Any) -> Mapping[str, Any]:
 
 
 def _name(part: Any) -> str:
-    """What a pipeline or a network is called."""
     return str(getattr(part, "name_or_path", None) or _config(part).get("_name_or_path") or "")
 
 
@@ -243,8 +236,7 @@ def _active(network: Any) -> list[str]:
         names = active()
     except ValueError:  # nothing is loaded any more
         return []
-    names = [names] if isinstance(names, str) else list(names or ())
-    return [name for name in loaded if name in names]
+    return [name for name in loaded if name in ([names] if isinstance(names, str) else names or ())]
 
 
 def _acts(layer: Any, name: str) -> bool:

@@ -99,8 +99,7 @@ def several(values: Iterable[Any], name: str) -> list[Any]:
 
 def _given_as(pipe: Any, call: Mapping[str, Any], images: bool) -> str:
     """What the pipeline calls its prompt; ValueError for arguments that it does not take."""
-    name = type(pipe).__name__
-    known = inspect.signature(pipe.__call__).parameters
+    name, known = type(pipe).__name__, inspect.signature(pipe.__call__).parameters
     if "strength" in known and not images:
         raise ValueError(f"{name} starts from an image and skips nodes; use the text-to-image pipeline, or bridge.tune")
     if set_here := [key for key in call if key in _SET_HERE]:
@@ -136,10 +135,8 @@ def image_for_each(value: Any, prompts: int, name: str) -> list[Any]:
 class ImageToImage:
     """The steps of a schedule that a pipeline takes: all of them unless it starts from an image.
 
-    Such a pipeline noises its image to the level that `strength` says, and takes a schedule's last steps.
-
-    `whole` is the model's noise schedule, `noise` the part of it from the level that the image is noised to, and
-    `taken` says how many steps of N are taken (None: all).
+    Such a pipeline noises its image to the level that `strength` says, and takes a schedule's last steps. `whole` is
+    the model's noise schedule, `noise` the part from that level on; `taken` says how many steps of N (None: all).
     """
 
     whole: NoiseSchedule
@@ -148,10 +145,9 @@ class ImageToImage:
 
     @classmethod
     def of(cls, pipe: Any, noise: NoiseSchedule, call: Mapping[str, Any]) -> ImageToImage:
-        """Of a pipeline and the arguments that it is called with.
+        """Of a pipeline and its call's arguments; ValueError for a strength, or a pipeline, that will not do.
 
         The image is noised to t = strength, whatever N: where the model's own default schedule begins in many steps.
-        ValueError for a strength outside (0, 1], or a pipeline that keeps to itself which steps it takes.
         """
         parameter = inspect.signature(type(pipe).__call__).parameters.get("strength")
         if parameter is None:

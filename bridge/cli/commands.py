@@ -257,10 +257,8 @@ def stand_in(folder: Path, scheduler: Any) -> Any:
     cls = getattr(diffusers, name, None)
     if cls is None:
         raise ValueError(f"{folder} is a {name}, which is no pipeline of diffusers; name a schedule file")
-    parts: dict[str, Any] = {
-        "scheduler": scheduler,
-        "name_or_path": str(index.get("_name_or_path") or folder.resolve().name),
-    }
+    path = str(index.get("_name_or_path") or folder.resolve().name)
+    parts: dict[str, Any] = {"scheduler": scheduler, "name_or_path": path}
     for network in ("unet", "transformer"):
         if (config := folder / network / "config.json").is_file():
             parts[network] = SimpleNamespace(config=_read(config))
@@ -275,11 +273,7 @@ def describe(schedule: Schedule) -> str:
 
 
 def pipeline_folder(path: Path) -> Path:
-    """The folder, if it is a local pipeline; nothing is ever looked up on the network.
-
-    Raises:
-        ValueError: if it is none.
-    """
+    """The folder, if it is a local pipeline; nothing is ever looked up on the network."""
     if not path.is_dir():
         raise ValueError(f"{path} is not a folder; --pipeline takes a local folder that save_pretrained wrote")
     for file in (path / _INDEX, path / "scheduler" / _CONFIG):
@@ -327,11 +321,7 @@ def install(scheduler: Any, folder: Path) -> None:
 
 
 def share(folder: Path, target: Path, scheduler: Any) -> None:
-    """Make `target` a pipeline folder that has its own scheduler and links to everything else in `folder`.
-
-    Raises:
-        ValueError: if `target` exists and is not an empty folder, or its parent does not exist.
-    """
+    """Make `target` a pipeline folder that has its own scheduler and links to everything else in `folder`."""
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
         raise ValueError(f"{target} exists; choose another name, or change it in place with --pipeline {target}")
     if not target.absolute().parent.is_dir():
@@ -363,10 +353,7 @@ def _link(source: Path, target: Path) -> None:
     try:
         target.symlink_to(source, target_is_directory=source.is_dir())
     except OSError:  # a system or a disk without symbolic links
-        if source.is_dir():
-            shutil.copytree(source, target)
-        else:
-            shutil.copyfile(source, target)
+        (shutil.copytree if source.is_dir() else shutil.copyfile)(source, target)
 
 
 def _read(file: Path) -> dict[str, Any]:

@@ -38,15 +38,7 @@ _GUTTER_TEXT = 17  # most that row labels take, in text heights
 
 
 class Plan(NamedTuple):
-    """What is to be drawn.
-
-    Attributes:
-        prompt: text, or a class.
-        seeds: of the noise.
-        call: further arguments of the pipeline.
-        compare: whether to draw the default and trailing schedules beside it.
-        reference: number of steps of a first row, if any.
-    """
+    """What is to be drawn: `compare` adds the default and trailing schedules, `reference` a row of so many steps."""
 
     prompt: str
     seeds: tuple[int, ...]
@@ -56,11 +48,7 @@ class Plan(NamedTuple):
 
 
 def plan(args: argparse.Namespace) -> Plan:
-    """Read the options; every fault that can be found without loading the pipeline is found here.
-
-    Raises:
-        ValueError: naming the option.
-    """
+    """Read the options; every fault that can be found without loading the pipeline is found here."""
     if figure_kind(args.output, stream=True) != "png":
         raise ValueError(f"cannot draw {args.output}: use a name that ends in .png")
     check_writable(args.output, "picture", args.force, [args.schedule])
@@ -72,11 +60,7 @@ def plan(args: argparse.Namespace) -> Plan:
 
 
 def read_options(options: Sequence[str], setters: str) -> dict[str, Any]:
-    """Read arguments of a pipeline's call from KEY=VALUE; VALUE is JSON or else a text.
-
-    Raises:
-        ValueError: for one that is written otherwise, or that other options (`setters`) set.
-    """
+    """Read arguments of a pipeline's call from KEY=VALUE; VALUE is JSON or else a text. `setters` set the others."""
     call: dict[str, Any] = {}
     for option in options:
         key, equals, text = option.partition("=")
@@ -101,11 +85,7 @@ def parse_seeds(text: str) -> tuple[int, ...]:
 
 
 def load(folder: Path, device: str | None, dtype: str | None) -> Any:
-    """The pipeline in a local folder, on its device.
-
-    Raises:
-        ValueError: if diffusers cannot load it, or there is no such device.
-    """
+    """The pipeline in a local folder, on its device."""
     if device is None:
         found = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
         device = "cpu" if found is None else found.type
@@ -125,11 +105,7 @@ def load(folder: Path, device: str | None, dtype: str | None) -> Any:
 
 
 def read_images(files: Sequence[Path]) -> list[Image.Image]:
-    """The pictures in these files.
-
-    Raises:
-        ValueError: for one that is none, or cannot be read.
-    """
+    """The pictures in these files."""
     found = []
     for file in files:
         try:
@@ -141,17 +117,12 @@ def read_images(files: Sequence[Path]) -> list[Image.Image]:
 
 
 def from_image(pipe: Any) -> Any:
-    """The image-to-image pipeline of the same parts.
-
-    Raises:
-        ValueError: if diffusers has none for its class.
-    """
+    """The image-to-image pipeline of the same parts."""
     try:
         return diffusers.AutoPipelineForImage2Image.from_pipe(pipe)
     except ValueError as error:
-        raise ValueError(
-            f"diffusers has no image-to-image pipeline for {type(pipe).__name__}; leave out --image"
-        ) from error
+        name = type(pipe).__name__
+        raise ValueError(f"diffusers has no image-to-image pipeline for {name}; leave out --image") from error
 
 
 class Row(NamedTuple):
@@ -174,14 +145,8 @@ class Entry(NamedTuple):
 def render(pipe: Any, schedule: Schedule, others: Sequence[Schedule], plan: Plan) -> bytes:
     """Sample and draw the picture; returns the content of a PNG file.
 
-    Args:
-        pipe: with the plain scheduler to sample by.
-        schedule: the chosen one; must fit.
-        others: further schedules to compare with; those that do not fit are left out, with a note.
-        plan: as `plan` made it.
-
-    Raises:
-        ValueError: if the chosen schedule or an argument of the call does not fit the pipeline.
+    The pipeline has the plain scheduler to sample by, which the chosen schedule must fit; others to compare with that
+    do not fit are left out, with a note.
     """
     call, base, rows = arguments(pipe, plan), pipe.scheduler, list[Row]()
     entries = schedulers(pipe, schedule, others, plan)
@@ -242,11 +207,7 @@ def tokens(pipe: Any, plan: Plan) -> int:
 
 
 def arguments(pipe: Any, plan: Plan) -> dict[str, Any]:
-    """The call's arguments beside steps and noise.
-
-    Raises:
-        ValueError: for one that the pipeline does not take, or one it needs and that was not given.
-    """
+    """The call's arguments beside steps and noise."""
     known = inspect.signature(pipe.__call__).parameters
     call = dict(plan.call)
     if "prompt" in known:
@@ -290,11 +251,7 @@ def _list(values: Sequence[float]) -> str:
 
 
 def grid(rows: Sequence[Row], columns: Sequence[str], title: str, subtitle: str) -> Image.Image:
-    """The picture: title, a label over each column and left of each row, images of equal size.
-
-    Raises:
-        ValueError: for rows of different lengths or images of different sizes.
-    """
+    """The picture: title, a label over each column and left of each row, images of equal size."""
     sizes = {image.size for row in rows for image in row.images}
     if len(sizes) != 1 or {len(row.images) for row in rows} != {len(columns)}:
         raise ValueError(f"need {len(columns)} images of one size in every row, got sizes {sorted(sizes)}")
@@ -358,31 +315,25 @@ def encoded(image: Image.Image, texts: Mapping[str, str]) -> bytes:
 
 
 def save_png(image: Image.Image, path: str | os.PathLike[str], texts: Mapping[str, str]) -> None:
-    """Write what `encoded` gives, whole.
-
-    Raises:
-        OSError: if the folder does not exist or cannot be written.
-    """
+    """Write what `encoded` gives, whole."""
     write_whole(path, encoded(image, texts))
 
 
 def wrap(text: str, font: Font, width: int, most: int) -> list[str]:
     """Lines of at most `width` pixels; what does not fit in `most` lines ends in an ellipsis."""
     lines: list[str] = []
-    for paragraph in text.splitlines():
+    for paragraph in _unicode(text).splitlines():
         line = ""
-        for word in _unicode(paragraph).split():
+        for word in paragraph.split():
             longer = f"{line} {word}".strip()
             if line and font.getlength(longer) > width:
                 lines.append(line)
                 longer = word
             line = longer
         lines.append(line)
-    cut = len(lines) > most
-    kept = [_fitted(line, font, width) for line in lines[:most]]
-    if cut and kept:
-        kept[-1] = _fitted(kept[-1] + " \u2026", font, width)
-    return kept
+    if len(lines) > most:
+        lines = [*lines[: most - 1], f"{lines[most - 1]} \u2026"]
+    return [_fitted(line, font, width) for line in lines]
 
 
 def _unicode(text: str) -> str:
@@ -391,12 +342,9 @@ def _unicode(text: str) -> str:
 
 
 def _fitted(line: str, font: Font, width: int) -> str:
-    if font.getlength(line) <= width:
-        return line
-    body = line.rstrip(" \u2026")
-    while body and font.getlength(body + "\u2026") > width:
-        body = body[:-1]
-    return body + "\u2026"
+    while font.getlength(line) > width and line != "\u2026":
+        line = line.rstrip(" \u2026")[:-1] + "\u2026"
+    return line
 
 
 def _line(font: Font) -> int:

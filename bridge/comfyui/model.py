@@ -80,8 +80,7 @@ class Levels(NamedTuple):
 def levels_of(model: Any) -> Levels:
     """The levels of a MODEL with its patches (ModelSamplingSD3, ...), read from its model_sampling; of None the usual.
 
-    Raises:
-        ValueError: for a MODEL that keeps a grid of its own, or whose kind of sampling is unknown.
+    ValueError for a MODEL that keeps a grid of its own, or whose kind of sampling is unknown.
     """
     if model is None:
         return Levels()
@@ -106,12 +105,9 @@ def levels_of(model: Any) -> Levels:
 
 
 def noise_of(model: Any) -> NoiseSchedule:
-    """The noise schedule of a MODEL with its patches.
+    """The noise schedule of a MODEL with its patches; ValueError as `levels_of`, or for a shift that leaves no levels.
 
     A flow model whose noise has another standard deviation than 1 is one of a larger shift in log(alpha/sigma).
-
-    Raises:
-        ValueError: as `levels_of`, or for a shift or a noise_scale that leaves no levels.
     """
     levels = levels_of(model)
     sampling, name = model.get_model_object("model_sampling"), levels.who
@@ -171,17 +167,11 @@ def levels_of_noise(noise: NoiseSchedule) -> Levels:
 
 
 def refuse_misfit(made_for: Levels, model: Any, schedule: Schedule | None = None) -> None:
-    """Refuse sigmas that the MODEL was not trained for.
+    """Refuse sigmas that the MODEL was not trained for, with a ValueError that names both.
 
-    Args:
-        made_for: the model they were made for, or the sigmas themselves.
-        model: a ComfyUI MODEL.
-        schedule: whose sigmas `made_for` are: the largest may be as little as half of the MODEL's, or where so many
-            steps of it begin by default (`noise.first_lam`). Without, `made_for` is a model's whole range, which
-            must end where the MODEL's does.
-
-    Raises:
-        ValueError: naming both, and as `levels_of`.
+    Without a schedule, `made_for` is the whole range of the model that they were made for, and must end where the
+    MODEL's does. With one it is the schedule's own range: the largest may be as little as half of the MODEL's, or where
+    so many steps of it begin by default (`noise.first_lam`).
     """
     connected = levels_of(model)
     least, high = connected.high / _SLACK, made_for.high

@@ -68,9 +68,6 @@ def slice_for(denoise: float, steps: int) -> int | None:
     """Steps to make a schedule for, so that its last `steps` begin at `denoise`; None for no sampling at all.
 
     The rule of ComfyUI's BasicScheduler: `int(steps / denoise)` in all, the last `steps + 1` sigmas kept.
-
-    Raises:
-        ValueError: for a denoise outside [0, 1], fewer than one step, or more in all than models have levels.
     """
     if not 0.0 <= denoise <= 1.0:
         raise ValueError(f"denoise is {denoise}; need 0 to 1")
@@ -91,11 +88,7 @@ def slice_for(denoise: float, steps: int) -> int | None:
 
 
 def levels(schedule: Schedule, steps: int, diffusion_model: Any = None) -> np.ndarray:
-    """[steps + 1] the schedule's last sigmas as ComfyUI has them for the connected MODEL; 0 at a clean end.
-
-    Raises:
-        ValueError: for a schedule that begins at pure noise, where ComfyUI knows no sigma for it.
-    """
+    """[steps + 1] the schedule's last sigmas as ComfyUI has them for the connected MODEL; 0 at a clean end."""
     sigmas, own = schedule.sampler_sigmas()[-(steps + 1) :], levels_of(diffusion_model)
     if schedule.kind == "flow" and own.noise_scale != 1.0:
         sigmas = sigmas / (sigmas + own.noise_scale * (1.0 - sigmas))
@@ -160,12 +153,7 @@ class HsoRecommend:
     def get_sampler(
         self, model: str, steps: int, guidance: float, denoise: float, diffusion_model: Any = None
     ) -> tuple[Any, torch.Tensor, str]:
-        """SAMPLER, SIGMAS and the reason; sigmas are empty at denoise 0.
-
-        Raises:
-            ValueError: for an unknown family, a MODEL that does not fit it, more steps than models have levels, or a
-                guidance of 0 with no family to say what is usual.
-        """
+        """SAMPLER, SIGMAS and the reason; sigmas are empty at denoise 0."""
         total = slice_for(denoise, steps)
         noise = chosen_noise(model, diffusion_model)
         if total is None:
@@ -201,11 +189,7 @@ class _Sigmas:
     chosen: Any
 
     def get_sigmas(self, **inputs: Any) -> tuple[torch.Tensor]:
-        """The sigmas; an empty tensor at denoise 0, as BasicScheduler has it.
-
-        Raises:
-            ValueError: for a schedule whose sigmas mean nothing without its coefficients, and as `chosen`.
-        """
+        """The sigmas; an empty tensor at denoise 0, as BasicScheduler has it."""
         schedule = self.chosen(**inputs)
         if schedule is not None and schedule.coefficients is not None:
             raise ValueError(
@@ -224,7 +208,7 @@ class _Sampler(_Sigmas):
     FUNCTION = "get_sampler"
 
     def get_sampler(self, **inputs: Any) -> tuple[Any, torch.Tensor]:
-        """Both; sigmas are empty at denoise 0. ValueError as `chosen`, or for a schedule made for no solver."""
+        """Both; sigmas are empty at denoise 0."""
         return sampler_and_sigmas(self.chosen(**inputs), inputs[self.STEPS], inputs.get("diffusion_model"))
 
 
@@ -278,12 +262,7 @@ class HsoScheduler(_Sigmas):
         guidance: float = 0.0,
         diffusion_model: Any = None,
     ) -> Schedule | None:
-        """The schedule of `int(steps / denoise)` steps; None at denoise 0.
-
-        Raises:
-            ValueError: for an unknown choice, more steps than fit the model's levels, or sigmas that do not fit the
-                connected MODEL.
-        """
+        """The schedule of `int(steps / denoise)` steps; None at denoise 0."""
         total = slice_for(denoise, steps)
         if end not in ("as layout", "clean"):
             raise ValueError(f"end is {end!r}; use 'as layout' or 'clean'")
@@ -384,13 +363,7 @@ class HsoScheduleFile(_Sigmas):
         guidance: float = 0.0,
         diffusion_model: Any = None,
     ) -> Schedule | None:
-        """The file's schedule for `int(nfe / denoise)` evaluations; None at denoise 0.
-
-        Raises:
-            ValueError: if the file is none of ours, has no such schedule or several; the message lists them. If the
-                schedule does not fit the connected MODEL.
-            OSError: if it cannot be read.
-        """
+        """The file's schedule for `int(nfe / denoise)` evaluations; None at denoise 0."""
         total = slice_for(denoise, nfe)
         if not path.strip():
             raise ValueError("path is empty; give the schedule file that `hso-jax search -o FILE` wrote")
@@ -413,11 +386,7 @@ class HsoScheduleFile(_Sigmas):
 
 
 def found_file(path: str) -> Path:
-    """The file of that path; a relative one is looked for where the server runs, and in ComfyUI's own folders.
-
-    Raises:
-        FileNotFoundError: naming where it was looked for.
-    """
+    """The file of that path; a relative one is looked for where the server runs, and in ComfyUI's own folders."""
     name = Path(path.strip().strip('"')).expanduser()
     folders = [Path.cwd()]
     try:

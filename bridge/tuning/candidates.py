@@ -22,24 +22,14 @@ RULE_SOLVERS = ("unipc-3", "dpmpp-2m", "ddim")
 """Solvers that every rule is tried with."""
 
 FIRST_RULES = (
-    "beta-t",
-    "flow-2",
-    "trailing",
-    "ays",
-    "ays-sdxl",
-    "flow-3",
-    "sgm-uniform",
-    "leading",
-    "karras",
-    "ays-svd",
-)
+    "beta-t", "flow-2", "trailing", "ays", "ays-sdxl", "flow-3", "sgm-uniform", "leading", "karras", "ays-svd",
+)  # fmt: skip
 """Rules that were the best with some solver on a network by others; they come first, for small budgets."""
 
 FIRST_SOLVERS = (solvers.NONSTATIONARY, "unipc-3", "dpmpp-2m", "unipc-2", "ddim")
 
 FLOW_SHIFTS = (1.0, 2.0, 3.0, 5.0)
 """Equal steps of a rectified flow's time with these shifts are four rules more (arXiv 2403.03206, eq. 23)."""
-
 
 FIRST_SIGMA = 5.4
 """Sigma/alpha of the first of N nodes over N, as learned schedules have it where the noise end is far."""
@@ -86,8 +76,12 @@ def zoo_schedules(
         return key != own, abs(noisy - own_noisy) + abs(clean - own_clean) + (unbounded != own_unbounded)
 
     models = [noise if key == own else kin[key] for key in sorted(kin, key=far)]
-    near = {id(model): nearest_guidance(model, guidance) for model in models}
-    pairs = [(model, weight) for model in models for weight in _nearest_first(shipped_guidance(model), near[id(model)])]
+    pairs = [  # of each model that is shipped the nearest weight first
+        (model, weight)
+        for model in models
+        if (some := shipped_guidance(model))
+        for weight in dict.fromkeys((nearest_guidance(model, guidance), *some))
+    ]
     solvers_first = [(solver, pair) for solver in FIRST_SOLVERS for pair in pairs[1:]]
     for solver, (model, weight) in [*((s, pairs[0]) for s in FIRST_SOLVERS), *solvers_first]:
         if solver not in asked:
@@ -99,10 +93,6 @@ def zoo_schedules(
         if found.solver == solver:  # else a known one, where coefficients gain nothing
             whose = "zoo" if model is noise else f"zoo of {model.name}"
             yield Candidate(f"{whose} at w = {weight:g} with {solver}", moved(found, model, noise))
-
-
-def _nearest_first(weights: tuple[float, ...], near: float) -> list[float]:
-    return sorted(weights, key=lambda weight: weight != near)
 
 
 def powers(noise: NoiseSchedule, nfe: int) -> Iterator[Schedule]:
@@ -131,11 +121,7 @@ def moved(schedule: Schedule, model: NoiseSchedule, noise: NoiseSchedule) -> Sch
 
 
 def known_solvers(name: str | None) -> tuple[str, ...]:
-    """The known solvers that rules are tried with, where one is asked for or none.
-
-    Raises:
-        ValueError: for a solver of two evaluations a step.
-    """
+    """The known solvers that rules are tried with; ValueError for a solver of two evaluations a step."""
     if name is None:
         return RULE_SOLVERS
     if name == solvers.NONSTATIONARY:
@@ -153,15 +139,11 @@ def candidates(noise: NoiseSchedule, nfe: int, guidance: float, solver: str | No
     """Everything that needs no search, for one solver or for all; of two that are nearly the same only the first."""
     known = known_solvers(solver)
     asked = CHOICES if solver is None else (solver,)
+    ranked = sorted(rules(noise, nfe), key=lambda rule: [*FIRST_RULES, rule.method].index(rule.method))
     of_rules = []
-    for rule in sorted(rules(noise, nfe), key=lambda rule: [*FIRST_RULES, rule.method].index(rule.method)):
-        for name in known:
-            origin = dataclasses.replace(rule.origin, solver=solvers.canonical(name))
-            of_rules.append(Candidate(f"{rule.method} with {name}", dataclasses.replace(rule, origin=origin)))
-    for rule in powers(noise, nfe):
-        for name in known[:2]:
-            origin = dataclasses.replace(rule.origin, solver=solvers.canonical(name))
-            of_rules.append(Candidate(f"{rule.method} with {name}", dataclasses.replace(rule, origin=origin)))
+    for rule, name in [*itertools.product(ranked, known), *itertools.product(powers(noise, nfe), known[:2])]:
+        origin = dataclasses.replace(rule.origin, solver=solvers.canonical(name))
+        of_rules.append(Candidate(f"{rule.method} with {name}", dataclasses.replace(rule, origin=origin)))
     in_turn = itertools.zip_longest(zoo_schedules(noise, nfe, guidance, asked), of_rules)
     kept: list[Candidate] = []
     steps: list[np.ndarray] = []

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import math
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -16,7 +15,7 @@ from bridge.at_hand import current_schedule
 from bridge.pipeline import several
 from bridge.tuning.candidates import Candidate, candidates, is_rule, known_solvers
 from bridge.tuning.judge import Judge, batches, targets
-from bridge.tuning.models import Model, denoiser_model, jobs_of, pipeline_model, together
+from bridge.tuning.models import Model, denoiser_model, jobs_of, labelled, pipeline_model, taken_steps, together
 from bridge.tuning.race import Measured, interval, race
 from hso_jax import solvers
 from hso_jax.checkpoint import Checkpoint
@@ -24,7 +23,7 @@ from hso_jax.checks import check_nfe, count
 from hso_jax.compiling import under_jax_defaults
 from hso_jax.files import MARK
 from hso_jax.noise import NoiseSchedule
-from hso_jax.schedule import Schedule, versions
+from hso_jax.schedule import Schedule
 
 BUDGET = 1200
 """For one N; each further N adds two thirds of it, because the converged samples serve all."""
@@ -85,10 +84,8 @@ class Chosen:
         """The first candidates, their errors and the noises that these are of."""
         rows = self.measured[nfe][:most]
         width = max(len(m.name) for m in rows)
-        lines = [
-            f"{'':{width}}  error    noises",
-            *(f"{m.name:{width}}  {m.error:<7.4g}  {len(m.errors)}" for m in rows),
-        ]
+        lines = [f"{m.name:{width}}  {m.error:<7.4g}  {len(m.errors)}" for m in rows]
+        lines.insert(0, f"{'':{width}}  error    noises")
         if (left := len(self.measured[nfe]) - len(rows)) > 0:
             lines.append(f"and {left} more on fewer noises")
         return "\n".join(lines)
@@ -107,10 +104,9 @@ class Chosen:
 
     def plain(self) -> dict[str, Any]:
         """Everything as JSON values."""
-        rows = {
-            str(nfe): [{"name": m.name, "error": m.error, "noises": len(m.errors)} for m in found]
-            for nfe, found in self.measured.items()
-        }
+        rows: dict[str, Any] = {}
+        for nfe, found in self.measured.items():
+            rows[str(nfe)] = [{"name": m.name, "error": m.error, "noises": len(m.errors)} for m in found]
         ratios = {str(nfe): {k: list(v) for k, v in self.against(nfe).items()} for nfe in self.measured}
         how = {"evaluations": self.evaluations, "samples": self.samples, "teacher_steps": self.teacher_steps}
         return {**how, "measured": rows, "ratios": ratios}
@@ -140,28 +136,21 @@ class ChooseOptions(TypedDict, total=False):
 
 
 class _Plan(NamedTuple):
-    """What a call asks for, checked."""
+    """What a call asks for; checked, its numbers are all there."""
 
-    nfes: tuple[int, ...]
-    solver: str | None
-    budget: int
-    teacher_steps: int
-    samples: int
-    batch: int
-    seed: int
+    nfes: Any
+    solver: str | None = None
+    budget: Any = None
+    teacher_steps: int = TEACHER_STEPS
+    samples: Any = None
+    batch: int = 1
+    seed: int = 0
 
 
-def _plan(
-    nfe: int | Sequence[int],
-    solver: str | None = None,
-    budget: int | None = None,
-    teacher_steps: int = TEACHER_STEPS,
-    samples: int | None = None,
-    batch: int = 1,
-    seed: int = 0,
-) -> _Plan:
+def _checked(plan: _Plan) -> _Plan:
+    nfe, _, budget, _, samples, batch, seed = plan
     nfes = tuple(dict.fromkeys(check_nfe(n) for n in (several(nfe, "nfe") if isinstance(nfe, Iterable) else [nfe])))
-    steps = count("teacher_steps", teacher_steps, 8, 1000)
+    steps = count("teacher_steps", plan.teacher_steps, 8, 1000)
     if max(nfes) >= steps:
         raise ValueError(f"nfe is {max(nfes)} and teacher_steps {steps}; converged samples need many more steps")
     whole = round(BUDGET * (1 + 2 * (len(nfes) - 1) / 3)) if budget is None else count("budget", budget, 1)
@@ -174,7 +163,7 @@ def _plan(
             f"{', '.join(map(str, nfes))} take {least} evaluations: give a larger budget, fewer samples or fewer "
             "teacher_steps"
         )
-    name = None if solver is None else solvers.canonical(solver, solvers.EVERY)
+    name = None if plan.solver is None else solvers.canonical(plan.solver, solvers.EVERY)
     known_solvers(name)
     return _Plan(nfes, name, whole, steps, some, count("batch", batch, 1), count("seed", seed, 0, 2**31 - 1 - some))
 
@@ -221,7 +210,7 @@ def choose(
         ValueError: before any evaluation, for bad arguments, a model that is distilled for its scheduler, or a budget
             that is too small; for a checkpoint of another call, or in use.
     """
-    plan = _plan(nfe, solver, budget, teacher_steps, samples, batch, seed)
+    plan = _checked(_Plan(nfe, solver, budget, teacher_steps, samples, batch, seed))
     texts = several(prompts, "prompts")
     drawn = [(k % len(texts), seed + k) for k in range(plan.samples)]
     jobs, facts = jobs_of(pipe, texts, drawn, guidance, call)
@@ -246,21 +235,21 @@ def choose_denoiser(
     """Measure as `choose` does, on a model outside diffusers: a function that predicts the clean data.
 
     Args:
-        denoiser: as for `tune_denoiser`, as noise, condition and guidance.
+        denoiser: as for `tune_denoiser`, as noise, condition, guidance and batch.
         noise: the model's noise schedule.
         nfe: N, or several.
         latents: [n, ...] standard normal, at least as many as converged samples are made.
         condition: [n, ...].
-        guidance: w that the denoiser has.
-        batch: samples a call of the denoiser.
-        checkpoint: as for `choose`, as progress.
-        progress: called with (evaluations so far, budget, least error so far or None).
-        **options: solver, budget, teacher_steps and samples, as for `choose`.
+        guidance: w.
+        batch: samples a call.
+        checkpoint: as for `choose`, as progress and the options.
+        progress: likewise.
+        **options: solver, budget, teacher_steps and samples.
 
     Raises:
         ValueError: as `choose`, or for too few latents.
     """
-    plan = _plan(nfe, batch=batch, **options)
+    plan = _checked(_Plan(nfe, batch=batch, **options))
     model, facts = denoiser_model(denoiser, noise, latents, condition, guidance, plan.samples)
     return _chosen(model, plan, facts, dict.fromkeys(plan.nfes), checkpoint, progress)
 
@@ -282,6 +271,10 @@ def _chosen(
             if progress is not None:
                 progress(evaluations, plan.budget, told[0] if told[0] < math.inf else None)
 
+        def seen(best: Measured) -> None:
+            told[0] = best.error
+            tell(judge.evaluations)
+
         with Checkpoint(checkpoint, {**asked, **facts}) as file:
             made = targets(model, file, batches(plan.batch, plan.samples), plan.teacher_steps, made=tell)
             spent = plan.samples * plan.teacher_steps
@@ -295,11 +288,6 @@ def _chosen(
                 if found[0].name.startswith(AS_IT_IS):  # on all noises: it is what the best is compared with
                     own = Measured(*found[0], judge.errors(found[0].schedule, rows))
                 rest = share - (judge.evaluations - begin)
-
-                def seen(best: Measured) -> None:
-                    told[0] = best.error
-                    tell(judge.evaluations)
-
                 ranked = race(judge, found[1:] if own else found, rows, rest, seen, is_rule)
                 if own is not None:
                     ranked = sorted([own, *ranked], key=lambda m: (-len(m.errors), m.mean))
@@ -315,10 +303,7 @@ def _candidates(model: Model, plan: _Plan, nfe: int, now: Schedule | None) -> li
     part, solver = model.part, model.solver or plan.solver
     if plan.solver not in (None, solver):
         raise ValueError(f"solver is {plan.solver!r}; this pipeline works with its own alone, {solver!r}")
-    steps = part.steps(nfe)
-    if steps < 1:
-        raise ValueError(f"nfe is {nfe}; no step of {nfe} is taken at this strength: use more")
-    found = candidates(part.noise, steps, model.guidance, solver)
+    found = candidates(part.noise, taken_steps(model, nfe), model.guidance, solver)
     if now is None:
         return found
     return [Candidate(f"{AS_IT_IS} ({now.method} with {now.solver})", part.cut(now)), *found]
@@ -326,15 +311,6 @@ def _candidates(model: Model, plan: _Plan, nfe: int, now: Schedule | None) -> li
 
 def _told(model: Model, best: Measured, nfe: int, plan: _Plan, evaluations: int, facts: Mapping[str, Any]) -> Schedule:
     """The best one's schedule of N, with what it was chosen on."""
-    schedule = model.part.joined(best.schedule, nfe)
-    tuned = {k: v if isinstance(v, (str, int, float)) else json.dumps(v, sort_keys=True) for k, v in facts.items()}
-    tuned |= {"chosen": best.name, "error": float(f"{best.error:.6g}"), "noises": len(best.errors)}
-    tuned |= {"budget": plan.budget, "teacher_steps": plan.teacher_steps, "samples": plan.samples}
-    origin = dataclasses.replace(
-        schedule.origin,
-        guidance=model.guidance,
-        seed=plan.seed,
-        versions=versions(),
-        tuned=tuned | {"evaluations": evaluations},
-    )
-    return dataclasses.replace(schedule, origin=origin)
+    found = {"chosen": best.name, "error": float(f"{best.error:.6g}"), "noises": len(best.errors)}
+    found |= {"budget": plan.budget, "teacher_steps": plan.teacher_steps, "samples": plan.samples}
+    return labelled(model, best.schedule, nfe, plan.seed, {**facts, **found, "evaluations": evaluations})

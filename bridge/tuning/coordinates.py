@@ -64,11 +64,7 @@ class Coordinates:
 
     @classmethod
     def of(cls, noise: NoiseSchedule, nfe: int, solver: str, base: str, free: bool = False) -> Coordinates:
-        """For a solver by any of its names.
-
-        Raises:
-            ValueError: for a solver of two evaluations a step, or one that cannot start at the model's noise end.
-        """
+        """For a solver by any of its names; ValueError for two evaluations a step, or no start at the noise end."""
         searched = solver == solvers.NONSTATIONARY
         base = solvers.canonical(base if searched else solver)
         older_of(base)
@@ -84,13 +80,7 @@ class Coordinates:
     @property
     def places(self) -> np.ndarray:
         """[N, 3] bool, the coefficients that are free."""
-        some = self.solver == solvers.NONSTATIONARY
-        return known(self.nfe, MAX_HISTORY - 1) & some
-
-    @property
-    def size(self) -> int:
-        """Entries of a point."""
-        return self.gaps + int(self.places.sum())
+        return known(self.nfe, MAX_HISTORY - 1) & (self.solver == solvers.NONSTATIONARY)
 
     @property
     def gaps(self) -> int:
@@ -98,7 +88,7 @@ class Coordinates:
         return self.nfe - 1 + self.free
 
     def point(self, schedule: Schedule) -> np.ndarray:
-        """[size] of a schedule to clean data: its nodes and, for free coefficients, those that it or its solver has.
+        """[M] of a schedule to clean data: its nodes and, for free coefficients, those that it or its solver has.
 
         A solver that the form does not have counts as the base.
         """
@@ -112,9 +102,7 @@ class Coordinates:
             wanted = schedule.coefficients
             if wanted is None:
                 wanted = np.asarray(_known(nodes, self._as_known(schedule.solver)))
-            found = np.zeros((self.nfe, MAX_HISTORY - 1))
-            found[:, : wanted.shape[1]] = wanted
-            return np.concatenate([z, (found - np.asarray(_known(nodes, self.base)))[self.places]])
+            return np.concatenate([z, (padded(wanted) - np.asarray(_known(nodes, self.base)))[self.places]])
 
     def lams(self, z: np.ndarray) -> np.ndarray:
         """[N] half log-SNR of a point's nodes; -inf for pure noise."""
@@ -130,7 +118,7 @@ class Coordinates:
             return Table(*map(np.array, _table(jnp.asarray(z), *self.rest())))
 
     def pull(self, z: np.ndarray, slopes: Table) -> np.ndarray:
-        """[size] the gradient in z of what has these slopes in the entries of its table."""
+        """[M] the gradient in z of what has these slopes in the entries of its table."""
         with jax.enable_x64(True):
             return np.asarray(_pull(jnp.asarray(z), Table(*map(jnp.asarray, slopes)), *self.rest()))
 
@@ -219,10 +207,15 @@ def table_of(z: Array, noise: NoiseSchedule, range_: Range, nfe: int, base: str,
     return _entries(weights_at(z, range_, nfe, base, searched), noise)
 
 
+def padded(coefficients: np.ndarray) -> np.ndarray:
+    """[N, 3] with zeros for the predictions that they do not use."""
+    return np.pad(coefficients, ((0, 0), (0, MAX_HISTORY - 1 - coefficients.shape[1])))
+
+
 def coefficients_at(schedule: Schedule, solver: str) -> np.ndarray:
     """[N, 3] a schedule's own coefficients, or those of a known solver on its nodes."""
     if schedule.coefficients is not None:
-        return np.pad(schedule.coefficients, ((0, 0), (0, MAX_HISTORY - 1 - schedule.coefficients.shape[1])))
+        return padded(schedule.coefficients)
     with jax.enable_x64(True):
         return np.asarray(_known(jnp.asarray(schedule.lams[: schedule.nfe]), solvers.canonical(solver)))
 

@@ -19,16 +19,10 @@ COEFFICIENT = 1.15
 def euler_costs(
     xs: Sequence[torch.Tensor], x0s: Sequence[torch.Tensor], alpha: Sequence[float], sigma: Sequence[float]
 ) -> np.ndarray:
-    """[L + 1, L + 1] sums over samples: how far an Euler step from level i ends from the teacher at j > i.
+    """[L + 1, L + 1] sums over samples: how far an Euler step from level i ends from the teacher at j > i; else inf.
 
-    Args:
-        xs: [L + 1] of [n, ...], the trajectory, alpha x_0 + sigma eps; the last entry is clean.
-        x0s: [L] of [n, ...], the predictions of clean data on it.
-        alpha: [L], 0 at pure noise.
-        sigma: [L].
-
-    Returns:
-        The costs; infinite for j <= i.
+    The trajectory is xs [L + 1] of [n, ...], alpha x_0 + sigma eps, the last clean, with the predictions of clean data
+    x0s [L]; alpha and sigma are [L], alpha 0 at pure noise.
     """
     levels = len(x0s)
     data = [x.flatten(1) / a for x, a in zip(xs, (*alpha, 1.0), strict=True) if a > 0]
@@ -48,13 +42,8 @@ def euler_costs(
 def best_path(costs: np.ndarray, nfe: int, coefficient: float = 1.0) -> np.ndarray:
     """Indices [N] of the levels where the cheapest path of N steps from level 0 to the last one (left out) steps.
 
-    A step's cost counts `coefficient` to the power of the steps before it. `V_1(i) = costs[i, L]` and
-    `V_k(i) = min over j of costs[i, j] + coefficient V_{k-1}(j)`.
-
-    Args:
-        costs: [L + 1, L + 1] of a step from i to j, infinite where j <= i.
-        nfe: N, 1..L.
-        coefficient: above 1 it accounts for later steps that start off the trajectory.
+    A step's cost counts `coefficient` to the power of the steps before it: above 1 it accounts for later steps that
+    start off the trajectory. `V_1(i) = costs[i, L]` and `V_k(i) = min over j of costs[i, j] + coefficient V_{k-1}(j)`.
     """
     value = costs[:, -1]
     choices = []

@@ -88,7 +88,7 @@ class Judge:
         """Targets [count, ...] are the converged samples, which took `spent` evaluations of the budget."""
         self._model, self._targets, self._batch, self._error = model, targets, batch, error
         self.squares, self.budget, self.evaluations = error is None, budget, spent
-        self._filter = detail_filter(targets, detail) if self.squares and detail else None
+        self._filter = _detail_filter(targets, detail) if self.squares and detail else None
         self._records, self._done = records, 0
         self._recompute = False
         self.notes = list[str]()
@@ -100,26 +100,17 @@ class Judge:
     def errors(self, schedule: Schedule, rows: Sequence[int]) -> np.ndarray:
         """[len(rows)] mean square error of each sample by a schedule's solver, or the caller's error of its batch.
 
-        Raises:
-            SpentError: before any evaluation.
+        It raises SpentError before any evaluation, as the methods below do.
         """
-
-        def make() -> dict[str, Any]:
-            return {"errors": _listed(self._each(schedule, rows)[0])}
-
-        found = self._ask("errors", schedule.nfe * len(rows), make)["errors"]
+        cost = schedule.nfe * len(rows)
+        found = self._ask("errors", cost, lambda: {"errors": [*map(_finite, self._each(schedule, rows)[0])]})["errors"]
         return np.array([np.nan if x is None else x for x in found], np.float64)
 
     def value(self, place: np.ndarray | Schedule, rows: Sequence[int]) -> float:
-        """Logarithm of the root-mean-square error of these samples at a point or by a schedule's solver; or the
-        caller's error of them. Raises SpentError before any evaluation.
-        """  # noqa: D205
+        """Logarithm of the samples' root-mean-square error at a point or by a schedule's solver; or the caller's."""
         if isinstance(place, Schedule):
             return self.of(self.errors(place, rows))
-
-        def make() -> dict[str, Any]:
-            return {"value": self.of(self._each(self.coordinates.table(place), rows)[0])}
-
+        make = lambda: {"value": _finite(self.of(self._each(self.coordinates.table(place), rows)[0]))}  # noqa: E731
         return _value(self._ask("value", self.coordinates.nfe * len(rows), make))
 
     def of(self, errors: np.ndarray) -> float:
@@ -134,7 +125,7 @@ class Judge:
 
         def make() -> dict[str, Any]:
             errors, sketches = self._each(self.coordinates.table(z), rows, sketched=True)
-            return {"value": self.of(errors), "rows": _packed(np.concatenate(sketches))}
+            return {"value": _finite(self.of(errors)), "rows": _packed(np.concatenate(sketches))}
 
         found = self._ask("residuals", self.coordinates.nfe * len(rows), make)
         return Residuals(_value(found), _unpacked(found["rows"], len(rows)) / np.sqrt(len(rows)))
@@ -142,14 +133,13 @@ class Judge:
     def gradient(self, z: np.ndarray, rows: Sequence[int]) -> tuple[float, np.ndarray]:
         """The value and its gradient in z; see `value`.
 
-        Raises:
-            MemoryError: where there is not enough for one sample's gradient, nothing of the network kept.
-            ValueError: if the samples do not depend on the nodes by autograd.
+        It raises MemoryError where there is not enough for one sample's gradient, nothing of the network kept, and
+        ValueError if the samples do not depend on the nodes by autograd.
         """
 
         def make() -> dict[str, Any]:
             value, slope = self._slope(z, rows)
-            return {"value": value, "rows": _packed(slope[None])}
+            return {"value": _finite(value), "rows": _packed(slope[None])}
 
         found = self._ask("gradient", GRADIENT * self.coordinates.nfe * len(rows), make)
         return _value(found), _unpacked(found["rows"], 1)[0]
@@ -164,8 +154,6 @@ class Judge:
                 raise MemoryError("given up before the search was interrupted")
             raise damaged(self._records.checkpoint.path, f"records[{self._done}] is of another judgement")
         if not known:
-            if "value" in record and not np.isfinite(record["value"]):
-                record["value"] = None  # as files have it
             self._records.add(record)
         self._done += 1
         self.evaluations += cost
@@ -176,11 +164,12 @@ class Judge:
         self, steps: Table | Schedule, rows: Sequence[int], sketched: bool = False
     ) -> tuple[np.ndarray, list[np.ndarray]]:
         """[len(rows)] errors, and sketches of the residuals where they are wanted."""
+        steps = steps if isinstance(steps, Schedule) else Table(*(x.tolist() for x in steps))
         errors, sketches, place = list[float](), list[np.ndarray](), 0
         while place < len(rows):
             part = rows[place : place + self._batch]
             try:
-                found, target = self._pair(plain(steps), part)
+                found, target = self._pair(steps, part)
             except (RuntimeError, MemoryError) as trouble:
                 self._smaller(trouble)
                 continue
@@ -208,7 +197,7 @@ class Judge:
                         raise ValueError("the error does not depend on the samples by autograd; use by='differences'")
                     (error * (len(part) / len(rows))).backward()
             except (RuntimeError, MemoryError) as trouble:
-                if not is_memory(trouble):
+                if not _is_memory(trouble):
                     raise ValueError(f"no gradient through the model ({trouble}); use by='differences'") from trouble
                 self._smaller(trouble, gradients=True)
                 continue
@@ -239,7 +228,7 @@ class Judge:
 
     def _smaller(self, trouble: BaseException, gradients: bool = False) -> None:
         """After the memory ran out: keep less. Raises what is no such trouble, or MemoryError where nothing is left."""
-        if not is_memory(trouble):
+        if not _is_memory(trouble):
             raise trouble
         if gradients and not self._recompute:
             self._recompute, note = True, "activations of the network are computed again for gradients"
@@ -265,13 +254,13 @@ class ScoreJudge(Judge):
         return self.budget - self.evaluations
 
     def errors(self, schedule: Schedule, rows: Sequence[int]) -> np.ndarray:
-        """[1] the score, NaN where it is not finite; it is of no samples, whatever the rows."""
+        """[1] the score, NaN where it is not finite; it is of no samples."""
         key = hashlib.sha256(np.rint(schedule.t / SAME).tobytes())
         if schedule.coefficients is not None:
             key.update(np.rint(schedule.coefficients / SAME).tobytes())
         name = f"score {key.hexdigest()[:16]}"
         if name not in self._known:
-            self._known[name] = _value(self._ask(name, 1, lambda: {"value": self._scored(schedule)}))
+            self._known[name] = _value(self._ask(name, 1, lambda: {"value": _finite(self._scored(schedule))}))
         return np.array([self._known[name]])
 
     def value(self, place: np.ndarray | Schedule, rows: Sequence[int]) -> float:
@@ -290,23 +279,14 @@ class ScoreJudge(Judge):
             raise ValueError(f"score returned {brief(value)}; return a number, the smaller the better") from error
 
 
-def plain(steps: Table | Schedule) -> Table | Schedule:
-    """A table as lists of numbers."""
-    return steps if isinstance(steps, Schedule) else Table(*(x.tolist() for x in steps))
-
-
-def is_memory(trouble: BaseException) -> bool:
-    """Whether an exception says that memory ran out."""
+def _is_memory(trouble: BaseException) -> bool:
     return isinstance(trouble, (MemoryError, torch.OutOfMemoryError)) or "out of memory" in str(trouble).lower()
 
 
-def detail_filter(targets: torch.Tensor, detail: float) -> torch.Tensor:
+def _detail_filter(targets: torch.Tensor, detail: float) -> torch.Tensor:
     """[height, width] what each spatial frequency's error is multiplied by: its variance^(-detail/2) in the targets.
 
     Scaled so that the targets' own variance weighs what it does without. Frequencies are binned by their length.
-
-    Raises:
-        ValueError: for samples without two last axes in space.
     """
     if targets.dim() < 4 or min(targets.shape[-2:]) < 4:
         raise ValueError(
@@ -345,9 +325,9 @@ def _value(record: Mapping[str, Any]) -> float:
     return float("nan") if record["value"] is None else float(record["value"])
 
 
-def _listed(errors: np.ndarray) -> list[float | None]:
-    """Errors as files have them: None where one is not finite."""
-    return [float(x) if np.isfinite(x) else None for x in errors]
+def _finite(value: float) -> float | None:
+    """A number as files have it: None where it is not finite."""
+    return float(value) if np.isfinite(value) else None
 
 
 def _packed(rows: np.ndarray) -> str:
@@ -360,7 +340,7 @@ def _unpacked(text: str, rows: int) -> np.ndarray:
 
 
 class Made(NamedTuple):
-    """The teacher's work: [count, ...] samples on the CPU, and the costs of steps on their trajectories (`gits`)."""
+    """[count, ...] converged samples on the CPU, and the costs of steps on their trajectories (`gits`)."""
 
     samples: torch.Tensor
     costs: np.ndarray | None
@@ -374,18 +354,10 @@ def targets(
     costed: int = 0,
     made: Callable[[int], None] = lambda evaluations: None,
 ) -> Made:
-    """The converged samples, from beside the checkpoint or made now.
+    """The converged samples, from beside the checkpoint or made now by so many steps, in batches of noises.
 
-    Args:
-        model: what samples.
-        file: says which samples they were.
-        batches: of noises, in turn.
-        steps: of the teacher.
-        costed: so many first samples' trajectories are watched.
-        made: called with the evaluations so far.
-
-    Raises:
-        ValueError: for samples that are not finite, or not those of the checkpoint.
+    The trajectories of the first `costed` samples are watched; `made` is called with the evaluations so far. It raises
+    ValueError for samples that are not finite, or not those of the checkpoint.
     """
     kept = file.records("teacher")
     beside = None if file.path is None else file.path.with_name(f"{file.path.name}.samples.npz")
@@ -415,19 +387,22 @@ def _read(file: Path, digest: str) -> Made:
     return made
 
 
+def _keep(xs: list[torch.Tensor], x0s: list[torch.Tensor], x: torch.Tensor, x0: torch.Tensor) -> None:
+    xs.append(x.float().cpu())
+    x0s.append(x0.float().cpu())
+
+
 @torch.no_grad()
 def _converge(model: Model, batches: Iterable[range], steps: int, costed: int, made: Callable[[int], None]) -> Made:
-    schedule = teacher(model, steps)
+    origin = Origin(method="converged", solver=model.solver or TEACHER_SOLVER)
+    schedule = dataclasses.replace(converged(model.part.noise, steps), origin=origin)
     parts, costs = list[torch.Tensor](), list[np.ndarray]()
     for rows in batches:
         xs, x0s = list[torch.Tensor](), list[torch.Tensor]()
 
-        def seen(x: torch.Tensor, x0: torch.Tensor, xs: list[torch.Tensor] = xs, x0s: list[torch.Tensor] = x0s) -> None:
-            xs.append(x.float().cpu())
-            x0s.append(x0.float().cpu())
-
         watched = rows.stop <= costed
-        parts.append(model.run(schedule, rows, seen if watched else None).cpu())
+        seen = functools.partial(_keep, xs, x0s) if watched else None
+        parts.append(model.run(schedule, rows, seen).cpu())
         if watched:
             table = table_at(model.part.noise, schedule, TEACHER_SOLVER)
             costs.append(gits.euler_costs([*xs, parts[-1].float()], x0s, table.alpha.tolist(), table.sigma.tolist()))
@@ -436,12 +411,6 @@ def _converge(model: Model, batches: Iterable[range], steps: int, costed: int, m
     if not samples.isfinite().all():
         raise ValueError(f"the converged samples ({steps} steps) are not finite; try another dtype")
     return Made(samples, np.sum(costs, axis=0) if costs else None)
-
-
-def teacher(model: Model, steps: int) -> Schedule:
-    """What makes the converged samples."""
-    found = converged(model.part.noise, steps)
-    return dataclasses.replace(found, origin=Origin(method="converged", solver=model.solver or TEACHER_SOLVER))
 
 
 def batches(size: int, *counts: int) -> list[range]:

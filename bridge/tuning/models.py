@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import hashlib
 import json
 import math
@@ -24,56 +25,42 @@ from torch.utils.checkpoint import checkpoint
 from bridge.noise_of import noise_schedule_of
 from bridge.pipeline import IMAGES, ImageToImage, PipelineJobs, image_for_each
 from bridge.sampling import Level, converged
-from bridge.schedulers.install import (
-    NETWORKS,
-    check_use,
-    fingerprint,
-    inner_pipelines,
-    own_solver,
-    replace_scheduler,
-    with_schedule,
-)
+from bridge.schedulers import install
 from bridge.schedulers.nonstationary import NonstationaryScheduler, conversion
+from bridge.schedulers.scheduled import mixed
 from bridge.tuning.coordinates import Table, table_at
 from hso_jax import solvers
 from hso_jax.checks import brief, check_guidance
 from hso_jax.noise import NoiseSchedule, check_noise
-from hso_jax.schedule import Origin, Schedule
+from hso_jax.schedule import Origin, Schedule, versions
 
 Seen = Callable[[torch.Tensor, torch.Tensor], None]
 Steps = Table | Schedule
 
 
 class Model(Protocol):
-    """What is tuned for.
-
-    Attributes:
-        part: the steps of a schedule that it takes, and the noise schedule of these.
-        guidance: w, for which the starts are chosen.
-        solver: the only one that it can sample with; None where any will do.
-    """
+    """What is tuned for."""
 
     part: ImageToImage
+    """The steps of a schedule that it takes, and the noise schedule of these."""
+
     guidance: float
+    """w, for which the starts are chosen."""
+
     solver: str | None
+    """The only one that it can sample with; None where any will do."""
 
     def run(self, steps: Steps, rows: Sequence[int], seen: Seen | None = None) -> torch.Tensor:
-        """[len(rows), ...] samples of these noises by N evaluations each.
+        """[len(rows), ...] samples of the noises with these indices, by N evaluations each.
 
-        Args:
-            steps: a schedule with its coefficients, or else for the solver that it names; or a table of N rows, lists
-                of numbers, or within `differentiable` tensors, whose gradients are taken.
-            rows: indices of noises.
-            seen: called with the sample and the prediction of clean data at each evaluation.
+        `steps` are a schedule with its coefficients, or else for the solver that it names; or a table of N rows, lists
+        of numbers, or within `differentiable` tensors, whose gradients are taken. `seen` is called with the sample and
+        the prediction of clean data at each evaluation.
         """
         ...
 
     def differentiable(self, recompute: bool) -> contextlib.AbstractContextManager[None]:
-        """Within it `run` is differentiable, and the pass back is made.
-
-        Args:
-            recompute: keep no activations of the network but compute them again.
-        """
+        """Within it `run` is differentiable; with `recompute` the network's activations are computed again."""
         ...
 
 
@@ -92,8 +79,7 @@ class DenoiserModel:
     ) -> None:
         """`start` [n, ...] is standard normal, and is scaled as `bridge.sample` scales it; `condition` [n, ...]."""
         self._denoiser, self._start, self._condition = denoiser, start, condition
-        self.part = ImageToImage(noise, noise)
-        self.guidance, self._recompute = guidance, False
+        self.part, self.guidance, self._recompute = ImageToImage(noise, noise), guidance, False
 
     def run(self, steps: Steps, rows: Sequence[int], seen: Seen | None = None) -> torch.Tensor:
         """See `Model`."""
@@ -103,7 +89,10 @@ class DenoiserModel:
         given = () if self._condition is None else (self._condition[list(rows)],)
         past: list[torch.Tensor] = []
         for i in range(len(table.carry)):
-            level = Level(table.timestep[i], table.alpha[i], table.sigma[i], _lam(table.alpha[i], table.sigma[i]))
+            alpha, sigma = table.alpha[i], table.sigma[i]
+            traced = isinstance(alpha, torch.Tensor)
+            lam = alpha.log() - sigma.log() if traced else math.log(alpha / sigma) if alpha else -math.inf
+            level = Level(table.timestep[i], alpha, sigma, lam)
             denoise = _recomputing(self._denoiser) if self._recompute else self._denoiser
             found = denoise(x, level, *given)
             if seen is not None:
@@ -121,12 +110,6 @@ class DenoiserModel:
                 yield
         finally:
             self._recompute = False
-
-
-def _lam(alpha: Any, sigma: Any) -> Any:
-    if isinstance(alpha, torch.Tensor):
-        return alpha.log() - sigma.log()
-    return -math.inf if alpha == 0 else math.log(alpha / sigma)
 
 
 class PipelineModel:
@@ -151,7 +134,7 @@ class PipelineModel:
         table, pipe = _table(steps, self.part.noise), self._jobs.copied()
         scheduler = self._scheduler(nfe := self.part.inference_steps(len(table.carry)))
         scheduler.table, scheduler.seen = table, seen
-        for part in (pipe, *inner_pipelines(pipe).values()):
+        for part in (pipe, *install.inner_pipelines(pipe).values()):
             part.scheduler = scheduler
         return self._sampled(pipe, nfe, rows)
 
@@ -164,7 +147,7 @@ class PipelineModel:
         """See `Model`; the networks' own parameters need no gradients meanwhile."""
         modules = [part for part in self._jobs.pipe.components.values() if isinstance(part, torch.nn.Module)]
         needing = [p for module in modules for p in module.parameters() if p.requires_grad]
-        networks = [getattr(self._jobs.pipe, name, None) for name in NETWORKS] if recompute else []
+        networks = [getattr(self._jobs.pipe, name, None) for name in install.NETWORKS] if recompute else []
         wrapped = [(net, net.__dict__.get("forward")) for net in networks if isinstance(net, torch.nn.Module)]
         for parameter in needing:
             parameter.requires_grad_(False)
@@ -187,35 +170,31 @@ class OwnSolverModel(PipelineModel):
     """A pipeline that only its own scheduler's class works in: schedules are installed in that, as they will be."""
 
     def __init__(self, jobs: PipelineJobs) -> None:
-        self.solver = own_solver(jobs.pipe.scheduler)
+        self.solver = install.own_solver(jobs.pipe.scheduler)
         super().__init__(jobs)
 
     def _scheduler(self, nfe: int) -> Any:
-        replace_scheduler(self._jobs.copied(), self._installed(converged(self.part.whole, nfe)))
+        install.replace_scheduler(self._jobs.copied(), self._installed(converged(self.part.whole, nfe)))
 
     def _installed(self, schedule: Schedule) -> Any:
         own = dataclasses.replace(schedule, origin=Origin(method=schedule.method))  # of any solver: the class's own
-        return with_schedule(self._jobs.pipe.scheduler, own, noise=self.part.whole)
+        return install.with_schedule(self._jobs.pipe.scheduler, own, noise=self.part.whole)
 
     def run(self, steps: Steps, rows: Sequence[int], seen: Seen | None = None) -> torch.Tensor:
         """See `Model`."""
         assert isinstance(steps, Schedule)
         pipe, nfe = self._jobs.copied(), self.part.inference_steps(steps.nfe)
-        replace_scheduler(pipe, self._installed(self.part.joined(steps, nfe)))
+        install.replace_scheduler(pipe, self._installed(self.part.joined(steps, nfe)))
         return self._sampled(pipe, nfe, rows)
 
 
 def pipeline_model(jobs: PipelineJobs) -> PipelineModel:
-    """The model of a pipeline, with any solver if it takes another than its own.
-
-    Raises:
-        ValueError: for a scheduler that the pipeline is distilled for, or a strength that will not do.
-    """
+    """The model of a pipeline, with any solver if it takes another than its own; it raises as `PipelineModel`."""
     try:
-        check_use(jobs.pipe, PipelineModel(jobs)._scheduler(2))
+        install.check_use(jobs.pipe, PipelineModel(jobs)._scheduler(2))
         return PipelineModel(jobs)
     except ValueError:
-        if own_solver(jobs.pipe.scheduler) is None:
+        if install.own_solver(jobs.pipe.scheduler) is None:
             raise
         return OwnSolverModel(jobs)
 
@@ -233,9 +212,9 @@ def jobs_of(
         "pipeline": type(pipe).__name__,
         "model": noise_schedule_of(pipe).name,
         "arguments": {k: v for k, v in jobs.call.items() if isinstance(v, (str, int, float, type(None)))},
-        "weights": fingerprint(pipe),
+        "weights": install.fingerprint(pipe),
         "prompts": sha([str(prompts[i]) for i, _ in drawn]),
-        **{k: sha([_image_text(image) for image in v]) for k, v in given.items()},
+        **{k: sha([f"{x.shape} {x.dtype} {x.tobytes().hex()}" for x in map(_pixels, v)]) for k, v in given.items()},
         "seeds": f"{min(seeds)}..{max(seeds)}",
     }
 
@@ -248,11 +227,7 @@ def denoiser_model(
     guidance: float,
     needed: int,
 ) -> tuple[DenoiserModel, dict[str, Any]]:
-    """The model of a function for as many latents as are needed, and what tells it from others in a file.
-
-    Raises:
-        ValueError: for latents or a condition that will not do.
-    """
+    """The model of a function for as many latents as are needed, and what tells it from others in a file."""
     check_noise(noise)
     check_latents(latents)
     if len(latents) < needed:
@@ -266,6 +241,23 @@ def denoiser_model(
     return model, {"model": noise.name, "denoiser": name, **digests}
 
 
+def labelled(
+    model: Model, schedule: Schedule, nfe: int, seed: int, facts: Mapping[str, Any], **origin: Any
+) -> Schedule:
+    """A schedule of the model's part as one of N steps, with what it was found on, as a file holds that."""
+    schedule = model.part.joined(schedule, nfe)
+    found = {k: v if isinstance(v, (str, int, float)) else json.dumps(v, sort_keys=True) for k, v in facts.items()}
+    told = {"guidance": model.guidance, "seed": seed, "versions": versions(), "tuned": found}
+    return dataclasses.replace(schedule, origin=dataclasses.replace(schedule.origin, **told, **origin))
+
+
+def taken_steps(model: Model, nfe: int) -> int:
+    """How many of N steps the model takes; ValueError for none."""
+    if (steps := model.part.steps(nfe)) < 1:
+        raise ValueError(f"nfe is {nfe}; no step of {nfe} is taken at this strength: use more")
+    return steps
+
+
 def check_latents(latents: Any) -> None:
     """Raises ValueError unless these are a tensor [n, ...]."""
     if not isinstance(latents, torch.Tensor) or latents.dim() < 2 or not latents[0].numel():
@@ -277,10 +269,8 @@ def sha(texts: Sequence[str]) -> str:
     return hashlib.sha256(json.dumps(list(texts)).encode()).hexdigest()[:16]
 
 
-def _image_text(value: Any) -> str:
-    """What tells one image from another, for a digest."""
-    array = value.detach().cpu().numpy() if isinstance(value, torch.Tensor) else np.asarray(value)
-    return f"{array.shape} {array.dtype} {array.tobytes().hex()}"
+def _pixels(image: Any) -> np.ndarray:
+    return image.detach().cpu().numpy() if isinstance(image, torch.Tensor) else np.asarray(image)
 
 
 def _table(steps: Steps, noise: NoiseSchedule) -> Table:
@@ -314,19 +304,12 @@ class TableScheduler(NonstationaryScheduler):
     """
 
     table: Table
-    seen: Callable[[torch.Tensor, torch.Tensor], None] | None = None
+    seen: Seen | None = None
 
-    def set_timesteps(
-        self,
-        num_inference_steps: Any = None,
-        device: Any = None,
-        timesteps: Any = None,
-        sigmas: Any = None,
-        mu: Any = None,
-        **options: Any,
-    ) -> None:
+    @functools.wraps(NonstationaryScheduler.set_timesteps)  # pipelines look into its signature
+    def set_timesteps(self, *args: Any, **options: Any) -> None:
         """As the class that it stands for; the timesteps then are the table's."""
-        super().set_timesteps(num_inference_steps, device, timesteps, sigmas, mu, **options)
+        super().set_timesteps(*args, **options)
         told = self.table.timestep
         told = told if isinstance(told, torch.Tensor) else torch.tensor(told, dtype=torch.float64)
         told = told.to(self.timesteps.device, self.timesteps.dtype)
@@ -338,10 +321,8 @@ class TableScheduler(NonstationaryScheduler):
         """As the class that it stands for, at the table's levels."""
         told = torch.as_tensor(timesteps, device=self.timesteps.device).flatten()
         rows = (self.timesteps.detach() - told[:, None]).abs().argmin(1) - len(self.timesteps)
-        shape = (-1,) + (1,) * (original_samples.dim() - 1)
-        levels = (torch.stack([torch.as_tensor(x[row]) for row in rows]) for x in (self.table.alpha, self.table.sigma))
-        alpha, sigma = (x.to(original_samples).reshape(shape) for x in levels)
-        return alpha * original_samples + sigma * noise
+        levels = [torch.stack([torch.as_tensor(x[row]) for row in rows]) for x in (self.table.alpha, self.table.sigma)]
+        return mixed(original_samples, noise, *levels)
 
     def scale_model_input(self, sample: torch.Tensor, timestep: Any = None) -> torch.Tensor:
         """The network's input."""
@@ -431,7 +412,9 @@ class _Shared:
 def _serve(model: Model) -> Any:
     """Sample what the first process asks for, until it has found something."""
     while True:
-        what, value = _received()
+        message: list[Any] = [None]
+        distributed.broadcast_object_list(message, src=0)
+        what, value = message[0]
         if what == "found":
             return value
         if what == "failed":
@@ -463,12 +446,6 @@ def _gathered(value: Any) -> list[Any]:
 
 def _send(what: str, value: Any) -> None:
     distributed.broadcast_object_list([(what, _sendable(value) if isinstance(value, Exception) else value)], src=0)
-
-
-def _received() -> tuple[str, Any]:
-    message: list[Any] = [None]
-    distributed.broadcast_object_list(message, src=0)
-    return message[0]
 
 
 def _sendable(trouble: Exception) -> Exception:

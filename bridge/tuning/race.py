@@ -84,15 +84,11 @@ def race(
     told: Callable[[Measured], None] = lambda best: None,
     beside: Callable[[str], bool] = lambda name: False,
 ) -> list[Measured]:
-    """The candidates that were measured, the best first: those that were seen on more noises before the others.
+    """The candidates of one N that were measured, the best first: those that were seen on more noises before others.
 
-    Args:
-        judge: of the model; its error need not be a sum of squares.
-        candidates: of one N, the most promising first: ties go to them, and a small budget leaves out the last.
-        rows: noises, in the order that they are looked at.
-        budget: evaluations at most.
-        told: called with the best one after each round.
-        beside: names of those of which the best is measured on as many noises as the winner, to compare it with.
+    The most promising come first in the list: ties go to them, and a small budget of evaluations leaves out the last.
+    `told` is called with the best one after each round. Of those whose names are to be `beside` the winner, the best is
+    measured on as many noises, to compare it with.
     """
     nfe = candidates[0].schedule.nfe
     alive = [Measured(*candidate, np.zeros(0)) for candidate in candidates]

@@ -54,22 +54,14 @@ _STEP = 0.05
 
 
 def differences(judge: Judge, z: np.ndarray, curvature: np.ndarray, rows: Sequence[int], seen: Seen) -> None:
-    """Gauss-Newton from z until a round gains next to nothing, `seen` says so, or the budget is spent.
+    """Gauss-Newton from z [M] until a round gains next to nothing, `seen` says so, or the budget is spent (SpentError).
 
-    Args:
-        judge: of errors that are sums of squares.
-        z: [M].
-        curvature: [M, M] known so far.
-        rows: samples to judge by.
-        seen: see `Seen`.
-
-    Raises:
-        SpentError: when the budget is spent.
+    The judge's errors must be sums of squares; `curvature` [M, M] is what is known of it so far.
     """
     here = judge.residuals(z, rows)
     while True:
         before = here.value
-        values, vectors = floored(curvature)
+        values, vectors = _floored(curvature)
         some = max(int(SHARE * judge.affordable(judge.coordinates.nfe, rows)), 1)
         axes = (vectors / np.sqrt(values))[:, ::-1][:, :some]  # the largest values come last
         slopes = _slopes(judge, z, axes, rows, here)
@@ -137,7 +129,7 @@ def _step(slopes: np.ndarray, residual: np.ndarray, radius: float) -> np.ndarray
 
 def gradients(judge: Judge, z: np.ndarray, curvature: np.ndarray, rows: Sequence[int], seen: Seen) -> None:
     """Quasi-Newton from z, see `hso_jax.lower.quasi_newton`; raises as `differences`, and as `Judge.gradient`."""
-    values, vectors = floored(curvature)
+    values, vectors = _floored(curvature)
     with jax.enable_x64(True):
 
         def function(y: jax.Array) -> tuple[jax.Array, jax.Array]:
@@ -153,7 +145,7 @@ def gradients(judge: Judge, z: np.ndarray, curvature: np.ndarray, rows: Sequence
 
 def comparisons(judge: Judge, z: np.ndarray, curvature: np.ndarray, rows: Sequence[int], seen: Seen) -> None:
     """A derivative-free trust region (SciPy's COBYQA) along the curvature's axes; raises as `differences`."""
-    values, vectors = floored(curvature)
+    values, vectors = _floored(curvature)
     axes, best = vectors / np.sqrt(values), np.inf
 
     def function(u: np.ndarray) -> float:
@@ -176,7 +168,7 @@ def comparisons(judge: Judge, z: np.ndarray, curvature: np.ndarray, rows: Sequen
 def reference_curvature(
     coordinates: Coordinates, z: np.ndarray, guidance: float, profile: Profile | None = None
 ) -> np.ndarray:
-    """[size, size] Gauss-Newton matrix of the logarithm of the root-mean-square error at a point.
+    """[M, M] Gauss-Newton matrix of the logarithm of the root-mean-square error at a point.
 
     The mean over problems of J^T J / |r|^2, r the residuals of their samples: what a step does to the samples in
     units of their error.
@@ -209,7 +201,7 @@ def _residuals(
     return jax.lax.map(one, jnp.arange(min(CHUNKS, data.problem.shape[0])))
 
 
-def floored(hessian: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def _floored(hessian: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """(values, vectors) of a symmetric matrix, the values at least `FLOOR`."""
     values, vectors = np.linalg.eigh(0.5 * (hessian + hessian.T))
     return np.maximum(values, FLOOR), vectors

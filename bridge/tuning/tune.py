@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import json
 import math
 import os
 from collections.abc import Callable, Mapping, Sequence
@@ -15,20 +14,11 @@ import torch
 
 from bridge.pipeline import several
 from bridge.sampling import converged
-from bridge.tuning import gits, search
+from bridge.tuning import gits, models, search
 from bridge.tuning.candidates import Candidate, candidates, is_rule
 from bridge.tuning.coordinates import Coordinates, with_coefficients
 from bridge.tuning.judge import Error, Judge, Made, Score, ScoreJudge, SpentError, batches, targets
-from bridge.tuning.models import (
-    DenoiserModel,
-    Model,
-    PipelineModel,
-    check_latents,
-    denoiser_model,
-    jobs_of,
-    sha,
-    together,
-)
+from bridge.tuning.models import Model, sha
 from bridge.tuning.race import Measured, race
 from hso_jax import solvers
 from hso_jax.checkpoint import Checkpoint
@@ -37,7 +27,7 @@ from hso_jax.compiling import under_jax_defaults
 from hso_jax.lane import Lane
 from hso_jax.noise import NoiseSchedule, check_noise
 from hso_jax.profile import Profile
-from hso_jax.schedule import Origin, Schedule, versions
+from hso_jax.schedule import Origin, Schedule
 from hso_jax.searches import search as search_without_model
 from hso_jax.shipped.zoo import shipped_guidance
 from hso_jax.solver_error_levels import check_room, start_of
@@ -221,8 +211,8 @@ def tune(
                 progress, improved)
     )  # fmt: skip
     texts = several(prompts, "prompts")
-    jobs, facts = jobs_of(pipe, texts, drawn(len(texts), options), guidance, call)
-    return _run(PipelineModel(jobs), options, facts)
+    jobs, facts = models.jobs_of(pipe, texts, drawn(len(texts), options), guidance, call)
+    return _run(models.PipelineModel(jobs), options, facts)
 
 
 def tune_denoiser(
@@ -254,10 +244,10 @@ def tune_denoiser(
         ValueError: as `tune`, or for too few latents.
     """
     check_noise(noise)
-    check_latents(latents)
+    models.check_latents(latents)
     asked = _checked(Options(nfe, batch=batch, **options), latents[0].numel())
     needed = asked.samples + asked.kept_apart
-    model, facts = denoiser_model(denoiser, noise, latents, condition, guidance, needed)
+    model, facts = models.denoiser_model(denoiser, noise, latents, condition, guidance, needed)
     return _run(model, asked, facts)
 
 
@@ -307,7 +297,7 @@ def tune_score(
         progress=progress, improved=improved,
     )  # fmt: skip
     name = getattr(score, "__qualname__", type(score).__qualname__)
-    nothing = DenoiserModel(lambda *_: torch.empty(0), noise, torch.empty(0), weight)  # the score samples
+    nothing = models.DenoiserModel(lambda *_: torch.empty(0), noise, torch.empty(0), weight)  # the score samples
     return _run(nothing, options, {"model": noise.name, "score": name}, score)
 
 
@@ -383,52 +373,38 @@ def drawn(prompts: int, options: Options) -> list[tuple[int, int]]:
 @under_jax_defaults
 def _run(model: Model, options: Options, facts: Mapping[str, Any], score: Score | None = None) -> Tuned:
     """Tune on a model, or by a score of schedules; `facts` go into the result's file. Raises as `tune`."""
-    part, start = model.part, options.start
+    part, start, profile = model.part, options.start, options.profile
     check_room(Lane(part.whole, options.nfe))
-    if (steps := part.steps(options.nfe)) < 1:
-        raise ValueError(f"nfe is {options.nfe}; no step of {options.nfe} is taken at this strength: use more")
-    base = start_of(model.guidance)
+    steps, base = models.taken_steps(model, options.nfe), start_of(model.guidance)
     if start is not None and start.coefficients is None and start.solver in solvers.SOLVERS:
         base = start.solver
     Coordinates.of(part.noise, steps, options.solver, base)  # refuses what cannot be
     if start is not None and start.noise != part.whole.fingerprint():
         raise ValueError(f"start is for {start.model}, the model's noise is {part.whole.name}'s")
-    if options.profile is not None:
-        options.profile.check_noise(part.whole)
+    if profile is not None:
+        profile.check_noise(part.whole)
     arguments = _arguments(options, model, facts)
-    if start is not None:
-        options = options._replace(start=_named(part.cut(start), options.solver, base))
-    options = options._replace(profile=part.profile(options.profile))
+    start = None if start is None else _named(part.cut(start), options.solver, base)
+    options = options._replace(start=start, profile=part.profile(profile))
+
+    def tell(spent: int) -> None:
+        if options.progress is not None:
+            options.progress(spent, options.budget, None)
 
     def tuned(model: Model) -> Tuned:
-        some, apart = options.samples, options.kept_apart
         with Checkpoint(options.checkpoint, arguments) as file:
             if score is not None:
-                records = file.records("judgements")
-                judge: Judge = ScoreJudge(score, model, records, options.budget)
+                judge: Judge = ScoreJudge(score, model, file.records("judgements"), options.budget)
                 return _Tuning(judge, model, options, base, None, facts).run()
-            many, told = batches(options.batch, some, apart), options.progress
-            made = targets(
-                model,
-                file,
-                many,
-                options.teacher_steps,
-                some if options.by == "gits" else 0,
-                lambda spent: None if told is None else told(spent, options.budget, None),
-            )
+            some, apart, costed = options.samples, options.kept_apart, options.samples if options.by == "gits" else 0
+            made = targets(model, file, batches(options.batch, some, apart), options.teacher_steps, costed, tell)
             judge = Judge(
-                model,
-                file.records("judgements"),
-                made.samples,
-                budget=options.budget,
-                spent=(some + apart) * options.teacher_steps,
-                batch=options.batch,
-                error=options.error,
-                detail=options.detail,
-            )
+                model, file.records("judgements"), made.samples, budget=options.budget, batch=options.batch,
+                spent=(some + apart) * options.teacher_steps, error=options.error, detail=options.detail,
+            )  # fmt: skip
             return _Tuning(judge, model, options, base, made, facts).run()
 
-    return together(model, tuned)
+    return models.together(model, tuned)
 
 
 def _named(schedule: Schedule, solver: str, base: str) -> Schedule:
@@ -477,20 +453,19 @@ class _Tuning:
         best, error = self._best
         if not math.isfinite(error):
             raise ValueError("no schedule's error (or score) was finite; give a start whose samples are")
-        figures = {"error": error, "start_error": start_error, "rule_error": rule_error}
-        shown = {name: self._shown(value) for name, value in figures.items()}
-        schedule = self._schedule(best, error, by=by, start=start, rule=rule.name, **shown)
+        errors = (self._shown(x) for x in (error, start_error, rule_error))
+        figures = dict(zip(("error", "start_error", "rule_error"), errors, strict=True))
+        schedule = self._schedule(best, error, by=by, start=start, rule=rule.name, **figures)
         spent, history, notes = self._judge.evaluations, tuple(self._history), tuple(self._judge.notes)
         return Tuned(
-            schedule, start=start, rule=rule.name, evaluations=spent, by=by, history=history, notes=notes, **shown
+            schedule, start=start, rule=rule.name, evaluations=spent, by=by, history=history, notes=notes, **figures
         )
 
     def _starts(self) -> tuple[list[Measured], Measured]:
         """What the search begins with, the best first; and the best rule."""
         options, noise, solver = self._options, self._noise, self._options.solver
-        every = candidates(
-            noise, self._steps, self._model.guidance, None if solver == solvers.NONSTATIONARY else solver
-        )
+        known = None if solver == solvers.NONSTATIONARY else solver
+        every = candidates(noise, self._steps, self._model.guidance, known)
         if options.profile is not None or not shipped_guidance(noise):
             how = SolverError(solver, self._model.guidance, compare=(), profile=options.profile)
             found = search_without_model(noise, self._steps, method=how)
@@ -576,47 +551,31 @@ class _Tuning:
 
     def _schedule(self, schedule: Schedule, value: float, **found: str | float) -> Schedule:
         """With what it was tuned on, and what was found."""
-        options, facts = self._options, self._facts
-        tuned = {
-            **{k: v if isinstance(v, (str, int, float)) else json.dumps(v, sort_keys=True) for k, v in facts.items()},
-            "budget": options.budget,
-            **({"teacher_steps": options.teacher_steps, "samples": options.samples} if options.samples else {}),
-            "evaluations": self._judge.evaluations,
-            **{k: v if isinstance(v, str) else float(f"{v:.6g}") for k, v in found.items() if _says(v)},
-        }
-        schedule = self._model.part.joined(schedule, options.nfe)
+        options = self._options
+        many = {"teacher_steps": options.teacher_steps, "samples": options.samples} if options.samples else {}
+        known = {k: v for k, v in found.items() if v != "" and (isinstance(v, str) or math.isfinite(v))}
+        figures = {k: v if isinstance(v, str) else float(f"{v:.6g}") for k, v in known.items()}
+        tuned = {"budget": options.budget, **many, "evaluations": self._judge.evaluations, **figures}
         solver = solvers.NONSTATIONARY if schedule.coefficients is not None else schedule.solver
         if options.solver != solvers.NONSTATIONARY:
             solver = solvers.canonical(options.solver)
-        origin = Origin(
-            method="tuned",
-            solver=solver,
-            guidance=self._model.guidance,
-            seed=options.seed,
-            versions=versions(),
-            tuned=tuned,
+        schedule = dataclasses.replace(schedule, origin=Origin(method="tuned", solver=solver))
+        facts = {**self._facts, **tuned}
+        return models.labelled(self._model, schedule, options.nfe, options.seed, facts).with_scores(
+            fitness=self._shown(value)
         )
-        return dataclasses.replace(schedule, origin=origin).with_scores(fitness=self._shown(value))
-
-
-def _says(value: str | float) -> bool:
-    return bool(value) if isinstance(value, str) else math.isfinite(value)
 
 
 def _arguments(options: Options, model: Model, facts: Mapping[str, Any]) -> dict[str, Any]:
     """What a checkpoint is compared by."""
     start, profile, error = options.start, options.profile, options.error
-    own = {name: getattr(options, name) for name in ("solver", "budget", "teacher_steps", "samples", "kept_apart")}
+    names = ("solver", "budget", "teacher_steps", "samples", "kept_apart", "batch", "by")
+    names += ("start", "profile", "detail", "error", "seed", "nfe")
     return {
-        **own,
-        "batch": options.batch,
-        "by": options.by,
+        **{name: getattr(options, name) for name in names},
         "start": None if start is None else sha([start.t.tobytes().hex(), repr(start.coefficients)]),
         "profile": None if profile is None else sha([profile.to_json()]),
-        "detail": options.detail,
         "error": None if error is None else getattr(error, "__qualname__", type(error).__qualname__),
-        "seed": options.seed,
-        "nfe": options.nfe,
         "noise": model.part.noise.fingerprint(),
         "guidance": model.guidance,
         "torch": torch.__version__,
