@@ -20,6 +20,10 @@ from hso_jax.shipped.zoo import CHOICES, HSO, RULES, entries, nearest_guidance, 
 USUAL = {"vp": ("dpmpp-2m", "trailing"), "flow": ("ddim", "trailing"), "ve": ("dpmpp-2m", "karras")}
 """By kind of noise, the solver and the rule that most pipelines and user interfaces sample with."""
 
+PREFERRED, MARGIN = "unipc-3", 0.1
+"""Without guidance this solver is taken unless another is predicted to have a tenth less error. UniPC-3 had .86 of
+DPM++ 2M's error on six networks of images where predictions are alike; with guidance 4 it had 1.0 to 1.4."""
+
 SHIPPED = "solver-error"
 """What a solver's own shipped schedule is called beside the rules."""
 
@@ -98,7 +102,7 @@ class Recommendation:
     @property
     def better(self) -> str | None:
         """The solver that has less error by prediction, where the solver was given."""
-        best = None if self.error is None else _best_solver(self.choices, self.nfe)
+        best = None if self.error is None else _best_solver(self.choices, self.nfe, self.guidance)
         return best if best is not None and _least(self.choices[best])[1] < (self.error or 0.0) else None
 
     @property
@@ -174,7 +178,7 @@ def recommend(
         for name, rows in errors.items()
     }
     # The zoo leaves coefficients out where they gain nothing.
-    taken = solver if solver in choices else _best_solver(choices, nfe)
+    taken = solver if solver in choices else _best_solver(choices, nfe, weight)
     nodes, error = _least(choices[taken])
     if nodes == SHIPPED:
         schedule = schedule_of(noise, nfe, weight, taken, shipped)
@@ -203,12 +207,15 @@ def _least(rows: Mapping[str, float]) -> tuple[str, float]:
     return name, rows[name]
 
 
-def _best_solver(choices: Mapping[str, Mapping[str, float]], nfe: int) -> str:
-    """The solver with the least error; coefficients of their own only where trained networks gained by them."""
-    return min(
-        (solver for solver in choices if solver != solvers.NONSTATIONARY or free_pays(nfe)),
-        key=lambda solver: _least(choices[solver])[1],
-    )
+def _best_solver(choices: Mapping[str, Mapping[str, float]], nfe: int, guidance: float) -> str:
+    """The solver with the least error by prediction, but for `MARGIN`.
+
+    Coefficients of their own are taken only where trained networks gained by them.
+    """
+    errors = {s: _least(rows)[1] for s, rows in choices.items() if s != solvers.NONSTATIONARY or free_pays(nfe)}
+    if guidance <= 1.0:
+        errors[PREFERRED] *= 1.0 - MARGIN
+    return min(errors, key=errors.__getitem__)
 
 
 def _distillation(

@@ -43,6 +43,21 @@ def test_what_is_shipped_and_recommended_is_the_librarys(calls):
         assert np.array_equal(prepare("zoo", target, solver, 6).schedule.lams, own.lams)
 
 
+def test_what_is_not_shipped_is_searched_for_each_solver(monkeypatch):
+    searched = []
+
+    def search(noise, nfe, *, method, seed):
+        searched.append(method.solver)
+        return baseline("trailing", noise, nfe)
+
+    monkeypatch.setattr(methods, "search", search)
+    monkeypatch.setattr(methods, "_KEPT", {})
+    target = targets.own("fashion-eps", 3.3)
+    for solver in (*COMPARED, *COMPARED):
+        prepare("zoo", target, solver, 6)
+    assert searched == list(COMPARED)
+
+
 def test_where_nothing_is_shipped_the_search_takes_its_place(calls, monkeypatch):
     target, asked = targets.own("fashion-eps", 3.3), []
     made = baseline("trailing", target.noise, 4)
