@@ -247,7 +247,7 @@ def labelled(
     """A schedule of the model's part as one of N steps, with what it was found on, as a file holds that."""
     schedule = model.part.joined(schedule, nfe)
     found = {k: v if isinstance(v, (str, int, float)) else json.dumps(v, sort_keys=True) for k, v in facts.items()}
-    told = {"guidance": model.guidance, "seed": seed, "versions": versions(), "tuned": found}
+    told: dict[str, Any] = {"guidance": model.guidance, "seed": seed, "versions": versions(), "tuned": found}
     return dataclasses.replace(schedule, origin=dataclasses.replace(schedule.origin, **told, **origin))
 
 
@@ -307,7 +307,7 @@ class TableScheduler(NonstationaryScheduler):
     seen: Seen | None = None
 
     @functools.wraps(NonstationaryScheduler.set_timesteps)  # pipelines look into its signature
-    def set_timesteps(self, *args: Any, **options: Any) -> None:
+    def set_timesteps(self, *args: Any, **options: Any) -> None:  # type: ignore[override]
         """As the class that it stands for; the timesteps then are the table's."""
         super().set_timesteps(*args, **options)
         told = self.table.timestep
