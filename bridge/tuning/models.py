@@ -383,7 +383,7 @@ class _Shared:
 
     def run(self, steps: Steps, rows: Sequence[int], seen: Seen | None = None) -> torch.Tensor:
         """See `Model`; what is watched, and what gradients are taken of, is sampled here."""
-        if self._alone or seen is not None:
+        if self._alone or seen is not None or len(rows) == 1:
             return self._model.run(steps, rows, seen)
         steps = _table(steps, self.part.noise) if self.solver is None else steps
         _send("run", (steps, list(rows)))
@@ -391,11 +391,10 @@ class _Shared:
         for part in parts:
             if isinstance(part, BaseException):
                 raise part
-        some = next(part for part in parts if part is not None)
-        found = some.new_empty((len(rows), *some.shape[1:]))
+        found = parts[0].new_empty((len(rows), *parts[0].shape[1:]))
         for rank, part in enumerate(parts):
             if part is not None:
-                found[_share(rows, rank)] = part
+                found[rank :: len(parts)] = part
         return found
 
     @contextlib.contextmanager
@@ -423,15 +422,9 @@ def _serve(model: Model) -> Any:
             _gathered(_sampled(model, *value))
 
 
-def _share(rows: Sequence[int], rank: int) -> slice:
-    """Which of the rows a process samples: every so many, and a single row now one, now another."""
-    world = distributed.get_world_size()
-    return slice((rank - rows[0]) % world, None, world)
-
-
 def _sampled(model: Model, steps: Steps, rows: Sequence[int]) -> torch.Tensor | Exception | None:
     """This process' share of the rows, on the CPU; None if it has none."""
-    own = list(rows)[_share(rows, distributed.get_rank())]
+    own = list(rows)[distributed.get_rank() :: distributed.get_world_size()]
     try:
         return model.run(steps, own).cpu() if own else None
     except Exception as trouble:  # the others wait for an answer
