@@ -354,7 +354,7 @@ def init(objective: Objective, noise: NoiseSchedule, start: Array, feasible: Fea
     The objective is not evaluated yet: the first `step` projects the start onto the feasible set and does that.
     """
     chex.assert_rank([start, feasible.t_max, feasible.t_eps, feasible.spacing], [1, 0, 0, 0])
-    share = jnp.minimum(jnp.arange(start.shape[0]) / feasible.intervals, 1.0)
+    share = jnp.minimum(jnp.arange(start.shape[0]) / feasible.intervals, 1.0).astype(start.dtype)
     even = feasible.t_max + share * (feasible.t_eps - feasible.t_max)
     start = jnp.where(jnp.all(jnp.isfinite(start)), start, even)
     blank = unevaluated(objective, noise, start)
