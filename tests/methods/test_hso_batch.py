@@ -16,6 +16,7 @@ from worker import worker_lanes
 
 from hso_jax import Effort, Hso, Lane, Schedule, batch, hso, search_many
 from hso_jax.noise import discrete
+from hso_jax.searches import checked
 from hso_jax.upper.evolution import Evolution
 
 Key = tuple[int, str, str]
@@ -32,8 +33,8 @@ def program_of_all() -> Any:
     return batch.program(hso.search_lane("mep", 21, EFFORT.over(hso.EFFORT)), mesh, spread, PartitionSpec(), None)
 
 
-def checked(lanes: dict[Key, Lane]) -> list[Lane]:
-    return [checked([lane])[0] for lane in filled(list(lanes.values()))]
+def all_of(lanes: dict[Key, Lane]) -> list[Lane]:
+    return checked(filled(list(lanes.values())))
 
 
 def test_one_compilation_for_all_lanes_and_none_for_a_second_call(
@@ -65,7 +66,7 @@ def test_one_compilation_for_all_lanes_and_none_for_a_second_call(
 
 
 def test_the_same_seed_gives_the_same_bytes_and_another_seed_another_path(sd_lanes: dict[Key, Lane]) -> None:
-    lanes = checked(sd_lanes)[: EFFORT.lanes]
+    lanes = all_of(sd_lanes)[: EFFORT.lanes]
     first, again = hso.run(lanes, EFFORT, nodes=21), hso.run(lanes, EFFORT, nodes=21)
     assert all(x.tobytes() == y.tobytes() for x, y in zip(leaves(first, ...), leaves(again, ...), strict=True))
     other = hso.run([lane._replace(seed=1) for lane in lanes], EFFORT, nodes=21)
@@ -74,7 +75,7 @@ def test_the_same_seed_gives_the_same_bytes_and_another_seed_another_path(sd_lan
 
 def test_a_lane_does_not_depend_on_the_lanes_beside_it(sd_lanes: dict[Key, Lane]) -> None:
     """Bitwise, with the same padded nodes and chunk size: in other company, in another place, and with copies."""
-    lanes = checked(sd_lanes)[: EFFORT.lanes]
+    lanes = all_of(sd_lanes)[: EFFORT.lanes]
     among = hso.run(lanes, EFFORT, nodes=21)
     turned = hso.run(lanes[5:] + lanes[:5], EFFORT, nodes=21)
     for a, b in zip(leaves(among, ...), leaves(turned, ...), strict=True):
@@ -88,7 +89,7 @@ def test_a_lane_does_not_depend_on_the_lanes_beside_it(sd_lanes: dict[Key, Lane]
 def test_a_lane_alone_agrees_with_a_lane_in_a_batch(sd_lanes: dict[Key, Lane]) -> None:
     """Other shapes (4 nodes instead of 21, 1 lane instead of 32) round differently: 1e-5 in t is the stated bound."""
     key = (4, "node", "constraint")
-    among = hso.run(checked(sd_lanes)[: EFFORT.lanes], EFFORT, nodes=21)
+    among = hso.run(all_of(sd_lanes)[: EFFORT.lanes], EFFORT, nodes=21)
     alone = hso.run([checked([sd_lanes[key]])[0]], EFFORT)
     assert alone.memo.t.shape == (1, 4)
     np.testing.assert_allclose(alone.memo.t[0], among.memo.t[0, :4], rtol=0, atol=1e-5)
@@ -96,7 +97,7 @@ def test_a_lane_alone_agrees_with_a_lane_in_a_batch(sd_lanes: dict[Key, Lane]) -
 
 def test_chunks_and_padding(sd_lanes: dict[Key, Lane]) -> None:
     """40 lanes in chunks of at most 32 are two of 20; progress counts lanes, and the last chunk may have fewer."""
-    lanes = checked(sd_lanes)
+    lanes = all_of(sd_lanes)
     seen: list[tuple[int, int]] = []
     parts = hso.run(lanes[:40], EFFORT, nodes=21, progress=lambda done, total: seen.append((done, total)))
     assert seen == [(20, 40), (40, 40)]
