@@ -90,7 +90,7 @@ def nodes_of_gaps(t_max: Array, t_eps: Array, gaps: Array) -> Array:
     """Nodes [M + 1] that fall from t_max by the gaps [M]; from the last real one on they are t_eps exactly."""
     t = t_max - jnp.concatenate([jnp.zeros_like(gaps[:1]), jnp.cumsum(gaps)])
     index = jnp.arange(t.shape[0])
-    last = jnp.max(jnp.where(gaps > 0.0, index[1:], 0))
+    last = jnp.max(jnp.where(gaps <= 0.0, 0, index[1:]))  # a gap of NaN is one: its nodes are NaN
     return jnp.where(index < last, t, t_eps)
 
 
@@ -354,7 +354,7 @@ def init(objective: Objective, noise: NoiseSchedule, start: Array, feasible: Fea
     The objective is not evaluated yet: the first `step` projects the start onto the feasible set and does that.
     """
     chex.assert_rank([start, feasible.t_max, feasible.t_eps, feasible.spacing], [1, 0, 0, 0])
-    share = jnp.minimum(jnp.arange(start.shape[0]) / feasible.intervals, 1.0)
+    share = jnp.minimum(jnp.arange(start.shape[0]) / feasible.intervals, 1.0).astype(start.dtype)
     even = feasible.t_max + share * (feasible.t_eps - feasible.t_max)
     start = jnp.where(jnp.all(jnp.isfinite(start)), start, even)
     blank = unevaluated(objective, noise, start)

@@ -101,6 +101,8 @@ def test_nodes_of_gaps_end_exactly() -> None:
     t = np.asarray(nodes_of_gaps(jnp.float32(1.0), jnp.float32(0.1), gaps))
     np.testing.assert_allclose(t[:3], [1.0, 0.7, 0.4], atol=1e-6)
     assert np.all(t[3:] == np.float32(0.1))
+    t = np.asarray(nodes_of_gaps(jnp.float32(1.0), jnp.float32(0.1), jnp.full(5, jnp.nan)))
+    assert np.all(np.isnan(t[1:5]))  # no schedule, which an objective might like
 
 
 def test_a_feasible_schedule_stays_where_it_is() -> None:
