@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import functools
 import hashlib
 import json
 import math
@@ -241,14 +240,12 @@ def denoiser_model(
     return model, {"model": noise.name, "denoiser": name, **digests}
 
 
-def labelled(
-    model: Model, schedule: Schedule, nfe: int, seed: int, facts: Mapping[str, Any], **origin: Any
-) -> Schedule:
+def labelled(model: Model, schedule: Schedule, nfe: int, seed: int, facts: Mapping[str, Any]) -> Schedule:
     """A schedule of the model's part as one of N steps, with what it was found on, as a file holds that."""
     schedule = model.part.joined(schedule, nfe)
     found = {k: v if isinstance(v, (str, int, float)) else json.dumps(v, sort_keys=True) for k, v in facts.items()}
-    told: dict[str, Any] = {"guidance": model.guidance, "seed": seed, "versions": versions(), "tuned": found}
-    return dataclasses.replace(schedule, origin=dataclasses.replace(schedule.origin, **told, **origin))
+    origin = dataclasses.replace(schedule.origin, guidance=model.guidance, seed=seed, versions=versions(), tuned=found)
+    return dataclasses.replace(schedule, origin=origin)
 
 
 def taken_steps(model: Model, nfe: int) -> int:
@@ -306,10 +303,17 @@ class TableScheduler(NonstationaryScheduler):
     table: Table
     seen: Seen | None = None
 
-    @functools.wraps(NonstationaryScheduler.set_timesteps)  # pipelines look into its signature
-    def set_timesteps(self, *args: Any, **options: Any) -> None:  # type: ignore[override]
+    def set_timesteps(
+        self,
+        num_inference_steps: Any = None,
+        device: Any = None,
+        timesteps: Any = None,
+        sigmas: Any = None,
+        mu: Any = None,
+        **options: Any,
+    ) -> None:
         """As the class that it stands for; the timesteps then are the table's."""
-        super().set_timesteps(*args, **options)
+        super().set_timesteps(num_inference_steps, device, timesteps, sigmas, mu, **options)
         told = self.table.timestep
         told = told if isinstance(told, torch.Tensor) else torch.tensor(told, dtype=torch.float64)
         told = told.to(self.timesteps.device, self.timesteps.dtype)

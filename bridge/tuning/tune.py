@@ -569,7 +569,10 @@ class _Tuning:
 def _arguments(options: Options, model: Model, facts: Mapping[str, Any]) -> dict[str, Any]:
     """What a checkpoint is compared by."""
     start, profile, error = options.start, options.profile, options.error
-    names = ("solver", "budget", "teacher_steps", "samples", "kept_apart", "batch", "by", "detail", "seed", "nfe")
+    names = (
+        "solver", "budget", "teacher_steps", "samples", "kept_apart", "batch", "by", "start", "profile", "detail",
+        "error", "seed", "nfe",
+    )  # fmt: skip
     return {
         **{name: getattr(options, name) for name in names},
         "start": None if start is None else sha([start.t.tobytes().hex(), repr(start.coefficients)]),

@@ -353,18 +353,11 @@ def test_heun_is_refused_before_any_search(
 
 
 NO_PIPELINE = {
-    "a scheduler": (
-        diffusers.DDIMScheduler(**SD),
-        6,
-        {},
-        "is a scheduler: bridge.optimize_pipeline takes the",
-    ),
+    "a scheduler": (diffusers.DDIMScheduler(**SD), 6, {}, "is a scheduler: bridge.optimize_pipeline takes the"),
     "a name": ("sdxl", 6, {}, "takes a diffusers pipeline"),
     "no scheduler": (SimpleNamespace(), 6, {}, "has no scheduler"),
     "another name": (
-        SimpleNamespace(decoder_scheduler=diffusers.DDIMScheduler(**SD)),
-        6,
-        {},
+        SimpleNamespace(decoder_scheduler=diffusers.DDIMScheduler(**SD)), 6, {},
         "pipe.decoder_scheduler = bridge.with_schedule(pipe.decoder_scheduler, schedule)",
     ),
     "zero": (None, 0, {}, "nfe is 0; need a whole number of at least 1"),
@@ -375,7 +368,7 @@ NO_PIPELINE = {
     "a rule beside the methods": (None, 6, {"method": "Karras"}, "methods: measure, recommend, zoo, hso, "),
     "no method": (None, 6, {"method": "best"}, "use one of measure, recommend, zoo, hso, hso-dm-nonuni, solver-error"),
     "a noisy solver": (None, 6, {"solver": "Euler a"}, "name the nearest one without noise: 'euler'"),
-}
+}  # fmt: skip
 
 
 @pytest.mark.parametrize(("pipe", "nfe", "options", "cure"), NO_PIPELINE.values(), ids=NO_PIPELINE)

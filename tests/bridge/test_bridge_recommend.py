@@ -105,57 +105,30 @@ def test_solvers_that_are_not_known_are_named() -> None:
     assert "EulerAncestralDiscreteScheduler" in found.reason
 
 
+EULER = diffusers.EulerDiscreteScheduler(**SD)
+FLOW_EULER = diffusers.FlowMatchEulerDiscreteScheduler(shift=1.0)
+
+
+def net(**config: Any) -> Any:
+    return SimpleNamespace(config=config)
+
+
+def lora(name: str, loaded: Any = None, **more: Any) -> Any:
+    return SimpleNamespace(config={}, peft_config={name: loaded}, **more)
+
+
 @pytest.mark.parametrize(
     ("pipe", "kind", "how"),
     [
         (pipeline(diffusers.LCMScheduler(**SD)), "lcm", "LCMScheduler"),
         (pipeline(diffusers.TCDScheduler(**SD)), "tcd", "TCDScheduler"),
         (pipeline(diffusers.FlowMatchLCMScheduler()), "lcm", "FlowMatchLCMScheduler"),
-        (
-            pipeline(diffusers.DDIMScheduler(**SD), unet=SimpleNamespace(config={"time_cond_proj_dim": 256})),
-            "lcm",
-            "guidance weight",
-        ),
-        (
-            pipeline(
-                diffusers.FlowMatchEulerDiscreteScheduler(shift=1.0),
-                "FluxPipeline",
-                transformer=SimpleNamespace(config={"guidance_embeds": False}),
-            ),
-            "schnell",
-            "takes no guidance",
-        ),
-        (
-            pipeline(diffusers.EulerDiscreteScheduler(**SD), name_or_path="stabilityai/sdxl-turbo"),
-            "turbo",
-            "sdxl-turbo",
-        ),
-        (
-            pipeline(
-                diffusers.EulerDiscreteScheduler(**SD),
-                unet=SimpleNamespace(config={"_name_or_path": "ByteDance/SDXL-Lightning"}),
-            ),
-            "lightning",
-            "SDXL-Lightning",
-        ),
-        (
-            pipeline(
-                diffusers.EulerDiscreteScheduler(**SD),
-                unet=SimpleNamespace(config={}, peft_config={"hyper": None}, active_adapters=lambda: ["hyper"]),
-            ),
-            "hyper",
-            "hyper",
-        ),
-        (
-            pipeline(
-                diffusers.EulerDiscreteScheduler(**SD),
-                transformer=SimpleNamespace(
-                    config={}, peft_config={"a": SimpleNamespace(base_model_name_or_path="dmd2")}
-                ),
-            ),
-            "dmd",
-            "dmd2",
-        ),
+        (pipeline(diffusers.DDIMScheduler(**SD), unet=net(time_cond_proj_dim=256)), "lcm", "guidance weight"),
+        (pipeline(FLOW_EULER, "FluxPipeline", transformer=net(guidance_embeds=False)), "schnell", "takes no guidance"),
+        (pipeline(EULER, name_or_path="stabilityai/sdxl-turbo"), "turbo", "sdxl-turbo"),
+        (pipeline(EULER, unet=net(_name_or_path="ByteDance/SDXL-Lightning")), "lightning", "SDXL-Lightning"),
+        (pipeline(EULER, unet=lora("hyper", active_adapters=lambda: ["hyper"])), "hyper", "hyper"),
+        (pipeline(EULER, transformer=lora("a", SimpleNamespace(base_model_name_or_path="dmd2"))), "dmd", "dmd2"),
     ],
     ids=lambda value: value if isinstance(value, str) else None,
 )
@@ -263,9 +236,6 @@ def test_added_guidance_is_one_less() -> None:
         pipe = pipeline(diffusers.FlowMatchEulerDiscreteScheduler(shift=3.0), name)
         assert guidance_call(pipe, 5.0, {}) == {"guidance_scale": scale}
         assert usual_guidance(pipe)[0] == pytest.approx(5.0 + (5.0 - scale))
-
-
-EULER = diffusers.EulerDiscreteScheduler(**SD)
 
 
 class Layer(torch.nn.Module):

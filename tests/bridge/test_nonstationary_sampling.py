@@ -90,17 +90,6 @@ def test_k_diffusions_signature(model: str, end: str) -> None:
         assert torch.allclose(got, (1 - c.sum()) * m[0] + c[0] * m[1] + c[1] * m[2])
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_a_constant_prediction_is_exact(dtype: torch.dtype) -> None:
-    constant = start(seed=5).to(dtype)
-    for seed in range(5):
-        schedule = free("edm-cifar10", 8, "clean", seed, 4)
-        x = 80.0 * start(seed=seed).to(dtype)
-        sigmas = torch.tensor(schedule.sampler_sigmas(), dtype=dtype)
-        got = sample_nonstationary(lambda x, s: constant, x, sigmas, disable=True, coefficients=schedule.coefficients)
-        assert got.dtype == dtype and (got - constant).abs().max() < 50 * torch.finfo(dtype).eps
-
-
 @pytest.mark.parametrize(
     ("sigmas", "coefficients", "message"),
     [

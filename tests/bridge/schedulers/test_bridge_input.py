@@ -79,6 +79,11 @@ def test_misfit(name: str, config: dict[str, Any], schedule: Schedule, message: 
         with_schedule(getattr(diffusers, name)(**config), schedule)
 
 
+def test_scale_factors_are_one_less_than_steps() -> None:
+    scheduler = diffusers.FlowMatchLCMScheduler(scale_factors=[0.5, 0.75])
+    assert with_schedule(scheduler, random_schedule(cases.noise_of("sd3-medium"), 3, "clean", 1)).schedule.nfe == 3
+
+
 def test_subclass_and_other_objects() -> None:
     with pytest.raises(ValueError, match=r"MyDDIM.*DDIMScheduler.from_config"):
         with_schedule(MyDDIM(**SD), SCHEDULE)

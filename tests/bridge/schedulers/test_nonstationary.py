@@ -6,7 +6,6 @@ import copy
 import itertools
 import json
 import pickle
-import random
 import warnings
 from pathlib import Path
 from typing import Any
@@ -377,36 +376,20 @@ def test_no_other_class_takes_its_schedule() -> None:
         free_schedule(NOISE, 4).diffusers_sigmas(diffusers.EulerDiscreteScheduler(**SD))
 
 
-ODD: list[Any] = [None, True, "x", [], {}, [1], float("nan"), float("inf"), -1, 0, 1e9, 10**400, "AmusedScheduler"]
-
-
-def places_in(value: Any) -> list[tuple[Any, Any]]:
-    """Every (container, key) in a JSON document."""
-    found: list[tuple[Any, Any]] = []
-    if isinstance(value, (dict, list)):
-        for key in value if isinstance(value, dict) else range(len(value)):
-            found += [(value, key), *places_in(value[key])]
-    return found
-
-
-def test_a_damaged_config_never_installs(tmp_path: Path) -> None:
-    """Whatever is put in a place of its schedule or of the config behind it: ValueError, or a valid scheduler."""
-    rng, file, refused = random.Random(0), tmp_path / "scheduler_config.json", 0
+def test_a_damaged_config_is_refused(tmp_path: Path) -> None:
+    """In its schedule, or in the config of the scheduler that it stands for."""
     of(EPS, 3).save_pretrained(tmp_path)
+    file = tmp_path / "scheduler_config.json"
     text = file.read_text()
-    for _ in range(250):
-        document = json.loads(text)
-        places = places_in(document["hso_schedule"]["schedules"][0]["coefficients"])
-        if rng.randrange(2):
-            places += [*places_in(document["hso_schedule"]), (document, "hso_schedule"), (document, "hso_replaced")]
-            places += [(document["hso_replaced"], key) for key in ("_class_name", "beta_end", "trained_betas")]
-        where, key = rng.choice(places)
-        where[key] = rng.choice(ODD)
-        file.write_text(json.dumps(document))
-        try:
-            found = load_scheduler(tmp_path)
-        except ValueError:
-            refused += 1
-        else:
-            assert np.isfinite(found.schedule.weights_table()).all() and found.schedule.coefficients.shape == (3, 2)
-    assert refused > 100
+    for where, key, value in (
+        ("schedule", "coefficients", [[0.0]]), ("schedule", "coefficients", [[float("nan"), 0.0]] * 3),
+        ("schedule", "t", None), ("schedule", "nfe", True), ("config", "hso_schedule", []),
+        ("config", "hso_replaced", 1), ("config", "hso_replaced", {}),
+        ("model", "_class_name", "AmusedScheduler"), ("model", "beta_end", "x"), ("model", "trained_betas", {}),
+    ):  # fmt: skip
+        config = json.loads(text)
+        places = {"config": config, "model": config["hso_replaced"], "schedule": config["hso_schedule"]["schedules"][0]}
+        places[where][key] = value
+        file.write_text(json.dumps(config))
+        with pytest.raises(ValueError, match=r"\w"):
+            load_scheduler(tmp_path)
