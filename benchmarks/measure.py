@@ -118,18 +118,10 @@ def run(
     again: Collection[str] = (),
     progress: bool = True,
 ) -> int:
-    """Measure what the records in `path` do not have yet; returns how many cells were measured.
+    """Measure what the records in `path` do not have yet, and the methods `again`; returns how many cells it measured.
 
-    Args:
-        path: of the records file.
-        cells: in the order of work.
-        networks: where those are that are not the project's own.
-        images: samples that are judged.
-        fine: evaluations of a converged sample.
-        data: "fashion" or "emoji" to the data set's path; without, the distance to held-out images is unknown, and
-            there is no AutoDiffusion, which needs training images.
-        again: methods that are measured anew, whose records are of an earlier zoo, say.
-        progress: show a bar.
+    `images` samples are judged, beside converged ones of `fine` evaluations. `data` maps "fashion" or "emoji" to a data
+    set's path: without it the distance to held-out images is unknown, and AutoDiffusion has no training images.
     """
     networks = networks or Networks()
     real = {name: _real(name, place) for name, place in (data or {}).items()}

@@ -40,14 +40,7 @@ class Moments(NamedTuple):
 def compare(
     squares: np.ndarray, features: np.ndarray | None, converged: np.ndarray | None, data: np.ndarray | Moments | None
 ) -> dict[str, Estimate]:
-    """Say what a record keeps of a schedule's samples, by the record's field; what is not given is left out.
-
-    Args:
-        squares: [n] `mean_squares` to the converged samples.
-        features: [n, d] of the samples.
-        converged: [n, d] of the converged samples.
-        data: [m, d] of real images, or their moments.
-    """
+    """Say what a record keeps of samples, by its fields: from `mean_squares` [n], and features [n, d] where given."""
     found = {"rmse": root_mean_square(squares)}
     if features is not None and converged is not None:
         found["feature"] = feature_distance(features, converged)

@@ -58,11 +58,7 @@ def against_nfe(
 ) -> Figure:
     """Draw values against N, axes logarithmic: a panel a (row, column), a line a method, ours in bold with its bars.
 
-    Args:
-        panels: (row, column) to method to points; rows share their axis.
-        lines: how each method is drawn, the first at the back.
-        label: of the values.
-        top: values above are off the picture, which says so.
+    Rows share their axis, the first of `lines` is at the back, values above `top` are off the picture, which says so.
     """
     rows, cols = (list(dict.fromkeys(key[i] for key in panels)) for i in (0, 1))
     size = (3.5 * len(cols) + 0.6, 3.0 * len(rows) + 0.9)

@@ -62,20 +62,15 @@ class Record:
     """One cell, measured. None is unknown; a `rmse` of None says that the samples were not finite.
 
     Attributes:
-        model, guidance, solver, nfe, method, seed, samples, dtype: the key, see `Cell`.
         lams: [N] half log-SNR of the evaluated nodes; None for -inf, pure noise.
-        seconds: that the preparation of the schedule took, without compilation.
-        calls: network evaluations of one image that it took.
-        counted: network evaluations of one image while sampling, counted at the model; equal to nfe.
+        seconds, compile_seconds: that the preparation of the schedule took, the latter mostly only once for an N.
+        calls, counted: network evaluations of one image that it took, and while sampling: equal to nfe.
         teacher: error of the converged samples, an RMSE.
-        compile_seconds: of the preparation; most of it only once for an N.
-        psi: the upper level's choice, where there was one.
-        coefficients: [N, H - 1] of a non-stationary solver.
+        psi, coefficients: the upper level's choice, and [N, H - 1] of a non-stationary solver, where there are any.
         problem_error: predicted: the error on the reference problems.
         predicted: until 0.2.0, of coefficients of their own: that error over the best known solver's, own nodes.
         rmse, feature: root-mean-square error to the converged samples, of pixels and of features.
-        fid, fid_data: Frechet distance of features to the converged samples and to held-out data.
-        *_low, *_high: 95 % interval.
+        fid, fid_data: Frechet distance of features to the converged samples and to held-out data; 95 % _low, _high.
         chosen: the solver that the method chose, where the cell's is `ANY`.
         start, start_error, error, history: of tuning: where it started, that one's error, the result's, and
             [evaluations, error, error on samples kept apart] of each better point.

@@ -46,13 +46,7 @@ def columns(records: Iterable[Record]) -> dict[Column, dict[str, Record]]:
 
 
 class Versus(NamedTuple):
-    """A cell of a method beside the best of others.
-
-    Attributes:
-        column: of the cell.
-        metric: that is compared.
-        best, own: the records.
-    """
+    """A method's record of a cell beside the best of others, by a metric."""
 
     column: Column
     metric: str
@@ -113,13 +107,9 @@ Ratio = tuple[tuple[str, ...], str, float]  # the row of a table, its column, an
 
 
 def means(head: Sequence[str], ratios: Iterable[Ratio], *, largest: bool = False, order: Sequence[str] = ()) -> str:
-    """Write geometric means of ratios, one figure a row and column in the order in which they first come.
+    """Write geometric means of ratios, one figure a row and column in the order in which they first come, or `order`.
 
-    Args:
-        head: of what names a row.
-        ratios: to average.
-        largest: write the largest ratio beside each mean.
-        order: of the columns, where it is not that in which they come.
+    `head` is of what names a row; `largest` writes the largest ratio beside each mean.
     """
     found: dict[tuple[str, ...], dict[str, list[float]]] = {}
     for row, column, ratio in ratios:

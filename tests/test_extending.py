@@ -41,6 +41,7 @@ def test_an_objective_of_one_s_own(page: dict[str, Any]) -> None:
     np.testing.assert_allclose(np.diff(s.lams), np.diff(s.lams).mean(), rtol=1e-3)
 
 
+@pytest.mark.slow
 def test_an_objective_without_a_value_is_reported() -> None:
     lanes = [hso_jax.Lane(hso_jax.preset("sdxl"), 5, method=hso_jax.Hso(objective=nowhere)), hso_jax.Lane(SDXL, 5)]
     lost, kept = hso_jax.search_many(lanes, effort=hso_jax.Effort(population=4, generations=1))

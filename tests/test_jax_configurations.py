@@ -72,7 +72,7 @@ DOORS: dict[str, Callable[[], Any]] = {
     "spf": lambda: [spf(jnp.asarray(LAMS), jnp.asarray(T), 0.1, p=1, gamma=10, intervals=jnp.asarray(3))],
     "solver_error": lambda: solver_error(baseline("karras", SD, 4), SD, solver="unipc-3", samples=4, guidance=3.0),
     "dm-nonuni": lambda: baseline("dm-nonuni", SD, 5).t,
-    "noise": lambda: [of_noise(preset(name)) for name in ("sd15", "edm-cifar10", "flux-dev", "cogvideox-2b")],
+    "noise": lambda: [of_noise(preset(name)) for name in ("sd15", "edm-cifar10", "flux-dev")],
     "problems": of_problems,
     "solvers": of_solvers,
     "plots": lambda: landscape(baseline("karras", SD, 4)) and [],

@@ -64,14 +64,9 @@ class Made(NamedTuple):
 
 
 class Prepared(NamedTuple):
-    """A schedule and what it cost.
+    """A schedule of N evaluations with a clean end, its seconds of wall time and of compilation, and what else is kept.
 
-    Attributes:
-        schedule: of N evaluations, with a clean end.
-        seconds: of wall time, without tracing and compilation.
-        calls: evaluations of the network, each of a single image; 0 for methods that do not run it.
-        compile_seconds: of tracing and compilation, which a later call for the same N mostly saves.
-        kept: what else a record keeps, by its field.
+    `calls` counts evaluations of the network, each of one image. A later call for the same N mostly compiles nothing.
     """
 
     schedule: Schedule
@@ -194,10 +189,7 @@ def by_autodiffusion(request: Request) -> Made:
 def tuned(solver: str | None = None, by: str = "auto", budget: int | None = EVALUATIONS) -> Method:
     """Look at the model: `bridge.tune_denoiser` on noise that nothing is judged on.
 
-    Args:
-        solver: that is tuned; by default the cell's, or UniPC-3 where that has none.
-        by: as `bridge.tune`.
-        budget: evaluations of the network; without one, `DIRECT_EVALUATIONS` N.
+    By default for the cell's solver, or UniPC-3 where it has none; without a budget, by `DIRECT_EVALUATIONS` N.
     """
 
     def take(r: Request) -> Made:
@@ -275,13 +267,7 @@ def prepare(
 ) -> Prepared:
     """Make a method's schedule for a target, a solver and N.
 
-    Args:
-        method: of `METHODS`.
-        target: what the schedule is for.
-        solver: of `benchmarks.compared.SOLVERS`; most methods do not look at it.
-        nfe: N.
-        seed: of the method's random streams.
-        real: [m, d] features of real images, for "autodiffusion" alone; not those that are judged with.
+    `real` has [m, d] features of real images that nothing is judged with, for "autodiffusion" alone.
     """
     compiling = _compiling()
     compiling.clear()

@@ -31,14 +31,7 @@ Row = tuple[int, ...]
 
 
 class Result(NamedTuple):
-    """The best schedule of a search.
-
-    Attributes:
-        schedule: with the timesteps found.
-        distance: squared Frechet distance of its samples to the real images, on the noise of the search.
-        start: the same of the uniform row.
-        calls: evaluations of the network, each of a single image.
-    """
+    """The best schedule, squared Frechet distances of its samples and of the uniform row's, and what it cost."""
 
     schedule: Schedule
     distance: float
@@ -49,16 +42,9 @@ class Result(NamedTuple):
 def search(
     target: Target, solver: str, nfe: int, real: np.ndarray, images: int = IMAGES, budget: int = BUDGET, seed: int = 0
 ) -> Result:
-    """Find the timesteps whose samples come closest to real images.
+    """Find the timesteps whose samples come closest to real images, given by their features [m, d].
 
-    Args:
-        target: what the schedule is for.
-        solver: of `benchmarks.compared.SOLVERS`.
-        nfe: N.
-        real: [m, d] features of real images; not those that are judged with.
-        images: samples a candidate, of noise that nothing is judged on and that is the same for all.
-        budget: evaluations of the network; a candidate takes images x N.
-        seed: of the noise and of the search.
+    Each candidate takes `images` samples of the same noise, which nothing is judged on: images x N of the budget.
     """
     features, affordable = target.features, budget // (images * nfe)
     if features is None or affordable < 1 or min(len(real), images) < 2:

@@ -23,12 +23,7 @@ GIB = 2**30
 class Network(NamedTuple):
     """A network as its repository configures it, on the meta device, and what it is called with for one image.
 
-    Attributes:
-        make: its class.
-        config: what it is made with.
-        call: the keyword arguments; a tuple stands for a tensor of that shape.
-        source: of the configuration.
-        embedded: whether guidance is an input, and not a second evaluation.
+    A tuple in `call` is a tensor of that shape; `embedded` guidance is an input, and not a second evaluation.
     """
 
     make: Callable[..., torch.nn.Module]

@@ -6,7 +6,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from benchmarks.heldout import gains
+from benchmarks.heldout import gains, report
 from benchmarks.heldout.gains import Choice
 from benchmarks.runner import Record
 from hso_jax.shipped import expected_gain
@@ -53,6 +53,24 @@ def some(model: str, factor: float = 1.0, nfe: int = 4) -> list[Record]:
         record(model, "zoo", "unipc-3", 0.1, 0.1, nfe), record(model, "zoo", "ddim", 0.3, 0.4, nfe),
         record(model, "zoo", "nonstationary", 0.05 * factor, 0.02, nfe),
     ]  # fmt: skip
+
+
+def test_choices_are_the_library_s_beside_every_rule():
+    found = [*some("a"), record("a", "solver-error", "ddim", 0.3, 0.1), record("a", "zoo", "unipc-2", None, 0.3)]
+    found.append(record("a", "karras", "ddim", None, 0.3))  # diverged
+    found.append(record("a", "linear-quadratic", "ddim", 0.9, 0.9))  # which no pipeline has by itself
+    assert {(c.kind, round(c.predicted, 3), round(c.measured, 3)) for c in gains.choices(found)} == {
+        ("known", 0.125, 0.25), ("known", 0.5, 0.5), ("known", 0.5, 0.75), ("known", 2.0, 1.5),
+        ("free", 0.025, 0.125), ("free", 0.1, 0.25),
+    }  # fmt: skip
+    assert gains.free_over_known(found) == {("a 1", 4): 0.5}
+    searched = [record("c", "solver-error", "ddim", 0.3, 0.4), record("c", "trailing", "ddim", 0.4, 0.8)]
+    assert [c.measured for c in gains.choices(searched)] == [pytest.approx(0.75)]  # nothing is shipped for c
+
+
+def test_diverged_samples_are_no_errors():
+    lost, kept = record("a", "zoo", "ddim", None, 0.1), record("a", "zoo", "unipc-3", 0.3, 0.2)
+    assert report.least([lost], ("zoo",)) == {} and report.known_by_prediction([lost, kept]) == {("a", 4): 0.3}
 
 
 def test_free_coefficients_pay_where_networks_gain_significantly():

@@ -11,7 +11,7 @@ from tiny_models import Calls
 
 from benchmarks import measure, methods, runner, tables, targets
 from benchmarks.__main__ import main
-from benchmarks.networks import cells, grids
+from benchmarks.networks import cells, grids, report
 from benchmarks.runner import Record, noise_of
 from hso_jax import baseline
 
@@ -135,6 +135,7 @@ def test_outcomes_are_counted_against_the_best_other():
     found = [
         record("trailing", 0.2), record("karras", 0.1), record("hso", 0.05), record("ours", 0.105),
         record("trailing", 0.2, nfe=6), record("ours", 0.4, nfe=6), record("ours", 0.4, nfe=8),
+        replace(record("karras", nfe=6), rmse=None),
         record("trailing", 0.2, nfe=10), record("ours", 0.1, nfe=10),
     ]  # fmt: skip
     pairs = tables.versus(found, "ours", ("trailing", "karras"))
@@ -144,3 +145,10 @@ def test_outcomes_are_counted_against_the_best_other():
     assert lost.ratio == np.inf and lost.outcome == 2
     assert tables.geometric_mean([1.0, 4.0]) == 2.0 and tables.geometric_mean([1.0, np.inf]) == np.inf
     assert tables.with_all([(("a", "b"), "c", 2.0)])[1] == (("all", "b"), "c", 2.0)
+
+
+def test_diverged_samples_count_nowhere():
+    found = [replace(record("hso"), rmse=None, fid=None), record("trailing", 0.2), record("nonstationary", 0.1)]
+    assert report.relative(found, [("hso", "trailing")]) == tables.NONE
+    text = report.own_coefficients([*found, record("trailing", nfe=6)])
+    assert "| 1 | 4 | 0.50 | 0.50 | 1.00 | 1.00 |" in text and "| 1 | 6 |" not in text

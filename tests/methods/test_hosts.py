@@ -15,6 +15,8 @@ from worker import KINDS, checkpointed, leaves
 
 from hso_jax.schedule_file import from_json
 
+pytestmark = pytest.mark.slow  # processes that compile all searches anew
+
 WORKER = Path(__file__).with_name("worker.py")
 
 
@@ -84,14 +86,12 @@ def test_eight_devices_give_what_one_gives(kind: str, eight_devices: str) -> Non
     compare(eight_devices, kind)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
 def test_two_processes_give_what_one_gives(kind: str, two_processes: list[str]) -> None:
     for prefix in two_processes:  # every process gets all results
         compare(prefix, kind)
 
 
-@pytest.mark.slow
 def test_one_process_of_two_writes_the_checkpoint(two_processes: list[str]) -> None:
     texts = {Path(f"{prefix}-found.json").read_text() for prefix in two_processes}
     assert len(texts) == 1
