@@ -152,9 +152,19 @@ def calibration(found: Sequence[Record]) -> dict[str, Any]:
             **{name: round(x, 4) for name, x in fit(rows)._asdict().items()},
             "networks": networks, "coverage": round(coverage(rows), 3),
         }  # fmt: skip
-    by_nfe = sorted(_by_nfe(free_over_known(found)).items())
-    pays = {str(nfe): chance(own.values()) <= SIGNIFICANT for nfe, own in by_nfe if len(own) >= FEWEST}
+    free = free_over_known(found)
+    gained = chance(_of_networks(free)) <= SIGNIFICANT
+    by_nfe = sorted(_by_nfe(free).items())
+    pays = {str(n): gained and geometric_mean([*own.values()]) < 1.0 for n, own in by_nfe if len(own) >= FEWEST}
     return {"kinds": kinds, "free_pays": pays, "networks": sorted({c.network for c in every}), "versions": versions()}
+
+
+def _of_networks(ratios: Mapping[tuple[str, int], float]) -> list[float]:
+    """Each network's geometric mean over N."""
+    own: dict[str, list[float]] = {}
+    for (network, _), x in ratios.items():
+        own.setdefault(network, []).append(x)
+    return [geometric_mean(x) for x in own.values()]
 
 
 def _by_nfe(ratios: Mapping[tuple[str, int], float]) -> dict[int, dict[str, float]]:
@@ -179,8 +189,9 @@ choices of a network the interval of the other networks holds, in the mean.
 
 FREE_TEXT = """\
 Free coefficients over the known solver that is predicted to be best, both as the library has them. *Chance* is the
-one-sided probability (t test of the logarithms) that networks on average gain nothing; at most {limit:g} counts as a
-gain.
+one-sided probability (t test of the logarithms) that networks on average gain nothing. Over the networks' means of all
+N it is {chance:.2f}; at most {limit:g} counts as a gain, and `recommend` takes free coefficients at those N whose mean
+is below 1.
 """
 
 
@@ -212,5 +223,5 @@ def section(found: Sequence[Record]) -> str:
         table.append([label, *(f"{f(own):.2f}" if len(own) >= fewest else "" for own in every_n)])
     free = markdown(["network, guidance", *(f"N = {nfe}" for nfe in sorted(by_nfe))], table)
     told = PREDICTED.format(rules=", ".join(f"`{x}`" for x in BEFORE))
-    free_told = FREE_TEXT.format(limit=SIGNIFICANT)
+    free_told = FREE_TEXT.format(limit=SIGNIFICANT, chance=chance(_of_networks(free_over_known(found))))
     return f"## Predicted and measured\n\n{told}\n{markdown(head, rows)}\n{free_told}\n{free}"
