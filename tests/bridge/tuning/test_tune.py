@@ -103,6 +103,20 @@ def test_a_budget_is_spent_to_its_last_evaluation() -> None:
         judge.value(schedule, range(1))
 
 
+def test_a_checkpoint_keeps_what_is_not_finite(tmp_path: Path) -> None:
+    class Infinite:
+        part = ImageToImage(SD, SD)
+
+        def run(self, table: Table, rows: Any, seen: Any = None) -> torch.Tensor:
+            return torch.full((len(rows), 3), math.inf)
+
+    schedule = zoo("sd15", N, "ddim")
+    for _ in range(2):  # judged, then read again
+        with Checkpoint(tmp_path / "c.json", {}) as file:
+            judge = Judge(Infinite(), file.records("judgements"), torch.zeros(2, 3), budget=100)
+            assert np.isnan(judge.errors(schedule, range(2))).all() and math.isnan(judge.value(schedule, range(2)))
+
+
 def test_gits_takes_its_coefficient(monkeypatch: pytest.MonkeyPatch) -> None:
     asked, plain = [], gits.best_path
 
