@@ -115,8 +115,16 @@ def hso_recommended(steps: int) -> np.ndarray:
     return hso_jax.recommend(preset("wan21"), steps, guidance=5.0, distilled=False).schedule.sigmas[1:]
 
 
-@pytest.mark.parametrize("name", NOT_SHIPPED)
-@pytest.mark.parametrize(("steps", "denoise"), [(1, 1.0), (6, 1.0), (20, 1.0), (6, 0.25), (20, 0.05)])
+@pytest.mark.parametrize(
+    ("name", "steps", "denoise"),
+    [
+        *((name, 6, 1.0) for name in NOT_SHIPPED),
+        ("svd", 1, 1.0),
+        ("x0", 20, 1.0),
+        ("kolors", 6, 0.25),
+        ("svd", 20, 0.05),
+    ],
+)
 def test_what_nothing_is_shipped_for_takes_the_nearest(
     nodes: ModuleType, name: str, steps: int, denoise: float
 ) -> None:

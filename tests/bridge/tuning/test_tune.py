@@ -69,8 +69,16 @@ def test_what_it_found_and_how_stands_in_the_file(found: Tuned, tmp_path: Path) 
     assert "less" in str(found) and found.rule in str(found)
 
 
-@pytest.mark.parametrize("by", ["differences", "gradients", "gits"])
-@pytest.mark.parametrize("solver", ["nonstationary", "unipc-3"])
+@pytest.mark.parametrize(
+    ("by", "solver"),
+    [
+        ("differences", "nonstationary"),
+        ("gradients", "nonstationary"),
+        ("gits", "unipc-3"),
+        *(pytest.param(by, "unipc-3", marks=pytest.mark.slow) for by in ("differences", "gradients")),
+        pytest.param("gits", "nonstationary", marks=pytest.mark.slow),
+    ],
+)
 def test_the_budget_is_never_exceeded_and_all_is_counted(by: str, solver: str) -> None:
     network = Network()
     tuned = small(network, by=by, solver=solver, budget=700)
@@ -93,6 +101,20 @@ def test_a_budget_is_spent_to_its_last_evaluation() -> None:
     assert judge.evaluations == 2 * N
     with pytest.raises(SpentError):
         judge.value(schedule, range(1))
+
+
+def test_a_checkpoint_keeps_what_is_not_finite(tmp_path: Path) -> None:
+    class Infinite:
+        part = ImageToImage(SD, SD)
+
+        def run(self, table: Table, rows: Any, seen: Any = None) -> torch.Tensor:
+            return torch.full((len(rows), 3), math.inf)
+
+    schedule = zoo("sd15", N, "ddim")
+    for _ in range(2):  # judged, then read again
+        with Checkpoint(tmp_path / "c.json", {}) as file:
+            judge = Judge(Infinite(), file.records("judgements"), torch.zeros(2, 3), budget=100)
+            assert np.isnan(judge.errors(schedule, range(2))).all() and math.isnan(judge.value(schedule, range(2)))
 
 
 def test_gits_takes_its_coefficient(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -266,6 +288,7 @@ def test_a_given_start_and_the_best_so_far() -> None:
     assert tuned.schedule.fitness == pytest.approx(tuned.error)
 
 
+@pytest.mark.slow
 def test_a_model_that_is_not_shipped_is_searched_for() -> None:
     """Its start is a search's; here with a budget that ends at once."""
     noise = dataclasses.replace(preset("edm-cifar10"), name="own")
@@ -348,6 +371,7 @@ def test_the_best_rule_is_never_better(monkeypatch: pytest.MonkeyPatch) -> None:
     assert tuned.rule_error < tuned.start_error and tuned.error == tuned.rule_error
 
 
+@pytest.mark.slow
 def test_gradients_that_fail_at_a_later_start_give_way_from_the_best_so_far(monkeypatch: pytest.MonkeyPatch) -> None:
     """The starts of an epsilon model with a far noise end are in other coordinates: from 25 and from the end."""
     calls: list[bool] = []

@@ -21,14 +21,8 @@ from bridge.tuning.tune import Options, drawn
 from hso_jax import load, zoo
 from hso_jax.cli import main
 
-KINDS = (
-    "StableDiffusionPipeline",
-    "StableDiffusionXLPipeline",
-    "PixArtAlphaPipeline",
-    "StableDiffusion3Pipeline",
-    "FluxPipeline",
-    "WanPipeline",
-)
+SLOW = ("StableDiffusionXLPipeline", "PixArtAlphaPipeline", "StableDiffusion3Pipeline", "WanPipeline")
+KINDS = ["StableDiffusionPipeline", "FluxPipeline", *(pytest.param(kind, marks=pytest.mark.slow) for kind in SLOW)]
 N = 3
 pytestmark = pytest.mark.filterwarnings("ignore:the schedule has coefficients of its own:UserWarning")
 LITTLE: dict[str, Any] = {"teacher_steps": 8, "samples": 2, "batch": 2}
