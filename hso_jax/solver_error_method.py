@@ -244,7 +244,8 @@ class SolverError:
         model_error = check_model_error(model_error, lane.noise.prediction, lane.noise.noise_end)
         if problems is not None:
             collect(problems)
-        started, coefficients, used = self.start, None, (solver,)
+        started, coefficients = self.start, None
+        used: tuple[str, ...] = (solver,)
         if solver == solvers.NONSTATIONARY:
             if self.refinement is None or not (started is None or isinstance(started, Schedule)):
                 raise ValueError(
@@ -287,7 +288,9 @@ class SolverError:
         data = id(self.problems), self.samples, self.noise_seed, self.detail, self.power
         error = self.model_error or ModelError()
         waves = error.numbers(lane.noise.prediction)[0] > 0  # a model without error is spared its waves
-        start: Hashable = "schedule" if isinstance(self.start, Schedule) else self.start and self.start.group(lane)
+        start: Hashable = None
+        if self.start is not None:
+            start = "schedule" if isinstance(self.start, Schedule) else self.start.group(lane)
         calls: Hashable = solvers.EVERY[self.solver].calls
         if platform() != "cpu":  # lanes at once would compute the steps of every solver, and use one's
             calls = self.solver

@@ -214,6 +214,6 @@ def diffusers_sigmas(
             mu = pipeline_mu(pipeline, {**config, "_class_name": name}, tokens, len(values))
         shift = shift_of_mu(mu, config.get("time_shift_type", "exponential"))
     else:
-        shift = getattr(scheduler, "shift", config.get("shift", 1.0))
-        shift = number("shift", shift, low=0.0, need="a positive number")
+        own = getattr(scheduler, "shift", config.get("shift", 1.0))
+        shift = number("shift", own, low=0.0, need="a positive number")
     return values / (shift - (shift - 1.0) * values)
