@@ -121,7 +121,8 @@ def pack(lanes: Sequence[Lane], names: Sequence[str]) -> tuple[LaneArrays, Chunk
     distinct = dict(zip(keys, lanes, strict=True))
     data = [data_of_lane(lane) for lane in distinct.values()]
     cut = [in_chunks(d, min(CHUNK, d.noise.shape[1])) for d in data]
-    bank = cut[0]._replace(**{name: jnp.stack([getattr(c, name) for c in cut]) for name in OF_A_MODEL})  # type: ignore[arg-type]
+    stacks: dict[str, Any] = {name: jnp.stack([getattr(c, name) for c in cut]) for name in OF_A_MODEL}
+    bank = cut[0]._replace(**stacks)
     columns = {
         "data": np.array([list(distinct).index(key) for key in keys], np.int32),
         "solver": np.array([list(names).index(m.solver) for m in methods], np.int32),
@@ -294,7 +295,7 @@ class Levels(NamedTuple):
             assert best.psi is not None
             start, psi, role, chunks, limit = row
             begin = jnp.where(role == refining, start, jnp.where(role == judging, y, logits_of(lane.range, best.nodes)))
-            psi = jnp.where(role == last, best.psi, psi)
+            psi = psi if best.psi is None else jnp.where(role == last, best.psi, psi)
             found = quasi_newton.solve(log_error(self, lane, chunks), begin, limit)
             value = jnp.exp(found.value)
             better = (role == last) | ((role == judging) & (value < best.error))

@@ -288,9 +288,9 @@ class SolverError:
         data = id(self.problems), self.samples, self.noise_seed, self.detail, self.power
         error = self.model_error or ModelError()
         waves = error.numbers(lane.noise.prediction)[0] > 0  # a model without error is spared its waves
-        start: Hashable = None if self.start is None else "schedule"
-        if self.start is not None and not isinstance(self.start, Schedule):
-            start = self.start.group(lane)
+        start: Hashable = None
+        if self.start is not None:
+            start = "schedule" if isinstance(self.start, Schedule) else self.start.group(lane)
         calls: Hashable = solvers.EVERY[self.solver].calls
         if platform() != "cpu":  # lanes at once would compute the steps of every solver, and use one's
             calls = self.solver

@@ -183,7 +183,7 @@ REFUSED: list[tuple[Any, tuple[Any, ...], dict[str, Any], str]] = [
     (products, (WEIGHTS - 0.5, MEANS, VARIANCES), {}, "weights of coordinate"),
     (products, (WEIGHTS, MEANS, VARIANCES), {"counts": [1.0]}, "counts"),
     (products, (WEIGHTS, MEANS, VARIANCES), {"members": np.zeros((3, 2), bool)}, "none is left for the class"),
-    *((problems.spectrum, (bad,), {}, "deviations") for bad in ([], [1.0, -1.0], [np.nan], [[1.0]])),
+    *((problems.spectrum, (bad,), {}, "deviations") for bad in ([], [1.0, -1.0], [np.nan], [np.inf], [[1.0]])),
     (problems.spectrum, ([1.0], [0.0]), {}, "counts must be positive"),
     (problems.named, ("audio",), {}, "spectrum 'audio' is not known; use one of latents-4"),
     (problems.power_law, (10, -1.0), {}, "exponent -1"),
