@@ -76,7 +76,7 @@ def _drawn(keys: _Keys, rounds: int, population: int, axes: int) -> Draws:
         order = _uniform(key, population)
         order[..., np.arange(population), np.arange(population)] = -1.0  # a point is no rival of its own
         rivals.append(np.argsort(-order, axis=-1, kind="stable")[..., :3].astype(np.min_scalar_type(population)))
-    least, most = np.float32(WEIGHTS)
+    least, most = np.asarray(WEIGHTS, np.float32)
     return Draws(
         _uniform(start, axes),
         np.maximum(weight * (most - least) + least, least),
