@@ -71,13 +71,13 @@ def stored(program: Callable[..., Made], name: str, *arguments: Any) -> Callable
             ("<function ...") does not, and the program is not kept.
         arguments: to call it with; their shapes, types and places count.
     """
-    config: Any = jax.config
-    folder = config.jax_compilation_cache_dir if config.jax_enable_compilation_cache else None
+    config = jax.config.values
+    folder = config["jax_compilation_cache_dir"] if config["jax_enable_compilation_cache"] else None
     if not folder or "<" in name or jax.process_count() > 1:
         return program
     leaves, tree = jax.tree.flatten((arguments, {}))
     places = [f"{leaf.dtype} {leaf.shape} {leaf.sharding}" for leaf in leaves]
-    settings = sorted(f"{key} {getattr(jax.config, key, None)}" for key in jax.config.values if "cache" not in key)
+    settings = sorted(f"{key} {getattr(jax.config, key, None)}" for key in config if "cache" not in key)
     about = repr((name, str(tree), places, settings, sorted(os.environ.get("XLA_FLAGS", "").split()), _sources()))
     return _stored(program, Path(folder, f"hso-jax-{hashlib.sha256(about.encode()).hexdigest()[:32]}"), arguments, tree)
 

@@ -340,7 +340,7 @@ def schedule_of(lane: Lane, found: Evolution | None) -> Schedule:
         **fields,
     )
     scores = Scores(**score(lams, t, p=hso.p, d_min=hso.spacing, gamma=hso.gamma))
-    return Schedule.from_t(lane.noise, t, layout=lane.layout, origin=origin, scores=scores)
+    return Schedule.from_t(lane.noise, t, layout=lane.layout, origin=origin, scores=scores, lams=lams)
 
 
 def _shortest(x: np.floating[Any]) -> float:

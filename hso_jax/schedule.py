@@ -236,8 +236,11 @@ class Schedule:
         origin: Origin = Origin(),
         scores: Scores = Scores(),
         coefficients: Any = None,
+        lams: np.ndarray | None = None,
     ) -> Schedule:
         """A schedule from its nodes' times (falling, in the noise schedule's range); the rest is derived.
+
+        Where the caller has `lams` of these times already, they are not computed again.
 
         Raises ValueError if t is empty, not finite, not strictly falling or outside (0, 1], or layout or end unknown.
         """
@@ -252,7 +255,7 @@ class Schedule:
         if bad := [float(x) for x in t if not low * (1 - 1e-6) <= x <= 1.0]:
             raise ValueError(f"t = {bad[0]:.9g} is outside [{low:.6g}, 1], the range of {noise.name}")
         t = np.maximum(t, low)
-        lams = np.asarray(noise.lam(t), np.float64)
+        lams = np.asarray(noise.lam(t) if lams is None else lams, np.float64)
         nfe = len(t) if layout == "node" else len(t) - 1
         with np.errstate(over="ignore"):
             sigmas = np.exp(-lams)
