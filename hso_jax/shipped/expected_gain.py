@@ -60,7 +60,7 @@ def expected_gain(predicted: float, before: float, solver: str) -> Expected:
 
 
 def free_pays(nfe: int) -> bool:
-    """Whether networks gained significantly of coefficients of their own, over the best known solver.
+    """Whether networks gained on average by coefficients of their own, over the best known solver.
 
     Of those N that were measured the nearest counts, of two the smaller.
     """
