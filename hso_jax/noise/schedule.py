@@ -415,13 +415,13 @@ def _check_usable(noise: NoiseSchedule) -> None:
 
 
 def first_ksigma(nfe: int) -> float:
-    """Largest sigma/alpha at which N steps begin where the network predicts epsilon: .3 N^3, from N = 6 on 9 N.
+    """Largest sigma/alpha at which N steps begin where the network predicts epsilon: 2.5 N^2, at least 16.
 
     The network's error in the clean data grows as sigma/alpha there, and the first step takes all of it. Beginning at
-    pure noise of k standard deviations in place of the model's end misses the data's mean by 1/k, which fewer steps
-    have to spare. Chosen on two networks of MNIST digits and on five learned lists (docs/solver-error.md).
+    pure noise of k standard deviations in place of the model's end misses the data's mean by 1/k, and more along the
+    data's widest directions: few steps can spare more than many. Networks differ (docs/solver-error.md).
     """
-    return max(16.0, min(9.0 * nfe, 0.3 * nfe**3))
+    return max(16.0, 2.5 * nfe**2)
 
 
 def first_lam(noise: Any, nfe: int) -> float:

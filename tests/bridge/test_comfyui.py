@@ -197,10 +197,10 @@ def test_sigmas_for_another_model_are_refused_by_both_names(nodes: ModuleType, t
 
 
 def test_few_steps_that_begin_below_the_noise_end_fit_their_model(nodes: ModuleType, tmp_path: Path) -> None:
-    """Epsilon models' begin at sigma/alpha = .3 N^3, then 9 N, of 157."""
+    """Epsilon models' begin at sigma/alpha = 2.5 N^2 of 157."""
     path, wide = tmp_path / "s.json", discrete("PixArtAlpha", "pixart-alpha")
     assert float(wide.sampling.sigma_max) > 150.0
-    for nfe, first in ((4, 19.2), (6, 54.0)):
+    for nfe, first in ((4, 40.0), (6, 90.0)):
         save(zoo("pixart-alpha", nfe, "dpmpp-2m"), path)
         sigmas = call(nodes, "HsoScheduleFile", path=str(path), nfe=nfe, diffusion_model=wide)
         assert float(sigmas[0]) == pytest.approx(first)

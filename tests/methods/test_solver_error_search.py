@@ -77,9 +77,9 @@ def test_nodes_keep_their_distance_and_start(found: Any) -> None:
 @pytest.mark.parametrize(
     ("name", "first", "nfe", "ksigma"),
     [
-        ("pixart-alpha", "auto", 1, 16.0),  # epsilon: .3 N^3, at least 16, then 9 N; its noise end is at 157
-        ("pixart-alpha", "auto", 5, 37.5),
-        ("pixart-alpha", "auto", 7, 63.0),
+        ("pixart-alpha", "auto", 1, 16.0),  # epsilon: 2.5 N^2, at least 16; its noise end is at 157
+        ("pixart-alpha", "auto", 5, 62.5),
+        ("pixart-alpha", "auto", 8, 157.4),
         ("pixart-alpha", "end", 2, 157.4),
         ("sd3-medium", "auto", 2, np.inf),
     ],

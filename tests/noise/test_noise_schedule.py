@@ -260,9 +260,9 @@ def test_alpha_rises_at_lam_0_as_beside_it(kind: str, slope: float) -> None:
 def test_few_steps_of_epsilon_begin_below_the_end(model: str) -> None:
     noise = preset(model)
     assert noise.noise_end < -math.log(60.0) - 0.5
-    wanted = [-math.log(k) for k in (16.0, 16.0, 16.0, 19.2, 37.5, 54.0, 63.0, 72.0, 81.0, 90.0)]  # .3 N^3, then 9 N
-    assert [first_lam(noise, nfe) for nfe in range(1, 11)] == pytest.approx(wanted, abs=1e-12)
-    assert {first_lam(noise, nfe) for nfe in (18, 20, 50)} == {noise.noise_end}
+    wanted = [-math.log(k) for k in (16.0, 16.0, 22.5, 40.0, 62.5, 90.0, 122.5)]  # 2.5 N^2
+    assert [first_lam(noise, nfe) for nfe in range(1, 8)] == pytest.approx(wanted, abs=1e-12)
+    assert {first_lam(noise, nfe) for nfe in (8, 20, 50)} == {noise.noise_end}
     assert first_lam(noise.with_prediction("v_prediction"), 4) == noise.noise_end
 
 
