@@ -23,7 +23,7 @@ def printed_by(name: str, folder: Path, monkeypatch: pytest.MonkeyPatch, capsys:
 @pytest.mark.filterwarnings("ignore:__array_?.*:DeprecationWarning")  # how diffusers turns tensors into arrays
 def test_a_diffusers_user(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     printed = printed_by("diffusers_user.py", tmp_path, monkeypatch, capsys)
-    assert "solver unipc-2" in printed and "timesteps [887 " in printed  # sigma/alpha = 54: its linear betas end at 157
+    assert "solver unipc-2" in printed and "timesteps [942 " in printed  # sigma/alpha = 90: its linear betas end at 157
     difference = re.search(r"default schedule's picture: ([\d.]+)", printed)
     assert difference and float(difference[1]) > 0
     assert printed.endswith("saved and loaded: the same picture\n")
