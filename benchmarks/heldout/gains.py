@@ -154,8 +154,7 @@ def calibration(found: Sequence[Record]) -> dict[str, Any]:
         }  # fmt: skip
     free = free_over_known(found)
     gained = chance(_of_networks(free)) <= SIGNIFICANT
-    by_nfe = sorted(_by_nfe(free).items())
-    pays = {str(n): gained and geometric_mean([*own.values()]) < 1.0 for n, own in by_nfe if len(own) >= FEWEST}
+    pays = {str(n): gained for n, own in sorted(_by_nfe(free).items()) if len(own) >= FEWEST}
     return {"kinds": kinds, "free_pays": pays, "networks": sorted({c.network for c in every}), "versions": versions()}
 
 
@@ -190,8 +189,9 @@ choices of a network the interval of the other networks holds, in the mean.
 FREE_TEXT = """\
 Free coefficients over the known solver that is predicted to be best, both as the library has them. *Chance* is the
 one-sided probability (t test of the logarithms) that networks on average gain nothing. Over the networks' means of all
-N it is {chance:.2f}; at most {limit:g} counts as a gain, and `recommend` takes free coefficients at those N whose mean
-is below 1.
+N it is {chance:.2f}, and at most {limit:g} counts as a gain: then `recommend` takes free coefficients where they are
+predicted to be better. So few networks cannot tell one N from another. A ratio of 1.00 is mostly a cell without free
+coefficients.
 """
 
 
