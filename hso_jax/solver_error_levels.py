@@ -295,7 +295,7 @@ class Levels(NamedTuple):
             assert best.psi is not None
             start, psi, role, chunks, limit = row
             begin = jnp.where(role == refining, start, jnp.where(role == judging, y, logits_of(lane.range, best.nodes)))
-            psi = psi if best.psi is None else jnp.where(role == last, best.psi, psi)
+            psi = jnp.where(role == last, best.psi, psi)
             found = quasi_newton.solve(log_error(self, lane, chunks), begin, limit)
             value = jnp.exp(found.value)
             better = (role == last) | ((role == judging) & (value < best.error))

@@ -12,9 +12,10 @@ from tiny_models import OUTSIDE
 
 import bridge
 from benchmarks import measure, runner, targets, wheels
+from benchmarks.heldout import measure as heldout
 from benchmarks.heldout.__main__ import main
 from benchmarks.measure import FINE
-from hso_jax import baseline
+from hso_jax import baseline, solver_error
 
 
 @pytest.fixture
@@ -65,6 +66,26 @@ def test_the_command_measures_resumes_and_writes_the_page(folder, tmp_path, caps
     assert "nobody, commit 123 points" in page and str(tmp_path) not in page and "| gauss-flow | `recommend` |" in page
     (folder / "networks.py").write_text(OUTSIDE.replace("2.0, 0.5", "2.0, 0.4"))
     assert main(command(folder, path)) == 2 and "records of gauss-eps from other files" in capsys.readouterr().err
+
+
+def test_rules_are_predicted_where_nothing_is_shipped(folder, tmp_path, monkeypatch):
+    monkeypatch.setattr(targets, "CACHE", tmp_path / "cache")
+    path, networks = tmp_path / "heldout.jsonl", targets.Networks(folder)
+    assert main(command(folder, path)) == 0
+    shipped = {
+        r.model: r.problem_error for r in runner.read(path).cells if (r.method, r.solver) == ("trailing", "ddim")
+    }
+    monkeypatch.setattr(heldout, "shipped_guidance", lambda noise: ())
+    monkeypatch.setattr(heldout, "rule_errors", lambda *_: {})
+    heldout.bring_up_to_date(path, networks)
+    found = [r for r in runner.read(path).cells if (r.method, r.solver) == ("trailing", "ddim")]
+    for r in found:
+        noise = networks.target(r.model).noise
+        assert r.problem_error == pytest.approx(
+            solver_error(baseline("trailing", noise, 4), noise, solver="ddim"), rel=1e-3
+        )
+        assert r.problem_error == pytest.approx(shipped[r.model], rel=0.1)
+    assert len(found) == 2
 
 
 def test_a_profile_is_measured_on_other_noise(folder):
