@@ -13,7 +13,7 @@ from commands import run as run
 from jax.experimental.compilation_cache import compilation_cache
 from problems import EFFORT, SD, filled
 
-from hso_jax import Hso, Lane, Schedule, search_many
+from hso_jax import Hso, Lane, Schedule, error, search_many
 from hso_jax.hso import SPACING_AS
 
 if "PYTEST_XDIST_WORKER" in os.environ:  # before anything imports torch: a core a process, none waits for the other's
@@ -39,9 +39,14 @@ def cache_of_its_own(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]
 
 @pytest.fixture(scope="module", autouse=True)
 def programs_dropped() -> Iterator[None]:
-    """Compiled programs go with their module: each maps memory, and Linux allows 65,530 maps in a process."""
+    """Compiled programs go with their module: each maps memory, and Linux allows 65,530 maps in a process.
+
+    So does what they computed: a module that finds an answer of another one does not compile the program for it, and
+    would count it as compiled when it needs it later.
+    """
     yield
     jax.clear_caches()
+    error._solve.cache_clear()
 
 
 @pytest.fixture(autouse=True)

@@ -18,7 +18,7 @@ import bridge
 from bridge import noise_schedule_of, schedule_of
 from hso_jax import SolverError, lanes, problems
 from hso_jax.noise import alpha_sigma
-from hso_jax.problems.model_error import ALIKE, exact_variance, measure_eta, size
+from hso_jax.problems.model_error import ALIKE, exact_variance, measure_eta
 from hso_jax.problems.product import predict
 
 DDPM = {"beta_start": 1e-4, "beta_end": 0.02, "beta_schedule": "linear", "timestep_spacing": "trailing"}
@@ -33,6 +33,11 @@ SCHEDULERS = {
 }
 PROBLEM = problems.spectral(jax.random.key(1), problems.power_law(48, 1.0), dimension=24, leading=0.0)
 TRUE = np.sqrt(problems.spread(problems.collect([PROBLEM]))[0][0])  # along each of the 24 coordinates
+
+
+def unit_error(prediction: str, lam: float) -> float:
+    """The error in x_0 of a network whose error in what it predicts is 1."""
+    return problems.ModelError(eta=1.0).size(prediction, lam)
 
 
 @functools.cache
@@ -88,7 +93,7 @@ class Toy:
         x = sample.double().numpy() * (alpha if scaled else alpha / own[0])
         clean = np.array(exact_denoiser()(x.astype(np.float32), alpha, sigma, guidance)[0], np.float64)
         waves = [np.cos(x @ a + 0.7 * lam + p) * math.sqrt(2.0) for a, p in zip(self.wave, self.phase, strict=True)]
-        c = size(self.noise.prediction, lam)
+        c = unit_error(self.noise.prediction, lam)
         clean += self.eta * c * TRUE * (waves[0] + guidance * (waves[1] - waves[0]))
         outputs = {
             "epsilon": (x - alpha * clean) / sigma,
@@ -238,7 +243,7 @@ def test_a_noise_end_that_knows_the_data_tells_no_eta() -> None:
 def test_eta_is_one_branch_s_under_guidance() -> None:
     """The guided prediction errs as w and 1 - w times errors of the branches that are alike by nine tenths."""
     of, total = problems.spectrum([1.0]), 1.0
-    variances = [0.04**2 * size("flow_prediction", lam) ** 2 * total for lam in (-math.inf, -7.0)]
+    variances = [0.04**2 * unit_error("flow_prediction", lam) ** 2 * total for lam in (-math.inf, -7.0)]
     for weight, branches in ((1.0, 1.0), (3.0, 9.0 + 4.0 - 1.8 * 6.0), (7.5, 7.5**2 + 6.5**2 - 1.8 * 7.5 * 6.5)):
         found = measure_eta([-math.inf, -7.0], [branches * v for v in variances], of, total, "flow_prediction", weight)
         assert found.eta == pytest.approx(0.04, rel=1e-2)
