@@ -30,7 +30,6 @@ from bridge import (
     without_schedule,
 )
 from hso_jax import Schedule, noise
-from hso_jax.schedule import Origin, in_coefficients
 
 EPS = KINDS[0]
 VP = noise_schedule_of(EPS.build())
@@ -50,33 +49,6 @@ def test_it_agrees_with_the_jax_loop(kind: Kind, end: str) -> None:
             np.testing.assert_allclose(model.told, schedule.timesteps, rtol=1e-6)
         want = in_jax(schedule, start())
         np.testing.assert_allclose(x.numpy(), want, rtol=1e-10, atol=1e-10 * max(1.0, np.abs(want).max()))
-
-
-@pytest.mark.parametrize("end", ["clean", "t_eps"])
-@pytest.mark.parametrize(
-    ("solver", "cls", "config"),
-    [
-        ("ddim", "DDIMScheduler", {"clip_sample": False}),
-        ("dpmpp-2m", "DPMSolverMultistepScheduler", {}),
-        ("dpmpp-3m", "DPMSolverMultistepScheduler", {"solver_order": 3}),
-        ("unipc-2", "UniPCMultistepScheduler", {}),
-    ],
-)
-def test_the_known_solvers_are_points_of_it(end: str, solver: str, cls: str, config: dict[str, Any]) -> None:
-    """Diffusers' own class with the same nodes installed gives the same sample."""
-    plain = getattr(diffusers, cls)(**SD, **config)
-    free = free_schedule(VP, 6, end)
-    nodes = Schedule.from_t(VP, free.t, layout=free.layout, end=end, origin=Origin(solver=solver))
-    ours = NonstationaryScheduler.from_schedule(plain, in_coefficients(nodes))
-    theirs = with_schedule(plain, nodes.sampler_sigmas())
-    samples = []
-    for scheduler in (theirs, ours):
-        scheduler.set_timesteps(6)
-        x = start()
-        for t, level in zip(scheduler.timesteps, exact_levels(nodes), strict=False):
-            x = scheduler.step(epsilon(x, level), t, x, return_dict=False)[0]
-        samples.append(x)
-    assert (samples[0] - samples[1]).abs().max() < 1e-6  # diffusers' UniPC and DPM++ hold some numbers in float32
 
 
 def epsilon(x: torch.Tensor, level: Level) -> torch.Tensor:
