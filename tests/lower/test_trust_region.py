@@ -9,7 +9,6 @@ import jax.numpy as jnp
 import numpy as np
 import problems
 import pytest
-from marks import slow_but
 from oracles import scipy_search as reference
 from problems import KINKED, SD, Problem
 
@@ -65,15 +64,14 @@ def real_problems() -> list[Problem]:
     return made
 
 
-def random_problems(swing: float, seed: int) -> list[Problem]:
-    """Sixteen problems on random noise whose rate of fall varies by exp(2 swing)."""
+def random_problems() -> list[Problem]:
     made = []
     for i in range(16):
-        rng = np.random.default_rng(100 * seed + i)
+        rng = np.random.default_rng(100 + i)
         t_max, t_eps = rng.uniform(0.9, 1.0), rng.uniform(0.01, 0.05)
         m = int(rng.choice([2, 3, 4, 6, 8, 12, 16]))
         share = rng.choice([0.0, 0.4, 0.9])
-        noise = discrete(alphas_cumprod=problems.random_table(100 * seed + i, swing=swing))
+        noise = discrete(alphas_cumprod=problems.random_table(100 + i))
         made.append(Problem(noise, m, t_max, t_eps, [1.0, 2.0, 1.5, 0.5][i % 4], share * (t_max - t_eps) / m))
     return made
 
@@ -95,9 +93,9 @@ def test_published_noise_agrees_with_scipy() -> None:
     compare(real_problems(), steps=20)
 
 
-@pytest.mark.parametrize("swing", slow_but([1.2], [0.2, 1.2]))
-def test_random_noise_agrees_with_scipy(swing: float) -> None:
-    compare(random_problems(swing, seed=1), steps=40)
+def test_random_noise_agrees_with_scipy() -> None:
+    """The noise's rate of fall varies by exp(2.4)."""
+    compare(random_problems(), steps=40)
 
 
 def test_float32_finds_what_float64_finds() -> None:
@@ -237,7 +235,6 @@ def test_implicit_derivatives_match_finite_differences(spacing: float) -> None:
 
 ORDERS = {
     "forward over forward": lambda f: jax.jacfwd(jax.jacfwd(f)),
-    "forward over reverse": lambda f: jax.jacfwd(jax.jacrev(f)),
     "reverse over reverse": lambda f: jax.jacrev(jax.jacrev(f)),
 }
 
