@@ -146,7 +146,6 @@ def test_what_nothing_is_shipped_for_takes_the_nearest(
         pytest.param("sdxl", 24, 5.0, marks=pytest.mark.xfail(strict=True)),
         ("qwen-image", 30, 4.0),
         (KOLORS, 10, 5.0),
-        (SVD, 10, 3.0),
     ],
 )
 def test_the_nearest_is_better_than_every_rule(nodes: ModuleType, model: Any, steps: int, guidance: float) -> None:

@@ -15,7 +15,7 @@ import diffusers
 import numpy as np
 import pytest
 import torch
-from cases import FLOW, ONE_EACH, SD, public
+from cases import ONE_EACH, SD, public
 from free import KINDS, Kind, by_hand, exact_levels, free_schedule, in_jax, of, sampled
 from mixture import denoise, random_schedule, start
 
@@ -29,7 +29,7 @@ from bridge import (
     with_schedule,
     without_schedule,
 )
-from hso_jax import Schedule, noise
+from hso_jax import Schedule
 
 EPS = KINDS[0]
 VP = noise_schedule_of(EPS.build())
@@ -264,20 +264,6 @@ def test_with_schedule_says_that_the_class_is_another() -> None:
     assert type(second) is NonstationaryScheduler and second.schedule.nfe == 5
     assert type(back) is bridge.DPMSolverMultistepScheduler
     assert again.schedule == schedule
-
-
-@pytest.mark.parametrize(
-    ("model", "plain"),
-    [(NOISE, diffusers.DDIMScheduler(**SD)), (noise.flow(3.0), diffusers.UniPCMultistepScheduler(**FLOW))],
-    ids=["vp", "flow"],
-)
-def test_it_is_made_from_pasted_text(model: noise.NoiseSchedule, plain: Any) -> None:
-    schedule, pasted = free_schedule(model, 4, "t_eps"), {}
-    exec(schedule.python_literal(), pasted)
-    own = NonstationaryScheduler.from_schedule(plain, pasted["sigmas"], coefficients=pasted["coefficients"]).schedule
-    np.testing.assert_allclose(own.lams, schedule.lams, rtol=1e-9)
-    np.testing.assert_allclose(own.timesteps, schedule.timesteps, rtol=1e-6)
-    assert own.coefficients.tolist() == schedule.coefficients.tolist()
 
 
 def test_a_table_set_by_hand_is_kept() -> None:
