@@ -138,6 +138,7 @@ def test_what_nothing_is_shipped_for_takes_the_nearest(
     assert ("nothing is shipped: they are made for noise up to" in why) and ("between" in why) == (denoise < 1.0)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not INSTALLED, reason="the predicted error needs JAX")
 @pytest.mark.parametrize(
     ("model", "steps", "guidance"),

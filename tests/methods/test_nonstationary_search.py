@@ -130,6 +130,7 @@ def test_one_evaluation_has_no_coefficients_to_choose() -> None:
     assert s.coefficients is None and s.solver in (START, "ddim") and len(s.t) == 1
 
 
+@pytest.mark.slow
 def test_a_large_penalty_gives_the_known_solver() -> None:
     """On nodes that move all the same."""
     for layout in ("node", "interval"):
@@ -142,6 +143,7 @@ def test_a_large_penalty_gives_the_known_solver() -> None:
         assert free.error < stiff.error < error_of(start, SD, solver=START)
 
 
+@pytest.mark.slow
 def test_growth_is_held_as_far_as_it_pays() -> None:
     """What exceeds the limit costs 20 (log of the excess)^2 of log E^2, and may not cost more than was gained."""
     start, growths = baseline("trailing", SD, 4), (1.0, 1.3, 1e5)
@@ -154,6 +156,7 @@ def test_growth_is_held_as_far_as_it_pays() -> None:
     assert tight < less < free and free > 1.3 * begin
 
 
+@pytest.mark.slow
 def test_a_given_start_is_measured_for_its_solver() -> None:
     """A rule has no error and names no solver: it comes back for `START` where coefficients gain too little."""
     start = baseline("trailing", SD, 4)
@@ -164,6 +167,7 @@ def test_a_given_start_is_measured_for_its_solver() -> None:
     assert same.error == pytest.approx(wanted, rel=1e-6) and same.t.tobytes() == start.t.tobytes()
 
 
+@pytest.mark.slow
 def test_lanes_do_not_see_each_other(found: Any) -> None:
     """To the bit, in another order and beside lanes with other options."""
     rows = [row for row in found if row[0].nfe == 4][::-1]
@@ -172,6 +176,7 @@ def test_lanes_do_not_see_each_other(found: Any) -> None:
     assert again == [s for _, s in rows]
 
 
+@pytest.mark.slow
 def test_a_failed_lane_leaves_the_others_alone(found: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     real = lanes_module.error_data
 
@@ -233,6 +238,7 @@ def test_the_second_model_compiles_nothing(found: Any) -> None:
     assert not more
 
 
+@pytest.mark.slow
 def test_the_gradient_is_that_of_central_differences() -> None:
     """At both kinds of noise end and in both layouts, with a model's error."""
     cells, start = [(SD, "node"), (SD3, "interval")], "unipc-3"

@@ -96,6 +96,7 @@ def test_the_error_is_that_of_sampling(found: Any) -> None:
             assert solver_error(s, lane.noise, problems=small_family(), **DATA) == error_of(s, lane)
 
 
+@pytest.mark.slow
 def test_not_worse_than_its_own_start_nor_than_rules(found: Any) -> None:
     """The start is SciPy's minimiser of MEP at the psi that the result names."""
     begun = 0
@@ -139,6 +140,7 @@ def test_one_compilation_for_all_lanes(found: Any) -> None:
     assert not programs
 
 
+@pytest.mark.slow
 def test_company_does_not_change_a_lane_s_bytes(found: Any) -> None:
     lanes = [shared.lane(noise, 4, "node", name, w) for noise in (SD, SD3) for name in NAMES for w in WEIGHTS]
     again = find(lanes[::-1])[::-1]
@@ -250,6 +252,7 @@ def test_one_evaluation_alone() -> None:
     assert len(s.t) == 1 and s.t[0] == 1.0 and np.isfinite(s.error)
 
 
+@pytest.mark.slow
 def test_a_failed_lane_leaves_the_others_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     """Samples of one guidance weight are NaN: its lane has nodes all the same, and the other lane its own."""
     real = lanes_module.error_data

@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import torch
 from closed_form import Network, latents
+from marks import slow_but
 from pipelines import family_of
 
 import bridge
@@ -209,6 +210,7 @@ def test_a_network_that_fails_at_some_levels_still_gets_an_answer() -> None:
         small(Fails())
 
 
+@pytest.mark.slow
 def test_a_condition_and_a_solver_are_the_caller_s() -> None:
     seen: list[int] = []
     network = Network()
@@ -258,7 +260,9 @@ def made(pipe: Any, prompt: str, seed: int, steps: int, call: dict[str, Any]) ->
     return pipe(prompt=prompt, **options, **call)[0].float()
 
 
-@pytest.mark.parametrize("kind", ["StableDiffusionPipeline", "FluxPipeline", "own solver"])
+@pytest.mark.parametrize(
+    "kind", slow_but(["StableDiffusionPipeline"], ["StableDiffusionPipeline", "FluxPipeline", "own solver"])
+)
 def test_what_was_measured_is_what_the_pipeline_makes(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
     pipe, call, calls = built("StableDiffusionPipeline" if kind == "own solver" else kind)
     if kind == "own solver":  # as pipelines whose scheduler takes arguments of its own
@@ -309,6 +313,7 @@ def test_guidance_reaches_the_pipeline_and_one_prompt_will_do() -> None:
     assert guided.schedule.origin.tuned["pipeline"] == "StableDiffusionPipeline"
 
 
+@pytest.mark.slow
 def test_image_to_image_is_chosen_for_the_steps_that_are_taken() -> None:
     pipe, call, calls = built("StableDiffusionImg2ImgPipeline")
     call["strength"] = 0.6

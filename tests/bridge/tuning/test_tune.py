@@ -136,6 +136,7 @@ def test_a_checkpoint_tells_starts_apart_by_their_coefficients(tmp_path: Path) -
         small(checkpoint=file, start=other, budget=500)
 
 
+@pytest.mark.slow
 def test_gradients_find_it_too(found: Tuned) -> None:
     assert small(by="gradients").error < 0.85 * found.start_error
 
@@ -178,6 +179,7 @@ class Other(Network):
 Other.__qualname__ = Network.__qualname__
 
 
+@pytest.mark.slow
 def test_a_checkpoint_of_other_samples_or_another_call_is_refused(tmp_path: Path) -> None:
     file = tmp_path / "c.json"
     small(checkpoint=file, budget=700)
@@ -195,6 +197,7 @@ def test_a_checkpoint_of_other_samples_or_another_call_is_refused(tmp_path: Path
         small(Other(), checkpoint=file, budget=700)
 
 
+@pytest.mark.slow
 def test_out_of_memory_it_samples_one_at_a_time(found: Tuned) -> None:
     # Only after the converged samples, which are made at the batch that is asked for.
     tuned = small(Network(most=1), batch=1)
@@ -210,6 +213,7 @@ def test_out_of_memory_it_samples_one_at_a_time(found: Tuned) -> None:
     assert tuned.error == pytest.approx(found.error, rel=1e-6)
 
 
+@pytest.mark.slow
 def test_without_memory_for_gradients_it_needs_none(found: Tuned, tmp_path: Path) -> None:
     tuned = small(Network(gradients=False), by="gradients", checkpoint=tmp_path / "c.json")
     assert tuned.by == "differences" and tuned.error == pytest.approx(found.error, rel=0.05)
@@ -249,6 +253,7 @@ def test_a_known_solver_s_start_that_nothing_beats_carries_its_coefficients(monk
     assert not np.allclose(judged.predict, table_at(SD, start, "ddim").predict, atol=0.01)
 
 
+@pytest.mark.slow
 def test_an_error_of_the_caller_s_own(found: Tuned) -> None:
     """With a gradient it is followed; one of numbers alone is compared."""
 
@@ -260,6 +265,7 @@ def test_an_error_of_the_caller_s_own(found: Tuned) -> None:
     assert plain.by == "comparisons" and plain.error <= plain.start_error and "no gradients" in plain.notes[0]
 
 
+@pytest.mark.slow
 def test_detail_weighs_the_fine(found: Tuned) -> None:
     tuned = small(detail=0.5)
     assert tuned.error < tuned.start_error and tuned.schedule != found.schedule
