@@ -38,7 +38,7 @@ def whole() -> str:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("chunks", [4, 11])
+@pytest.mark.parametrize("chunks", [4, 10])
 def test_interrupted_after_any_chunk_and_resumed(chunks: int, tmp_path: Path) -> None:
     file, told = tmp_path / "c.json", []
 
