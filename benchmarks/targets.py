@@ -25,18 +25,12 @@ import bridge
 from benchmarks import wheels
 from benchmarks.compared import fine_schedule
 from benchmarks.models.load import MODELS, features, load
-from hso_jax import NoiseSchedule, Profile, Schedule, noise
+from hso_jax import NoiseSchedule, Schedule, noise
 from hso_jax.files import write_whole
-from hso_jax.problems.model_error import measure_eta
-from hso_jax.problems.product import from_components
-from hso_jax.profile import spectrum_of
 from hso_jax.solvers import NONSTATIONARY
 
 FIELDS = ("shape", "kind", "sigma_min", "sigma_max", "alphas_cumprod", "data_std", "denoise")
 FINE_SOLVER = "dpmpp-2m"
-PROFILED, PROFILE_STEPS = 96, 32
-"""Trajectories that a profile is measured from, and evaluations of each: `bridge.profile`'s default budget."""
-
 OWN_SEEDS = 1_000_000
 """Noise of seeds from here on belongs to methods that run the network; schedules are judged on smaller seeds."""
 
@@ -123,23 +117,6 @@ class Target(NamedTuple):
             return samples
 
         return self.each(solve, latents)
-
-    @torch.no_grad()
-    def profile(self, seed: int) -> Profile:
-        """Measure what `bridge.profile` measures of a pipeline, on noise that nothing else is sampled from."""
-        schedule, variances = fine_schedule(self.noise, PROFILE_STEPS), list[float]()
-        latents = self.latents(PROFILED, 2**31 + seed)
-        given = (c,) if (c := self.condition(PROFILED)) is not None else ()
-
-        def seen(x: torch.Tensor, level: bridge.Level) -> torch.Tensor:
-            predicted = self.denoiser(x, level, *given)
-            variances.append(float(predicted.double().flatten(1).var(0).sum()))
-            return predicted
-
-        data = spectrum_of(bridge.sample(seen, schedule, latents, FINE_SOLVER).double().numpy())
-        spectrum, prediction = from_components(*data), self.noise.prediction
-        eta = measure_eta(schedule.lams.tolist(), variances, spectrum, data[1], prediction)
-        return Profile(*data, prediction, *eta, (self.noise.noise_end, self.noise.data_end))
 
 
 class Judged:

@@ -1,6 +1,5 @@
 """Any schedule, exactly, in any diffusers sampler. It needs torch and diffusers."""
 
-import warnings
 from typing import Any
 
 try:
@@ -12,7 +11,6 @@ except ImportError as error:
 from bridge.comfyui.sampler import sample_nonstationary as sample_nonstationary
 from bridge.noise_of import noise_schedule_of as noise_schedule_of
 from bridge.noise_of import solver_of as solver_of
-from bridge.profile import profile as profile
 from bridge.recommending import optimize_pipeline as optimize_pipeline
 from bridge.recommending import recommend as recommend
 from bridge.sampling import Level as Level
@@ -32,9 +30,7 @@ from bridge.tuning import choose_denoiser as choose_denoiser
 from bridge.tuning import tune as tune
 from bridge.tuning import tune_denoiser as tune_denoiser
 from bridge.tuning import tune_score as tune_score
-
-_REMOVED = {"SamplingFitness": "bridge.tune(pipe, nfe), or bridge.tune_score for a number of your own"}
-"""Public names of earlier versions, and what does their work now; told for one release."""
+from hso_jax._moved import check_removed as _check_removed
 
 
 def __getattr__(name: str) -> Any:
@@ -46,6 +42,5 @@ def __getattr__(name: str) -> Any:
         return _diffusers.SchedulerMixin
     if name in _ROWS:
         return _scheduled_class(name)
-    if name in _REMOVED:
-        warnings.warn(f"bridge.{name} is removed; use {_REMOVED[name]}", FutureWarning, stacklevel=2)
+    _check_removed(f"bridge.{name}")
     raise AttributeError(f"module 'bridge' has no attribute {name!r}")

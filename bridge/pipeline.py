@@ -17,7 +17,6 @@ from bridge.at_hand import guidance_call, usual_guidance
 from bridge.schedulers.install import inner_pipelines
 from hso_jax.checks import check_guidance, number
 from hso_jax.noise import NoiseSchedule, from_level, lam_of_s, s_of_lam
-from hso_jax.profile import Profile
 from hso_jax.schedule import Schedule
 from hso_jax.solvers.nonstationary import known
 
@@ -196,12 +195,6 @@ class ImageToImage:
         if before:
             lams[0] = self.whole.noise_end
         return Schedule.from_lams(self.whole, lams, origin=schedule.origin, coefficients=coefficients)
-
-    def profile(self, profile: Profile | None) -> Profile | None:
-        """A profile of the model as one of this part."""
-        if profile is None or self.taken is None:
-            return profile
-        return dataclasses.replace(profile, ends=(self.noise.noise_end, self.noise.data_end))
 
 
 def _taken(kind: type, strength: float, nfe: int) -> int:

@@ -36,7 +36,6 @@ from hso_jax.bilevel import Effort
 from hso_jax.checks import brief, check_nfe, choice
 from hso_jax.lane import Method
 from hso_jax.noise import NoiseSchedule, flow
-from hso_jax.profile import Profile
 from hso_jax.schedule import Schedule, in_coefficients
 from hso_jax.searches import METHODS, not_searched, search
 from hso_jax.shipped.distilled import MOST_STEPS, of_class
@@ -116,7 +115,6 @@ def optimize_pipeline(
     solver: str | None = None,
     guidance: float | None = None,
     distilled: str | bool | None = None,
-    profile: Profile | None = None,
     end: str | None = None,
     layout: str | None = None,
     seed: int | None = None,
@@ -149,7 +147,6 @@ def optimize_pipeline(
         solver: for "measure" and "recommend" (by default the best), "zoo" and "solver-error" (the pipeline's own).
         guidance: w, for the same methods; by default the pipeline's, with "zoo" the nearest shipped.
         distilled: for "measure" and "recommend", as there.
-        profile: for "solver-error", as `bridge.profile` measures it.
         end: "clean" or "t_eps"; by default what the layout has. "t_eps" needs a search with the interval layout, which
             it chooses unless `layout` says otherwise.
         layout: for searches, as `seed`, `effort` and `progress`; see `hso_jax.search`. `choose` has the two middle ones
@@ -171,7 +168,7 @@ def optimize_pipeline(
     check_use(pipe)
     check_nfe(nfe)
     method = method or ("recommend" if prompts is None else "measure")
-    for_solver = _given(solver=solver, guidance=guidance, distilled=distilled, profile=profile)
+    for_solver = _given(solver=solver, guidance=guidance, distilled=distilled)
     for_search = _given(layout=layout, seed=seed, effort=effort, progress=progress)
     measuring = _given(prompts=prompts, budget=budget, checkpoint=checkpoint, call=call)
     _check_options(method, [*for_solver, *for_search, *measuring])
@@ -203,7 +200,7 @@ _OPTIONS: Mapping[str, tuple[str, ...]] = {
     "measure": ("prompts", "budget", "checkpoint", "call", "solver", "guidance", "distilled", "seed", "progress"),
     "recommend": ("solver", "guidance", "distilled"),
     "zoo": ("solver", "guidance"),
-    "solver-error": ("solver", "guidance", "profile", *_SEARCHING),
+    "solver-error": ("solver", "guidance", *_SEARCHING),
 }
 
 

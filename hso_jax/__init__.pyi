@@ -14,7 +14,6 @@ from .noise import NoiseSchedule as NoiseSchedule
 from .noise import from_config as from_config
 from .noise import preset as preset
 from .plots import plot as plot
-from .profile import Profile as Profile
 from .schedule import Schedule as Schedule
 from .schedule_file import load as load
 from .schedule_file import save as save

@@ -1,4 +1,4 @@
-"""Modules and names of older versions, for one release: they say where they are now, and warn."""
+"""Modules and names of older versions, for one release: they say where they are now, and warn, or why they are gone."""
 
 from __future__ import annotations
 
@@ -39,24 +39,40 @@ MOVED = {
 
 NAMES = {
     **{"BASELINES": "baselines", "Box": "hso", "METHODS": "searches", "Origin": "schedule", "Scores": "schedule"},
-    **{"Coefficients": _LEVELS, "Refinement": _LEVELS, "paper_d_min": "mep_spf", "profile_of": "profile"},
+    **{"Coefficients": _LEVELS, "Refinement": _LEVELS, "paper_d_min": "mep_spf"},
 }
 """Names that were in `hso_jax` itself, and their modules."""
 
-REMOVED = {"Measured": "bridge.tune_score(function, noise, nfe, budget=...)"}
-"""Public names of earlier versions, and what does their work now."""
+NO_PROFILE = (
+    "was removed in 0.3.0, because searches with a profile were worse on networks that it was not chosen on: choose by "
+    "measuring, bridge.choose(pipe, nfe) or bridge.optimize_pipeline(pipe, nfe, prompts=[...]), or use bridge.tune"
+)
+REMOVED = {
+    "hso_jax.Measured": "is removed; use bridge.tune_score(function, noise, nfe, budget=...)",
+    "bridge.SamplingFitness": "is removed; use bridge.tune(pipe, nfe), or bridge.tune_score for a number of your own",
+    **dict.fromkeys(("hso_jax.Profile", "hso_jax.profile", "hso_jax.profile_of", "bridge.profile"), NO_PROFILE),
+}
+"""Public names of earlier versions, and what to know of each."""
+
+
+def check_removed(name: str, error: type[Exception] = AttributeError) -> None:
+    """Raises the error for a full name that is in `REMOVED`."""
+    if name in REMOVED:
+        raise error(f"{name} {REMOVED[name]}")
 
 
 def public(name: str) -> Any:
-    """What `hso_jax.name` was in an earlier version, with a warning; None for what was never there."""
+    """What `hso_jax.name` was in an earlier version, with a warning; None for what was never there.
+
+    Raises AttributeError for what was removed.
+    """
+    check_removed(f"hso_jax.{name}")
     if name in MOVED:
         return importlib.import_module(f"hso_jax.{name}")
     if name in NAMES:
         told = f"hso_jax.{name} is now hso_jax.{NAMES[name]}.{name}"
         warnings.warn(told, DeprecationWarning, stacklevel=3)
         return getattr(importlib.import_module(f"hso_jax.{NAMES[name]}"), name)
-    if name in REMOVED:
-        warnings.warn(f"hso_jax.{name} is removed; use {REMOVED[name]}", FutureWarning, stacklevel=3)
     return None
 
 
@@ -73,10 +89,11 @@ class _Moved(ModuleType):
 
 
 class _Finder:
-    """Python's protocol of finders and loaders."""
+    """Python's protocol of finders and loaders; `from hso_jax import name` asks it for what the package has not."""
 
     @staticmethod
     def find_spec(name: str, path: object = None, target: object = None) -> ModuleSpec | None:
+        check_removed(name, ImportError)
         known = name.startswith("hso_jax.") and name.removeprefix("hso_jax.") in MOVED
         return ModuleSpec(name, _Finder, is_package=True) if known else None  # type: ignore[arg-type]
 

@@ -17,8 +17,8 @@ from typing import Any, TypeVar
 
 Read = TypeVar("Read")
 
-FORMAT, PROFILE_FORMAT = "hso-jax/schedules", "hso-jax/profile"
-"""The format fields of a schedule file and of a model's profile."""
+FORMAT = "hso-jax/schedules"
+"""The format field of a schedule file."""
 MARK = "hso-jax"
 """The maker of a picture: PNG's text chunk "Software", the creator in an SVG's or PDF's metadata."""
 
@@ -117,7 +117,7 @@ def figure_kind(path: Path, stream: bool = False) -> str:
 def check_writable(path: Path, kind: str, force: bool, apart_from: Sequence[Path | None] = ()) -> None:
     """Check before any work that `path` can be written, and that no file of the user's would be lost (ValueError).
 
-    A file that is there must be one that hso-jax wrote as this `kind` ("schedules", "profile" or "picture"), or empty,
+    A file that is there must be one that hso-jax wrote as this `kind` ("schedules" or "picture"), or empty,
     unless `force`, and none of `apart_from`, which are read or written too. Links are followed.
     """
     if (number := _descriptor(path)) is not None:
@@ -144,7 +144,7 @@ def check_writable(path: Path, kind: str, force: bool, apart_from: Sequence[Path
 
 
 def kind_of(path: Path) -> str | None:
-    """What a regular file is: "schedules", "profile" or "picture" of hso-jax, "empty", or None for anything else."""
+    """What a regular file is: "schedules" or "picture" of hso-jax, "empty", or None for anything else."""
     size = path.stat().st_size
     if size == 0 or size > _MAX_BYTES:
         return None if size else "empty"
@@ -156,7 +156,7 @@ def kind_of(path: Path) -> str | None:
     except (ValueError, RecursionError):
         return None
     found = document.get("format") if isinstance(document, dict) else None
-    return {FORMAT: "schedules", PROFILE_FORMAT: "profile"}.get(found) if isinstance(found, str) else None
+    return "schedules" if found == FORMAT else None
 
 
 def write_whole(path: str | os.PathLike[str], content: bytes) -> None:

@@ -26,7 +26,6 @@ from hso_jax.lower.trust_region import NOT_FINITE, RESULTS
 from hso_jax.noise import NoiseSchedule, check_noise, lam_of_s, s_of_lam
 from hso_jax.problems.bank import Problems, collect
 from hso_jax.problems.model_error import ModelError, check_model_error
-from hso_jax.profile import Profile
 from hso_jax.schedule import Origin, Schedule, Scores, versions
 from hso_jax.solver_error_levels import Coefficients, Found, Refinement
 from hso_jax.solvers.weights import grid
@@ -200,8 +199,6 @@ class SolverError:
         compare: names of solvers whose error on the nodes is told in `others_same_nodes`.
         coefficients: how the coefficients of "nonstationary" are searched; the defaults if None.
         problems: a stacked Problem or Product, or a sequence of problems of both kinds; the family of 36 by default.
-        profile: what was measured of the model (`bridge.profile`, `profile_of`): its problems in place of the default
-            family, and its network's error unless `model_error` says otherwise.
         model_error: what a network adds to the exact denoiser; by default of size `problems.ETA` for what the model
             predicts.
         detail: a direction's squared error weighs its `variance^-detail`: 0 is the plain error, 1 all details alike; by
@@ -220,7 +217,6 @@ class SolverError:
     compare: tuple[str, ...] = COMPARED
     coefficients: Coefficients | None = None
     problems: Problems | None = None
-    profile: Profile | None = None
     model_error: ModelError | None = None
     detail: float | None = None
     power: float = POWER
@@ -240,10 +236,9 @@ class SolverError:
             whole(f"refinement.{name}", value, 0 if name == "final_steps" else 1, 10**6)
         compare = tuple(solvers.canonical(name) for name in self.compare)
         detail, power = check_weights(self.detail, self.power, guidance)
-        problems, model_error = _of_profile(self, lane.noise)
-        model_error = check_model_error(model_error, lane.noise.prediction, lane.noise.noise_end)
-        if problems is not None:
-            collect(problems)
+        model_error = check_model_error(self.model_error, lane.noise.prediction, lane.noise.noise_end)
+        if self.problems is not None:
+            collect(self.problems)
         started, coefficients = self.start, None
         used: tuple[str, ...] = (solver,)
         if solver == solvers.NONSTATIONARY:
@@ -276,7 +271,7 @@ class SolverError:
             started = started.check(lane._replace(method=started)).method
         method = dataclasses.replace(
             self, solver=solver, guidance=guidance, start=started, compare=compare, coefficients=coefficients,
-            problems=problems, model_error=model_error, detail=detail, power=power,
+            model_error=model_error, detail=detail, power=power,
         )  # fmt: skip
         return lane._replace(method=method)
 
@@ -413,17 +408,3 @@ def _padded(starts: Sequence[Schedule], arrays: levels.LaneArrays) -> np.ndarray
     count = arrays.starts.shape[-1]
     rows = [np.pad(s_of_lam(s.lams), (0, count - len(s.lams)), mode="edge") for s in starts]
     return np.stack(rows)[:, None].astype(arrays.top.dtype)
-
-
-def _of_profile(method: SolverError, noise: NoiseSchedule) -> tuple[Problems | None, ModelError | None]:
-    """The problems and the error that a method's profile stands for; those of the method without one."""
-    profile = method.profile
-    if profile is None:
-        return method.problems, method.model_error
-    if not isinstance(profile, Profile):
-        raise ValueError(f"profile is {brief(profile)}; need a Profile: profile_of(latents), Profile.load(path)")
-    profile.check_noise(noise)
-    problems = profile.problems()  # the same object for an equal profile: lanes are grouped by it
-    if method.problems is not None and method.problems is not problems:
-        raise ValueError("problems and profile are both given; a profile has problems of its own: leave one out")
-    return problems, profile.model_error() if method.model_error is None else method.model_error

@@ -340,7 +340,9 @@ def test_pure_noise_is_null_in_json(run: Run, asked: list[Any]) -> None:
         ("search --method zoo", "use hso-jax zoo"),
         ("search --method hsoo", "--method is 'hsoo'; did you mean hso?"),
         ("search --solver unipc", "--solver: --method hso does not use it; use --method solver-error"),
-        ("search --guidance 1 --profile x", "--guidance, --profile: --method hso does not use it"),
+        ("search --guidance 1 --solver ddim", "--solver, --guidance: --method hso does not use it"),
+        ("search --profile x", "'--profile' is no option of `hso-jax search`"),
+        ("profile --pipeline x -o y", "`hso-jax profile` was removed in 0.3.0, because"),
         ("search --method hso-dm-nonuni --solver ddim", "--method hso-dm-nonuni does not use it"),
         *(
             (f"{SOLVER_ERROR} {options}", f"{options.split()[0]}: --method solver-error does not use it")
@@ -391,7 +393,7 @@ def test_the_version_is_told(run: Run) -> None:
 
 
 def test_every_command_has_help_with_examples(run: Run) -> None:
-    for command in ("search", "compare", "recommend", "zoo", "show", "plot", "apply", "sample", "profile", "tune"):
+    for command in ("search", "compare", "recommend", "zoo", "show", "plot", "apply", "sample", "tune"):
         printed = run(f"{command} --help").out
         examples = [line for line in printed.splitlines() if line.startswith(f"  hso-jax {command}")]
         assert examples and shlex.split(examples[0])[1] == command

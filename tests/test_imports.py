@@ -36,7 +36,7 @@ def test_importing_brings_no_torch_and_starts_nothing() -> None:
 
 def test_the_public_names_are_there_and_documented() -> None:
     """Importing `hso_jax.x` sets the attribute x of the package: no module may stand in a function's place."""
-    names = "Effort Hso Lane NoiseSchedule Profile Recommendation Schedule SolverError baseline compare from_config"
+    names = "Effort Hso Lane NoiseSchedule Recommendation Schedule SolverError baseline compare from_config"
     names += " lanes load mep plot preset recommend refine save search search_many solver_error spf zoo"
     modules = {"noise", "problems", "schedule_file", "solvers"}
     assert sorted(names.split()) == sorted(set(hso_jax.__all__) - modules - {"__version__"})

@@ -7,7 +7,7 @@ import importlib
 import pytest
 
 import hso_jax
-from hso_jax._moved import MOVED
+from hso_jax._moved import MOVED, NO_PROFILE, REMOVED
 from hso_jax._moved import NAMES as MOVED_NAMES
 
 WERE = """
@@ -46,3 +46,19 @@ def test_an_old_top_level_name_warns(name: str) -> None:
     with pytest.warns(DeprecationWarning, match=f"hso_jax.{name} is now hso_jax.{MOVED_NAMES[name]}.{name}"):
         found = getattr(hso_jax, name)
     assert found is getattr(importlib.import_module(f"hso_jax.{MOVED_NAMES[name]}"), name)
+
+
+@pytest.mark.parametrize("name", [name for name in REMOVED if name.startswith("hso_jax.")])
+def test_a_removed_name_says_what_to_use(name: str) -> None:
+    last = name.removeprefix("hso_jax.")
+    with pytest.raises(AttributeError, match=f"{name} (is|was) removed.* use bridge.tune"):
+        getattr(hso_jax, last)
+    for statement in (f"from hso_jax import {last}", f"import {name}", f"from {name} import anything"):
+        with pytest.raises(ImportError, match=f"{name} (is|was) removed.* use bridge.tune"):
+            exec(statement)
+
+
+def test_a_removed_profile_says_why() -> None:
+    for part in ("removed in 0.3.0", "because ", "bridge.choose(", "prompts=[...]", "bridge.tune"):
+        assert part in NO_PROFILE
+    assert not hasattr(hso_jax, "Profile") and not hasattr(hso_jax, "profile")

@@ -42,6 +42,15 @@ def waves(numbers: tuple[float, float], coefficients: Any = None) -> Waves:
     return Waves(jnp.asarray(frequencies), jnp.asarray(numbers[0] * values), jnp.asarray(numbers[1]))
 
 
+@pytest.mark.parametrize(("weight", "branches"), [(1.0, 1.0), (0.0, 1.0), (3.0, 2.2), (7.5, 10.75)])
+def test_size_under_guidance_is_that_of_branches_alike_by_nine_tenths(weight: float, branches: float) -> None:
+    """The guided prediction errs as w and 1 - w times the errors: w^2 + (1 - w)^2 + 1.8 w (1 - w) of one's variance."""
+    plain = ModelError(eta=0.04).size("flow_prediction", -7.0)
+    assert plain == pytest.approx(0.04, rel=1e-5)
+    guided_size = ModelError(eta=0.04).size("flow_prediction", -7.0, weight)
+    assert guided_size == pytest.approx(plain * math.sqrt(branches), rel=1e-9)
+
+
 def test_size_follows_from_what_is_predicted() -> None:
     """x_0 from a prediction that is off by delta is off by this factor times delta."""
     alpha, sigma = alpha_sigma(LAMS, "vp")

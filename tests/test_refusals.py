@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from problems import SD
 
-from hso_jax import Effort, Hso, Profile, Schedule, SolverError, baseline, lanes, solver_error
+from hso_jax import Effort, Hso, Schedule, SolverError, baseline, lanes, solver_error
 from hso_jax import search as find
 from hso_jax import zoo as from_zoo
 from hso_jax.checks import brief, check_nfe, check_seed, flag, number, numbers, whole
@@ -21,7 +21,6 @@ from hso_jax.hso import Box
 from hso_jax.mep_spf import paper_d_min
 from hso_jax.noise import beta_table, ve
 from hso_jax.problems import ModelError, generic, mixture, stack_problems
-from hso_jax.profile import profile_of
 from hso_jax.schedule import Origin, Scores
 from hso_jax.solver_error_levels import Refinement
 
@@ -29,7 +28,6 @@ WRONG: list[Any] = [math.nan, 10**400, object(), "2"]
 """What hardly any argument may be: a number that is none or beyond all floats, no number, a text."""
 NO_NUMBERS: list[Any] = [*WRONG, True, math.inf, -math.inf, [1.0, 2.0], {}, 1j, np.array(["a"])]
 PROBLEM = stack_problems([mixture([1, 1], [[0.0, 1.0], [1.0, 0.0]], [1.0, 1.0])])
-SAMPLES = np.random.default_rng(0).normal(size=(40, 3))
 NODES = Schedule.from_t(SD, [1.0, 0.5])
 
 USUAL: dict[str, tuple[Callable[..., Any], dict[str, Any]]] = {
@@ -55,12 +53,6 @@ USUAL: dict[str, tuple[Callable[..., Any], dict[str, Any]]] = {
         lambda **options: generic(jax.random.key(0), **options),
         {"dimension": 2, "components": 2, "spectrum": 1.0, "within": 0.3, "scale": 1.0, "members": 1, "apart": 1.5},
     ),
-    "profile_of": (profile_of, {"latents": SAMPLES, "noise": SD}),
-    "Profile": (
-        Profile,
-        {"deviations": [2.0, 1.0], "total": 6.0, "dimension": 3, "eta": 0.1, "lams": [-1.0], "etas": [0.1]}
-        | {"ends": (-1.0, 1.0), "guidance": 1.0, "measured": {}, "prediction": "epsilon"},
-    ),
     "paper_d_min": (paper_d_min, {"nfe": 4}),
     "error_data": (
         error_data,
@@ -82,10 +74,6 @@ USUAL: dict[str, tuple[Callable[..., Any], dict[str, Any]]] = {
         lambda **options: lanes([SD], [4], method=SolverError(**options)),
         {"solver": "ddim", "guidance": 1.0, "first": "end", "family": "mep", "problems": PROBLEM}
         | {"detail": 0.0, "power": 1.0, "model_error": ModelError()},
-    ),
-    "solver-error of a profile": (
-        lambda **options: lanes([SD], [4], method=SolverError(**options)),
-        {"profile": Profile((2.0, 1.0), 6.0, 3)},
     ),
     "search": (find, {"noise": SD, "nfe": 4, "layout": "node", "method": "hso", "seed": 0, "effort": Effort()}),
     "beta_table": (beta_table, {"rule": "linear", "beta_start": 0.1, "beta_end": 0.2, "num_train_timesteps": 10}),

@@ -99,6 +99,16 @@ def test_methods_of_older_files_have_today_s_name(old: str) -> None:
     assert same(s, dataclasses.replace(FULL, origin=dataclasses.replace(FULL.origin, method=s.method)))
 
 
+def test_a_schedule_that_a_profile_went_into_is_read() -> None:
+    """Profiles were removed in 0.3.0; 0.2.0 tuned from one, and benchmarks named a method after it."""
+    file = to_document(FULL)
+    told = {"method": "solver-error-profile", "tuned": {"start": "profile", "samples": 8}}
+    file["schedules"][0] |= told
+    (s,) = from_document(json.loads(json.dumps(file)))
+    assert s.method == "solver-error-profile" and s.origin.tuned == told["tuned"]
+    assert same(s, dataclasses.replace(FULL, origin=dataclasses.replace(FULL.origin, **told)))
+
+
 def document(**fields: Any) -> str:
     return json.dumps({"format": "hso-jax/schedules", "version": 1, "schedules": [], **fields})
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from benchmarks import measure, runner
 from benchmarks.compared import COMPARED, SOLVERS
-from benchmarks.methods import FREE_PROFILED, OWN_SOLVER, PROFILED, RULES, prepare
+from benchmarks.methods import OWN_SOLVER, RULES, prepare
 from benchmarks.runner import ANY, Cell, Record, check_names, rounded
 from benchmarks.targets import Networks
 from hso_jax.error import Chunks, error_data, in_chunks
@@ -23,7 +23,7 @@ SHIPPED = ("recommend", "zoo")
 DEFAULT = (*SHIPPED, *RULES)
 """What is measured if nothing else is asked for; the searches are named to be measured."""
 
-KNOWN = (*DEFAULT, *SEARCHED, FREE, PROFILED, FREE_PROFILED)
+KNOWN = (*DEFAULT, *SEARCHED, FREE)
 BUDGETS = (4, 5, 6, 8, 10)
 IMAGES = 64
 

@@ -8,8 +8,8 @@ from pathlib import Path
 
 from benchmarks.compared import SOLVERS
 from benchmarks.heldout import gains
-from benchmarks.heldout.measure import FREE, SEARCHED
-from benchmarks.methods import FREE_PROFILED, PROFILED, RULES
+from benchmarks.heldout.measure import FREE, KNOWN, SEARCHED
+from benchmarks.methods import RULES
 from benchmarks.plots import gain_figure, save
 from benchmarks.runner import Record, Records, main_group
 from benchmarks.tables import Ratio, geometric_mean, markdown, means, number, outcomes, versus, with_all
@@ -44,10 +44,8 @@ RMSE divided by the best rule's.
 """
 
 FREE_HOW = """\
-Nodes and coefficients searched together (`SolverError("nonstationary")`), without and with a profile of the network:
-RMSE over that of the best of *all* known solvers here with all schedules (rules, `hso` and `solver-error`, without a
-profile). The profile is of 96 trajectories of 32 evaluations of other noise. How problems are made of it was chosen on
-the five networks of this table, see [profile.md](../profile.md).
+Nodes and coefficients searched together (`SolverError("nonstationary")`): RMSE over that of the best of *all* known
+solvers here with all schedules (rules, `hso` and `solver-error`).
 """
 
 TODAY = "Searched nodes and coefficients against Euler with `trailing`: RMSE over RMSE.\n"
@@ -79,7 +77,7 @@ def known_by_prediction(found: Sequence[Record]) -> Cells:
 
 
 def free_ratios(found: Sequence[Record], method: str) -> Cells:
-    """A method's RMSE over that of the best known solver with any schedule, without a profile."""
+    """A method's RMSE over that of the best known solver with any schedule."""
     return over(least(found, (method,)), least(found, (*RULES, *SEARCHED)))
 
 
@@ -163,7 +161,8 @@ def networks(found: Records) -> str:
 
 
 def compared(cells: Sequence[Record]) -> list[Record]:
-    """Keep the main group of each network: only samples of the same noise are compared."""
+    """Keep the main group of each network, where only samples of the same noise are compared; no removed methods."""
+    cells = [r for r in cells if r.method in KNOWN]
     names = dict.fromkeys(r.model for r in cells)
     return [r for name in names for r in main_group([r for r in cells if r.model == name])]
 
@@ -175,18 +174,17 @@ def report(found: Records, name: str) -> str:
     kept = compared(found.cells)
     plain = [r for r in kept if r.guidance == 1.0]
     rules = ", ".join(f"`{m}`" for m in RULES if any(r.method == m for r in kept))
-    free = {k: x for k, m in (("without", FREE), ("with", FREE_PROFILED)) if (x := free_ratios(plain, m))}
+    free = free_ratios(plain, FREE)
     parts = [HOW.format(records=name, rules=rules), taken(plain), gains.section(kept)]
     for weight in sorted({r.guidance for r in kept} - {1.0}):
         parts.append(
             taken([r for r in kept if r.guidance == weight]).replace("is taken", f"is taken, guidance {weight:g}")
         )
-    for heading, methods in (("Searched nodes", SEARCHED[::-1]), ("With a profile", (PROFILED,))):
-        if searched := [m for m in methods if any(r.method == m for r in plain)]:
-            parts += [f"## {heading}\n\n{AGAINST if methods != (PROFILED,) else ''}", summary(plain, searched)]
+    if searched := [m for m in SEARCHED[::-1] if any(r.method == m for r in plain)]:
+        parts += [f"## Searched nodes\n\n{AGAINST}", summary(plain, searched)]
     if free:
         today = by_nfe({"": today_ratios(plain)})
-        parts += [f"## Coefficients of its own\n\n{FREE_HOW}\n{by_nfe(free, 'profile')}", TODAY, today]
+        parts += [f"## Coefficients of its own\n\n{FREE_HOW}\n{by_nfe({'': free})}", TODAY, today]
     parts += ["## The networks\n", networks(Records(kept, found.setups))]
     return "\n".join(part for part in parts if part)
 

@@ -22,7 +22,7 @@ from benchmarks.methods import autodiffusion
 from benchmarks.runner import ANY, Inapplicable, noise_of, rounded
 from benchmarks.targets import OWN_SEEDS, Target
 from bridge import tune_denoiser
-from hso_jax import Hso, Profile, Schedule, SolverError, baseline, search
+from hso_jax import Hso, Schedule, SolverError, baseline, search
 from hso_jax import recommend as library_recommend
 from hso_jax import zoo as library_zoo
 from hso_jax.baselines import BASELINES, flow_time, inapplicable
@@ -131,17 +131,15 @@ def of_other(method: str) -> Method:
     return take
 
 
-def solver_error(solver: str | None = None, *, profiled: bool = False, **options: Any) -> Method:
+def solver_error(solver: str | None = None, **options: Any) -> Method:
     """Search by the solver's error on the reference problems, at the target's guidance (docs/solver-error.md).
 
     What is searched for no solver of the cell's is kept: the columns of all solvers share it.
     """
 
     def take(r: Request) -> Made:
-        profile = _profile(r.target, r.seed) if profiled else None
-        how = SolverError(solver or r.solver, r.target.guidance, profile=profile, **options)
-        named = solver, repr(options), profiled and r.target.name
-        key = r.target.noise.fingerprint(), r.nfe, r.target.guidance, r.seed, *named
+        how = SolverError(solver or r.solver, r.target.guidance, **options)
+        key = r.target.noise.fingerprint(), r.nfe, r.target.guidance, r.seed, solver, repr(options)
         if solver is None or key not in _KEPT:
             _KEPT[key] = search(r.target.noise, r.nfe, method=how, seed=r.seed)
         return Made(_KEPT[key])
@@ -150,14 +148,6 @@ def solver_error(solver: str | None = None, *, profiled: bool = False, **options
 
 
 _KEPT: dict[tuple[Any, ...], Schedule] = {}
-_PROFILES: dict[tuple[str, float, int], Profile] = {}
-
-
-def _profile(one: Target, seed: int) -> Profile:
-    key = one.name, one.guidance, seed
-    if key not in _PROFILES:
-        _PROFILES[key] = one.profile(seed)
-    return _PROFILES[key]
 
 
 def zoo(request: Request) -> Made:
@@ -223,7 +213,7 @@ TUNED: Mapping[str, Method] = {
 """What looks at the model, for a solver of its own."""
 
 RULES = (*BASELINES, *SHIFTS)
-FREE_FIRST, PROFILED, FREE_PROFILED = "solver-error-free", "solver-error-profile", "nonstationary-profile"
+FREE_FIRST = "solver-error-free"
 
 _ALONE: dict[str, Any] = {"compare": ()}  # nothing of other solvers is told
 
@@ -236,8 +226,6 @@ METHODS: Mapping[str, Method] = {
     NONSTATIONARY: solver_error(NONSTATIONARY),
     "zoo": zoo,
     "recommend": recommend,
-    PROFILED: solver_error(profiled=True, **_ALONE),
-    FREE_PROFILED: solver_error(NONSTATIONARY, profiled=True),
     "gits": tuned(by="gits"),
     "autodiffusion": by_autodiffusion,
     "direct": tuned(by="gradients", budget=None),  # all nodes on the model itself: the limit
@@ -258,7 +246,7 @@ ABLATIONS = (
     *(f"detail-{x:g}" for x in DETAILS[1:]),
 )
 
-OWN_SOLVER = (NONSTATIONARY, FREE_PROFILED, "recommend", "zoo-end", *TUNED)
+OWN_SOLVER = (NONSTATIONARY, "recommend", "zoo-end", *TUNED)
 """Methods whose schedule is for a solver of its own, whatever the cell's is."""
 
 

@@ -66,7 +66,7 @@ def multiple(seconds: tuple[float, float], unit: tuple[float, float]) -> str:
 
 
 def one_call(trees: list[Path]) -> list[list[str]]:
-    """Measure the main job, the command and a profile's searches; a row each, a column a checkout."""
+    """Measure the main job and the command; a row each, a column a checkout."""
     jobs = [called(tree, "main_job") for tree in trees]
     starts = []
     for tree in trees:
@@ -77,7 +77,6 @@ def one_call(trees: list[Path]) -> list[list[str]]:
         starts.append((jax_alone, cold, cached))
     recommended = [process(tree, "-m", "hso_jax", "recommend", "--model", "sdxl", "--nfe", "6") for tree in trees]
     imported = [process(tree, "-c", "import hso_jax") for tree in trees]
-    profiles = [called(tree, "profiled") for tree in trees]
     middle = [tuple(statistics.median(column) for column in zip(*job["warm"], strict=True)) for job in jobs]
     return [
         ["devices, dtype", *(f"{', '.join(job['devices'])}, {job['dtype']}" for job in jobs)],
@@ -90,8 +89,6 @@ def one_call(trees: list[Path]) -> list[list[str]]:
         ["as a multiple of JAX alone", *(multiple(cached, alone) for alone, _, cached in starts)],
         ["`hso-jax recommend --model sdxl --nfe 6`, a whole process", *map(shown, recommended)],
         ["`import hso_jax`, a whole process", *map(shown, imported)],
-        ["three searches by the solver's error, of a profile: first call", *(shown(x["first"]) for x in profiles)],
-        ["the same again", *(shown(x["warm"]) for x in profiles)],
     ]
 
 

@@ -52,17 +52,6 @@ def many_lanes(count: int, nfe_max: int) -> dict[str, Any]:
     return {"first": first, "warm": warm, "peak_gib": peak(), "not_converged": bad}
 
 
-def profiled() -> dict[str, Any]:
-    """Search three lanes with a profile, by the solver's error, twice in this process."""
-    from hso_jax import SolverError, lanes, preset, search_many
-    from hso_jax.profile import Profile
-
-    how = SolverError(profile=Profile((2.0, 1.5, 1.0), 9.0, 4))
-    many = lanes([preset("sd15")], (4, 5, 6), method=how)
-    first, warm = (seconds_of(lambda: search_many(many)) for _ in range(2))
-    return {"first": first, "warm": warm}
-
-
 def peak() -> float:
     """Return the largest memory of this process so far, in GiB."""
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20

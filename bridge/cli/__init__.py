@@ -1,1 +1,1 @@
-"""What `hso-jax apply`, `sample`, `profile` and `tune` do."""
+"""What `hso-jax apply`, `sample`, `recommend --pipeline` and `tune` do."""

@@ -1,4 +1,4 @@
-"""The work of `hso-jax apply`, `sample`, `profile`, `recommend --pipeline` and `tune`.
+"""The work of `hso-jax apply`, `sample`, `recommend --pipeline` and `tune`.
 
 Each is an entry point of the group `hso_jax.commands`: it takes the parsed arguments, returns the exit code, and raises
 ValueError or OSError for bad input before it writes anything.
@@ -22,7 +22,6 @@ import diffusers
 
 from bridge.at_hand import distillation_of
 from bridge.cli import pictures
-from bridge.profile import profile as measure
 from bridge.recommending import recommend as recommended_for
 from bridge.schedulers.install import check_class, replace_scheduler, with_schedule
 from bridge.schedulers.rows import check_supported
@@ -34,7 +33,6 @@ from hso_jax import files, schedule_file
 from hso_jax.checks import printable
 from hso_jax.cli import common
 from hso_jax.cli.show import number, print_table
-from hso_jax.profile import Profile
 from hso_jax.schedule import Schedule
 
 BACKUP_SUFFIX = ".before-hso"
@@ -80,34 +78,6 @@ def sample(args: argparse.Namespace) -> int:
     files.write_all([(args.output, picture)], args.written)
     if not files.is_stream(args.output):
         common.say(f"wrote {printable(args.output)}")
-    return 0
-
-
-def profile(args: argparse.Namespace) -> int:
-    """Measure a pipeline and write its profile; an interrupted one leaves no file."""
-    files.check_writable(args.output, "profile", args.force, [args.prompts])
-    folder = pipeline_folder(args.pipeline)
-    call = pictures.read_options(args.option, "--prompts, --steps or --seed")
-    pipe = pictures.load(folder, args.device, args.dtype)
-    replace_scheduler(pipe, plain(pipe.scheduler, args.scheduler))
-    prompts = read_prompts(args.prompts, pipe)
-    with _shown("measuring the pipeline") as show:
-        found = measure(
-            pipe, prompts=prompts, guidance=args.guidance, budget=args.budget, steps=args.steps, seed=args.seed,
-            batch=args.batch, progress=show, **call,
-        )  # fmt: skip
-    files.write_all([(args.output, found.to_json().encode())], args.written)
-    if not files.is_stream(args.output):
-        error = "too small to measure at the noise end" if found.eta is None else f"eta {found.eta:.3g}"
-        leading = ", ".join(f"{s:.3g}" for s in found.deviations[:3])
-        common.say(
-            f"{found.measured['samples']} samples of {found.dimension} values, {found.measured['evaluations']} "
-            f"evaluations: leading standard deviations {leading}; network error: {error}"
-        )
-        common.say(
-            f"wrote {printable(args.output)}; to use it: hso-jax search --method solver-error "
-            f"--profile {printable(args.output)}"
-        )
     return 0
 
 
@@ -173,10 +143,9 @@ def tune(args: argparse.Namespace) -> int:
     if files.is_stream(output):
         raise ValueError(f"output is {output}; name a file, because it is replaced at each better schedule")
     checkpoint = output.with_name(f"{output.name}.checkpoint")
-    files.check_writable(output, "schedules", args.force, [args.prompts, args.profile, checkpoint, *(args.image or [])])
+    files.check_writable(output, "schedules", args.force, [args.prompts, checkpoint, *(args.image or [])])
     folder = pipeline_folder(args.pipeline)
     call = pictures.read_options(args.option, "--prompts, --nfe or --seed")
-    profile = None if args.profile is None else Profile.load(args.profile)
     if args.image:
         if "image" in call:
             raise ValueError("--option image: use --image instead")
@@ -194,7 +163,7 @@ def tune(args: argparse.Namespace) -> int:
     with _shown("tuning") as show:
         found = tuned(
             pipe, args.nfe, prompts=prompts, guidance=args.guidance, solver=args.solver, budget=args.budget,
-            teacher_steps=args.teacher_steps, samples=args.samples, batch=args.batch, profile=profile, seed=args.seed,
+            teacher_steps=args.teacher_steps, samples=args.samples, batch=args.batch, seed=args.seed,
             checkpoint=checkpoint, progress=show, improved=write, **call,
         )  # fmt: skip
     write(found.schedule)

@@ -25,7 +25,6 @@ from hso_jax.error import Chunks, denoiser, error_data, in_chunks
 from hso_jax.lower import quasi_newton
 from hso_jax.lower.quasi_newton import Range
 from hso_jax.noise import NoiseSchedule
-from hso_jax.profile import Profile
 
 Seen = Callable[[np.ndarray, float], bool]
 """Called with each better point and its value; True ends the search."""
@@ -165,19 +164,14 @@ def comparisons(judge: Judge, z: np.ndarray, curvature: np.ndarray, rows: Sequen
         return
 
 
-def reference_curvature(
-    coordinates: Coordinates, z: np.ndarray, guidance: float, profile: Profile | None = None
-) -> np.ndarray:
+def reference_curvature(coordinates: Coordinates, z: np.ndarray, guidance: float) -> np.ndarray:
     """[M, M] Gauss-Newton matrix of the logarithm of the root-mean-square error at a point.
 
     The mean over problems of J^T J / |r|^2, r the residuals of their samples: what a step does to the samples in
     units of their error.
     """
     noise = coordinates.noise
-    problems, error = (None, None) if profile is None else (profile.problems(), profile.model_error())
-    data = in_chunks(
-        error_data(noise.noise_end, guidance, prediction=noise.prediction, problems=problems, model_error=error), SIZE
-    )
+    data = in_chunks(error_data(noise.noise_end, guidance, prediction=noise.prediction), SIZE)
 
     def at(point: np.ndarray) -> np.ndarray:
         return np.asarray(_residuals(jnp.asarray(point), data, *coordinates.rest()), np.float64)

@@ -26,7 +26,6 @@ from hso_jax.checks import brief, check_guidance, check_nfe, choice, count, numb
 from hso_jax.compiling import under_jax_defaults
 from hso_jax.lane import Lane
 from hso_jax.noise import NoiseSchedule, check_noise
-from hso_jax.profile import Profile
 from hso_jax.schedule import Origin, Schedule
 from hso_jax.searches import search as search_without_model
 from hso_jax.shipped.zoo import shipped_guidance
@@ -65,7 +64,6 @@ class TuneOptions(TypedDict, total=False):
     samples: int | None
     by: str
     start: Schedule | None
-    profile: Profile | None
     detail: float
     error: Error | None
     checkpoint: str | os.PathLike[str] | None
@@ -84,7 +82,6 @@ class Options(NamedTuple):
     batch: int = 1
     by: str = "auto"
     start: Schedule | None = None
-    profile: Profile | None = None
     detail: float = 0.0
     error: Error | None = None
     seed: int = 0
@@ -151,7 +148,6 @@ def tune(
     batch: int = 8,
     by: str = "auto",
     start: Schedule | None = None,
-    profile: Profile | None = None,
     detail: float = 0.0,
     error: Error | None = None,
     seed: int = 0,
@@ -185,7 +181,6 @@ def tune(
             any, else "comparisons".
         start: a schedule to begin with; by default the best candidates of `choose` on the samples to tune on, one
             after another while the budget lasts.
-        profile: of the model: a search with it is one candidate more, and its problems give the curvature.
         detail: the error of a spatial frequency weighs its variance^-detail; 0 is the plain error of the latents.
         error: (samples, converged samples) -> a number, the smaller the better, in place of the root-mean-square
             error; called with at most `batch` samples, and its values are averaged. A function of images needs
@@ -207,7 +202,7 @@ def tune(
             that is too small; for a checkpoint of another call, or in use.
     """
     options = _checked(
-        Options(nfe, solver, budget, teacher_steps, samples, batch, by, start, profile, detail, error, seed, checkpoint,
+        Options(nfe, solver, budget, teacher_steps, samples, batch, by, start, detail, error, seed, checkpoint,
                 progress, improved)
     )  # fmt: skip
     texts = several(prompts, "prompts")
@@ -237,7 +232,7 @@ def tune_denoiser(
         condition: [n, ...] what the denoiser is given for each of the latents, such as their classes.
         guidance: w that the denoiser has; starts are chosen for it.
         batch: samples a call of the denoiser.
-        **options: solver, budget, teacher_steps, samples, by, start, profile, detail, error, checkpoint, progress and
+        **options: solver, budget, teacher_steps, samples, by, start, detail, error, checkpoint, progress and
             improved, as for `tune`.
 
     Raises:
@@ -332,8 +327,6 @@ def _checked(asked: Options, numbers: int = 10**6) -> Options:
     some, apart = options.samples, options.kept_apart
     _check_start(options.start, nfe)
     count("seed", options.seed, 0, 2**31 - 1 - some - apart)
-    if options.profile is not None and not isinstance(options.profile, Profile):
-        raise ValueError(f"profile is {options.profile!r}; need a Profile: bridge.profile(pipe), Profile.load(path)")
     if options.error is not None:
         if not callable(options.error):
             raise ValueError(f"error is {options.error!r}; need a function of (samples, converged samples)")
@@ -373,7 +366,7 @@ def drawn(prompts: int, options: Options) -> list[tuple[int, int]]:
 @under_jax_defaults
 def _run(model: Model, options: Options, facts: Mapping[str, Any], score: Score | None = None) -> Tuned:
     """Tune on a model, or by a score of schedules; `facts` go into the result's file. Raises as `tune`."""
-    part, start, profile = model.part, options.start, options.profile
+    part, start = model.part, options.start
     check_room(Lane(part.whole, options.nfe))
     steps, base = models.taken_steps(model, options.nfe), start_of(model.guidance)
     if start is not None and start.coefficients is None and start.solver in solvers.SOLVERS:
@@ -381,11 +374,9 @@ def _run(model: Model, options: Options, facts: Mapping[str, Any], score: Score 
     Coordinates.of(part.noise, steps, options.solver, base)  # refuses what cannot be
     if start is not None and start.noise != part.whole.fingerprint():
         raise ValueError(f"start is for {start.model}, the model's noise is {part.whole.name}'s")
-    if profile is not None:
-        profile.check_noise(part.whole)
     arguments = _arguments(options, model, facts)
     start = None if start is None else _named(part.cut(start), options.solver, base)
-    options = options._replace(start=start, profile=part.profile(profile))
+    options = options._replace(start=start)
 
     def tell(spent: int) -> None:
         if options.progress is not None:
@@ -466,8 +457,8 @@ class _Tuning:
         options, noise, solver = self._options, self._noise, self._options.solver
         known = None if solver == solvers.NONSTATIONARY else solver
         every = candidates(noise, self._steps, self._model.guidance, known)
-        if options.profile is not None or not shipped_guidance(noise):
-            how = SolverError(solver, self._model.guidance, compare=(), profile=options.profile)
+        if not shipped_guidance(noise):
+            how = SolverError(solver, self._model.guidance, compare=())
             found = search_without_model(noise, self._steps, method=how)
             every.insert(0, Candidate("search", _named(found, solver, self._base)))
         rows, budget = self._rows, int(RACE * (options.budget - self._judge.evaluations))
@@ -490,7 +481,7 @@ class _Tuning:
         judge = self._judge
         if not len(z):
             return by
-        curvature = search.reference_curvature(judge.coordinates, z, self._model.guidance, self._options.profile)
+        curvature = search.reference_curvature(judge.coordinates, z, self._model.guidance)
         if by == "gradients":
             try:
                 search.gradients(judge, z, curvature, self._rows, self._seen)
@@ -568,15 +559,14 @@ class _Tuning:
 
 def _arguments(options: Options, model: Model, facts: Mapping[str, Any]) -> dict[str, Any]:
     """What a checkpoint is compared by."""
-    start, profile, error = options.start, options.profile, options.error
+    start, error = options.start, options.error
     names = (
-        "solver", "budget", "teacher_steps", "samples", "kept_apart", "batch", "by", "start", "profile", "detail",
-        "error", "seed", "nfe",
+        "solver", "budget", "teacher_steps", "samples", "kept_apart", "batch", "by", "start", "detail", "error",
+        "seed", "nfe",
     )  # fmt: skip
     return {
         **{name: getattr(options, name) for name in names},
         "start": None if start is None else sha([start.t.tobytes().hex(), repr(start.coefficients)]),
-        "profile": None if profile is None else sha([profile.to_json()]),
         "error": None if error is None else getattr(error, "__qualname__", type(error).__qualname__),
         "noise": model.part.noise.fingerprint(),
         "guidance": model.guidance,

@@ -94,11 +94,6 @@ _TYPICAL = (
     _option("--seed", "seed of the noise", int, default=0),
     _option("--batch", "samples at once", int, default=8),
 )
-_MEASURED = (
-    _PIPELINE,
-    _option("--guidance", "guidance to sample with; default: the pipeline's", float),
-    *_TYPICAL,
-)
 _KEY_VALUE = "any other argument of the pipeline's call, such as height=512; VALUE in JSON; may be repeated"
 _DTYPES = ("float32", "float16", "bfloat16")
 _CALL = (
@@ -190,7 +185,6 @@ are recommended: the best for this solver, and the best of all solvers.
             "for --method solver-error",
             _option("--solver", f"{', '.join(solvers.EVERY)}, or another program's name; default {DEFAULT_SOLVER}"),
             _option("--guidance", "weight of classifier-free guidance; default 1, which is none", float),
-            _option("--profile", "file of measurements of the model, from `hso-jax profile`", Path),
             "output",
             _option("-o --output", "schedule file; default schedules-MODEL.json; - is stdout", Path),
             _option("--plot", "picture (.png, .svg, .pdf); default beside the schedule file", Path),
@@ -290,35 +284,19 @@ examples:
       --option guidance_scale=4
 """,
     ),
-    "profile": Command(
-        None,
-        "measure a local pipeline for searches: the spectrum of its samples and the error of its network",
-        (
-            *_MEASURED,
-            _option("--budget", "largest number of network evaluations", int, default=3000),
-            _option("--steps", "steps of a trajectory", int, default=32),
-            _SCHEDULER,
-            *_CALL,
-            *_written("profile", "replace a file that is no profile of hso-jax"),
-        ),
-        """\
-examples:
-  hso-jax profile --pipeline ./my-model --prompts prompts.txt -o profile.json
-  hso-jax search --model ./my-model --method solver-error --profile profile.json
-""",
-    ),
     "tune": Command(
         None,
         "tune nodes and coefficients on a local pipeline's own samples",
         (
             _option("--nfe --steps", "evaluations of the network", int, required=True),
-            *_MEASURED,
+            _PIPELINE,
+            _option("--guidance", "guidance to sample with; default: the pipeline's", float),
+            *_TYPICAL,
             _option("--budget", "largest number of network evaluations", int, default=5000),
             _option("--image", "to start from, one or one a prompt, with --option strength=0.6", Path, nargs="+"),
             _option("--solver", "nonstationary, or a known solver to tune the nodes of", default="nonstationary"),
             _option("--teacher-steps", "steps of the converged samples", int, default=48),
             _option("--samples", "samples to tune on; default: as the budget allows", int),
-            _option("--profile", "file of measurements of the model, from `hso-jax profile`", Path),
             *_CALL,
             *_written("schedule file, replaced at each better schedule", "replace a file that is no schedule file"),
         ),

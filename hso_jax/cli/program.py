@@ -14,6 +14,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
+from hso_jax._moved import NO_PROFILE
 from hso_jax._version import __version__
 from hso_jax.checks import nearest, printable
 from hso_jax.cli import commands
@@ -62,6 +63,8 @@ class _Parser(argparse.ArgumentParser):
             option, given, known = found.groups()
             names = [name.strip("'") for name in known.split(", ")]
             what = "command" if option in (None, _COMMAND) else option
+            if (what, given) == ("command", "profile"):
+                return f"`hso-jax profile` {NO_PROFILE}"
             return f"{what} is {given!r}" + (nearest(given, names) or f"; use one of {', '.join(names)}")
         if found := _VALUE.fullmatch(message):
             option, kind, given = found.groups()

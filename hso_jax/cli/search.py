@@ -18,7 +18,6 @@ from hso_jax.files import check_writable, figure_kind, is_stream, write_all
 from hso_jax.hso import Box, Hso
 from hso_jax.lane import Method
 from hso_jax.mep_spf import paper_d_min
-from hso_jax.profile import Profile
 from hso_jax.schedule import LAYOUTS, Schedule
 from hso_jax.searches import METHODS, lanes, not_searched, search_many
 from hso_jax.solver_error_method import SolverError
@@ -26,7 +25,7 @@ from hso_jax.solver_error_method import SolverError
 EXIT_NOT_CONVERGED = 1
 _OPTIONS = {
     "hso": ("p", "spacing", "spacing_as", "relax", *Box._fields),
-    "solver-error": ("solver", "guidance", "profile"),
+    "solver-error": ("solver", "guidance"),
 }
 
 
@@ -42,10 +41,10 @@ def search(args: argparse.Namespace) -> int:
     if picture is None and output is not None and not (args.no_plot or args.json or is_stream(output)):
         picture = output.with_suffix(".png")
     if output is not None:
-        check_writable(output, "schedules", args.force, [args.profile])
+        check_writable(output, "schedules", args.force)
     if picture is not None:
         figure_kind(picture)
-        check_writable(picture, "picture", args.force, [output, args.profile])
+        check_writable(picture, "picture", args.force, [output])
     layout = args.layout or ("node" if args.method == "solver-error" else "both")
     layouts, nfes = LAYOUTS if layout == "both" else (layout,), common.parse_nfe(args.nfe)
     many = [
@@ -93,8 +92,6 @@ def _method(args: argparse.Namespace, p: float) -> Method:
         raise ValueError(f"{', '.join(given)}: --method {args.method} does not use it; use --method {other}")
     options: dict[str, Any] = {name: getattr(args, name) for name in _OPTIONS[mine] if getattr(args, name) is not None}
     if mine == "solver-error":
-        if args.profile is not None:
-            options["profile"] = Profile.load(args.profile)
         return SolverError(**{"solver": DEFAULT_SOLVER, **options})
     box = Box(**{name: tuple(options.pop(name)) for name in Box._fields if name in options})
     if args.spacing is not None:

@@ -105,22 +105,6 @@ def predict(
     return mean + alpha * problem.variances * residual, residual
 
 
-@under_jax_defaults
-def shrunk(problem: Problem, deviation: float) -> Problem:
-    """The problem, or each of stacked ones, in a unit in which its leading standard deviation is at most `deviation`.
-
-    That is the data's along their first principal component.
-    """
-    weights, means = np.exp(np.asarray(problem.log_weights, np.float64)), np.asarray(problem.means, np.float64)
-    apart = means - weights[..., None, :] @ means
-    within = np.asarray(problem.variances, np.float64)[..., None] * np.eye(means.shape[-1])
-    covariance = np.swapaxes(weights[..., None] * apart, -1, -2) @ apart + within
-    factor = jnp.minimum(1.0, deviation / np.sqrt(np.linalg.eigvalsh(covariance)[..., -1]))
-    return problem._replace(
-        means=factor[..., None, None] * problem.means, variances=factor[..., None] ** 2 * problem.variances
-    )
-
-
 def _posterior(problem: Problem, x: Array, alpha: Array, total: Array, guidance: Array | float) -> Array:
     # [..., C] probabilities of the components given x, guided: they sum to 1, but may be negative.
     scaled = alpha * problem.means / total

@@ -1,4 +1,4 @@
-"""The error of a trained network: a smooth random function of the noise level, added to the exact denoiser; its size.
+"""The error of a trained network: a smooth random function of the noise level, added to the exact denoiser.
 
 What a network predicts is off by about the same everywhere; what that means for x_0 depends on what it predicts:
 
@@ -21,7 +21,7 @@ The paper's Theorem 1 (arXiv 2511.11688) carries the same term as the bound eta 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from statistics import NormalDist
 from typing import NamedTuple
 
@@ -33,7 +33,6 @@ from jax import Array
 from hso_jax.checks import brief, choice, number, whole
 from hso_jax.compiling import normal, random_key, uniform
 from hso_jax.noise import PREDICTIONS, alpha_sigma
-from hso_jax.problems.product import Spectrum
 
 ETA: Mapping[str, float] = {**dict.fromkeys(PREDICTIONS, 0.06), "epsilon": 0.04}
 """Default size of the error by prediction type, in units of what the network predicts (docs/solver-error.md says what
@@ -169,67 +168,6 @@ def over_sigma(waves: Waves, alpha: Array, sigma: Array) -> Array:
 def error(waves: Waves, alpha: Array, sigma: Array) -> Array:
     """[B, D] what is added to the exact denoiser."""
     return sigma * over_sigma(waves, alpha, sigma)
-
-
-# How large eta is, from a network's own predictions. At the noise end x says nothing of the data: an exact denoiser
-# predicts their mean, whatever x. Next to it the prediction is linear in x, and its variance follows from the spectrum
-# alone, sum_j s_j^4 alpha^2/(alpha^2 s_j^2 + sigma^2), to leading order in alpha for data of any shape (exactly for
-# Gaussian data). What a network's predictions vary by beyond that is (eta c(lam))^2 times the data's total variance.
-# Towards clean data the exact part soon is all there is, so the list of levels ends there.
-
-RESOLUTION = 0.02
-"""What an exact denoiser's variance may be taken for, at most."""
-
-
-class Eta(NamedTuple):
-    """Eta, the root of the mean square over the levels (None without any); the finite levels [n], rising; eta there."""
-
-    eta: float | None
-    lams: tuple[float, ...]
-    etas: tuple[float, ...]
-
-
-def measure_eta(
-    lams: Sequence[float],
-    variances: Sequence[float],
-    of: Spectrum,
-    total: float,
-    prediction: str,
-    guidance: float = 1.0,
-) -> Eta:
-    """Eta at each level from the noise end on, as far as the error stands out.
-
-    A level counts if the exact denoiser's variance, whatever the data's shape, could not pass for an eta above
-    `RESOLUTION`, or is at most half of the network's; the first that does neither ends the list. Where the noise end
-    itself knows much of the data there is none: Stable Diffusion's is lam = -2.7, and the leading standard deviations
-    of its latents are tens. Under guidance both branches are taken to err alike (`ALIKE`): eta is that of one.
-
-    Args:
-        lams: [n] half log-SNR, rising, from -inf on.
-        variances: [n] total variance of the (guided) data prediction over samples of the same prompt.
-        of: spectrum of the data of one prompt.
-        total: variance of the data of all prompts, eta's unit.
-        prediction: what the network predicts.
-        guidance: w.
-    """
-    found, branches = [], _branches(guidance, ALIKE)
-    for lam, variance in zip(lams, variances, strict=True):
-        exact, unit = exact_variance(of, lam), _c(lam, CAP[prediction] ** -2.0) ** 2 * branches * total
-        # Other data than Gaussian have terms of relative order |alpha x_0|^2/sigma^2; all of it is the data's variance.
-        most = min(exact * (1.0 + math.exp(2.0 * lam) * of.total), of.total)
-        if most > 0.5 * variance and most > RESOLUTION**2 * unit:
-            break
-        found.append((float(lam), math.sqrt(max(variance - exact, 0.0) / unit)))
-    eta = math.sqrt(sum(x * x for _, x in found) / len(found)) if found else None
-    finite = [(lam, x) for lam, x in found if lam > -math.inf]
-    return Eta(eta, tuple(lam for lam, _ in finite), tuple(x for _, x in finite))
-
-
-def exact_variance(of: Spectrum, lam: float) -> float:
-    """Total variance of an exact denoiser's prediction, for Gaussian data."""
-    alpha, sigma = (float(x) for x in alpha_sigma(np.float64(lam), "vp"))
-    squares = of.deviations**2
-    return float((of.counts * squares * (alpha**2 * squares / (alpha**2 * squares + sigma**2))).sum())
 
 
 def _branches(guidance: float, alike: float) -> float:

@@ -1,5 +1,6 @@
 """Networks from outside: a tiny folder of them, whose data are Gaussian, so that every sample is known exactly."""
 
+import dataclasses
 import io
 import math
 import zipfile
@@ -88,11 +89,15 @@ def test_rules_are_predicted_where_nothing_is_shipped(folder, tmp_path, monkeypa
     assert len(found) == 2
 
 
-def test_a_profile_is_measured_on_other_noise(folder):
-    one = targets.Networks(folder).target("gauss-eps")
-    profile = one.profile(0)
-    assert profile.deviations == pytest.approx((2.0, 0.5), rel=0.2) and profile.prediction == "epsilon"
-    assert not torch.isin(one.latents(targets.PROFILED, 2**31), one.latents(8, 0)).any()
+def test_records_of_a_removed_method_are_read_and_not_told(folder, tmp_path, monkeypatch):
+    monkeypatch.setattr(targets, "CACHE", tmp_path / "cache")
+    path = tmp_path / "heldout.jsonl"
+    assert main(command(folder, path)) == 0
+    before, found = path.with_suffix(".md").read_text(), runner.read(path)
+    old = dataclasses.replace(found.cells[0], method="solver-error-profile", rmse=1e-9, rmse_low=1e-9)
+    runner.append(path, old, found.setups[0])
+    assert main(["--records", str(path)]) == 0
+    assert old in runner.read(path).cells and path.with_suffix(".md").read_text() == before
 
 
 def test_a_flow_below_pure_noise_starts_smaller(folder, tmp_path, monkeypatch):

@@ -32,7 +32,6 @@ from bridge.noise_of import adds_noise
 from bridge.recommending import _progress
 from hso_jax import SolverError, zoo
 from hso_jax.noise import NoiseSchedule
-from hso_jax.profile import Profile
 from hso_jax.schedule import Schedule
 from hso_jax.schedule_file import to_json
 from hso_jax.shipped.expected_gain import Expected
@@ -126,9 +125,6 @@ def test_the_search_on_the_solver_s_error_too(asked: list[dict[str, Any]], capsy
     optimize_pipeline(pipe, 4, method="hso")
     assert asked[1]["method"] == "hso"
     assert "4 steps of ddim, levels: custom, for any guidance" in capsys.readouterr().err
-    profile = Profile((1.0,), 2.0, 4)
-    optimize_pipeline(pipe, 4, method="solver-error", profile=profile)
-    assert asked[2]["method"].profile is profile and asked[2]["method"].guidance == 7.5
 
 
 @pytest.mark.parametrize(

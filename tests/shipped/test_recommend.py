@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from marks import slow_but
 
-from hso_jax import Lane, Profile, Schedule, SolverError, baseline, preset, recommend, zoo
+from hso_jax import Lane, Schedule, SolverError, baseline, preset, recommend, zoo
 from hso_jax.checks import check_guidance
 from hso_jax.noise import PRESETS, discrete, edm, flow
 from hso_jax.schedule_file import select
@@ -218,7 +218,6 @@ def test_guidance_up_to_1_is_none(guidance: float) -> None:
     )
     assert nearest_guidance(preset("sdxl"), guidance) == 1.0
     assert method.check(Lane(preset("sdxl"), 4, method=method)).method.guidance == 1.0
-    assert Profile((1.0,), 1.0, 1, guidance=guidance).guidance == 1.0
     shipped = [zoo("sdxl", 6, guidance=w) for w in (1, 5)]
     assert select(shipped, guidance=guidance) == shipped[0]
 

@@ -1,4 +1,4 @@
-"""`hso-jax apply`, `sample` and `profile`, by the main program, on tiny pipelines."""
+"""`hso-jax apply`, `sample` and `recommend --pipeline`, by the main program, on tiny pipelines."""
 
 from __future__ import annotations
 
@@ -30,13 +30,13 @@ from bridge import (
     without_schedule,
 )
 from bridge.cli import pictures
-from hso_jax import Profile, Schedule, baseline, load, preset, save, zoo
-from hso_jax.cli import search
+from hso_jax import Schedule, baseline, load, preset, save, zoo
 from hso_jax.schedule import Origin
 
 PROMPT = '--prompt "a small fox" --option height=16 --option width=16'
 CHOSEN = "schedules.json --pipeline model --nfe 6 --method hso"
 APPLY, SAMPLE = f"apply {CHOSEN}", f"sample {CHOSEN} {PROMPT}"
+MEASURE = "recommend --pipeline model --nfe 3,4 --budget 420 --option height=16 --option width=16"
 
 
 @pytest.fixture(scope="module")
@@ -221,12 +221,6 @@ def test_other_kinds_of_pipeline(run: Run, cls: str, options: str | None) -> Non
     assert np.asarray(opened("a.png")).std() > 1
 
 
-PROFILE = (
-    "profile --pipeline model --budget 128 --steps 8 -o p.json --guidance 2 --scheduler DPMSolverMultistepScheduler "
-    "--option height=16 --option width=16"
-)
-
-
 @pytest.mark.parametrize(
     ("command", "message"),
     [
@@ -250,14 +244,12 @@ PROFILE = (
         (f"{SAMPLE} -o a.png --option num_inference_steps=7", "the schedule, --prompt or --seed sets it"),
         (f"{SAMPLE} -o a.png --reference 9", "--compare"),
         (f"{SAMPLE} -o a.png --device cuda:77", "cannot be used"),
-        (f"{PROFILE} --budget 100", "budget is 100: 12 samples of 8 evaluations"),
-        (f"{PROFILE} --pipeline prompts.txt", "prompts.txt is not a folder"),
-        (f"{PROFILE} --prompts nothing.txt", "nothing.txt: No such file"),
-        (f"{PROFILE} -o prompts.txt", "prompts.txt exists and is no profile of hso-jax"),
-        (f"{PROFILE} -o nowhere/p.json", "the folder nowhere does not exist"),
-        (f"{PROFILE} --scheduler PNDMScheduler", "does not follow the probability flow"),
-        (f"{PROFILE} --option generator=1", "--option generator: leave it out; --prompts, --steps or --seed sets it"),
-        (f"{PROFILE} --option guidance_scale=4", "guidance_scale is 4 and guidance 2.0; leave one out"),
+        (f"{MEASURE} --pipeline prompts.txt", "prompts.txt is not a folder"),
+        (f"{MEASURE} --prompts nothing.txt", "nothing.txt: No such file"),
+        (f"{MEASURE} -o prompts.txt", "prompts.txt exists and is no schedule file of hso-jax"),
+        (f"{MEASURE} -o nowhere/m.json", "the folder nowhere does not exist"),
+        (f"{MEASURE} --option generator=1", "--option generator: leave it out; --prompts, --nfe or --seed sets it"),
+        (f"{MEASURE} --guidance 2 --option guidance_scale=4", "guidance_scale is 4 and guidance 2.0; leave one out"),
     ],
 )
 def test_bad_input_is_refused(run: Run, pipe: Any, command: str, message: str) -> None:
@@ -302,50 +294,6 @@ def test_a_picture_s_tokens_are_two_by_two_latents() -> None:
 
     assert (tokens(8, height=1024, width=1024), tokens(8, height=512, width=1024), tokens(8)) == (4096, 2048, 4096)
     assert tokens(16, height=64, width=96) == 6
-
-
-def test_a_search_takes_a_measured_profile(run: Run, pipe: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    Path("prompts.txt").write_text("a small fox\n\n  rain \n")
-    said = run(f"{PROFILE} --prompts prompts.txt --seed 5").out
-    assert "16 samples of 256 values, 128 evaluations" in said and "--profile p.json" in said
-    found = Profile.load("p.json")
-    assert found.guidance == 2.0 and found.measured["prompts"] == ["a small fox", "rain"]
-    assert found.measured["seed"] == 5 and found.measured["solver"] == "DPMSolverMultistepScheduler"
-    run(f"{PROFILE} --prompts prompts.txt --seed 6")  # its own file is replaced
-    assert Profile.load("p.json") != found
-
-    asked: list[Any] = []
-
-    def searched(many: list[Any], *, progress: Any) -> list[Any]:
-        asked.extend(many)
-        return [baseline("trailing", lane.noise, lane.nfe) for lane in many]
-
-    monkeypatch.setattr(search, "search_many", searched)
-    command = "search --model model --method solver-error --nfe 4"
-    run(f"{command} --profile p.json --json")
-    assert asked[0].method.profile == Profile.load("p.json")
-    assert asked[0].noise.fingerprint() == noise_schedule_of(pipe).fingerprint()
-    for bad, message in (
-        (f"{command} --profile p.json --json --model sd3-medium", "noise end is lam = "),
-        ("search --model model --nfe 4 --profile p.json", "--profile: --method hso does not use it"),
-        (f"{command} --profile prompts.txt --json", "prompts.txt: not valid JSON"),
-        (f"{command} --profile no.json --json", "no.json: No such file"),
-        (f"{command} --profile p.json -o p.json --force", "the same file"),
-    ):
-        refused(run, bad, message)
-
-
-def test_an_interrupted_profile_leaves_no_file(run: Run, pipe: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    def interrupted(pipe: Any, **options: Any) -> Any:
-        options["progress"](8, 128)
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr("bridge.cli.commands.measure", interrupted)
-    assert "interrupted" in run(PROFILE, 130).err
-    assert sorted(p.name for p in Path().iterdir()) == ["model", "schedules.json"]
-
-
-MEASURE = "recommend --pipeline model --nfe 3,4 --budget 420 --option height=16 --option width=16"
 
 
 def test_recommend_measures_a_pipeline_and_goes_on_where_it_was(run: Run, pipe: Any) -> None:

@@ -131,12 +131,20 @@ def test_a_saved_pipeline_loads_with_its_schedule(tmp_path: Path, monkeypatch: p
     ],
 )
 def test_a_scheduler_saved_by_version_0_2_loads(kind: str, wanted: list[float], before: Any, tmp_path: Path) -> None:
-    """The files in tests/data are what `save_pretrained` of 0.2.0 wrote, of the lists and times here."""
+    """The files in tests/data are what `save_pretrained` of 0.2.0 wrote, of the lists and times here.
+
+    One was tuned there, from a profile as its start.
+    """
     file = Path(__file__).parents[2] / "data" / f"scheduler-0.2.0-{kind}.json"
-    (tmp_path / "scheduler_config.json").write_text(file.read_text())
+    text = file.read_text()
+    if kind == "dpm":
+        assert text.count('"tuned": null') == 1
+        text = text.replace('"tuned": null', '"tuned": {"start": "profile"}')
+    (tmp_path / "scheduler_config.json").write_text(text)
     loaded = load_scheduler(tmp_path)
     schedule = getattr(bridge, type(loaded).__name__).from_pretrained(tmp_path).schedule
     assert schedule == loaded.schedule
+    assert schedule.origin.tuned == ({"start": "profile"} if kind == "dpm" else None)
     np.testing.assert_allclose(schedule.t[:3] if kind == "dpm" else schedule.sampler_sigmas()[:3], wanted, rtol=1e-6)
     back = without_schedule(loaded)
     assert type(back) is type(before)

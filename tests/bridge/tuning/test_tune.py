@@ -25,7 +25,6 @@ from bridge.tuning.race import Measured
 from bridge.tuning.tune import STARTS
 from hso_jax import baseline, load, preset, save, zoo
 from hso_jax.checkpoint import Checkpoint
-from hso_jax.profile import Profile
 from hso_jax.schedule import Origin
 
 SD, N = preset("sd15"), 4
@@ -305,7 +304,6 @@ BAD: list[tuple[dict[str, Any], str]] = [
     ({"error": max, "by": "differences"}, "use 'gradients' or 'comparisons'"),
     ({"start": zoo("sd15", 5)}, "need a Schedule with N = 4"),
     ({"start": zoo("sd3-medium", 4)}, "start is for sd3-medium"),
-    ({"profile": 1}, "profile is 1; need a Profile"),
     ({"guidance": -1.0}, "guidance"),
     ({"condition": [1]}, "condition is"),
 ]
@@ -335,28 +333,22 @@ def test_what_the_budget_has_left_goes_to_the_other_starts(monkeypatch: pytest.M
     assert len(begun) == 1
 
 
-def test_a_search_with_the_profile_is_one_candidate_more(found: Tuned, monkeypatch: pytest.MonkeyPatch) -> None:
-    """It is the start if it is the best of them; its problems give the curvature."""
+def test_where_nothing_is_shipped_a_search_is_one_candidate_more(found: Tuned, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is the start if it is the best of them."""
     asked: list[Any] = []
-    bends: list[Any] = []
-    curvature, profile = search.reference_curvature, Profile((1.0, 0.5), 2.0, 64)
 
     def searched(noise: Any, nfe: int, *, method: Any) -> Any:
         asked.append(method)
         return found.schedule
 
-    def bend(coordinates: Any, z: Any, guidance: float, profile: Any = None) -> Any:
-        bends.append(profile)
-        return curvature(coordinates, z, guidance, profile)
-
     monkeypatch.setattr(tune_module, "search_without_model", searched)
-    monkeypatch.setattr(search, "reference_curvature", bend)
-    network = Network()
-    tuned = small(network, by="differences", budget=900, profile=profile)
-    assert network.calls == tuned.evaluations <= 900 and tuned.start == "search"
-    assert [how.profile for how in asked] == [profile] and set(bends) == {profile}
     small(by="differences", budget=900)
-    assert len(asked) == 1 and bends[-1] is None
+    assert not asked
+    monkeypatch.setattr(tune_module, "shipped_guidance", lambda noise: ())
+    network = Network()
+    tuned = small(network, by="differences", budget=900)
+    assert network.calls == tuned.evaluations <= 900 and tuned.start == "search"
+    assert [(how.solver, how.guidance) for how in asked] == [("nonstationary", 1.0)]
 
 
 def test_the_best_rule_is_never_better(monkeypatch: pytest.MonkeyPatch) -> None:

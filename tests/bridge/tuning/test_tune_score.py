@@ -147,8 +147,15 @@ def test_a_score_must_be_a_number(value: Any) -> None:
 
 @pytest.mark.parametrize(
     ("package", "name", "new"),
-    [("bridge", "SamplingFitness", r"bridge\.tune\(pipe, nfe\)"), ("hso_jax", "Measured", r"bridge\.tune_score\(")],
+    [
+        ("bridge", "SamplingFitness", r"is removed; use bridge\.tune\(pipe, nfe\)"),
+        ("bridge", "profile", r"was removed in 0\.3\.0, because .*bridge\.choose.*or use bridge\.tune"),
+        ("hso_jax", "Measured", r"is removed; use bridge\.tune_score\("),
+    ],
 )
-def test_a_name_that_is_gone_warns_of_the_new_way(package: str, name: str, new: str) -> None:
-    with pytest.warns(FutureWarning, match=f"{name} is removed; use {new}"), pytest.raises(AttributeError, match=name):
+def test_a_name_that_is_gone_tells_the_new_way(package: str, name: str, new: str) -> None:
+    with pytest.raises(AttributeError, match=rf"{package}\.{name} {new}"):
         getattr(importlib.import_module(package), name)
+    for statement in (f"from {package} import {name}", f"from {package}.{name} import {name}"):
+        with pytest.raises(ImportError, match=rf"{package}\.{name} {new}"):
+            exec(statement)
