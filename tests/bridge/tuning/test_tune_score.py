@@ -45,7 +45,7 @@ def found() -> Tuned:
     return small(Bowl())
 
 
-@pytest.mark.parametrize("solver", ["dpmpp-2m", "nonstationary"])
+@pytest.mark.parametrize("solver", ["unipc-2", "nonstationary"])
 def test_a_score_of_the_caller_s_own_samples_gets_better(solver: str, tmp_path: Path) -> None:
     x = latents(8)
     wanted = sample(Network(), converged(SD, 50), x, "dpmpp-2m")
