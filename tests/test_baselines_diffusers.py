@@ -23,42 +23,42 @@ RTOL = 2e-5
 BUDGETS = (2, 4, 7, 10, 25)
 
 
-@pytest.mark.parametrize("nfe", BUDGETS)
 @pytest.mark.parametrize(("name", "solver", "flag"), [*CASES, ("uniform-lam", "DPMSolverMultistep", "use_lu_lambdas")])
-def test_sigmas_of_a_flag(name: str, solver: str, flag: str, nfe: int) -> None:
-    scheduler = getattr(diffusers, f"{solver}Scheduler").from_config({**CONFIG, flag: True})
-    scheduler.set_timesteps(nfe)
-    np.testing.assert_allclose(baseline(name, SD, nfe).sampler_sigmas(), scheduler.sigmas.numpy(), rtol=RTOL)
+def test_sigmas_of_a_flag(name: str, solver: str, flag: str) -> None:
+    for nfe in BUDGETS:
+        scheduler = getattr(diffusers, f"{solver}Scheduler").from_config({**CONFIG, flag: True})
+        scheduler.set_timesteps(nfe)
+        np.testing.assert_allclose(baseline(name, SD, nfe).sampler_sigmas(), scheduler.sigmas.numpy(), rtol=RTOL)
 
 
-@pytest.mark.parametrize("nfe", BUDGETS)
 @pytest.mark.parametrize("spacing", ["leading", "linspace", "trailing"])
-def test_timestep_spacing(spacing: str, nfe: int) -> None:
-    scheduler = diffusers.DDIMScheduler(**{**CONFIG, "timestep_spacing": spacing}, steps_offset=1)
-    scheduler.set_timesteps(nfe)
-    np.testing.assert_allclose(baseline(spacing, SD, nfe).timesteps, scheduler.timesteps.numpy(), atol=0.5 + 1e-9)
+def test_timestep_spacing(spacing: str) -> None:
+    for nfe in BUDGETS:
+        scheduler = diffusers.DDIMScheduler(**{**CONFIG, "timestep_spacing": spacing}, steps_offset=1)
+        scheduler.set_timesteps(nfe)
+        np.testing.assert_allclose(baseline(spacing, SD, nfe).timesteps, scheduler.timesteps.numpy(), atol=0.5 + 1e-9)
 
 
-@pytest.mark.parametrize("nfe", BUDGETS)
 @pytest.mark.parametrize("shift", [1.0, 3.0])
 @pytest.mark.parametrize("name", ["karras", "beta"])
-def test_flow_sigmas_of_a_flag(name: str, shift: float, nfe: int) -> None:
+def test_flow_sigmas_of_a_flag(name: str, shift: float) -> None:
     """The flag takes its ends from the schedule it is given: the model's largest and smallest level here."""
-    scheduler = diffusers.FlowMatchEulerDiscreteScheduler.from_config({"shift": shift, FLAGS[name]: True})
-    scheduler.set_timesteps(sigmas=np.linspace(0.999, 0.001, nfe).tolist())
-    found = baseline(name, flow(shift), nfe)
-    np.testing.assert_allclose(found.sampler_sigmas(), scheduler.sigmas.numpy(), rtol=RTOL)
-    np.testing.assert_allclose(found.timesteps, scheduler.timesteps.numpy(), rtol=RTOL)
+    for nfe in BUDGETS:
+        scheduler = diffusers.FlowMatchEulerDiscreteScheduler.from_config({"shift": shift, FLAGS[name]: True})
+        scheduler.set_timesteps(sigmas=np.linspace(0.999, 0.001, nfe).tolist())
+        found = baseline(name, flow(shift), nfe)
+        np.testing.assert_allclose(found.sampler_sigmas(), scheduler.sigmas.numpy(), rtol=RTOL)
+        np.testing.assert_allclose(found.timesteps, scheduler.timesteps.numpy(), rtol=RTOL)
 
 
-@pytest.mark.parametrize("nfe", BUDGETS)
 @pytest.mark.parametrize("shift", [1.0, 3.0])
-def test_flow_spacing_is_linspace(shift: float, nfe: int) -> None:
+def test_flow_spacing_is_linspace(shift: float) -> None:
     """Its own grid ends at the smallest s, already shifted, and is then shifted again: another last level."""
-    scheduler = diffusers.FlowMatchEulerDiscreteScheduler(shift=shift)
-    scheduler.set_timesteps(nfe)
-    found = baseline("linspace", flow(shift), nfe).sampler_sigmas()
-    np.testing.assert_allclose(found, scheduler.sigmas.numpy(), atol=1.1e-3 if shift == 1.0 else 7e-3)
+    for nfe in BUDGETS:
+        scheduler = diffusers.FlowMatchEulerDiscreteScheduler(shift=shift)
+        scheduler.set_timesteps(nfe)
+        found = baseline("linspace", flow(shift), nfe).sampler_sigmas()
+        np.testing.assert_allclose(found, scheduler.sigmas.numpy(), atol=1.1e-3 if shift == 1.0 else 7e-3)
 
 
 def test_tables_of_align_your_steps() -> None:

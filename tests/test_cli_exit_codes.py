@@ -176,13 +176,9 @@ sys.exit(hso_jax.cli.main())
 """
 
 
-MODULES = ["argparse", "numpy.random", "jax.numpy", "rich.console"]
-
-
-@pytest.mark.parametrize("module", slow_but(MODULES[1:2], MODULES))
-def test_130_during_imports(module: str) -> None:
-    """Ctrl-C as the program begins to import a module: of its first, of its last, and between."""
-    done = python(SIGNALS.format(module=module))
+def test_130_during_imports() -> None:
+    """Ctrl-C as the program begins to import a module."""
+    done = python(SIGNALS.format(module="numpy.random"))
     assert done.returncode == 130 and len(done.stderr.splitlines()) == 1 and done.stderr.startswith("interrupted")
 
 
@@ -256,10 +252,7 @@ for call in (
 """
 
 
-VARIABLES = ["JAX_PLATFORMS=cuda", "JAX_PLATFORMS=nonsense", "JAX_PLATFORM_NAME=gpu"]
-
-
-@pytest.mark.parametrize("variable", slow_but(VARIABLES[:1], VARIABLES))
+@pytest.mark.parametrize("variable", slow_but(["JAX_PLATFORMS=cuda"], ["JAX_PLATFORMS=cuda", "JAX_PLATFORM_NAME=gpu"]))
 def test_2_is_a_missing_device_where_one_is_needed(run: Run, variable: str) -> None:
     """One process for all commands and calls: JAX asks for its devices anew until it has found some."""
     hso_jax.save(FOUND, "s.json")

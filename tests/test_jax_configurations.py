@@ -15,9 +15,8 @@ import pytest
 from marks import slow_but
 from solver_error_cells import EFFORT, SD, SD3, method, small_family
 
-from hso_jax import Hso, Lane, baseline, mep, refine, search, search_many, solver_error, spf
+from hso_jax import Lane, baseline, mep, refine, search, search_many, solver_error, spf
 from hso_jax import problems as p
-from hso_jax.cli.show import landscape
 from hso_jax.noise import NoiseSchedule, preset
 from hso_jax.solver_error_levels import Coefficients
 from hso_jax.solvers import SOLVERS, sample
@@ -48,10 +47,6 @@ def of_solvers() -> list[jax.Array]:
     return [sample(denoiser, jnp.linspace(-2.0, 2.0, 4), jnp.ones((3, 4)), solver=solver) for solver in SOLVERS]
 
 
-def squares(lams: jax.Array, _: object) -> jax.Array:
-    return jnp.sum((lams[1:] - lams[:-1]) ** 2)
-
-
 def refined(p: Any) -> jax.Array:
     return refine(SD, jnp.linspace(0.9, 0.1, 6), t_max=0.9, t_eps=0.1, p=p, spacing=0.01).t
 
@@ -62,9 +57,7 @@ FREE = Coefficients(steps=2, final_steps=1)
 DOORS: dict[str, Callable[[], Any]] = {
     "hso": lambda: search(SD, [3, 4], effort=EFFORT)[1].t,
     "hso-dm-nonuni": lambda: search(SD, 4, method="hso-dm-nonuni", effort=EFFORT).t,
-    "an objective": lambda: search(SD, 4, method=Hso(objective=squares), effort=EFFORT).t,
     "solver-error": lambda: search(SD, 3, method=method("dpmpp-2m", compare=("ddim",)), effort=EFFORT).t,
-    "a start": lambda: search(SD, 3, method=method("heun", start=baseline("karras", SD, 3)), effort=EFFORT).t,
     "nonstationary": lambda: search(SD3, 3, method=method("nonstationary", coefficients=FREE), effort=EFFORT).t,
     "refine": lambda: [refined(2), refined(jnp.asarray(2.0)), jax.vmap(refined)(jnp.array([1.0, 2.0]))],
     "refine's derivatives": lambda: [jax.jacrev(refined)(2.0), jax.jacfwd(jax.jacrev(refined))(2.0)],
@@ -75,7 +68,6 @@ DOORS: dict[str, Callable[[], Any]] = {
     "noise": lambda: [of_noise(preset(name)) for name in ("sd15", "edm-cifar10", "flux-dev")],
     "problems": of_problems,
     "solvers": of_solvers,
-    "plots": lambda: landscape(baseline("karras", SD, 4)) and [],
 }
 
 

@@ -98,7 +98,7 @@ def test_both_ends_are_limits_and_have_gradients() -> None:
             assert all(np.isfinite(s).all() for s in slopes(x, lam, small()))
 
 
-@pytest.mark.parametrize("guidance", [0.0, 1.0, 7.5])
+@pytest.mark.parametrize("guidance", [1.0, 7.5])
 @pytest.mark.parametrize(("start", "end"), [(-2.68, np.inf), (-np.inf, np.inf), (-np.inf, 2.0)])
 def test_exact_is_what_scipy_integrates(guidance: float, start: float, end: float) -> None:
     """d(x/sigma)/d(e^lam) = x0 up to lam = 0, d(x/alpha)/d(e^-lam) = (x/alpha - x0) e^lam after; in NumPy."""
@@ -185,14 +185,6 @@ def test_a_family_s_members_are_generic_problems() -> None:
                 generic(jax.random.key(seed), **kind._asdict(), **options),
             )
     assert not np.any(np.isclose(family(range(2), **SMALL).means, family(range(2, 4), **SMALL).means))
-
-
-def test_stacked_problems_are_each_its_own() -> None:
-    several, x = family(range(3), **SMALL), np.float32(points(4))
-    together = jax.vmap(lambda p: problems.denoise(p, x, 0.3, 2.0))(several)
-    for i in range(3):
-        alone = jax.tree.map(lambda leaf, i=i: leaf[i], several)
-        np.testing.assert_allclose(together[i], problems.denoise(alone, x, 0.3, 2.0), rtol=1e-5, atol=1e-6)
 
 
 def test_default_members_have_their_kind_s_spectrum() -> None:

@@ -19,7 +19,7 @@ from hso_jax.problems import denoiser, exact, generic
 from hso_jax.solvers.weights import phi
 
 NAMES = list(solvers.SOLVERS)
-GRADED = ["ddim", "dpmpp-3m", "unipc-3", "unipc-3-bh1", "heun", "heun-flow"]
+GRADED = ["ddim", "dpmpp-3m", "unipc-3", "heun-flow"]
 """Each formula once (the lower orders are these solvers' first steps): gradients take long to compile."""
 QUICK = ["ddim", "unipc-3", "heun-flow"]
 FROM_PURE_NOISE = [name for name in NAMES if "bh1" not in name and name != "heun"]
@@ -106,8 +106,8 @@ def test_padding_does_not_matter(name: str) -> None:
                 assert padded_end == by_end
 
 
-@pytest.mark.parametrize("name", slow_but(["unipc-3"], ["dpmpp-3m", "unipc-3", "heun"]))
-def test_a_batch_of_schedules_is_a_loop_over_them(name: str) -> None:
+def test_a_batch_of_schedules_is_a_loop_over_them() -> None:
+    name = "unipc-3"
     with jax.enable_x64(True):
         rows = np.stack([LAMS - 0.1 * np.cos(np.arange(len(LAMS)) * k) for k in range(4)])
         counts, ends = np.array([1, 2, 4, 7]), np.array([np.inf, 2.5, np.inf, 3.0])

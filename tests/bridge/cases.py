@@ -169,11 +169,13 @@ CASES: list[Case] = [
     edm(_EDM_DPM, {**_LATE, "algorithm_type": "sde-dpmsolver++"}, P(multistep.dpm, algorithm="sde-dpmsolver++")),
 ]
 ONE_EACH = list({case.scheduler: case for case in CASES}.values())
-FURTHER_ARE_SLOW = [
+HIGHEST = {(x.scheduler, x.model): x for x in sorted(CASES, key=lambda x: x.config.get("solver_order", 0))}
+CORNERS = [
     pytest.param(case, id=case.name, marks=[] if any(case is one for one in ONE_EACH) else pytest.mark.slow)
     for case in CASES
+    if any(case is one for one in (*ONE_EACH, *HIGHEST.values()))
 ]
-"""All cases; those beyond the one of each class are marked slow."""
+"""One of each class, and its highest order for each kind of noise, which is marked slow."""
 
 
 @functools.cache

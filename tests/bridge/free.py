@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from typing import Any, NamedTuple
 
 import diffusers
@@ -100,31 +101,44 @@ def sampled(kind: Kind, scheduler: NonstationaryScheduler, x: torch.Tensor) -> t
     return x, model
 
 
-@jax.jit
-def _loop(lams: jax.Array, coefficients: jax.Array, end: jax.Array, x: jax.Array) -> jax.Array:
-    """`solvers.run` with the mixture's denoiser, compiled once a shape."""
+def _denoiser(x: jax.Array, lam: jax.Array) -> jax.Array:
+    """`mixture.denoise` in VP's scaling."""
     means, variances = jnp.asarray(MEANS.numpy()), jnp.asarray(VARIANCES.numpy())
-
-    def denoiser(x: jax.Array, lam: jax.Array) -> jax.Array:
-        alpha, sigma = alpha_sigma(lam, "vp")
-        variance = alpha**2 * variances + sigma**2
-        offset = x[:, None] - alpha * means
-        weight = jax.nn.softmax(-(offset**2).sum(-1) / (2 * variance) - jnp.log(variance), axis=-1)
-        return (weight[..., None] * (means + (alpha * variances / variance)[:, None] * offset)).sum(1)
-
-    return solvers.run(denoiser, solvers.nonstationary(lams, coefficients, end=end), x)
+    alpha, sigma = alpha_sigma(lam, "vp")
+    variance = alpha**2 * variances + sigma**2
+    offset = x[:, None] - alpha * means
+    weight = jax.nn.softmax(-(offset**2).sum(-1) / (2 * variance) - jnp.log(variance), axis=-1)
+    return (weight[..., None] * (means + (alpha * variances / variance)[:, None] * offset)).sum(1)
 
 
-def in_jax(schedule: Schedule, noise: torch.Tensor) -> np.ndarray:
-    """The same through `hso_jax.solvers.run`, in the model's own scaling at its end."""
+_QUICK = {"xla_backend_optimization_level": 0}  # compiling takes longer than running
+
+
+@functools.partial(jax.jit, compiler_options=_QUICK)
+def _loop(lams: jax.Array, coefficients: jax.Array, end: jax.Array, x: jax.Array) -> jax.Array:
+    return solvers.run(_denoiser, solvers.nonstationary(lams, coefficients, end=end), x)
+
+
+@functools.partial(jax.jit, static_argnames="solver", compiler_options=_QUICK)
+def _known(lams: jax.Array, end: jax.Array, nfe: jax.Array, x: jax.Array, solver: str) -> jax.Array:
+    return solvers.sample(_denoiser, lams, x, solver=solver, end=end, nfe=nfe)
+
+
+def in_jax(schedule: Schedule, noise: torch.Tensor, solver: str | None = None) -> np.ndarray:
+    """The same through `hso_jax.solvers`, in the model's own scaling at its end; a known solver if one is named."""
     last = np.inf if schedule.end == "clean" else float(schedule.lams[-1])
-    start = noise.numpy()
+    lams, nfe, start = schedule.lams.copy(), schedule.nfe, noise.numpy()
+    if solver is not None:  # which begins near pure noise
+        lams[0] = max(lams[0], solvers.PURE_NOISE.get(schedule.kind, -np.inf))
     if schedule.kind == "ve":
         start = start * np.hypot(1.0, schedule.sigmas[0])
-    alphas, sigmas = alpha_sigma(schedule.lams, schedule.kind)
-    scale = np.hypot(alphas, sigmas)
+    scale = np.hypot(*alpha_sigma(lams, schedule.kind))
     with jax.enable_x64(True):
-        found = _loop(schedule.lams[: schedule.nfe], schedule.coefficients, np.float64(last), start / scale[0])
+        if solver is None:
+            found = _loop(lams[:nfe], schedule.coefficients, np.float64(last), start / scale[0])
+        else:  # padded to one shape
+            lams = np.append(lams[:nfe], np.full(16 - nfe, np.nan))
+            found = _known(lams, np.float64(last), nfe, start / scale[0], solver=solver)
     return np.asarray(found) if schedule.end == "clean" else np.asarray(found) * scale[-1]
 
 

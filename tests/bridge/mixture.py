@@ -6,10 +6,9 @@ from typing import Any
 
 import numpy as np
 import torch
-from scipy.integrate import solve_ivp
 
-from bridge.sampling import Level, levels
-from hso_jax.noise import NoiseSchedule, alpha_sigma
+from bridge.sampling import Level
+from hso_jax.noise import NoiseSchedule
 from hso_jax.schedule import Schedule
 
 MEANS = torch.tensor([[-1.0, 0.3], [0.8, -0.5], [0.2, 1.1]], dtype=torch.float64)
@@ -67,21 +66,3 @@ class Model:
             "flow_prediction": noise - x0,
         }
         return outputs[self.prediction]
-
-
-def exact(x: torch.Tensor, schedule: Schedule) -> torch.Tensor:
-    """The probability-flow ODE from x at the schedule's first level to its last, to 12 digits.
-
-    In data prediction with y = x/sigma and lam as time, dy/dlam = e^lam x_0(sigma y, lam).
-    """
-    grid = levels(schedule)
-    first, last = grid[0], grid[-1]
-
-    def slope(lam: float, y: np.ndarray) -> np.ndarray:
-        alpha, sigma = (float(v) for v in alpha_sigma(np.float64(lam), schedule.kind))
-        points = torch.from_numpy(y.reshape(-1, 2)) * sigma
-        return (alpha / sigma * denoise(points, alpha, sigma)).numpy().ravel()
-
-    y = (x / first.sigma).numpy().ravel()
-    result = solve_ivp(slope, (first.lam, last.lam), y, method="DOP853", rtol=1e-12, atol=1e-12)
-    return torch.from_numpy(result.y[:, -1].reshape(x.shape)) * last.sigma

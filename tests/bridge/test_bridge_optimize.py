@@ -31,7 +31,6 @@ from bridge.at_hand import usual_guidance
 from bridge.noise_of import adds_noise
 from bridge.recommending import _progress
 from hso_jax import SolverError, zoo
-from hso_jax.bilevel import Effort
 from hso_jax.noise import NoiseSchedule
 from hso_jax.schedule import Schedule
 from hso_jax.schedule_file import to_json
@@ -216,15 +215,6 @@ def test_an_unshipped_weight_becomes_the_nearest(method: str, capsys: pytest.Cap
     assert "guidance 7.5 (the nearest shipped to 9, the pipeline's default guidance_scale)" in capsys.readouterr().err
 
 
-@pytest.mark.slow
-def test_with_the_real_search() -> None:
-    pipe = SimpleNamespace(scheduler=diffusers.DPMSolverMultistepScheduler(**SD))
-    schedule = optimize_pipeline(pipe, 4, method="hso", effort=Effort(population=8, generations=2))
-    pipe.scheduler.set_timesteps(4)
-    assert pipe.scheduler.timesteps.tolist() == np.float32(schedule.timesteps).tolist()
-    assert schedule.method == "hso"
-
-
 def latents(pipe: Any) -> np.ndarray:
     call = family_of(type(pipe).__name__).call
     generator = torch.Generator().manual_seed(0)
@@ -390,7 +380,9 @@ def test_what_is_not_shipped_is_searched(
 ) -> None:
     pipe = Called(scheduler=getattr(diffusers, cls)(**config))
     optimize_pipeline(pipe, nfe)
-    assert asked[0]["method"].solver == solver
+    assert (asked[0]["method"].solver, asked[0]["method"].guidance) == (solver, 9.0)
+    with pytest.raises(ValueError, match="SolverError"):
+        bridge.recommend(pipe, nfe)
     said = capsys.readouterr().err.splitlines()
     assert "a search on the solver's error takes its place" in said[0]
     assert said[1].startswith(f"searching nodes for N = {nfe}, solver {solver}")

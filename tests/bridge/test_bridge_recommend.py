@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from types import SimpleNamespace
 from typing import Any
 
@@ -23,9 +22,6 @@ from hso_jax.shipped.recommend import OWN, CurrentSampling
 LEADING = {**SD, "timestep_spacing": "leading", "steps_offset": 1}
 DYNAMIC = {"use_dynamic_shifting": True, "base_shift": 0.5, "max_shift": 1.15}
 UNIPC_FLOW = {"prediction_type": "flow_prediction", "use_flow_sigmas": True, "flow_shift": 3.0}
-
-
-DMD = SimpleNamespace(base_model_name_or_path="dmd2")
 
 
 def pipeline(scheduler: Any, name: str = "Pipeline", guidance: float = 5.0, **parts: Any) -> Any:
@@ -174,25 +170,6 @@ def test_optimize_pipeline_installs_it(family: str, capsys: pytest.CaptureFixtur
     assert again.before == CurrentSampling(best.solver, "solver-error", best.error) and again.is_there
 
 
-def test_what_is_not_shipped_is_searched(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    asked = []
-
-    def search(noise: Any, nfe: int, *, method: Any) -> Any:
-        asked.append(method)
-        return hso_jax.Schedule.from_t(noise, np.linspace(0.9, 0.1, nfe))
-
-    monkeypatch.setattr("bridge.recommending.search", search)
-    pipe = pipeline(diffusers.EDMEulerScheduler(sigma_min=0.01, sigma_max=11.0))
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        bridge.optimize_pipeline(pipe, 4)
-        bridge.optimize_pipeline(pipe, 4, guidance=3.0, distilled=False)
-    assert [(how.solver, how.guidance) for how in asked] == [("ddim", 5.0), ("ddim", 3.0)]
-    assert "a search on the solver's error takes its place" in capsys.readouterr().err
-    with pytest.raises(ValueError, match="SolverError"):
-        bridge.recommend(pipe, 4)
-
-
 @pytest.mark.parametrize(
     ("options", "message"),
     [
@@ -310,11 +287,11 @@ def test_configs_and_classes_of_pipelines_tell(name: str, parts: dict[str, Any],
         diffusers.TCDScheduler(**SD),
     ],
 )
-@pytest.mark.parametrize("nfe", [1, 2, 4, 8])
-def test_distilled_schedulers_keep_their_own_levels(scheduler: Any, nfe: int) -> None:
-    found = bridge.recommend(pipeline(scheduler, "WanPipeline"), nfe).schedule
-    scheduler.set_timesteps(nfe)
-    np.testing.assert_allclose(found.timesteps, scheduler.timesteps, atol=1.01)
+def test_distilled_schedulers_keep_their_own_levels(scheduler: Any) -> None:
+    for nfe in (1, 4):
+        found = bridge.recommend(pipeline(scheduler, "WanPipeline"), nfe).schedule
+        scheduler.set_timesteps(nfe)
+        np.testing.assert_allclose(found.timesteps, scheduler.timesteps, atol=1.01)
 
 
 def test_sigmas_that_a_pipeline_gives_are_used() -> None:

@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import functools
+import itertools
 from itertools import pairwise
 from typing import Any
 
 import cases
+import numpy as np
 import pytest
 import torch
+from free import in_jax
 from mixture import denoise, random_schedule, start
 from oracles import multistep, one_step, plain
 
 from bridge import Level, sample
 from bridge.sampling import levels
+from hso_jax import noise
 from hso_jax.schedule import Schedule
 from hso_jax.shipped.zoo import zoo
 from hso_jax.solvers import SOLVERS, evaluations
@@ -90,6 +94,20 @@ def test_exact_for_a_constant_prediction_and_calls_as_often_as_it_says(solver: s
 def test_starts_at_pure_noise(solver: str) -> None:
     schedule = Schedule.from_t(cases.noise_of("sd3-medium"), [1.0, 0.7, 0.4, 0.1])
     assert torch.isfinite(sample(mixture, schedule, start(), solver)).all()
+
+
+@pytest.mark.parametrize("solver", list(SOLVERS))
+def test_the_solver_in_jax_is_the_same(solver: str) -> None:
+    """To either end, from pure noise too. What is exact here and in diffusers' classes is so in JAX."""
+    for nfe, end, model in itertools.product((1, 2, 3, 4, 16), ("clean", "t_eps"), MODELS):
+        schedule = random_schedule(cases.noise_of(model), nfe, end, nfe)
+        got, wanted = in_jax(schedule, start(), solver), sample(mixture, schedule, start(), solver).numpy()
+        assert np.abs(got - wanted).max() < 1e-10 * np.abs(wanted).max(), (nfe, end, model)
+    zero_snr = noise.discrete(betas=noise.beta_table(), rescale_betas_zero_snr=True)
+    for model in () if SOLVERS[solver].instead else (cases.noise_of("sd3-medium"), zero_snr):
+        schedule = Schedule.from_t(model, [1.0, 0.8, 0.5, 0.3, 0.1])
+        got, wanted = in_jax(schedule, start(), solver), sample(mixture, schedule, start(), solver).numpy()
+        assert np.abs(got - wanted).max() < 1e-10 * np.abs(wanted).max()
 
 
 @pytest.mark.parametrize("solver", ["dpmpp-2m", "unipc-3", "ddim"])

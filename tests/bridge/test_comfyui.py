@@ -85,15 +85,6 @@ def test_sigmas_of_a_rule(nodes: ModuleType, model: str, layout: str) -> None:
         assert clean[-1] == 0 and torch.equal(clean[:-1], sigmas[:-1])
 
 
-def test_the_search_is_the_package_s_own(nodes: ModuleType) -> None:
-    from hso_jax import search
-
-    sigmas = call(nodes, "HsoScheduler", model="sdxl", steps=4, method="hso")
-    wanted = search(preset("sdxl"), 4, method=Hso(relax=True))
-    np.testing.assert_array_equal(sigmas, float32(wanted))
-    assert wanted.method == "hso" and sigmas[-1] == 0
-
-
 def test_the_default_is_what_the_zoo_ships_for_the_family_s_usual_guidance(nodes: ModuleType) -> None:
     for model in ("sd15", "sdxl", "flux-dev", "edm-cifar10"):
         np.testing.assert_array_equal(call(nodes, "HsoScheduler", model=model), float32(zoo(model, 6, "dpmpp-2m")))

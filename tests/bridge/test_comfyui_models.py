@@ -138,6 +138,7 @@ def test_what_nothing_is_shipped_for_takes_the_nearest(
     assert ("nothing is shipped: they are made for noise up to" in why) and ("between" in why) == (denoise < 1.0)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not INSTALLED, reason="the predicted error needs JAX")
 @pytest.mark.parametrize(
     ("model", "steps", "guidance"),
@@ -146,7 +147,6 @@ def test_what_nothing_is_shipped_for_takes_the_nearest(
         pytest.param("sdxl", 24, 5.0, marks=pytest.mark.xfail(strict=True)),
         ("qwen-image", 30, 4.0),
         (KOLORS, 10, 5.0),
-        (SVD, 10, 3.0),
     ],
 )
 def test_the_nearest_is_better_than_every_rule(nodes: ModuleType, model: Any, steps: int, guidance: float) -> None:

@@ -406,13 +406,3 @@ def test_optimize_pipeline_and_its_undo_reach_inner_pipelines(capsys: pytest.Cap
     assert all(schedule_of(part) is schedule_of(pipe) is not None for part in parts)
     exec(capsys.readouterr().err.partition("undo:   ")[2], {"pipe": pipe, "bridge": bridge})
     assert all(schedule_of(part) is None for part in parts)
-
-
-def test_a_pipeline_without_inner_ones() -> None:
-    pipe = family_of("DiTPipeline").build()
-    schedule = random_schedule(noise_schedule_of(pipe), INNER, "clean", 1)
-    install(pipe, schedule)
-    assert schedule_of(pipe) is schedule
-    with pytest.raises(ValueError, match="kind 'flow'"):
-        install(pipe, random_schedule(cases.noise_of("sd3-medium"), INNER, "clean", 1))
-    assert schedule_of(pipe) is schedule

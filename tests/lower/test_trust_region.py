@@ -9,7 +9,6 @@ import jax.numpy as jnp
 import numpy as np
 import problems
 import pytest
-from marks import slow_but
 from oracles import scipy_search as reference
 from problems import KINKED, SD, Problem
 
@@ -65,15 +64,14 @@ def real_problems() -> list[Problem]:
     return made
 
 
-def random_problems(swing: float, seed: int) -> list[Problem]:
-    """Sixteen problems on random noise whose rate of fall varies by exp(2 swing)."""
+def random_problems() -> list[Problem]:
     made = []
     for i in range(16):
-        rng = np.random.default_rng(100 * seed + i)
+        rng = np.random.default_rng(100 + i)
         t_max, t_eps = rng.uniform(0.9, 1.0), rng.uniform(0.01, 0.05)
         m = int(rng.choice([2, 3, 4, 6, 8, 12, 16]))
         share = rng.choice([0.0, 0.4, 0.9])
-        noise = discrete(alphas_cumprod=problems.random_table(100 * seed + i, swing=swing))
+        noise = discrete(alphas_cumprod=problems.random_table(100 + i))
         made.append(Problem(noise, m, t_max, t_eps, [1.0, 2.0, 1.5, 0.5][i % 4], share * (t_max - t_eps) / m))
     return made
 
@@ -95,9 +93,9 @@ def test_published_noise_agrees_with_scipy() -> None:
     compare(real_problems(), steps=20)
 
 
-@pytest.mark.parametrize("swing", slow_but([1.2], [0.2, 1.2]))
-def test_random_noise_agrees_with_scipy(swing: float) -> None:
-    compare(random_problems(swing, seed=1), steps=40)
+def test_random_noise_agrees_with_scipy() -> None:
+    """The noise's rate of fall varies by exp(2.4)."""
+    compare(random_problems(), steps=40)
 
 
 def test_float32_finds_what_float64_finds() -> None:
@@ -235,16 +233,8 @@ def test_implicit_derivatives_match_finite_differences(spacing: float) -> None:
     np.testing.assert_allclose(rev, fwd, rtol=0, atol=1e-11)
 
 
-ORDERS = {
-    "forward over forward": lambda f: jax.jacfwd(jax.jacfwd(f)),
-    "forward over reverse": lambda f: jax.jacfwd(jax.jacrev(f)),
-    "reverse over reverse": lambda f: jax.jacrev(jax.jacrev(f)),
-}
-
-
 @pytest.mark.slow
-@pytest.mark.parametrize("order", ORDERS)
-def test_second_implicit_derivatives_match_finite_differences(order: str) -> None:
+def test_second_implicit_derivatives_match_finite_differences() -> None:
     """In p, t_max and t_eps at once, of a batch of two spacings: with the second, gaps are held."""
 
     def nodes(x: jax.Array, spacing: jax.Array) -> jax.Array:
@@ -253,7 +243,7 @@ def test_second_implicit_derivatives_match_finite_differences(order: str) -> Non
 
     with jax.enable_x64(True):
         x, spacing = jnp.array([1.8, 0.97, 0.06]), jnp.array([0.0, 0.16])
-        slope, second = (jax.jit(jax.vmap(f, (None, 0))) for f in (jax.jacfwd(nodes), ORDERS[order](nodes)))
+        slope, second = (jax.jit(jax.vmap(f, (None, 0))) for f in (jax.jacfwd(nodes), jax.jacrev(jax.jacrev(nodes))))
         wanted = np.stack([(slope(x + d, spacing) - slope(x - d, spacing)) / 2e-6 for d in 1e-6 * jnp.eye(3)], axis=-1)
         found = second(x, spacing)
     assert np.all(np.abs(wanted[:, :, 0, 0]).max(axis=1) > 1e-3)

@@ -38,7 +38,7 @@ def whole() -> str:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("chunks", range(1, 12, 3))
+@pytest.mark.parametrize("chunks", [4, 10])
 def test_interrupted_after_any_chunk_and_resumed(chunks: int, tmp_path: Path) -> None:
     file, told = tmp_path / "c.json", []
 
@@ -64,7 +64,7 @@ def test_killed_at_random_moments_and_resumed(tmp_path: Path) -> None:
     wanted = whole()
     # A copy of the compiled programs: one killed as it writes there harms nobody.
     env["JAX_COMPILATION_CACHE_DIR"] = str(shutil.copytree(jax.config.jax_compilation_cache_dir, tmp_path / "xla"))
-    for _ in range(3):
+    for _ in range(2):
         command = [sys.executable, str(WORKER), "killed", str(file)]
         pipe = subprocess.PIPE
         with subprocess.Popen(command, env=env, stdin=pipe, stdout=pipe, bufsize=0) as process:
@@ -128,11 +128,11 @@ def test_the_documented_example(tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
     assert "range(250)" in code  # ten thousand lanes
     monkeypatch.chdir(tmp_path)
     names: dict[str, Any] = {}
-    exec(code.replace("range(250)", "range(4)"), names)
+    exec(code.replace("range(250)", "range(1)"), names)
     first, printed = (tmp_path / "schedules.json").read_bytes(), capsys.readouterr().out
-    assert len(names["lanes"]) == 160 and printed.split("\n")[-2] == "160 of 160"
-    exec(code.replace("range(250)", "range(4)"), {})
-    assert (tmp_path / "schedules.json").read_bytes() == first and capsys.readouterr().out == "160 of 160\n"
+    assert len(names["lanes"]) == 40 and printed.split("\n")[-2] == "40 of 40"
+    exec(code.replace("range(250)", "range(1)"), {})
+    assert (tmp_path / "schedules.json").read_bytes() == first and capsys.readouterr().out == "40 of 40\n"
 
 
 def test_a_record_is_exact() -> None:

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 from oracles import scipy_search as reference
-from problems import EFFORT, KINKED, SD, Problem, Smooth, filled, solve
+from problems import EFFORT, KINKED, SD, filled
 
 from hso_jax import Effort, Hso, Lane, Schedule, lanes, preset, search, search_many
 from hso_jax.hso import SPACING_AS, Box
@@ -47,7 +47,7 @@ def test_never_worse_than_the_reference_search(golden: dict[str, Any], sd_search
 
 
 def test_every_schedule_is_scipy_s_minimum_at_its_psi(sd_search: dict[Key, Schedule]) -> None:
-    for (nfe, layout, kind), s in sd_search.items():
+    for (nfe, layout, kind), s in list(sd_search.items())[::3]:
         spacing = s.origin.d_min if kind == "constraint" else 0.0
         t_max, t_eps = s.t[0], s.t[-1]
         intervals = len(s.t) - 1
@@ -89,49 +89,22 @@ def test_one_evaluation_starts_from_pure_noise_for_every_model() -> None:
         assert len(s.t) == 1 and s.t[0] == min(1.0, float(preset(name).t_max)) and s.psi is None
 
 
-@pytest.fixture(scope="module")
-def zoo() -> list[tuple[Lane, Schedule]]:
-    """Twenty-two N of 2..64, both layouts, for every preset; presets with the same noise and p are one model."""
-    models = {(preset(name).fingerprint(), PRESETS[name].p): name for name in reversed(PRESETS)}
-    assert len(models) == 18
-    banks = {fingerprint: preset(name) for (fingerprint, _), name in models.items()}
-    budgets = [*range(2, 21), 32, 48, 64]
+@pytest.mark.slow
+def test_every_preset_converges_monotone_spaced_and_in_its_box() -> None:
+    """Presets with the same noise and p are one model."""
+    models = {(preset(name).fingerprint(), PRESETS[name].p): preset(name) for name in PRESETS}
     every = [
         lane
-        for (fingerprint, p), _ in models.items()
-        for lane in lanes([banks[fingerprint]], budgets, layouts=("node", "interval"), method=Hso(relax=True, p=p))
+        for (_, p), noise in models.items()
+        for lane in lanes([noise], (2, 4, 7, 13, 20, 64), layouts=("node", "interval"), method=Hso(relax=True, p=p))
     ]
-    return list(zip(every, search_many(every), strict=True))
-
-
-@pytest.mark.slow
-def test_every_preset_converges(zoo: list[tuple[Lane, Schedule]]) -> None:
-    bad = [
-        f"{s.model} p {s.origin.p} N {s.nfe} {s.layout}: {s.origin.stationarity}"
-        for _, s in zoo
-        if s.result != "converged"
-    ]
-    assert not bad, f"{len(bad)} of {len(zoo)}: " + "; ".join(bad[:20])
-
-
-@pytest.mark.slow
-def test_every_preset_keeps_its_spacing(zoo: list[tuple[Lane, Schedule]]) -> None:
-    short = [
-        (s.model, s.nfe, s.layout, s.min_spacing - s.origin.d_min)
-        for _, s in zoo
-        if s.min_spacing < s.origin.d_min - 1e-9
-    ]
-    assert not short, f"{len(short)} of {len(zoo)}: {short[:20]}"
-
-
-@pytest.mark.slow
-def test_every_preset_is_monotone_and_in_its_box(zoo: list[tuple[Lane, Schedule]]) -> None:
-    for lane, s in zoo:
-        box = lane.method.box
-        assert np.all(np.diff(s.t) < 0) and np.all(np.isfinite(s.lams)) and np.all(np.diff(s.lams) > 0)
-        assert box.t_max[0] <= s.t[0] <= box.t_max[1] and box.t_eps[0] <= s.t[-1] <= box.t_eps[1]
+    for lane, s in zip(every, search_many(every), strict=True):
+        box, told = lane.method.box, (s.model, s.origin.p, s.nfe, s.layout, s.origin.stationarity)
+        assert s.result == "converged" and s.min_spacing >= s.origin.d_min - 1e-9, told
+        assert np.all(np.diff(s.t) < 0) and np.all(np.isfinite(s.lams)) and np.all(np.diff(s.lams) > 0), told
+        assert box.t_max[0] <= s.t[0] <= box.t_max[1] and box.t_eps[0] <= s.t[-1] <= box.t_eps[1], told
         paper, room = paper_d_min(s.nfe), box.t_max[1] - box.t_eps[0]
-        assert s.origin.d_min == pytest.approx(min(paper, room / lane.intervals))  # relaxed only where it must be
+        assert s.origin.d_min == pytest.approx(min(paper, room / lane.intervals)), told  # relaxed only where it must be
 
 
 def test_ablation_fixed_psi() -> None:
@@ -184,13 +157,3 @@ def test_spread_moves_no_more_than_it_must() -> None:
         assert out[0] == t[0] and out[-1] == t[-1] and np.all(-np.diff(out) >= d - 1e-15)
         assert np.abs(out - noisy).max() < 4e-7 * m
         np.testing.assert_allclose(spread(t, d), t, rtol=0, atol=1e-15)
-
-
-@pytest.mark.slow
-def test_the_lower_level_agrees_at_the_ends(sd_search: dict[Key, Schedule]) -> None:
-    some = [s for (n, layout, kind), s in sd_search.items() if kind == "penalty" and layout == "interval"][:8]
-    found = solve([Problem(SD, s.nfe, s.t[0], s.t[-1]) for s in some], np.float64)
-    for s, exact in zip(some, found, strict=True):
-        np.testing.assert_allclose(s.t, exact.t, rtol=0, atol=1e-5)
-        wanted = reference.minimise_mep(Smooth(SD), s.t[0], s.t[-1], s.nfe)
-        np.testing.assert_allclose(exact.t, wanted.t, rtol=0, atol=1e-7)

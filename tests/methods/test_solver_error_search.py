@@ -6,14 +6,12 @@ import functools
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 import solver_error_cells as shared
 from oracles import scipy_search as oracle
 from problems import Smooth
-from scipy import optimize
-from solver_error_cells import EFFORT, NAMES, SAMPLES, SD, SD3, WEIGHTS, deviations, find, grid, small_family
+from solver_error_cells import EFFORT, NAMES, SAMPLES, SD, SD3, WEIGHTS, find, grid, small_family
 
 from hso_jax import Hso, Lane, Schedule, SolverError, baseline, preset, search, search_many, solver_error
 from hso_jax import solver_error_levels as lanes_module
@@ -21,11 +19,10 @@ from hso_jax import solver_error_method as method_module
 from hso_jax.error import Chunks, error_data, in_chunks
 from hso_jax.lower.quasi_newton import SPACING
 from hso_jax.noise import s_of_lam
-from hso_jax.problems import denoiser, family, generic, pick
+from hso_jax.problems import family, generic
 from hso_jax.schedule import Origin, Scores
 from hso_jax.searches import checked
 from hso_jax.solver_error_method import COMPARED, measure
-from hso_jax.solvers import sample
 
 DATA: dict[str, Any] = {"samples": SAMPLES, **shared.PLAIN}
 
@@ -92,28 +89,14 @@ def test_the_first_node_of_epsilon_models(name: str, first: str, nfe: int, ksigm
 
 
 def test_the_error_is_that_of_sampling(found: Any) -> None:
-    """`solver_error` of the schedule, and plain `solvers.sample` of those with four nodes."""
-
-    @functools.partial(jax.jit, static_argnames="solver")
-    def of_one(problem: Any, lams: jax.Array, noise: jax.Array, weight: float, end: float, solver: str) -> jax.Array:
-        return sample(denoiser(problem, weight), lams, noise, solver=solver, end=end)
-
+    """`solver_error` of the schedule, which its own tests compare with plain sampling."""
     for i, (lane, s) in enumerate(found.values()):
         assert error_of(s, lane) == pytest.approx(s.error, rel=2e-4, abs=2e-6), key(lane)
         if i % 12 == 0:
             assert solver_error(s, lane.noise, problems=small_family(), **DATA) == error_of(s, lane)
-        if lane.nfe != 4:
-            continue
-        data, squares = chunks(lane.noise.noise_end, lane.method.guidance), []
-        for problem, noise, truth in zip(data.problem, data.noise, data.truth, strict=True):
-            mixture = pick(data.problems, int(problem))
-            end = np.inf if s.end == "clean" else s.lams[-1]
-            rest = (np.float32(lane.method.guidance), np.float32(end), s.solver)
-            error = of_one(mixture, s.lams[:4].astype(np.float32), noise, *rest) - truth
-            squares.append(np.mean((error / deviations()[problem]) ** 2))
-        assert s.error == pytest.approx(np.sqrt(np.mean(squares)), rel=2e-4)
 
 
+@pytest.mark.slow
 def test_not_worse_than_its_own_start_nor_than_rules(found: Any) -> None:
     """The start is SciPy's minimiser of MEP at the psi that the result names."""
     begun = 0
@@ -157,6 +140,7 @@ def test_one_compilation_for_all_lanes(found: Any) -> None:
     assert not programs
 
 
+@pytest.mark.slow
 def test_company_does_not_change_a_lane_s_bytes(found: Any) -> None:
     lanes = [shared.lane(noise, 4, "node", name, w) for noise in (SD, SD3) for name in NAMES for w in WEIGHTS]
     again = find(lanes[::-1])[::-1]
@@ -180,51 +164,6 @@ def test_only_the_ends_of_the_noise_matter(found: Any) -> None:
             inside &= one.t > float(noise.t_min) * 1.01
             np.testing.assert_allclose(s.lams[inside], one.lams[inside], rtol=0, atol=1e-9)
             assert s.model == twin.name and s.error == one.error
-
-
-@pytest.mark.slow
-def test_float64_alone_agrees_with_float32_in_company(found: Any) -> None:
-    """One solver and model a call, as `search` makes them; and SciPy finds nothing better nearby."""
-    calls: list[tuple[int, int]] = []
-    with jax.enable_x64(True):
-        alone = search(
-            SD, [2, 4], method=shared.method("ddim"), effort=EFFORT, progress=lambda *told: calls.append(told)
-        )
-        for s in alone:
-            (best, value, searched), start = polished(s), s_of_lam(s.lams[1:])
-            assert s.error == pytest.approx(np.sqrt(value(start)), rel=1e-6)
-            assert searched(best) >= searched(start) * (1 - 1e-3)
-    assert calls == [(2, 2)]
-    for s in alone:
-        _, single = found[key(shared.lane(SD, s.nfe, solver="ddim"))]
-        assert s.result == single.result == "converged"
-        np.testing.assert_allclose(s.t, single.t, rtol=0, atol=1e-3)
-        assert s.error == pytest.approx(single.error, rel=1e-4)
-
-
-def polished(s: Schedule) -> tuple[np.ndarray, Any, Any]:
-    """SciPy's minimiser in s of the nodes after the first, the mean square, and what is minimised: uneven gaps cost."""
-    data = error_data(SD.noise_end, s.guidance, problems=small_family(), **DATA)
-
-    @jax.jit
-    def mean_square(nodes: jax.Array) -> jax.Array:
-        def one(problem: Any, noise: jax.Array) -> jax.Array:
-            lams = jnp.concatenate([s.lams[:1], jnp.log1p(-nodes) - jnp.log(nodes)])
-            return sample(denoiser(problem, data.guidance), lams, noise, solver=s.solver)
-
-        error = jax.vmap(one)(data.problems.mixtures, data.noise) - data.truth
-        return jnp.mean((error / deviations()[:, None, None]) ** 2)
-
-    def value(nodes: np.ndarray) -> float:
-        return float(mean_square(jnp.asarray(nodes)))
-
-    def searched(nodes: np.ndarray) -> float:
-        gaps = np.diff(np.concatenate([s.lams[:1], np.log1p(-nodes) - np.log(nodes)]))
-        excess = np.maximum(np.abs(np.log(gaps[1:] / gaps[:-1])) - np.log(2.0), 0.0)
-        return value(nodes) * float(np.exp(3.0 * np.sum(excess**2)))
-
-    best = optimize.minimize(searched, s_of_lam(s.lams[1:]), method="Nelder-Mead", options={"xatol": 1e-7}).x
-    return best, value, searched
 
 
 def test_other_solvers_are_told_and_advised(found: Any) -> None:
@@ -313,6 +252,7 @@ def test_one_evaluation_alone() -> None:
     assert len(s.t) == 1 and s.t[0] == 1.0 and np.isfinite(s.error)
 
 
+@pytest.mark.slow
 def test_a_failed_lane_leaves_the_others_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     """Samples of one guidance weight are NaN: its lane has nodes all the same, and the other lane its own."""
     real = lanes_module.error_data

@@ -204,7 +204,7 @@ def test_gradients_of_the_inverse() -> None:
             np.testing.assert_allclose(by_table[i, j], (up - down) / 2e-6, rtol=1e-5, atol=1e-7)
 
 
-@each
+@pytest.mark.parametrize("name", ["three", "zero-snr", "edm"])
 def test_its_repr_is_one_line_with_ends(name: str) -> None:
     noise = ALL[name]
     text = repr(noise)

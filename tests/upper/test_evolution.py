@@ -26,12 +26,6 @@ def ripples(x: jax.Array, goal: jax.Array) -> jax.Array:
     return jnp.sum(y * y + 0.5 * (1.0 - jnp.cos(2.0 * jnp.pi * y)))
 
 
-def banana(x: jax.Array, goal: jax.Array) -> jax.Array:
-    """Rosenbrock, at its minimum where x = goal; curved and ill-conditioned."""
-    y = x - goal + 1.0
-    return jnp.sum(20.0 * (y[1:] - y[:-1] ** 2) ** 2 + (1.0 - y[:-1]) ** 2)
-
-
 def holes(x: jax.Array, goal: jax.Array) -> jax.Array:
     """A bowl that is NaN, inf or -inf in three quarters of the box."""
     value = bowl(x, goal)
@@ -59,17 +53,14 @@ def runner(
 
     program = jax.jit(run)
 
-    def search(seed: int | np.ndarray, *arguments: object) -> Evolution:
-        many = draws(np.atleast_1d(seed), 1 + generations + polish, population, 3)
-        rows = jax.tree.map(lambda x: x[:, 0], many)
-        if np.ndim(seed):
-            return jax.jit(jax.vmap(run, in_axes=(0, 0, None, None)))(rows, *arguments)
-        return program(jax.tree.map(lambda x: x[0], rows), *arguments)
+    def search(seed: int, *arguments: object) -> Evolution:
+        random = draws([seed], 1 + generations + polish, population, 3)
+        return program(jax.tree.map(lambda x: x[0, 0], random), *arguments)
 
     return search
 
 
-@pytest.mark.parametrize("function", slow_but([bowl, holes], [bowl, ripples, banana, holes]))
+@pytest.mark.parametrize("function", slow_but([bowl, holes], [bowl, ripples, holes]))
 def test_finds_an_inner_minimum(function: Callable[..., jax.Array]) -> None:
     goal = np.array([0.3, 1.7, 2.2], np.float32)
     found = runner(function)(3, LOWER, UPPER, goal)
@@ -79,9 +70,7 @@ def test_finds_an_inner_minimum(function: Callable[..., jax.Array]) -> None:
     assert found.history[-1] == found.fitness
 
 
-@pytest.mark.parametrize(
-    "goal", [(-9.0, 1.7, 2.2), (0.3, 9.0, -9.0), (-9.0, -9.0, -9.0), (9.0, 9.0, 9.0), (9.0, -9.0, 9.0)]
-)
+@pytest.mark.parametrize("goal", [(-9.0, 1.7, 2.2), (0.3, 9.0, -9.0), (9.0, -9.0, 9.0)])
 def test_finds_minima_on_faces_edges_and_corners_exactly(goal: tuple[float, ...]) -> None:
     found = runner(bowl)(0, LOWER, UPPER, np.array(goal, np.float32))
     wanted = np.clip(np.array(goal, np.float32), LOWER, UPPER)
@@ -154,16 +143,6 @@ def test_the_start_covers_the_box_evenly() -> None:
         assert len(corners) == 8  # every octant has a point
     one = spread_points(jnp.array([0.2, 0.9, 0.4]), 8, jnp.asarray(LOWER), jnp.asarray(LOWER))
     np.testing.assert_array_equal(one, np.tile(LOWER, (8, 1)))
-
-
-@pytest.mark.slow
-def test_vmap_over_boxes_is_a_loop() -> None:
-    goal = np.array([0.3, 1.7, 2.2], np.float32)
-    lowers = np.stack([LOWER, LOWER + 0.1, LOWER - 1.0])
-    many = runner(bowl)(np.arange(3), lowers, UPPER, goal)
-    for i, lower in enumerate(lowers):
-        alone = runner(bowl)(i, lower, UPPER, goal)
-        np.testing.assert_allclose(many.history[i], alone.history, rtol=1e-4, atol=1e-6)
 
 
 @pytest.mark.parametrize(("population", "axes", "boxes"), [(16, 3, 1), (4, 1, 3)])

@@ -48,22 +48,21 @@ def run(scheduler: Any) -> torch.Tensor:
     return x
 
 
-@pytest.mark.parametrize("nfe", [1, 2, 6, 14, 15, 18])
 @pytest.mark.parametrize("name", LOG_SNR)
-def test_clean_end_returns_the_predicted_data(name: str, nfe: int) -> None:
+def test_clean_end_returns_the_predicted_data(name: str) -> None:
     """DEIS gives NaN at sigma 0, UniPC inf or a singular matrix unless the order falls; N >= 15 has other rules."""
     orders = {"solver_order": 3} if name != "SASolverScheduler" else {"predictor_order": 3, "corrector_order": 3}
     plain = getattr(diffusers, name)(**SD, **orders, lower_order_final=False)
-    x, x0 = last_step(with_schedule(plain, random_schedule(NOISE, nfe, "clean", 5)))
-    torch.testing.assert_close(x, x0, rtol=1e-10, atol=1e-10)
+    for nfe in (1, 2, 6, 15):
+        x, x0 = last_step(with_schedule(plain, random_schedule(NOISE, nfe, "clean", 5)))
+        torch.testing.assert_close(x, x0, rtol=1e-10, atol=1e-10)
 
 
 @pytest.mark.parametrize("variant", ["bh1", "bh2"])
-@pytest.mark.parametrize("predict_x0", [True, False])
-def test_unipc_clean_end_is_finite_in_every_form(variant: str, predict_x0: bool) -> None:
-    plain = diffusers.UniPCMultistepScheduler(**SD, solver_type=variant, predict_x0=predict_x0, solver_order=3)
+def test_unipc_clean_end_is_finite_for_noise_prediction_too(variant: str) -> None:
+    plain = diffusers.UniPCMultistepScheduler(**SD, solver_type=variant, predict_x0=False, solver_order=3)
     x, x0 = last_step(with_schedule(plain, random_schedule(NOISE, 6, "clean", 1)))
-    assert (x - x0).abs().max() < (1e-12 if predict_x0 else 0.5)  # noise prediction keeps the last correction of x
+    assert (x - x0).abs().max() < 0.5  # it keeps the last correction of x
 
 
 @pytest.mark.parametrize("name", ["DPMSolverMultistepScheduler", "UniPCMultistepScheduler", "DEISMultistepScheduler"])
@@ -238,8 +237,8 @@ def wanted(case: cases.Case, scheduler: Any, skip: int, **more: Any) -> torch.Te
     return solver(x0, grid, x / grid[0].alpha if case.k else x, draw, **options, **more)
 
 
-@pytest.mark.parametrize("skip", [2, 5, 6])
-@pytest.mark.parametrize("case", [x for x in cases.FURTHER_ARE_SLOW if not x.id.startswith("PNDM")])
+@pytest.mark.parametrize("skip", [2, 5])
+@pytest.mark.parametrize("case", [x for x in cases.CORNERS if not x.id.startswith("PNDM")])
 def test_sliced_schedule_is_exact(case: cases.Case, skip: int) -> None:
     end = case.ends[skip % len(case.ends)]
     prediction = case.predictions[skip % len(case.predictions)]

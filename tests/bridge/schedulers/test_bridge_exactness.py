@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from itertools import pairwise
 from typing import Any
 
 import cases
@@ -13,16 +12,16 @@ import pytest
 import torch
 from cases import SD
 from diffusers.utils import is_torchsde_available
-from mixture import Model, denoise, exact, random_schedule, start
+from mixture import Model, denoise, random_schedule, start
 from oracles import multistep
 
-from bridge import Level, sample, with_schedule
+from bridge import Level, with_schedule
 from bridge.sampling import levels
 from bridge.schedulers.rows import ROWS, distillation_grid
 from hso_jax.schedule import Schedule
 
 # Every start-up of the solvers, both sides of 15 (where diffusers' last steps change), each prediction several times.
-BUDGETS = (1, 2, 3, 4, 5, 6, 9, 14, 15, 20)
+BUDGETS = (1, 2, 3, 4, 6, 14, 15)
 
 
 @pytest.mark.parametrize("end", ["clean", "t_eps"])
@@ -49,9 +48,9 @@ def test_agrees_with_the_independent_solver(case: cases.Case, end: str) -> None:
             assert model.told == np.float32(schedule.timesteps).tolist()
 
 
-@pytest.mark.parametrize("case", cases.FURTHER_ARE_SLOW)
+@pytest.mark.parametrize("case", cases.CORNERS)
 def test_float32(case: cases.Case) -> None:
-    for nfe, end in ((n, end) for n in (1, 2, 5, 10, 20) for end in case.ends):
+    for nfe, end in ((n, end) for n in (1, 5, 15) for end in case.ends):
         schedule = random_schedule(cases.noise_of(case.model), nfe, end, seed=3)
         prediction = case.predictions[nfe % len(case.predictions)]
         scheduler = cases.installed(case, prediction, schedule)
@@ -67,27 +66,6 @@ def test_every_row_is_a_case() -> None:
 
 
 NOISE = cases.noise_of("sd15")
-
-
-def even(nfe: int) -> Schedule:
-    """N + 1 nodes, evenly spaced in lam; stops at t = 0.1."""
-    low, high = float(NOISE.lam(0.9)), float(NOISE.lam(0.1))
-    t = NOISE.t_of_lam(np.linspace(low, high, nfe + 1))
-    return Schedule.from_t(NOISE, t, layout="interval")
-
-
-def slopes(errors: list[float]) -> list[float]:
-    return [float(np.log2(a / b)) for a, b in pairwise(errors)]
-
-
-@pytest.mark.parametrize(("solver", "order"), [("ddim", 1), ("unipc-2", 3), ("unipc-3-bh1", 3), ("heun", 2)])
-def test_plain_sampler_has_its_order(solver: str, order: float) -> None:
-    errors = []
-    for nfe in (30, 60, 120):
-        x = sample(x0, even(nfe), start(), solver)
-        errors.append((x - exact(start(), even(nfe))).abs().max().item())
-    assert slopes(errors)[-1] > order - 0.15, errors
-    assert torch.isfinite(x).all()
 
 
 def drawing(generator: torch.Generator) -> Any:

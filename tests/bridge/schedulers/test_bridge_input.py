@@ -95,12 +95,6 @@ def test_subclass_and_other_objects() -> None:
             with_schedule(pipe, SCHEDULE)
 
 
-def test_flow_schedule_of_another_shift_is_as_valid() -> None:
-    installed = with_schedule(diffusers.FlowMatchEulerDiscreteScheduler(shift=1.0), FLOWING)
-    installed.set_timesteps(N)
-    np.testing.assert_array_equal(installed.sigmas, FLOWING.sampler_sigmas())
-
-
 def test_unknown_timestep_is_refused() -> None:
     scheduler = with_schedule(diffusers.DDIMScheduler(**SD), SCHEDULE)
     scheduler.set_timesteps(N)
@@ -212,11 +206,6 @@ def test_a_timestep_may_be_rounded_to_bfloat16() -> None:
 def test_of_equal_timesteps_the_first_or_the_last() -> None:
     known = np.array([900.0, 500.0, 500.0])
     assert (nearest(known, 500.0), nearest(known, 500.0, True)) == (1, 2)
-
-
-def test_a_clean_end_is_data_alone() -> None:
-    installed = with_schedule(diffusers.DDIMScheduler(**SD), SCHEDULE)
-    assert (installed._levels.alphas[-1], installed._levels.sigmas[-1]) == (1.0, 0.0)
 
 
 @pytest.mark.parametrize(

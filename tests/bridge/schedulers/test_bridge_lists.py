@@ -140,10 +140,7 @@ OWN = [
     ("LMSDiscreteScheduler", SD),
     ("DPMSolverMultistepScheduler", SD),
     ("UniPCMultistepScheduler", SD),
-    ("DPMSolverMultistepScheduler", FLOW),
-    ("UniPCMultistepScheduler", FLOW),
     ("UniPCMultistepScheduler", {**FLOW, "flow_shift": 12.0}),
-    ("FlowMatchEulerDiscreteScheduler", {"shift": 3.0}),
     ("FlowMatchEulerDiscreteScheduler", {"shift": 7.0}),
 ]
 

@@ -39,10 +39,8 @@ def same(a: Any, b: Any) -> None:
 
 
 @pytest.mark.parametrize("case", ONE_EACH, ids=lambda case: case.scheduler)
-@pytest.mark.parametrize("end", ["clean", "t_eps"])
-def test_every_way_to_rebuild_a_scheduler(case: cases.Case, end: str, tmp_path: Path) -> None:
-    end = end if end in case.ends else case.ends[0]
-    base = case.build(case.predictions[0])
+def test_every_way_to_rebuild_a_scheduler(case: cases.Case, tmp_path: Path) -> None:
+    base, end = case.build(case.predictions[0]), case.ends[-1]
     before = dict(base.config)
     scheduler = with_schedule(base, random_schedule(cases.noise_of(case.model), 6, end, 1))
     assert isinstance(scheduler, getattr(diffusers, case.scheduler))
@@ -198,24 +196,10 @@ def test_spacing_flags_are_switched_off_and_back(name: str, config: dict[str, An
     np.testing.assert_array_equal(back.sigmas, plain.sigmas)
 
 
-def test_stable_video_diffusion_as_it_is_shipped() -> None:
-    config = {
-        **SD, "prediction_type": "v_prediction", "timestep_type": "continuous", "use_karras_sigmas": True,
-        "sigma_min": 0.002, "sigma_max": 700.0,
-    }  # fmt: skip
-    plain = diffusers.EulerDiscreteScheduler(**config)
-    schedule = Schedule.from_sigmas(noise_schedule_of(plain), [700.0, 30.0, 2.0, 0.1])
-    with pytest.warns(UserWarning, match="use_karras_sigmas"):
-        scheduler = with_schedule(plain, schedule)
-    scheduler.set_timesteps(4)
-    np.testing.assert_allclose(scheduler.sigmas, [700.0, 30.0, 2.0, 0.1, 0.0], rtol=1e-9)
-
-
 @pytest.mark.parametrize("name", ["FlowMatchEulerDiscreteScheduler", "FlowMatchHeunDiscreteScheduler"])
-@pytest.mark.parametrize("shift", [1.0, 3.0])
-def test_one_training_timestep(name: str, shift: float) -> None:
+def test_one_training_timestep(name: str) -> None:
     """Stable Audio 3 and ACE-Step: the network is told s itself."""
-    plain = getattr(diffusers, name)(num_train_timesteps=1, shift=shift)
+    plain = getattr(diffusers, name)(num_train_timesteps=1, shift=3.0)
     noise = noise_schedule_of(plain)
     schedule = Schedule.from_t(noise, [1.0, 0.7, 0.4, 0.1])
     scheduler = with_schedule(plain, schedule)

@@ -15,7 +15,7 @@ import diffusers
 import numpy as np
 import pytest
 import torch
-from cases import FLOW, ONE_EACH, SD, public
+from cases import ONE_EACH, SD, public
 from free import KINDS, Kind, by_hand, exact_levels, free_schedule, in_jax, of, sampled
 from mixture import denoise, random_schedule, start
 
@@ -29,8 +29,7 @@ from bridge import (
     with_schedule,
     without_schedule,
 )
-from hso_jax import Schedule, noise
-from hso_jax.schedule import Origin, in_coefficients
+from hso_jax import Schedule
 
 EPS = KINDS[0]
 VP = noise_schedule_of(EPS.build())
@@ -50,33 +49,6 @@ def test_it_agrees_with_the_jax_loop(kind: Kind, end: str) -> None:
             np.testing.assert_allclose(model.told, schedule.timesteps, rtol=1e-6)
         want = in_jax(schedule, start())
         np.testing.assert_allclose(x.numpy(), want, rtol=1e-10, atol=1e-10 * max(1.0, np.abs(want).max()))
-
-
-@pytest.mark.parametrize("end", ["clean", "t_eps"])
-@pytest.mark.parametrize(
-    ("solver", "cls", "config"),
-    [
-        ("ddim", "DDIMScheduler", {"clip_sample": False}),
-        ("dpmpp-2m", "DPMSolverMultistepScheduler", {}),
-        ("dpmpp-3m", "DPMSolverMultistepScheduler", {"solver_order": 3}),
-        ("unipc-2", "UniPCMultistepScheduler", {}),
-    ],
-)
-def test_the_known_solvers_are_points_of_it(end: str, solver: str, cls: str, config: dict[str, Any]) -> None:
-    """Diffusers' own class with the same nodes installed gives the same sample."""
-    plain = getattr(diffusers, cls)(**SD, **config)
-    free = free_schedule(VP, 6, end)
-    nodes = Schedule.from_t(VP, free.t, layout=free.layout, end=end, origin=Origin(solver=solver))
-    ours = NonstationaryScheduler.from_schedule(plain, in_coefficients(nodes))
-    theirs = with_schedule(plain, nodes.sampler_sigmas())
-    samples = []
-    for scheduler in (theirs, ours):
-        scheduler.set_timesteps(6)
-        x = start()
-        for t, level in zip(scheduler.timesteps, exact_levels(nodes), strict=False):
-            x = scheduler.step(epsilon(x, level), t, x, return_dict=False)[0]
-        samples.append(x)
-    assert (samples[0] - samples[1]).abs().max() < 1e-6  # diffusers' UniPC and DPM++ hold some numbers in float32
 
 
 def epsilon(x: torch.Tensor, level: Level) -> torch.Tensor:
@@ -292,20 +264,6 @@ def test_with_schedule_says_that_the_class_is_another() -> None:
     assert type(second) is NonstationaryScheduler and second.schedule.nfe == 5
     assert type(back) is bridge.DPMSolverMultistepScheduler
     assert again.schedule == schedule
-
-
-@pytest.mark.parametrize(
-    ("model", "plain"),
-    [(NOISE, diffusers.DDIMScheduler(**SD)), (noise.flow(3.0), diffusers.UniPCMultistepScheduler(**FLOW))],
-    ids=["vp", "flow"],
-)
-def test_it_is_made_from_pasted_text(model: noise.NoiseSchedule, plain: Any) -> None:
-    schedule, pasted = free_schedule(model, 4, "t_eps"), {}
-    exec(schedule.python_literal(), pasted)
-    own = NonstationaryScheduler.from_schedule(plain, pasted["sigmas"], coefficients=pasted["coefficients"]).schedule
-    np.testing.assert_allclose(own.lams, schedule.lams, rtol=1e-9)
-    np.testing.assert_allclose(own.timesteps, schedule.timesteps, rtol=1e-6)
-    assert own.coefficients.tolist() == schedule.coefficients.tolist()
 
 
 def test_a_table_set_by_hand_is_kept() -> None:

@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import torch
 from closed_form import Network, latents
+from marks import slow_but
 from pipelines import family_of
 
 import bridge
@@ -23,7 +24,6 @@ from bridge.tuning import models
 from bridge.tuning.candidates import Candidate, candidates, is_rule
 from bridge.tuning.race import Measured, interval, race, rungs, sure
 from hso_jax import Schedule, load, preset, save
-from hso_jax.noise import flow, linear_vp
 
 SD, N = preset("sd15"), 4
 SMALL: dict[str, Any] = {"latents": latents(), "teacher_steps": 12, "samples": 6, "budget": 500}
@@ -123,12 +123,7 @@ def test_an_interval_holds_the_ratio_of_paired_errors() -> None:
     assert math.isnan(interval(one, Measured("", None, np.full(4, math.nan)))[0])  # type: ignore[arg-type]
 
 
-OTHERS = [preset("edm-cifar10"), flow(), linear_vp()]
-
-
-@pytest.mark.parametrize(
-    "noise", [SD, preset("sd3-medium"), *(pytest.param(x, marks=pytest.mark.slow) for x in OTHERS)]
-)
+@pytest.mark.parametrize("noise", [SD, preset("sd3-medium"), preset("edm-cifar10")])
 def test_every_candidate_is_for_the_model(noise: Any) -> None:
     every = candidates(noise, 5, 1.0)
     names = [c.name for c in every]
@@ -141,7 +136,7 @@ def test_every_candidate_is_for_the_model(noise: Any) -> None:
     assert {c.schedule.solver for c in candidates(noise, 5, 1.0, "unipc-3")} == {"unipc-3"}
 
 
-@pytest.mark.parametrize(("budget", "nfe"), [(330, 3), (331, 3), (650, [3, 4])])
+@pytest.mark.parametrize(("budget", "nfe"), [(331, 3), (650, [3, 4])])
 def test_all_evaluations_are_counted_and_none_is_too_many(budget: int, nfe: Any) -> None:
     network, told = Network(), []
     chosen = small(network, nfe, budget=budget, progress=lambda *x: told.append(x))
@@ -215,6 +210,7 @@ def test_a_network_that_fails_at_some_levels_still_gets_an_answer() -> None:
         small(Fails())
 
 
+@pytest.mark.slow
 def test_a_condition_and_a_solver_are_the_caller_s() -> None:
     seen: list[int] = []
     network = Network()
@@ -264,7 +260,9 @@ def made(pipe: Any, prompt: str, seed: int, steps: int, call: dict[str, Any]) ->
     return pipe(prompt=prompt, **options, **call)[0].float()
 
 
-@pytest.mark.parametrize("kind", ["StableDiffusionPipeline", "FluxPipeline", "own solver"])
+@pytest.mark.parametrize(
+    "kind", slow_but(["StableDiffusionPipeline"], ["StableDiffusionPipeline", "FluxPipeline", "own solver"])
+)
 def test_what_was_measured_is_what_the_pipeline_makes(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
     pipe, call, calls = built("StableDiffusionPipeline" if kind == "own solver" else kind)
     if kind == "own solver":  # as pipelines whose scheduler takes arguments of its own
@@ -315,6 +313,7 @@ def test_guidance_reaches_the_pipeline_and_one_prompt_will_do() -> None:
     assert guided.schedule.origin.tuned["pipeline"] == "StableDiffusionPipeline"
 
 
+@pytest.mark.slow
 def test_image_to_image_is_chosen_for_the_steps_that_are_taken() -> None:
     pipe, call, calls = built("StableDiffusionImg2ImgPipeline")
     call["strength"] = 0.6

@@ -71,11 +71,9 @@ def test_what_it_found_and_how_stands_in_the_file(found: Tuned, tmp_path: Path) 
 @pytest.mark.parametrize(
     ("by", "solver"),
     [
-        ("differences", "nonstationary"),
+        ("differences", "unipc-3"),
         ("gradients", "nonstationary"),
         ("gits", "unipc-3"),
-        *(pytest.param(by, "unipc-3", marks=pytest.mark.slow) for by in ("differences", "gradients")),
-        pytest.param("gits", "nonstationary", marks=pytest.mark.slow),
     ],
 )
 def test_the_budget_is_never_exceeded_and_all_is_counted(by: str, solver: str) -> None:
@@ -137,17 +135,18 @@ def test_a_checkpoint_tells_starts_apart_by_their_coefficients(tmp_path: Path) -
         small(checkpoint=file, start=other, budget=500)
 
 
+@pytest.mark.slow
 def test_gradients_find_it_too(found: Tuned) -> None:
     assert small(by="gradients").error < 0.85 * found.start_error
 
 
 def test_an_interrupted_one_goes_on_to_the_same_bytes(found: Tuned, tmp_path: Path) -> None:
-    """Interrupted at ten places: among the converged samples, and after any judgement."""
+    """Interrupted at four places: among the converged samples, and after any judgement."""
     whole = tmp_path / "whole.json"
     calls = Network()
     assert small(calls, checkpoint=whole) == found
     rng = np.random.default_rng(3)
-    places = sorted(int(x) for x in rng.integers(1, found.evaluations, 10))
+    places = sorted(int(x) for x in rng.integers(1, found.evaluations, 4))
     file, spent = tmp_path / "resumed.json", Network()
     for place in places:
 
@@ -179,6 +178,7 @@ class Other(Network):
 Other.__qualname__ = Network.__qualname__
 
 
+@pytest.mark.slow
 def test_a_checkpoint_of_other_samples_or_another_call_is_refused(tmp_path: Path) -> None:
     file = tmp_path / "c.json"
     small(checkpoint=file, budget=700)
@@ -196,6 +196,7 @@ def test_a_checkpoint_of_other_samples_or_another_call_is_refused(tmp_path: Path
         small(Other(), checkpoint=file, budget=700)
 
 
+@pytest.mark.slow
 def test_out_of_memory_it_samples_one_at_a_time(found: Tuned) -> None:
     # Only after the converged samples, which are made at the batch that is asked for.
     tuned = small(Network(most=1), batch=1)
@@ -211,6 +212,7 @@ def test_out_of_memory_it_samples_one_at_a_time(found: Tuned) -> None:
     assert tuned.error == pytest.approx(found.error, rel=1e-6)
 
 
+@pytest.mark.slow
 def test_without_memory_for_gradients_it_needs_none(found: Tuned, tmp_path: Path) -> None:
     tuned = small(Network(gradients=False), by="gradients", checkpoint=tmp_path / "c.json")
     assert tuned.by == "differences" and tuned.error == pytest.approx(found.error, rel=0.05)
@@ -250,6 +252,7 @@ def test_a_known_solver_s_start_that_nothing_beats_carries_its_coefficients(monk
     assert not np.allclose(judged.predict, table_at(SD, start, "ddim").predict, atol=0.01)
 
 
+@pytest.mark.slow
 def test_an_error_of_the_caller_s_own(found: Tuned) -> None:
     """With a gradient it is followed; one of numbers alone is compared."""
 
@@ -261,6 +264,7 @@ def test_an_error_of_the_caller_s_own(found: Tuned) -> None:
     assert plain.by == "comparisons" and plain.error <= plain.start_error and "no gradients" in plain.notes[0]
 
 
+@pytest.mark.slow
 def test_detail_weighs_the_fine(found: Tuned) -> None:
     tuned = small(detail=0.5)
     assert tuned.error < tuned.start_error and tuned.schedule != found.schedule
@@ -285,15 +289,6 @@ def test_a_given_start_and_the_best_so_far() -> None:
     fitness = [s.fitness for s in shown]
     assert fitness == sorted(fitness, reverse=True) and shown[-1].t.tolist() == tuned.schedule.t.tolist()
     assert tuned.schedule.fitness == pytest.approx(tuned.error)
-
-
-@pytest.mark.slow
-def test_a_model_that_is_not_shipped_is_searched_for() -> None:
-    """Its start is a search's; here with a budget that ends at once."""
-    noise = dataclasses.replace(preset("edm-cifar10"), name="own")
-    tuned = tune_denoiser(Network(), noise, 3, **{**SMALL, "budget": 500})
-    assert tuned.start != "zoo" or noise.fingerprint() == preset("edm-cifar10").fingerprint()
-    assert math.isfinite(tuned.error)
 
 
 BAD: list[tuple[dict[str, Any], str]] = [

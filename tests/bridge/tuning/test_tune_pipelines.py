@@ -21,8 +21,7 @@ from bridge.tuning.tune import Options, drawn
 from hso_jax import load, zoo
 from hso_jax.cli import main
 
-SLOW = ("StableDiffusionXLPipeline", "PixArtAlphaPipeline", "StableDiffusion3Pipeline", "WanPipeline")
-KINDS = ["StableDiffusionPipeline", "FluxPipeline", *(pytest.param(kind, marks=pytest.mark.slow) for kind in SLOW)]
+KINDS = ["StableDiffusionPipeline", "FluxPipeline", pytest.param("WanPipeline", marks=pytest.mark.slow)]
 N = 3
 pytestmark = pytest.mark.filterwarnings("ignore:the schedule has coefficients of its own:UserWarning")
 LITTLE: dict[str, Any] = {"teacher_steps": 8, "samples": 2, "batch": 2}
