@@ -233,7 +233,7 @@ PROFILE = (
         ("apply schedules.json --pipeline model", "differ in nfe: 4; 6; choose by nfe"),
         ("apply schedules.json --pipeline model --nfe 5", "schedules.json: no such schedule"),
         ("apply schedules.json --pipeline model --nfe 6", "choose by method"),
-        ("apply --pipeline model", "--nfe is missing"),
+        ("apply --pipeline model", "--nfe must be given"),
         ("apply --pipeline model --nfe 6 --layout node", "--layout: needs a schedule file"),
         ("apply schedules.json --pipeline stabilityai/sdxl --nfe 6 --method hso", "is not a folder"),
         ("apply schedules.json --pipeline . --nfe 6 --method hso", "has no model_index.json"),
@@ -252,7 +252,7 @@ PROFILE = (
         (f"{SAMPLE} -o a.png --device cuda:77", "cannot be used"),
         (f"{PROFILE} --budget 100", "budget is 100: 12 samples of 8 evaluations"),
         (f"{PROFILE} --pipeline prompts.txt", "prompts.txt is not a folder"),
-        (f"{PROFILE} --prompts nothing.txt", "nothing.txt: No such file"),
+        (f"{PROFILE} --prompts nothing.txt", "nothing.txt does not exist"),
         (f"{PROFILE} -o prompts.txt", "prompts.txt exists and is no profile of hso-jax"),
         (f"{PROFILE} -o nowhere/p.json", "the folder nowhere does not exist"),
         (f"{PROFILE} --scheduler PNDMScheduler", "does not follow the probability flow"),
@@ -329,7 +329,7 @@ def test_a_search_takes_a_measured_profile(run: Run, pipe: Any, monkeypatch: pyt
         (f"{command} --profile p.json --json --model sd3-medium", "noise end is lam = "),
         ("search --model model --nfe 4 --profile p.json", "--profile: --method hso does not use it"),
         (f"{command} --profile prompts.txt --json", "prompts.txt: not valid JSON"),
-        (f"{command} --profile no.json --json", "no.json: No such file"),
+        (f"{command} --profile no.json --json", "no.json does not exist"),
         (f"{command} --profile p.json -o p.json --force", "the same file"),
     ):
         refused(run, bad, message)
