@@ -391,4 +391,5 @@ def call_registered(name: str, args: argparse.Namespace) -> int:
     try:
         return int(next(iter(registered)).load()(args))
     except ImportError as error:
-        raise ValueError(f"`hso-jax {name}` needs torch and diffusers: in your clone, {_INSTALL} ({error})") from error
+        why = error.__cause__ or error
+        raise ValueError(f"`hso-jax {name}` needs torch and diffusers: in your clone, {_INSTALL} ({why})") from error

@@ -123,9 +123,19 @@ def run(argv: Sequence[str] | None = None) -> int:
         return _say(EXIT_IO, f"cannot write {where}: {error.strerror}", written)
     except ValueError as error:
         return _say(EXIT_BAD_INPUT, _with_command(error), written)
+    except ModuleNotFoundError as error:
+        if (package := (error.name or "hso_jax").partition(".")[0]) in ("hso_jax", "bridge"):
+            return _unexpected(error, written)
+        what = f"this command needs {package}, which is not installed in this Python: pip install {package}"
+        return _say(EXIT_BAD_INPUT, what, written)
     except Exception as error:
-        what = f"unexpected {type(error).__name__}: {error}"
-        return _say(EXIT_UNEXPECTED, f"{what}; please report it with {_log()}", written)
+        return _unexpected(error, written)
+
+
+def _unexpected(error: Exception, written: Sequence[Path]) -> int:
+    """Say that this is no fault of the input, and where its traceback is."""
+    what = f"unexpected {type(error).__name__}: {error}"
+    return _say(EXIT_UNEXPECTED, f"{what}; please report it with {_log()}", written)
 
 
 def _command(argv: Sequence[str] | None, written: list[Path]) -> int:

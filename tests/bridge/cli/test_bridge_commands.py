@@ -271,7 +271,8 @@ def test_without_torch_it_says_what_to_install(run: Run, pipe: Any, monkeypatch:
     for name in [name for name in sys.modules if name == "bridge" or name.startswith("bridge.")]:
         monkeypatch.delitem(sys.modules, name)
     monkeypatch.setitem(sys.modules, "torch", None)
-    refused(run, APPLY, '`hso-jax apply` needs torch and diffusers: in your clone, pip install -e ".[torch]"')
+    line = '`hso-jax apply` needs torch and diffusers: in your clone, pip install -e ".[torch]" (import of torch halted'
+    refused(run, APPLY, line)
 
 
 def test_an_old_installation_says_how_to_register(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
