@@ -142,11 +142,27 @@ def dm_nonuniform(noise: NoiseSchedule, nfe: int, layout: str, p: float = 2.0) -
     return t
 
 
+def tangent(noise: NoiseSchedule, nfe: int, layout: str, deviation: float = 1.0) -> np.ndarray:
+    """The tangent law: sigma/alpha = g tan(theta) with even steps of theta, for Gaussian data of deviation g.
+
+    A step of Euler (DDIM) then makes the deviation cos(theta_i - theta_{i+1}) times too small, so that even steps from
+    the noise end to clean data, theta = 0, are the best. Where theta_max/N lies below the model's smallest t, the last
+    node stays there. Sources: Sun, Poor and Zhang 2026, arXiv 2601.13602, whose g follows from the eigenvalues of the
+    data's covariance; Sabour et al. 2024 (Align Your Steps), arXiv 2404.14507, for one g.
+    """
+    noisy, clean = (float(np.arctan(noise.ksigma(float(t)) / deviation)) for t in (noise.t_max, noise.t_min))
+    step = (noisy - clean) / max(_count(nfe, layout) - 1, 1)
+    if layout == "node":
+        step = min(step, noisy / nfe)
+    theta = noisy - step * np.arange(_count(nfe, layout))
+    return _of_lam(noise, -np.log(deviation * np.tan(theta)))
+
+
 BASELINES: dict[str, Callable[..., np.ndarray]] = {
     **{"leading": leading, "linspace": linspace, "trailing": trailing, "sgm-uniform": sgm_uniform, "karras": karras},
     **{"uniform-lam": uniform_lam, "beta": beta, "beta-t": beta_t, "linear-quadratic": linear_quadratic},
     **{name: functools.partial(align_your_steps, table=name) for name in AYS},
-    "dm-nonuni": dm_nonuniform,
+    **{"dm-nonuni": dm_nonuniform, "tangent": tangent},
 }
 
 

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import itertools
+import math
 from collections.abc import Callable
 
 import numpy as np
 import pytest
+import scipy.optimize
+import scipy.special
 import scipy.stats
 from oracles import scipy_search as reference
 from problems import KINKED, SD
 
 from hso_jax import baseline, preset
-from hso_jax.baselines import AYS, BASELINES, inapplicable
+from hso_jax.baselines import AYS, BASELINES, inapplicable, tangent
 from hso_jax.mep_spf import paper_d_min
 from hso_jax.noise import discrete
 from hso_jax.noise import edm as edm_noise
@@ -124,6 +128,47 @@ def test_linear_quadratic_of_mochi_s_own_64_steps() -> None:
     np.testing.assert_allclose(s[:33], np.linspace(0.999, 0.975, 33), atol=1e-9)
     i = np.arange(1, 33)  # the parabola through 0.975 with the line's slope, that reaches 0 after 32 steps
     np.testing.assert_allclose(s[33:], 0.975 - 0.025 / 32 * i - (0.975 - 0.025) * (i / 32) ** 2, atol=1e-9)
+
+
+def euler_deviation(ksigmas: np.ndarray, deviation: float) -> float:
+    """The deviation after Euler steps in sigma/alpha, the last to 0, with the exact denoiser of a Gaussian."""
+    x = math.hypot(ksigmas[0], deviation)
+    for now, then in itertools.pairwise([*ksigmas, 0.0]):
+        x += (then - now) * x * now / (now**2 + deviation**2)
+    return x
+
+
+@pytest.mark.parametrize("deviation", [0.5, 1.0])
+@pytest.mark.parametrize("model", ["sd15", "sd3-medium", "edm-cifar10"])
+def test_tangent_is_the_best_for_a_gaussian(model: str, deviation: float) -> None:
+    """SciPy moves the nodes after the first, each to a share of the one before, to where Euler loses the least."""
+    noise, nfe = preset(model), 5
+    found = np.exp(-noise.lam(tangent(noise, nfe, "node", deviation)))
+
+    def nodes(logits: np.ndarray) -> np.ndarray:
+        return np.cumprod([found[0], *scipy.special.expit(logits)])
+
+    def lost(logits: np.ndarray) -> float:
+        return -math.log(euler_deviation(nodes(logits), deviation) / deviation)
+
+    start = np.array([math.log(deviation / found[0]), *np.zeros(nfe - 2)])
+    best = scipy.optimize.minimize(lost, start, tol=1e-12)
+    np.testing.assert_allclose(found, nodes(best.x), rtol=1e-3)
+    theta = math.atan(found[0] / deviation)
+    assert best.fun == pytest.approx(-nfe * math.log(math.cos(theta / nfe)), rel=1e-8)
+
+
+def test_tangent_ends_at_the_smallest_level() -> None:
+    """Of many nodes, and in the interval layout: ComfyUI's kl_optimal, the tangent between two arctangents."""
+    high, low = (float(SD.ksigma(t)) for t in (1.0, 0.001))
+    for nfe, layout in ((60, "node"), (5, "interval")):
+        share = np.linspace(1.0, 0.0, nfe + (layout == "interval"))
+        expected = np.tan(share * math.atan(high) + (1.0 - share) * math.atan(low))
+        np.testing.assert_allclose(
+            baseline("tangent", SD, nfe, layout=layout).sigmas[: len(share)], expected, rtol=1e-8
+        )
+    few = baseline("tangent", SD, 6).sigmas[-1]
+    assert few > low and few == pytest.approx(math.tan(math.atan(high) / 6), rel=1e-8)
 
 
 def test_which_rules_apply_to_which_models() -> None:

@@ -164,7 +164,7 @@ def test_show_prints_every_form(run: Run) -> None:
     weights = run("show file.json --nfe 3 --as weights").out
     assert [[float(x) for x in line.split()] for line in weights.splitlines()] == own.weights_table().tolist()
     assert run("show file.json --as json").out == Path("file.json").read_text()
-    refused(run, "show file.json --nfe 9", "file.json has no such schedule (it has: 3 node, 4 node, 6 node)")
+    refused(run, "show file.json --nfe 9", "no schedule for --nfe 9; it has N = 3 (node), 4 (node), 6 (node)")
     refused(run, "show file.json --as weights --nfe 4", "holds no coefficients")
 
 
@@ -320,13 +320,21 @@ def test_pure_noise_is_null_in_json(run: Run, asked: list[Any]) -> None:
 @pytest.mark.parametrize(
     ("command", "message"),
     [
-        ("", "COMMAND is missing"),
+        ("", "COMMAND must be given"),
         ("recomend", "command is 'recomend'; did you mean recommend?"),
         ("search --layout ring", "--layout is 'ring'"),
-        ("search --nfe ''", "nfe ''"),
-        ("search --nfe 4.5", "'4.5' is not a number"),
-        ("search --nfe 0-3", "must be 1 or more"),
-        ("search --nfe 8-4", "smaller number first"),
+        ("search --nfe ''", "nfe is ''; write whole numbers of at least 1"),
+        ("search --nfe 4.5", "nfe is '4.5'; write whole numbers of at least 1, as 6, 4-20 or 4,6,8"),
+        ("search --nfe 0-3", "nfe is '0-3'; the smallest number of evaluations is 1"),
+        ("search --nfe -3", "nfe is '-3'; write whole numbers of at least 1"),
+        ("search --nfe 5000", "nfe is 5000; the largest number of evaluations is 1000"),
+        ("search --nfe", "--nfe needs one value"),
+        ("search --rho 3", "--rho needs 2 values"),
+        ("sdxl recommend", "'sdxl' is a model, not a command; write hso-jax recommend --model sdxl"),
+        ("recommend sdxl", "'sdxl' is no argument of `hso-jax recommend`; write --model sdxl"),
+        ("models sdxl", "'sdxl' is no argument of `hso-jax models` (see"),
+        ("recommend --model ./none", "model './none' is neither a preset nor a file or folder"),
+        ("search --nfe 8-4", "write the smaller number first: 4-8"),
         ("search --model sd9", "(see `hso-jax models`)"),
         ("search --p nan", "p is nan"),
         ("search --t-max 1.0 0.9", "box t_max is (1.0, 0.9)"),
@@ -356,9 +364,13 @@ def test_pure_noise_is_null_in_json(run: Run, asked: list[Any]) -> None:
         ("compare --model sd9", "model 'sd9' is neither a preset nor a file or folder"),
         ("compare --solver adams", "solver is 'adams'"),
         ("compare --plot x.bmp", ".png, .svg or .pdf"),
-        ("show", "file is missing"),
-        ("show missing.json", "missing.json"),
-        ("plot missing.json", "missing.json"),
+        ("show", "file must be given"),
+        ("show missing.json", "missing.json does not exist"),
+        ("plot missing.json", "missing.json does not exist"),
+        (
+            "plot sdxl",
+            "sdxl is a model, and a file is needed; to write one: hso-jax recommend --model sdxl -o sdxl.json",
+        ),
         ("recommend --modle sdxl", "'--modle' is no option of `hso-jax recommend`; did you mean --model?"),
         ("recommend extra", "'extra' is no argument of `hso-jax recommend`"),
         ("compare --no-plot", "'--no-plot' is no option of `hso-jax compare`; did you mean --plot?"),
@@ -368,8 +380,8 @@ def test_pure_noise_is_null_in_json(run: Run, asked: list[Any]) -> None:
         ("recommend --scheduler euler_ancestral", "name the nearest one without noise: 'euler'"),
         ("recommend --scheduler heun", "hso-jax search --method solver-error --solver heun --guidance 7.5"),
         ("recommend --nfe 30", "hso-jax search --method solver-error"),
-        ("recommend --nfe six", "write 4-20"),
-        ("zoo --nfe 21", "nfe is 21; the zoo has 1..20"),
+        ("recommend --nfe six", "nfe is 'six'; write whole numbers"),
+        ("zoo --nfe 21", "nfe is 21; the zoo has N = 1 to 20"),
         ("zoo --model sd9", "model 'sd9' is neither a preset nor a file or folder"),
         ("zoo --solver heun", "solver 'heun' is not in the zoo"),
     ],

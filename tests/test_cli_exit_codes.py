@@ -89,6 +89,16 @@ def test_2_is_a_failed_picture_and_leaves_no_file(run: Run, result: list[str], m
     refused(run, SEARCH, "no picture")
 
 
+def test_2_is_a_package_that_is_not_installed(run: Run, result: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    missing = ModuleNotFoundError("No module named 'jax.numpy'", name="jax.numpy")
+    monkeypatch.setattr(search, "lanes", raising(missing))
+    refused(
+        run, f"{SEARCH} --no-plot", "this command needs jax, which is not installed in this Python: pip install jax"
+    )
+    monkeypatch.setattr(search, "lanes", raising(ModuleNotFoundError("a defect", name="hso_jax.gone")))
+    assert one_line(run, f"{SEARCH} --no-plot", 70).startswith("error: unexpected ModuleNotFoundError: a defect")
+
+
 def test_70_names_the_log(run: Run, result: list[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     broken = raising(KeyError("a defect\nof two lines"))
     with monkeypatch.context() as patch:

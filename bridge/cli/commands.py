@@ -97,7 +97,10 @@ def recommend(args: argparse.Namespace) -> int:
     call = pictures.read_options(args.option, "--prompts, --nfe or --seed")
     pipe = pictures.load(folder, args.device, args.dtype)
     if args.distilled is None and (told := distillation_of(pipe)):
-        raise ValueError(f"{folder} counts as distilled: {told[1]}; it keeps its own schedule, or say --distilled no")
+        raise ValueError(
+            f"{folder} counts as distilled: {told[1]}; it keeps its own schedule. If it is not distilled, add "
+            "--distilled no"
+        )
     prompts = read_prompts(args.prompts, pipe)
     with _shown("measuring") as show:
         found = choose(
@@ -209,7 +212,7 @@ def selected(args: argparse.Namespace, every: Sequence[Schedule]) -> Schedule:
 def recommended(args: argparse.Namespace, pipe: Any, **sizes: Any) -> Schedule:
     """The recommended schedule for a pipeline, if no file is named; one line on standard error says why."""
     if args.nfe is None:
-        raise ValueError("--nfe is missing: give the number of steps, or name a schedule file")
+        raise ValueError("--nfe must be given: the number of steps, or name a schedule file")
     if given := [f"--{name}" for name in ("layout", "method") if getattr(args, name) is not None]:
         raise ValueError(f"{', '.join(given)}: needs a schedule file to choose from; name one")
     found = recommended_for(pipe, args.nfe, guidance=args.guidance, solver=args.solver, **sizes)
@@ -247,7 +250,7 @@ def pipeline_folder(path: Path) -> Path:
         raise ValueError(f"{path} is not a folder; --pipeline takes a local folder that save_pretrained wrote")
     for file in (path / _INDEX, path / "scheduler" / _CONFIG):
         if not file.is_file():
-            raise ValueError(f"{path} is not a diffusers pipeline: it has no {file.relative_to(path)}")
+            raise ValueError(f"{path} is no folder that save_pretrained wrote: it has no {file.relative_to(path)}")
     return path
 
 

@@ -46,21 +46,22 @@ STEPS = {"default": 6, "min": 1, "max": 100, "tooltip": "model evaluations, as i
 _DENOISE = "as in BasicScheduler: the last steps of a schedule of int(steps / denoise) steps"
 DENOISE = {"default": 1.0, "min": 0.0, "max": 1.0, "step": 0.01, "tooltip": _DENOISE}
 GUIDANCE = {"default": 0.0, "min": 0.0, "max": 100.0, "step": 0.1}
-MODEL = ("MODEL", {"tooltip": "optional: your MODEL; sigmas that were not made for its noise are refused"})
+MODEL = ("MODEL", {"tooltip": "optional: your MODEL. The node refuses sigmas that were not made for its noise"})
 _FAMILY = f"the family: fine-tunes share its noise schedule. {FROM_MODEL!r} reads it from diffusion_model"
 FAMILY = ([*FAMILIES, FROM_MODEL], {"default": "sdxl", "tooltip": _FAMILY})
 _METHOD = (
-    "zoo: least solver error, shipped for 1 to 20 steps and usual guidance, else searched with JAX and fitted without; "
-    "solver-error: always searched; hso: the paper's; the others are rules to compare with"
+    "zoo: the least solver error, shipped for 1 to 20 steps and the usual guidance; for others the node searches with "
+    "JAX, and without JAX fits what is shipped; solver-error: always a search; hso: the paper's search; the others are "
+    "rules to compare with"
 )
-_SOLVER = "zoo, solver-error: the sampler that you connect (euler also for ddim)"
+_SOLVER = "for zoo and solver-error: the sampler that you connect (choose euler for ddim, too)"
 _USUAL = "the cfg you sample with (1 where guidance is an input of the model: FLUX); 0: the family's usual one"
 _PATH = "a schedule file: a whole path, or a name in ComfyUI's input, output or models folder"
 SAMPLER_OUT = "connect to the sampler of SamplerCustom, with the SIGMAS of this node"
 SIGMAS_OUT = "steps + 1 noise levels: connect to the sigmas of SamplerCustom"
 _NO_GUIDANCE = (
-    f"guidance is 0 (the model's usual), which is known for a family only, not {FROM_MODEL!r}; set it to the cfg of "
-    "your sampler"
+    f"guidance is 0, which stands for a family's usual cfg; with {FROM_MODEL!r} none is known: set guidance to the cfg "
+    "of your sampler"
 )
 
 
@@ -334,7 +335,7 @@ class HsoScheduleFile(_Sigmas):
                 "layout": (["any", *LAYOUTS], {"tooltip": "any: node where the file has both"}),
                 "method": ("STRING", {"default": "any", "tooltip": f"{several}: hso, ..."}),
                 "solver": (["any", *MENU, NONSTATIONARY], {"tooltip": several}),
-                "guidance": ("FLOAT", {**GUIDANCE, "tooltip": "0: any; else as the file's"}),
+                "guidance": ("FLOAT", {**GUIDANCE, "tooltip": "0: any; otherwise the guidance that the file has"}),
                 "diffusion_model": MODEL,
             },
         }

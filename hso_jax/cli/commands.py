@@ -117,7 +117,7 @@ COMMANDS = {
             *_MODELS,
             _option("--nfe --steps", "numbers of evaluations, 1..20", default="6"),
             _option("--guidance", "weight of classifier-free guidance; default: the preset's", float),
-            _option("--scheduler --solver", f"to keep: {_CHOICES}, or another program's name; default: the best"),
+            _option("--scheduler --solver", f"solver to keep: {_CHOICES}, by any of its names; default: the best"),
             _option("--distilled", _DISTILLED, choices=(*DISTILLATIONS, "no"), metavar="KIND"),
             _option("--all", "also print every predicted error, or with --pipeline every measured one", bool),
             "to run and measure everything on a local pipeline",
@@ -138,9 +138,10 @@ examples:
   hso-jax recommend --model ./my-model --guidance 5     (a diffusers folder)
   hso-jax recommend --pipeline ./my-model --prompts prompts.txt -o measured.json
 
-With --pipeline every schedule of the zoo and every rule with every solver is run on the model itself. Without, nothing
-is searched or run. The expected gain is then what trained networks gained of such predictions; --all prints the
-predictions: errors of the solver's samples on reference problems, in standard deviations of the data.
+With --pipeline this command runs the schedules of the zoo and the rules with their solvers on the model itself. Without
+it, the command searches and runs nothing. The expected gain is then what trained networks gained by choices with such
+predictions. --all prints the predictions: errors of the solver's samples on reference problems, in standard deviations
+of the data.
 """,
     ),
     "compare": Command(
@@ -161,8 +162,8 @@ examples:
   hso-jax compare
   hso-jax compare --model sdxl --nfe 4,8 --solver unipc-3 --guidance 5
 
-The table ranks schedules by the error of the solver's samples on reference problems, least error first. Two of them
-are recommended: the best for this solver, and the best of all solvers.
+The table ranks schedules by the error of the solver's samples on reference problems, least error first. Two rows are
+recommended: the best for this solver, and the best of all solvers.
 """,
     ),
     "search": Command(
@@ -368,4 +369,5 @@ def call_registered(name: str, args: argparse.Namespace) -> int:
     try:
         return int(next(iter(registered)).load()(args))
     except ImportError as error:
-        raise ValueError(f"`hso-jax {name}` needs torch and diffusers: in your clone, {_INSTALL} ({error})") from error
+        why = error.__cause__ or error
+        raise ValueError(f"`hso-jax {name}` needs torch and diffusers: in your clone, {_INSTALL} ({why})") from error

@@ -38,11 +38,13 @@ def parse_nfe(text: str) -> list[int]:
         try:
             low, high = int(first), int(last if dash else first)
         except ValueError:
-            raise ValueError(f"nfe {text!r}: {part!r} is not a number or a range; write 4-20 or 4,6,8") from None
-        if low < 1 or high < low:
-            raise ValueError(f"nfe {text!r}: {part!r} must be 1 or more, with the smaller number first")
+            raise ValueError(f"nfe is {part!r}; write whole numbers of at least 1, as 6, 4-20 or 4,6,8") from None
+        if low < 1:
+            raise ValueError(f"nfe is {part!r}; the smallest number of evaluations is 1")
+        if high < low:
+            raise ValueError(f"nfe is {part!r}; write the smaller number first: {high}-{low}")
         if high > _MAX_NFE:
-            raise ValueError(f"nfe {text!r}: {high} is too large; use at most {_MAX_NFE}")
+            raise ValueError(f"nfe is {high}; the largest number of evaluations is {_MAX_NFE}")
         numbers.update(range(low, high + 1))
     return sorted(numbers)
 
@@ -62,7 +64,7 @@ def _model(name: str, image_seq_len: int) -> Model:
         return Model(name, preset(name, image_seq_len=image_seq_len), PRESETS[name].p, PRESETS[name].guidance)
     if Path(name).exists():
         return Model(name, from_config(name, image_seq_len=image_seq_len), path=Path(name))
-    if re.fullmatch(r"[\w.-]+/[\w.-]+", name):
+    if re.fullmatch(r"\w[\w.-]*/[\w.-]+", name):
         folder = _from_hub(name)
         noise = from_config(folder, image_seq_len=image_seq_len, name=name.partition("/")[2])
         return Model(name, noise, path=folder)
@@ -119,7 +121,7 @@ def guidance_of(model: Model, given: float | None) -> float:
     """The guidance that was given, or else the preset's; a folder has none of its own (ValueError)."""
     found = model.guidance if given is None else given
     if found is None:
-        raise ValueError(f"{model.name} does not say how it is used; add --guidance W (1 is without guidance)")
+        raise ValueError(f"{model.name} has no known usual guidance; add --guidance W (1 is without guidance)")
     return found
 
 

@@ -19,6 +19,7 @@ from hso_jax._version import __version__
 from hso_jax.checks import nearest, printable
 from hso_jax.cli import commands
 from hso_jax.cli.common import silent
+from hso_jax.noise.presets import is_preset, preset_name
 
 _COMMAND = "COMMAND"
 EXIT_BAD_INPUT, EXIT_UNEXPECTED, EXIT_IO, EXIT_INTERRUPTED = 2, 70, 74, 130
@@ -46,7 +47,9 @@ _IO_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EPIPE, e
 
 _CHOICE = re.compile(r"(?:argument (\S+): )?invalid choice: '(.*)' \(choose from (.*)\)", re.DOTALL)
 _VALUE = re.compile(r"argument (\S+): invalid (int|float) value: '(.*)'", re.DOTALL)
+_COUNT = re.compile(r"argument (\S+): expected (?:(at least )?(one|\d+)) arguments?")
 _REQUIRED = "the following arguments are required: "
+_LANE = re.compile(r"lanes\[\d+\]: ")  # what Python calls one of several searches
 
 
 class _Parser(argparse.ArgumentParser):
@@ -58,13 +61,18 @@ class _Parser(argparse.ArgumentParser):
     def _in_words(self, message: str) -> str:
         """The message of argparse in plain words, with the name that the user probably meant."""
         if message.startswith(_REQUIRED):
-            return f"{message.removeprefix(_REQUIRED)} is missing"
+            return f"{message.removeprefix(_REQUIRED)} must be given"
+        if found := _COUNT.fullmatch(message):
+            option, least, many = found.groups()
+            return f"{option} needs {least or ''}{many} value{'' if many == 'one' else 's'}"
         if found := _CHOICE.fullmatch(message):
             option, given, known = found.groups()
             names = [name.strip("'") for name in known.split(", ")]
             what = "command" if option in (None, _COMMAND) else option
             if (what, given) == ("command", "profile"):
                 return f"`hso-jax profile` {NO_PROFILE}"
+            if what == "command" and is_preset(given):
+                return f"{given!r} is a model, not a command; write hso-jax recommend --model {given}"
             return f"{what} is {given!r}" + (nearest(given, names) or f"; use one of {', '.join(names)}")
         if found := _VALUE.fullmatch(message):
             option, kind, given = found.groups()
@@ -75,7 +83,8 @@ class _Parser(argparse.ArgumentParser):
         """Report an argument that this command does not take."""
         if given.startswith("-"):
             self.error(f"{given!r} is no option of `{self.prog}`{nearest(given, self._option_string_actions)}")
-        self.error(f"{given!r} is no argument of `{self.prog}`")
+        named = is_preset(given) and "--model" in self._option_string_actions
+        self.error(f"{given!r} is no argument of `{self.prog}`{f'; write --model {given}' if named else ''}")
 
     def _print_message(self, message: str, file: Any = None) -> None:
         (file or sys.stderr).write(message)
@@ -107,6 +116,8 @@ def run(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         return _say(EXIT_INTERRUPTED, "interrupted", written)
     except OSError as error:
+        if isinstance(error, FileNotFoundError) and error.filename is not None:
+            return _say(EXIT_BAD_INPUT, _no_file(str(error.filename)), written)
         if error.errno not in _IO_ERRORS:
             what = str(error) if error.filename is None else f"{error.filename}: {error.strerror}"
             return _say(EXIT_BAD_INPUT, what, written)
@@ -115,9 +126,19 @@ def run(argv: Sequence[str] | None = None) -> int:
         return _say(EXIT_IO, f"cannot write {where}: {error.strerror}", written)
     except ValueError as error:
         return _say(EXIT_BAD_INPUT, _with_command(error), written)
+    except ModuleNotFoundError as error:
+        if (package := (error.name or "hso_jax").partition(".")[0]) in ("hso_jax", "bridge"):
+            return _unexpected(error, written)
+        what = f"this command needs {package}, which is not installed in this Python: pip install {package}"
+        return _say(EXIT_BAD_INPUT, what, written)
     except Exception as error:
-        what = f"unexpected {type(error).__name__}: {error}"
-        return _say(EXIT_UNEXPECTED, f"{what}; please report it with {_log()}", written)
+        return _unexpected(error, written)
+
+
+def _unexpected(error: Exception, written: Sequence[Path]) -> int:
+    """Say that this is no fault of the input, and where its traceback is."""
+    what = f"unexpected {type(error).__name__}: {error}"
+    return _say(EXIT_UNEXPECTED, f"{what}; please report it with {_log()}", written)
 
 
 def _command(argv: Sequence[str] | None, written: list[Path]) -> int:
@@ -162,10 +183,18 @@ def _with_command(error: ValueError) -> str:
     """The message. If a schedule is not shipped, it names the command that searches for it, not the Python call."""
     why = getattr(error, "why", None)  # NotInZooError has it; not every command imports that class
     if why is None:
-        return str(error)
+        return _LANE.sub("", str(error), count=1)
     solver = "" if error.solver is None else f" --solver {error.solver}"  # type: ignore[attr-defined]
     command = f"hso-jax search --method solver-error{solver} --guidance {error.guidance:g}"  # type: ignore[attr-defined]
-    return f"{why}; search for it: {command} --model MODEL --nfe N"
+    return f"{why}; to search for one: {command} --model MODEL --nfe N"
+
+
+def _no_file(name: str) -> str:
+    """What to say of a file that is not there; a preset's name in its place is a common mistake."""
+    if not is_preset(name):
+        return f"{name} does not exist"
+    short = preset_name(name)
+    return f"{name} is a model, and a file is needed; to write one: hso-jax recommend --model {short} -o {short}.json"
 
 
 def _say(code: int, what: str, written: Sequence[Path]) -> int:

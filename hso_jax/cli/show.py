@@ -128,8 +128,11 @@ def _selected(args: argparse.Namespace) -> list[Schedule]:
     nfes = None if args.nfe is None else common.parse_nfe(args.nfe)
     kept = [s for s in every if (nfes is None or s.nfe in nfes) and args.layout in (None, s.layout)]
     if not kept:
-        have = ", ".join(sorted({f"{s.nfe} {s.layout}" for s in every})) or "none"
-        raise ValueError(f"{args.file} has no such schedule (it has: {have})")
+        if not every:
+            raise ValueError(f"{args.file} has no schedules")
+        have = ", ".join(sorted({f"{s.nfe} ({s.layout})" for s in every}))
+        wanted = " ".join(f"--{k} {v}" for k, v in (("nfe", args.nfe), ("layout", args.layout)) if v is not None)
+        raise ValueError(f"{args.file} has no schedule for {wanted}; it has N = {have}")
     return kept
 
 

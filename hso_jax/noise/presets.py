@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 
 from hso_jax.checks import brief, nearest
 from hso_jax.noise.from_config import from_config
@@ -91,6 +92,11 @@ PRESETS: dict[str, Preset] = {
         pipeline="Flux2KleinPipeline"),
     "qwen-image": _dynamic("Qwen-Image", "Qwen-Image scheduler config; diffusers' QwenImagePipeline", (0.5, 0.9),
         (256, 8192), 4.0, "exp(.5) at 256 tokens to exp(.9) at 8192; a token is 16 x 16 pixels"),
+    "qwen-image21": _dynamic("Qwen-Image 2.1 (made for use without guidance)",
+        "Qwen-Image-2.1 scheduler config; diffusers' QwenImage21Pipeline", (0.5, 0.9), (256, 8192),
+        sizes="exp(.5) at 256 tokens to exp(.9) at 8192, and on; a token is 16 x 16 pixels"),
+    "krea2-turbo": _flow("Krea 2 Turbo (8 steps, distilled)",
+        "diffusers' Krea2Pipeline: mu 1.15 for its distilled model, no guidance", math.exp(1.15)),
     "z-image": _flow("Z-Image",
         "Z-Image scheduler config; guidance_scale 4 of its model card, which its pipeline adds to 1", 6.0, 5.0),
     "z-image-turbo": _flow("Z-Image-Turbo (8 steps, distilled)",
@@ -129,6 +135,9 @@ PRESETS: dict[str, Preset] = {
         "3 as converted for diffusers; Wan's own program samples with 5", 0.9),
     "wan22-5b": _unipc("Wan 2.2 TI2V 5B", "diffusers' conversion of Wan 2.2; guidance of Wan2.2's configs", 5.0, 5.0,
         "the same at every size"),
+    "cosmos25-transfer": _unipc("Cosmos-Transfer 2.5",
+        "diffusers' conversion of Cosmos; guidance_scale 3 of its Cosmos2_5_TransferPipeline, which adds it to 1", 1.0,
+        4.0, "the same at every size"),
     "cogvideox-2b": _cogvideox("2B", 3.0),
     "cogvideox-5b": _cogvideox("5B", 1.0),
 }
@@ -153,6 +162,8 @@ _ON_THE_HUB = """
     flux-kontext      flux.1-kontext-dev
     flux2-dev         flux.2-dev
     flux2-klein-base  flux.2-klein-base-4b flux.2-klein-base-9b
+    qwen-image21      qwen-image-2.1
+    krea2-turbo       krea-2-turbo
     chroma            chroma1-hd
     sana              sana-1600m-1024px-diffusers sana-1600m-1024px-bf16-diffusers
     lumina2           lumina-image-2.0
@@ -166,6 +177,7 @@ _ON_THE_HUB = """
     wan22-t2v         wan2.2-t2v-a14b-diffusers
     wan22-i2v         wan2.2-i2v-a14b-diffusers
     wan22-5b          wan2.2-ti2v-5b-diffusers
+    cosmos25-transfer cosmos-transfer2.5-2b
 """
 ALIASES = {alias: key for key, *names in map(str.split, _ON_THE_HUB.strip().splitlines()) for alias in names}
 """A preset by the name of its model's repository, without the owner, in small letters, "-" for "_"."""
@@ -178,6 +190,11 @@ def preset_name(name: str) -> str:
     """
     short = name.rsplit("/", 1)[-1].lower().replace("_", "-") if isinstance(name, str) else name
     return short if short in PRESETS else ALIASES.get(short, name)
+
+
+def is_preset(name: str) -> bool:
+    """Whether a name, or a repository's name, is of a preset."""
+    return preset_name(name) in PRESETS
 
 
 def preset(name: str, *, image_seq_len: int = 4096) -> NoiseSchedule:

@@ -50,7 +50,7 @@ class Recommendation:
     Attributes:
         schedule: nodes, and coefficients where the solver is "nonstationary".
         solver: "ddim" (Euler), "dpmpp-2m", "unipc-2", "unipc-3" or "nonstationary"; "own" for distilled models.
-        guidance: weight that the errors are for: of those shipped the nearest to the one that was asked for.
+        guidance: weight that the errors are for: the shipped one that is nearest to the one that was asked for.
         asked: weight that was asked for; 1 is without guidance.
         error: predicted; None for distilled models, whose errors nothing here predicts.
         errors: by solver, then by what the nodes are: "solver-error" (the solver's own shipped ones), "hso" and the
@@ -256,7 +256,7 @@ def _of_distilled(found: Recommendation) -> list[str]:
 def _of_errors(found: Recommendation) -> list[str]:
     """What is used, what it is expected to gain, and what speaks for another solver."""
     nodes = "its own shipped schedule" if found.method == SHIPPED else f"the nodes of {found.method}"
-    near = "" if found.asked == found.guidance else f" (of those shipped the nearest to {found.asked:g})"
+    near = "" if found.asked == found.guidance else f" (the nearest to {found.asked:g} that is shipped)"
     lines = [f"Use {found.solver} with {nodes}, for N = {found.nfe} and guidance {found.guidance:g}{near}."]
     if found.usual:
         lines.append(f"Guidance {found.asked:g}: {found.usual}.")

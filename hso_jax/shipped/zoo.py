@@ -82,13 +82,14 @@ def entries(noise: NoiseSchedule, nfe: int, weight: float, solver: str | None = 
     if name not in (None, *CHOICES):
         raise NotInZooError(f"solver {solver!r} is not in the zoo ({', '.join(CHOICES)})", name, weight)
     if check_nfe(nfe) > MAX_NFE:
-        raise NotInZooError(f"nfe is {nfe}; the zoo has 1..{MAX_NFE}", solver, weight)
+        raise NotInZooError(f"nfe is {nfe}; the zoo has N = 1 to {MAX_NFE}", solver, weight)
     if name == solvers.NONSTATIONARY and nfe not in NONSTATIONARY_NFE:
-        have = f"{NONSTATIONARY_NFE[0]}..{NONSTATIONARY_NFE[-1]}"
+        have = f"N = {NONSTATIONARY_NFE[0]} to {NONSTATIONARY_NFE[-1]}"
         raise NotInZooError(f"nfe is {nfe}; the zoo has {have} of {name!r}", solver, weight)
     by_guidance = _schedules().get(zoo_key(noise))
     if by_guidance is None:
-        raise NotInZooError(f"no preset has the noise range and prediction type of {noise.name}", solver, weight)
+        why = f"nothing is shipped for {noise.name}: no preset has its noise range and prediction type"
+        raise NotInZooError(why, solver, weight)
     if weight not in by_guidance:
         have = ", ".join(f"{w:g}" for w in sorted(by_guidance))
         raise NotInZooError(f"guidance {weight:g} is not in the zoo for {noise.name} ({have})", solver, weight)

@@ -174,7 +174,7 @@ def check_recommend(server: Server) -> int:
         weight = PRESETS[family].guidance
         own = server.sampled(node, config, None, model="from MODEL", guidance=weight)[1]
         np.testing.assert_allclose(own, expected(zoo(family, 6))[:-1], rtol=2e-3)
-        assert "set it to the cfg" in server.refusal(node, config, model="from MODEL", slot=1)
+        assert "set guidance to the cfg" in server.refusal(node, config, model="from MODEL", slot=1)
         count += 2
     assert "MODEL Flux" in server.refusal(node, "Flux", model="sdxl", slot=1)
     for denoise in (0.25, 0.2):  # the last of 24 and of 30 steps, more than are shipped

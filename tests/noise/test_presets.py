@@ -39,6 +39,7 @@ SHIFTS = {
     **{"qwen-image": math.exp(0.5 + 0.4 * 3840 / 7936), "cogview4": 0.25 + 0.75 * 4.0, "hidream-i1": 3.0},
     **{"hunyuan-image21": 5.0, "kandinsky5-image": 3.0, "kandinsky5-video": 10.0, "z-image": 6.0, "z-image-turbo": 3.0},
     **{"chroma": 3.0, "sana": 3.0, "auraflow": 1.73, "lumina2": 6.0},
+    **{"qwen-image21": math.exp(0.5 + 0.4 * 3840 / 7936), "krea2-turbo": math.exp(1.15), "cosmos25-transfer": 1.0},
     **{"wan21": 3.0, "wan22-t2v": 3.0, "wan22-i2v": 3.0, "wan22-5b": 5.0},
 }
 EXPECTED = {
@@ -73,6 +74,9 @@ def test_preset(name: str) -> None:
         ("black-forest-labs/FLUX.1-dev", "flux-dev"),
         ("Efficient-Large-Model/Sana_1600M_1024px_diffusers", "sana"),
         ("Tongyi-MAI/Z-Image-Turbo", "z-image-turbo"),
+        ("Qwen/Qwen-Image-2.1", "qwen-image21"),
+        ("krea/Krea-2-Turbo", "krea2-turbo"),
+        ("nvidia/Cosmos-Transfer2.5-2B", "cosmos25-transfer"),
     ],
 )
 def test_a_repository_s_name_is_its_preset(repository: str, name: str) -> None:

@@ -159,15 +159,15 @@ def test_a_custom_noise_schedule_may_have_no_rules() -> None:
     ("call", "message"),
     [
         (lambda: recommend("sdlx", 6), "did you mean sdxl"),
-        (lambda: recommend("sdxl", 21), "1..20"),
+        (lambda: recommend("sdxl", 21), "N = 1 to 20"),
         (lambda: recommend("sdxl", 0), "nfe"),
         (lambda: recommend("sdxl", 6, guidance=-1), "guidance"),
         (lambda: recommend("sdxl", 6, solver="heun"), "heun.*SolverError"),
         (lambda: recommend("sdxl", 6, solver="dpmp-2n"), "did you mean dpmpp-2m"),
         (lambda: recommend("sdxl", 6, distilled="lightnig"), "did you mean lightning"),
-        (lambda: recommend(edm(0.01, 11.0), 6), "no preset has the noise range.*SolverError"),
+        (lambda: recommend(edm(0.01, 11.0), 6), "no preset has its noise range.*SolverError"),
         (lambda: recommend(6, 6), "noise is 6"),
-        (lambda: recommend("flux-dev", 14, solver="nonstationary"), "2..12"),
+        (lambda: recommend("flux-dev", 14, solver="nonstationary"), "N = 2 to 12"),
     ],
 )
 def test_a_bad_value_names_the_fix(call, message: str) -> None:
