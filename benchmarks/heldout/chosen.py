@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from benchmarks.targets import MANY, SLOW, SMALL, Networks, Target
+from benchmarks.targets import MANY, SMALL, Networks, Target
 from bridge.sampling import converged
 from bridge.tuning.candidates import candidates, is_rule
 from bridge.tuning.choose import LEAST_SAMPLES, MOST_SAMPLES, TEACHER_SHARE, TEACHER_STEPS
@@ -107,10 +107,10 @@ def measure(one: Target, nfe: int, own: Known, judge: Known, judged: int) -> dic
 
 
 def run(networks: Networks, path: Path, nfes: Sequence[int] = NFES, judged: int = JUDGED) -> None:
-    """Measure what the records do not have yet, but on slow networks."""
+    """Measure what the records do not have yet."""
     have = {(r["network"], r["nfe"]) for r in read(path)}
     for name in networks.names():
-        missing = [nfe for nfe in nfes if (name, nfe) not in have and name not in SLOW]
+        missing = [nfe for nfe in nfes if (name, nfe) not in have]
         if not missing:
             continue
         one = networks.target(name)
