@@ -109,7 +109,7 @@ def read(path: Path) -> list[Published]:
     for i, entry in enumerate(entries):
         try:
             found.append(_published(entry))
-        except (ValueError, TypeError) as error:
+        except (ValueError, TypeError, KeyError) as error:
             raise ValueError(f"{path}, entries[{i}]: {error}") from error
     return found
 
