@@ -12,11 +12,10 @@ import numpy as np
 import torch
 
 from benchmarks import metrics, runner
-from benchmarks.compared import COMPARED, SOLVERS
 from benchmarks.methods import OWN_SOLVER, RULES, prepare
 from benchmarks.models.data import load_data, to_unit
 from benchmarks.models.load import MODELS
-from benchmarks.runner import Cell, Inapplicable, Record, rounded
+from benchmarks.runner import COMPARED, SOLVERS, Cell, Inapplicable, Record, rounded
 from benchmarks.targets import Judged, Networks, Target
 from hso_jax import Schedule
 from hso_jax.noise import s_of_lam

@@ -24,8 +24,8 @@ import jax
 import numpy as np
 
 from benchmarks import runner
-from benchmarks.compared import COMPARED, SOLVERS
 from benchmarks.plots import against_nfe, save
+from benchmarks.runner import COMPARED, SOLVERS
 from benchmarks.tables import markdown
 from hso_jax import Hso, Lane, Schedule, SolverError, baseline, preset, search, search_many, solver_error, zoo
 from hso_jax.baselines import BASELINES, inapplicable

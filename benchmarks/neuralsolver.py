@@ -17,7 +17,7 @@ from benchmarks.learned import Steps
 from benchmarks.models.load import MODELS
 from benchmarks.tables import geometric_mean, markdown, number
 from benchmarks.targets import Denoiser, Judged, Networks, Target
-from benchmarks.tuning.report import FINE, JUDGED
+from benchmarks.tuning import FINE, JUDGED
 from bridge import Level
 from hso_jax import Schedule, SolverError, baseline, search
 from hso_jax.files import write_whole

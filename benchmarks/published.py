@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from benchmarks import learned, runner
-from benchmarks.compared import COMPARED, SHIFTS, SOLVERS
+from benchmarks.runner import COMPARED, SHIFTS, SOLVERS
 from benchmarks.tables import markdown
 from hso_jax import Hso, Lane, NoiseSchedule, Schedule, SolverError, baseline, from_config, noise, search_many, zoo
 from hso_jax.baselines import flow_time, inapplicable

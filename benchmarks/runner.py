@@ -31,6 +31,15 @@ from hso_jax.solvers import NONSTATIONARY
 
 WEIGHTS = Path(__file__).parent / "models" / "weights"
 METRICS = ("rmse", "feature", "fid", "fid_data")
+SOLVERS = {"ddim": "DDIM", "dpmpp-2m": "DPM++ 2M", "unipc-2": "UniPC-2", "unipc-3": "UniPC-3"}
+"""Name in `hso_jax.solvers` to title, in the order of the tables."""
+
+COMPARED = ("ddim", "dpmpp-2m", "unipc-3")
+"""The solvers that every study measures."""
+
+SHIFTS = {"flow-2": 2.0, "flow-3": 3.0}
+"""Rule to shift, see `hso_jax.baselines.flow_time`."""
+
 ANY = "any"
 """The solver of a cell whose method chooses its own."""
 

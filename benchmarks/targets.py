@@ -3,6 +3,10 @@
 A folder PATH holds `networks.py` with NAMES and load(name); what it loads has the attributes `FIELDS` and a function
 denoise(x, sigma) to x0, for x = x0 + sigma noise. A conditional one also has `labels`, how many classes there are, and
 denoise(x, sigma, label, guidance). Nothing of it is copied.
+
+The *converged samples* are what infinitely many steps make of the same noise. On the held-out mixtures (64 nodes,
+UniPC-3, guidance 1 and 7.5) the nodes of `fine_schedule` have an RMSE of 0.005 and 0.006 on Stable Diffusion's noise
+and 0.002 on SD3's; uniform in log-SNR has 0.005 and 0.007 on the former, trailing 0.012 and 0.019 on the latter.
 """
 
 from __future__ import annotations
@@ -23,7 +27,6 @@ import torch
 
 import bridge
 from benchmarks import wheels
-from benchmarks.compared import fine_schedule
 from benchmarks.models.load import MODELS, features, load
 from hso_jax import NoiseSchedule, Profile, Schedule, noise
 from hso_jax.files import write_whole
@@ -49,8 +52,22 @@ CHECKED = 16
 
 CACHE = Path("build/benchmarks")
 
+UNIFORM_T = 0.7
+"""Share of the converged samples' nodes that is spread evenly in t; the others are spread evenly in lam. The networks'
+output oscillates in t (see `Judged`), which nodes that are even in lam alone would miss."""
+
 Denoiser = Callable[..., torch.Tensor]
 Solve = Callable[[Denoiser, torch.Tensor], torch.Tensor]
+
+
+def fine_schedule(noise: NoiseSchedule, nfe: int) -> Schedule:
+    """Spread many nodes from the model's own end (t = 1) to its smallest level, to integrate the ODE with."""
+    grid = np.linspace(float(noise.t_max), float(noise.t_min), 20 * nfe)
+    lam = np.asarray(noise.lam(grid))
+    shares = UNIFORM_T * np.linspace(0.0, 1.0, len(grid)) + (1.0 - UNIFORM_T) * (lam - lam[0]) / (lam[-1] - lam[0])
+    t = np.interp(np.linspace(0.0, 1.0, nfe), shares, grid)
+    t[0], t[-1] = 1.0, float(noise.t_min)
+    return Schedule.from_t(noise, t)
 
 
 class Target(NamedTuple):

@@ -14,8 +14,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from benchmarks import runner
-from benchmarks.compared import COMPARED
-from benchmarks.runner import budgets, exit_code, names
+from benchmarks.runner import COMPARED, budgets, exit_code, names
 
 RECORDS = Path("docs/results/heldout.jsonl")
 

@@ -8,9 +8,8 @@ from dataclasses import replace
 from pathlib import Path
 
 from benchmarks import measure, runner
-from benchmarks.compared import COMPARED, SOLVERS
 from benchmarks.methods import FREE_PROFILED, OWN_SOLVER, PROFILED, RULES, prepare
-from benchmarks.runner import ANY, Cell, Record, check_names, rounded
+from benchmarks.runner import ANY, COMPARED, SOLVERS, Cell, Record, check_names, rounded
 from benchmarks.targets import Networks
 from hso_jax.error import Chunks, error_data, in_chunks
 from hso_jax.shipped.zoo import nearest_guidance, rule_errors, shipped_guidance

@@ -19,11 +19,10 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks import runner
-from benchmarks.compared import COMPARED
 from benchmarks.pipelines import settings
 from benchmarks.pipelines.prompts import read_prompts
 from benchmarks.pipelines.settings import CONVERGED, CONVERGED_SOLVER, Setting
-from benchmarks.runner import budgets, exit_code, names
+from benchmarks.runner import COMPARED, budgets, exit_code, names
 
 OUT = Path("build/benchmarks")
 CHECKED = 16  # converged samples that are made with half as many evaluations too

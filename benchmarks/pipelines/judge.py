@@ -19,12 +19,11 @@ from rich.console import Console
 from rich.progress import track
 
 from benchmarks import metrics
-from benchmarks.compared import SOLVERS
 from benchmarks.metrics import Extractor, Moments, moments_of
-from benchmarks.networks.report import cost, errors
+from benchmarks.networks import cost, errors
 from benchmarks.pipelines.images import Store, read_picture, unit
 from benchmarks.pipelines.settings import Setting
-from benchmarks.runner import Record, rounded
+from benchmarks.runner import SOLVERS, Record, rounded
 from benchmarks.tables import columns, number
 from bridge.cli.pictures import Row, grid, save_png
 from hso_jax.files import write_whole

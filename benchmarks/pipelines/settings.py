@@ -10,8 +10,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 import hso_jax
-from benchmarks.compared import SOLVERS, fine_schedule, scheduler_class, scheduler_config
-from benchmarks.runner import check_names
+from benchmarks.runner import SOLVERS, check_names
+from benchmarks.targets import fine_schedule
 from bridge import solver_of, with_schedule
 from bridge.cli.commands import plain
 from bridge.schedulers.rows import SPACING_FLAGS
@@ -43,6 +43,25 @@ class Prepared(NamedTuple):
 
     schedule: Schedule | None
     seconds: float
+
+
+def scheduler_class(solver: str, flow: bool) -> str:
+    """Name the diffusers class that takes a solver's steps, for a rectified flow or another model."""
+    if solver == "ddim":
+        return "FlowMatchEulerDiscreteScheduler" if flow else "DDIMScheduler"
+    return "DPMSolverMultistepScheduler" if solver == "dpmpp-2m" else "UniPCMultistepScheduler"
+
+
+def scheduler_config(solver: str, flow: bool) -> dict[str, Any]:
+    """Say what the class's config must hold for the solver, whatever the model's own config says."""
+    if solver == "ddim":
+        return {}
+    config: dict[str, Any] = {"solver_order": int(solver.rstrip("m")[-1])}
+    if solver == "dpmpp-2m":
+        config |= {"solver_type": "midpoint", "algorithm_type": "dpmsolver++"}
+    else:
+        config |= {"solver_type": "bh2", "predict_x0": True}
+    return config | ({"use_flow_sigmas": True, "prediction_type": "flow_prediction"} if flow else {})
 
 
 def read_methods(names: Iterable[str]) -> dict[str, Path | None]:

@@ -41,7 +41,7 @@ def timed(method: str, count: int) -> dict[str, Any]:
     return {"device": f"{len(jax.devices())} x {jax.devices()[0].device_kind}", "first": first, "second": second}
 
 
-def called(method: str, count: int, **environment: str) -> dict[str, Any]:
+def called(method: str, count: int, **environment: Any) -> dict[str, Any]:
     """Time a method in a process of its own."""
     code = f"import json; from benchmarks.speed import device; print(json.dumps(device.timed('{method}', {count})))"
     return dict(json.loads(in_process("-c", code, **environment)))

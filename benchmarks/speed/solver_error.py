@@ -21,7 +21,7 @@ import jax
 import numpy as np
 
 from benchmarks import plots, runner
-from benchmarks.compared import COMPARED
+from benchmarks.runner import COMPARED
 from benchmarks.speed import seconds_of
 from hso_jax import Lane, SolverError, preset, search_many
 from hso_jax.error import SAMPLES, default_family, error_data

@@ -7,9 +7,11 @@ the file has already stays as it is, so that a new preset costs what is new abou
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import json
 import os
-from collections.abc import Collection, Iterator, Mapping, Sequence
+import time
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -17,10 +19,11 @@ from typing import Any, NamedTuple
 import numpy as np
 from rich.progress import Progress
 
+import hso_jax.shipped
 from benchmarks import runner
-from benchmarks.zoo import FOLDER, kept, write
 from hso_jax import solvers
 from hso_jax.error import Chunks, error_data, in_chunks
+from hso_jax.files import write_whole
 from hso_jax.lane import Lane
 from hso_jax.noise import PRESETS, NoiseSchedule, first_lam, lam_of_s, preset, s_of_lam
 from hso_jax.schedule import Schedule, versions
@@ -30,6 +33,8 @@ from hso_jax.solver_error_levels import Coefficients, Refinement, start_of
 from hso_jax.solver_error_method import SolverError, measure
 
 FORMAT, VERSION = "hso-jax/zoo", 2
+
+FOLDER = Path(hso_jax.shipped.__file__).parent
 
 SAMPLES, CHUNKS = 16, 36
 """Noise samples a problem that nodes are searched on, and chunks of so many; errors are told on the default number."""
@@ -54,6 +59,23 @@ Place = tuple[str, float]
 """The preset's name and guidance."""
 
 Records = list[dict[str, Any]]
+
+
+def kept(path: Path, make: Callable[[], Any]) -> Any:
+    """Read what a part's file has, made first if it is not there."""
+    if not path.exists():
+        begin = time.perf_counter()
+        write_whole(path, json.dumps(make()).encode())
+        print(f"{path.stem}: {time.perf_counter() - begin:.1f} s", flush=True)
+    return json.loads(path.read_text())
+
+
+def write(output: Path, content: str) -> None:
+    """Write a file and its checksum."""
+    write_whole(output, content.encode())
+    checksum = hashlib.sha256(content.encode()).hexdigest()
+    write_whole(output.with_suffix(".sha256"), f"{checksum}\n".encode())
+    print(f"{output}: {len(content)} characters, sha256 {checksum}")
 
 
 def presets_by_key() -> dict[tuple[float | None, float, bool], list[tuple[str, float]]]:

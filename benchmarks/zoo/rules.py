@@ -16,7 +16,7 @@ from typing import Any
 from rich.progress import Progress
 
 from benchmarks import runner
-from benchmarks.zoo import FOLDER, write
+from benchmarks.zoo.build import FOLDER, write
 from hso_jax.baselines import baseline, inapplicable
 from hso_jax.error import error_data, in_chunks
 from hso_jax.files import write_whole

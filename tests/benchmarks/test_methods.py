@@ -10,10 +10,11 @@ from tiny_models import tiny
 
 import bridge
 from benchmarks import methods, targets
-from benchmarks.compared import COMPARED, fine_schedule, scheduler_class, scheduler_config
 from benchmarks.methods import autodiffusion, prepare, union_length
 from benchmarks.metrics import frechet
-from benchmarks.runner import ANY, Inapplicable
+from benchmarks.pipelines.settings import scheduler_class, scheduler_config
+from benchmarks.runner import ANY, COMPARED, Inapplicable
+from benchmarks.targets import fine_schedule
 from hso_jax import baseline, preset, recommend, zoo
 from hso_jax.baselines import flow_time
 from hso_jax.noise import flow

@@ -3,17 +3,16 @@
 import torch
 from tiny_models import Calls
 
-from benchmarks import runner, targets
-from benchmarks.tuning import memory, report
-from benchmarks.tuning.__main__ import main
+from benchmarks import memory, runner, targets, tuning
+from benchmarks.tuning import main
 
 
 def test_a_network_is_measured_and_its_records_are_reported(tmp_path, monkeypatch, capsys) -> None:
     Calls(monkeypatch)
     monkeypatch.setattr(targets, "CACHE", tmp_path)
-    monkeypatch.setattr(report, "JUDGED", 4)
-    monkeypatch.setattr(report, "FINE", 12)
-    monkeypatch.setattr(report.memory, "table", lambda: "")
+    monkeypatch.setattr(tuning, "JUDGED", 4)
+    monkeypatch.setattr(tuning, "FINE", 12)
+    monkeypatch.setattr(tuning.memory, "table", lambda: "")
     path = tmp_path / "tuning.jsonl"
     asked = ["--measure", "--only", "fashion-eps", "--nfe", "4", "--methods", "rule,zoo", "--records", str(path)]
     assert main(asked) == 0
