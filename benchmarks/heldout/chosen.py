@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from benchmarks.tables import geometric_mean, markdown
 from benchmarks.targets import MANY, SMALL, Networks, Target
 from bridge.sampling import converged
 from bridge.tuning.candidates import candidates, is_rule
@@ -119,7 +120,7 @@ def run(networks: Networks, path: Path, nfes: Sequence[int] = NFES, judged: int 
             record = measure(one, nfe, own, judge, judged)
             with path.open("a", encoding="utf-8") as file:
                 file.write(json.dumps(record) + "\n")
-            print(line(record), flush=True)
+            print(record["network"], nfe, record["seconds"], "s", flush=True)
 
 
 def read(path: Path) -> list[dict[str, Any]]:
@@ -127,35 +128,19 @@ def read(path: Path) -> list[dict[str, Any]]:
     return [json.loads(text) for text in path.read_text(encoding="utf-8").splitlines()] if path.exists() else []
 
 
-def line(record: dict[str, Any]) -> str:
-    """A row of the page."""
-    best = record["rule_rmse"]
-    told = record["recommended"].get("rmse")
-    ratios = [row["rmse"] / best for row in record["budgets"].values()]
-    cells = [
-        record["network"],
-        record["nfe"],
-        f"{best:.4g} {record['rule']}",
-        "" if told is None else f"{told / best:.2f}",
-    ]
-    last = list(record["budgets"].values())[2]["chosen"]
-    return f"| {' | '.join(map(str, [*cells, *(f'{x:.2f}' for x in ratios), last]))} |"
-
-
 def report(records: Sequence[dict[str, Any]]) -> str:
     """The table, its means, and how often the stated interval holds what is true."""
+    ratios, rows = [], []
+    for r in records:
+        own, told = list(r["budgets"].values()), r["recommended"].get("rmse", math.nan)
+        ratios.append([x / r["rule_rmse"] for x in (told, *(row["rmse"] for row in own))])
+        figures = ("" if math.isnan(x) else f"{x:.2f}" for x in ratios[-1])
+        rows.append([r["network"], str(r["nfe"]), f"{r['rule_rmse']:.4g} {r['rule']}", *figures, own[2]["chosen"]])
+    columns = [[x for x in column if not math.isnan(x)] for column in zip(*ratios, strict=True)]
+    means = (f"{geometric_mean(x):.2f} (worst {max(x):.2f})" if x else "" for x in columns)
     head = ["network", "N", "best rule, its RMSE", "recommended", *(f"{b:,} evaluations" for b in BUDGETS), "chosen"]
-    lines = [f"| {' | '.join(head)} |", "|---|" + "--:|" * (len(head) - 2) + "---|", *map(line, records)]
-
-    def mean(ratios: Sequence[float]) -> str:
-        return f"{np.exp(np.mean(np.log(ratios))):.2f} (worst {max(ratios):.2f})" if ratios else ""
-
-    told = [r["recommended"]["rmse"] / r["rule_rmse"] for r in records if r["recommended"]]
-    columns = [[list(r["budgets"].values())[i]["rmse"] / r["rule_rmse"] for r in records] for i in range(len(BUDGETS))]
-    lines.append(f"| mean | | | {' | '.join(map(mean, [told, *columns]))} | |")
-    rows = [row for r in records for row in r["budgets"].values() if "against" in row]
-    inside = [row["against"][1] <= row["true"] <= row["against"][2] for row in rows]
-    if inside:
-        lines.append(f"\nThe interval of 80% against the best rule holds what is true in {np.mean(inside):.0%} of "
-                     f"{len(inside)} cells.")  # fmt: skip
-    return "\n".join(lines)
+    text = markdown(head, [*rows, ["mean", "", "", *means, ""]])
+    stated = [row for r in records for row in r["budgets"].values() if "against" in row]
+    inside = [row["against"][1] <= row["true"] <= row["against"][2] for row in stated]
+    return text + (f"\nThe interval of 80% against the best rule holds what is true in {np.mean(inside):.0%} of "
+                   f"{len(inside)} cells.\n" if inside else "")  # fmt: skip

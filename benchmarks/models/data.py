@@ -1,19 +1,15 @@
-"""Fashion-MNIST and the colour emoji as arrays in [-1, 1], from one .npz file or from the standard copies.
+"""Fashion-MNIST and the colour emoji as arrays in [-1, 1], from one .npz file.
 
-Fashion-MNIST (Xiao et al. 2017, arXiv 1708.07747; MIT licence): an .npz with `train_images`, `train_labels`,
-`test_images`, `test_labels`; or the folder with the four IDX files of github.com/zalandoresearch/fashion-mnist, gzipped
-or not.
+Fashion-MNIST (Xiao et al. 2017, arXiv 1708.07747; MIT licence): `train_images` and `test_images` [n, 28, 28] uint8,
+`train_labels` and `test_labels` [n].
 
-Emoji (Google Noto, Apache-2.0): an .npz with `images`, `labels`, `categories`, `names`; or the `package` folder of the
-npm package emoji-datasource-google (`emoji.json`, `img/google/64/*.png`).
+Emoji (Google Noto, Apache-2.0): `images` [n, 64, 64, 3] uint8 on white, `labels` [n] into `categories`, and `names`
+of files in the npm package emoji-datasource-google.
 """
 
 from __future__ import annotations
 
-import gzip
-import json
 import re
-import struct
 from pathlib import Path
 from typing import NamedTuple
 
@@ -24,7 +20,6 @@ FASHION = (
     *("T-shirt/top", "Trouser", "Pullover", "Dress", "Coat"),
     *("Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot"),
 )
-IDX = ("train-images-idx3-ubyte", "train-labels-idx1-ubyte", "t10k-images-idx3-ubyte", "t10k-labels-idx1-ubyte")
 VARIANT = re.compile(r"-(1f3f[b-f]|fe0f)")  # skin tones, and the mark that asks for a picture
 
 
@@ -40,12 +35,12 @@ class Images(NamedTuple):
 
 
 def load_data(name: str, path: str | Path) -> Images:
-    """The data set `name`, "fashion" or "emoji", from `path`; ValueError where it is not one of the forms above."""
+    """The data set `name`, "fashion" or "emoji", from `path`; ValueError where it is not as above."""
     readers = {"fashion": _fashion, "emoji": _emoji}
     if name not in readers:
         raise ValueError(f"data set {name!r} is not one of {', '.join(readers)}")
     if not Path(path).exists():
-        raise ValueError(f"{path} does not exist: give an .npz file or a folder as benchmarks/models/data.py says")
+        raise ValueError(f"{path} does not exist: give an .npz file as benchmarks/models/data.py says")
     return readers[name](path)
 
 
@@ -56,7 +51,7 @@ def to_unit(images: np.ndarray) -> np.ndarray:
 
 def _fashion(path: str | Path) -> Images:
     keys = ("train_images", "train_labels", "test_images", "test_labels")
-    arrays = [_idx(Path(path), name) for name in IDX] if Path(path).is_dir() else _npz(path, keys)
+    arrays = _npz(path, keys)
     if arrays[0].shape[1:] != (28, 28):
         raise ValueError(f"{path} holds images of shape {arrays[0].shape}, not [n, 28, 28]")
     train, test = (np.pad(images, ((0, 0), (2, 2), (2, 2)))[:, None] for images in (arrays[0], arrays[2]))
@@ -65,10 +60,7 @@ def _fashion(path: str | Path) -> Images:
 
 
 def _emoji(path: str | Path) -> Images:
-    if Path(path).is_dir():
-        images, labels, categories, names = _emoji_from_package(Path(path))
-    else:
-        images, labels, categories, names = _npz(path, ("images", "labels", "categories", "names"))
+    images, labels, categories, names = _npz(path, ("images", "labels", "categories", "names"))
     if images.ndim != 4 or images.shape[1:] != (64, 64, 3):
         raise ValueError(f"{path} holds images of shape {images.shape}, not [n, 64, 64, 3]")
     small = images.reshape(-1, SIZE, 2, SIZE, 2, 3).astype(np.float32).mean((2, 4))  # 64 to 32: the mean of 2 x 2
@@ -92,37 +84,3 @@ def _npz(path: str | Path, keys: tuple[str, ...]) -> list[np.ndarray]:
     if missing := [key for key in keys if key not in arrays]:
         raise ValueError(f"{path} lacks the arrays {', '.join(missing)}; it holds {', '.join(arrays)}")
     return [arrays[key] for key in keys]
-
-
-def _idx(folder: Path, name: str) -> np.ndarray:
-    """One file of the IDX format: two zero bytes, 8 for uint8, the number of axes, their big-endian sizes, the data."""
-    path = next((p for p in (folder / name, folder / f"{name}.gz") if p.exists()), None)
-    if path is None:
-        raise ValueError(f"{folder} has neither {name} nor {name}.gz")
-    raw = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
-    shape = struct.unpack_from(f">{raw[3]}I", raw, 4)
-    data = np.frombuffer(raw, np.uint8, offset=4 + 4 * raw[3])
-    return data.reshape(shape)
-
-
-def _emoji_from_package(folder: Path) -> list[np.ndarray]:
-    """Images on white, in the order of their file names; each category's index is its place in alphabetical order."""
-    from PIL import Image
-
-    listing = folder / "emoji.json"
-    if not listing.exists():
-        raise ValueError(f"{folder} has no emoji.json: give the package folder of emoji-datasource-google")
-    category_of: dict[str, str] = {}
-    for entry in json.loads(listing.read_text()):
-        for variant in (entry, *entry.get("skin_variations", {}).values()):
-            category_of[variant["image"]] = entry["category"]
-    categories = sorted(set(category_of.values()))
-    images, labels, names = [], [], []
-    for name, category in sorted(category_of.items()):
-        file = folder / "img" / "google" / "64" / name
-        if file.exists():
-            tile = Image.open(file).convert("RGBA")
-            images.append(np.asarray(Image.alpha_composite(Image.new("RGBA", tile.size, "white"), tile))[..., :3])
-            labels.append(categories.index(category))
-            names.append(name)
-    return [np.stack(images), np.array(labels), np.array(categories), np.array(names)]

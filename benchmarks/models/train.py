@@ -271,7 +271,7 @@ def main(argv: list[str] | None = None) -> None:
     parser = runner.command("python -m benchmarks.models.train", __doc__)
     add = parser.add_argument
     add("name", choices=(*RECIPES, *CLASSIFIERS.values()))
-    add("--data", required=True, help="the .npz file or the folder; see benchmarks/models/data.py")
+    add("--data", required=True, help="the .npz file; see benchmarks/models/data.py")
     budget = parser.add_mutually_exclusive_group(required=True)
     budget.add_argument("--minutes", type=float, help="of training in all, resumed runs included")
     budget.add_argument("--steps", type=int)

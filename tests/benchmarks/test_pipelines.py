@@ -19,8 +19,7 @@ from benchmarks import metrics, runner
 from benchmarks.pipelines import images as generate
 from benchmarks.pipelines import settings
 from benchmarks.pipelines.__main__ import main
-from benchmarks.pipelines.prompts import read_prompts
-from benchmarks.pipelines.settings import Setting
+from benchmarks.pipelines.settings import Setting, read_prompts
 from bridge import noise_schedule_of, solver_of, with_schedule
 from hso_jax import Schedule, baseline, save
 from hso_jax.schedule import Origin
