@@ -50,7 +50,6 @@ def measure(lane: Lane) -> tuple[float, list[float]]:
     """Seconds of the first call and of `REPEATS` more; the exact solution is made before."""
     how: Any = lane.method
     error_data(float(lane.noise.lam(1.0)), how.guidance, problems=how.problems, samples=how.samples)
-    # Results are NumPy: nothing is left to wait for.
     first, *warm = (seconds_of(lambda: search_many([lane])) for _ in range(REPEATS + 1))
     return first, warm
 
@@ -78,8 +77,8 @@ def plot(path: Path) -> None:
         cold = {k: v for k, v in os.environ.items() if k != "JAX_COMPILATION_CACHE_DIR"}
         told = subprocess.run(command, check=True, capture_output=True, text=True, env=cold).stdout
         known[size] = json.loads(told.splitlines()[-1])
-        sizes = " | ".join(map(str, size))
-        print(f"| {sizes} | {known[size]['seconds']:.2f} | {known[size]['memory']:.2f} |", flush=True)
+        cells = *map(str, size), f"{known[size]['seconds']:.2f}", f"{known[size]['memory']:.2f}"
+        print(f"| {' | '.join(cells)} |", flush=True)
     found = {
         grown: [(getattr(size, grown) / getattr(USUAL, grown), known[size]) for size in every]
         for grown, every in GROWN.items()
