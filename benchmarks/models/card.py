@@ -11,12 +11,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from PIL import Image
 
 from benchmarks import runner
 from benchmarks.models.load import MODELS, classifier, load, sample
 from benchmarks.plots import pictures
 from benchmarks.runner import WEIGHTS
+from bridge.cli.pictures import Row, grid, save_png
 
 HOW: dict[str, Any] = {"columns": 12, "steps": 50, "guidance": 2.0, "seed": 0}
 """Of the samples."""
@@ -119,15 +119,14 @@ def draw(name: str) -> None:
     trained, columns = load(name), HOW["columns"]
     labels = torch.arange(len(trained.classes)).repeat_interleave(columns)
     images = sample(trained, labels, HOW["steps"], HOW["guidance"], HOW["seed"])
-    shown = [one.resize((2 * one.width, 2 * one.height), Image.Resampling.NEAREST) for one in pictures(images)]
-    width, height = shown[0].size
-    sheet = Image.new(shown[0].mode, (columns * width, len(shown) // columns * height))
-    for i, one in enumerate(shown):
-        sheet.paste(one, (i % columns * width, i // columns * height))
-    sheet.save(trained.folder / "samples.png", optimize=True)
     with torch.no_grad():
         agrees = (classifier(trained.data)(images).argmax(1) == labels).float().reshape(-1, columns).mean(1)
     shares = {label: round(share, 3) for label, share in zip(trained.classes, agrees.tolist(), strict=True)}
+    shown = pictures(images)
+    rows = [Row(x, f"{shares[x]:.0%} get it", shown[i * columns :][:columns]) for i, x in enumerate(trained.classes)]
+    title = f"{name}, {HOW['steps']} steps, guidance {HOW['guidance']:g}"
+    text = "A row is a class; how many samples the classifier gives their label."
+    save_png(grid(rows, [""] * columns, title, text), trained.folder / "samples.png", {})
     (trained.folder / "samples.json").write_text(json.dumps({**HOW, "agreement": shares}, indent=1) + "\n")
 
 

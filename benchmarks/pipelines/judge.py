@@ -9,7 +9,8 @@ import functools
 import hashlib
 import io
 import textwrap
-from collections.abc import Mapping, Sequence
+import warnings
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -19,7 +20,7 @@ from rich.console import Console
 from rich.progress import track
 
 from benchmarks import metrics
-from benchmarks.metrics import Extractor, Moments, moments_of
+from benchmarks.metrics import Moments, moments_of
 from benchmarks.networks import cost, errors
 from benchmarks.pipelines.images import Store, read_picture, unit
 from benchmarks.pipelines.settings import Setting
@@ -49,7 +50,7 @@ compare them within a column. Intervals (95 %, in `records.jsonl`) are over the 
 class Extraction(NamedTuple):
     """How features are extracted: images [n, 3, H, W] in [-1, 1] to [n, d], a digest of it, d, and images at once."""
 
-    extract: Extractor
+    extract: Callable[[torch.Tensor], np.ndarray]
     digest: str
     features: int
     batch: int
@@ -62,8 +63,20 @@ class Extraction(NamedTuple):
 
 
 def read_extraction(file: Path, batch: int) -> Extraction:
-    """Read an extractor and try it. Raises ValueError for a file that makes no features of images."""
-    extract = metrics.extractor(file)
+    """Read a TorchScript file that maps images to features, such as Inception, and try it. Raises ValueError."""
+    if not file.is_file():
+        raise ValueError(f"--extractor {str(file)!r} is not a file")
+    try:
+        with warnings.catch_warnings():  # deprecated in favour of torch.export, but what Inception is published as
+            warnings.simplefilter("ignore", DeprecationWarning)
+            network = torch.jit.load(str(file), map_location="cpu").eval()
+    except RuntimeError as error:
+        raise ValueError(f"--extractor {file} is not a TorchScript file: {error}") from error
+
+    @torch.no_grad()
+    def extract(images: torch.Tensor) -> np.ndarray:
+        return np.asarray(network(images.clamp(-1, 1)), np.float64)
+
     try:
         shape = extract(torch.zeros(2, 3, 64, 64)).shape
     except RuntimeError as error:
