@@ -6,6 +6,7 @@ the file has already stays as it is, so that a new preset costs what is new abou
 
 from __future__ import annotations
 
+import argparse
 import dataclasses
 import hashlib
 import json
@@ -59,6 +60,17 @@ Place = tuple[str, float]
 """The preset's name and guidance."""
 
 Records = list[dict[str, Any]]
+
+
+def options_of(prog: str, doc: str | None, work: str, file: str) -> argparse.Namespace:
+    """Read the options of a command that makes a shipped file, and make its work folder."""
+    parser = runner.command(prog, doc)
+    parser.add_argument("--work", type=Path, default=Path(work), help="finished parts; default %(default)s")
+    parser.add_argument("-o", "--output", type=Path, default=FOLDER / file)
+    parser.add_argument("--fresh", action="store_true", help="make what the output has already, too")
+    options = parser.parse_args()
+    options.work.mkdir(parents=True, exist_ok=True)
+    return options
 
 
 def kept(path: Path, make: Callable[[], Any]) -> Any:
@@ -136,7 +148,7 @@ def mend(name: str, guidance: float, known: Records) -> Records:
     lanes = []
     for (solver, nfe), record in of.items():
         before = of.get((solver, nfe - 1))
-        if before is None or nfe < 4 or not (worse(before, record) or cleaner(before, record)):
+        if before is None or nfe < 4 or not (record["error"] > before["error"] or cleaner(before, record)):
             continue
         start = stretched(noise, [first_lam(noise, nfe - 1), *before["lams"]], nfe)
         refinement = Refinement(more=CHUNKS, steps=MENDED, final_steps=5)
@@ -150,11 +162,6 @@ def mend(name: str, guidance: float, known: Records) -> Records:
         if new["error"] < of[place]["error"] or evener:
             of[place] = new
     return list(of.values())
-
-
-def worse(before: dict[str, Any], record: dict[str, Any]) -> bool:
-    """Whether N has more error than N - 1."""
-    return bool(record["error"] > before["error"])
 
 
 def cleaner(before: dict[str, Any], record: dict[str, Any]) -> bool:
@@ -242,19 +249,13 @@ def search_place(name: str, guidance: float) -> Records:
 
 def main() -> None:
     """Search what the work folder does not have yet, then write the file and its checksum."""
-    parser = runner.command("python -m benchmarks.zoo.build", __doc__)
-    parser.add_argument("--work", type=Path, default=Path("zoo-work"), help="finished parts; default %(default)s")
-    parser.add_argument("-o", "--output", type=Path, default=FOLDER / ZOO_FILE)
-    parser.add_argument("--fresh", action="store_true", help="search what the output has already, too")
-    options = parser.parse_args()
-    work: Path = options.work
-    work.mkdir(parents=True, exist_ok=True)
+    options = options_of("python -m benchmarks.zoo.build", __doc__, "zoo-work", ZOO_FILE)
     have = {} if options.fresh or not options.output.exists() else found_in(options.output.read_text(encoding="utf-8"))
     todo = list(parts(have))
 
     def made(place: tuple[str, float]) -> Records:
         name, guidance = place
-        found: Records = kept(work / f"{name}-{guidance:g}.json", lambda: search_place(name, guidance))
+        found: Records = kept(options.work / f"{name}-{guidance:g}.json", lambda: search_place(name, guidance))
         progress.advance(task)
         return found
 
