@@ -30,19 +30,14 @@ ADAMS = ((1.0,), (1.5, -0.5), (23 / 12, -16 / 12, 5 / 12), (55 / 24, -59 / 24, 3
 class Steps(NamedTuple):
     """A solver as x + sum_j gains_ij d_j, d the derivative of x in t.
 
-    Attributes:
-        flow: whether t is a rectified flow's time and x its sample; else t is sigma/alpha and x = x_0 + t noise.
-        levels: [n] t of the sample at each evaluation.
-        told: [n] t that the network is told there.
-        gains: [n, n] lower triangular.
-        analytic: whether the first derivative is x/sqrt(1 + t^2), which costs no evaluation (AFS, arXiv 2210.05475).
+    Of a `flow` t is a rectified flow's time and x its sample; else t is sigma/alpha and x = x_0 + t noise.
     """
 
     flow: bool
-    levels: np.ndarray
-    told: np.ndarray
-    gains: np.ndarray
-    analytic: bool = False
+    levels: np.ndarray  # [n] t of the sample at each evaluation
+    told: np.ndarray  # [n] t that the network is told there
+    gains: np.ndarray  # [n, n] lower triangular
+    analytic: bool = False  # the first derivative is x/sqrt(1 + t^2), without an evaluation (AFS, arXiv 2210.05475)
 
 
 def steps_of(entry: Mapping[str, Any]) -> Steps | None:

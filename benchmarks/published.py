@@ -76,23 +76,15 @@ and 3. Align Your Steps is itself one of the rules, at distance 0 from its own t
 
 
 class Published(NamedTuple):
-    """A published schedule.
-
-    Attributes:
-        source, model, solver: texts.
-        noise: the model's noise schedule.
-        guidance: the stated weight, None if there is none.
-        lams: [N] half log-SNR of the evaluated nodes; the first may be -inf.
-        steps: the solver with its coefficients, None where there are nodes alone.
-    """
+    """A published schedule."""
 
     source: str
     model: str
     solver: str
-    noise: NoiseSchedule
-    guidance: float | None
-    lams: np.ndarray
-    steps: learned.Steps | None = None
+    noise: NoiseSchedule  # the model's
+    guidance: float | None  # the stated weight
+    lams: np.ndarray  # [N] half log-SNR of the evaluated nodes; the first may be -inf
+    steps: learned.Steps | None = None  # the solver with its coefficients; None where there are nodes alone
 
 
 def read(path: Path) -> list[Published]:

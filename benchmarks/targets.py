@@ -71,29 +71,17 @@ def fine_schedule(noise: NoiseSchedule, nfe: int) -> Schedule:
 
 
 class Target(NamedTuple):
-    """One network at one guidance weight.
-
-    Attributes:
-        name: of the network.
-        noise: its noise schedule.
-        denoiser: (x, level) -> x0, or (x, level, condition) -> x0, guided; differentiable.
-        shape: of a sample.
-        classes: how many it is conditioned on, in turn; 0 for none.
-        features: of images [n, ...] for the Frechet distance, where there is a network for them.
-        guidance: weight w of none + w (labelled - none); 1 is without.
-        data: which data set the project's own were trained on.
-        digest: of its files.
-    """
+    """One network at one guidance weight."""
 
     name: str
     noise: NoiseSchedule
-    denoiser: Denoiser
-    shape: tuple[int, ...]
-    classes: int
-    features: Callable[[torch.Tensor], torch.Tensor] | None
-    guidance: float = 1.0
-    data: str = ""
-    digest: str = ""
+    denoiser: Denoiser  # (x, level) -> x0, or (x, level, condition) -> x0, guided; differentiable
+    shape: tuple[int, ...]  # of a sample
+    classes: int  # how many it is conditioned on, in turn; 0 for none
+    features: Callable[[torch.Tensor], torch.Tensor] | None  # of images [n, ...] for the Frechet distance
+    guidance: float = 1.0  # weight w of none + w (labelled - none); 1 is without
+    data: str = ""  # which data set the project's own were trained on
+    digest: str = ""  # of its files
 
     def count(self, images: int) -> int:
         """How many samples are taken where `images` would be."""
@@ -161,23 +149,16 @@ class Target(NamedTuple):
 
 
 class Judged:
-    """Noises that schedules are judged on, and their converged samples.
+    """Noises `latents` [n, *shape] that schedules are judged on, their `converged` samples, and the `error` of these.
 
-    Attributes:
-        latents: [n, *shape].
-        converged: their samples of `fine` evaluations.
-        error: RMSE of the first converged samples to those of twice as many evaluations.
+    The error is the RMSE of the first converged samples to those of twice as many evaluations.
     """
 
     def __init__(self, target: Target, count: int, fine: int, seed: int = 0) -> None:
-        """Draw the noise; converged samples are solved once, and then read from `CACHE`.
+        """Draw the noise; converged samples of `fine` evaluations are solved once, and then read from `CACHE`.
 
-        Args:
-            target: the network.
-            count: of samples.
-            fine: evaluations of a converged sample. Networks that embed whole timesteps wiggle in time with a period of
-                6.3 of them; longer steps meet the wiggle at random (RMSE 7e-4 to 2e-3 with 128 evaluations).
-            seed: of the noise.
+        Networks that embed whole timesteps wiggle in time with a period of 6.3 of them; longer steps meet the wiggle at
+        random (RMSE 7e-4 to 2e-3 with 128 evaluations).
         """
         self.target, self.latents = target, target.latents(count, seed)
         facts = target.name, target.digest, target.guidance, count, fine, seed, CHECKED, torch.__version__
@@ -227,11 +208,7 @@ class Networks(NamedTuple):
         return provenance(self.folder, name)
 
     def target(self, name: str, guidance: float = 1.0) -> Target:
-        """Load a network by its name, the project's own too.
-
-        Raises:
-            ValueError: for a name that is not there, or guidance that a network does not have.
-        """
+        """Load a network by its name, the project's own too. Raises ValueError for guidance that it does not have."""
         if name in MODELS:
             return own(name, guidance)
         if name in wheels.GALAXIES and self.wheels is not None:
