@@ -13,8 +13,7 @@ import torch
 
 from benchmarks import metrics, runner
 from benchmarks.methods import OWN_SOLVER, RULES, prepare
-from benchmarks.models.data import load_data, to_unit
-from benchmarks.models.load import MODELS
+from benchmarks.models.load import MODELS, load_data, to_unit
 from benchmarks.runner import COMPARED, SOLVERS, Cell, Inapplicable, Record, rounded
 from benchmarks.targets import Judged, Networks, Target
 from hso_jax import Schedule

@@ -13,8 +13,8 @@ import numpy as np
 import torch
 
 from benchmarks import published, runner
-from benchmarks.learned import Steps
 from benchmarks.models.load import MODELS
+from benchmarks.published import Steps
 from benchmarks.tables import geometric_mean, markdown, number
 from benchmarks.targets import Denoiser, Judged, Networks, Target
 from benchmarks.tuning import FINE, JUDGED

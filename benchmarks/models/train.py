@@ -30,8 +30,7 @@ from torch.nn.functional import cross_entropy
 
 from benchmarks import runner
 from benchmarks.models.card import write_card
-from benchmarks.models.data import Images, load_data, to_unit
-from benchmarks.models.load import CLASSIFIERS, Classifier, unet
+from benchmarks.models.load import CLASSIFIERS, Classifier, Images, load_data, to_unit, unet
 from benchmarks.plots import save
 from benchmarks.runner import WEIGHTS
 
@@ -271,7 +270,7 @@ def main(argv: list[str] | None = None) -> None:
     parser = runner.command("python -m benchmarks.models.train", __doc__)
     add = parser.add_argument
     add("name", choices=(*RECIPES, *CLASSIFIERS.values()))
-    add("--data", required=True, help="the .npz file; see benchmarks/models/data.py")
+    add("--data", required=True, help="the .npz file; see benchmarks/models/load.py")
     budget = parser.add_mutually_exclusive_group(required=True)
     budget.add_argument("--minutes", type=float, help="of training in all, resumed runs included")
     budget.add_argument("--steps", type=int)

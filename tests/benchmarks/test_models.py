@@ -10,8 +10,7 @@ import pytest
 import torch
 
 from benchmarks.models import card, train
-from benchmarks.models.data import FASHION, load_data, to_unit
-from benchmarks.models.load import CLASSIFIERS, MODELS, classifier, features, load, sample
+from benchmarks.models.load import CLASSIFIERS, FASHION, MODELS, classifier, features, load, load_data, sample, to_unit
 from benchmarks.runner import WEIGHTS
 
 

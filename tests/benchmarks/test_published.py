@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 
-from benchmarks import learned, neuralsolver, published
+from benchmarks import neuralsolver, published
 from benchmarks.targets import Target
 from hso_jax import Schedule, noise, preset, zoo
 from hso_jax.compiling import random_key
@@ -91,21 +91,21 @@ def flow_data():
 def test_steps_of_one_derivative_are_eulers(flow_data):
     schedule = Schedule.from_lams(noise.flow(), lam_of_s(np.array([1.0, 0.7, 0.4, 0.2])))
     levels = np.array([1.0, 0.7, 0.4, 0.2, 0.0])
-    euler = learned.Steps(True, levels[:-1], levels[:-1], np.diag(np.diff(levels)))
-    assert learned.error_of(euler, flow_data) == pytest.approx(measure(schedule, "ddim", flow_data), rel=1e-4)
-    assert learned.error_of(learned.adams(levels, True), flow_data) < learned.error_of(euler, flow_data)
+    euler = published.Steps(True, levels[:-1], levels[:-1], np.diag(np.diff(levels)))
+    assert published.error_of(euler, flow_data) == pytest.approx(measure(schedule, "ddim", flow_data), rel=1e-4)
+    assert published.error_of(published.adams(levels, True), flow_data) < published.error_of(euler, flow_data)
 
 
 def test_dyweights_steps_end_where_its_levels_say():
     entries = {"weights": [[1.1, 0.0], [-0.5, 1.6]], "t_true": [80.0, 3.0, 0.02], "t_scale": [0.9], "N": 1}
-    steps = learned.steps_of(entry(**entries, base_grid=[80.0, 10.0, 1.125]))
+    steps = published.steps_of(entry(**entries, base_grid=[80.0, 10.0, 1.125]))
     assert steps is not None and steps.analytic and not steps.flow
     np.testing.assert_allclose(steps.told, [80.0, 2.7])
     np.testing.assert_allclose(steps.levels + steps.gains.sum(1), [3.0, 0.9375])
 
 
 def test_a_list_of_nodes_alone_has_no_steps():
-    assert learned.steps_of(entry()) is None
+    assert published.steps_of(entry()) is None
 
 
 @pytest.mark.slow
@@ -164,11 +164,11 @@ def test_its_own_velocity_alone_is_euler() -> None:
         v = (euler - one.denoiser(euler, SimpleNamespace(alpha=1.0 - now, sigma=now))) / now
         euler = euler + (then - now) * v
     lengths = np.diff(s)[:, None]
-    found = neuralsolver.sample(one, learned.Steps(True, s[:-1], s[:-1], np.eye(5) * lengths), latents)
+    found = neuralsolver.sample(one, published.Steps(True, s[:-1], s[:-1], np.eye(5) * lengths), latents)
     torch.testing.assert_close(found, euler, rtol=1e-6, atol=1e-6)
     halves = 0.5 * (np.eye(5) + np.eye(5, k=-1))
     halves[0, 0] = 1.0
-    other = neuralsolver.sample(one, learned.Steps(True, s[:-1], s[:-1], halves * lengths), latents)
+    other = neuralsolver.sample(one, published.Steps(True, s[:-1], s[:-1], halves * lengths), latents)
     assert (other - euler).abs().max() > 0.01
 
 

@@ -3,7 +3,7 @@
 import torch
 from tiny_models import Calls
 
-from benchmarks import memory, runner, targets, tuning
+from benchmarks import runner, targets, tuning
 from benchmarks.tuning import main
 
 
@@ -12,7 +12,7 @@ def test_a_network_is_measured_and_its_records_are_reported(tmp_path, monkeypatc
     monkeypatch.setattr(targets, "CACHE", tmp_path)
     monkeypatch.setattr(tuning, "JUDGED", 4)
     monkeypatch.setattr(tuning, "FINE", 12)
-    monkeypatch.setattr(tuning.memory, "table", lambda: "")
+    monkeypatch.setattr(tuning, "memory", lambda: "")
     path = tmp_path / "tuning.jsonl"
     asked = ["--measure", "--only", "fashion-eps", "--nfe", "4", "--methods", "rule,zoo", "--records", str(path)]
     assert main(asked) == 0
@@ -37,7 +37,7 @@ class Block(torch.nn.Module):
 
 
 def test_memory_is_the_count_by_hand() -> None:
-    parameters, activations = memory.gradient_bytes(memory.Network(Block, {}, {"x": (2, 5, 8)}, "here"))
+    parameters, activations = tuning.gradient_bytes(tuning.Sized(Block, {}, {"x": (2, 5, 8)}, "here"))
     assert parameters == 2 * (8 * 16 + 16)
     assert activations == 2 * (2 * 5 * 8 + 2 * 5 * 8 + 2 * 5 * 16)  # x, what attention makes of it, what relu makes
 
