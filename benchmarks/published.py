@@ -9,7 +9,6 @@ error is known, and so is that of each rule: problems that are true to real mode
 from __future__ import annotations
 
 import argparse
-import functools
 import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
@@ -25,7 +24,7 @@ from benchmarks.runner import COMPARED, SHIFTS, SOLVERS
 from benchmarks.tables import markdown
 from hso_jax import Hso, Lane, NoiseSchedule, Schedule, SolverError, baseline, from_config, noise, search_many, zoo
 from hso_jax.baselines import flow_time, inapplicable
-from hso_jax.error import SAMPLES, Chunks, denoiser, error_data, in_chunks
+from hso_jax.error import SAMPLES, Chunks, denoiser, error_data, in_chunks, mean_error
 from hso_jax.files import write_whole
 from hso_jax.noise import lam_of_s
 from hso_jax.shipped.zoo import MAX_NFE, NONSTATIONARY_NFE, shipped_guidance
@@ -300,7 +299,7 @@ def error_of(steps: Steps, data: Chunks) -> float:
     return value if np.isfinite(value) else float("inf")
 
 
-@functools.partial(jax.jit)
+@jax.jit
 def _error(
     data: Chunks, levels: jax.Array, lams: jax.Array, gains: jax.Array, flow: jax.Array, analytic: jax.Array
 ) -> jax.Array:
