@@ -73,27 +73,25 @@ class Store:
         text = json.dumps({"facts": self._facts, "prompts": self._longest}, indent=1, ensure_ascii=False)
         write_whole(self.folder / MANIFEST, text.encode())
 
-    def place(self, setting: Setting, name: str) -> Path:
-        """Find a file of a setting."""
-        return self.folder / setting.name / name
+    def place(self, setting: Setting, name: str | int) -> Path:
+        """Find a file of a setting, or its image of a number."""
+        return self.folder / setting.name / (name if isinstance(name, str) else f"{name:05d}.png")
 
     def keep(self, setting: Setting, prepared: Prepared) -> None:
         """Keep a setting's schedule, before its first image. Raises ValueError if it has images of another schedule."""
-        schedule = None if prepared.schedule is None else json.loads(schedule_file.to_json(prepared.schedule))
         if (known := self.prepared(setting)) is not None:
             a, b = known.schedule, prepared.schedule
             if (a is None) != (b is None) or (a and b and not (np.array_equal(a.lams, b.lams) and a.end == b.end)):
                 told = "has images of another schedule; remove that folder, or rename the method's file"
                 raise ValueError(f"{self.folder / setting.name} {told}")
             return
+        schedule = None if prepared.schedule is None else json.loads(schedule_file.to_json(prepared.schedule))
         (self.folder / setting.name).mkdir(exist_ok=True)
-        text = json.dumps({"seconds": prepared.seconds, "schedule": schedule}, indent=1)
-        write_whole(self.place(setting, "setting.json"), text.encode())
+        self._write(setting, "setting.json", {"seconds": prepared.seconds, "schedule": schedule})
 
     def prepared(self, setting: Setting) -> Prepared | None:
         """Read what `keep` kept."""
-        file = self.place(setting, "setting.json")
-        if not file.is_file():
+        if not (file := self.place(setting, "setting.json")).is_file():
             return None
         kept = json.loads(file.read_text())
         schedule = None if kept["schedule"] is None else schedule_file.from_json(json.dumps(kept["schedule"]))[0]
@@ -101,15 +99,10 @@ class Store:
 
     def missing(self, setting: Setting, count: int) -> Iterator[range]:
         """Yield the batches of the first `count` images that are not all there; none of a setting that diverged."""
-        if not self.diverged(setting):
-            for first in range(0, count, self.batch):
-                batch = range(first, min(first + self.batch, count))
-                if not all(self.path(setting, i).is_file() for i in batch):
-                    yield batch
-
-    def path(self, setting: Setting, index: int) -> Path:
-        """Find an image."""
-        return self.place(setting, f"{index:05d}.png")
+        for first in range(0, 0 if self.diverged(setting) else count, self.batch):
+            batch = range(first, min(first + self.batch, count))
+            if not all(self.place(setting, i).is_file() for i in batch):
+                yield batch
 
     def write(self, setting: Setting, batch: range, images: np.ndarray, lams: Sequence[float | None]) -> None:
         """Keep images [n, H, W, 3] in [0, 1] (clipped to it), and the levels that they were made at.
@@ -117,12 +110,14 @@ class Store:
         Images that are not numbers are not kept: the setting is given up.
         """
         if not np.isfinite(images).all():
-            write_whole(self.place(setting, "diverged.txt"), f"images from {batch.start} on are not numbers\n".encode())
+            self._write(setting, "diverged.txt", f"images from {batch.start} on are not numbers")
             return
-        write_whole(self.place(setting, "nodes.json"), json.dumps(list(lams)).encode())
-        levels = (images.clip(0.0, 1.0) * 255.0).round().astype(np.uint8)
-        for index, pixels in zip(batch, levels, strict=True):
-            save_png(Image.fromarray(pixels), self.path(setting, index), {})
+        self._write(setting, "nodes.json", list(lams))
+        for index, pixels in zip(batch, (images.clip(0.0, 1.0) * 255.0).round().astype(np.uint8), strict=True):
+            save_png(Image.fromarray(pixels), self.place(setting, index), {})
+
+    def _write(self, setting: Setting, name: str, content: Any) -> None:
+        write_whole(self.place(setting, name), json.dumps(content, indent=1).encode())
 
     def lams(self, setting: Setting) -> list[float | None]:
         """Read the half log-SNR of the evaluated levels; None for pure noise."""

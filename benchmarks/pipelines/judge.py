@@ -151,7 +151,7 @@ class Judge:
         """[n] mean squared differences to the converged image, of pixels in [-1, 1]."""
         squares = []
         for i in track(range(count), f"errors: {setting.name}", console=Console(stderr=True), transient=True):
-            image, other = unit([self._store.path(s, i) for s in (setting, self._converged)])
+            image, other = unit([self._store.place(s, i) for s in (setting, self._converged)])
             squares.append(float(np.square(image - other, dtype=np.float64).mean()))
         return np.array(squares)
 
@@ -161,7 +161,7 @@ class Judge:
         count = len(self._store.prompts)
         kept = self._store.place(setting, f"features-{self._how.digest}-{count}.npy")
         if not kept.is_file():
-            found = self._how.of([self._store.path(setting, i) for i in range(count)], setting.name)
+            found = self._how.of([self._store.place(setting, i) for i in range(count)], setting.name)
             np.save(buffer := io.BytesIO(), found)
             write_whole(kept, buffer.getvalue())
         return np.asarray(np.load(kept))
@@ -214,7 +214,7 @@ def _sheet(records: Sequence[Record], store: Store, converged: Setting) -> Path:
     solver, nfe, shown = records[0].solver, records[0].nfe, range(min(SHOWN, len(store.prompts)))
 
     def row(setting: Setting, told: str) -> Row:
-        return Row(setting.method, told, [read_picture(store.path(setting, i)) for i in shown])
+        return Row(setting.method, told, [read_picture(store.place(setting, i)) for i in shown])
 
     rows = []
     for record in records:
