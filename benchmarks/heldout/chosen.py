@@ -40,37 +40,33 @@ class Known:
     """A model's errors on some noises; what is known is not asked of it again, whatever the budget is that asks."""
 
     def __init__(self, one: Target, count: int, steps: int, seed: int) -> None:
-        many = MANY if math.prod(one.shape) < SMALL else 1  # points that stand for one image
-        seeded = torch.Generator().manual_seed(seed)
-        start = torch.randn(count * many, *one.shape, generator=seeded)
+        self._many = MANY if math.prod(one.shape) < SMALL else 1  # points that stand for one image
+        start = one.latents(count * self._many, seed)
         self._model = DenoiserModel(one.denoiser, one.noise, start, condition=one.condition(len(start)))
-        self._many = many
-        fine = converged(one.noise, steps)
-        fine = Schedule.from_t(one.noise, fine.t, origin=Origin(method="converged", solver="dpmpp-2m"))
-        self._targets = self._run(fine, range(count))
-        self._known: dict[tuple[bytes, str, int], float] = {}
+        origin = Origin(method="converged", solver="dpmpp-2m")
+        self._targets = self._run(
+            Schedule.from_t(one.noise, converged(one.noise, steps).t, origin=origin), range(count)
+        )
+        self._known: dict[tuple[bytes, str], dict[int, float]] = {}
         self.evaluations = 0
+
+    def _rows(self, rows: Sequence[int]) -> list[int]:
+        return [row * self._many + k for row in rows for k in range(self._many)]
 
     @torch.no_grad()
     def _run(self, schedule: Schedule, rows: Sequence[int]) -> torch.Tensor:
-        every = [row * self._many + k for row in rows for k in range(self._many)]
-        size = 16 * self._many
+        every, size = self._rows(rows), 16 * self._many
         return torch.cat([self._model.run(schedule, every[i : i + size]) for i in range(0, len(every), size)])
 
     def errors(self, schedule: Schedule, rows: Sequence[int]) -> np.ndarray:
         """See `bridge.tuning.judge.Judge.errors`; `evaluations` counts as if nothing was known."""
         self.evaluations += schedule.nfe * len(rows)
         own = b"" if schedule.coefficients is None else schedule.coefficients.tobytes()
-        keys = [(schedule.t.tobytes() + own, schedule.solver, row) for row in rows]
-        if unknown := [row for key, row in zip(keys, rows, strict=True) if key not in self._known]:
-            found = self._run(schedule, unknown)
-            wanted = [row * self._many + k for row in unknown for k in range(self._many)]
-            squares = (found - self._targets[wanted]).double().flatten(1).square().mean(1)
-            squares = squares.reshape(len(unknown), self._many).mean(1)
-            for key, row in zip(keys, rows, strict=True):
-                if row in unknown:
-                    self._known[key] = float(squares[unknown.index(row)])
-        return np.array([self._known[key] for key in keys])
+        known = self._known.setdefault((schedule.t.tobytes() + own, schedule.solver), {})
+        if unknown := [row for row in rows if row not in known]:
+            differences = (self._run(schedule, unknown) - self._targets[self._rows(unknown)]).double()
+            known |= zip(unknown, differences.square().reshape(len(unknown), -1).mean(1).tolist(), strict=True)
+        return np.array([known[row] for row in rows])
 
 
 def measure(one: Target, nfe: int, own: Known, judge: Known, judged: int) -> dict[str, Any]:
