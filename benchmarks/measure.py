@@ -12,12 +12,10 @@ import numpy as np
 import torch
 
 from benchmarks import metrics, runner
-from benchmarks.compared import COMPARED, SOLVERS
 from benchmarks.methods import OWN_SOLVER, RULES, prepare
-from benchmarks.models.data import load_data, to_unit
-from benchmarks.models.load import MODELS
-from benchmarks.runner import Cell, Inapplicable, Record, rounded
-from benchmarks.targets import SLOW, Judged, Networks, Target
+from benchmarks.models.load import MODELS, load_data, to_unit
+from benchmarks.runner import COMPARED, SOLVERS, Cell, Inapplicable, Record, rounded
+from benchmarks.targets import Judged, Networks, Target
 from hso_jax import Schedule
 from hso_jax.noise import s_of_lam
 from hso_jax.shipped.zoo import nearest_guidance, rule_errors
@@ -37,9 +35,9 @@ class Network:
     """A network at one guidance weight, and what its samples are compared with, computed when first needed."""
 
     def __init__(self, networks: Networks, name: str, guidance: float, images: int, seed: int, fine: int, real: Real):
-        """Load it; `images` samples, of points more and of slow networks fewer, are judged on noise of `seed`."""
+        """Load it; `images` samples, of points more, are judged on noise of `seed`."""
         self.target = networks.target(name, guidance)
-        self._size, self._real = (self.target.count(images), fine, seed, 8 if name in SLOW else 16), real
+        self._size, self._real = (self.target.count(images), fine, seed), real
 
     @functools.cached_property
     def judged(self) -> Judged:

@@ -8,15 +8,9 @@ Images are judged as they are given, not clipped.
 
 from __future__ import annotations
 
-import warnings
-from collections.abc import Callable
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-import torch
-
-Extractor = Callable[[torch.Tensor], np.ndarray]
 
 RESAMPLES = 1000
 FRECHET_RESAMPLES = 100
@@ -54,11 +48,6 @@ def mean_squares(a: Any, b: Any) -> np.ndarray:
     """[n] mean square of a - b over the pixels of each image, images [n, ...] in pairs."""
     a, b = _pair(a, b)
     return np.asarray(np.square(a - b).reshape(len(a), -1).mean(1))
-
-
-def rmse(a: Any, b: Any, seed: int = 0) -> Estimate:
-    """Root of the mean square of a - b over all pixels, images [n, ...] in pairs; images are resampled."""
-    return root_mean_square(mean_squares(a, b), seed)
 
 
 def feature_distance(a: Any, b: Any, seed: int = 0) -> Estimate:
@@ -118,24 +107,6 @@ def frechet_distance(a: Moments, b: Moments) -> float:
     shared = np.linalg.svd(a.root @ b.root.T, compute_uv=False).sum()
     spread = np.square(a.root).sum() + np.square(b.root).sum()
     return max(0.0, float(np.square(a.mu - b.mu).sum() + spread - 2.0 * shared))
-
-
-def extractor(file: Path) -> Extractor:
-    """Read a TorchScript file that maps images [n, C, H, W] in [-1, 1] to features [n, d], such as Inception."""
-    if not file.is_file():
-        raise ValueError(f"extractor {str(file)!r} is not a file")
-    try:
-        with warnings.catch_warnings():  # deprecated in favour of torch.export, but what Inception is published as
-            warnings.simplefilter("ignore", DeprecationWarning)
-            network = torch.jit.load(str(file), map_location="cpu").eval()
-    except RuntimeError as error:
-        raise ValueError(f"{file} is not a TorchScript file: {error}") from error
-
-    def extract(images: torch.Tensor) -> np.ndarray:
-        with torch.no_grad():
-            return np.asarray(network(images.clamp(-1, 1)), np.float64)
-
-    return extract
 
 
 def root_mean_square(squares: np.ndarray, seed: int = 0) -> Estimate:

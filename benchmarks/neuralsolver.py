@@ -6,19 +6,18 @@ python -m benchmarks.neuralsolver --file PATH --networks PATH       docs/results
 from __future__ import annotations
 
 import argparse
-import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 import torch
 
-from benchmarks import runner
+from benchmarks import published, runner
 from benchmarks.models.load import MODELS
+from benchmarks.published import Steps
 from benchmarks.tables import geometric_mean, markdown, number
 from benchmarks.targets import Denoiser, Judged, Networks, Target
-from benchmarks.tuning.report import FINE, JUDGED
+from benchmarks.tuning import FINE, JUDGED
 from bridge import Level
 from hso_jax import Schedule, SolverError, baseline, search
 from hso_jax.files import write_whole
@@ -40,63 +39,40 @@ this says is how far a solver that one network was asked for carries, not how go
 """
 
 
-class Learned(NamedTuple):
-    """A published solver: a step adds the mean of the velocities so far, weighted, times its length.
-
-    Attributes:
-        s: [N + 1] levels of rectified flow's time from noise to data.
-        weights: [N, N] of the velocities, a row a step; lower triangular, rows sum to 1.
-    """
-
-    s: np.ndarray
-    weights: np.ndarray
-
-
-def read(path: Path) -> dict[int, Learned]:
+def read(path: Path) -> dict[int, Steps]:
     """N to the solver, of the entries whose source begins with `SOURCE`."""
-    try:
-        entries = [e for e in json.loads(path.read_text())["entries"] if e["source"].startswith(SOURCE)]
-        found = {e["N"]: _learned(e["values"], json.loads(e["note"])["coeffs"]) for e in entries if e["N"] <= MAX_NFE}
-    except (ValueError, KeyError, TypeError) as error:
-        raise ValueError(f"{path} has no coefficients of {SOURCE} ({error!r})") from error
+    own = [one for one in published.read(path) if one.source.startswith(SOURCE)]
+    found = {len(one.lams): one.steps for one in own if one.steps is not None and len(one.lams) <= MAX_NFE}
     if not found:
         raise ValueError(f"{path} has no coefficients of {SOURCE}")
     return found
 
 
-def _learned(values: Sequence[float], coefficients: Sequence[Sequence[float]]) -> Learned:
-    older = np.tril(np.asarray(coefficients, np.float64), -1)
-    s = np.asarray(values, np.float64)
-    s[-1] = 0.0  # where it ends, to the rounding of the published steps
-    return Learned(s, older + np.diag(1.0 - older.sum(1)))
-
-
-def sample(one: Target, solver: Learned, latents: torch.Tensor) -> torch.Tensor:
+def sample(one: Target, steps: Steps, latents: torch.Tensor) -> torch.Tensor:
     """Sample [n, ...] by N evaluations."""
 
     def solve(denoiser: Denoiser, x: torch.Tensor) -> torch.Tensor:
         velocities = list[torch.Tensor]()
-        for s, then, weights in zip(solver.s, solver.s[1:], solver.weights, strict=False):
+        for s, gains in zip(steps.levels, steps.gains, strict=True):
             lam = float(lam_of_s(s))
             told = 1.0 if s == 1.0 else one.noise.t_of_lam(np.asarray(lam))
             level = Level(float(one.noise.timestep(np.asarray(told))), 1.0 - float(s), float(s), lam)
             velocities.append((x - denoiser(x, level)) / float(s))
-            mean = sum(float(w) * v for w, v in zip(weights, velocities, strict=False))
-            x = x + float(then - s) * mean
+            x = x + sum(float(gain) * v for gain, v in zip(gains, velocities, strict=False))
         return x
 
     return one.each(solve, latents)
 
 
-def rows(one: Target, learned: dict[int, Learned]) -> list[list[str]]:
+def rows(one: Target, learned: dict[int, Steps]) -> list[list[str]]:
     """Measure a network, a row an N."""
     judged, found = Judged(one, one.count(JUDGED), FINE), []
 
     def error(schedule: Schedule, solver: str) -> float:
         return judged.rmse(one.sample(schedule, solver, judged.latents))
 
-    for nfe, solver in sorted(learned.items()):
-        theirs = judged.rmse(sample(one, solver, judged.latents))
+    for nfe, steps in sorted(learned.items()):
+        theirs = judged.rmse(sample(one, steps, judged.latents))
         schedule = search(one.noise, nfe, method=SolverError(NONSTATIONARY))
         ours = error(schedule, schedule.solver)
         plain = error(baseline("trailing", one.noise, nfe), "dpmpp-2m")

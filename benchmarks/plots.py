@@ -16,8 +16,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, NullFormatter, NullLocator
 from PIL import Image
 
-from benchmarks.compared import SOLVERS
-from benchmarks.runner import Record
+from benchmarks.runner import SOLVERS, Record
 from benchmarks.tables import METRICS, columns
 from hso_jax.files import write_whole
 

@@ -31,6 +31,15 @@ from hso_jax.solvers import NONSTATIONARY
 
 WEIGHTS = Path(__file__).parent / "models" / "weights"
 METRICS = ("rmse", "feature", "fid", "fid_data")
+SOLVERS = {"ddim": "DDIM", "dpmpp-2m": "DPM++ 2M", "unipc-2": "UniPC-2", "unipc-3": "UniPC-3"}
+"""Name in `hso_jax.solvers` to title, in the order of the tables."""
+
+COMPARED = ("ddim", "dpmpp-2m", "unipc-3")
+"""The solvers that every study measures."""
+
+SHIFTS = {"flow-2": 2.0, "flow-3": 3.0}
+"""Rule to shift, see `hso_jax.baselines.flow_time`."""
+
 ANY = "any"
 """The solver of a cell whose method chooses its own."""
 
@@ -61,19 +70,7 @@ class Cell(NamedTuple):
 class Record:
     """One cell, measured. None is unknown; a `rmse` of None says that the samples were not finite.
 
-    Attributes:
-        lams: [N] half log-SNR of the evaluated nodes; None for -inf, pure noise.
-        seconds, compile_seconds: that the preparation of the schedule took, the latter mostly only once for an N.
-        calls, counted: network evaluations of one image that it took, and while sampling: equal to nfe.
-        teacher: error of the converged samples, an RMSE.
-        psi, coefficients: the upper level's choice, and [N, H - 1] of a non-stationary solver, where there are any.
-        problem_error: predicted: the error on the reference problems.
-        predicted: until 0.2.0, of coefficients of their own: that error over the best known solver's, own nodes.
-        rmse, feature: root-mean-square error to the converged samples, of pixels and of features.
-        fid, fid_data: Frechet distance of features to the converged samples and to held-out data; 95 % _low, _high.
-        chosen: the solver that the method chose, where the cell's is `ANY`.
-        start, start_error, error, history: of tuning: where it started, that one's error, the result's, and
-            [evaluations, error, error on samples kept apart] of each better point.
+    Errors have their 95 % interval in _low and _high.
     """
 
     model: str
@@ -84,33 +81,33 @@ class Record:
     seed: int
     samples: int
     dtype: str
-    lams: tuple[float | None, ...] = ()
-    seconds: float = 0.0
-    calls: int = 0
-    counted: int = 0
-    teacher: float = 0.0
-    compile_seconds: float = 0.0
-    psi: dict[str, float] | None = None
-    coefficients: Sequence[Sequence[float]] | None = None
-    problem_error: float | None = None
-    predicted: float | None = None
-    rmse: float | None = None
+    lams: tuple[float | None, ...] = ()  # [N] half log-SNR of the evaluated nodes; None for -inf, pure noise
+    seconds: float = 0.0  # that the preparation of the schedule took
+    calls: int = 0  # network evaluations of one image that it took
+    counted: int = 0  # the same while sampling: equal to nfe
+    teacher: float = 0.0  # error of the converged samples, an RMSE
+    compile_seconds: float = 0.0  # of the preparation, mostly only once for an N
+    psi: dict[str, float] | None = None  # the upper level's choice
+    coefficients: Sequence[Sequence[float]] | None = None  # [N, H - 1] of a non-stationary solver
+    problem_error: float | None = None  # predicted: the error on the reference problems
+    predicted: float | None = None  # until 0.2.0, of coefficients of their own: that over the best known solver's
+    rmse: float | None = None  # root-mean-square error to the converged samples
     rmse_low: float | None = None
     rmse_high: float | None = None
-    feature: float | None = None
+    feature: float | None = None  # the same of features
     feature_low: float | None = None
     feature_high: float | None = None
-    fid: float | None = None
+    fid: float | None = None  # Frechet distance of features to the converged samples
     fid_low: float | None = None
     fid_high: float | None = None
-    fid_data: float | None = None
+    fid_data: float | None = None  # and to held-out data
     fid_data_low: float | None = None
     fid_data_high: float | None = None
-    chosen: str | None = None
-    start: str | None = None
+    chosen: str | None = None  # the solver that the method chose, where the cell's is `ANY`
+    start: str | None = None  # where tuning started, that one's error, and the result's
     start_error: float | None = None
     error: float | None = None
-    history: Sequence[Any] | None = None
+    history: Sequence[Any] | None = None  # [evaluations, error, error on samples kept apart] of each better point
 
     @property
     def cell(self) -> Cell:

@@ -13,7 +13,7 @@ from benchmarks import runner
 from benchmarks.heldout.measure import FREE, RULES
 from benchmarks.heldout.report import free_ratios, taken_ratios, today_ratios
 from benchmarks.methods import ABLATIONS
-from benchmarks.networks.report import compared
+from benchmarks.networks import compared
 from benchmarks.runner import Record
 from benchmarks.tables import columns, geometric_mean, markdown, versus
 from benchmarks.wheels import GALAXIES

@@ -6,8 +6,7 @@ import math
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
-from benchmarks.compared import SOLVERS
-from benchmarks.runner import ANY, Record
+from benchmarks.runner import ANY, SOLVERS, Record
 from hso_jax.solvers import NONSTATIONARY
 
 METRICS = {"rmse": "RMSE", "feature": "feature distance", "fid": "FID", "fid_data": "FID to held-out data"}

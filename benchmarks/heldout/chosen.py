@@ -17,7 +17,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from benchmarks.targets import MANY, SLOW, SMALL, Networks, Target
+from benchmarks.tables import geometric_mean, markdown
+from benchmarks.targets import MANY, SMALL, Networks, Target
 from bridge.sampling import converged
 from bridge.tuning.candidates import candidates, is_rule
 from bridge.tuning.choose import LEAST_SAMPLES, MOST_SAMPLES, TEACHER_SHARE, TEACHER_STEPS
@@ -39,37 +40,33 @@ class Known:
     """A model's errors on some noises; what is known is not asked of it again, whatever the budget is that asks."""
 
     def __init__(self, one: Target, count: int, steps: int, seed: int) -> None:
-        many = MANY if math.prod(one.shape) < SMALL else 1  # points that stand for one image
-        seeded = torch.Generator().manual_seed(seed)
-        start = torch.randn(count * many, *one.shape, generator=seeded)
+        self._many = MANY if math.prod(one.shape) < SMALL else 1  # points that stand for one image
+        start = one.latents(count * self._many, seed)
         self._model = DenoiserModel(one.denoiser, one.noise, start, condition=one.condition(len(start)))
-        self._many = many
-        fine = converged(one.noise, steps)
-        fine = Schedule.from_t(one.noise, fine.t, origin=Origin(method="converged", solver="dpmpp-2m"))
-        self._targets = self._run(fine, range(count))
-        self._known: dict[tuple[bytes, str, int], float] = {}
+        origin = Origin(method="converged", solver="dpmpp-2m")
+        self._targets = self._run(
+            Schedule.from_t(one.noise, converged(one.noise, steps).t, origin=origin), range(count)
+        )
+        self._known: dict[tuple[bytes, str], dict[int, float]] = {}
         self.evaluations = 0
+
+    def _rows(self, rows: Sequence[int]) -> list[int]:
+        return [row * self._many + k for row in rows for k in range(self._many)]
 
     @torch.no_grad()
     def _run(self, schedule: Schedule, rows: Sequence[int]) -> torch.Tensor:
-        every = [row * self._many + k for row in rows for k in range(self._many)]
-        size = 16 * self._many
+        every, size = self._rows(rows), 16 * self._many
         return torch.cat([self._model.run(schedule, every[i : i + size]) for i in range(0, len(every), size)])
 
     def errors(self, schedule: Schedule, rows: Sequence[int]) -> np.ndarray:
         """See `bridge.tuning.judge.Judge.errors`; `evaluations` counts as if nothing was known."""
         self.evaluations += schedule.nfe * len(rows)
         own = b"" if schedule.coefficients is None else schedule.coefficients.tobytes()
-        keys = [(schedule.t.tobytes() + own, schedule.solver, row) for row in rows]
-        if unknown := [row for key, row in zip(keys, rows, strict=True) if key not in self._known]:
-            found = self._run(schedule, unknown)
-            wanted = [row * self._many + k for row in unknown for k in range(self._many)]
-            squares = (found - self._targets[wanted]).double().flatten(1).square().mean(1)
-            squares = squares.reshape(len(unknown), self._many).mean(1)
-            for key, row in zip(keys, rows, strict=True):
-                if row in unknown:
-                    self._known[key] = float(squares[unknown.index(row)])
-        return np.array([self._known[key] for key in keys])
+        known = self._known.setdefault((schedule.t.tobytes() + own, schedule.solver), {})
+        if unknown := [row for row in rows if row not in known]:
+            differences = (self._run(schedule, unknown) - self._targets[self._rows(unknown)]).double()
+            known |= zip(unknown, differences.square().reshape(len(unknown), -1).mean(1).tolist(), strict=True)
+        return np.array([known[row] for row in rows])
 
 
 def measure(one: Target, nfe: int, own: Known, judge: Known, judged: int) -> dict[str, Any]:
@@ -107,10 +104,10 @@ def measure(one: Target, nfe: int, own: Known, judge: Known, judged: int) -> dic
 
 
 def run(networks: Networks, path: Path, nfes: Sequence[int] = NFES, judged: int = JUDGED) -> None:
-    """Measure what the records do not have yet, but on slow networks."""
+    """Measure what the records do not have yet."""
     have = {(r["network"], r["nfe"]) for r in read(path)}
     for name in networks.names():
-        missing = [nfe for nfe in nfes if (name, nfe) not in have and name not in SLOW]
+        missing = [nfe for nfe in nfes if (name, nfe) not in have]
         if not missing:
             continue
         one = networks.target(name)
@@ -119,7 +116,7 @@ def run(networks: Networks, path: Path, nfes: Sequence[int] = NFES, judged: int 
             record = measure(one, nfe, own, judge, judged)
             with path.open("a", encoding="utf-8") as file:
                 file.write(json.dumps(record) + "\n")
-            print(line(record), flush=True)
+            print(record["network"], nfe, record["seconds"], "s", flush=True)
 
 
 def read(path: Path) -> list[dict[str, Any]]:
@@ -127,35 +124,19 @@ def read(path: Path) -> list[dict[str, Any]]:
     return [json.loads(text) for text in path.read_text(encoding="utf-8").splitlines()] if path.exists() else []
 
 
-def line(record: dict[str, Any]) -> str:
-    """A row of the page."""
-    best = record["rule_rmse"]
-    told = record["recommended"].get("rmse")
-    ratios = [row["rmse"] / best for row in record["budgets"].values()]
-    cells = [
-        record["network"],
-        record["nfe"],
-        f"{best:.4g} {record['rule']}",
-        "" if told is None else f"{told / best:.2f}",
-    ]
-    last = list(record["budgets"].values())[2]["chosen"]
-    return f"| {' | '.join(map(str, [*cells, *(f'{x:.2f}' for x in ratios), last]))} |"
-
-
 def report(records: Sequence[dict[str, Any]]) -> str:
     """The table, its means, and how often the stated interval holds what is true."""
+    ratios, rows = [], []
+    for r in records:
+        own, told = list(r["budgets"].values()), r["recommended"].get("rmse", math.nan)
+        ratios.append([x / r["rule_rmse"] for x in (told, *(row["rmse"] for row in own))])
+        figures = ("" if math.isnan(x) else f"{x:.2f}" for x in ratios[-1])
+        rows.append([r["network"], str(r["nfe"]), f"{r['rule_rmse']:.4g} {r['rule']}", *figures, own[2]["chosen"]])
+    columns = [[x for x in column if not math.isnan(x)] for column in zip(*ratios, strict=True)]
+    means = (f"{geometric_mean(x):.2f} (worst {max(x):.2f})" if x else "" for x in columns)
     head = ["network", "N", "best rule, its RMSE", "recommended", *(f"{b:,} evaluations" for b in BUDGETS), "chosen"]
-    lines = [f"| {' | '.join(head)} |", "|---|" + "--:|" * (len(head) - 2) + "---|", *map(line, records)]
-
-    def mean(ratios: Sequence[float]) -> str:
-        return f"{np.exp(np.mean(np.log(ratios))):.2f} (worst {max(ratios):.2f})" if ratios else ""
-
-    told = [r["recommended"]["rmse"] / r["rule_rmse"] for r in records if r["recommended"]]
-    columns = [[list(r["budgets"].values())[i]["rmse"] / r["rule_rmse"] for r in records] for i in range(len(BUDGETS))]
-    lines.append(f"| mean | | | {' | '.join(map(mean, [told, *columns]))} | |")
-    rows = [row for r in records for row in r["budgets"].values() if "against" in row]
-    inside = [row["against"][1] <= row["true"] <= row["against"][2] for row in rows]
-    if inside:
-        lines.append(f"\nThe interval of 80% against the best rule holds what is true in {np.mean(inside):.0%} of "
-                     f"{len(inside)} cells.")  # fmt: skip
-    return "\n".join(lines)
+    text = markdown(head, [*rows, ["mean", "", "", *means, ""]])
+    stated = [row for r in records for row in r["budgets"].values() if "against" in row]
+    inside = [row["against"][1] <= row["true"] <= row["against"][2] for row in stated]
+    return text + (f"\nThe interval of 80% against the best rule holds what is true in {np.mean(inside):.0%} of "
+                   f"{len(inside)} cells.\n" if inside else "")  # fmt: skip

@@ -15,9 +15,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from scipy import stats
 
-from benchmarks.compared import SOLVERS
 from benchmarks.heldout.measure import FREE
-from benchmarks.runner import Record
+from benchmarks.runner import SOLVERS, Record
 from benchmarks.tables import NONE, geometric_mean, markdown
 from hso_jax.files import write_whole
 from hso_jax.schedule import versions

@@ -8,9 +8,8 @@ from dataclasses import replace
 from pathlib import Path
 
 from benchmarks import measure, runner
-from benchmarks.compared import COMPARED, SOLVERS
 from benchmarks.methods import OWN_SOLVER, RULES, prepare
-from benchmarks.runner import ANY, Cell, Record, check_names, rounded
+from benchmarks.runner import ANY, COMPARED, SOLVERS, Cell, Record, check_names, rounded
 from benchmarks.targets import Networks
 from hso_jax.error import Chunks, error_data, in_chunks
 from hso_jax.shipped.zoo import nearest_guidance, rule_errors, shipped_guidance
@@ -26,29 +25,6 @@ DEFAULT = (*SHIPPED, *RULES)
 KNOWN = (*DEFAULT, *SEARCHED, FREE)
 BUDGETS = (4, 5, 6, 8, 10)
 IMAGES = 64
-
-
-def cells_of(
-    networks: Networks,
-    nfes: Sequence[int],
-    solvers: Collection[str],
-    methods: Collection[str],
-    guidance: float,
-    images: int,
-) -> list[Cell]:
-    """List the cells in the order of work: what is shipped first, network after network."""
-    found = []
-    for name in networks.names():
-        target = networks.target(name)
-        if guidance != 1.0 and not target.classes:
-            continue
-        samples = target.count(images)
-        for method in methods:
-            own: Collection[str] = (*solvers, FREE) if method == "zoo" else solvers
-            if method in OWN_SOLVER:
-                own = (ANY if method == "recommend" else FREE,)
-            found += [Cell(name, guidance, s, n, method, 0, samples, "float32") for s in own for n in nfes]
-    return found
 
 
 def run(
@@ -73,7 +49,14 @@ def run(
     check_names("method", [*methods, *again], KNOWN)
     if images < 2:
         raise ValueError(f"count is {images}; a spread needs 2 or more")
-    cells = cells_of(networks, nfes, solvers, methods, guidance, images)
+    cells = []  # network after network, in each what is shipped first
+    for target in map(networks.target, networks.names()):
+        for method in methods if guidance == 1.0 or target.classes else ():
+            own: Collection[str] = (*solvers, FREE) if method == "zoo" else solvers
+            if method in OWN_SOLVER:
+                own = (ANY if method == "recommend" else FREE,)
+            size = target.count(images)
+            cells += [Cell(target.name, guidance, s, n, method, 0, size, "float32") for s in own for n in nfes]
     measured = measure.run(path, cells, networks, images=images, again=again)
     bring_up_to_date(path, networks)
     return measured

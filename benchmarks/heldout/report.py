@@ -6,12 +6,11 @@ import math
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 
-from benchmarks.compared import SOLVERS
 from benchmarks.heldout import gains
 from benchmarks.heldout.measure import FREE, KNOWN, SEARCHED
 from benchmarks.methods import RULES
 from benchmarks.plots import gain_figure, save
-from benchmarks.runner import Record, Records, main_group
+from benchmarks.runner import SOLVERS, Record, Records, main_group
 from benchmarks.tables import Ratio, geometric_mean, markdown, means, number, outcomes, versus, with_all
 from hso_jax.files import write_whole
 

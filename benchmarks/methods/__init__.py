@@ -17,9 +17,8 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from benchmarks.compared import SHIFTS
 from benchmarks.methods import autodiffusion
-from benchmarks.runner import ANY, Inapplicable, noise_of, rounded
+from benchmarks.runner import ANY, SHIFTS, Inapplicable, noise_of, rounded
 from benchmarks.targets import OWN_SEEDS, Target
 from bridge import tune_denoiser
 from hso_jax import Hso, Schedule, SolverError, baseline, search
@@ -213,7 +212,6 @@ TUNED: Mapping[str, Method] = {
 """What looks at the model, for a solver of its own."""
 
 RULES = (*BASELINES, *SHIFTS)
-FREE_FIRST = "solver-error-free"
 
 _ALONE: dict[str, Any] = {"compare": ()}  # nothing of other solvers is told
 
@@ -237,12 +235,11 @@ METHODS: Mapping[str, Method] = {
     "mep-only": searched(mep_only),
     "hso-other": of_other("hso"),
     "solver-error-other": of_other("solver-error"),
-    FREE_FIRST: solver_error(first="free", **_ALONE),
     **{f"detail-{x:g}": solver_error(detail=x, **_ALONE) for x in DETAILS[1:]},
 }
 
 ABLATIONS = (
-    *("hso-no-spacing", "hso-penalty", "mep-only", "hso-other", "solver-error-other", FREE_FIRST),
+    *("hso-no-spacing", "hso-penalty", "mep-only", "hso-other", "solver-error-other"),
     *(f"detail-{x:g}" for x in DETAILS[1:]),
 )
 

@@ -14,7 +14,6 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
-from rich.progress import Progress
 
 from benchmarks.metrics import frechet_distance, moments_of
 from benchmarks.targets import OWN_SEEDS, Target
@@ -60,15 +59,12 @@ def search(
 
     def rate(row: Row) -> float:
         samples = target.sample(schedule_of(row), solver, latents)
-        progress.advance(task)
         if not bool(samples.isfinite().all()):
             return np.inf
         return frechet_distance(moments_of(features(samples).numpy().astype(np.float64)), wanted)
 
     uniform = _row(np.rint(count * baseline("trailing", noise, nfe).t))
-    with Progress(transient=True) as progress:
-        task = progress.add_task(f"{target.name} {solver} {nfe}: AutoDiffusion", total=affordable)
-        ratings = evolve(rate, uniform, np.arange(max(first, 1), last + 1), affordable, seed)
+    ratings = evolve(rate, uniform, np.arange(max(first, 1), last + 1), affordable, seed)
     row = min(ratings, key=ratings.__getitem__)
     return Result(schedule_of(row), ratings[row], ratings[uniform], len(ratings) * images * nfe)
 

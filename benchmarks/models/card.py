@@ -1,8 +1,7 @@
 """Writes the card (README.md) of a trained folder from the numbers that lie beside the weights.
 
-    python -m benchmarks.models.card
-
-writes all; training and drawing samples write the card of what they made.
+python -m benchmarks.models.card                      all cards; training writes that of what it made
+python -m benchmarks.models.card --draw fashion-eps   after new samples, a row for each class, and their numbers
 """
 
 from __future__ import annotations
@@ -11,7 +10,16 @@ import json
 from pathlib import Path
 from typing import Any
 
+import torch
+
+from benchmarks import runner
+from benchmarks.models.load import MODELS, classifier, load, sample
+from benchmarks.plots import pictures
 from benchmarks.runner import WEIGHTS
+from bridge.cli.pictures import Row, grid, save_png
+
+HOW: dict[str, Any] = {"columns": 12, "steps": 50, "guidance": 2.0, "seed": 0}
+"""Of the samples."""
 
 DATA = {
     "fashion": (
@@ -54,7 +62,7 @@ def card(folder: Path) -> str:
     size = sum(weights.stat().st_size for weights in folder.rglob("*.safetensors"))
     rows = {"weights": f"{size / 1e6:.1f} MB, float32; Apache-2.0, as this repository", "data": source}
     if "epochs" in facts:
-        commands = [f"python -m benchmarks.models.train_classifier {data} --data {file} --epochs {facts['epochs']}"]
+        commands = [f"python -m benchmarks.models.train {folder.name} --data {file} --epochs {facts['epochs']}"]
         end = [CLASSIFIER_END]
     else:
         levels = _read(folder / "scheduler" / "scheduler_config.json")
@@ -90,7 +98,7 @@ def _commands(facts: dict[str, Any], file: str) -> list[str]:
 
 
 def _samples(folder: Path) -> list[str]:
-    """What `picture` drew, where it did."""
+    """What `draw` drew, where it did."""
     if not (file := folder / "samples.json").exists():
         return []
     drawn = _read(file)
@@ -106,7 +114,32 @@ def _read(file: Path) -> Any:
     return json.loads(file.read_text())
 
 
-if __name__ == "__main__":
+def draw(name: str) -> None:
+    """Draw samples of a model, and write beside them how often the classifier gives them their label."""
+    trained, columns = load(name), HOW["columns"]
+    labels = torch.arange(len(trained.classes)).repeat_interleave(columns)
+    images = sample(trained, labels, HOW["steps"], HOW["guidance"], HOW["seed"])
+    with torch.no_grad():
+        agrees = (classifier(trained.data)(images).argmax(1) == labels).float().reshape(-1, columns).mean(1)
+    shares = {label: round(share, 3) for label, share in zip(trained.classes, agrees.tolist(), strict=True)}
+    shown = pictures(images)
+    rows = [Row(x, f"{shares[x]:.0%} get it", shown[i * columns :][:columns]) for i, x in enumerate(trained.classes)]
+    title = f"{name}, {HOW['steps']} steps, guidance {HOW['guidance']:g}"
+    text = "A row is a class; how many samples the classifier gives their label."
+    save_png(grid(rows, [""] * columns, title, text), trained.folder / "samples.png", {})
+    (trained.folder / "samples.json").write_text(json.dumps({**HOW, "agreement": shares}, indent=1) + "\n")
+
+
+def main() -> None:
+    """Draw what was asked for, and write all cards."""
+    parser = runner.command("python -m benchmarks.models.card", __doc__)
+    parser.add_argument("--draw", choices=MODELS, help="draw samples of a model first")
+    if name := parser.parse_args().draw:
+        draw(name)
     for place in sorted(path for path in WEIGHTS.iterdir() if path.is_dir()):
         write_card(place)
         print(place / "README.md")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,9 +1,10 @@
-"""Trains one of the benchmark models and writes it in diffusers' folder format.
+"""Trains one of the benchmark models, written in diffusers' folder format, or a classifier that gives features.
 
     python -m benchmarks.models.train fashion-eps --data fashion_mnist.npz --minutes 30
     python -m benchmarks.models.train emoji-flow --data emoji64.npz --steps 8000 --threads 4
+    python -m benchmarks.models.train emoji-classifier --data emoji64.npz --epochs 40
 
-The run is kept in `--work` and can be stopped at any time: the same command goes on from the last checkpoint. The
+A model's run is kept in `--work` and can be stopped at any time: the same command goes on from the last checkpoint. The
 learning rate's decay follows the share of the budget that is spent, in steps or in minutes. What is written are the
 averaged weights (EMA), float32. A second run with the same steps and threads gives the same weights on the same
 machine; one that was stopped and resumed draws other noise after the resumption.
@@ -11,7 +12,6 @@ machine; one that was stopped and resumed draws other noise after the resumption
 
 from __future__ import annotations
 
-import argparse
 import copy
 import json
 import math
@@ -25,16 +25,19 @@ import numpy as np
 import torch
 from diffusers import DDIMScheduler, FlowMatchEulerDiscreteScheduler, UNet2DModel
 from matplotlib.figure import Figure
+from safetensors.torch import save_file
+from torch.nn.functional import cross_entropy
 
+from benchmarks import runner
 from benchmarks.models.card import write_card
-from benchmarks.models.data import Images, load_data, to_unit
-from benchmarks.models.load import unet
+from benchmarks.models.load import CLASSIFIERS, Classifier, Images, load_data, to_unit, unet
 from benchmarks.plots import save
 from benchmarks.runner import WEIGHTS
 
 SEED, SECONDS_BETWEEN_CHECKPOINTS = 0, 120
 BATCH, PEAK, WARMUP = 32, 1e-3, 200  # images a step, the learning rate after warm-up, steps of warm-up
 DROPPED = 0.1  # share of labels replaced by "no label", as in Ho & Salimans 2022
+CLASSIFIER_BATCH, CLASSIFIER_PEAK = 128, 3e-3
 EMA, MIN_SNR = 0.999, 5.0  # Hang et al. 2023, arXiv 2303.09556
 
 
@@ -144,6 +147,16 @@ class Run:
         torch.manual_seed(SEED + self.step)
         self.draw = np.random.default_rng((SEED, self.step))
 
+    def start_from(self, folder: Path) -> None:
+        """Take the first weights from an exported folder, and keep which runs made these, oldest first."""
+        weights = UNet2DModel.from_pretrained(folder, subfolder="unet").state_dict()
+        self.net.load_state_dict(weights)
+        self.average.load_state_dict(weights)
+        facts = json.loads((folder / "training.json").read_text())
+        loss = float((folder / "loss.csv").read_text().split()[-1].split(",")[-1])
+        own = {"name": facts["name"], "steps": facts["steps"], "minutes": facts["minutes"], "held_out_loss": loss}
+        self.started_from = [*facts["started_from"], own]
+
 
 def train(run: Run, file: Path, steps: int | None, minutes: float | None) -> None:
     """Advance `run` to its budget, with a checkpoint and a line every two minutes and at the end."""
@@ -162,14 +175,6 @@ def train(run: Run, file: Path, steps: int | None, minutes: float | None) -> Non
             told = f"loss {run.curve[-1][2]:.4f}, held-out {run.curve[-1][3]:.4f}"
             print(f"{spent():.0%}: step {run.step}, {run.seconds / 60:.1f} min, {told}", flush=True)
             losses, saved = [], time.monotonic()
-
-
-def runs_of(folder: Path) -> list[dict[str, Any]]:
-    """List the runs, oldest first, that made the weights of an exported folder."""
-    facts = json.loads((folder / "training.json").read_text())
-    held_out = float((folder / "loss.csv").read_text().split()[-1].split(",")[-1])
-    own = {"name": facts["name"], "steps": facts["steps"], "minutes": facts["minutes"], "held_out_loss": held_out}
-    return [*facts["started_from"], own]
 
 
 def export(name: str, run: Run, folder: Path) -> None:
@@ -195,33 +200,104 @@ def export(name: str, run: Run, folder: Path) -> None:
     write_card(folder)
 
 
+def augment(x: torch.Tensor, draw: np.random.Generator) -> torch.Tensor:
+    """Flip or not and shift each image [B, C, 32, 32] by up to 2 pixels, edges repeated; colours change brightness."""
+    flip = torch.from_numpy(draw.random(len(x)) < 0.5)
+    x = torch.where(flip[:, None, None, None], x.flip(3), x)
+    wide = torch.nn.functional.pad(x, (2, 2, 2, 2), mode="replicate")
+    dy, dx = (torch.from_numpy(draw.integers(0, 5, len(x)))[:, None, None] for _ in range(2))
+    rows, columns = torch.arange(32)[:, None] + dy, torch.arange(32) + dx
+    x = wide[torch.arange(len(x))[:, None, None], :, rows, columns].permute(0, 3, 1, 2).contiguous()
+    if x.shape[1] == 3:
+        scale = torch.from_numpy(draw.uniform(0.8, 1.0, (len(x), 1, 1, 1)).astype(np.float32))
+        x = (x + 1) * scale - 1
+    return x
+
+
+def classify(data: Images, epochs: int) -> Classifier:
+    """Train a classifier: AdamW and a one-cycle learning rate. It is returned in evaluation mode."""
+    torch.manual_seed(SEED)
+    draw = np.random.default_rng(SEED)
+    net = Classifier(data.train.shape[1], len(data.classes))
+    per_epoch = len(data.train) // CLASSIFIER_BATCH
+    optimiser = torch.optim.AdamW(net.parameters(), lr=CLASSIFIER_PEAK, weight_decay=0.05)
+    rate = torch.optim.lr_scheduler.OneCycleLR(optimiser, CLASSIFIER_PEAK, total_steps=epochs * per_epoch)
+    for epoch in range(epochs):
+        order = draw.choice(len(data.train), (per_epoch, CLASSIFIER_BATCH), p=data.chances)
+        for pick in order:
+            x = augment(torch.from_numpy(to_unit(data.train[pick])), draw)
+            with torch.autocast("cpu", torch.bfloat16):
+                out = net(x)
+            loss = cross_entropy(out.float(), torch.from_numpy(data.train_labels[pick]), label_smoothing=0.1)
+            optimiser.zero_grad()
+            loss.backward()
+            optimiser.step()
+            rate.step()
+        print(f"epoch {epoch + 1} of {epochs}: loss {float(loss.detach()):.3f}", flush=True)
+    return net.eval()
+
+
+@torch.no_grad()
+def judge(net: Classifier, images: np.ndarray, labels: np.ndarray) -> dict[str, float]:
+    """Count the images [n, C, 32, 32] uint8 that get their label: share of all, mean of the classes' shares, by chance.
+
+    Chance is the share of the commonest class.
+    """
+    given = torch.cat([net(part).argmax(1) for part in torch.from_numpy(to_unit(images)).split(500)]).numpy()
+    right, present = given == labels, np.unique(labels)
+    return {
+        "test_images": len(images),
+        "test_accuracy": round(float(right.mean()), 4),
+        "mean_of_classes": round(float(np.mean([right[labels == label].mean() for label in present])), 4),
+        "commonest_class": round(float(np.bincount(labels).max() / len(labels)), 4),
+    }
+
+
+def export_classifier(folder: Path, net: Classifier, data: Images, epochs: int, minutes: float) -> None:
+    """Write a classifier, and how often it is right."""
+    folder.mkdir(parents=True, exist_ok=True)
+    save_file(net.state_dict(), folder / "model.safetensors")
+    facts = {
+        "in_channels": data.train.shape[1], "classes": list(data.classes), "seed": SEED, "epochs": epochs,
+        "minutes": round(minutes, 1), **judge(net, data.test, data.test_labels),
+    }  # fmt: skip
+    (folder / "config.json").write_text(json.dumps(facts, indent=1) + "\n")
+    write_card(folder)
+
+
 def main(argv: list[str] | None = None) -> None:
     """Run the command line."""
-    parser = argparse.ArgumentParser(description="Train one of the benchmark models.")
-    parser.add_argument("name", choices=RECIPES)
-    parser.add_argument("--data", required=True, help="the .npz file or the folder; see benchmarks/models/data.py")
+    parser = runner.command("python -m benchmarks.models.train", __doc__)
+    add = parser.add_argument
+    add("name", choices=(*RECIPES, *CLASSIFIERS.values()))
+    add("--data", required=True, help="the .npz file; see benchmarks/models/load.py")
     budget = parser.add_mutually_exclusive_group(required=True)
     budget.add_argument("--minutes", type=float, help="of training in all, resumed runs included")
     budget.add_argument("--steps", type=int)
-    parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--start-from", type=Path, help="an exported folder to take the first weights from")
-    parser.add_argument("--work", type=Path, default=Path("build/models"), help="where checkpoints are kept")
-    parser.add_argument("--out", type=Path, default=WEIGHTS, help="the folder NAME is written into this")
+    budget.add_argument("--epochs", type=int, help="of a classifier")
+    add("--threads", type=int, default=1)
+    add("--start-from", type=Path, help="an exported folder to take the first weights from")
+    add("--work", type=Path, default=Path("build/models"), help="where checkpoints are kept")
+    add("--out", type=Path, default=WEIGHTS, help="the folder NAME is written into this")
     args = parser.parse_args(argv)
+    if (args.name in RECIPES) == (args.epochs is not None):
+        parser.error("a classifier takes --epochs, a model --steps or --minutes")
     torch.set_num_threads(args.threads)
-    run = Run(args.name, load_data(RECIPES[args.name].data, args.data))
+    data, folder = load_data(args.name.split("-")[0], args.data), args.out / args.name
     args.work.mkdir(parents=True, exist_ok=True)
-    checkpoint = args.work / f"{args.name}.pt"
-    if checkpoint.exists():
-        run.resume(checkpoint)
-    elif args.start_from:
-        weights = UNet2DModel.from_pretrained(args.start_from, subfolder="unet").state_dict()
-        run.net.load_state_dict(weights)
-        run.average.load_state_dict(weights)
-        run.started_from = runs_of(args.start_from)
-    train(run, checkpoint, args.steps, args.minutes)
-    export(args.name, run, args.out / args.name)
-    print(f"written to {args.out / args.name}")
+    if args.name in RECIPES:
+        run, checkpoint = Run(args.name, data), args.work / f"{args.name}.pt"
+        if checkpoint.exists():
+            run.resume(checkpoint)
+        elif args.start_from:
+            run.start_from(args.start_from)
+        train(run, checkpoint, args.steps, args.minutes)
+        export(args.name, run, folder)
+    else:
+        begin = time.monotonic()
+        net = classify(data, args.epochs)
+        export_classifier(folder, net, data, args.epochs, (time.monotonic() - begin) / 60)
+    print(f"written to {folder}")
 
 
 if __name__ == "__main__":

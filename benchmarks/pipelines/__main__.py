@@ -19,11 +19,9 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks import runner
-from benchmarks.compared import COMPARED
 from benchmarks.pipelines import settings
-from benchmarks.pipelines.prompts import read_prompts
-from benchmarks.pipelines.settings import CONVERGED, CONVERGED_SOLVER, Setting
-from benchmarks.runner import budgets, exit_code, names
+from benchmarks.pipelines.settings import CONVERGED, CONVERGED_SOLVER, Setting, read_prompts
+from benchmarks.runner import COMPARED, budgets, exit_code, names
 
 OUT = Path("build/benchmarks")
 CHECKED = 16  # converged samples that are made with half as many evaluations too
@@ -89,22 +87,16 @@ def _run(args: argparse.Namespace) -> int:
             sampler.scheduler(setting, prepared.schedule)  # raises where it does not fit
             store.keep(setting, prepared)
     state.wait_for_everyone()
-    jobs = [images.Job(s, batch) for s, count in counts.items() for batch in store.missing(s, count)]
+    jobs = [(s, batch) for s, count in counts.items() for batch in store.missing(s, count)]
     state.wait_for_everyone()  # nobody makes an image before all have seen what is missing
     if main_process:
-        count, work = sum(len(job.indices) for job in jobs), sum(job.work for job in jobs)
         double = " (each of them two in one batch, for guidance)" if sampler.guidance > 1.0 else ""
-        print(
-            f"{count} images to make in {store.folder}: {work:,} network evaluations of one image{double}", flush=True
-        )
+        told = f"{sum(len(batch) for _, batch in jobs)} images to make in {store.folder}: {images.work(jobs):,}"
+        print(f"{told} network evaluations of one image{double}", flush=True)
     # Every so many jobs to a process, so that the long ones are spread evenly.
     own = jobs[state.process_index :: state.num_processes]
-    verbosity = diffusers.logging.get_verbosity()
     diffusers.logging.set_verbosity_error()  # a warning for every prompt that is longer than the text encoder takes
-    try:
-        images.generate(store, own, sampler, progress=main_process)
-    finally:
-        diffusers.logging.set_verbosity(verbosity)
+    images.generate(store, own, sampler, progress=main_process)
     state.wait_for_everyone()
     if main_process:
         if isinstance(reference, list):

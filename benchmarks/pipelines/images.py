@@ -17,7 +17,7 @@ import inspect
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
@@ -38,17 +38,14 @@ _WHOLE = 1 << 20  # bytes; of larger files two pieces of this size are looked at
 class Store:
     """The images of one pipeline and one list of prompts.
 
-    Attributes:
-        folder: where they are.
-        prompts: of all images, in the order of their indices.
-        batch: images that are made together. The rounding of an image depends on its neighbours, so a batch is always
-            made as a whole, by whichever process.
+    Its `batch` images are always made together, by whichever process: the rounding of an image depends on its
+    neighbours.
     """
 
     def __init__(self, folder: Path, facts: Mapping[str, Any], prompts: Sequence[str], batch: int) -> None:
         """Compare with what is there; nothing is written. `facts` is what all images depend on, beside the prompts.
 
-        The prompts may be more or fewer than in earlier runs, if they begin alike.
+        The prompts, in the order of the images, may be more or fewer than in earlier runs, if they begin alike.
         """
         self.folder, self.prompts, self.batch = folder, list(prompts), batch
         self._facts: dict[str, Any] = json.loads(json.dumps({**facts, "batch": batch}))
@@ -76,29 +73,25 @@ class Store:
         text = json.dumps({"facts": self._facts, "prompts": self._longest}, indent=1, ensure_ascii=False)
         write_whole(self.folder / MANIFEST, text.encode())
 
-    def place(self, setting: Setting, name: str) -> Path:
-        """Find a file of a setting."""
-        return self.folder / setting.name / name
+    def place(self, setting: Setting, name: str | int) -> Path:
+        """Find a file of a setting, or its image of a number."""
+        return self.folder / setting.name / (name if isinstance(name, str) else f"{name:05d}.png")
 
     def keep(self, setting: Setting, prepared: Prepared) -> None:
         """Keep a setting's schedule, before its first image. Raises ValueError if it has images of another schedule."""
-        schedule = None if prepared.schedule is None else json.loads(schedule_file.to_json(prepared.schedule))
         if (known := self.prepared(setting)) is not None:
             a, b = known.schedule, prepared.schedule
             if (a is None) != (b is None) or (a and b and not (np.array_equal(a.lams, b.lams) and a.end == b.end)):
-                place = self.folder / setting.name
-                raise ValueError(
-                    f"{place} has images of another schedule; remove that folder, or rename the method's file"
-                )
+                told = "has images of another schedule; remove that folder, or rename the method's file"
+                raise ValueError(f"{self.folder / setting.name} {told}")
             return
+        schedule = None if prepared.schedule is None else json.loads(schedule_file.to_json(prepared.schedule))
         (self.folder / setting.name).mkdir(exist_ok=True)
-        text = json.dumps({"seconds": prepared.seconds, "schedule": schedule}, indent=1)
-        write_whole(self.place(setting, "setting.json"), text.encode())
+        self._write(setting, "setting.json", {"seconds": prepared.seconds, "schedule": schedule})
 
     def prepared(self, setting: Setting) -> Prepared | None:
         """Read what `keep` kept."""
-        file = self.place(setting, "setting.json")
-        if not file.is_file():
+        if not (file := self.place(setting, "setting.json")).is_file():
             return None
         kept = json.loads(file.read_text())
         schedule = None if kept["schedule"] is None else schedule_file.from_json(json.dumps(kept["schedule"]))[0]
@@ -106,15 +99,10 @@ class Store:
 
     def missing(self, setting: Setting, count: int) -> Iterator[range]:
         """Yield the batches of the first `count` images that are not all there; none of a setting that diverged."""
-        if not self.diverged(setting):
-            for first in range(0, count, self.batch):
-                batch = range(first, min(first + self.batch, count))
-                if not all(self.path(setting, i).is_file() for i in batch):
-                    yield batch
-
-    def path(self, setting: Setting, index: int) -> Path:
-        """Find an image."""
-        return self.place(setting, f"{index:05d}.png")
+        for first in range(0, 0 if self.diverged(setting) else count, self.batch):
+            batch = range(first, min(first + self.batch, count))
+            if not all(self.place(setting, i).is_file() for i in batch):
+                yield batch
 
     def write(self, setting: Setting, batch: range, images: np.ndarray, lams: Sequence[float | None]) -> None:
         """Keep images [n, H, W, 3] in [0, 1] (clipped to it), and the levels that they were made at.
@@ -122,13 +110,14 @@ class Store:
         Images that are not numbers are not kept: the setting is given up.
         """
         if not np.isfinite(images).all():
-            text = f"images {batch.start} to {batch.stop - 1} are not numbers\n"
-            write_whole(self.place(setting, "diverged.txt"), text.encode())
+            self._write(setting, "diverged.txt", f"images from {batch.start} on are not numbers")
             return
-        write_whole(self.place(setting, "nodes.json"), json.dumps(list(lams)).encode())
-        levels = (images.clip(0.0, 1.0) * 255.0).round().astype(np.uint8)
-        for index, pixels in zip(batch, levels, strict=True):
-            save_png(Image.fromarray(pixels), self.path(setting, index), {})
+        self._write(setting, "nodes.json", list(lams))
+        for index, pixels in zip(batch, (images.clip(0.0, 1.0) * 255.0).round().astype(np.uint8), strict=True):
+            save_png(Image.fromarray(pixels), self.place(setting, index), {})
+
+    def _write(self, setting: Setting, name: str, content: Any) -> None:
+        write_whole(self.place(setting, name), json.dumps(content, indent=1).encode())
 
     def lams(self, setting: Setting) -> list[float | None]:
         """Read the half log-SNR of the evaluated levels; None for pure noise."""
@@ -172,16 +161,13 @@ def _short(value: Any) -> str:
     return text if len(text) <= 60 else text[:59] + "…"
 
 
-class Job(NamedTuple):
-    """A batch of images of one setting that is to be made."""
+Job = tuple[Setting, range]
+"""A batch of images of one setting that is to be made."""
 
-    setting: Setting
-    indices: range
 
-    @property
-    def work(self) -> int:
-        """Network evaluations, of one image each."""
-        return self.setting.nfe * len(self.indices)
+def work(jobs: Sequence[Job]) -> int:
+    """Network evaluations, of one image each."""
+    return sum(setting.nfe * len(batch) for setting, batch in jobs)
 
 
 class Sampler:
@@ -209,8 +195,7 @@ class Sampler:
         weight = "true_cfg_scale" if "true_cfg_scale" in known else "guidance_scale"
         given = self.call.get(weight, known[weight].default) if weight in known else None
         self.guidance = max(1.0, float(given or 1.0))
-        self._own = pipe.scheduler
-        self._calls = 0
+        self._own, self._calls = pipe.scheduler, 0
         networks[0].register_forward_pre_hook(self._count)
         if getattr(pipe, "safety_checker", None) is not None:
             pipe.safety_checker = None  # a blacked-out image says nothing of the schedule
@@ -236,10 +221,9 @@ class Sampler:
         self._calls = 0
         result = self.pipe(list(prompts), num_inference_steps=nfe, generator=noise, output_type="np", **call)
         if self._calls != nfe:
-            raise RuntimeError(
-                f"{type(self.pipe).__name__} called its network {self._calls} times in {nfe} steps of "
-                f"{type(scheduler).__name__}; only pipelines that guide in one call a step are compared"
-            )
+            told = f"{self._calls} times in {nfe} steps of {type(scheduler).__name__}"
+            only = "only pipelines that guide in one call a step are compared"
+            raise RuntimeError(f"{type(self.pipe).__name__} called its network {told}; {only}")
         return np.asarray(result.images, np.float32)
 
 
@@ -253,20 +237,17 @@ def generate(store: Store, jobs: Sequence[Job], sampler: Sampler, *, progress: b
 
     A setting whose images are not numbers is given up: the rest of its jobs is left out, here and in other processes.
     """
-    columns = (BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())
-    text = TextColumn("{task.description}")
-    with Progress(*columns, text, disable=not progress, console=Console(stderr=True)) as bar:
-        task = bar.add_task("", total=sum(job.work for job in jobs))
-        current: Setting | None = None
-        for job in jobs:
-            setting = job.setting
+    columns = BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn()
+    with Progress(
+        *columns, TextColumn("{task.description}"), disable=not progress, console=Console(stderr=True)
+    ) as bar:
+        task = bar.add_task("", total=work(jobs))
+        for setting, batch in jobs:
             bar.update(task, description=f"evaluations: {setting.name}")
-            if setting != current:
+            if not store.diverged(setting):
                 prepared = store.prepared(setting)
                 assert prepared is not None
-                own, current = sampler.scheduler(setting, prepared.schedule), setting
-            if not store.diverged(setting):
-                prompts = [store.prompts[i] for i in job.indices]
-                images = sampler.images(own, setting.nfe, prompts, job.indices)
-                store.write(setting, job.indices, images, told_lams(own.timesteps, sampler.noise))
-            bar.advance(task, job.work)
+                own = sampler.scheduler(setting, prepared.schedule)
+                images = sampler.images(own, setting.nfe, [store.prompts[i] for i in batch], batch)
+                store.write(setting, batch, images, told_lams(own.timesteps, sampler.noise))
+            bar.advance(task, work([(setting, batch)]))

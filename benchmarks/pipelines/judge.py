@@ -9,7 +9,8 @@ import functools
 import hashlib
 import io
 import textwrap
-from collections.abc import Mapping, Sequence
+import warnings
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -19,12 +20,11 @@ from rich.console import Console
 from rich.progress import track
 
 from benchmarks import metrics
-from benchmarks.compared import SOLVERS
-from benchmarks.metrics import Extractor, Moments, moments_of
-from benchmarks.networks.report import cost, errors
+from benchmarks.metrics import Moments, moments_of
+from benchmarks.networks import cost, errors
 from benchmarks.pipelines.images import Store, read_picture, unit
 from benchmarks.pipelines.settings import Setting
-from benchmarks.runner import Record, rounded
+from benchmarks.runner import SOLVERS, Record, rounded
 from benchmarks.tables import columns, number
 from bridge.cli.pictures import Row, grid, save_png
 from hso_jax.files import write_whole
@@ -50,7 +50,7 @@ compare them within a column. Intervals (95 %, in `records.jsonl`) are over the 
 class Extraction(NamedTuple):
     """How features are extracted: images [n, 3, H, W] in [-1, 1] to [n, d], a digest of it, d, and images at once."""
 
-    extract: Extractor
+    extract: Callable[[torch.Tensor], np.ndarray]
     digest: str
     features: int
     batch: int
@@ -63,8 +63,20 @@ class Extraction(NamedTuple):
 
 
 def read_extraction(file: Path, batch: int) -> Extraction:
-    """Read an extractor and try it. Raises ValueError for a file that makes no features of images."""
-    extract = metrics.extractor(file)
+    """Read a TorchScript file that maps images to features, such as Inception, and try it. Raises ValueError."""
+    if not file.is_file():
+        raise ValueError(f"--extractor {str(file)!r} is not a file")
+    try:
+        with warnings.catch_warnings():  # deprecated in favour of torch.export, but what Inception is published as
+            warnings.simplefilter("ignore", DeprecationWarning)
+            network = torch.jit.load(str(file), map_location="cpu").eval()
+    except RuntimeError as error:
+        raise ValueError(f"--extractor {file} is not a TorchScript file: {error}") from error
+
+    @torch.no_grad()
+    def extract(images: torch.Tensor) -> np.ndarray:
+        return np.asarray(network(images.clamp(-1, 1)), np.float64)
+
     try:
         shape = extract(torch.zeros(2, 3, 64, 64)).shape
     except RuntimeError as error:
@@ -139,7 +151,7 @@ class Judge:
         """[n] mean squared differences to the converged image, of pixels in [-1, 1]."""
         squares = []
         for i in track(range(count), f"errors: {setting.name}", console=Console(stderr=True), transient=True):
-            image, other = unit([self._store.path(s, i) for s in (setting, self._converged)])
+            image, other = unit([self._store.place(s, i) for s in (setting, self._converged)])
             squares.append(float(np.square(image - other, dtype=np.float64).mean()))
         return np.array(squares)
 
@@ -149,7 +161,7 @@ class Judge:
         count = len(self._store.prompts)
         kept = self._store.place(setting, f"features-{self._how.digest}-{count}.npy")
         if not kept.is_file():
-            found = self._how.of([self._store.path(setting, i) for i in range(count)], setting.name)
+            found = self._how.of([self._store.place(setting, i) for i in range(count)], setting.name)
             np.save(buffer := io.BytesIO(), found)
             write_whole(kept, buffer.getvalue())
         return np.asarray(np.load(kept))
@@ -202,7 +214,7 @@ def _sheet(records: Sequence[Record], store: Store, converged: Setting) -> Path:
     solver, nfe, shown = records[0].solver, records[0].nfe, range(min(SHOWN, len(store.prompts)))
 
     def row(setting: Setting, told: str) -> Row:
-        return Row(setting.method, told, [read_picture(store.path(setting, i)) for i in shown])
+        return Row(setting.method, told, [read_picture(store.place(setting, i)) for i in shown])
 
     rows = []
     for record in records:

@@ -1,7 +1,10 @@
-"""Where the nodes go in a pipeline: a schedule for each method, solver and N, and a diffusers scheduler obeying it."""
+"""What images are made of: the prompts, a schedule for each method, solver and N, and a scheduler that obeys it."""
 
 from __future__ import annotations
 
+import csv
+import io
+import json
 import time
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
@@ -10,8 +13,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 import hso_jax
-from benchmarks.compared import SOLVERS, fine_schedule, scheduler_class, scheduler_config
-from benchmarks.runner import check_names
+from benchmarks.runner import SOLVERS, check_names
+from benchmarks.targets import fine_schedule
 from bridge import solver_of, with_schedule
 from bridge.cli.commands import plain
 from bridge.schedulers.rows import SPACING_FLAGS
@@ -21,7 +24,6 @@ from hso_jax.noise import lam_of_s
 from hso_jax.solvers import canonical
 
 METHODS = ("default", "hso", "solver-error", "zoo", *BASELINES)
-KINDS = ("vp", "flow")
 CONVERGED, CONVERGED_SOLVER = "converged", "unipc-3"
 
 
@@ -43,6 +45,51 @@ class Prepared(NamedTuple):
 
     schedule: Schedule | None
     seconds: float
+
+
+def read_prompts(
+    path: Path, *, column: str | None = None, count: int | None = None, shuffle: int | None = None
+) -> list[str]:
+    """Read the first `count` prompts of a file, in its order or in a random one.
+
+    `.json`: COCO's captions, the first of each image, by image id. `.csv`, `.tsv`: with a header; `column` is by
+    default the one called prompt or caption. Anything else: UTF-8 text, a prompt a line.
+    """
+    suffix = path.suffix.lower()
+    if not path.is_file():
+        raise ValueError(f"prompts: {path} does not exist; give a text file, a COCO captions .json, a .csv or a .tsv")
+    if column is not None and suffix not in (".csv", ".tsv"):
+        raise ValueError(f"prompts: {path} is not a .csv or .tsv file, so it has no column {column!r}")
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+        if suffix == ".json":
+            entries = reversed(json.loads(text)["annotations"])  # the first of an image comes last
+            captions = {int(entry["image_id"]): str(entry["caption"]) for entry in entries}
+            found = [captions[image] for image in sorted(captions)]
+        else:
+            found = _table(text, path, column) if suffix in (".csv", ".tsv") else text.split("\n")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"prompts: {path} is not UTF-8 text ({error}); convert it") from error
+    except (json.JSONDecodeError, TypeError, KeyError) as error:
+        raise ValueError(f"prompts: {path} is not a file of COCO captions, with annotations ({error!r})") from error
+    prompts = [" ".join(prompt.split()) for prompt in found if prompt.strip()]
+    if not prompts:
+        raise ValueError(f"prompts: there is none in {path}")
+    if shuffle is not None:
+        prompts = [prompts[i] for i in np.random.default_rng(shuffle).permutation(len(prompts))]
+    if count is not None and not 1 <= count <= len(prompts):
+        raise ValueError(f"prompts: {path} has {len(prompts)}; count is {count}, which must be 1 to {len(prompts)}")
+    return prompts[:count]
+
+
+def _table(text: str, path: Path, column: str | None) -> list[str]:
+    rows = csv.DictReader(io.StringIO(text, newline=""), delimiter="\t" if path.suffix.lower() == ".tsv" else ",")
+    header, wanted = list(rows.fieldnames or ()), ("prompt", "caption") if column is None else (column.lower(),)
+    named = [name for name in header if name.strip().lower() in wanted]
+    if len(named) != 1:
+        told = f"one column {' or '.join(wanted)}, it has: {', '.join(header) or 'none'}"
+        raise ValueError(f"prompts: {path} needs {told}; name it with --column")
+    return [row[named[0]] or "" for row in rows]
 
 
 def read_methods(names: Iterable[str]) -> dict[str, Path | None]:
@@ -70,7 +117,7 @@ def read_solvers(names: Iterable[str]) -> list[str]:
 
 def check(methods: Iterable[str], noise: NoiseSchedule) -> None:
     """Raise ValueError for a model, or for a rule with this model, that cannot be compared."""
-    check_names("noise of kind", [noise.kind], KINDS)
+    check_names("noise of kind", [noise.kind], ("vp", "flow"))
     for method in methods:
         if method in BASELINES and (reason := inapplicable(method, noise)):
             raise ValueError(f"{reason}, or leave it out of --methods")
@@ -95,18 +142,25 @@ def prepare(setting: Setting, file: Path | None, noise: NoiseSchedule, guidance:
 
 
 def scheduler(own: Any, solver: str, flow: bool, schedule: Schedule | None) -> Any:
-    """Make a diffusers scheduler with the pipeline's noise that takes the solver's steps.
+    """Make a diffusers scheduler with the noise of a pipeline's scheduler `own` that takes the solver's steps.
 
-    `own` is the pipeline's scheduler. Without a schedule the spacing is what the pipeline's config says.
+    Without a schedule the spacing is what the pipeline's config says.
     """
-    built = plain(own, scheduler_class(solver, flow))
-    config, changed = built.config, scheduler_config(solver, flow)
-    if flow:
-        shift = own.config.get("shift", own.config.get("flow_shift", 1.0))
-        changed["shift" if solver == "ddim" else "flow_shift"] = shift
+    shift = own.config.get("shift", own.config.get("flow_shift", 1.0))
+    if solver == "ddim":
+        kind, changed = ("FlowMatchEulerDiscreteScheduler", {"shift": shift}) if flow else ("DDIMScheduler", {})
+    elif solver == "dpmpp-2m":
+        kind = "DPMSolverMultistepScheduler"
+        changed = {"solver_order": 2, "solver_type": "midpoint", "algorithm_type": "dpmsolver++"}
+    else:
+        kind, changed = "UniPCMultistepScheduler", {"solver_order": int(solver[-1])}
+        changed |= {"solver_type": "bh2", "predict_x0": True}
+    if flow and solver != "ddim":
+        changed |= {"use_flow_sigmas": True, "prediction_type": "flow_prediction", "flow_shift": shift}
+    built = plain(own, kind)
     if schedule is not None:
-        changed |= {flag: False for flag in SPACING_FLAGS if config.get(flag)}
-    built = type(built).from_config(config, **changed)
+        changed |= {flag: False for flag in SPACING_FLAGS if built.config.get(flag)}
+    built = type(built).from_config(built.config, **changed)
     if solver_of(built) != canonical(solver):
         raise ValueError(f"{type(built).__name__} with the pipeline's config is {solver_of(built)}, not {solver}")
     return built if schedule is None else with_schedule(built, schedule)

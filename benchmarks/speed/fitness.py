@@ -1,6 +1,6 @@
 """Fitness of the search beside the reference search's stored results (SciPy, tests/data/reference_search.json).
 
-python -m benchmarks.speed.fitness            prints the README's table
+python -m benchmarks.speed.fitness            prints the table of docs/method.md
 """
 
 from __future__ import annotations
@@ -8,27 +8,25 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-import hso_jax
+from benchmarks.tables import markdown
+from hso_jax import Hso, lanes, preset, search_many
 
 GOLDENS = Path(__file__).parents[2] / "tests" / "data" / "reference_search.json"
 
 
 def table() -> str:
-    """Markdown rows: N and layout, the reference's F, ours with the spacing as penalty and as constraint."""
-    rows = json.loads(GOLDENS.read_text())["results"]
-    noise = hso_jax.preset("sd21-base")
-    found: dict[tuple[int, str, str], hso_jax.Schedule] = {}
-    for spacing_as in ("penalty", "constraint"):
-        nfes = sorted({row["nfe"] for row in rows})
-        lanes = hso_jax.lanes([noise], nfes, layouts=("node", "interval"), method=hso_jax.Hso(spacing_as=spacing_as))
-        for schedule in hso_jax.search_many(lanes):
-            found[schedule.nfe, schedule.layout, spacing_as] = schedule
-    lines = []
-    for row in sorted(rows, key=lambda row: (row["layout"], row["nfe"])):
-        ours = [found[row["nfe"], row["layout"], name].spf for name in ("penalty", "constraint")]
-        cells = [f"{row['nfe']} {row['layout']}", *(f"{value:.6g}" for value in (row["F"], *ours))]
-        lines.append("| " + " | ".join(cells) + " |")
-    return "\n".join(lines)
+    """A row an N and layout: the reference's F, ours with the spacing as penalty and as constraint."""
+    kept = json.loads(GOLDENS.read_text())["results"]
+    nfes = sorted({row["nfe"] for row in kept})
+    found: dict[tuple[str, int, str], float] = {}
+    for spacing in ("penalty", "constraint"):
+        many = lanes([preset("sd21-base")], nfes, layouts=("node", "interval"), method=Hso(spacing_as=spacing))
+        found |= {(s.layout, s.nfe, spacing): s.spf for s in search_many(many)}
+    rows = []
+    for layout, nfe, fitness in sorted((row["layout"], row["nfe"], row["F"]) for row in kept):
+        ours = (found[layout, nfe, spacing] for spacing in ("penalty", "constraint"))
+        rows.append([f"{nfe} {layout}", *(f"{x:.6g}" for x in (fitness, *ours))])
+    return markdown(["N", "reference", "penalty", "constraint"], rows)
 
 
 if __name__ == "__main__":

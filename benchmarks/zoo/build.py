@@ -6,10 +6,13 @@ the file has already stays as it is, so that a new preset costs what is new abou
 
 from __future__ import annotations
 
+import argparse
 import dataclasses
+import hashlib
 import json
 import os
-from collections.abc import Collection, Iterator, Mapping, Sequence
+import time
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -17,10 +20,11 @@ from typing import Any, NamedTuple
 import numpy as np
 from rich.progress import Progress
 
+import hso_jax.shipped
 from benchmarks import runner
-from benchmarks.zoo import FOLDER, kept, write
 from hso_jax import solvers
 from hso_jax.error import Chunks, error_data, in_chunks
+from hso_jax.files import write_whole
 from hso_jax.lane import Lane
 from hso_jax.noise import PRESETS, NoiseSchedule, first_lam, lam_of_s, preset, s_of_lam
 from hso_jax.schedule import Schedule, versions
@@ -30,6 +34,8 @@ from hso_jax.solver_error_levels import Coefficients, Refinement, start_of
 from hso_jax.solver_error_method import SolverError, measure
 
 FORMAT, VERSION = "hso-jax/zoo", 2
+
+FOLDER = Path(hso_jax.shipped.__file__).parent
 
 SAMPLES, CHUNKS = 16, 36
 """Noise samples a problem that nodes are searched on, and chunks of so many; errors are told on the default number."""
@@ -54,6 +60,34 @@ Place = tuple[str, float]
 """The preset's name and guidance."""
 
 Records = list[dict[str, Any]]
+
+
+def options_of(prog: str, doc: str | None, work: str, file: str) -> argparse.Namespace:
+    """Read the options of a command that makes a shipped file, and make its work folder."""
+    parser = runner.command(prog, doc)
+    parser.add_argument("--work", type=Path, default=Path(work), help="finished parts; default %(default)s")
+    parser.add_argument("-o", "--output", type=Path, default=FOLDER / file)
+    parser.add_argument("--fresh", action="store_true", help="make what the output has already, too")
+    options = parser.parse_args()
+    options.work.mkdir(parents=True, exist_ok=True)
+    return options
+
+
+def kept(path: Path, make: Callable[[], Any]) -> Any:
+    """Read what a part's file has, made first if it is not there."""
+    if not path.exists():
+        begin = time.perf_counter()
+        write_whole(path, json.dumps(make()).encode())
+        print(f"{path.stem}: {time.perf_counter() - begin:.1f} s", flush=True)
+    return json.loads(path.read_text())
+
+
+def write(output: Path, content: str) -> None:
+    """Write a file and its checksum."""
+    write_whole(output, content.encode())
+    checksum = hashlib.sha256(content.encode()).hexdigest()
+    write_whole(output.with_suffix(".sha256"), f"{checksum}\n".encode())
+    print(f"{output}: {len(content)} characters, sha256 {checksum}")
 
 
 def presets_by_key() -> dict[tuple[float | None, float, bool], list[tuple[str, float]]]:
@@ -114,7 +148,7 @@ def mend(name: str, guidance: float, known: Records) -> Records:
     lanes = []
     for (solver, nfe), record in of.items():
         before = of.get((solver, nfe - 1))
-        if before is None or nfe < 4 or not (worse(before, record) or cleaner(before, record)):
+        if before is None or nfe < 4 or not (record["error"] > before["error"] or cleaner(before, record)):
             continue
         start = stretched(noise, [first_lam(noise, nfe - 1), *before["lams"]], nfe)
         refinement = Refinement(more=CHUNKS, steps=MENDED, final_steps=5)
@@ -128,11 +162,6 @@ def mend(name: str, guidance: float, known: Records) -> Records:
         if new["error"] < of[place]["error"] or evener:
             of[place] = new
     return list(of.values())
-
-
-def worse(before: dict[str, Any], record: dict[str, Any]) -> bool:
-    """Whether N has more error than N - 1."""
-    return bool(record["error"] > before["error"])
 
 
 def cleaner(before: dict[str, Any], record: dict[str, Any]) -> bool:
@@ -220,19 +249,13 @@ def search_place(name: str, guidance: float) -> Records:
 
 def main() -> None:
     """Search what the work folder does not have yet, then write the file and its checksum."""
-    parser = runner.command("python -m benchmarks.zoo.build", __doc__)
-    parser.add_argument("--work", type=Path, default=Path("zoo-work"), help="finished parts; default %(default)s")
-    parser.add_argument("-o", "--output", type=Path, default=FOLDER / ZOO_FILE)
-    parser.add_argument("--fresh", action="store_true", help="search what the output has already, too")
-    options = parser.parse_args()
-    work: Path = options.work
-    work.mkdir(parents=True, exist_ok=True)
+    options = options_of("python -m benchmarks.zoo.build", __doc__, "zoo-work", ZOO_FILE)
     have = {} if options.fresh or not options.output.exists() else found_in(options.output.read_text(encoding="utf-8"))
     todo = list(parts(have))
 
     def made(place: tuple[str, float]) -> Records:
         name, guidance = place
-        found: Records = kept(work / f"{name}-{guidance:g}.json", lambda: search_place(name, guidance))
+        found: Records = kept(options.work / f"{name}-{guidance:g}.json", lambda: search_place(name, guidance))
         progress.advance(task)
         return found
 

@@ -6,20 +6,18 @@ the file has already stays as it is, so that a new key or weight costs what is n
 
 from __future__ import annotations
 
+import functools
 import json
 import math
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from rich.progress import Progress
+from rich.progress import track
 
-from benchmarks import runner
-from benchmarks.zoo import FOLDER, write
+from benchmarks.zoo.build import kept, options_of, write
 from hso_jax.baselines import baseline, inapplicable
 from hso_jax.error import error_data, in_chunks
-from hso_jax.files import write_whole
 from hso_jax.hso import Hso
 from hso_jax.lane import Lane
 from hso_jax.noise import PRESETS, NoiseSchedule, flow, preset
@@ -81,51 +79,30 @@ def errors_of(
     return {s: {rule: [error(x, s) for x in rows] for rule, rows in every.items()} for s in SOLVERS}
 
 
-def new_row(noise: NoiseSchedule) -> dict[str, Any]:
-    """A row without errors."""
-    *ends, unbounded, what = rules_key(noise)
-    name = "shift" if noise.kind == "flow" else "noise"
-    return {"ends": ends, "unbounded": unbounded, name: what, HSO: search_hso(noise), "guidance": {}}
-
-
 def text_of(rows: list[dict[str, Any]]) -> str:
     """The file's text."""
     document = {"format": FORMAT, "version": VERSION, "versions": versions(), "rows": rows}
-    return (
-        json.dumps(document, separators=(",", ":"))
-        .replace('"guidance":', '\n"guidance":')
-        .replace('"ddim"', '\n"ddim"')
-    )
+    text = json.dumps(document, separators=(",", ":"))
+    return text.replace('"guidance":', '\n"guidance":').replace('"ddim"', '\n"ddim"')
 
 
 def main() -> None:
     """Measure what the file lacks, keep each part in the work folder, then write the file and its checksum."""
-    parser = runner.command("python -m benchmarks.zoo.rules", __doc__)
-    parser.add_argument("--work", type=Path, default=Path("rules-work"), help="finished rows; default %(default)s")
-    parser.add_argument("-o", "--output", type=Path, default=FOLDER / RULES_FILE)
-    parser.add_argument("--fresh", action="store_true", help="measure what the output has already, too")
-    options = parser.parse_args()
-    options.work.mkdir(parents=True, exist_ok=True)
-    have: dict[Any, dict[str, Any]] = {}
-    if options.output.exists() and not options.fresh:
-        have = {_key(row): row for row in json.loads(options.output.read_text(encoding="utf-8"))["rows"]}
-    rows = []
-    todo = [(noise, rules_key(noise)) for noise in noises()]
-    with Progress() as progress:
-        task = progress.add_task("measuring", total=sum(len(shipped_guidance(noise)) for noise, _ in todo))
-        for noise, key in todo:
-            path = options.work / f"{key[-1]}-{noise.prediction}.json"
-            row = json.loads(path.read_text()) if path.exists() else have.get(key) or new_row(noise)
-            weights = shipped_guidance(noise)
-            for weight in weights:
-                if f"{weight:g}" not in row["guidance"]:
-                    begin = time.perf_counter()
-                    row["guidance"][f"{weight:g}"] = errors_of(noise, weight, row[HSO])
-                    write_whole(path, json.dumps(row).encode())
-                    print(f"{path.stem} at {weight:g}: {time.perf_counter() - begin:.0f} s", flush=True)
-                progress.advance(task)
-            row["guidance"] = {f"{weight:g}": row["guidance"][f"{weight:g}"] for weight in weights}
-            rows.append(row)
+    options = options_of("python -m benchmarks.zoo.rules", __doc__, "rules-work", RULES_FILE)
+    document = {"rows": []} if options.fresh or not options.output.exists() else json.loads(options.output.read_text())
+    have, rows = {_key(row): row for row in document["rows"]}, []
+    for noise in track(list(noises()), "measuring"):
+        *ends, unbounded, what = key = rules_key(noise)
+        part = str(options.work / f"{what}-{noise.prediction}")
+        row = have.get(key) or {
+            "ends": ends, "unbounded": unbounded, "shift" if noise.kind == "flow" else "noise": what,
+            HSO: kept(Path(f"{part}.json"), functools.partial(search_hso, noise)), "guidance": {},
+        }  # fmt: skip
+        errors, known = {}, row["guidance"]
+        for weight in shipped_guidance(noise):
+            make = functools.partial(errors_of, noise, weight, row[HSO])
+            errors[f"{weight:g}"] = known.get(f"{weight:g}") or kept(Path(f"{part}-{weight:g}.json"), make)
+        rows.append({**row, "guidance": errors})
     write(options.output, text_of(rows) + "\n")
 
 

@@ -7,9 +7,8 @@ from pathlib import Path
 import pytest
 
 from benchmarks import __main__ as networks
-from benchmarks import summary
+from benchmarks import summary, tuning
 from benchmarks.heldout import __main__ as heldout
-from benchmarks.tuning import __main__ as tuning
 
 RESULTS = Path(__file__).parents[2] / "docs" / "results"
 

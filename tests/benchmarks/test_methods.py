@@ -5,15 +5,16 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from diffusers import DPMSolverMultistepScheduler, FlowMatchEulerDiscreteScheduler
+from diffusers import FlowMatchEulerDiscreteScheduler
 from tiny_models import tiny
 
 import bridge
 from benchmarks import methods, targets
-from benchmarks.compared import COMPARED, fine_schedule, scheduler_class, scheduler_config
 from benchmarks.methods import autodiffusion, prepare, union_length
 from benchmarks.metrics import frechet
-from benchmarks.runner import ANY, Inapplicable
+from benchmarks.pipelines.settings import scheduler as pipeline_scheduler
+from benchmarks.runner import ANY, COMPARED, Inapplicable
+from benchmarks.targets import fine_schedule
 from hso_jax import baseline, preset, recommend, zoo
 from hso_jax.baselines import flow_time
 from hso_jax.noise import flow
@@ -142,10 +143,8 @@ def test_samples_are_those_of_diffusers_schedulers(name, solver, calls):
     """Of the same noise, labels and guidance, at the schedule that the bridge installs."""
     target, trained = targets.own(name, 3.0), tiny(name)
     schedule, is_flow = baseline("karras", target.noise, 4), target.noise.kind == "flow"
-    kind = getattr(__import__("diffusers"), scheduler_class(solver, is_flow))
-    own = kind.from_config(trained.scheduler.config, **scheduler_config(solver, is_flow))
-    assert bridge.solver_of(own) == solver and isinstance(own, DPMSolverMultistepScheduler) == (solver == "dpmpp-2m")
-    scheduler = bridge.with_schedule(own, schedule)
+    scheduler = pipeline_scheduler(trained.scheduler, solver, is_flow, schedule)
+    assert bridge.solver_of(scheduler) == solver
     scheduler.set_timesteps(4)
     x, labels = target.latents(3, 0), torch.arange(3)
     with torch.no_grad():

@@ -9,9 +9,9 @@ import pytest
 import torch
 from tiny_models import Calls
 
-from benchmarks import measure, methods, runner, tables, targets
+from benchmarks import __main__ as cells
+from benchmarks import measure, methods, networks, runner, tables, targets
 from benchmarks.__main__ import main
-from benchmarks.networks import cells, grids, report
 from benchmarks.runner import Record, noise_of
 from hso_jax import baseline
 
@@ -28,9 +28,9 @@ def record(method="trailing", rmse=0.2, fid=3.0, *, model="fashion-eps", solver=
 def test_whole_columns_come_first_and_costly_methods_last():
     plan = cells.plan()
     assert len(plan) == len(set(plan)) and all(c.method in methods.METHODS for c in plan)
-    first = [c for c in plan if c.guidance == 1.0 and c.method in cells.QUICK]
+    first = [c for c in plan if c.guidance == 1.0 and c.method in cells.FAST]
     assert first == plan[: len(first)]
-    assert [n for n, _ in itertools.groupby(c.nfe for c in first)] == list(cells.BUDGETS)
+    assert [n for n, _ in itertools.groupby(c.nfe for c in first)] == list(cells.NFES)
     columns = [key for key, _ in itertools.groupby((c.model, c.solver, c.nfe) for c in first)]
     assert len(columns) == len(set(columns)) == 3 * 3 * 6
     late = [c for c in plan if c.method in cells.COSTLY]
@@ -66,7 +66,7 @@ def folder(tmp_path_factory):
         Calls(patch)
         patch.setattr(targets, "CACHE", root / "cache")
         patch.setattr(measure, "FINE", 24)
-        patch.setattr(grids, "FINE", 24)
+        patch.setattr(networks, "FINE", 24)
         patch.setattr(measure.run, "__kwdefaults__", {**measure.run.__kwdefaults__, "fine": 24})
         assert main([*QUICK, "--out", str(root / "out")]) == 0
         yield root / "out"
@@ -149,6 +149,6 @@ def test_outcomes_are_counted_against_the_best_other():
 
 def test_diverged_samples_count_nowhere():
     found = [replace(record("hso"), rmse=None, fid=None), record("trailing", 0.2), record("nonstationary", 0.1)]
-    assert report.relative(found, [("hso", "trailing")]) == tables.NONE
-    text = report.own_coefficients([*found, record("trailing", nfe=6)])
+    assert networks.relative(found, [("hso", "trailing")]) == tables.NONE
+    text = networks.own_coefficients([*found, record("trailing", nfe=6)])
     assert "| 1 | 4 | 0.50 | 0.50 | 1.00 | 1.00 |" in text and "| 1 | 6 |" not in text

@@ -17,10 +17,9 @@ from PIL import Image
 
 from benchmarks import metrics, runner
 from benchmarks.pipelines import images as generate
-from benchmarks.pipelines import settings
+from benchmarks.pipelines import judge, settings
 from benchmarks.pipelines.__main__ import main
-from benchmarks.pipelines.prompts import read_prompts
-from benchmarks.pipelines.settings import Setting
+from benchmarks.pipelines.settings import Setting, read_prompts
 from bridge import noise_schedule_of, solver_of, with_schedule
 from hso_jax import Schedule, baseline, save
 from hso_jax.schedule import Origin
@@ -136,7 +135,7 @@ def test_images_are_those_of_the_pipeline_with_the_schedule(models, made):
 
 def test_errors_are_what_the_images_say(models, made):
     many = made / "converged-unipc-3-16"
-    shrink = metrics.extractor(models / "shrink.pt")
+    shrink = judge.read_extraction(models / "shrink.pt", 16).extract
     kept = runner.read(made / "records.jsonl").cells
     assert len(kept) == 4 and {r.samples for r in kept} == {5} and {r.fid_data for r in kept} == {None}
     for r in kept:
@@ -339,6 +338,7 @@ def test_two_processes_make_the_same_images(models, made, tmp_path):
         (["--reference", "empty"], "--reference needs --extractor"),
         (["--extractor", "gone.pt"], "is not a file"),
         (["--extractor", "prompts.txt"], "not a TorchScript file"),
+        (["--extractor", "state.pt"], "not a TorchScript file"),
         (["--extractor", "shrink.pt", "--reference", "gone"], "neither a folder of images nor a stats file"),
         (["--extractor", "shrink.pt", "--reference", "empty"], "empty has 0 images"),
         (["--extractor", "shrink.pt", "--reference", "mixed"], "0.png 8 x 8, 1.png 9 x 8"),
@@ -355,6 +355,7 @@ def test_bad_input_is_named_with_what_to_do(models, tmp_path, monkeypatch, calls
         Path(folder).mkdir()
     for i in range(2):
         Image.new("RGB", (8 + i, 8)).save(f"mixed/{i}.png")
+    torch.save({"weights": 1}, "state.pt")
     np.savez("small.npz", mu=np.zeros(3), sigma=np.eye(3))
     np.savez("none.npz", mu=np.zeros(12))
     assert main([*command(models, tmp_path / "out", *SMALL), *change]) == 2

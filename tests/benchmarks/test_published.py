@@ -5,14 +5,13 @@ from __future__ import annotations
 import itertools
 import json
 import math
-from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 
-from benchmarks import learned, neuralsolver, published
+from benchmarks import neuralsolver, published
 from benchmarks.targets import Target
 from hso_jax import Schedule, noise, preset, zoo
 from hso_jax.compiling import random_key
@@ -92,21 +91,21 @@ def flow_data():
 def test_steps_of_one_derivative_are_eulers(flow_data):
     schedule = Schedule.from_lams(noise.flow(), lam_of_s(np.array([1.0, 0.7, 0.4, 0.2])))
     levels = np.array([1.0, 0.7, 0.4, 0.2, 0.0])
-    euler = learned.Steps(True, levels[:-1], levels[:-1], np.diag(np.diff(levels)))
-    assert learned.error_of(euler, flow_data) == pytest.approx(measure(schedule, "ddim", flow_data), rel=1e-4)
-    assert learned.error_of(learned.adams(levels, True), flow_data) < learned.error_of(euler, flow_data)
+    euler = published.Steps(True, levels[:-1], levels[:-1], np.diag(np.diff(levels)))
+    assert published.error_of(euler, flow_data) == pytest.approx(measure(schedule, "ddim", flow_data), rel=1e-4)
+    assert published.error_of(published.adams(levels, True), flow_data) < published.error_of(euler, flow_data)
 
 
 def test_dyweights_steps_end_where_its_levels_say():
     entries = {"weights": [[1.1, 0.0], [-0.5, 1.6]], "t_true": [80.0, 3.0, 0.02], "t_scale": [0.9], "N": 1}
-    steps = learned.steps_of(entry(**entries, base_grid=[80.0, 10.0, 1.125]))
+    steps = published.steps_of(entry(**entries, base_grid=[80.0, 10.0, 1.125]))
     assert steps is not None and steps.analytic and not steps.flow
     np.testing.assert_allclose(steps.told, [80.0, 2.7])
     np.testing.assert_allclose(steps.levels + steps.gains.sum(1), [3.0, 0.9375])
 
 
 def test_a_list_of_nodes_alone_has_no_steps():
-    assert learned.steps_of(entry()) is None
+    assert published.steps_of(entry()) is None
 
 
 @pytest.mark.slow
@@ -164,24 +163,23 @@ def test_its_own_velocity_alone_is_euler() -> None:
     for now, then in itertools.pairwise(s):
         v = (euler - one.denoiser(euler, SimpleNamespace(alpha=1.0 - now, sigma=now))) / now
         euler = euler + (then - now) * v
-    found = neuralsolver.sample(one, neuralsolver.Learned(s, np.eye(5)), latents)
+    lengths = np.diff(s)[:, None]
+    found = neuralsolver.sample(one, published.Steps(True, s[:-1], s[:-1], np.eye(5) * lengths), latents)
     torch.testing.assert_close(found, euler, rtol=1e-6, atol=1e-6)
     halves = 0.5 * (np.eye(5) + np.eye(5, k=-1))
     halves[0, 0] = 1.0
-    other = neuralsolver.sample(one, neuralsolver.Learned(s, halves), latents)
+    other = neuralsolver.sample(one, published.Steps(True, s[:-1], s[:-1], halves * lengths), latents)
     assert (other - euler).abs().max() > 0.01
 
 
-def test_the_file_is_read_and_others_are_refused(tmp_path: Path) -> None:
+def test_its_coefficients_are_read_and_others_are_refused(tmp_path) -> None:
+    flow = {"noise": "rectified flow", "unit": "sigma (flow)", "N": 2, "values": [1.0, 0.5, 0.0001]}
     note = json.dumps({"coeffs": [[0.0, 0.0], [-1.25, 0.0]]})
-    entry = {"source": "NeuralSolver (2505)", "N": 2, "values": [1.0, 0.5, 0.0001], "note": note}
-    file = tmp_path / "published.json"
-    file.write_text(json.dumps({"entries": [entry, {"source": "AYS"}]}))
-    (solver,) = neuralsolver.read(file).values()
-    np.testing.assert_array_equal(solver.weights, [[1.0, 0.0], [-1.25, 2.25]])
-    assert solver.s[-1] == 0.0
-    for text in ("[]", json.dumps({"entries": [{"source": "AYS"}]}), json.dumps({"entries": [{**entry, "note": "x"}]})):
-        file.write_text(text)
-        with pytest.raises(ValueError, match="has no coefficients of NeuralSolver"):
-            neuralsolver.read(file)
-    assert neuralsolver.main(["--file", str(file), "-o", str(tmp_path / "out.md")]) == 2
+    own = entry(**flow, source="NeuralSolver (2505)", note=note)
+    (steps,) = neuralsolver.read(file_of(tmp_path, own, entry())).values()
+    np.testing.assert_array_equal(steps.gains, np.diag([-0.5, -0.5]) @ [[1.0, 0.0], [-1.25, 2.25]])
+    path = file_of(tmp_path, entry())
+    assert neuralsolver.main(["--file", str(path), "-o", str(tmp_path / "out.md")]) == 2
+    for other, told in ((entry(), "has no coefficients of NeuralSolver"), ({**own, "note": "x"}, r"entries\[0\]")):
+        with pytest.raises(ValueError, match=told):
+            neuralsolver.read(file_of(tmp_path, other))

@@ -3,17 +3,16 @@
 import torch
 from tiny_models import Calls
 
-from benchmarks import runner, targets
-from benchmarks.tuning import memory, report
-from benchmarks.tuning.__main__ import main
+from benchmarks import runner, targets, tuning
+from benchmarks.tuning import main
 
 
 def test_a_network_is_measured_and_its_records_are_reported(tmp_path, monkeypatch, capsys) -> None:
     Calls(monkeypatch)
     monkeypatch.setattr(targets, "CACHE", tmp_path)
-    monkeypatch.setattr(report, "JUDGED", 4)
-    monkeypatch.setattr(report, "FINE", 12)
-    monkeypatch.setattr(report.memory, "table", lambda: "")
+    monkeypatch.setattr(tuning, "JUDGED", 4)
+    monkeypatch.setattr(tuning, "FINE", 12)
+    monkeypatch.setattr(tuning, "memory", lambda: "")
     path = tmp_path / "tuning.jsonl"
     asked = ["--measure", "--only", "fashion-eps", "--nfe", "4", "--methods", "rule,zoo", "--records", str(path)]
     assert main(asked) == 0
@@ -38,7 +37,7 @@ class Block(torch.nn.Module):
 
 
 def test_memory_is_the_count_by_hand() -> None:
-    parameters, activations = memory.gradient_bytes(memory.Network(Block, {}, {"x": (2, 5, 8)}, "here"))
+    parameters, activations = tuning.gradient_bytes(tuning.Sized(Block, {}, {"x": (2, 5, 8)}, "here"))
     assert parameters == 2 * (8 * 16 + 16)
     assert activations == 2 * (2 * 5 * 8 + 2 * 5 * 8 + 2 * 5 * 16)  # x, what attention makes of it, what relu makes
 

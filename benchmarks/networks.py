@@ -1,4 +1,4 @@
-"""The report on the trained networks: from the records alone to Markdown, CSV and plots.
+"""The report on the trained networks: from the records alone to Markdown and plots; and grids of their images.
 
 Its sentences stand first; all of them hold whatever the figures are. The paper's five studies are those of HSO (Zhu et
 al., AAAI 2026, arXiv 2511.11688). Its solvers are DDIM and third-order UniPC; here DPM++ 2M is shown too, and all end
@@ -7,18 +7,19 @@ with a step to clean data.
 
 from __future__ import annotations
 
+import functools
 import statistics
 from collections.abc import Iterable, Iterator, Sequence
 from math import floor, log10
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
-from benchmarks.compared import SOLVERS
+from benchmarks.measure import FINE
 from benchmarks.methods import ABLATIONS, DETAILS
-from benchmarks.networks import grids
-from benchmarks.plots import detail_figure, error_figure, save
-from benchmarks.runner import Record, Records, main_group, schedule_of
+from benchmarks.plots import detail_figure, error_figure, pictures, save
+from benchmarks.runner import SOLVERS, Record, Records, main_group, schedule_of
 from benchmarks.tables import (
     METRICS,
     Column,
@@ -33,6 +34,8 @@ from benchmarks.tables import (
     outcomes,
     versus,
 )
+from benchmarks.targets import Judged, own
+from bridge.cli.pictures import Row, grid, save_png
 from hso_jax.files import write_whole
 from hso_jax.solvers import NONSTATIONARY
 
@@ -49,6 +52,11 @@ UNSHOWN = (
 )
 BETWEEN = 7
 """Methods, and an N, that are in every count and mean over N, and have no row or column of their own."""
+
+ROWS = ("trailing", "hso", "solver-error")
+SOLVER = "dpmpp-2m"
+IMAGES = 8
+"""Of a grid: its schedules, which the records have, its solver, and how many of the first noises are sampled again."""
 
 DETAIL_METHODS = {x: f"detail-{x:g}" if x else "solver-error" for x in DETAILS}
 SPACING = {"hso-no-spacing": "none", "hso-penalty": "SPF", "hso": "constraint"}
@@ -185,7 +193,7 @@ def report(found: Records, folder: Path) -> str:
     ]
     for heading, text, table in sections:
         parts += [f"{heading}\n", text, *([table] if table else [])]
-    if drawn := {name: own[0] for name, own in grids.sheets(plain).items() if (folder / name).exists()}:
+    if drawn := {name: own[0] for name, own in sheets(plain).items() if (folder / name).exists()}:
         parts += ["## Images\n", GRIDS, *(f"![{r.model}, N = {r.nfe}]({name})\n" for name, r in drawn.items())]
     return "\n".join(parts)
 
@@ -354,3 +362,39 @@ def cost(records: Sequence[Record]) -> str:
 
 def _seconds(x: float) -> str:
     return f"{x:.1g}" if x < 0.01 else f"{x:.0f}" if x >= 100 else f"{x:.{max(0, 1 - floor(log10(x)))}f}"
+
+
+# ---- the same noise under several schedules: rows are schedules, columns seeds
+
+
+def sheets(records: Sequence[Record]) -> dict[str, list[Record]]:
+    """Name the pictures that the records have all of `ROWS` for, without guidance; and those with coefficients last."""
+    return {
+        f"grid-{model}-{nfe}.png": [cells[m] for m in (*ROWS, NONSTATIONARY) if m in cells]
+        for (model, guidance, solver, nfe), cells in columns(records).items()
+        if guidance == 1.0 and solver == SOLVER and all(m in cells for m in ROWS)
+    }
+
+
+def write_grids(records: Sequence[Record], folder: Path, *, anew: bool = True) -> list[Path]:
+    """Draw the grids of the records into a folder, without `anew` only missing ones; returns the files drawn."""
+    judged = functools.cache(lambda model, count, seed: Judged(own(model), count, FINE, seed))
+    files = []
+    for name, rows in sheets(records).items():
+        if anew or not (folder / name).exists():
+            files.append(folder / name)
+            save_png(_draw(rows, judged(rows[0].model, rows[0].samples, rows[0].seed)), files[-1], {})
+    return files
+
+
+def _draw(records: Sequence[Record], judged: Judged) -> Any:
+    latents, rows = judged.latents[:IMAGES], []
+    for record in records:
+        if record.method == NONSTATIONARY and record.coefficients is None:
+            continue  # records of earlier versions do not keep them
+        images = judged.target.sample(schedule_of(record), SOLVER, latents)
+        rows.append(Row(record.method, f"RMSE {number(record.rmse)}\nFID {number(record.fid)}", pictures(images)))
+    rows.append(Row("converged", "the limit of many steps", pictures(judged.converged[:IMAGES])))
+    title = f"{records[0].model}: {records[0].nfe} evaluations, {SOLVERS[SOLVER]}"
+    text = "The same noise in each column. RMSE and FID are those of all samples, to the converged ones."
+    return grid(rows, [f"noise {i}" for i in range(len(latents))], title, text)

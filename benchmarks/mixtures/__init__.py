@@ -1,1 +1,0 @@
-"""Studies on Gaussian mixtures, where the exact solution is known."""

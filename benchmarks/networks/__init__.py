@@ -1,1 +1,0 @@
-"""Schedules compared on the trained networks: cells, grids of images, report."""
