@@ -26,9 +26,6 @@ FIRST_RULES = (
 )  # fmt: skip
 """Rules that were the best with some solver on a network by others; they come first, for small budgets."""
 
-UNTRIED = "tangent"
-"""A rule that is left out: what choosing by measuring gains was measured without it."""
-
 FIRST_SOLVERS = (solvers.NONSTATIONARY, "unipc-3", "dpmpp-2m", "unipc-2", "ddim")
 
 FLOW_SHIFTS = (1.0, 2.0, 3.0, 5.0)
@@ -52,10 +49,8 @@ class Candidate(NamedTuple):
 
 
 def rules(noise: NoiseSchedule, nfe: int) -> Iterator[Schedule]:
-    """The levels of every rule but `UNTRIED`; Align Your Steps for models of other kinds too, by sigma/alpha."""
+    """The levels of every rule; Align Your Steps for models of other kinds too, by sigma/alpha."""
     for name, rule in BASELINES.items():
-        if name == UNTRIED:
-            continue
         try:
             yield Schedule.from_t(noise, rule(noise, nfe, "node"), origin=Origin(method=name))
         except ValueError:  # too little room for the rule's levels
