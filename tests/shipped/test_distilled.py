@@ -93,7 +93,7 @@ def test_names_tell(kind: str) -> None:
 
 
 def test_other_names_do_not() -> None:
-    models = sorted(set(PRESETS) - {"flux-schnell", "z-image-turbo"})
+    models = sorted(set(PRESETS) - {"flux-schnell", "krea2-turbo", "z-image-turbo"})
     found = {
         name: named_in([name]) for name in ("", "DPMSolverSinglestepScheduler", "LCMScheduler", *names(OTHERS), *models)
     }
