@@ -16,6 +16,7 @@ import jax
 import numpy as np
 from jax import Array
 from jax.experimental import serialize_executable
+from jax.experimental.compilation_cache import compilation_cache
 from jaxlib import utils
 
 from hso_jax.files import write_whole
@@ -94,12 +95,27 @@ def _stored(program: Any, path: Path, arguments: Any, tree: Any) -> Any:
             payload, result = pickle.loads(path.read_bytes())
             memory.append(serialize_executable.deserialize_and_load(payload, tree, result))
         except Exception:  # there is none, it is cut off, ...: made again
-            memory.append(program.lower(*arguments).compile())
+            memory.append(_compiled_anew(program.lower(*arguments)))
             with contextlib.suppress(Exception):  # no room, or a device whose programs cannot be written
                 payload, _, result = serialize_executable.serialize(memory[0])
                 path.parent.mkdir(parents=True, exist_ok=True)
                 write_whole(path, pickle.dumps((payload, result)))
     return memory[0]
+
+
+def _compiled_anew(lowered: jax.stages.Lowered) -> jax.stages.Compiled:
+    """The program, compiled here whatever JAX's own cache has.
+
+    A program that was read from a file lacks its kernels when it is written to a second one (JAX 0.10 on the CPU says
+    "NOT_FOUND: Function ... not found" when that one runs).
+    """
+    jax.config.update("jax_enable_compilation_cache", False)
+    compilation_cache.reset_cache()  # JAX looks at the setting once
+    try:
+        return lowered.compile()
+    finally:
+        jax.config.update("jax_enable_compilation_cache", True)
+        compilation_cache.reset_cache()
 
 
 @functools.cache

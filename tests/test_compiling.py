@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.experimental.compilation_cache import compilation_cache
 
 from hso_jax import batch, compiling
 
@@ -31,8 +32,10 @@ def powers(power: int, function: Callable[[Any], Any] | None = None) -> batch.Se
 def folder(tmp_path: Path) -> Iterator[Path]:
     before = jax.config.jax_compilation_cache_dir
     jax.config.update("jax_compilation_cache_dir", str(tmp_path))
+    compilation_cache.reset_cache()  # JAX's own looks for its folder once
     yield tmp_path
     jax.config.update("jax_compilation_cache_dir", before)
+    compilation_cache.reset_cache()
 
 
 def found(search: Any, lanes: int = 3) -> tuple[list[float], bool]:
@@ -63,6 +66,20 @@ def test_a_file_that_is_cut_off_is_made_again(folder: Path) -> None:
         file.write_bytes(content)
         assert found(powers(2)) == (sums, True)
     assert found(powers(2)) == (sums, False)
+
+
+def test_a_program_that_jax_has_kept_too_runs_when_it_is_found(folder: Path) -> None:
+    before = jax.config.jax_persistent_cache_min_compile_time_secs
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
+    try:
+        sums, _ = found(powers(2))
+        assert jax.jit(lambda x: x + 1)(1.0) == 2.0 and len(list(folder.iterdir())) > 1  # JAX's cache is on
+        (file,) = folder.glob("hso-jax-*")
+        file.unlink()
+        assert found(powers(2)) == (sums, True)
+        assert found(powers(2)) == (sums, False)
+    finally:
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", before)
 
 
 def test_what_is_not_told_by_its_text_is_not_stored(folder: Path) -> None:
