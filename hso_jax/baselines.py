@@ -145,10 +145,11 @@ def dm_nonuniform(noise: NoiseSchedule, nfe: int, layout: str, p: float = 2.0) -
 def tangent(noise: NoiseSchedule, nfe: int, layout: str, deviation: float = 1.0) -> np.ndarray:
     """The tangent law: sigma/alpha = g tan(theta) with even steps of theta, for Gaussian data of deviation g.
 
-    A step of Euler (DDIM) then makes the deviation cos(theta_i - theta_{i+1}) times too small, so that even steps from
-    the noise end to clean data, theta = 0, are the best. Where theta_max/N lies below the model's smallest t, the last
-    node stays there. Sources: Sun, Poor and Zhang 2026, arXiv 2601.13602, whose g follows from the eigenvalues of the
-    data's covariance; Sabour et al. 2024 (Align Your Steps), arXiv 2404.14507, for one g.
+    A step of Euler (DDIM) multiplies the deviation by cos(theta_i - theta_{i+1}), which is too little. The product of
+    these cosines is largest for even steps from the noise end to clean data, theta = 0. Where theta_max/N lies below
+    the model's smallest t, the last node stays there. Sources: Sun, Poor and Zhang 2026, arXiv 2601.13602, whose g
+    follows from the eigenvalues of the data's covariance; Sabour et al. 2024 (Align Your Steps), arXiv 2404.14507, for
+    one g.
     """
     noisy, clean = (float(np.arctan(noise.ksigma(float(t)) / deviation)) for t in (noise.t_max, noise.t_min))
     step = (noisy - clean) / max(_count(nfe, layout) - 1, 1)

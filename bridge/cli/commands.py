@@ -212,7 +212,7 @@ def selected(args: argparse.Namespace, every: Sequence[Schedule]) -> Schedule:
 def recommended(args: argparse.Namespace, pipe: Any, **sizes: Any) -> Schedule:
     """The recommended schedule for a pipeline, if no file is named; one line on standard error says why."""
     if args.nfe is None:
-        raise ValueError("--nfe must be given: the number of steps, or name a schedule file")
+        raise ValueError("--nfe must be given: it is the number of steps. Or name a schedule file")
     if given := [f"--{name}" for name in ("layout", "method") if getattr(args, name) is not None]:
         raise ValueError(f"{', '.join(given)}: needs a schedule file to choose from; name one")
     found = recommended_for(pipe, args.nfe, guidance=args.guidance, solver=args.solver, **sizes)

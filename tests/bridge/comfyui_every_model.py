@@ -138,7 +138,7 @@ def nodes() -> Any:
 def check(module: Any, name: str, model: Model) -> str:
     """What HSO Recommend has for it, in a line; AssertionError for levels that are not the model's."""
     node = module.NODE_CLASS_MAPPINGS["HsoRecommend"]()
-    inside = sys.modules["hso_nodes.model"]
+    read = sys.modules["hso_nodes.model"]
     told = ""
     for steps, guidance, denoise in ((6, 5.0, 1.0), (6, 1.0, 1.0), (20, 7.0, 1.0), (6, 3.0, 0.25), (6, 3.0, 0.2)):
         asked = {"model": "from MODEL", "steps": steps, "guidance": guidance, "denoise": denoise}
@@ -150,12 +150,12 @@ def check(module: Any, name: str, model: Model) -> str:
             return f"refused: {refusal}"
         assert len(sigmas) == steps + 1 and (sigmas.diff() < 0).all() and sigmas[-1] == 0 and sigmas.isfinite().all()
         assert float(sigmas[0]) <= 1.001 * float(model.sampling.sigma_max), (name, sigmas)
-        noise = inside.noise_of(model)
+        noise = read.noise_of(model)
         if denoise == 1.0 and noise.prediction != "epsilon" and "predicted error" in why:
             assert math.isclose(float(sigmas[0]), float(model.sampling.sigma_max), rel_tol=2e-3), (name, sigmas)
-        true, inside = true_ksigmas(model.sampling, sigmas[:-1]), sigmas[:-1].numpy().astype(float)
-        scale = inside.levels_of(model).noise_scale
-        wanted = scale * inside / np.maximum(1.0 - inside, 1e-300) if noise.kind == "flow" else inside
+        true, given = true_ksigmas(model.sampling, sigmas[:-1]), sigmas[:-1].numpy().astype(float)
+        scale = read.levels_of(model).noise_scale
+        wanted = scale * given / np.maximum(1.0 - given, 1e-300) if noise.kind == "flow" else given
         np.testing.assert_allclose(np.minimum(true, 1e6), np.minimum(wanted, 1e6), rtol=1e-3, err_msg=name)
         low = true_ksigmas(model.sampling, model.sampling.sigmas[:1])[0]
         assert noise.kind == "flow" or math.isclose(math.exp(-noise.lam(float(noise.t_min))), low, rel_tol=1e-3), name

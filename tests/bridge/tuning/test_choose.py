@@ -128,7 +128,7 @@ def test_every_candidate_is_for_the_model(noise: Any) -> None:
     every = candidates(noise, 5, 1.0)
     names = [c.name for c in every]
     assert len(set(names)) == len(names) and sum(map(is_rule, names)) > 30 and not is_rule(names[0])
-    assert {"trailing with ddim", "flow-2 with unipc-3", "ays with dpmpp-2m"} <= set(names)
+    assert {"trailing with ddim", "flow-2 with unipc-3", "ays with dpmpp-2m", "tangent with unipc-3"} <= set(names)
     for name, schedule in every:
         assert schedule.nfe == 5 and schedule.end == "clean" and schedule.noise == noise.fingerprint(), name
         assert schedule.coefficients is not None or name.endswith(schedule.solver)
