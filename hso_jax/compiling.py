@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax import Array
 from jax.experimental import serialize_executable
@@ -93,6 +94,7 @@ def _stored(program: Any, path: Path, arguments: Any, tree: Any) -> Any:
     if not memory:
         try:
             payload, result = pickle.loads(path.read_bytes())
+            _load_lapack()
             memory.append(serialize_executable.deserialize_and_load(payload, tree, result))
         except Exception:  # there is none, it is cut off, ...: made again
             memory.append(_compiled_anew(program.lower(*arguments)))
@@ -101,6 +103,15 @@ def _stored(program: Any, path: Path, arguments: Any, tree: Any) -> Any:
                 path.parent.mkdir(parents=True, exist_ok=True)
                 write_whole(path, pickle.dumps((payload, result)))
     return memory[0]
+
+
+@functools.cache
+def _load_lapack() -> None:
+    """On the CPU, JAX finds LAPACK's functions when it first lowers one.
+
+    A stored program that calls one before that is a segmentation fault (JAX 0.10).
+    """
+    jax.jit(jnp.linalg.eigh).lower(jnp.eye(2))
 
 
 def _compiled_anew(lowered: jax.stages.Lowered) -> jax.stages.Compiled:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -80,6 +82,33 @@ def test_a_program_that_jax_has_kept_too_runs_when_it_is_found(folder: Path) -> 
         assert found(powers(2)) == (sums, False)
     finally:
         jax.config.update("jax_persistent_cache_min_compile_time_secs", before)
+
+
+def test_another_process_runs_a_program_that_calls_lapack(tmp_path: Path) -> None:
+    program = """if True:
+        import sys
+        import jax, numpy as np
+        from jax import numpy as jnp
+        from hso_jax import batch
+        jax.config.update("jax_compilation_cache_dir", sys.argv[1])
+
+        @batch.by_arguments
+        def spectrum(size):
+            def search(lane, shared):
+                print("traced")
+                return {"values": jnp.linalg.eigh(lane * jnp.eye(size))[0]}
+            return search
+
+        print(batch.run(spectrum(2), np.ones(1, np.float32), (), chunk=1)["values"].tolist())
+    """
+    told = [
+        subprocess.run(
+            [sys.executable, "-c", program, str(tmp_path)], capture_output=True, text=True, check=True, timeout=300
+        ).stdout.split("\n")
+        for _ in range(2)
+    ]
+    assert told[0][-2:] == told[1][-2:] == ["[[1.0, 1.0]]", ""]
+    assert "traced" in told[0] and "traced" not in told[1]
 
 
 def test_what_is_not_told_by_its_text_is_not_stored(folder: Path) -> None:
