@@ -137,7 +137,10 @@ def _sources() -> list[str]:
         found.update(path.read_bytes())
     versions = [importlib.metadata.version(name) for name in ("jax", "jaxlib", "evosax", "optax", "numpy")]
     device = jax.devices()[0]
-    return [found.hexdigest(), *versions, device.device_kind, device.client.platform_version]
+    about = Path("/proc/cpuinfo")  # a home folder may serve machines with other instructions
+    lines = about.read_text().splitlines() if about.exists() else []
+    cpu = next((line for line in lines if line.startswith(("flags", "Features"))), "")
+    return [found.hexdigest(), *versions, device.device_kind, device.client.platform_version, cpu]
 
 
 def platform() -> str:
