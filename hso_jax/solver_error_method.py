@@ -19,7 +19,16 @@ from hso_jax.bounds import NodeObjective, check_objective, objective_name
 from hso_jax.checkpoint import Records
 from hso_jax.checks import brief, check_guidance, choice, whole
 from hso_jax.compiling import jit, platform
-from hso_jax.error import POWER, SAMPLES, Chunks, check_weights, error_data, mean_error, squared_errors
+from hso_jax.error import (
+    POWER,
+    SAMPLES,
+    Chunks,
+    check_weights,
+    default_family,
+    error_data,
+    mean_error,
+    squared_errors,
+)
 from hso_jax.lane import Lane, Method, check_lane
 from hso_jax.lower.quasi_newton import SPACING
 from hso_jax.lower.trust_region import NOT_FINITE, RESULTS
@@ -198,7 +207,8 @@ class SolverError:
         start: a schedule, or a method whose schedule is refined, instead of the starts of the family.
         compare: names of solvers whose error on the nodes is told in `others_same_nodes`.
         coefficients: how the coefficients of "nonstationary" are searched; the defaults if None.
-        problems: a stacked Problem or Product, or a sequence of problems of both kinds; the family of 36 by default.
+        problems: a stacked Problem or Product, or a sequence of problems of both kinds; the 36 of
+            `error.default_family` by default.
         model_error: what a network adds to the exact denoiser; by default of size `problems.ETA` for what the model
             predicts.
         detail: a direction's squared error weighs its `variance^-detail`: 0 is the plain error, 1 all details alike; by
@@ -280,7 +290,8 @@ class SolverError:
 
         A CPU takes lanes one by one: one program serves several solvers. Other devices compile one for each.
         """
-        data = id(self.problems), self.samples, self.noise_seed, self.detail, self.power
+        problems = default_family(lane.noise.prediction) if self.problems is None else self.problems
+        data = id(problems), self.samples, self.noise_seed, self.detail, self.power
         error = self.model_error or ModelError()
         waves = error.numbers(lane.noise.prediction)[0] > 0  # a model without error is spared its waves
         start: Hashable = None
