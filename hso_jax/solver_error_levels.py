@@ -1,8 +1,8 @@
-"""The search on the solver's error, as a program: its lanes, the family of its starts, its levels, free coefficients.
+"""The search on the solver's error, as a program: its lanes, their starts, the descent from these, free coefficients.
 
-Members of the family of HSO's bound are proposed, and the best of them refined on the error. For a non-stationary
-solver nodes and coefficients are then refined together: started from a known solver on its own best nodes, with a
-deviation from that solver's coefficients that is searched and penalised. At zero deviation it is the known solver.
+For a non-stationary solver nodes and coefficients are then refined together: started from a known solver on its own
+best nodes, with a deviation from that solver's coefficients that is searched and penalised. At zero deviation it is the
+known solver.
 """
 
 from __future__ import annotations
@@ -19,8 +19,6 @@ from jax import Array
 
 from hso_jax import solvers
 from hso_jax.batch import by_arguments
-from hso_jax.bilevel import bilevel
-from hso_jax.bounds import NodeObjective, Terms, expansion
 from hso_jax.checks import brief, number, whole
 from hso_jax.error import (
     OF_A_MODEL,
@@ -32,21 +30,20 @@ from hso_jax.error import (
     squared_errors,
 )
 from hso_jax.lane import Lane
-from hso_jax.lower import quasi_newton, trust_region
+from hso_jax.lower import quasi_newton
 from hso_jax.lower.quasi_newton import SPACING, Range, lams_of, logits_of, nodes_of
-from hso_jax.lower.trust_region import MAX_STEPS, NOT_FINITE, Feasible, Solution
-from hso_jax.noise import NoiseSchedule, first_lam, flow, s_of_lam
+from hso_jax.lower.trust_region import MAX_STEPS, NOT_FINITE
+from hso_jax.noise import first_lam, s_of_lam
 from hso_jax.problems.model_error import ModelError
 from hso_jax.solvers.nonstationary import MAX_HISTORY, amplification, coefficients_of, weights_of
 from hso_jax.solvers.weights import grid
-from hso_jax.upper.evolution import Draws, Evolution
 
 CHUNK = 32
 """Samples that go through a solver at once; divides the samples a problem unless they are fewer."""
 
-SCREEN_CHUNKS = 12
-"""Chunks of samples that the upper level's fitness sees."""
-
+SHIFTS = (1.5, 3.0)
+"""Of the starts: equal steps of a rectified flow's time. Trailing timesteps of Stable Diffusion come close to the
+larger, and strong guidance may have its best minimum there."""
 
 Column = Any
 """A NumPy array of all lanes outside of the program, the traced value of one lane inside."""
@@ -61,7 +58,7 @@ class LaneArrays(NamedTuple):
         nfe, nodes: integers.
         clean, free: whether the last step goes to clean data; whether the first node is free.
         top, floor: largest and smallest s of a node.
-        starts: [L, S, K] nodes in s to start from; S = 0 lets the upper level propose them.
+        starts: [L, S, K] nodes in s to start from.
         penalty, growth: see `Coefficients`; of the non-stationary solver's lanes alone.
     """
 
@@ -110,7 +107,7 @@ def data_of_lane(lane: Lane) -> Chunks:
 
 
 def pack(lanes: Sequence[Lane], names: Sequence[str]) -> tuple[LaneArrays, Chunks, np.ndarray]:
-    """Checked lanes as arrays without starts, their bank of exact solutions, and [L] the inaccuracy of each lane's.
+    """Checked lanes as arrays with the usual starts, their bank of exact solutions, and [L] the inaccuracies of these.
 
     The distinct solutions of a bank share all but `OF_A_MODEL`, which have a leading axis.
     """
@@ -133,7 +130,7 @@ def pack(lanes: Sequence[Lane], names: Sequence[str]) -> tuple[LaneArrays, Chunk
         "top": np.array([s_of_lam(first_lam_of(lane)) for lane in lanes], dtype),
         "floor": np.array([s_of_lam(lane.noise.data_end) for lane in lanes], dtype),
         # Two nodes at least: a schedule of one has no gap, and arrays of length 0 have no largest entry.
-        "starts": np.zeros((len(lanes), 0, max(2, *(lane.nodes for lane in lanes))), dtype),
+        "starts": _starts(lanes, max(2, *(lane.nodes for lane in lanes))).astype(dtype),
         "penalty": np.zeros(len(lanes), dtype),
         "growth": np.ones(len(lanes), dtype),
     }
@@ -141,20 +138,17 @@ def pack(lanes: Sequence[Lane], names: Sequence[str]) -> tuple[LaneArrays, Chunk
     return LaneArrays(**columns), jax.tree.map(np.asarray, bank), inaccuracy
 
 
-P_RANGE = (0.5, 4.0)
-
-ISLANDS = ((-0.5, 1.25), (1.25, 2.25), (2.25, 20.0))
-"""Ranges of lam_eps in which an upper level looks for one start each: local minima differ most in the last node."""
-
-LAM_MAX_HIGH, LAM_EPS_LOW = -1.1, ISLANDS[0][0]
-"""t_max is looked for from the model's end to s = 0.75, t_eps from s = 0.6 to the model's end: further in, neither is
-of use."""
-
-
-@functools.cache
-def _coordinate(dtype: np.dtype) -> NoiseSchedule:
-    # Of the traced dtype: JAX may reuse in float64 what it once made in float32 of a closed-over float64 array.
-    return jax.tree.map(lambda leaf: np.asarray(leaf, dtype), flow(1.0))
+def _starts(lanes: Sequence[Lane], count: int) -> np.ndarray:
+    """[L, S, K] equal steps of a flow's time with each of `SHIFTS`, in s; what is beyond a lane's nodes is padding."""
+    found = np.empty((len(lanes), len(SHIFTS), count))
+    for starts, lane in zip(found, lanes, strict=True):
+        top, floor = s_of_lam(first_lam_of(lane)), s_of_lam(lane.noise.data_end)
+        u, inside = np.maximum(1.0 - np.arange(count) / lane.nodes, 0.0), min(top, 1.0 - SPACING)
+        for i, shift in enumerate(SHIFTS):
+            starts[i] = np.clip(shift * u / (1.0 + (shift - 1.0) * u) * inside, floor, inside)
+        if getattr(lane.method, "first", "end") != "free":
+            starts[:, 0] = top
+    return found
 
 
 class Refinement(NamedTuple):
@@ -177,8 +171,6 @@ class Found(NamedTuple):
     Attributes:
         nodes: [K] in s; the real ones first.
         coefficients: [K, H - 1] of a non-stationary solver, else None.
-        psi: [3] p, lam_eps and lam_max of the start that led there, NaN if that was none of the family; None for a
-            non-stationary solver.
         error: root mean square over all samples and dimensions, without any penalty.
         amplification: of a non-stationary solver, see `solvers.amplification`.
         result: code, an index into `results.RESULTS`, of what placed the nodes.
@@ -188,7 +180,6 @@ class Found(NamedTuple):
 
     nodes: Array
     coefficients: Array | None
-    psi: Array | None
     error: Array
     amplification: Array | None
     result: Array
@@ -196,146 +187,9 @@ class Found(NamedTuple):
     stationarity: Array
 
 
-class Levels(NamedTuple):
-    """What the method gives to `bilevel`. Its psi is (p, lam_eps, lam_max); a lane is one row of `LaneArrays`.
-
-    Attributes:
-        names: of the solvers; static, as all but `bank`.
-        family: objective of the lower level.
-        steps: of the lower level.
-        refinement: of the starts; None takes the best as it is.
-        axis: of the devices that share the samples, if any.
-        bank: chunks of samples, with the exact solutions on a leading axis.
-    """
-
-    names: tuple[str, ...]
-    family: str | NodeObjective
-    steps: int
-    refinement: Refinement | None
-    axis: str | None
-    bank: Chunks
-
-    def boxes(self, lane: LaneArrays) -> tuple[Array, Array]:
-        """One box for each island of lam_eps."""
-        dtype = lane.top.dtype
-        top = jnp.minimum(lane.top, 1.0 - SPACING)
-        noisiest, cleanest = (jnp.log1p(-s) - jnp.log(s) for s in (top, lane.floor))
-        high = jnp.maximum(noisiest + 0.5, LAM_MAX_HIGH)
-        # A pinned first node is psi's own, unless it is pure noise: there MEP starts at a node of its own.
-        high = jnp.where(lane.free | (lane.top >= 1.0), high, noisiest)
-        least, most = (jnp.asarray(column, dtype) for column in zip(*ISLANDS, strict=True))
-        least = jnp.maximum(jnp.minimum(least, cleanest - 0.5), jnp.asarray(LAM_EPS_LOW, dtype))
-        most = jnp.minimum(most, cleanest)
-        p_low, p_high = (jnp.full_like(least, p) for p in P_RANGE)
-        first_low, first_high = (jnp.full_like(least, x) for x in (noisiest, high))
-        return jnp.stack([p_low, least, first_low], 1), jnp.stack([p_high, most, first_high], 1)
-
-    def blank(self, lane: LaneArrays) -> Solution:
-        """No nodes yet."""
-        return trust_region.blank(lane.starts.shape[-1], lane.top.dtype)
-
-    def lower(self, lane: LaneArrays, psi: Array, before: Solution) -> Solution:
-        """The minimisers of the family's bound from lam_max to lam_eps, in s; uniform lam where that fails.
-
-        Nodes beyond the lane's repeat the last. A first node that is not free is at the model's end.
-        """
-        p, last, first = psi
-        intervals = lane.nodes - 1
-        i = jnp.minimum(jnp.arange(before.t.shape[0]), intervals)
-        even = jax.nn.sigmoid(-(first + (last - first) * i / jnp.maximum(intervals, 1)))
-        ends = jax.nn.sigmoid(-first), jax.nn.sigmoid(-last)
-        room = jnp.minimum(SPACING, (ends[0] - ends[1]) / jnp.maximum(intervals, 1))
-        start = jnp.where(jnp.isfinite(before.t[0]), before.t, even)
-        function, feasible = expansion(self.family, Terms(p, intervals)), Feasible(*ends, room, intervals)
-        found, _ = trust_region.minimise(function, _coordinate(start.dtype), start, feasible, max_steps=self.steps)
-        usable = (intervals > 0) & jnp.all(jnp.isfinite(found.t))
-        return found._replace(t=pinned(lane, jnp.where(usable, found.t, even)))
-
-    def fitness(self, lane: LaneArrays, found: Solution) -> Array:
-        """The mean of the solver's squared errors on the first few chunks."""
-        return self.error(lane, found.t, jnp.asarray(min(SCREEN_CHUNKS, self.chunks)))
-
-    def refine(self, lane: LaneArrays, starts: Evolution) -> Found:
-        """The best of the starts and of one rule on all samples, refined on the error if that was asked for."""
-        psi = jnp.concatenate([starts.best, jnp.full_like(starts.best[:1], jnp.nan)])
-        rule = self.blank(lane)._replace(t=shifted(lane))
-        found = jax.tree.map(lambda many, one: jnp.concatenate([many, one[None]]), starts.memo, rule)
-        return self.best(lane, psi, found) if self.refinement is None else self.descend(lane, psi, found.t)
-
-    @property
-    def chunks(self) -> int:
-        """How many chunks the samples are."""
-        return self.bank.problem.shape[0]
-
-    def error(self, lane: LaneArrays, nodes: Array, chunks: Array | int) -> Array:
-        """The (power) mean of squared errors on so many chunks; +inf where it is not finite."""
-        weights = weigh(self.names, lane, lams_of(lane.range, nodes))
-        data = data_of(self.bank, lane)
-        value = mean_error(data, squared_errors(data, weights, chunks), chunks, self.axis)
-        return jnp.where(jnp.isfinite(value), value, jnp.inf)
-
-    def best(self, lane: LaneArrays, psi: Array, found: Solution) -> Found:
-        """The start with the smallest error on all samples."""
-        values = jax.lax.map(lambda nodes: self.error(lane, nodes, self.chunks), found.t)
-        i = jnp.argmin(values)
-        of = jax.tree.map(lambda x: x[i], found)
-        result = jnp.where(jnp.isfinite(values[i]), of.result, NOT_FINITE)
-        return Found(of.t, None, psi[i], jnp.sqrt(values[i]), None, result, of.steps, of.stationarity)
-
-    def descend(self, lane: LaneArrays, psi: Array, starts: Array) -> Found:
-        """Each start [S, K] refined on a part of the samples and judged on all, then the best of them refined on all.
-
-        A judgement is a refinement of no steps: the error is then compiled once in this loop.
-        """
-        assert self.refinement is not None
-        more, steps, final_steps = self.refinement
-
-        def job(before: tuple[Array, Found], row: tuple[Array, ...]) -> tuple[tuple[Array, Found], None]:
-            y, best = before
-            assert best.psi is not None
-            start, psi, role, chunks, limit = row
-            begin = jnp.where(role == refining, start, jnp.where(role == judging, y, logits_of(lane.range, best.nodes)))
-            psi = jnp.where(role == last, best.psi, psi)
-            found = quasi_newton.solve(log_error(self, lane, chunks), begin, limit)
-            value = jnp.exp(found.value)
-            better = (role == last) | ((role == judging) & (value < best.error))
-            placed = nodes_of(lane.range, found.y)
-            new = Found(placed, None, psi, value, None, found.result, found.steps, found.stationarity)
-            return (found.y, jax.tree.map(lambda a, b: jnp.where(better, a, b), new, best)), None
-
-        many, every = len(starts), self.chunks
-        refining, judging, last = range(3)
-        roles = jnp.array([refining, judging] * many + [last])
-        chunks = jnp.array([min(more, every), every] * many + [every])
-        limits = jnp.array([steps, 0] * many + [final_steps])
-        begins = jax.vmap(lambda nodes: logits_of(lane.range, nodes))(starts)
-        rows = (jnp.concatenate([jnp.repeat(x, 2, 0), x[:1]]) for x in (begins, psi))
-        inf = jnp.full((), jnp.inf, lane.top.dtype)
-        none = Found(starts[0], None, psi[0], inf, None, jnp.asarray(MAX_STEPS), jnp.asarray(0), inf)
-        (_, found), _ = jax.lax.scan(job, (begins[0], none), (*rows, roles, chunks, limits))
-        result = jnp.where(jnp.isfinite(found.error), found.result, NOT_FINITE)
-        uneven = unevenness(lane, lams_of(lane.range, found.nodes))
-        return found._replace(error=jnp.exp(0.5 * (jnp.log(found.error) - uneven)), result=result)
-
-
 def data_of(bank: Chunks, lane: LaneArrays) -> Chunks:
     """The lane's samples."""
     return bank._replace(**{name: getattr(bank, name)[lane.data] for name in OF_A_MODEL})
-
-
-def pinned(lane: LaneArrays, nodes: Array) -> Array:
-    """Nodes [K] in s, the first at the model's end unless it is free."""
-    return jnp.where(lane.free | (jnp.arange(nodes.shape[0]) > 0), nodes, lane.top)
-
-
-def shifted(lane: LaneArrays) -> Array:
-    """Equal steps of a rectified flow's time with shift 2, nodes in s: a start that owes nothing to any bound.
-
-    Trailing timesteps of Stable Diffusion come close to it, and strong guidance may have its best minimum there.
-    """
-    top = jnp.minimum(lane.top, 1.0 - SPACING)
-    u = 1.0 - jnp.arange(lane.starts.shape[-1]) / lane.nodes
-    return pinned(lane, jnp.clip(2.0 * u / (1.0 + u) * top, lane.floor, top))
 
 
 def weigh(names: Sequence[str], lane: LaneArrays, lams: Array) -> solvers.Weights:
@@ -367,14 +221,14 @@ def unevenness(lane: LaneArrays, lams: Array) -> Array:
     return UNEVEN * jnp.sum(jnp.where(real[:-2] & real[1:-1] & real[2:], excess, 0.0) ** 2)
 
 
-def log_error(levels: Levels, lane: LaneArrays, chunks: Array) -> Callable[[Array], tuple[Array, Array]]:
+def log_error(
+    names: Sequence[str], lane: LaneArrays, data: Chunks, chunks: Array | int, axis: str | None = None
+) -> quasi_newton.Function:
     """Log of the mean squared error, and the unevenness, with the gradient in logits y [K + 1]; over all devices."""
-    data = data_of(levels.bank, lane)
 
     def function(y: Array) -> tuple[Array, Array]:
         lams, pull = jax.vjp(lambda y: lams_of(lane.range, nodes_of(lane.range, y)), y)
-        weights = functools.partial(weigh, levels.names, lane)
-        value, gradient = error_gradient(data, weights, lams, chunks, levels.axis)
+        value, gradient = error_gradient(data, functools.partial(weigh, names, lane), lams, chunks, axis)
         uneven, slope = jax.value_and_grad(functools.partial(unevenness, lane))(lams)
         return value + uneven, pull(gradient + slope)[0]
 
@@ -383,20 +237,40 @@ def log_error(levels: Levels, lane: LaneArrays, chunks: Array) -> Callable[[Arra
 
 @by_arguments
 def search_lane(
-    names: tuple[str, ...],
-    family: str | NodeObjective,
-    refinement: Refinement | None,
-    effort: Any,
-    axis: str | None,
-) -> Callable[[tuple[LaneArrays, Draws], Chunks], Any]:
-    """Both levels for one lane, ((lane, its random numbers), bank) -> Found; given starts are refined. Pure."""
+    names: tuple[str, ...], refinement: Refinement, axis: str | None
+) -> Callable[[LaneArrays, Chunks], Found]:
+    """The search of one lane. Pure; map it over lanes.
 
-    def search(row: tuple[LaneArrays, Draws], bank: Chunks) -> Found:
-        lane, random = row
-        levels = Levels(names, family, effort.steps, refinement, axis, bank)
-        if not len(lane.starts):
-            return bilevel(levels, lane, random, effort)
-        return levels.descend(lane, jnp.full((len(lane.starts), 3), jnp.nan, lane.starts.dtype), lane.starts)
+    Each of its starts is refined on a part of the samples and judged on all, the best of them refined on all. A
+    judgement is a refinement of no steps: the error is then compiled once in this loop.
+    """
+    more, steps, final_steps = refinement
+    refining, judging, last = range(3)
+
+    def search(lane: LaneArrays, bank: Chunks) -> Found:
+        data, every, many = data_of(bank, lane), bank.problem.shape[0], len(lane.starts)
+
+        def job(before: tuple[Array, Found], row: tuple[Array, ...]) -> tuple[tuple[Array, Found], None]:
+            y, best = before
+            start, role, chunks, limit = row
+            begin = jnp.where(role == refining, start, jnp.where(role == judging, y, logits_of(lane.range, best.nodes)))
+            found = quasi_newton.solve(log_error(names, lane, data, chunks, axis), begin, limit)
+            value = jnp.exp(found.value)
+            better = (role == last) | ((role == judging) & (value < best.error))
+            new = Found(nodes_of(lane.range, found.y), None, value, None, found.result, found.steps, found.stationarity)
+            return (found.y, jax.tree.map(lambda a, b: jnp.where(better, a, b), new, best)), None
+
+        roles = jnp.array([refining, judging] * many + [last])
+        chunks = jnp.array([min(more, every), every] * many + [every])
+        limits = jnp.array([steps, 0] * many + [final_steps])
+        begins = jax.vmap(lambda nodes: logits_of(lane.range, nodes))(lane.starts)
+        rows = jnp.concatenate([jnp.repeat(begins, 2, 0), begins[:1]]), roles, chunks, limits
+        inf = jnp.full((), jnp.inf, lane.top.dtype)
+        none = Found(lane.starts[0], None, inf, None, jnp.asarray(MAX_STEPS), jnp.asarray(0), inf)
+        (_, found), _ = jax.lax.scan(job, (begins[0], none), rows)
+        result = jnp.where(jnp.isfinite(found.error), found.result, NOT_FINITE)
+        uneven = unevenness(lane, lams_of(lane.range, found.nodes))
+        return found._replace(error=jnp.exp(0.5 * (jnp.log(found.error) - uneven)), result=result)
 
     return search
 
@@ -529,7 +403,7 @@ def search_nonstationary(options: Coefficients, axis: str | None) -> Callable[[L
         error = jnp.exp(0.5 * (found.value - penalty(found.y)))
         result = jnp.where(jnp.isfinite(error), found.result, NOT_FINITE)
         grown = amplification(weights)
-        return Found(nodes, coefficients, None, error, grown, result, stages.steps.sum(), found.stationarity)
+        return Found(nodes, coefficients, error, grown, result, stages.steps.sum(), found.stationarity)
 
     return search
 

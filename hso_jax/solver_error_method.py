@@ -14,8 +14,7 @@ from jax.sharding import PartitionSpec
 
 from hso_jax import batch, solvers
 from hso_jax import solver_error_levels as levels
-from hso_jax.bilevel import Effort, randomness
-from hso_jax.bounds import NodeObjective, check_objective, objective_name
+from hso_jax.bilevel import Effort
 from hso_jax.checkpoint import Records
 from hso_jax.checks import brief, check_guidance, choice, whole
 from hso_jax.compiling import jit, platform
@@ -59,20 +58,11 @@ def schedule_of(lane: Lane, found: Found, inaccuracy: float) -> Schedule:
     lams = lam_of_s(nodes)
     if method.first != "free":
         lams[0] = levels.first_lam_of(lane)
-    psi = None
-    if found.psi is not None and np.isfinite(found.psi[0]):  # else the start was not the family's
-        p, last, first = (float(x) for x in found.psi)
-        ends = {"t_eps": float(lane.noise.t_of_lam(last)), "t_max": float(lane.noise.t_of_lam(first))}
-        psi = {"p": p, **ends, "ksigma_min": float(np.exp(-last)), "ksigma_max": float(np.exp(-first))}
-    # A rule that is taken as it is has not been optimised.
-    result = "fixed" if psi is None and method.refinement is None else RESULTS[int(found.result)]
     origin = Origin(
-        method="solver-error" if method.refinement else f"{objective_name(method.family)}/solver-error",
+        method="solver-error",
         solver=method.solver,
         guidance=method.guidance,
-        psi=psi,
-        p=2.0 if psi is None else psi["p"],
-        result=RESULTS[NOT_FINITE] if failed else result,
+        result=RESULTS[NOT_FINITE if failed else int(found.result)],
         iterations=int(found.steps),
         stationarity=float(found.stationarity) if np.isfinite(found.stationarity) else None,
         seed=int(lane.seed),
@@ -96,7 +86,7 @@ def errors_on(schedules: Sequence[Schedule], lanes: Sequence[Lane], names: Seque
         some = [i for i, name in enumerate(names) if solvers.EVERY[name].calls == calls]
         if some:
             search = levels.measure_lane(tuple(names[i] for i in some), batch.DEVICES)
-            found[:, some] = _run(search, (arrays, lams), bank, _usual().lanes)
+            found[:, some] = _run(search, (arrays, lams), bank, _at_once())
     return np.where(np.isfinite(found), found, np.inf)
 
 
@@ -179,11 +169,8 @@ def _program(solver: str) -> Any:
 COMPARED = ("ddim", "dpmpp-2m", "unipc-2", "unipc-3")
 """Solvers whose error a result tells beside its own: one evaluation a step, usable in every pipeline."""
 
-EFFORT = Effort(population=8, generations=6, steps=5, polish=2, lanes=1)
-"""Of the upper level, on each island of lam_eps. One lane at once is right for a CPU, whose caches hold one."""
-
 ACCELERATOR_LANES = 64
-"""Lanes that other devices compute at once."""
+"""Lanes that other devices compute at once; a CPU, whose caches hold one, takes one."""
 
 REFINEMENT = Refinement()
 
@@ -202,9 +189,9 @@ class SolverError:
         guidance: w of classifier-free guidance; 0 and 1 are without.
         first: "auto" (the first node is the model's noise end, or `first_ksigma` where that is less and the network
             predicts epsilon, see `noise.first_lam`), "end" (the noise end) or "free" (placed like the others).
-        family: bound whose minimisers are the starts: "mep", "dm-nonuni" or a function, as `Hso.objective`.
-        refinement: how hard the starts are refined on the error; None takes the best of the family as it is.
-        start: a schedule, or a method whose schedule is refined, instead of the starts of the family.
+        refinement: how hard the starts are refined on the error.
+        start: a schedule, or a method whose schedule is refined; by default equal steps of a flow's time with two
+            shifts, of which the better end is taken.
         compare: names of solvers whose error on the nodes is told in `others_same_nodes`.
         coefficients: how the coefficients of "nonstationary" are searched; the defaults if None.
         problems: a stacked Problem or Product, or a sequence of problems of both kinds; the 36 of
@@ -221,8 +208,7 @@ class SolverError:
     solver: str = "dpmpp-2m"
     guidance: float = 1.0
     first: str = "auto"
-    family: str | NodeObjective = "mep"
-    refinement: Refinement | None = REFINEMENT
+    refinement: Refinement = REFINEMENT
     start: Method | Schedule | None = None
     compare: tuple[str, ...] = COMPARED
     coefficients: Coefficients | None = None
@@ -239,10 +225,11 @@ class SolverError:
         choice("first", self.first, ("auto", "end", "free"))
         solver, guidance = solvers.canonical(self.solver, solvers.EVERY), check_guidance(self.guidance)
         levels.check_room(lane)
-        check_objective("family", self.family)
         if (samples := whole("samples", self.samples, 1, 10**6)) % min(levels.CHUNK, samples):
             raise ValueError(f"samples is {samples}; need a multiple of {levels.CHUNK}")
-        for name, value in (self.refinement or REFINEMENT)._asdict().items():
+        if not isinstance(self.refinement, Refinement):
+            raise ValueError(f"refinement is {brief(self.refinement)}; need a Refinement(...)")
+        for name, value in self.refinement._asdict().items():
             whole(f"refinement.{name}", value, 0 if name == "final_steps" else 1, 10**6)
         compare = tuple(solvers.canonical(name) for name in self.compare)
         detail, power = check_weights(self.detail, self.power, guidance)
@@ -252,10 +239,10 @@ class SolverError:
         started, coefficients = self.start, None
         used: tuple[str, ...] = (solver,)
         if solver == solvers.NONSTATIONARY:
-            if self.refinement is None or not (started is None or isinstance(started, Schedule)):
+            if not (started is None or isinstance(started, Schedule)):
                 raise ValueError(
                     "solver 'nonstationary' starts from known solvers' own searches, or from a Schedule as start; "
-                    "leave start and refinement out"
+                    "leave start out"
                 )
             size = model_error.size(lane.noise.prediction, lane.noise.noise_end, guidance)
             coefficients = levels.check_coefficients_options(self.coefficients, size, guidance)
@@ -268,8 +255,6 @@ class SolverError:
                     f"solver {name!r} cannot start at lam = -inf, where {lane.noise.name} ends; use first='free', "
                     f"{instead!r} or another solver"
                 )
-        if started is not None and self.refinement is None:
-            raise ValueError("refinement is None, with a start there would be nothing to do; give a Refinement(...)")
         if isinstance(started, Schedule):
             choice("start.layout", started.layout, (lane.layout,))
             if started.nfe != lane.nfe or started.noise != lane.noise.fingerprint():
@@ -286,7 +271,7 @@ class SolverError:
         return lane._replace(method=method)
 
     def group(self, lane: Lane) -> Hashable:
-        """Solvers of one and of two evaluations a step have programs of their own, and so has each family.
+        """Solvers of one and of two evaluations a step have programs of their own.
 
         A CPU takes lanes one by one: one program serves several solvers. Other devices compile one for each.
         """
@@ -302,7 +287,7 @@ class SolverError:
             calls = self.solver
         if self.coefficients is not None:  # what differs from lane to lane is in the lanes
             calls = self.coefficients._replace(**_OF_A_LANE)
-        return SolverError, calls, self.family, self.refinement, data, error, waves, start
+        return SolverError, calls, self.refinement, data, error, waves, start
 
     def search(
         self,
@@ -322,17 +307,16 @@ class SolverError:
                 again = [lane._replace(method=start) for lane, start in zip(lanes, starts, strict=True)]
                 starts = self.start.search(again, None, None, None)
             arrays = arrays._replace(starts=_padded(starts, arrays))
-        complete = (effort or Effort()).over(_usual())
-        random = randomness([lane.seed for lane in lanes], complete, 3, len(levels.ISLANDS))
-        search = levels.search_lane(names, self.family, self.refinement, complete, batch.DEVICES)
-        rows = _rows(_run(search, (arrays, random), bank, complete.lanes, progress, records))
+        search = levels.search_lane(names, self.refinement, batch.DEVICES)
+        rows = _rows(_run(search, arrays, bank, _at_once(effort), progress, records))
         each = zip(lanes, rows, inaccuracy, strict=True)
         return with_other_solvers([schedule_of(lane, row, float(x)) for lane, row, x in each], lanes)
 
 
-def _usual() -> Any:
-    """The default effort on the platform."""
-    return EFFORT if platform() == "cpu" else EFFORT._replace(lanes=ACCELERATOR_LANES)
+def _at_once(effort: Effort | None = None) -> int:
+    """Lanes that are computed together; of an effort, which is the upper level's, nothing else counts here."""
+    usual = 1 if platform() == "cpu" else ACCELERATOR_LANES
+    return usual if effort is None or effort.lanes is None else effort.lanes
 
 
 def _rows(found: Any) -> list[Any]:
@@ -386,7 +370,7 @@ def _search_nonstationary(
     arrays = arrays._replace(starts=_padded(starts, arrays), penalty=penalty, growth=growth)
     search = levels.search_nonstationary(options._replace(known=(), **_OF_A_LANE), batch.DEVICES)
     later = None if records is None else records.part("coefficients")
-    rows = _rows(_run(search, arrays, bank, _usual().lanes, shown(total - len(lanes)), later))
+    rows = _rows(_run(search, arrays, bank, _at_once(), shown(total - len(lanes)), later))
     return [_better(lane, row, s, float(x)) for lane, row, s, x in zip(lanes, rows, best, inaccuracy, strict=True)]
 
 

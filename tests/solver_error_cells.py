@@ -18,7 +18,7 @@ from hso_jax.solver_error_levels import Refinement
 SAMPLES = 8
 EFFORT = Effort(population=4, generations=1, steps=5, polish=1, lanes=1)
 SMALL: dict[str, Any] = {"samples": SAMPLES, "refinement": Refinement(2, 8, 16)}
-"""All samples of both problems are two chunks: the upper level sees what the error is measured on."""
+"""All samples of both problems are two chunks."""
 NAMES = ("ddim", "unipc-2")
 WEIGHTS = (1.0, 5.0)
 SD, SD3 = preset("sd15"), preset("sd3-medium")

@@ -16,13 +16,13 @@ from solver_error_cells import SD, SD3, deviations, small_family
 
 from hso_jax import error, solver_error_levels, solvers
 from hso_jax.compiling import compiler_options
-from hso_jax.error import OF_A_MODEL, PURE, Chunks, error_data, squared_errors
+from hso_jax.error import PURE, Chunks, error_data, squared_errors
 from hso_jax.lane import Lane
 from hso_jax.lower.quasi_newton import SPACING, lams_of, logits_of, nodes_of
 from hso_jax.lower.trust_region import Expansion, face_step
 from hso_jax.noise import lam_of_s, s_of_lam
 from hso_jax.problems import denoiser, family, pick, spread
-from hso_jax.solver_error_levels import LaneArrays, Levels, data_of, log_error, pack, weigh
+from hso_jax.solver_error_levels import LaneArrays, data_of, log_error, pack, weigh
 
 NAMES = ("ddim", "dpmpp-2m", "unipc-3")
 NFE, COUNT = 3, 6  # real nodes are 3 or 4, the rest is padding
@@ -79,9 +79,7 @@ QUICK = compiler_options(jax.default_backend())  # the compilation is most of th
 
 @functools.partial(jax.jit, compiler_options=QUICK)
 def slope(lane: LaneArrays, data: Chunks, y: jax.Array) -> tuple[jax.Array, jax.Array]:
-    bank = data._replace(**{name: getattr(data, name)[None] for name in OF_A_MODEL})
-    levels = Levels(NAMES, "mep", 5, None, None, bank)
-    return log_error(levels, lane._replace(data=0), jnp.asarray(data.problem.shape[0]))(y)
+    return log_error(NAMES, lane, data, data.problem.shape[0])(y)
 
 
 @functools.partial(jax.jit, static_argnames="solver", compiler_options=QUICK)
