@@ -72,7 +72,7 @@ USUAL: dict[str, tuple[Callable[..., Any], dict[str, Any]]] = {
     ),
     "solver-error": (
         lambda **options: lanes([SD], [4], method=SolverError(**options)),
-        {"solver": "ddim", "guidance": 1.0, "first": "end", "family": "mep", "problems": PROBLEM}
+        {"solver": "ddim", "guidance": 1.0, "first": "end", "problems": PROBLEM}
         | {"detail": 0.0, "power": 1.0, "model_error": ModelError()},
     ),
     "search": (find, {"noise": SD, "nfe": 4, "layout": "node", "method": "hso", "seed": 0, "effort": Effort()}),
