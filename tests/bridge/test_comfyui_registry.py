@@ -15,7 +15,6 @@ from test_comfyui import nodes as nodes  # the fixture
 
 from hso_jax import recommend
 from hso_jax.noise import PRESETS
-from hso_jax.shipped.zoo import CHOICES
 from tests.bridge.comfyui_workflow import TEMPLATES, WORKFLOWS, as_prompt, workflow_of
 
 ROOT = Path(__file__).parents[2]
@@ -69,7 +68,6 @@ def test_the_example_workflows_fit_the_nodes(nodes: ModuleType, name: str) -> No
 def test_wans_experts_change_at_their_boundary() -> None:
     (split,) = (node for node in workflow_of("hso_wan22")["nodes"] if node["type"] == "SplitSigmas")
     (node,) = (node for node in workflow_of("hso_wan22")["nodes"] if node["type"] == "HsoRecommend")
-    for solver in CHOICES:  # whichever is recommended
-        model, steps, guidance, _ = node["widgets_values"]
-        sigmas = recommend(model, steps, guidance=guidance, solver=solver).schedule.sampler_sigmas()
-        assert split["widgets_values"] == [int((sigmas >= PRESETS[model].boundary).sum())]
+    model, steps, guidance, _ = node["widgets_values"]
+    sigmas = recommend(model, steps, guidance=guidance).schedule.sampler_sigmas()
+    assert split["widgets_values"] == [int((sigmas >= PRESETS[model].boundary).sum())]
