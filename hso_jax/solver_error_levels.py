@@ -388,8 +388,12 @@ def search_lane(
     refinement: Refinement | None,
     effort: Any,
     axis: str | None,
+    added: tuple[solvers.Solver, ...],
 ) -> Callable[[tuple[LaneArrays, Draws], Chunks], Any]:
-    """Both levels for one lane, ((lane, its random numbers), bank) -> Found; given starts are refined. Pure."""
+    """Both levels for one lane, ((lane, its random numbers), bank) -> Found; given starts are refined. Pure.
+
+    `added` is `solvers.added` of the names: with another function behind a name it is another search. So below.
+    """
 
     def search(row: tuple[LaneArrays, Draws], bank: Chunks) -> Found:
         lane, random = row
@@ -485,7 +489,9 @@ def older_of(name: str) -> int:
 
 
 @by_arguments
-def search_nonstationary(options: Coefficients, axis: str | None) -> Callable[[LaneArrays, Chunks], Found]:
+def search_nonstationary(
+    options: Coefficients, axis: str | None, added: tuple[solvers.Solver, ...]
+) -> Callable[[LaneArrays, Chunks], Found]:
     """The search of one lane, which has the nodes that the known solver has found. Pure; map it over lanes."""
     assert options.start is not None
     start, history, part = options.start, options.history, options.part
@@ -541,7 +547,9 @@ def deviating_weights(start: str, lane: LaneArrays, lams: Array, deviation: Arra
 
 
 @by_arguments
-def measure_lane(names: tuple[str, ...], axis: str | None) -> Callable[[tuple[LaneArrays, Array], Chunks], Array]:
+def measure_lane(
+    names: tuple[str, ...], axis: str | None, added: tuple[solvers.Solver, ...]
+) -> Callable[[tuple[LaneArrays, Array], Chunks], Array]:
     """((lane, nodes lams [K]), bank) -> [S] root-mean-square error of each solver there, on all samples."""
 
     def measure(row: tuple[LaneArrays, Array], bank: Chunks) -> Array:
