@@ -72,10 +72,21 @@ def test_a_file_that_is_cut_off_is_made_again(folder: Path) -> None:
     sums, _ = found(powers(2))
     (file,) = folder.glob("hso-jax-*")
     whole = file.read_bytes()
-    for content in (b"", whole[:100], whole[: len(whole) // 2], b"text"):
+    wrong = bytearray(whole)
+    wrong[len(whole) // 2] ^= 255
+    for content in (b"", whole[:100], whole[: len(whole) // 2], b"text", bytes(wrong)):
         file.write_bytes(content)
         assert found(powers(2)) == (sums, True)
     assert found(powers(2)) == (sums, False)
+
+
+def test_a_file_of_another_program_is_made_again(folder: Path) -> None:
+    sums, _ = found(powers(2))
+    (file,) = folder.glob("hso-jax-*")
+    found(powers(1))
+    (other,) = set(folder.glob("hso-jax-*")) - {file}
+    other.replace(file)
+    assert found(powers(2)) == (sums, True)
 
 
 def test_a_program_that_jax_has_kept_too_runs_when_it_is_found(folder: Path) -> None:
@@ -184,6 +195,14 @@ def test_a_solver_of_one_s_own_is_another_one_when_it_changes(folder: Path) -> N
     np.testing.assert_allclose(*np.transpose(errors), rtol=1e-5)
     assert errors[0][0] != errors[1][0]
     assert not list(folder.glob("hso-jax-*"))
+
+
+def test_the_sources_are_those_that_were_imported(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A file that is changed while a process runs is not what its programs are made of."""
+    before = compiling._sources()
+    compiling._sources.cache_clear()
+    monkeypatch.setattr(Path, "read_bytes", lambda path: b"changed")
+    assert compiling._sources() == before
 
 
 @pytest.mark.parametrize("change", ["sources", "no cache", "no folder"])
