@@ -7,7 +7,9 @@ fails has a result that says so, beside the others' results.
 from __future__ import annotations
 
 import functools
+import hashlib
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
 import jax
@@ -31,17 +33,40 @@ HOSTS, DEVICES = "hosts", "devices"
 Factory = TypeVar("Factory", bound=Callable[..., Search])
 
 
+_TEXTS: dict[Search, str] = {}
+
+
 def by_arguments(factory: Factory) -> Factory:
-    """The factory of searches, which makes one for equal arguments; a later process knows its program by their text."""
+    """The factory of searches, which makes one for equal arguments.
+
+    A later process knows its program by their text, and by the text of the factory's file, if the arguments are plain.
+    """
+    file = _file_of(factory)
 
     @functools.lru_cache(maxsize=64)
     @functools.wraps(factory)
     def made(*arguments: Any, **options: Any) -> Search:
         search = factory(*arguments, **options)
-        vars(search)["text"] = f"{factory.__module__}.{factory.__qualname__} {arguments} {options}"
+        if file is not None and _plain((arguments, *options.values())):
+            _TEXTS[search] = f"{factory.__module__}.{factory.__qualname__} {file} {arguments} {options}"
         return search
 
     return made  # type: ignore[return-value]
+
+
+def _file_of(factory: Any) -> str | None:
+    """A digest of the file that the factory is defined in, if it is one."""
+    try:
+        return hashlib.sha256(Path(factory.__code__.co_filename).read_bytes()).hexdigest()
+    except (AttributeError, OSError):
+        return None
+
+
+def _plain(value: Any) -> bool:
+    """Whether the text of a value tells all of it; what an object with functions does, it does not tell."""
+    if isinstance(value, tuple) and not callable(value):
+        return all(map(_plain, value))
+    return value is None or type(value) in (str, bool, int, float)
 
 
 class Split(NamedTuple):
@@ -91,7 +116,7 @@ def run(
     spread = PartitionSpec((HOSTS, DEVICES)) if split is None else PartitionSpec(HOSTS)
     specs = PartitionSpec() if split is None else split.shared
     jitted = program(search, mesh, spread, specs, at_once)
-    name = repr((vars(search).get("text", search), spread, specs, at_once))
+    name = repr((_TEXTS.get(search, search), spread, specs, at_once))
     shared = _placed(shared, mesh, specs)
     parts: list[Any] = []
     done = 0

@@ -93,7 +93,10 @@ def _stored(program: Any, path: Path, arguments: Any, tree: Any) -> Any:
     memory = _in_memory(path)
     if not memory:
         try:
-            payload, result = pickle.loads(path.read_bytes())
+            content = path.read_bytes()
+            if content != _signed(path, content[_DIGEST:]):
+                raise ValueError("damaged, or of another program")
+            payload, result = pickle.loads(content[_DIGEST:])
             _load_lapack()
             memory.append(serialize_executable.deserialize_and_load(payload, tree, result))
         except Exception:  # there is none, it is cut off, ...: made again
@@ -101,8 +104,16 @@ def _stored(program: Any, path: Path, arguments: Any, tree: Any) -> Any:
             with contextlib.suppress(Exception):  # no room, or a device whose programs cannot be written
                 payload, _, result = serialize_executable.serialize(memory[0])
                 path.parent.mkdir(parents=True, exist_ok=True)
-                write_whole(path, pickle.dumps((payload, result)))
+                write_whole(path, _signed(path, pickle.dumps((payload, result))))
     return memory[0]
+
+
+_DIGEST = hashlib.sha256().digest_size
+
+
+def _signed(path: Path, content: bytes) -> bytes:
+    """The content behind its digest: JAX loads machine code with a wrong byte in it, and runs another program's."""
+    return hashlib.sha256(path.name.encode() + content).digest() + content
 
 
 @functools.cache
@@ -129,18 +140,26 @@ def _compiled_anew(lowered: jax.stages.Lowered) -> jax.stages.Compiled:
         compilation_cache.reset_cache()
 
 
-@functools.cache
-def _sources() -> list[str]:
-    """What programs are made of: this package's files, JAX, the packages it uses, and the machine."""
+def _files() -> str:
+    """A digest of this package's files."""
     found = hashlib.sha256()
     for path in sorted(Path(__file__).parent.rglob("*.py")):
         found.update(path.read_bytes())
+    return found.hexdigest()
+
+
+_FILES = _files()  # as they are imported: a program that an older file made is not kept as a newer one's
+
+
+@functools.cache
+def _sources() -> list[str]:
+    """What programs are made of: this package's files, JAX, the packages it uses, and the machine."""
     versions = [importlib.metadata.version(name) for name in ("jax", "jaxlib", "evosax", "optax", "numpy")]
     device = jax.devices()[0]
     about = Path("/proc/cpuinfo")  # a home folder may serve machines with other instructions
     lines = about.read_text().splitlines() if about.exists() else []
     cpu = next((line for line in lines if line.startswith(("flags", "Features"))), "")
-    return [found.hexdigest(), *versions, device.device_kind, device.client.platform_version, cpu]
+    return [_FILES, *versions, device.device_kind, device.client.platform_version, cpu]
 
 
 def platform() -> str:

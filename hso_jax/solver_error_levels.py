@@ -237,9 +237,11 @@ def log_error(
 
 @by_arguments
 def search_lane(
-    names: tuple[str, ...], refinement: Refinement, axis: str | None
+    names: tuple[str, ...], refinement: Refinement, axis: str | None, added: tuple[solvers.Solver, ...]
 ) -> Callable[[LaneArrays, Chunks], Found]:
     """The search of one lane. Pure; map it over lanes.
+
+    `added` is `solvers.added` of the names: with another function behind a name it is another search. So below.
 
     Each of its starts is refined on a part of the samples and judged on all, the best of them refined on all. A
     judgement is a refinement of no steps: the error is then compiled once in this loop.
@@ -359,7 +361,9 @@ def older_of(name: str) -> int:
 
 
 @by_arguments
-def search_nonstationary(options: Coefficients, axis: str | None) -> Callable[[LaneArrays, Chunks], Found]:
+def search_nonstationary(
+    options: Coefficients, axis: str | None, added: tuple[solvers.Solver, ...]
+) -> Callable[[LaneArrays, Chunks], Found]:
     """The search of one lane, which has the nodes that the known solver has found. Pure; map it over lanes."""
     assert options.start is not None
     start, history, part = options.start, options.history, options.part
@@ -415,7 +419,9 @@ def deviating_weights(start: str, lane: LaneArrays, lams: Array, deviation: Arra
 
 
 @by_arguments
-def measure_lane(names: tuple[str, ...], axis: str | None) -> Callable[[tuple[LaneArrays, Array], Chunks], Array]:
+def measure_lane(
+    names: tuple[str, ...], axis: str | None, added: tuple[solvers.Solver, ...]
+) -> Callable[[tuple[LaneArrays, Array], Chunks], Array]:
     """((lane, nodes lams [K]), bank) -> [S] root-mean-square error of each solver there, on all samples."""
 
     def measure(row: tuple[LaneArrays, Array], bank: Chunks) -> Array:

@@ -85,7 +85,8 @@ def errors_on(schedules: Sequence[Schedule], lanes: Sequence[Lane], names: Seque
     for calls in (1, 2):  # solvers of one and of two evaluations a step have programs of their own
         some = [i for i, name in enumerate(names) if solvers.EVERY[name].calls == calls]
         if some:
-            search = levels.measure_lane(tuple(names[i] for i in some), batch.DEVICES)
+            those = tuple(names[i] for i in some)
+            search = levels.measure_lane(those, batch.DEVICES, solvers.added(those))
             found[:, some] = _run(search, (arrays, lams), bank, _at_once())
     return np.where(np.isfinite(found), found, np.inf)
 
@@ -152,14 +153,14 @@ def measure(schedule: Schedule, solver: str, data: Chunks) -> float:
     coefficients = schedule.coefficients if solver == solvers.NONSTATIONARY else None
     rows = () if coefficients is None else (jnp.asarray(np.pad(coefficients, ((0, pad), (0, 0))), dtype),)
     steps = jnp.asarray(lams), jnp.asarray(end, dtype), jnp.asarray(schedule.nfe)
-    value = float(_program(solver)(data, *steps, *rows))
+    value = float(_program(solvers.EVERY[solver])(data, *steps, *rows))
     return value if np.isfinite(value) else float("inf")
 
 
 @functools.cache
-def _program(solver: str) -> Any:
+def _program(solver: solvers.Solver) -> Any:
     def error(data: Chunks, lams: jax.Array, end: jax.Array, nfe: jax.Array, *coefficients: jax.Array) -> jax.Array:
-        weights = solvers.EVERY[solver].weights(grid(lams, end, nfe), *coefficients)
+        weights = solver.weights(grid(lams, end, nfe), *coefficients)
         chunks = data.problem.shape[0]
         return jnp.sqrt(mean_error(data, squared_errors(data, weights, chunks), chunks))
 
@@ -307,7 +308,7 @@ class SolverError:
                 again = [lane._replace(method=start) for lane, start in zip(lanes, starts, strict=True)]
                 starts = self.start.search(again, None, None, None)
             arrays = arrays._replace(starts=_padded(starts, arrays))
-        search = levels.search_lane(names, self.refinement, batch.DEVICES)
+        search = levels.search_lane(names, self.refinement, batch.DEVICES, solvers.added(names))
         rows = _rows(_run(search, arrays, bank, _at_once(effort), progress, records))
         each = zip(lanes, rows, inaccuracy, strict=True)
         return with_other_solvers([schedule_of(lane, row, float(x)) for lane, row, x in each], lanes)
@@ -368,7 +369,8 @@ def _search_nonstationary(
     each = [lane.method.coefficients for lane in lanes]
     penalty, growth = (np.array([getattr(x, name) for x in each], arrays.top.dtype) for name in ("penalty", "growth"))
     arrays = arrays._replace(starts=_padded(starts, arrays), penalty=penalty, growth=growth)
-    search = levels.search_nonstationary(options._replace(known=(), **_OF_A_LANE), batch.DEVICES)
+    added = solvers.added([str(options.start)])
+    search = levels.search_nonstationary(options._replace(known=(), **_OF_A_LANE), batch.DEVICES, added)
     later = None if records is None else records.part("coefficients")
     rows = _rows(_run(search, arrays, bank, _at_once(), shown(total - len(lanes)), later))
     return [_better(lane, row, s, float(x)) for lane, row, s, x in zip(lanes, rows, best, inaccuracy, strict=True)]

@@ -2,19 +2,27 @@
 
 from __future__ import annotations
 
+import dataclasses
+import functools
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import solver_error_cells as cells
 from jax.experimental.compilation_cache import compilation_cache
+from problems import SD
 
-from hso_jax import batch, compiling
+import hso_jax
+from hso_jax import batch, compiling, solvers
+from hso_jax.searches import checked
+from hso_jax.solver_error_method import errors_on
+from hso_jax.solvers.multistep import ddim, dpmpp
 
 TRACED: list[int] = []
 
@@ -64,10 +72,21 @@ def test_a_file_that_is_cut_off_is_made_again(folder: Path) -> None:
     sums, _ = found(powers(2))
     (file,) = folder.glob("hso-jax-*")
     whole = file.read_bytes()
-    for content in (b"", whole[:100], whole[: len(whole) // 2], b"text"):
+    wrong = bytearray(whole)
+    wrong[len(whole) // 2] ^= 255
+    for content in (b"", whole[:100], whole[: len(whole) // 2], b"text", bytes(wrong)):
         file.write_bytes(content)
         assert found(powers(2)) == (sums, True)
     assert found(powers(2)) == (sums, False)
+
+
+def test_a_file_of_another_program_is_made_again(folder: Path) -> None:
+    sums, _ = found(powers(2))
+    (file,) = folder.glob("hso-jax-*")
+    found(powers(1))
+    (other,) = set(folder.glob("hso-jax-*")) - {file}
+    other.replace(file)
+    assert found(powers(2)) == (sums, True)
 
 
 def test_a_program_that_jax_has_kept_too_runs_when_it_is_found(folder: Path) -> None:
@@ -85,7 +104,8 @@ def test_a_program_that_jax_has_kept_too_runs_when_it_is_found(folder: Path) -> 
 
 
 def test_another_process_runs_a_program_that_calls_lapack(tmp_path: Path) -> None:
-    program = """if True:
+    program = tmp_path / "spectrum.py"
+    program.write_text("""if True:
         import sys
         import jax, numpy as np
         from jax import numpy as jnp
@@ -100,10 +120,10 @@ def test_another_process_runs_a_program_that_calls_lapack(tmp_path: Path) -> Non
             return search
 
         print(batch.run(spectrum(2), np.ones(1, np.float32), (), chunk=1)["values"].tolist())
-    """
+    """)
     told = [
         subprocess.run(
-            [sys.executable, "-c", program, str(tmp_path)], capture_output=True, text=True, check=True, timeout=300
+            [sys.executable, program, str(tmp_path)], capture_output=True, text=True, check=True, timeout=300
         ).stdout.split("\n")
         for _ in range(2)
     ]
@@ -111,10 +131,78 @@ def test_another_process_runs_a_program_that_calls_lapack(tmp_path: Path) -> Non
     assert "traced" in told[0] and "traced" not in told[1]
 
 
+@dataclasses.dataclass(frozen=True)
+class Times:
+    """A function that is an object; its text does not tell what it does."""
+
+    factor: float
+
+    def __call__(self, x: Any) -> Any:
+        return self.factor * x
+
+
+class Plus(NamedTuple):
+    """Another one."""
+
+    term: float
+
+    def __call__(self, x: Any) -> Any:
+        return x + self.term
+
+
 def test_what_is_not_told_by_its_text_is_not_stored(folder: Path) -> None:
-    assert found(powers(2, abs))[1] and found(powers(2, abs))[1]
+    for function in (abs, Times(2.0), Plus(2.0)):
+        assert found(powers(2, function))[1] and found(powers(2, function))[1]
     assert found(lambda lane, shared: powers(2)(lane, shared))[1]
     assert not list(folder.glob("hso-jax-*"))
+
+
+def test_a_function_around_a_search_is_another_search(folder: Path) -> None:
+    found(powers(2))
+    inner = powers(2)
+
+    @functools.wraps(inner)
+    def negative(lane: Any, shared: Any) -> Any:
+        return jax.tree.map(jnp.negative, inner(lane, shared))
+
+    assert found(negative) == ([-2.0, -14.0, -42.0], True)
+
+
+def test_a_changed_file_makes_another_program(folder: Path) -> None:
+    file = folder / "mine.py"
+    results = []
+    for factor in (2.0, 3.0):
+        file.write_text(f"def times():\n    return lambda lane, shared: {{'sum': (lane * {factor}).sum()}}\n")
+        names: dict[str, Any] = {"__name__": "mine"}
+        exec(compile(file.read_text(), file, "exec"), names)
+        results.append(found(batch.by_arguments(names["times"])())[0])
+    assert results == [[2.0, 10.0, 18.0], [3.0, 15.0, 27.0]]
+    assert len(list(folder.glob("hso-jax-*"))) == 2
+
+
+def test_a_solver_of_one_s_own_is_another_one_when_it_changes(folder: Path) -> None:
+    schedule = hso_jax.baseline("karras", SD, 4)
+    errors = []
+    try:
+        for function in (ddim, functools.partial(dpmpp, order=2)):
+            solvers.SOLVERS["mine"] = solvers.Solver(function, order=1, calls=1, description="")
+            (lane,) = checked([cells.lane(SD, 4, "node", "mine")])
+            options = {"problems": cells.small_family(), "samples": cells.SAMPLES, **cells.PLAIN}
+            (searched,) = errors_on([schedule], [lane], ["mine"])[0]
+            errors.append((hso_jax.solver_error(schedule, SD, solver="mine", **options), searched))
+    finally:
+        solvers.SOLVERS.pop("mine")
+    np.testing.assert_allclose(*np.transpose(errors), rtol=1e-5)
+    assert errors[0][0] != errors[1][0]
+    assert not list(folder.glob("hso-jax-*"))
+
+
+def test_the_sources_are_those_that_were_imported(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A file that is changed while a process runs is not what its programs are made of."""
+    before = compiling._sources()
+    compiling._sources.cache_clear()
+    monkeypatch.setattr(Path, "read_bytes", lambda path: b"changed")
+    assert compiling._sources() == before
 
 
 @pytest.mark.parametrize("change", ["sources", "no cache", "no folder"])

@@ -15,7 +15,16 @@ from bridge.at_hand import current_schedule
 from bridge.pipeline import several
 from bridge.tuning.candidates import Candidate, candidates, is_rule, known_solvers
 from bridge.tuning.judge import Judge, batches, targets
-from bridge.tuning.models import Model, denoiser_model, jobs_of, labelled, pipeline_model, taken_steps, together
+from bridge.tuning.models import (
+    Model,
+    denoiser_model,
+    jobs_of,
+    labelled,
+    pipeline_model,
+    steps_of,
+    taken_steps,
+    together,
+)
 from bridge.tuning.race import Measured, interval, race
 from hso_jax import solvers
 from hso_jax.checkpoint import Checkpoint
@@ -263,6 +272,7 @@ def _chosen(
     lists = {n: _candidates(model, plan, n, now[n]) for n in plan.nfes}
     asked = {"choose": plan._asdict(), "noise": part.noise.fingerprint(), "guidance": model.guidance}
     asked |= {"candidates": {str(n): [c.name for c in found] for n, found in lists.items()}, "torch": torch.__version__}
+    asked["steps"] = {str(n): steps_of([c.schedule for c in found]) for n, found in lists.items()}
 
     def search(model: Model) -> Chosen:
         told = [math.inf]

@@ -266,6 +266,12 @@ def sha(texts: Sequence[str]) -> str:
     return hashlib.sha256(json.dumps(list(texts)).encode()).hexdigest()[:16]
 
 
+def steps_of(schedules: Sequence[Schedule]) -> str:
+    """A short digest of the steps that schedules take: their levels, solvers and coefficients."""
+    own = ([] if s.coefficients is None else s.coefficients.round(9).tolist() for s in schedules)
+    return sha([f"{s.solver} {s.end} {s.t.round(9).tolist()} {rows}" for s, rows in zip(schedules, own, strict=True)])
+
+
 def _pixels(image: Any) -> np.ndarray:
     return image.detach().cpu().numpy() if isinstance(image, torch.Tensor) else np.asarray(image)
 

@@ -18,7 +18,7 @@ from bridge.tuning import gits, models, search
 from bridge.tuning.candidates import Candidate, candidates, is_rule
 from bridge.tuning.coordinates import Coordinates, with_coefficients
 from bridge.tuning.judge import Error, Judge, Made, Score, ScoreJudge, SpentError, batches, targets
-from bridge.tuning.models import Model, sha
+from bridge.tuning.models import Model, steps_of
 from bridge.tuning.race import Measured, race
 from hso_jax import solvers
 from hso_jax.checkpoint import Checkpoint
@@ -26,7 +26,7 @@ from hso_jax.checks import brief, check_guidance, check_nfe, choice, count, numb
 from hso_jax.compiling import under_jax_defaults
 from hso_jax.lane import Lane
 from hso_jax.noise import NoiseSchedule, check_noise
-from hso_jax.schedule import Origin, Schedule
+from hso_jax.schedule import Origin, Schedule, versions
 from hso_jax.searches import search as search_without_model
 from hso_jax.shipped.zoo import shipped_guidance
 from hso_jax.solver_error_levels import check_room, start_of
@@ -566,10 +566,11 @@ def _arguments(options: Options, model: Model, facts: Mapping[str, Any]) -> dict
     )  # fmt: skip
     return {
         **{name: getattr(options, name) for name in names},
-        "start": None if start is None else sha([start.t.tobytes().hex(), repr(start.coefficients)]),
+        "start": None if start is None else steps_of([start]),
         "error": None if error is None else getattr(error, "__qualname__", type(error).__qualname__),
         "noise": model.part.noise.fingerprint(),
         "guidance": model.guidance,
         "torch": torch.__version__,
+        "versions": versions(),  # of the schedules that are shipped, too
         **facts,
     }

@@ -11,6 +11,7 @@ from hso_jax.solvers.sampling import STOCHASTIC as STOCHASTIC
 from hso_jax.solvers.sampling import UNKNOWN as UNKNOWN
 from hso_jax.solvers.sampling import Denoiser as Denoiser
 from hso_jax.solvers.sampling import Solver as Solver
+from hso_jax.solvers.sampling import added as added
 from hso_jax.solvers.sampling import adds_noise as adds_noise
 from hso_jax.solvers.sampling import alike as alike
 from hso_jax.solvers.sampling import canonical as canonical

@@ -54,6 +54,13 @@ EVERY: Mapping[str, Solver] = ChainMap(
 )
 """These, and the one whose coefficients are data: every solver that `canonical` gives."""
 
+_OWN = dict(EVERY)
+
+
+def added(names: Iterable[str]) -> tuple[Solver, ...]:
+    """Those solvers of these names that are not this package's: what they do the name does not tell."""
+    return tuple(EVERY[name] for name in names if EVERY[name] is not _OWN.get(name))
+
 
 def _rows(text: str) -> dict[str, str]:
     """Names by the solver that a line begins with."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import itertools
 import json
 import math
@@ -184,6 +185,29 @@ def test_an_interrupted_one_goes_on_to_the_same_bytes(found: bridge.Chosen, tmp_
     assert small(spent, checkpoint=file).schedule == found.schedule and spent.calls == found.evaluations
     with pytest.raises(ValueError, match="made with other arguments"):
         small(checkpoint=file, budget=501)
+
+
+def interrupt(*_: Any) -> None:
+    raise KeyboardInterrupt
+
+
+def test_a_checkpoint_of_other_schedules_of_the_same_names_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A pipeline's own schedule may have been replaced since, or those that are shipped."""
+    module, file = importlib.import_module("bridge.tuning.choose"), tmp_path / "c.json"
+    with pytest.raises(KeyboardInterrupt):
+        small(checkpoint=file, progress=interrupt)
+    text = file.read_text()
+
+    def moved(*given: Any) -> list[Candidate]:
+        first, *rest = candidates(*given)
+        return [first._replace(schedule=rest[0].schedule), *rest]
+
+    monkeypatch.setattr(module, "candidates", moved)
+    with pytest.raises(ValueError, match=r"made with other arguments: steps\.4 was"):
+        small(checkpoint=file)
+    assert file.read_text() == text
 
 
 def test_several_numbers_of_steps_share_the_converged_samples() -> None:

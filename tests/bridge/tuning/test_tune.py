@@ -126,13 +126,32 @@ def test_gits_takes_its_coefficient(monkeypatch: pytest.MonkeyPatch) -> None:
     assert asked == [gits.COEFFICIENT] != [1.0]
 
 
-def test_a_checkpoint_tells_starts_apart_by_their_coefficients(tmp_path: Path) -> None:
-    start, file = zoo("sd15", N, "nonstationary"), tmp_path / "c.json"
-    assert start.coefficients is not None
-    small(checkpoint=file, start=start, budget=500)
-    other = dataclasses.replace(start, coefficients=0.9 * start.coefficients)
-    with pytest.raises(ValueError, match="start"):
-        small(checkpoint=file, start=other, budget=500)
+def interrupt(*_: Any) -> None:
+    raise KeyboardInterrupt
+
+
+def test_a_checkpoint_tells_starts_apart_by_their_coefficients_and_solvers(tmp_path: Path) -> None:
+    free, known = zoo("sd15", N, "nonstationary"), zoo("sd15", N, "ddim")
+    assert free.coefficients is not None
+    weaker = dataclasses.replace(free, coefficients=0.9 * free.coefficients)
+    other = dataclasses.replace(known, origin=dataclasses.replace(known.origin, solver="unipc-2"))
+    for number, (start, another) in enumerate([(free, weaker), (known, other)]):
+        file = tmp_path / f"{number}.json"
+        with pytest.raises(KeyboardInterrupt):
+            small(checkpoint=file, start=start, solver="nonstationary", progress=interrupt)
+        with pytest.raises(ValueError, match="start was"):
+            small(checkpoint=file, start=another, solver="nonstationary")
+
+
+def test_a_checkpoint_of_another_version_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Another version ships other schedules, and tries others first."""
+    file = tmp_path / "c.json"
+    start = zoo("sd15", N, "ddim")
+    with pytest.raises(KeyboardInterrupt):
+        small(checkpoint=file, start=start, progress=interrupt)
+    monkeypatch.setattr(importlib.import_module("bridge.tuning.tune"), "versions", lambda: {"hso-jax": "0.0.1"})
+    with pytest.raises(ValueError, match=r"versions\.hso-jax was"):
+        small(checkpoint=file, start=start)
 
 
 @pytest.mark.slow
