@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import hashlib
 import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -145,7 +146,7 @@ def error_data(
         prediction: what the network predicts: a key of `problems.ETA`.
         model_error: what its error is like; by default what `ETA` has for the prediction type.
         problems: stacked on a leading axis, or a sequence of problems of either kind; the prediction type's
-            `default_family` if None. The same arrays are solved once.
+            `default_family` if None. The same ones are solved once.
         detail: a direction's squared error weighs its `variance^-detail`: 0 is the plain error, 1 all details alike; by
             default `DETAIL (1 - 1/w)`.
         power: of the mean over problems: 1 is the mean of their squared errors, 0 that of their logarithms.
@@ -168,7 +169,7 @@ def error_data(
     dtype = jnp.dtype(jax.dtypes.canonicalize_dtype(float))
     numbers = kind.numbers(prediction)
     leaves, structure = jax.tree.flatten(problems)
-    key = _Problems(problems, (structure, *map(id, leaves)))
+    key = _Problems(problems, (structure, *map(_told_apart, leaves)))
     return _solve(key, dtype, start, guidance, kind, numbers, *weights, samples, seed, steps)
 
 
@@ -180,10 +181,17 @@ def check_weights(detail: object, power: object, guidance: float) -> tuple[float
 
 @dataclasses.dataclass(frozen=True)
 class _Problems:
-    """Problems as the key of a cache: the same arrays are the same problems."""
+    """Problems as the key of a cache."""
 
     given: Problems = dataclasses.field(compare=False)
     key: tuple[Any, ...]
+
+
+def _told_apart(leaf: Any) -> Any:
+    """JAX's arrays never change: the same array is the same numbers. NumPy's may be changed where they are."""
+    if isinstance(leaf, jax.Array):
+        return id(leaf)
+    return leaf.shape, leaf.dtype.str, hashlib.sha256(leaf.tobytes()).digest()
 
 
 @functools.lru_cache(maxsize=32)

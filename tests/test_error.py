@@ -267,6 +267,13 @@ def test_the_same_problems_are_solved_exactly_once(monkeypatch: pytest.MonkeyPat
     assert len(solved) == 3
 
 
+def test_problems_that_are_changed_in_place_are_solved_anew() -> None:
+    problems = jax.tree.map(np.array, small_family())
+    before = error_data(-2.5, problems=problems, samples=4)
+    problems.means[:] *= 2.0
+    assert not np.allclose(error_data(-2.5, problems=problems, samples=4).truth, before.truth)
+
+
 def test_samples_begin_as_pure_noise_or_as_noised_data() -> None:
     """Where a noise end leaves much of the data, samples begin with noised data."""
     lam, problems = PURE + 3.0, family(range(3))

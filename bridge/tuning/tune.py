@@ -457,7 +457,7 @@ class _Tuning:
         options, noise, solver = self._options, self._noise, self._options.solver
         known = None if solver == solvers.NONSTATIONARY else solver
         every = candidates(noise, self._steps, self._model.guidance, known)
-        if not shipped_guidance(noise):
+        if options.start is None and not shipped_guidance(noise):
             how = SolverError(solver, self._model.guidance, compare=())
             found = search_without_model(noise, self._steps, method=how)
             every.insert(0, Candidate("search", _named(found, solver, self._base)))
