@@ -318,8 +318,7 @@ BAD: dict[str, tuple[Callable[[], SolverError], str]] = {
         bad(start=baseline("beta", SD3, 4)),
         "start is for sd3-medium, N = 4; the search is for sd15",
     ),
-    "a method as start": (bad(start=Hso()), "a Schedule as start; leave start and refinement out"),
-    "no refinement": (bad(refinement=None), "leave start and refinement out"),
+    "a method as start": (bad(start=Hso()), "a Schedule as start; leave start out"),
 }
 
 
