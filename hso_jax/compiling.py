@@ -97,7 +97,8 @@ def _stored(program: Any, path: Path, arguments: Any, tree: Any) -> Any:
             if content != _signed(path, content[_DIGEST:]):
                 raise ValueError("damaged, or of another program")
             payload, result = pickle.loads(content[_DIGEST:])
-            _load_lapack()
+            if _LAPACK in payload:
+                _load_lapack()
             memory.append(serialize_executable.deserialize_and_load(payload, tree, result))
         except Exception:  # there is none, it is cut off, ...: made again
             memory.append(_compiled_anew(program.lower(*arguments)))
@@ -116,13 +117,16 @@ def _signed(path: Path, content: bytes) -> bytes:
     return hashlib.sha256(path.name.encode() + content).digest() + content
 
 
+_LAPACK = b"lapack_"  # what the names of its functions begin with in a stored program
+
+
 @functools.cache
 def _load_lapack() -> None:
-    """On the CPU, JAX finds LAPACK's functions when it first lowers one.
+    """On the CPU, JAX finds LAPACK's functions when it first lowers one: a quarter of a second, for SciPy's import.
 
     A stored program that calls one before that is a segmentation fault (JAX 0.10).
     """
-    jax.jit(jnp.linalg.eigh).lower(jnp.eye(2))
+    jax.jit(jnp.linalg.eigh).lower(jax.ShapeDtypeStruct((2, 2), np.float32))
 
 
 def _compiled_anew(lowered: jax.stages.Lowered) -> jax.stages.Compiled:
