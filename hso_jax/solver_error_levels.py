@@ -41,7 +41,7 @@ from hso_jax.solvers.weights import grid
 CHUNK = 32
 """Samples that go through a solver at once; divides the samples a problem unless they are fewer."""
 
-SHIFTS = (1.5, 3.0)
+START_SHIFTS = (1.5, 3.0)
 """Of the starts: equal steps of a rectified flow's time. Trailing timesteps of Stable Diffusion come close to the
 larger, and strong guidance may have its best minimum there."""
 
@@ -139,12 +139,12 @@ def pack(lanes: Sequence[Lane], names: Sequence[str]) -> tuple[LaneArrays, Chunk
 
 
 def _starts(lanes: Sequence[Lane], count: int) -> np.ndarray:
-    """[L, S, K] equal steps of a flow's time with each of `SHIFTS`, in s; what is beyond a lane's nodes is padding."""
-    found = np.empty((len(lanes), len(SHIFTS), count))
+    """[L, S, K] equal steps of a flow's time with each of `START_SHIFTS`, in s; beyond a lane's nodes is padding."""
+    found = np.empty((len(lanes), len(START_SHIFTS), count))
     for starts, lane in zip(found, lanes, strict=True):
         top, floor = s_of_lam(first_lam_of(lane)), s_of_lam(lane.noise.data_end)
         u, inside = np.maximum(1.0 - np.arange(count) / lane.nodes, 0.0), min(top, 1.0 - SPACING)
-        for i, shift in enumerate(SHIFTS):
+        for i, shift in enumerate(START_SHIFTS):
             starts[i] = np.clip(shift * u / (1.0 + (shift - 1.0) * u) * inside, floor, inside)
         if getattr(lane.method, "first", "end") != "free":
             starts[:, 0] = top

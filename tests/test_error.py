@@ -14,7 +14,7 @@ import pytest
 import solver_error_cells as shared
 from solver_error_cells import SD, SD3, deviations, small_family
 
-from hso_jax import error, solver_error_levels, solvers
+from hso_jax import SolverError, error, preset, solver_error_levels, solvers
 from hso_jax.compiling import compiler_options
 from hso_jax.error import PURE, Chunks, error_data, squared_errors
 from hso_jax.lane import Lane
@@ -22,6 +22,7 @@ from hso_jax.lower.quasi_newton import SPACING, lams_of, logits_of, nodes_of
 from hso_jax.lower.trust_region import Expansion, face_step
 from hso_jax.noise import lam_of_s, s_of_lam
 from hso_jax.problems import denoiser, family, pick, spread
+from hso_jax.searches import checked
 from hso_jax.solver_error_levels import LaneArrays, data_of, log_error, pack, weigh
 
 NAMES = ("ddim", "dpmpp-2m", "unipc-3")
@@ -288,3 +289,27 @@ def test_samples_begin_as_pure_noise_or_as_noised_data() -> None:
     assert np.abs(wanted - 1.0).max() > 0.3  # so that pure noise would not do
     again = error_data(lam, problems=problems, samples=256, steps=16)
     np.testing.assert_array_equal(again.noise, shallow.noise)
+
+
+def test_flow_models_have_problems_of_their_own() -> None:
+    """Wider, with more white noise; and lanes of both kinds are never searched on one bank."""
+    usual, of_flows = error.default_family("v_prediction"), error.default_family("flow_prediction")
+    assert error.default_family("edm") is usual
+    (least, total), (more, wider) = ((v[c > 0].min(), v.sum()) for v, c in (spread(bank) for bank in (usual, of_flows)))
+    assert (least, more) == pytest.approx((0.2, 0.4), rel=0.05) and min(least - 0.2, more - 0.4) >= 0 and wider > total
+    v, flow = (Lane(preset(name), 4, method=SolverError()) for name in ("sd21", "sd3-medium"))
+    groups = [lane.method.group(lane) for lane in checked([v, flow, flow._replace(noise=preset("flux-dev"))])]
+    assert groups[0] != groups[1] == groups[2]
+
+
+def test_lanes_start_at_equal_steps_of_a_flow_s_time() -> None:
+    """Shift 1.5 and 3, from the first node on, which is the noise end unless it is free; repeated beyond a lane's."""
+    flow, floor = preset("sd3-medium"), s_of_lam(preset("sd3-medium").data_end)
+    lanes = [Lane(flow, n, method=shared.method("ddim", 1.0, first)) for n, first in ((4, "end"), (2, "free"))]
+    starts = pack(checked(lanes), ("ddim",))[0].starts
+    wanted = [[1.0, 9 / 11, 3 / 5, 1 / 3], [1.0, 0.9, 0.75, 0.5]]
+    np.testing.assert_allclose(starts[0], wanted, rtol=2 * SPACING)
+    assert np.all(starts[0][:, 0] == 1.0)
+    np.testing.assert_allclose(
+        starts[1], [[1 - SPACING, 0.6, floor, floor], [1 - SPACING, 0.75, floor, floor]], rtol=2e-3
+    )
