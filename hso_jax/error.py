@@ -188,10 +188,10 @@ class _Problems:
 
 
 def _told_apart(leaf: Any) -> Any:
-    """JAX's arrays never change: the same array is the same numbers. NumPy's may be changed where they are."""
-    if isinstance(leaf, jax.Array):
-        return id(leaf)
-    return leaf.shape, leaf.dtype.str, hashlib.sha256(leaf.tobytes()).digest()
+    """NumPy's arrays may be changed where they are; of JAX's the same array is the same numbers."""
+    if isinstance(leaf, np.ndarray):
+        return leaf.shape, leaf.dtype.str, hashlib.sha256(leaf.tobytes()).digest()
+    return id(leaf)
 
 
 @functools.lru_cache(maxsize=32)
